@@ -1,0 +1,65 @@
+"""Room for one-off tasks, and waiting for it."""
+
+from __future__ import annotations
+
+from collections import deque
+
+import anyio
+
+from ._errors import ManagerFull
+from ._outstanding import Outstanding
+from ._states import TaskKind
+
+
+class Admission:
+    """Keeps the outstanding one-offs within the manager's capacity; oldest waiter first."""
+
+    def __init__(self, outstanding: Outstanding, capacity: int | None) -> None:
+        self._outstanding = outstanding
+        self._capacity = float("inf") if capacity is None else capacity
+        self._reserved = 0
+        self._waiters: deque[anyio.Event] = deque()
+        self._closed = False
+
+    def _has_room(self) -> bool:
+        return self._outstanding.count(TaskKind.ONE_OFF) + self._reserved < self._capacity
+
+    def require(self) -> None:
+        """Raise `ManagerFull` unless there is room."""
+        if not self._has_room():
+            raise ManagerFull(
+                f"the manager's capacity of {self._capacity} outstanding one-off tasks is used up; "
+                "await submit() to wait for room"
+            )
+
+    async def reserve(self) -> None:
+        """Wait for room and keep it until `release()`; returns at once when admission closes."""
+        if self._closed or (self._has_room() and not self._waiters):
+            self._reserved += 1
+            return
+        admitted = anyio.Event()
+        self._waiters.append(admitted)
+        try:
+            await admitted.wait()
+        except BaseException:
+            if admitted.is_set():
+                self.release()
+            else:
+                self._waiters.remove(admitted)
+            raise
+
+    def release(self) -> None:
+        """Give back what `reserve()` kept."""
+        self._reserved -= 1
+        self.changed()
+
+    def changed(self) -> None:
+        """Let waiters in for whom there is room now."""
+        while self._waiters and (self._closed or self._has_room()):
+            self._reserved += 1
+            self._waiters.popleft().set()
+
+    def close(self) -> None:
+        """Wait for room no more: there is nothing to be had."""
+        self._closed = True
+        self.changed()

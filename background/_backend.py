@@ -1,0 +1,61 @@
+"""The little that anyio does not offer: child tasks that a closed manager can leave behind.
+
+A task group can't be left while a child ignores its cancellation, and shares its host's fate. A
+manager has to return in time whatever its tasks do, so they are children of the event loop itself;
+each enters a cancel scope of its own, and everything inside is anyio's again.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from asyncio import AbstractEventLoop
+from collections.abc import Callable, Coroutine
+from contextvars import Context
+from typing import Any
+
+from anyio.lowlevel import current_token
+
+
+class Backend(ABC):
+    """One event loop, as the manager sees it."""
+
+    #: The exception that a cancelled coroutine sees.
+    cancelled: type[BaseException]
+
+    @abstractmethod
+    async def open(self) -> None:
+        """Make ready to spawn."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """Spawn no more; what still runs is left behind."""
+
+    @abstractmethod
+    def spawn(self, coroutine: Coroutine[Any, Any, None], *, name: str, context: Context) -> None:
+        """Start a task that must not raise, in `context`."""
+
+    @abstractmethod
+    def call_soon(self, fn: Callable[[], object]) -> None:
+        """Call `fn` in the event loop; for other threads and signal handlers.
+
+        Raises `RuntimeError` if the loop has ended.
+        """
+
+    @abstractmethod
+    def now(self) -> float:
+        """Return the loop's monotonic time in seconds."""
+
+    @abstractmethod
+    def current_task(self) -> object:
+        """Return the native task that is running."""
+
+
+def current_backend() -> Backend:
+    """Return the backend of the running event loop."""
+    if isinstance(current_token().native_token, AbstractEventLoop):
+        from ._asyncio import AsyncioBackend
+
+        return AsyncioBackend()
+    from ._trio import TrioBackend
+
+    return TrioBackend()

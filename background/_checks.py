@@ -1,0 +1,44 @@
+"""Checks of arguments; each names the argument in its message."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+
+def seconds(
+    argument: str,
+    value: object,
+    *,
+    above: float = -math.inf,
+    at_least: float = -math.inf,
+    error: type[Exception] = ValueError,
+) -> None:
+    """Refuse what is not a finite number of seconds within the bounds."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise error(f"{argument} must be a number of seconds, not {value!r}")
+    if not math.isfinite(value) or value <= above or value < at_least:
+        bound = f"more than {above:g}" if above > -math.inf else f"at least {at_least:g}"
+        raise error(f"{argument} must be a finite number of seconds, {bound}, not {value!r}")
+
+
+def count(argument: str, value: object, *, error: type[Exception] = ValueError) -> None:
+    """Refuse what is not a whole number of at least 1."""
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise error(f"{argument} must be a whole number of at least 1, not {value!r}")
+
+
+def instances(
+    argument: str, values: tuple[object, ...], kind: type, *, error: type[Exception] = ValueError
+) -> None:
+    """Refuse a value that is not an instance of `kind`."""
+    for value in values:
+        if not isinstance(value, kind):
+            hint = "; pass an instance, not the class" if isinstance(value, type) else ""
+            raise error(f"{argument} must be of type {kind.__name__}, not {value!r}{hint}")
+
+
+def optional(check: Callable[..., None], argument: str, value: object, **bounds: object) -> None:
+    """Apply a check unless the value is `None`."""
+    if value is not None:
+        check(argument, value, **bounds)

@@ -1,0 +1,241 @@
+"""Which task may start, and when; and what happens at the end of each.
+
+All of it is synchronous and happens in the event loop.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable
+from contextvars import Context
+from itertools import count
+from math import inf
+from secrets import token_hex
+from typing import Any
+
+from tenacity.wait import wait_base
+
+from . import _clock, _telling
+from ._admission import Admission
+from ._backend import Backend
+from ._dispatch import Listeners
+from ._errors import DuplicateTask
+from ._handle import FINAL, TaskHandle
+from ._outstanding import Outstanding
+from ._portal import Portal
+from ._retry import pause_after_failures
+from ._runner import Outcome, Runner
+from ._states import TaskKind, TaskStatus
+from ._task import Task
+from ._timer import Timer
+
+
+class Engine:
+    """Takes tasks, starts each when it is due and there is room, and sees to its end."""
+
+    def __init__(
+        self,
+        backend: Backend,
+        portal: Portal,
+        listeners: Listeners,
+        runner: Runner,
+        *,
+        limit: int | None,
+        capacity: int | None,
+        loop_backoff: wait_base | None,
+        on_end: Callable[[TaskHandle[Any]], None],
+        on_fatal: Callable[[BaseException], None],
+    ) -> None:
+        self.outstanding = Outstanding()
+        self.admission = Admission(self.outstanding, capacity)
+        self.timer: Timer[TaskHandle[Any]] = Timer(backend.now, self._on_due, _is_waiting)
+        self._backend = backend
+        self._portal = portal
+        self._listeners = listeners
+        self._runner = runner
+        self._limit = inf if limit is None else limit
+        self._loop_backoff = loop_backoff
+        self._on_end = on_end
+        self._on_fatal = on_fatal
+        self._numbers = count(1)
+        self._prefix = token_hex(4)
+        self._running = 0  # one-offs that have a coroutine
+        self._queue: OrderedDict[TaskHandle[Any], None] = (
+            OrderedDict()
+        )  # one-offs due, above the limit
+
+    def add(self, task: Task[Any], context: Context, *, reserved: bool = False) -> TaskHandle[Any]:
+        """Take a task, tell its observers, and let it start as soon as it may.
+
+        Raises `DuplicateTask`, and `ManagerFull` unless room for it is `reserved`.
+        """
+        id = self._new_id() if task.id is None else task.id
+        if id in self.outstanding.handles:
+            raise DuplicateTask(
+                f"a task with the id {id!r} is outstanding; its handle is manager.get({id!r})"
+            )
+        if task.kind is TaskKind.ONE_OFF and not reserved:
+            self.admission.require()
+        now, wall = self._backend.now(), _clock.wall()
+        hooks = (
+            self._listeners.hooks_for(task.observers) if task.observers else self._listeners.hooks
+        )
+        handle: TaskHandle[Any] = TaskHandle(
+            task, id, owner=self, hooks=hooks, context=context, now=now, wall=wall
+        )
+        self.outstanding.add(handle)
+        if task.schedule is not None:
+            handle._ticks = task.schedule.ticks(handle._due, wall + task.delay)
+            handle._due = handle._ticks.next(handle._due, wall + task.delay)
+        _telling.added(handle)
+        if _is_waiting(handle):  # else an observer cancelled it
+            self._start_when_due(handle, now)
+        return handle
+
+    def _new_id(self) -> str:
+        while (id := f"{self._prefix}-{next(self._numbers)}") in self.outstanding.handles:
+            pass
+        return id
+
+    def _start_when_due(self, handle: TaskHandle[Any], now: float) -> None:
+        if handle._due > now:
+            patience = inf if handle._ticks is None else handle._ticks.patience
+            self.timer.put(min(handle._due, handle._expires, now + patience), handle)
+        elif handle.kind is TaskKind.LOOP:
+            self._start(handle, handle._context.copy())
+        else:
+            self._queue[handle] = None
+            self._start_queued()
+            if handle._coroutine is None and handle._expires < inf:
+                self.timer.put(handle._expires, handle)
+
+    def _on_due(self, handle: TaskHandle[Any]) -> None:
+        now = self._backend.now()
+        if not _is_waiting(handle):
+            return
+        if now >= handle._expires:
+            self._finish(handle, TaskStatus.EXPIRED)
+        elif handle._coroutine is None and handle not in self._queue:
+            if handle._ticks is not None and handle._due <= now:
+                handle._due = handle._ticks.confirm(handle._due, now, _clock.wall())
+            self._start_when_due(handle, now)
+
+    def _start_queued(self) -> None:
+        while self._queue and self._running < self._limit:
+            handle, _ = self._queue.popitem(last=False)
+            self._running += 1
+            self._start(handle, handle._context)
+
+    def _start(self, handle: TaskHandle[Any], context: Context) -> None:
+        handle._coroutine = self._run(handle)
+        self._backend.spawn(handle._coroutine, name=handle.name, context=context)
+
+    async def _run(self, handle: TaskHandle[Any]) -> None:
+        if _is_waiting(handle):  # else it ended before its first step
+            await self._runner.run(handle, self._settle)
+
+    def _settle(self, handle: TaskHandle[Any], outcome: Outcome) -> None:
+        failed = outcome.status is TaskStatus.FAILED
+        if handle.kind is TaskKind.LOOP and (failed or outcome.status is TaskStatus.SUCCEEDED):
+            handle._failures = handle._failures + 1 if failed else 0
+            if handle._failures != handle.task.max_failures:
+                self._go_on(handle, outcome)
+                return
+        self._finish(handle, outcome.status, outcome)
+
+    def _go_on(self, handle: TaskHandle[Any], outcome: Outcome) -> None:
+        """Let a loop wait for its next iteration, or end it if the loops have stopped."""
+        handle._coroutine = None
+        handle.status = TaskStatus.WAITING
+        _telling.done(handle, outcome, final=False)
+        if outcome.error is not None and is_fatal(outcome.error):
+            self._on_fatal(outcome.error)
+        if not _is_waiting(handle):
+            return
+        if self._runner.loops_stopped:
+            self._finish(handle, TaskStatus.CANCELLED, reason="stopped")
+            return
+        now = handle._due = self._backend.now()
+        if handle._ticks is not None:
+            handle._due = handle._ticks.next(now, _clock.wall())
+        elif outcome.error is not None and self._loop_backoff is not None:
+            handle._due += pause_after_failures(self._loop_backoff, handle._failures, outcome.error)
+        self._start_when_due(handle, now)
+
+    def _finish(
+        self,
+        handle: TaskHandle[Any],
+        status: TaskStatus,
+        outcome: Outcome | None = None,
+        *,
+        reason: str | None = None,
+    ) -> None:
+        handle.status = status
+        handle.finished_at = _clock.wall()
+        handle._reason = handle._reason or reason
+        self.outstanding.remove(handle)
+        if handle._coroutine is None:
+            self._queue.pop(handle, None)
+            self.timer.abandon()
+        elif handle.kind is TaskKind.ONE_OFF:
+            self._running -= 1
+        handle._coroutine = None
+        if outcome is not None:
+            handle._result = outcome.value
+        _telling.ended(handle, outcome)
+        if handle.task.observers:
+            self._listeners.release(handle.task.observers)
+        if handle._done is not None:
+            handle._done.set()
+        self._on_end(handle)
+        error = handle.error if status is TaskStatus.FAILED else None
+        if error is not None and (handle.task.critical or is_fatal(error)):
+            self._on_fatal(error)
+        self._start_queued()
+        self.admission.changed()
+        self.outstanding.changed()
+
+    def cancel_handle(self, handle: TaskHandle[Any], reason: str | None) -> bool:
+        """Cancel a task, from any thread; `False` if it has ended already."""
+        if not self._portal.is_here:
+            return handle.status not in FINAL and self._portal.call(
+                lambda: self.cancel_handle(handle, reason)
+            )
+        if handle.status in FINAL:
+            return False
+        if handle._scope is None:
+            self._finish(handle, TaskStatus.CANCELLED, reason=reason)
+        elif not handle._cancelled:
+            handle._cancelled = True
+            handle._reason = reason
+            handle._scope.cancel()
+        return True
+
+    def stop_loops(self) -> None:
+        """Let no loop start another iteration, and cut the pauses of their retries short."""
+        self._runner.loops_stopped = True
+        for handle in list(self.outstanding.handles.values()):
+            if handle.kind is TaskKind.LOOP:
+                if _is_waiting(handle):
+                    self._finish(handle, TaskStatus.CANCELLED, reason="stopped")
+                elif handle._pause is not None:
+                    handle._pause.cancel()
+
+    def cancel_delayed(self, reason: str) -> None:
+        """Cancel the one-offs that are not due yet."""
+        now = self._backend.now()
+        for handle in list(self.outstanding.handles.values()):
+            if handle.kind is TaskKind.ONE_OFF and _is_waiting(handle) and handle._due > now:
+                self._finish(handle, TaskStatus.CANCELLED, reason=reason)
+
+
+def _is_waiting(handle: TaskHandle[Any]) -> bool:
+    return handle.status is TaskStatus.WAITING
+
+
+def is_fatal(error: BaseException) -> bool:
+    """Tell whether the error is to end the program, wherever it was raised."""
+    fatal = (KeyboardInterrupt, SystemExit)
+    if isinstance(error, BaseExceptionGroup):
+        return error.subgroup(fatal) is not None  # pyright: ignore[reportUnknownMemberType]
+    return isinstance(error, fatal)

@@ -1,0 +1,66 @@
+"""Every error that this library raises of its own."""
+
+from __future__ import annotations
+
+
+class BackgroundError(Exception):
+    """The root of this library's errors."""
+
+
+class ManagerMisuse(BackgroundError, RuntimeError):
+    """A manager was used from a place where it can't work; the message says from where it can."""
+
+
+class ManagerNotRunning(BackgroundError):
+    """The manager has not been entered yet."""
+
+
+class ManagerClosed(BackgroundError):
+    """The manager is closing or closed and takes no more tasks."""
+
+
+class LoopsStopped(ManagerClosed):
+    """The manager's loops have been stopped and it takes no more of them."""
+
+
+class ManagerFull(BackgroundError):
+    """As many one-off tasks are outstanding as the manager's `capacity` allows."""
+
+
+class DuplicateTask(BackgroundError):
+    """An outstanding task has the same id."""
+
+
+class InvalidTask(BackgroundError, ValueError):
+    """A task can't be run as described; the message names the argument."""
+
+
+class TaskCancelled(BackgroundError):
+    """The awaited task was cancelled.
+
+    `reason` is what was given to `cancel()`, `"shutdown"` when the manager closed before the task
+    was done, or `"stopped"` for a loop that ended with the others.
+    """
+
+    def __init__(self, name: str, id: str, reason: str | None) -> None:
+        super().__init__(name, id, reason)
+        self.name = name
+        self.id = id
+        self.reason = reason
+
+    def __str__(self) -> str:
+        because = f": {self.reason}" if self.reason else ""
+        return f"task {self.name!r} ({self.id}) was cancelled{because}"
+
+
+class TaskExpired(BackgroundError):
+    """The awaited task's `lifespan` ended before the task did."""
+
+    def __init__(self, name: str, id: str, lifespan: float) -> None:
+        super().__init__(name, id, lifespan)
+        self.name = name
+        self.id = id
+        self.lifespan = lifespan
+
+    def __str__(self) -> str:
+        return f"task {self.name!r} ({self.id}) outlived its lifespan of {self.lifespan:g} s"

@@ -1,0 +1,125 @@
+"""What observers are told.
+
+Times (`time`) are seconds since the epoch, durations are seconds on the event loop's clock.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from traceback import FrameSummary
+from typing import TYPE_CHECKING, Any
+
+from ._states import TaskKind
+
+if TYPE_CHECKING:
+    from ._report import CloseReport
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TaskEvent:
+    """What every event of a task carries.
+
+    `iteration` counts a loop's iterations from 1 and is 0 for a one-off; `attempt` counts the
+    attempts of this run or iteration from 1 and is 0 before the first.
+    """
+
+    id: str
+    name: str
+    kind: TaskKind
+    meta: Mapping[str, Any]
+    iteration: int
+    attempt: int
+    time: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TaskAdded(TaskEvent):
+    """The manager has taken the task; its first start is at least `delay` seconds away."""
+
+    delay: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TaskStarted(TaskEvent):
+    """A run or an iteration begins, `queued_for` seconds after it was due."""
+
+    queued_for: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TaskRetrying(TaskEvent):
+    """An attempt failed and the policy asks for another in `delay` seconds.
+
+    `error` is `None` where the policy refused the attempt's result.
+    """
+
+    error: Exception | None
+    delay: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TaskSucceeded(TaskEvent):
+    """A run or an iteration succeeded after `duration` seconds; `final` unless a loop goes on."""
+
+    duration: float
+    final: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TaskFailed(TaskEvent):
+    """A run or an iteration failed after `duration` seconds; `final` unless a loop goes on."""
+
+    error: BaseException
+    duration: float
+    final: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TaskCancelledEvent(TaskEvent):
+    """The task ended by being cancelled; `reason` as in the error `TaskCancelled`.
+
+    `duration` is `None` when no run or iteration was under way.
+    """
+
+    reason: str | None
+    duration: float | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TaskExpiredEvent(TaskEvent):
+    """The task ended with its lifespan of `lifespan` seconds.
+
+    `duration` is `None` when no run or iteration was under way.
+    """
+
+    lifespan: float
+    duration: float | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TaskStalled(TaskEvent):
+    """The current attempt has been running for `elapsed` seconds and stands at `stack`."""
+
+    elapsed: float
+    stack: tuple[FrameSummary, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ManagerClosingEvent:
+    """The manager has stopped taking tasks, for `reason`, and `outstanding` are left."""
+
+    name: str
+    time: float
+    reason: str
+    outstanding: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ManagerClosedEvent:
+    """The manager has closed, `duration` seconds after it began to."""
+
+    name: str
+    time: float
+    duration: float
+    report: CloseReport

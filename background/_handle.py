@@ -1,0 +1,190 @@
+"""The caller's end of a task that was submitted."""
+
+from __future__ import annotations
+
+from collections.abc import Coroutine, Generator, Mapping
+from contextvars import Context
+from traceback import FrameSummary
+from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
+
+import anyio
+from anyio.lowlevel import checkpoint
+
+from . import _stack
+from ._errors import TaskCancelled, TaskExpired
+from ._states import TaskKind, TaskStatus
+from ._task import Task
+
+if TYPE_CHECKING:
+    from ._dispatch import Hooks
+    from ._schedule import Ticks
+
+T = TypeVar("T")
+
+FINAL = frozenset(
+    {TaskStatus.SUCCEEDED, TaskStatus.FAILED, TaskStatus.CANCELLED, TaskStatus.EXPIRED}
+)
+
+
+class Owner(Protocol):
+    """What a handle asks of the manager that made it."""
+
+    def cancel_handle(self, handle: TaskHandle[Any], reason: str | None) -> bool: ...
+
+
+class TaskHandle(Generic[T]):
+    """A submitted task: what it is, how it stands, and its result. Awaiting it is `result()`.
+
+    - `id`, `name`, `kind`, `meta`, `task`: what was submitted.
+    - `status`: see `TaskStatus`.
+    - `attempt`: of this run or iteration, counted from 1; 0 before the first.
+    - `iteration`: of a loop, counted from 1; 0 before the first and for a one-off.
+    - `submitted_at`, `started_at`, `finished_at`: seconds since the epoch, `None` until then;
+      a loop's `started_at` is that of its latest iteration.
+    - `error`: what the task failed with, for a loop its latest failed iteration; else `None`.
+
+    Wait for it in the manager's event loop; `cancel()` and the attributes work from any thread.
+    """
+
+    # What the outside may read is set by the runner and the engine alone.
+    __slots__ = (
+        "__weakref__",
+        "_cancelled",
+        "_context",
+        "_coroutine",
+        "_done",
+        "_due",
+        "_expires",
+        "_failures",
+        "_hooks",
+        "_owner",
+        "_pause",
+        "_reason",
+        "_result",
+        "_scope",
+        "_started",
+        "_thread",
+        "_ticks",
+        "_waiters",
+        "attempt",
+        "error",
+        "finished_at",
+        "id",
+        "iteration",
+        "started_at",
+        "status",
+        "submitted_at",
+        "task",
+    )
+
+    def __init__(
+        self,
+        task: Task[T],
+        id: str,
+        *,
+        owner: Owner,
+        hooks: Hooks,
+        context: Context,
+        now: float,
+        wall: float,
+    ) -> None:
+        self.task = task
+        self.id = id
+        self.status = TaskStatus.WAITING
+        self.attempt = 0
+        self.iteration = 0
+        self.submitted_at = wall
+        self.started_at: float | None = None
+        self.finished_at: float | None = None
+        self.error: BaseException | None = None
+        self._owner = owner
+        self._hooks = hooks
+        self._context = context
+        self._due = now + task.delay
+        self._expires = now + task.lifespan if task.lifespan is not None else float("inf")
+        self._ticks: Ticks | None = None
+        self._failures = 0
+        self._cancelled = False
+        self._reason: str | None = None
+        self._result: T | None = None
+        self._done: anyio.Event | None = None
+        self._waiters = 0
+        # Only while a run or an iteration is under way:
+        self._coroutine: Coroutine[Any, Any, Any] | None = None
+        self._scope: anyio.CancelScope | None = None
+        self._pause: anyio.CancelScope | None = None
+        self._started: float | None = None
+        self._thread: int | None = None
+
+    @property
+    def name(self) -> str:
+        assert self.task.name is not None
+        return self.task.name
+
+    @property
+    def kind(self) -> TaskKind:
+        return self.task.kind
+
+    @property
+    def meta(self) -> Mapping[str, Any]:
+        return self.task.meta
+
+    async def wait(self) -> TaskStatus:
+        """Wait until the task has ended and return how; never raises for the task's fate."""
+        if self.status in FINAL:
+            await checkpoint()
+            return self.status
+        if self._done is None:
+            self._done = anyio.Event()
+        self._waiters += 1
+        try:
+            await self._done.wait()
+        finally:
+            self._waiters -= 1
+        return self.status
+
+    async def result(self) -> T:
+        """Wait for the task and return what its function returned.
+
+        Raises the task's own error if it failed, `TaskCancelled` if it was cancelled (also when a
+        loop was stopped) and `TaskExpired` if its lifespan ended first. Any number of waiters may
+        wait; cancelling one of them does not touch the task.
+        """
+        status = await self.wait()
+        if status is TaskStatus.CANCELLED:
+            raise TaskCancelled(self.name, self.id, self._reason)
+        if status is TaskStatus.EXPIRED:
+            assert self.task.lifespan is not None
+            raise TaskExpired(self.name, self.id, self.task.lifespan)
+        if status is TaskStatus.FAILED:
+            assert self.error is not None
+            # Raising adds frames to the traceback in place; start from the task's own each time.
+            traceback = self.error.__traceback__
+            try:
+                raise self.error
+            finally:
+                self.error.__traceback__ = traceback
+        return self._result  # type: ignore[return-value]
+
+    def __await__(self) -> Generator[Any, Any, T]:
+        return self.result().__await__()
+
+    def cancel(self, reason: str | None = None) -> bool:
+        """Cancel the task; return whether it was still outstanding.
+
+        A task that has not started ends at once. A coroutine is cancelled at the `await` where it
+        stands. A worker thread can't be interrupted: the task ends when the thread's function does.
+        """
+        return self._owner.cancel_handle(self, reason)
+
+    def stack(self) -> list[FrameSummary]:
+        """Return where the task's function stands now, outermost frame first.
+
+        For a sync function these are its thread's frames. Empty unless an attempt is under way.
+        """
+        if self._thread is not None:
+            return _stack.of_thread(self._thread)
+        return _stack.of_coroutine(self._coroutine)
+
+    def __repr__(self) -> str:
+        return f"<TaskHandle {self.name!r} {self.id} {self.status}>"

@@ -1,0 +1,135 @@
+"""What there is of a manager between entering its block and leaving it."""
+
+from __future__ import annotations
+
+from contextvars import copy_context
+from typing import TYPE_CHECKING
+
+import anyio
+
+from ._backend import current_backend
+from ._dispatch import Listeners
+from ._engine import Engine, is_fatal
+from ._errors import ManagerMisuse
+from ._portal import Portal
+from ._runner import Runner
+from ._services import Services
+from ._settings import Settings
+from ._shutdown import Shutdown
+
+if TYPE_CHECKING:
+    from ._manager import Manager
+    from ._signals import SignalHandlers
+
+
+class Lifecycle:
+    """The running parts of one manager, made in its event loop."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._backend = current_backend()
+        self._host = self._backend.current_task()
+        self._body = anyio.CancelScope()
+        self._fatal: list[BaseException] = []
+        self._signals: SignalHandlers | None = None
+        self._services = Services(self._backend, copy_context())
+        self.portal = Portal(self._backend)
+        self.listeners = Listeners(settings.observers, self._services.start, self._on_fatal)
+        self.runner = Runner(self._backend, settings.policy, settings.threads)
+        self.shutdown = Shutdown(
+            settings.name,
+            self._backend,
+            self._services,
+            self.listeners,
+            grace=settings.grace,
+            cancel_timeout=settings.cancel_timeout,
+            cancel_body=self._body.cancel,
+        )
+        self.engine = self.shutdown.engine = Engine(
+            self._backend,
+            self.portal,
+            self.listeners,
+            self.runner,
+            limit=settings.limit,
+            capacity=settings.capacity,
+            loop_backoff=settings.loop_backoff,
+            on_end=self.shutdown.ended,
+            on_fatal=self._on_fatal,
+        )
+
+    async def open(self, manager: Manager) -> None:
+        """Start everything. Raises `ManagerMisuse` where signals can't be handled."""
+        if self._settings.signals:
+            # This is the one import against the order of the modules, for those who want signals.
+            from ._signals import SignalHandlers
+
+            self._signals = SignalHandlers(self._settings.signals, manager, self._backend.call_soon)
+            self._signals.install()
+        await self._backend.open()
+        self._services.start("background timer", self.engine.timer.run)
+        self.listeners.watch(manager)
+        self._body.__enter__()
+
+    def _on_fatal(self, error: BaseException) -> None:
+        self._fatal.append(error)
+        self.shutdown.force("a critical task failed")
+        self._body.cancel()
+
+    async def leave(self, error: BaseException | None) -> bool:
+        """Close, and end everything; return whether the error that left the body ends here."""
+        misplaced = self._backend.current_task() is not self._host
+        try:
+            interrupted = await self._close(error)
+            with anyio.CancelScope(shield=True):
+                await self._services.stop(self._settings.cancel_timeout)
+        finally:
+            self.portal.close()
+            self._backend.close()
+            if self._signals is not None:
+                self._signals.restore()
+        if misplaced:
+            raise ManagerMisuse(
+                "a manager must be left in the task that entered it, and this one was not: enter "
+                "and leave it in one `async with` statement, not in a generator or a fixture that is "
+                "resumed by another task. Its tasks have been seen to the end"
+            ) from error
+        error = interrupted or error
+        ends_here = self._body.__exit__(type(error) if error else None, error, None)
+        if ends_here:
+            error = None
+        self._raise_fatal(error)
+        if self._signals is not None and error is None:
+            self._signals.finish()
+        if interrupted is not None and not ends_here:
+            raise interrupted
+        return ends_here
+
+    async def _close(self, error: BaseException | None) -> BaseException | None:
+        """Close as the body's end asks for; return a cancellation that came in between."""
+        interrupted: BaseException | None = None
+        if error is None or isinstance(error, Exception):
+            try:
+                self.shutdown.begin("the block was left")
+                await self._finish_closing()
+            except self._backend.cancelled as cancellation:
+                interrupted = cancellation
+            else:
+                return None
+        self.shutdown.force("the block was cancelled")
+        with anyio.CancelScope(shield=True):
+            await self._finish_closing()
+        return interrupted
+
+    async def _finish_closing(self) -> None:
+        await self.shutdown.wait()
+        await self.shutdown.drain()  # of the tasks that waited for the others themselves
+
+    def _raise_fatal(self, error: BaseException | None) -> None:
+        for fatal in self._fatal:
+            if is_fatal(fatal):
+                raise fatal
+        if self._fatal:
+            errors = self._fatal if error is None else [*self._fatal, error]
+            raise BaseExceptionGroup(
+                f"critical tasks of the manager {self._settings.name!r} failed", errors
+            )

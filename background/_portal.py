@@ -1,0 +1,79 @@
+"""Calls into the manager's event loop from other threads, which never wait in vain."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from concurrent.futures import Future
+from contextvars import Context, copy_context
+from threading import Lock, get_ident
+from typing import Any, TypeVar
+
+from ._backend import Backend
+from ._errors import ManagerClosed
+
+R = TypeVar("R")
+
+
+class Portal:
+    """The way into one event loop, open until `close()`."""
+
+    def __init__(self, backend: Backend) -> None:
+        self._backend = backend
+        self._thread = get_ident()
+        self._lock = Lock()
+        self._pending: set[Future[Any]] = set()
+        self._closed = False
+
+    @property
+    def is_here(self) -> bool:
+        """Whether the caller is in the event loop's own thread."""
+        return get_ident() == self._thread
+
+    def call(self, fn: Callable[[], R]) -> R:
+        """Call `fn` in the event loop, with the caller's context variables.
+
+        Raises `ManagerClosed` if the portal is closed, also while the call waits for its turn.
+        """
+        if self.is_here:
+            return fn()
+        future: Future[R] = Future()
+        context = copy_context()
+        with self._lock:
+            if self._closed:
+                raise ManagerClosed("the manager has closed")
+            self._pending.add(future)
+        try:
+            self._backend.call_soon(lambda: self._answer(future, context, fn))
+            return future.result()
+        except RuntimeError as error:
+            if future.done():
+                raise
+            raise ManagerClosed("the manager's event loop has ended") from error
+        finally:
+            with self._lock:
+                self._pending.discard(future)
+
+    def _answer(self, future: Future[R], context: Context, fn: Callable[[], R]) -> None:
+        if future.done():
+            return
+        _forget_async_library(context)
+        try:
+            future.set_result(context.run(fn))
+        except BaseException as error:
+            future.set_exception(error)
+
+    def close(self) -> None:
+        """Refuse every call from now on, and those that have not had their turn."""
+        with self._lock:
+            self._closed = True
+            pending, self._pending = self._pending, set()
+        for future in pending:
+            future.set_exception(ManagerClosed("the manager has closed"))
+
+
+def _forget_async_library(context: Context) -> None:
+    # Where the caller's thread has an event loop of another kind, its context says so.
+    sniffio: Any = sys.modules.get("sniffio")
+    if sniffio is not None:
+        context.run(sniffio.current_async_library_cvar.set, None)

@@ -1,0 +1,65 @@
+"""What a manager says of itself: on closing, and on being asked how it is."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from traceback import FrameSummary, format_list
+from typing import TYPE_CHECKING, Any
+
+from ._states import ManagerState
+
+if TYPE_CHECKING:
+    from ._handle import TaskHandle
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CloseReport:
+    """What became of the tasks that were outstanding when closing began.
+
+    `not_started` were cancelled before their first start. `cancelled` are the others that were cut
+    short, and the loops that were stopped. `stuck` were cancelled and still run: coroutines that
+    swallow their cancellation, and threads; `stacks` has, by id, where each stood.
+    """
+
+    succeeded: tuple[TaskHandle[Any], ...] = ()
+    failed: tuple[TaskHandle[Any], ...] = ()
+    cancelled: tuple[TaskHandle[Any], ...] = ()
+    expired: tuple[TaskHandle[Any], ...] = ()
+    not_started: tuple[TaskHandle[Any], ...] = ()
+    stuck: tuple[TaskHandle[Any], ...] = ()
+    stacks: Mapping[str, tuple[FrameSummary, ...]] = field(
+        default_factory=dict[str, tuple[FrameSummary, ...]]
+    )
+
+    def __str__(self) -> str:
+        fates = ("succeeded", "failed", "cancelled", "expired", "not_started", "stuck")
+        counts = ((len(getattr(self, fate)), fate.replace("_", " ")) for fate in fates)
+        lines = [
+            ", ".join(f"{count} {fate}" for count, fate in counts if count) or "nothing was left"
+        ]
+        for handle in self.stuck:
+            lines.append(f"{handle!r} stands at")
+            lines.append("".join(format_list(list(self.stacks.get(handle.id, ())))).rstrip())
+        return "\n".join(lines)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Health:
+    """How a manager stands, for a health check or a dashboard.
+
+    `ok` is true while it takes one-off tasks. `waiting`, `running` and `retrying` count the
+    outstanding one-offs, `loops` the loops, `threads` the sync functions in threads now.
+    `hook_errors` and `events_dropped` count what went wrong with observers.
+    """
+
+    name: str
+    state: ManagerState
+    ok: bool
+    waiting: int
+    running: int
+    retrying: int
+    loops: int
+    threads: int
+    hook_errors: int
+    events_dropped: int

@@ -1,0 +1,168 @@
+"""When the iterations of a loop are due.
+
+Schedules are immutable and shared by any number of loops; what one loop has to remember is in its
+`Ticks`. Both work on numbers alone: they are given the time and never read a clock.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+from abc import ABC, abstractmethod
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, tzinfo
+from typing import Any
+
+from . import _checks
+from ._errors import InvalidTask
+
+_ALIASES = {
+    "@yearly": "0 0 1 1 *",
+    "@annually": "0 0 1 1 *",
+    "@monthly": "0 0 1 * *",
+    "@weekly": "0 0 * * 0",
+    "@daily": "0 0 * * *",
+    "@midnight": "0 0 * * *",
+    "@hourly": "0 * * * *",
+}
+
+
+class Ticks(ABC):
+    """The due times of one loop."""
+
+    #: Seconds after which a wait must look at the clocks again.
+    patience: float = math.inf
+
+    @abstractmethod
+    def next(self, now: float, wall: float) -> float:
+        """Return when, on the clock of `now`, the tick after the last one is due."""
+
+    def confirm(self, due: float, now: float, wall: float) -> float:
+        """Return when the tick given as `due` is due after all, now that time has passed."""
+        return due
+
+
+class Schedule(ABC):
+    """What `every()` and `cron()` make, for `Task(schedule=…)`."""
+
+    __slots__ = ()
+
+    @abstractmethod
+    def ticks(self, now: float, wall: float) -> Ticks:
+        """Return the ticks of a loop that may start at `now` or later."""
+
+
+@dataclass(frozen=True, slots=True)
+class Every(Schedule):
+    """A fixed rate; made by `every()`."""
+
+    seconds: float
+    jitter: float = 0.0
+
+    def ticks(self, now: float, wall: float) -> Ticks:
+        return _Grid(self.seconds, self.jitter, now)
+
+
+class _Grid(Ticks):
+    def __init__(self, interval: float, jitter: float, anchor: float) -> None:
+        self._interval = interval
+        self._jitter = jitter
+        self._anchor = anchor
+        self._number = -1
+
+    def next(self, now: float, wall: float) -> float:
+        # Sums of floats land a hair beside the grid; that is not yet a missed tick.
+        reached = math.ceil((now - self._jitter - self._anchor) / self._interval - 1e-6)
+        self._number = max(self._number + 1, reached)
+        due = self._anchor + self._number * self._interval
+        return max(now, due + random.uniform(0, self._jitter)) if self._jitter else due
+
+
+@dataclass(frozen=True, slots=True)
+class Cron(Schedule):
+    """A cron expression in a time zone; made by `cron()`."""
+
+    expression: str
+    tz: str = "UTC"
+    zone: tzinfo = field(default=UTC, repr=False, compare=False)
+
+    def after(self, wall: float) -> float:
+        """Return the first tick later than `wall`, both in seconds since the epoch."""
+        from cronsim import CronSim
+
+        start = datetime.fromtimestamp(wall, self.zone)
+        found: Any = next(CronSim(self.expression, start))
+        return float(found.timestamp())
+
+    def ticks(self, now: float, wall: float) -> Ticks:
+        return _Calendar(self)
+
+
+class _Calendar(Ticks):
+    patience = 60.0  # what a change of the wall clock may cost, at most
+
+    def __init__(self, cron: Cron) -> None:
+        self._cron = cron
+        self._tick = -math.inf
+
+    def next(self, now: float, wall: float) -> float:
+        self._tick = self._cron.after(max(self._tick, wall))
+        return now + self._tick - wall
+
+    def confirm(self, due: float, now: float, wall: float) -> float:
+        if wall - self._tick > self.patience:  # slept through: that tick is missed
+            return self.next(now, wall)
+        return now + max(0.0, self._tick - wall)
+
+
+def every(seconds: float, *, jitter: float = 0.0) -> Schedule:
+    """Make a schedule with a tick every `seconds`, the first one at once.
+
+    Each tick is put off by a random time of up to `jitter` seconds (default 0), which spreads the
+    loops of many processes; the grid itself does not move. A tick that falls into a running
+    iteration is skipped.
+
+    Raises `InvalidTask` unless `seconds` is more than 0 and `jitter` between 0 and `seconds`.
+    """
+    _checks.seconds("seconds", seconds, above=0, error=InvalidTask)
+    _checks.seconds("jitter", jitter, at_least=0, error=InvalidTask)
+    if jitter > seconds:
+        raise InvalidTask(
+            f"jitter must be at most the {seconds:g} seconds between ticks, not {jitter!r}"
+        )
+    return Every(seconds, jitter)
+
+
+def cron(expression: str, *, tz: str = "UTC") -> Schedule:
+    """Make a schedule from a cron expression, read in the time zone `tz` (default UTC).
+
+    Five fields, six with seconds first, or `@hourly`, `@daily`, `@weekly`, `@monthly`, `@yearly`.
+    Daylight saving follows Debian's cron: a local time that does not exist runs once, right after
+    the gap; one that exists twice runs once. A tick that falls into a running iteration, or that
+    the process or the clock jumped over by more than a minute, is skipped.
+
+    Raises `InvalidTask` for an expression that is wrong or never due, and for an unknown zone.
+    """
+    from cronsim import CronSimError
+
+    if not isinstance(expression, str):  # pyright: ignore[reportUnnecessaryIsInstance]
+        raise InvalidTask(f"expression must be a string such as '0 3 * * *', not {expression!r}")
+    schedule = Cron(_ALIASES.get(expression.strip().lower(), expression), tz, _zone(tz))
+    try:
+        schedule.after(0.0)
+    except CronSimError as error:
+        raise InvalidTask(f"expression {expression!r} is not a cron expression: {error}") from None
+    except StopIteration:
+        raise InvalidTask(f"expression {expression!r} is never due") from None
+    return schedule
+
+
+def _zone(tz: str) -> tzinfo:
+    from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
+
+    if tz == "UTC":  # cronsim takes a shortcut for this very object
+        return UTC
+    try:
+        return ZoneInfo(tz)
+    except (ZoneInfoNotFoundError, ValueError, TypeError, OSError):
+        raise InvalidTask(f"tz must be a time zone such as 'Europe/Prague', not {tz!r}") from None

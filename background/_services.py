@@ -1,0 +1,50 @@
+"""The manager's own coroutines, which run beside the tasks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Coroutine
+from contextvars import Context
+from typing import Any
+
+import anyio
+
+from ._backend import Backend
+
+
+class Services:
+    """Starts coroutines in the background, and cancels what is left of them in the end."""
+
+    def __init__(self, backend: Backend, context: Context) -> None:
+        self._backend = backend
+        self._context = context
+        self._scopes: set[anyio.CancelScope] = set()
+        self._ended = anyio.Event()
+        self._stopping = False
+
+    def start(self, name: str, fn: Callable[[], Coroutine[Any, Any, None]]) -> None:
+        """Run `fn`, which must not raise, until it returns or `stop()` cancels it."""
+        scope = anyio.CancelScope()
+        self._scopes.add(scope)
+        self._backend.spawn(self._serve(scope, fn), name=name, context=self._context.copy())
+
+    async def _serve(
+        self, scope: anyio.CancelScope, fn: Callable[[], Coroutine[Any, Any, None]]
+    ) -> None:
+        try:
+            with scope:
+                await fn()
+        except self._backend.cancelled:
+            pass  # the event loop is shutting down; nothing is awaited after this
+        finally:
+            self._scopes.discard(scope)
+            if self._stopping and not self._scopes:
+                self._ended.set()
+
+    async def stop(self, timeout: float) -> None:
+        """Cancel every service and wait for their ends, for at most `timeout` seconds."""
+        self._stopping = True
+        for scope in list(self._scopes):
+            scope.cancel()
+        if self._scopes:
+            with anyio.move_on_after(timeout):
+                await self._ended.wait()

@@ -1,0 +1,59 @@
+"""What a manager was told when it was made, checked."""
+
+from __future__ import annotations
+
+import signal
+from dataclasses import dataclass
+from inspect import iscoroutinefunction
+
+from tenacity import AsyncRetrying
+from tenacity.wait import wait_base
+
+from . import _checks
+from ._observe import Observer, overrides
+
+_UNCATCHABLE = {getattr(signal, name, None) for name in ("SIGKILL", "SIGSTOP")}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    """The arguments of `Manager`, in the form in which they are used."""
+
+    name: str
+    observers: tuple[Observer, ...]
+    policy: AsyncRetrying | None
+    limit: int | None
+    capacity: int | None
+    loop_backoff: wait_base | None
+    threads: int
+    signals: frozenset[signal.Signals]
+    grace: float | None
+    cancel_timeout: float
+
+    def __post_init__(self) -> None:
+        if not (isinstance(self.name, str) and self.name):  # pyright: ignore[reportUnnecessaryIsInstance]
+            raise ValueError(f"name must be a string that is not empty, not {self.name!r}")
+        _check_observers(self.observers)
+        _checks.optional(_checks.count, "limit", self.limit)
+        _checks.optional(_checks.count, "capacity", self.capacity)
+        if self.loop_backoff is not None and not callable(self.loop_backoff):
+            raise ValueError(
+                f"loop_backoff must be a tenacity wait strategy or None, not {self.loop_backoff!r}"
+            )
+        _checks.count("threads", self.threads)
+        for each in self.signals & _UNCATCHABLE:
+            raise ValueError(f"signals can't contain {each.name}, which no process can handle")
+        _checks.optional(_checks.seconds, "grace", self.grace, at_least=0)
+        _checks.seconds("cancel_timeout", self.cancel_timeout, at_least=0)
+
+
+def _check_observers(observers: tuple[Observer, ...]) -> None:
+    _checks.instances("observers", observers, Observer)
+    for observer in observers:
+        name = type(observer).__name__
+        if iscoroutinefunction(observer.around_task):
+            raise ValueError(
+                f"observers: {name}.around_task must be a def that returns a context manager"
+            )
+        if overrides(observer, "watch") and not iscoroutinefunction(observer.watch):
+            raise ValueError(f"observers: {name}.watch must be an async def")

@@ -1,0 +1,266 @@
+"""What is to be run, and how: the description that every way of submitting boils down to."""
+
+from __future__ import annotations
+
+import contextvars
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass, field, fields
+from inspect import (
+    isasyncgenfunction,
+    isawaitable,
+    iscoroutine,
+    iscoroutinefunction,
+    isgeneratorfunction,
+)
+from types import MappingProxyType
+from typing import Any, Generic, TypedDict, TypeVar, Unpack
+
+from . import _checks
+from ._errors import InvalidTask
+from ._observe import Observer, overrides
+from ._retry import Retry, make_policy
+from ._schedule import Schedule
+from ._states import TaskKind
+
+T = TypeVar("T")
+FnT = TypeVar("FnT", bound=Callable[..., Any])
+
+_EMPTY: Mapping[str, Any] = MappingProxyType({})
+_OPTIONS = "__background_task__"
+
+
+def _empty() -> Mapping[str, Any]:
+    return _EMPTY
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Task(Generic[T]):
+    """A function and how to run it, for `Manager.run_task()` and `Manager.submit()`.
+
+    An option left at its default takes the value that `@task` gave the function, if any.
+
+    - `fn`: an `async def` function, or a `def` function, which runs in a worker thread; an
+      awaitable that it returns is awaited in the event loop.
+    - `kind`: `ONE_OFF` (default), or `LOOP` to run it again and again.
+    - `schedule`: when a loop's iterations start, from `every()` or `cron()`; `None` means again at
+      once.
+    - `delay`: seconds before the first start (default 0).
+    - `timeout`: seconds for one attempt, which then fails with `TimeoutError`. A sync function
+      can't be interrupted: it fails once it returns.
+    - `lifespan`: seconds from submission for everything; then the task is `EXPIRED`.
+    - `retry`: a `tenacity.AsyncRetrying`, or a number of attempts with exponential, jittered
+      waits; `None` means the manager's. In a loop it applies to each iteration.
+    - `id`: refused while another outstanding task has it; default: a unique one.
+    - `name`: for people and telemetry; default: the function's qualified name.
+    - `meta`: anything that observers should know of the task.
+    - `observers`: told of this task only, beside the manager's.
+    - `critical`: its final failure cancels everything and leaves the manager's block.
+    - `max_failures`: this many failed iterations in a row end a loop as `FAILED`.
+    - `stall_after`: seconds, instead of what the `StallObserver` was given.
+    - `context`: the context variables to start from; default: a copy of the submitter's.
+
+    Raises `InvalidTask` for an argument that can't work, naming it.
+    """
+
+    fn: Callable[..., Awaitable[T] | T] = field(kw_only=False)
+    args: tuple[Any, ...] = ()
+    kwargs: Mapping[str, Any] = field(default_factory=_empty)
+    kind: TaskKind = TaskKind.ONE_OFF
+    schedule: Schedule | None = None
+    delay: float = 0.0
+    timeout: float | None = None
+    lifespan: float | None = None
+    retry: Retry = None
+    id: str | None = None
+    name: str | None = None
+    meta: Mapping[str, Any] = field(default_factory=_empty)
+    observers: tuple[Observer, ...] = ()
+    critical: bool = False
+    max_failures: int | None = None
+    stall_after: float | None = None
+    context: contextvars.Context | None = None
+
+    def __post_init__(self) -> None:
+        _check_function(self.fn)
+        for option, value in getattr(self.fn, _OPTIONS, _EMPTY).items():
+            if getattr(self, option) == _DEFAULTS[option]:
+                object.__setattr__(self, option, value)
+        if self.name is None:
+            object.__setattr__(self, "name", _name_of(self.fn))
+        if self.args.__class__ is not tuple:
+            object.__setattr__(self, "args", _as_tuple("args", self.args))
+        if self.kwargs is not _EMPTY:
+            object.__setattr__(self, "kwargs", _as_mapping("kwargs", self.kwargs))
+        if self.meta is not _EMPTY:
+            object.__setattr__(self, "meta", _as_mapping("meta", self.meta))
+        if self.observers:
+            object.__setattr__(self, "observers", _as_tuple("observers", self.observers))
+            _check_observers(self.observers)
+        self._check_times()
+        self._check_loop()
+        self._check_rest()
+
+    def _check_times(self) -> None:
+        if self.delay != 0.0 or self.delay.__class__ is not float:
+            _checks.seconds("delay", self.delay, at_least=0, error=InvalidTask)
+        for argument in ("timeout", "lifespan", "stall_after"):
+            value = getattr(self, argument)
+            if value is not None:
+                _checks.seconds(argument, value, above=0, error=InvalidTask)
+        if self.lifespan is not None and self.lifespan <= self.delay:
+            raise InvalidTask(
+                f"lifespan must be longer than the delay of {self.delay:g} s, "
+                f"not {self.lifespan!r}; it counts from submission"
+            )
+
+    def _check_loop(self) -> None:
+        if not isinstance(self.kind, TaskKind):  # pyright: ignore[reportUnnecessaryIsInstance]
+            raise InvalidTask(f"kind must be a TaskKind, not {self.kind!r}")
+        if self.schedule is None and self.max_failures is None:
+            return
+        for argument in ("schedule", "max_failures"):
+            if self.kind is TaskKind.ONE_OFF and getattr(self, argument) is not None:
+                raise InvalidTask(
+                    f"{argument} is for loops; give kind=TaskKind.LOOP too, or leave it out"
+                )
+        if self.max_failures is not None:
+            _checks.count("max_failures", self.max_failures, error=InvalidTask)
+        if self.schedule is not None:
+            _checks.instances("schedule", (self.schedule,), Schedule, error=InvalidTask)
+
+    def _check_rest(self) -> None:
+        if self.retry is not None:
+            make_policy(self.retry)
+        for argument in ("id", "name"):
+            value = getattr(self, argument)
+            if value is not None and not (isinstance(value, str) and value):
+                raise InvalidTask(f"{argument} must be a string that is not empty, not {value!r}")
+        if self.critical.__class__ is not bool:
+            raise InvalidTask(f"critical must be True or False, not {self.critical!r}")
+        if self.context is not None:
+            _checks.instances("context", (self.context,), contextvars.Context, error=InvalidTask)
+
+
+#: What an option is when nobody set it; `fn`, `args` and `kwargs` are not options.
+_DEFAULTS: Mapping[str, Any] = {
+    option.name: _EMPTY if option.name == "meta" else option.default
+    for option in fields(Task)
+    if option.name not in ("fn", "args", "kwargs")
+}
+
+
+class TaskOptions(TypedDict, total=False):
+    """What `@task` takes: the fields of `Task` that are not the call itself."""
+
+    kind: TaskKind
+    schedule: Schedule | None
+    delay: float
+    timeout: float | None
+    lifespan: float | None
+    retry: Retry
+    id: str | None
+    name: str | None
+    meta: Mapping[str, Any]
+    observers: tuple[Observer, ...]
+    critical: bool
+    max_failures: int | None
+    stall_after: float | None
+    context: contextvars.Context | None
+
+
+def task(**options: Unpack[TaskOptions]) -> Callable[[FnT], FnT]:
+    """Give a function options of its own, which every way of submitting it honours.
+
+    The function stays callable as before. Takes the options of `Task`; `schedule` and
+    `max_failures` make it a loop.
+
+        @task(retry=3, timeout=10)
+        async def fetch(url: str) -> bytes: ...
+
+    Raises `InvalidTask` when the function is decorated, for options that can't work.
+    """
+    unknown = options.keys() - _DEFAULTS.keys()
+    if unknown:
+        raise TypeError(
+            f"@task has no option {', '.join(sorted(unknown))}; it takes {', '.join(_DEFAULTS)}"
+        )
+    if options.get("schedule") is not None or options.get("max_failures") is not None:
+        options.setdefault("kind", TaskKind.LOOP)
+
+    def decorate(fn: FnT) -> FnT:
+        described: Task[Any] = Task(fn, **options)
+        chosen = {option: getattr(described, option) for option in options}
+        setattr(fn, _OPTIONS, MappingProxyType(chosen))
+        return fn
+
+    return decorate
+
+
+def describe_one_off(
+    fn: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any], **options: Any
+) -> Task[Any]:
+    """Describe a one-off; refuse a function that `@task` declares a loop."""
+    if getattr(fn, _OPTIONS, _EMPTY).get("kind") is TaskKind.LOOP:
+        raise InvalidTask(f"fn is declared a loop by @task: start {_name_of(fn)} with loop()")
+    return Task(fn, args=args, kwargs=kwargs, **options)
+
+
+def describe_loop(
+    fn: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any], **options: Any
+) -> Task[Any]:
+    """Describe a loop."""
+    return Task(fn, args=args, kwargs=kwargs, kind=TaskKind.LOOP, **options)
+
+
+def is_async(fn: Callable[..., Any]) -> bool:
+    """Tell whether calling `fn` gives a coroutine, rather than running it."""
+    return iscoroutinefunction(fn) or iscoroutinefunction(getattr(fn, "__call__", None))  # noqa: B004
+
+
+def _check_function(fn: Any) -> None:
+    if iscoroutine(fn):
+        name = fn.__qualname__
+        fn.close()
+        raise InvalidTask(
+            f"fn must be a function, not a coroutine: pass {name} and its arguments, not {name}(…)"
+        )
+    if not callable(fn):
+        hint = "; pass the function that makes it" if isawaitable(fn) else ""
+        raise InvalidTask(f"fn must be a function, not {fn!r}{hint}")
+    if isasyncgenfunction(fn) or isgeneratorfunction(fn):
+        raise InvalidTask(
+            f"fn must be a function, not the generator function {_name_of(fn)}, which would never "
+            "be iterated; call it from a function that does"
+        )
+
+
+def _check_observers(observers: tuple[Observer, ...]) -> None:
+    _checks.instances("observers", observers, Observer, error=InvalidTask)
+    for observer in observers:
+        if overrides(observer, "watch"):
+            raise InvalidTask(
+                f"observers of a task can't watch(): give the {type(observer).__name__} to "
+                "Manager(observers=…) instead"
+            )
+
+
+def _name_of(fn: Callable[..., Any]) -> str:
+    while (inner := getattr(fn, "func", None)) is not None:  # functools.partial
+        fn = inner
+    name: str = getattr(fn, "__qualname__", None) or type(fn).__qualname__
+    return name
+
+
+def _as_tuple(argument: str, value: Any) -> tuple[Any, ...]:
+    if isinstance(value, (str, bytes)):
+        raise InvalidTask(f"{argument} must be a tuple, not {value!r}")
+    try:
+        return tuple(value)
+    except TypeError:
+        raise InvalidTask(f"{argument} must be a tuple, not {value!r}") from None
+
+
+def _as_mapping(argument: str, value: Any) -> Mapping[str, Any]:
+    if not isinstance(value, Mapping) or not all(isinstance(key, str) for key in value):  # pyright: ignore[reportUnknownVariableType]
+        raise InvalidTask(f"{argument} must be a mapping with strings as keys, not {value!r}")
+    return MappingProxyType(dict(value))  # pyright: ignore[reportUnknownArgumentType]

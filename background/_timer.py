@@ -1,0 +1,63 @@
+"""One timer for everything that waits for its time."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from heapq import heapify, heappop, heappush
+from typing import Generic, TypeVar
+
+import anyio
+from anyio.lowlevel import checkpoint
+
+T = TypeVar("T")
+
+_BATCH = 256  # entries handled before other tasks get a turn
+_FEW = 64  # abandoned entries that are not worth tidying up
+
+
+class Timer(Generic[T]):
+    """A heap of entries, and a service that calls `on_due` with each when its time has come.
+
+    An entry can't be taken out; `abandon()` counts one that has lost its purpose, and the heap is
+    rebuilt from those that `wanted` still tells to keep once they are the fewer.
+    """
+
+    def __init__(
+        self, now: Callable[[], float], on_due: Callable[[T], None], wanted: Callable[[T], bool]
+    ) -> None:
+        self._now = now
+        self._on_due = on_due
+        self._wanted = wanted
+        self._heap: list[tuple[float, int, T]] = []
+        self._number = 0
+        self._abandoned = 0
+        self._changed: anyio.Event | None = None
+
+    def put(self, when: float, entry: T) -> None:
+        """Have `on_due` called with the entry at `when`, later than others put in for that time."""
+        self._number += 1
+        heappush(self._heap, (when, self._number, entry))
+        if self._changed is not None and self._heap[0][1] == self._number:
+            self._changed.set()
+
+    def abandon(self) -> None:
+        """Take note that an entry is not wanted any more."""
+        self._abandoned += 1
+        if self._abandoned > max(_FEW, len(self._heap) // 2):
+            self._heap = [item for item in self._heap if self._wanted(item[2])]
+            heapify(self._heap)
+            self._abandoned = 0
+
+    async def run(self) -> None:
+        """Serve until cancelled."""
+        while True:
+            self._changed = None
+            handled = 0
+            while self._heap and self._heap[0][0] <= self._now():
+                self._on_due(heappop(self._heap)[2])
+                handled += 1
+                if handled % _BATCH == 0:
+                    await checkpoint()
+            self._changed = anyio.Event()
+            with anyio.move_on_at(self._heap[0][0] if self._heap else None):
+                await self._changed.wait()

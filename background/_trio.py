@@ -1,0 +1,47 @@
+"""The manager's backend on trio."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Coroutine
+from contextvars import Context
+from functools import partial
+from typing import Any
+
+import trio
+
+from ._backend import Backend
+
+
+class TrioBackend(Backend):
+    cancelled = trio.Cancelled
+
+    def __init__(self) -> None:
+        self._token = trio.lowlevel.current_trio_token()
+        self._opened = trio.Event()
+        self._closed = trio.Event()
+        self._nursery: trio.Nursery
+
+    async def open(self) -> None:
+        trio.lowlevel.spawn_system_task(self._hold)
+        with trio.CancelScope(shield=True):  # takes no longer than the task takes to start
+            await self._opened.wait()
+
+    async def _hold(self) -> None:
+        async with trio.open_nursery() as self._nursery:
+            self._opened.set()
+            await self._closed.wait()
+
+    def close(self) -> None:
+        self._closed.set()
+
+    def spawn(self, coroutine: Coroutine[Any, Any, None], *, name: str, context: Context) -> None:
+        context.run(partial(self._nursery.start_soon, lambda: coroutine, name=name))
+
+    def call_soon(self, fn: Callable[[], object]) -> None:
+        self._token.run_sync_soon(fn)
+
+    def now(self) -> float:
+        return trio.current_time()
+
+    def current_task(self) -> object:
+        return trio.lowlevel.current_task()
