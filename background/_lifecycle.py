@@ -90,8 +90,8 @@ class Lifecycle:
         if misplaced:
             raise ManagerMisuse(
                 "a manager must be left in the task that entered it, and this one was not: enter "
-                "and leave it in one `async with` statement, not in a generator or a fixture that is "
-                "resumed by another task. Its tasks have been seen to the end"
+                "and leave it in one `async with` statement, not in a generator or a fixture that "
+                "another task resumes. Its tasks have been seen to the end"
             ) from error
         error = interrupted or error
         ends_here = self._body.__exit__(type(error) if error else None, error, None)

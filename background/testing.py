@@ -1,0 +1,156 @@
+"""Help for testing tasks: what observers saw, and time that does not pass by itself.
+
+Needs pytest. Load the fixtures with `pytest_plugins = ["background.testing"]`; they work with
+anyio's pytest plugin.
+
+    async def test_report_is_sent(manager: Manager, recorder: RecordingObserver) -> None:
+        await manager.run(send_report)
+        assert recorder.names() == ["added", "started", "succeeded"]
+
+In virtual time a sleep of an hour takes no time, as soon as nothing else is left to do:
+
+    @pytest.fixture(params=["asyncio", "trio"])
+    def anyio_backend(request):
+        return virtual_time(request.param)
+"""
+
+from __future__ import annotations
+
+import asyncio
+import selectors
+from collections.abc import AsyncIterator, Callable, Generator
+from contextlib import contextmanager
+from datetime import datetime
+from typing import Any, Literal, TypeVar
+
+import anyio
+import pytest
+
+from . import _clock
+from ._events import ManagerClosedEvent, ManagerClosingEvent, TaskEvent
+from ._manager import Manager
+from ._observe import Observer
+
+Event = TaskEvent | ManagerClosingEvent | ManagerClosedEvent
+E = TypeVar("E", bound=Event)
+
+_HOOKS = {name: name.split("_", 2)[2] for name in vars(Observer) if name.startswith("on_")}
+
+
+class RecordingObserver(Observer):
+    """Keeps every event that it is told, in order.
+
+    `events` are the events; `names()` gives their short names, such as `"started"`.
+    """
+
+    def __init__(self) -> None:
+        self.events: list[Any] = []
+        self._names: list[str] = []
+        self._changed = anyio.Event()
+
+    def _record(self, name: str, event: Any) -> None:
+        self.events.append(event)
+        self._names.append(name)
+        self._changed.set()
+
+    def names(self, id: str | None = None) -> list[str]:
+        """Return the short names of all events, or of those of the task with this id."""
+        pairs = zip(self._names, self.events, strict=True)
+        return [name for name, event in pairs if id is None or getattr(event, "id", None) == id]
+
+    def of(self, kind: type[E], id: str | None = None) -> list[E]:
+        """Return the events of one class, such as `TaskFailed`."""
+        return [
+            event
+            for event in self.events
+            if isinstance(event, kind) and (id is None or getattr(event, "id", None) == id)
+        ]
+
+    async def wait_for(self, kind: type[E], *, id: str | None = None, count: int = 1) -> E:
+        """Wait until there are `count` events of that class and return the last of them."""
+        while len(found := self.of(kind, id)) < count:
+            self._changed = anyio.Event()
+            await self._changed.wait()
+        return found[count - 1]
+
+
+def _recorder_hook(name: str) -> Callable[[RecordingObserver, Any], None]:
+    def hook(self: RecordingObserver, event: Any) -> None:
+        self._record(name, event)
+
+    return hook
+
+
+for _hook, _name in _HOOKS.items():
+    setattr(RecordingObserver, _hook, _recorder_hook(_name))
+
+
+class _JumpingSelector(selectors.DefaultSelector):
+    """Lets the loop's clock jump to the next timer instead of waiting for it."""
+
+    def __init__(self, jump: Callable[[float], None]) -> None:
+        super().__init__()
+        self._jump = jump
+
+    def select(self, timeout: float | None = None) -> list[tuple[selectors.SelectorKey, int]]:
+        if timeout is None or timeout <= 0:
+            return super().select(timeout)
+        ready = super().select(0)
+        if not ready:
+            self._jump(timeout)
+        return ready
+
+
+class VirtualTimeLoop(asyncio.SelectorEventLoop):
+    """An asyncio event loop in which waiting takes no time.
+
+    As soon as nothing is left to do its clock jumps to the next timer. It does not wait for
+    threads: use real time where they matter.
+    """
+
+    def __init__(self) -> None:
+        self._virtual = 0.0
+        super().__init__(_JumpingSelector(self._jump))
+
+    def time(self) -> float:
+        return self._virtual
+
+    def _jump(self, seconds: float) -> None:
+        self._virtual += seconds
+
+
+def virtual_time(backend: Literal["asyncio", "trio"]) -> tuple[str, dict[str, Any]]:
+    """Return what an `anyio_backend` fixture returns for virtual time; a new one for each test.
+
+    For `anyio.run()`, the first item is its `backend` and the second its `backend_options`.
+    """
+    if backend == "asyncio":
+        return "asyncio", {"loop_factory": VirtualTimeLoop}
+    from trio.testing import MockClock
+
+    return "trio", {"clock": MockClock(autojump_threshold=0)}
+
+
+@contextmanager
+def virtual_wall_clock(start: datetime) -> Generator[None]:
+    """Let cron schedules and event times start from `start` and follow the event loop's clock."""
+    real, began, epoch = _clock.wall, anyio.current_time(), start.timestamp()
+    _clock.wall = lambda: epoch + anyio.current_time() - began
+    try:
+        yield
+    finally:
+        _clock.wall = real
+
+
+@pytest.fixture
+def recorder() -> RecordingObserver:
+    """The observer of the `manager` fixture."""
+    return RecordingObserver()
+
+
+@pytest.fixture
+async def manager(anyio_backend: object, recorder: RecordingObserver) -> AsyncIterator[Manager]:
+    """A running manager, observed by `recorder`; closed after the test without waiting."""
+    async with Manager(name="test", observers=[recorder]) as running:
+        yield running
+        await running.close(timeout=0)

@@ -1,0 +1,47 @@
+"""Backends for the tests.
+
+An async test runs in virtual time on asyncio and trio. Marked `realtime`, it runs in real time on
+asyncio, uvloop and trio: for threads, processes and sockets, and for what does not wait.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from blockbuster import blockbuster_ctx
+
+from background.testing import manager, recorder, virtual_time
+
+__all__ = ["manager", "recorder"]  # fixtures
+
+REAL = ["asyncio", "trio"] if sys.platform == "win32" else ["asyncio", "uvloop", "trio"]
+VIRTUAL = ["virtual-asyncio", "virtual-trio"]
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    if "anyio_backend" in metafunc.fixturenames:
+        real = metafunc.definition.get_closest_marker("realtime") is not None
+        metafunc.parametrize("anyio_backend", REAL if real else VIRTUAL, indirect=True)
+
+
+@pytest.fixture
+def anyio_backend(request: pytest.FixtureRequest) -> tuple[str, dict[str, Any]]:
+    match request.param:
+        case "asyncio":
+            return "asyncio", {"debug": True}
+        case "uvloop":
+            return "asyncio", {"use_uvloop": True}
+        case "trio":
+            return "trio", {"restrict_keyboard_interrupt_to_checkpoints": True}
+        case virtual:
+            return virtual_time(virtual.removeprefix("virtual-"))
+
+
+@pytest.fixture(autouse=True)
+def no_blocking_calls() -> Iterator[None]:
+    """Fail a test in which the package blocks the event loop."""
+    with blockbuster_ctx("background"):
+        yield
