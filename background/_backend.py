@@ -7,8 +7,8 @@ each enters a cancel scope of its own, and everything inside is anyio's again.
 
 from __future__ import annotations
 
+import sys
 from abc import ABC, abstractmethod
-from asyncio import AbstractEventLoop
 from collections.abc import Callable, Coroutine
 from contextvars import Context
 from typing import Any
@@ -52,7 +52,8 @@ class Backend(ABC):
 
 def current_backend() -> Backend:
     """Return the backend of the running event loop."""
-    if isinstance(current_token().native_token, AbstractEventLoop):
+    asyncio: Any = sys.modules.get("asyncio")  # not imported for those who run trio
+    if asyncio and isinstance(current_token().native_token, asyncio.AbstractEventLoop):
         from ._asyncio import AsyncioBackend
 
         return AsyncioBackend()

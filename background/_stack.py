@@ -4,12 +4,9 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
-from pathlib import Path
 from traceback import FrameSummary, StackSummary
 from types import FrameType
 from typing import Any
-
-_OURS = str(Path(__file__).parent)
 
 
 def of_coroutine(coroutine: Any) -> list[FrameSummary]:
@@ -54,7 +51,7 @@ def _callees(caller: FrameType) -> Iterator[FrameType]:
 
 
 def _is_ours(frame: FrameType) -> bool:
-    return str(Path(frame.f_code.co_filename).parent) == _OURS
+    return frame.f_globals.get("__package__") == __package__
 
 
 def _summarise(frames: Iterator[FrameType]) -> list[FrameSummary]:
