@@ -44,14 +44,14 @@ class Admission:
         except BaseException:
             if admitted.is_set():
                 self.release()
+                self.changed()
             else:
                 self._waiters.remove(admitted)
             raise
 
     def release(self) -> None:
-        """Give back what `reserve()` kept."""
+        """Give back what `reserve()` kept; to be followed by `changed()`."""
         self._reserved -= 1
-        self.changed()
 
     def changed(self) -> None:
         """Let waiters in for whom there is room now."""

@@ -11,12 +11,13 @@ from ._backend import Backend
 
 
 class AsyncioBackend(Backend):
+    library = "asyncio"
     cancelled = asyncio.CancelledError
 
     def __init__(self) -> None:
         self._loop = asyncio.get_running_loop()
-        self._tasks: set[asyncio.Task[None]] = set()  # the loop itself keeps weak references only
-        self.now = self._loop.time  # type: ignore[method-assign]
+        # The loop itself keeps weak references only.
+        self._tasks: dict[asyncio.Task[None], Callable[[], None]] = {}
 
     async def open(self) -> None:
         pass
@@ -24,17 +25,38 @@ class AsyncioBackend(Backend):
     def close(self) -> None:
         pass
 
-    def spawn(self, coroutine: Coroutine[Any, Any, None], *, name: str, context: Context) -> None:
+    def spawn(
+        self,
+        coroutine: Coroutine[Any, Any, None],
+        *,
+        name: str,
+        context: Context,
+        on_lost: Callable[[], None],
+    ) -> None:
         # Not by the loop's task factory: an eager one would run the task inside the submission.
         task = asyncio.Task(coroutine, loop=self._loop, name=name, context=context)
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard, context=context)
+        self._tasks[task] = on_lost
+        task.add_done_callback(self._done, context=context)
 
-    def call_soon(self, fn: Callable[[], object]) -> None:
-        self._loop.call_soon_threadsafe(fn)
+    def _done(self, task: asyncio.Task[None]) -> None:
+        on_lost = self._tasks.pop(task)
+        if task.cancelled():
+            on_lost()
+
+    def _call_soon(self, fn: Callable[[], object], context: Context) -> None:
+        self._loop.call_soon_threadsafe(fn, context=context)
 
     def now(self) -> float:
         return self._loop.time()
 
     def current_task(self) -> object:
-        return asyncio.current_task()
+        try:
+            return asyncio.current_task()
+        except RuntimeError:
+            return None
+
+    def is_cancelled(self, error: BaseException) -> bool:
+        if super().is_cancelled(error):
+            return True
+        task = asyncio.current_task()
+        return isinstance(error, self.cancelled) and task is not None and task.cancelling() > 0

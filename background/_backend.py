@@ -13,12 +13,15 @@ from collections.abc import Callable, Coroutine
 from contextvars import Context
 from typing import Any
 
+import anyio
 from anyio.lowlevel import current_token
 
 
 class Backend(ABC):
     """One event loop, as the manager sees it."""
 
+    #: What sniffio calls the library.
+    library: str
     #: The exception that a cancelled coroutine sees.
     cancelled: type[BaseException]
 
@@ -31,15 +34,31 @@ class Backend(ABC):
         """Spawn no more; what still runs is left behind."""
 
     @abstractmethod
-    def spawn(self, coroutine: Coroutine[Any, Any, None], *, name: str, context: Context) -> None:
-        """Start a task that must not raise, in `context`."""
+    def spawn(
+        self,
+        coroutine: Coroutine[Any, Any, None],
+        *,
+        name: str,
+        context: Context,
+        on_lost: Callable[[], None],
+    ) -> None:
+        """Start a task that must not raise, in `context`.
 
-    @abstractmethod
-    def call_soon(self, fn: Callable[[], object]) -> None:
-        """Call `fn` in the event loop; for other threads and signal handlers.
+        `on_lost` is called if the task was cancelled before the coroutine had its first step.
+        """
+
+    def call_soon(self, fn: Callable[[], object], context: Context) -> None:
+        """Call `fn` in the event loop, in `context`; for other threads and signal handlers.
 
         Raises `RuntimeError` if the loop has ended.
         """
+        sniffio: Any = sys.modules.get("sniffio")
+        if sniffio is not None:  # finds out by itself only inside a task of the right thread
+            context.run(sniffio.current_async_library_cvar.set, self.library)
+        self._call_soon(fn, context)
+
+    @abstractmethod
+    def _call_soon(self, fn: Callable[[], object], context: Context) -> None: ...
 
     @abstractmethod
     def now(self) -> float:
@@ -47,7 +66,16 @@ class Backend(ABC):
 
     @abstractmethod
     def current_task(self) -> object:
-        """Return the native task that is running."""
+        """Return the native task that is running, `None` outside of any."""
+
+    def is_cancelled(self, error: BaseException) -> bool:
+        """Tell whether the error is the current task's own cancellation.
+
+        On asyncio, awaiting something that was cancelled raises the same exception.
+        """
+        if not isinstance(error, self.cancelled):
+            return False
+        return anyio.current_effective_deadline() == float("-inf")
 
 
 def current_backend() -> Backend:

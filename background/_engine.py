@@ -18,13 +18,14 @@ from tenacity.wait import wait_base
 from . import _clock, _telling
 from ._admission import Admission
 from ._backend import Backend
-from ._dispatch import Listeners
-from ._errors import DuplicateTask
+from ._errors import DuplicateTask, InvalidTask
 from ._handle import FINAL, TaskHandle
+from ._listeners import Listeners
 from ._outstanding import Outstanding
 from ._portal import Portal
 from ._retry import pause_after_failures
-from ._runner import Outcome, Runner
+from ._runner import FROM_OUTSIDE, Outcome, Runner
+from ._schedule import Ticks
 from ._states import TaskKind, TaskStatus
 from ._task import Task
 from ._timer import Timer
@@ -77,16 +78,15 @@ class Engine:
         if task.kind is TaskKind.ONE_OFF and not reserved:
             self.admission.require()
         now, wall = self._backend.now(), _clock.wall()
+        ticks, due = _first_tick(task, now + task.delay, wall + task.delay)
         hooks = (
             self._listeners.hooks_for(task.observers) if task.observers else self._listeners.hooks
         )
         handle: TaskHandle[Any] = TaskHandle(
             task, id, owner=self, hooks=hooks, context=context, now=now, wall=wall
         )
+        handle._ticks, handle._due = ticks, due
         self.outstanding.add(handle)
-        if task.schedule is not None:
-            handle._ticks = task.schedule.ticks(handle._due, wall + task.delay)
-            handle._due = handle._ticks.next(handle._due, wall + task.delay)
         _telling.added(handle)
         if _is_waiting(handle):  # else an observer cancelled it
             self._start_when_due(handle, now)
@@ -125,17 +125,34 @@ class Engine:
             handle, _ = self._queue.popitem(last=False)
             self._running += 1
             self._start(handle, handle._context)
+            if handle._expires < inf:
+                self.timer.abandon()  # it may have been put there when it had to queue
 
     def _start(self, handle: TaskHandle[Any], context: Context) -> None:
         handle._coroutine = self._run(handle)
-        self._backend.spawn(handle._coroutine, name=handle.name, context=context)
+        self._backend.spawn(
+            handle._coroutine,
+            name=handle.name,
+            context=context,
+            on_lost=lambda: self._lost(handle),
+        )
 
     async def _run(self, handle: TaskHandle[Any]) -> None:
         if _is_waiting(handle):  # else it ended before its first step
+            handle._in_run = True
             await self._runner.run(handle, self._settle)
+            handle._in_run = False
+            if handle.status in FINAL:
+                self._listeners.release(handle.task.observers)
+
+    def _lost(self, handle: TaskHandle[Any]) -> None:
+        if _is_waiting(handle):
+            self._finish(handle, TaskStatus.CANCELLED, reason=FROM_OUTSIDE)
 
     def _settle(self, handle: TaskHandle[Any], outcome: Outcome) -> None:
         failed = outcome.status is TaskStatus.FAILED
+        if outcome.error is not None and failed:
+            _remember(handle, outcome.error)
         if handle.kind is TaskKind.LOOP and (failed or outcome.status is TaskStatus.SUCCEEDED):
             handle._failures = handle._failures + 1 if failed else 0
             if handle._failures != handle.task.max_failures:
@@ -150,17 +167,31 @@ class Engine:
         _telling.done(handle, outcome, final=False)
         if outcome.error is not None and is_fatal(outcome.error):
             self._on_fatal(outcome.error)
-        if not _is_waiting(handle):
+        if not _is_waiting(handle):  # an observer ended it
             return
-        if self._runner.loops_stopped:
+        now = self._backend.now()
+        if handle._cancelled:
+            self._finish(handle, TaskStatus.CANCELLED)
+        elif now >= handle._expires:
+            self._finish(handle, TaskStatus.EXPIRED)
+        elif self._runner.loops_stopped:
             self._finish(handle, TaskStatus.CANCELLED, reason="stopped")
-            return
-        now = handle._due = self._backend.now()
+        else:
+            try:
+                handle._due = self._next_due(handle, outcome, now)
+            except Exception as error:
+                _remember(handle, error)
+                failure = Outcome(TaskStatus.FAILED, outcome.duration, error=error)
+                self._finish(handle, TaskStatus.FAILED, failure)
+            else:
+                self._start_when_due(handle, now)
+
+    def _next_due(self, handle: TaskHandle[Any], outcome: Outcome, now: float) -> float:
         if handle._ticks is not None:
-            handle._due = handle._ticks.next(now, _clock.wall())
-        elif outcome.error is not None and self._loop_backoff is not None:
-            handle._due += pause_after_failures(self._loop_backoff, handle._failures, outcome.error)
-        self._start_when_due(handle, now)
+            return handle._ticks.next(now, _clock.wall())
+        if outcome.error is None or self._loop_backoff is None:
+            return now
+        return now + pause_after_failures(self._loop_backoff, handle._failures, outcome.error)
 
     def _finish(
         self,
@@ -174,6 +205,7 @@ class Engine:
         handle.finished_at = _clock.wall()
         handle._reason = handle._reason or reason
         self.outstanding.remove(handle)
+        self.admission.changed()  # first, or else a hook could overtake those who wait
         if handle._coroutine is None:
             self._queue.pop(handle, None)
             self.timer.abandon()
@@ -183,7 +215,7 @@ class Engine:
         if outcome is not None:
             handle._result = outcome.value
         _telling.ended(handle, outcome)
-        if handle.task.observers:
+        if not handle._in_run:  # else its observers still have contexts to leave
             self._listeners.release(handle.task.observers)
         if handle._done is not None:
             handle._done.set()
@@ -192,7 +224,6 @@ class Engine:
         if error is not None and (handle.task.critical or is_fatal(error)):
             self._on_fatal(error)
         self._start_queued()
-        self.admission.changed()
         self.outstanding.changed()
 
     def cancel_handle(self, handle: TaskHandle[Any], reason: str | None) -> bool:
@@ -211,6 +242,10 @@ class Engine:
             handle._scope.cancel()
         return True
 
+    def require_here(self, method: str) -> None:
+        """Raise `ManagerMisuse` in any other thread than the event loop's."""
+        self._portal.require_here(method)
+
     def stop_loops(self) -> None:
         """Let no loop start another iteration, and cut the pauses of their retries short."""
         self._runner.loops_stopped = True
@@ -227,6 +262,23 @@ class Engine:
         for handle in list(self.outstanding.handles.values()):
             if handle.kind is TaskKind.ONE_OFF and _is_waiting(handle) and handle._due > now:
                 self._finish(handle, TaskStatus.CANCELLED, reason=reason)
+
+
+def _first_tick(task: Task[Any], now: float, wall: float) -> tuple[Ticks | None, float]:
+    if task.schedule is None:
+        return None, now
+    try:
+        ticks = task.schedule.ticks(now, wall)
+        return ticks, ticks.next(now, wall)
+    except (ArithmeticError, OSError, StopIteration, ValueError) as error:
+        raise InvalidTask(
+            f"schedule {task.schedule!r} has no tick after a delay of {task.delay:g} s"
+        ) from error
+
+
+def _remember(handle: TaskHandle[Any], error: BaseException) -> None:
+    handle.error = error
+    handle._traceback = error.__traceback__
 
 
 def _is_waiting(handle: TaskHandle[Any]) -> bool:

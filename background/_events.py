@@ -5,7 +5,7 @@ Times (`time`) are seconds since the epoch, durations are seconds on the event l
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from traceback import FrameSummary
 from typing import TYPE_CHECKING, Any
@@ -42,8 +42,9 @@ class TaskAdded(TaskEvent):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TaskStarted(TaskEvent):
-    """A run or an iteration begins, `queued_for` seconds after it was due."""
+    """A run or an iteration of `fn` begins, `queued_for` seconds after it was due."""
 
+    fn: Callable[..., Any]
     queued_for: float
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Coroutine, Generator, Mapping
 from contextvars import Context
 from traceback import FrameSummary
+from types import TracebackType
 from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 
 import anyio
@@ -26,10 +27,16 @@ FINAL = frozenset(
 )
 
 
+#: The name of the function that calls a task's own in a thread.
+THREAD_ENTRY = "call_in_thread"
+
+
 class Owner(Protocol):
     """What a handle asks of the manager that made it."""
 
     def cancel_handle(self, handle: TaskHandle[Any], reason: str | None) -> bool: ...
+
+    def require_here(self, method: str) -> None: ...
 
 
 class TaskHandle(Generic[T]):
@@ -57,6 +64,7 @@ class TaskHandle(Generic[T]):
         "_expires",
         "_failures",
         "_hooks",
+        "_in_run",
         "_owner",
         "_pause",
         "_reason",
@@ -65,6 +73,7 @@ class TaskHandle(Generic[T]):
         "_started",
         "_thread",
         "_ticks",
+        "_traceback",
         "_waiters",
         "attempt",
         "error",
@@ -107,8 +116,10 @@ class TaskHandle(Generic[T]):
         self._cancelled = False
         self._reason: str | None = None
         self._result: T | None = None
+        self._traceback: TracebackType | None = None
         self._done: anyio.Event | None = None
         self._waiters = 0
+        self._in_run = False
         # Only while a run or an iteration is under way:
         self._coroutine: Coroutine[Any, Any, Any] | None = None
         self._scope: anyio.CancelScope | None = None
@@ -134,6 +145,7 @@ class TaskHandle(Generic[T]):
         if self.status in FINAL:
             await checkpoint()
             return self.status
+        self._owner.require_here("wait")
         if self._done is None:
             self._done = anyio.Event()
         self._waiters += 1
@@ -158,12 +170,8 @@ class TaskHandle(Generic[T]):
             raise TaskExpired(self.name, self.id, self.task.lifespan)
         if status is TaskStatus.FAILED:
             assert self.error is not None
-            # Raising adds frames to the traceback in place; start from the task's own each time.
-            traceback = self.error.__traceback__
-            try:
-                raise self.error
-            finally:
-                self.error.__traceback__ = traceback
+            # Raising adds to the traceback in place: each waiter starts from the task's own.
+            raise self.error.with_traceback(self._traceback)
         return self._result  # type: ignore[return-value]
 
     def __await__(self) -> Generator[Any, Any, T]:
@@ -182,8 +190,10 @@ class TaskHandle(Generic[T]):
 
         For a sync function these are its thread's frames. Empty unless an attempt is under way.
         """
+        if self.status is not TaskStatus.RUNNING:
+            return []
         if self._thread is not None:
-            return _stack.of_thread(self._thread)
+            return _stack.of_thread(self._thread, THREAD_ENTRY)
         return _stack.of_coroutine(self._coroutine)
 
     def __repr__(self) -> str:

@@ -7,10 +7,11 @@ from typing import TYPE_CHECKING
 
 import anyio
 
+from . import _telling
 from ._backend import current_backend
-from ._dispatch import Listeners
 from ._engine import Engine, is_fatal
 from ._errors import ManagerMisuse
+from ._listeners import Listeners
 from ._portal import Portal
 from ._runner import Runner
 from ._services import Services
@@ -34,7 +35,9 @@ class Lifecycle:
         self._signals: SignalHandlers | None = None
         self._services = Services(self._backend, copy_context())
         self.portal = Portal(self._backend)
-        self.listeners = Listeners(settings.observers, self._services.start, self._on_fatal)
+        self.listeners = Listeners(
+            settings.observers, self._backend, self._services.start, self._on_fatal
+        )
         self.runner = Runner(self._backend, settings.policy, settings.threads)
         self.shutdown = Shutdown(
             settings.name,
@@ -83,6 +86,8 @@ class Lifecycle:
             with anyio.CancelScope(shield=True):
                 await self._services.stop(self._settings.cancel_timeout)
         finally:
+            for failure in self.listeners.give_up():
+                _telling.log_failure(failure.name, failure.id, failure.error)
             self.portal.close()
             self._backend.close()
             if self._signals is not None:
@@ -93,16 +98,7 @@ class Lifecycle:
                 "and leave it in one `async with` statement, not in a generator or a fixture that "
                 "another task resumes. Its tasks have been seen to the end"
             ) from error
-        error = interrupted or error
-        ends_here = self._body.__exit__(type(error) if error else None, error, None)
-        if ends_here:
-            error = None
-        self._raise_fatal(error)
-        if self._signals is not None and error is None:
-            self._signals.finish()
-        if interrupted is not None and not ends_here:
-            raise interrupted
-        return ends_here
+        return self._part_from(error, interrupted)
 
     async def _close(self, error: BaseException | None) -> BaseException | None:
         """Close as the body's end asks for; return a cancellation that came in between."""
@@ -122,14 +118,25 @@ class Lifecycle:
 
     async def _finish_closing(self) -> None:
         await self.shutdown.wait()
-        await self.shutdown.drain()  # of the tasks that waited for the others themselves
+        if self.engine.outstanding.left():  # tasks that waited for the others themselves
+            await self.shutdown.drain()
+            await self.listeners.flush(self._settings.cancel_timeout)
 
-    def _raise_fatal(self, error: BaseException | None) -> None:
+    def _part_from(self, error: BaseException | None, interrupted: BaseException | None) -> bool:
+        """Raise what has to leave the block; return whether the body's own error ends here."""
+        leaving = interrupted or error
+        if self._body.__exit__(type(leaving) if leaving else None, leaving, None):
+            leaving = error if interrupted else None
         for fatal in self._fatal:
             if is_fatal(fatal):
                 raise fatal
         if self._fatal:
-            errors = self._fatal if error is None else [*self._fatal, error]
+            errors = [*self._fatal, leaving] if isinstance(leaving, Exception) else self._fatal
             raise BaseExceptionGroup(
                 f"critical tasks of the manager {self._settings.name!r} failed", errors
             )
+        if leaving is None and self._signals is not None:
+            self._signals.finish()
+        if leaving is not None and leaving is interrupted:
+            raise leaving
+        return leaving is None

@@ -187,11 +187,13 @@ class Manager:
         await checkpoint()
         if task.kind is TaskKind.LOOP:
             return self._add(life, task)
-        await life.engine.admission.reserve()
+        admission = life.engine.admission
+        await admission.reserve()
+        admission.release()  # for the task, as nobody else has a turn in between
         try:
             return self._add(life, task, reserved=True)
         finally:
-            life.engine.admission.release()
+            admission.changed()
 
     def _add(self, life: Lifecycle, task: Task[T], *, reserved: bool = False) -> TaskHandle[T]:
         self._accepting(task)
@@ -258,7 +260,7 @@ class Manager:
 
     async def shutdown_requested(self) -> None:
         """Wait for a shutdown signal, `request_shutdown()` or `close()`."""
-        requested = self._here("shutdown_requested").shutdown.requested
+        requested = self._here("shutdown_requested").shutdown.shutdown_requested
         await checkpoint()
         await requested.wait()
 
@@ -307,8 +309,8 @@ class Manager:
             retrying=one_offs.count(TaskStatus.RETRYING),
             loops=self.count(TaskKind.LOOP),
             threads=0 if life is None else life.runner.limiter.borrowed_tokens,
-            hook_errors=0 if life is None else life.listeners.errors,
-            events_dropped=0 if life is None else life.listeners.dropped,
+            hook_errors=0 if life is None else life.listeners.complaints.errors,
+            events_dropped=0 if life is None else life.listeners.complaints.missed,
         )
 
     def report_stall(self, id: str, *, elapsed: float) -> None:
@@ -335,9 +337,5 @@ class Manager:
 
     def _here(self, method: str) -> Lifecycle:
         life = self._entered()
-        if not life.portal.is_here:
-            raise ManagerMisuse(
-                f"{method}() must be awaited in the event loop that entered the manager; from "
-                "other threads use run_task(), cancel() and request_shutdown()"
-            )
+        life.portal.require_here(method)
         return life

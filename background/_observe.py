@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Awaitable
 from contextlib import AbstractContextManager, nullcontext
+from inspect import iscoroutinefunction
 from typing import TYPE_CHECKING
 
+from . import _checks
 from ._events import (
     ManagerClosedEvent,
     ManagerClosingEvent,
@@ -85,3 +87,14 @@ def overrides(observer: Observer, name: str) -> bool:
     return name in getattr(observer, "__dict__", ()) or (
         getattr(type(observer), name, None) is not getattr(Observer, name)
     )
+
+
+def check_observers(observers: tuple[Observer, ...], error: type[Exception]) -> None:
+    """Refuse what can't be told of a task."""
+    _checks.instances("observers", observers, Observer, error=error)
+    for observer in observers:
+        if iscoroutinefunction(observer.around_task):
+            raise error(
+                f"observers: {type(observer).__name__}.around_task must be a def that returns a "
+                "context manager"
+            )

@@ -2,32 +2,47 @@
 
 from __future__ import annotations
 
-import logging
 from collections import deque
 from collections.abc import Callable, Coroutine
-from typing import Any
+from typing import Any, NamedTuple
 
 import anyio
 
+from ._backend import Backend
+from ._complaints import Complaints
+
 Start = Callable[[str, Callable[[], Coroutine[Any, Any, None]]], None]
 
-logger = logging.getLogger("background")
-
 _SIZE = 1024
+
+
+class Call(NamedTuple):
+    """A hook to be called with an event; `make` gives what is to be awaited for that."""
+
+    hook: str
+    event: Any
+    make: Callable[[], Any]
 
 
 class Outbox:
     """Makes calls one after the other, in a service that lives only while there are some."""
 
     def __init__(
-        self, owner: str, start: Start, on_error: Callable[[str, BaseException], None]
+        self,
+        owner: str,
+        backend: Backend,
+        start: Start,
+        complaints: Complaints,
+        on_error: Callable[[str, BaseException], None],
     ) -> None:
-        self.dropped = 0
         self.on_empty: Callable[[], None] | None = None
         self._owner = owner
+        self._backend = backend
         self._start = start
+        self._complaints = complaints
         self._on_error = on_error
-        self._calls: deque[tuple[str, Callable[[], Any]]] = deque()
+        self._calls: deque[Call] = deque()
+        self._current: Call | None = None
         self._delivering = False
         self._flushed: anyio.Event | None = None
 
@@ -35,35 +50,30 @@ class Outbox:
     def empty(self) -> bool:
         return not self._delivering
 
-    def put(self, hook: str, call: Callable[[], Any]) -> bool:
+    def put(self, call: Call) -> bool:
         """Have the call made after those before it; `False` if there is no room."""
         if len(self._calls) >= _SIZE:
-            self.dropped += 1
-            if self.dropped == 1:
-                logger.warning(
-                    "%s.%s is too slow: %d events wait for it, and it misses the next ones",
-                    self._owner,
-                    hook,
-                    _SIZE,
-                )
+            self._complaints.overflowed(self._owner, call.hook, _SIZE)
             return False
-        self._calls.append((hook, call))
+        self._calls.append(call)
         if not self._delivering:
             self._delivering = True
             self._start(f"{self._owner} outbox", self._deliver)
         return True
 
     async def _deliver(self) -> None:
-        cancelled = anyio.get_cancelled_exc_class()
         try:
             while self._calls:
-                hook, call = self._calls.popleft()
+                call = self._current = self._calls.popleft()
                 try:
-                    await call()
-                except (cancelled, GeneratorExit):
+                    await call.make()
+                except GeneratorExit:
                     raise
                 except BaseException as error:
-                    self._on_error(hook, error)
+                    if self._backend.is_cancelled(error):
+                        raise
+                    self._on_error(call.hook, error)
+                self._current = None
         finally:
             self._delivering = False
             if self._flushed is not None:
@@ -76,3 +86,11 @@ class Outbox:
         while self._delivering:
             self._flushed = anyio.Event()
             await self._flushed.wait()
+
+    def give_up(self) -> list[Call]:
+        """Return the calls that were never made, or not to their end; there will be no others."""
+        left = [*([self._current] if self._current else []), *self._calls]
+        self._current = None
+        self._calls.clear()
+        self._complaints.undelivered(self._owner, len(left))
+        return left

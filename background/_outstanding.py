@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Generator
+from collections.abc import Generator, Iterable
 from contextlib import contextmanager
 from typing import Any
 
 import anyio
+from anyio.lowlevel import checkpoint
 
 from ._handle import TaskHandle
 from ._states import TaskKind
@@ -19,7 +19,8 @@ class Outstanding:
     def __init__(self) -> None:
         self.handles: dict[str, TaskHandle[Any]] = {}
         self._counts = dict.fromkeys(TaskKind, 0)
-        self._exempt: Counter[TaskHandle[Any]] = Counter()
+        self._exempt: dict[TaskHandle[Any], int] = {}
+        self._stuck: set[TaskHandle[Any]] = set()
         self._waiters: dict[anyio.Event, TaskKind | None] = {}
 
     def add(self, handle: TaskHandle[Any]) -> None:
@@ -28,17 +29,20 @@ class Outstanding:
 
     def remove(self, handle: TaskHandle[Any]) -> None:
         del self.handles[handle.id]
+        self._stuck.discard(handle)
         self._counts[handle.kind] -= 1
 
     def count(self, kind: TaskKind | None = None) -> int:
         return len(self.handles) if kind is None else self._counts[kind]
 
     def left(self, kind: TaskKind | None = None) -> list[TaskHandle[Any]]:
-        """Return those to wait for: all but the exempt ones."""
+        """Return those to wait for: neither exempt nor stuck."""
         return [
             handle
             for handle in self.handles.values()
-            if (kind is None or handle.kind is kind) and handle not in self._exempt
+            if (kind is None or handle.kind is kind)
+            and handle not in self._exempt
+            and handle not in self._stuck
         ]
 
     @contextmanager
@@ -47,21 +51,25 @@ class Outstanding:
         if handle is None or self.handles.get(handle.id) is not handle:
             yield
             return
-        self._exempt[handle] += 1
+        self._exempt[handle] = self._exempt.get(handle, 0) + 1
         self.changed()
         try:
             yield
         finally:
-            self._exempt[handle] -= 1
-            if not self._exempt[handle]:
-                del self._exempt[handle]
+            if handle in self._exempt:
+                self._exempt[handle] -= 1
+                if not self._exempt[handle]:
+                    del self._exempt[handle]
 
-    def give_up(self, handle: TaskHandle[Any]) -> None:
-        """Let nobody wait for this task any more."""
-        self._exempt[handle] += 1
+    def end_exemptions(self, stuck: Iterable[TaskHandle[Any]]) -> None:
+        """Wait for every task again, but not for those that are stuck."""
+        self._exempt.clear()
+        self._stuck.update(stuck)
+        self.changed()
 
     def _is_idle(self, kind: TaskKind | None) -> bool:
-        return self.count(kind) <= len(self._exempt) and not self.left(kind)
+        not_waited_for = len(self._exempt) + len(self._stuck)
+        return self.count(kind) <= not_waited_for and not self.left(kind)
 
     def changed(self) -> None:
         """Wake those for whom nothing is left to wait for."""
@@ -78,3 +86,4 @@ class Outstanding:
                 await event.wait()
             finally:
                 del self._waiters[event]
+            await checkpoint()  # others were woken by the same end, and may submit tasks

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable
 from concurrent.futures import Future
-from contextvars import Context, copy_context
+from contextvars import copy_context
+from functools import partial
 from threading import Lock, get_ident
 from typing import Any, TypeVar
 
 from ._backend import Backend
-from ._errors import ManagerClosed
+from ._errors import ManagerClosed, ManagerMisuse
 
 R = TypeVar("R")
 
@@ -30,6 +30,14 @@ class Portal:
         """Whether the caller is in the event loop's own thread."""
         return get_ident() == self._thread
 
+    def require_here(self, method: str) -> None:
+        """Raise `ManagerMisuse` unless the caller is in the event loop's own thread."""
+        if not self.is_here:
+            raise ManagerMisuse(
+                f"{method}() must be awaited in the event loop that entered the manager; from "
+                "other threads use run_task(), cancel() and request_shutdown()"
+            )
+
     def call(self, fn: Callable[[], R]) -> R:
         """Call `fn` in the event loop, with the caller's context variables.
 
@@ -39,12 +47,13 @@ class Portal:
             return fn()
         future: Future[R] = Future()
         context = copy_context()
+        answer = partial(self._answer, future, fn)
         with self._lock:
             if self._closed:
                 raise ManagerClosed("the manager has closed")
             self._pending.add(future)
         try:
-            self._backend.call_soon(lambda: self._answer(future, context, fn))
+            self._backend.call_soon(answer, context)
             return future.result()
         except RuntimeError as error:
             if future.done():
@@ -54,12 +63,11 @@ class Portal:
             with self._lock:
                 self._pending.discard(future)
 
-    def _answer(self, future: Future[R], context: Context, fn: Callable[[], R]) -> None:
+    def _answer(self, future: Future[R], fn: Callable[[], R]) -> None:
         if future.done():
             return
-        _forget_async_library(context)
         try:
-            future.set_result(context.run(fn))
+            future.set_result(fn())
         except BaseException as error:
             future.set_exception(error)
 
@@ -70,10 +78,3 @@ class Portal:
             pending, self._pending = self._pending, set()
         for future in pending:
             future.set_exception(ManagerClosed("the manager has closed"))
-
-
-def _forget_async_library(context: Context) -> None:
-    # Where the caller's thread has an event loop of another kind, its context says so.
-    sniffio: Any = sys.modules.get("sniffio")
-    if sniffio is not None:
-        context.run(sniffio.current_async_library_cvar.set, None)

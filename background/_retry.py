@@ -12,6 +12,7 @@ from inspect import isawaitable
 from typing import Any
 
 import anyio
+from anyio.lowlevel import checkpoint
 from tenacity import (
     AsyncRetrying,
     RetryAction,
@@ -117,7 +118,7 @@ class Attempts:
             self._accepted = True
             return None
         await _call(policy.after, state)
-        state.upcoming_sleep = float(await _call(policy.wait, state))
+        state.upcoming_sleep = max(0.0, float(await _call(policy.wait, state)))
         if await _call(policy.stop, state):
             return None
         state.next_action = RetryAction(state.upcoming_sleep)
@@ -132,6 +133,7 @@ class Attempts:
             await anyio.sleep(delay)
         else:
             await _call(self._policy.sleep, delay)
+            await checkpoint()  # it may not have waited at all
 
     async def conclude(self) -> Any:
         """Return or raise what the last attempt comes to.

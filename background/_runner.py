@@ -15,7 +15,7 @@ from tenacity import AsyncRetrying
 
 from . import _clock
 from ._backend import Backend
-from ._dispatch import Around, tell
+from ._dispatch import Around
 from ._errors import TaskCancelled, TaskExpired
 from ._events import TaskRetrying, TaskStarted
 from ._handle import TaskHandle
@@ -25,6 +25,10 @@ from ._task import is_async
 
 #: The task that the running code belongs to.
 current_handle: ContextVar[TaskHandle[Any] | None] = ContextVar("background_task", default=None)
+
+
+#: The reason of a cancellation that nobody asked the manager for.
+FROM_OUTSIDE = "cancelled from outside the manager"
 
 
 @dataclass(slots=True)
@@ -63,8 +67,10 @@ class Runner:
             handle.iteration += 1
         around: Around | None = None
         if hooks.on_task_started or hooks.around:
-            event = TaskStarted(**identity(handle), queued_for=max(0.0, started - handle._due))
-            tell(hooks.on_task_started, event)
+            queued_for = max(0.0, started - handle._due)
+            event = TaskStarted(**identity(handle), fn=handle.task.fn, queued_for=queued_for)
+            if hooks.on_task_started:
+                hooks.tell(hooks.on_task_started, event)
             around = Around(hooks.around, event)
         outcome = await self._outcome(handle, handle._scope)
         handle._scope = handle._started = None
@@ -74,6 +80,7 @@ class Runner:
 
     async def _outcome(self, handle: TaskHandle[Any], scope: anyio.CancelScope) -> Outcome:
         started = self._backend.now()
+        me = self._backend.current_task()
         value: Any = None
         error: BaseException | None = None
         status = TaskStatus.SUCCEEDED
@@ -83,10 +90,10 @@ class Runner:
                 value = await self._attempts(handle, scope)
                 status = TaskStatus.SUCCEEDED
         except self._backend.cancelled:
-            handle._reason = handle._reason or "cancelled from outside the manager"
-        except GeneratorExit:
-            raise
+            handle._reason = handle._reason or FROM_OUTSIDE
         except BaseException as raised:
+            if isinstance(raised, GeneratorExit) and self._backend.current_task() is not me:
+                raise  # the coroutine is thrown away with its event loop
             status, error = TaskStatus.FAILED, raised
         if status is TaskStatus.CANCELLED:
             if scope.cancelled_caught and not handle._cancelled:
@@ -149,10 +156,11 @@ class Runner:
         """Wait for the next attempt; `False` if the loops stopped meanwhile."""
         if handle.kind is TaskKind.LOOP and self.loops_stopped:
             return False
-        hooks = handle._hooks.on_task_retrying
-        if hooks:
-            tell(hooks, TaskRetrying(**identity(handle), error=error, delay=delay))
         handle.status = TaskStatus.RETRYING
+        hooks = handle._hooks
+        if hooks.on_task_retrying:
+            event = TaskRetrying(**identity(handle), error=error, delay=delay)
+            hooks.tell(hooks.on_task_retrying, event)
         with anyio.CancelScope() as handle._pause:
             await attempts.pause(delay)
         handle._pause = None
@@ -174,14 +182,16 @@ class Runner:
         if is_async(task.fn):
             return await task.fn(*task.args, **task.kwargs)
 
-        def work() -> tuple[Any]:  # a tuple, as trio refuses threads that return a coroutine
+        def call_in_thread() -> tuple[
+            Any
+        ]:  # a tuple, as trio refuses threads that return a coroutine
             handle._thread = get_ident()
             try:
                 return (task.fn(*task.args, **task.kwargs),)
             finally:
                 handle._thread = None
 
-        (value,) = await anyio.to_thread.run_sync(work, limiter=self.limiter)
+        (value,) = await anyio.to_thread.run_sync(call_in_thread, limiter=self.limiter)
         # The thread could not be interrupted: a cancellation or a deadline since then counts now.
         await checkpoint_if_cancelled()
         return await value if isawaitable(value) else value

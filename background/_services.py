@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Coroutine
 from contextvars import Context
+from functools import partial
 from typing import Any
 
 import anyio
@@ -18,14 +19,27 @@ class Services:
         self._backend = backend
         self._context = context
         self._scopes: set[anyio.CancelScope] = set()
-        self._ended = anyio.Event()
+        self._all_ended = anyio.Event()
         self._stopping = False
 
-    def start(self, name: str, fn: Callable[[], Coroutine[Any, Any, None]]) -> None:
-        """Run `fn`, which must not raise, until it returns or `stop()` cancels it."""
+    def start(
+        self,
+        name: str,
+        fn: Callable[[], Coroutine[Any, Any, None]],
+        on_lost: Callable[[], None] | None = None,
+    ) -> None:
+        """Run `fn`, which must not raise, until it returns or `stop()` cancels it.
+
+        `on_lost` is called if the event loop cancelled it before its first step.
+        """
         scope = anyio.CancelScope()
         self._scopes.add(scope)
-        self._backend.spawn(self._serve(scope, fn), name=name, context=self._context.copy())
+        self._backend.spawn(
+            self._serve(scope, fn),
+            name=name,
+            context=self._context.copy(),
+            on_lost=partial(self._lost, scope, on_lost),
+        )
 
     async def _serve(
         self, scope: anyio.CancelScope, fn: Callable[[], Coroutine[Any, Any, None]]
@@ -36,9 +50,17 @@ class Services:
         except self._backend.cancelled:
             pass  # the event loop is shutting down; nothing is awaited after this
         finally:
-            self._scopes.discard(scope)
-            if self._stopping and not self._scopes:
-                self._ended.set()
+            self._ended(scope)
+
+    def _lost(self, scope: anyio.CancelScope, on_lost: Callable[[], None] | None) -> None:
+        self._ended(scope)
+        if on_lost is not None:
+            on_lost()
+
+    def _ended(self, scope: anyio.CancelScope) -> None:
+        self._scopes.discard(scope)
+        if self._stopping and not self._scopes:
+            self._all_ended.set()
 
     async def stop(self, timeout: float) -> None:
         """Cancel every service and wait for their ends, for at most `timeout` seconds."""
@@ -47,4 +69,4 @@ class Services:
             scope.cancel()
         if self._scopes:
             with anyio.move_on_after(timeout):
-                await self._ended.wait()
+                await self._all_ended.wait()

@@ -10,7 +10,7 @@ from tenacity import AsyncRetrying
 from tenacity.wait import wait_base
 
 from . import _checks
-from ._observe import Observer, overrides
+from ._observe import Observer, check_observers, overrides
 
 _UNCATCHABLE = {getattr(signal, name, None) for name in ("SIGKILL", "SIGSTOP")}
 
@@ -48,12 +48,7 @@ class Settings:
 
 
 def _check_observers(observers: tuple[Observer, ...]) -> None:
-    _checks.instances("observers", observers, Observer)
+    check_observers(observers, ValueError)
     for observer in observers:
-        name = type(observer).__name__
-        if iscoroutinefunction(observer.around_task):
-            raise ValueError(
-                f"observers: {name}.around_task must be a def that returns a context manager"
-            )
         if overrides(observer, "watch") and not iscoroutinefunction(observer.watch):
-            raise ValueError(f"observers: {name}.watch must be an async def")
+            raise ValueError(f"observers: {type(observer).__name__}.watch must be an async def")

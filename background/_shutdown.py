@@ -11,10 +11,10 @@ import anyio
 
 from . import _clock
 from ._backend import Backend
-from ._dispatch import Listeners, tell
 from ._engine import Engine
 from ._events import ManagerClosedEvent, ManagerClosingEvent
 from ._handle import TaskHandle
+from ._listeners import Listeners
 from ._report import CloseReport
 from ._services import Services
 from ._states import ManagerState, TaskKind, TaskStatus
@@ -35,21 +35,22 @@ class Shutdown:
         cancel_body: Callable[[], None],
     ) -> None:
         self.state = ManagerState.RUNNING
-        self.requested = anyio.Event()
+        self.shutdown_requested = anyio.Event()
         self.report: CloseReport | None = None
         self.engine: Engine  # set by the manager, as each needs the other
         self._name = name
         self._backend = backend
         self._services = services
         self._listeners = listeners
-        self._grace = inf if grace is None else grace
+        self._grace = grace
         self._cancel_timeout = cancel_timeout
         self._cancel_body = cancel_body
         self._owns_process = False
         self._closed = anyio.Event()
         self._ended: list[TaskHandle[Any]] = []
-        self._requested_at: float | None = None
+        self._requested = False
         self._deadline = inf
+        self._grace_ends = inf
         self._patience: anyio.CancelScope | None = None
 
     def request(self, *, owns_process: bool = False) -> None:
@@ -59,66 +60,68 @@ class Shutdown:
         too if it does not leave by itself.
         """
         self._owns_process |= owns_process
-        if self._requested_at is not None:
+        if self._requested:
             self.force("a second shutdown request")
             return
-        self._requested_at = self._backend.now()
-        self.requested.set()
+        self._requested = True
+        self.shutdown_requested.set()
         if self.state is ManagerState.RUNNING:
             self.state = ManagerState.STOPPING
             self.engine.stop_loops()
-        self.tighten(self._requested_at + self._grace)
-        if self._grace < inf:
+        if self._grace is not None:
+            self._grace_ends = self._backend.now() + self._grace
+            self._set_patience()
             self._services.start("background grace", self._force_after_grace)
 
     async def _force_after_grace(self) -> None:
+        assert self._grace is not None
         await anyio.sleep(self._grace)
         if self.state is ManagerState.STOPPING:  # else closing has the same deadline
             self.force("the grace time ran out")
 
-    def tighten(self, deadline: float) -> None:
-        """Cancel what is left at `deadline`, unless an earlier one is set."""
-        self._deadline = min(self._deadline, deadline)
-        if self._patience is not None:
-            self._patience.deadline = self._deadline
-
     def close(self, timeout: float | EllipsisType | None) -> None:
         """Start closing, as `Manager.close()` describes."""
         if timeout is None:
-            self._waive_grace()
+            self._grace, self._grace_ends = None, inf
         elif timeout is not ...:
-            self.tighten(self._backend.now() + timeout)
+            self._deadline = min(self._deadline, self._backend.now() + timeout)
+        self._set_patience()
         self.begin("close() was called")
-
-    def _waive_grace(self) -> None:
-        """Set no deadline but those still to come, whatever signal came or comes."""
-        self._grace = self._deadline = inf
-        if self._patience is not None:
-            self._patience.deadline = inf
 
     def force(self, reason: str) -> None:
         """Close now: cancel what is left at once."""
+        self._deadline = self._backend.now()
+        self._set_patience()
         self.begin(reason)
-        self.tighten(self._backend.now())
+        self._cancel_left()
         if self._owns_process:
             self._cancel_body()
+
+    def _set_patience(self) -> None:
+        if self._patience is not None:
+            self._patience.deadline = min(self._deadline, self._grace_ends)
+
+    def _cancel_left(self) -> None:
+        for handle in self.engine.outstanding.left():
+            self.engine.cancel_handle(handle, "shutdown")
 
     def begin(self, reason: str) -> None:
         """Start closing, unless it has started."""
         if self.state not in (ManagerState.RUNNING, ManagerState.STOPPING):
             return
         self.state = ManagerState.CLOSING
-        self.requested.set()
+        self.shutdown_requested.set()
         outstanding = self.engine.outstanding.count()
-        if self._listeners.hooks.on_manager_closing:
+        hooks = self._listeners.hooks
+        if hooks.on_manager_closing:
             event = ManagerClosingEvent(
                 name=self._name, time=_clock.wall(), reason=reason, outstanding=outstanding
             )
-            tell(self._listeners.hooks.on_manager_closing, event)
+            hooks.tell(hooks.on_manager_closing, event)
         self.engine.admission.close()
         self.engine.stop_loops()
         self.engine.cancel_delayed("shutdown")
-        self._services.start("background closing", self._close)
+        self._services.start("background closing", self._close, on_lost=self._lost)
 
     def ended(self, handle: TaskHandle[Any]) -> None:
         """Take note of a task's end, for the report."""
@@ -135,34 +138,37 @@ class Shutdown:
         began = self._backend.now()
         try:
             await self.drain()
-            report = self._make_report()
-            if self._listeners.hooks.on_manager_closed:
-                event = ManagerClosedEvent(
-                    name=self._name,
-                    time=_clock.wall(),
-                    duration=self._backend.now() - began,
-                    report=report,
-                )
-                tell(self._listeners.hooks.on_manager_closed, event)
+            self.report = self._make_report()
+            self._tell_closed(self.report, self._backend.now() - began)
             await self._listeners.flush(self._cancel_timeout)
-            self.report = report
         finally:
             # An event loop that shuts down cancels this service too; nobody may wait in vain.
-            self._listeners.summarise()
-            self.report = self.report or self._make_report()
-            for handle in self.report.stuck:
-                self.engine.outstanding.give_up(handle)
-            self.state = ManagerState.CLOSED
-            self._closed.set()
+            self._closed_with(self.report or self._make_report())
+
+    def _closed_with(self, report: CloseReport) -> None:
+        self.report = report
+        self.state = ManagerState.CLOSED
+        self.engine.outstanding.end_exemptions(report.stuck)
+        self._closed.set()
+
+    def _lost(self) -> None:
+        self._closed_with(self._make_report())
+
+    def _tell_closed(self, report: CloseReport, duration: float) -> None:
+        hooks = self._listeners.hooks
+        if hooks.on_manager_closed:
+            event = ManagerClosedEvent(
+                name=self._name, time=_clock.wall(), duration=duration, report=report
+            )
+            hooks.tell(hooks.on_manager_closed, event)
 
     async def drain(self) -> None:
         """Wait for what is left, cancel it at the deadline, and give it time to clean up."""
         outstanding = self.engine.outstanding
-        with anyio.CancelScope(deadline=self._deadline) as self._patience:
+        with anyio.CancelScope(deadline=min(self._deadline, self._grace_ends)) as self._patience:
             await outstanding.idle()
         self._patience = None
-        for handle in outstanding.left():
-            self.engine.cancel_handle(handle, "shutdown")
+        self._cancel_left()
         with anyio.move_on_after(self._cancel_timeout):
             await outstanding.idle()
 

@@ -6,6 +6,8 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Collection
+from contextvars import copy_context
+from functools import partial
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
@@ -32,6 +34,7 @@ class SignalHandlers:
         self._call_soon = call_soon
         self._previous: dict[int, Handler] = {}
         self._handler = self._handle  # one object, to be recognised
+        self._context = copy_context()
         self._active = False
         self._deferred: signal.Signals | None = None
 
@@ -68,7 +71,8 @@ class SignalHandlers:
         if self._active:
             if ends_process:
                 self._deferred = signal.Signals(number)
-            self._call_soon(lambda: self._manager._on_signal(owns_process=ends_process))
+            ask = partial(self._manager._on_signal, owns_process=ends_process)
+            self._call_soon(ask, self._context.copy())
         if callable(previous) and not (self._active and ends_process):
             previous(number, frame)
         elif ends_process and not self._active:

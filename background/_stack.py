@@ -2,42 +2,57 @@
 
 from __future__ import annotations
 
+import gc
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from traceback import FrameSummary, StackSummary
-from types import FrameType
+from types import AsyncGeneratorType, CoroutineType, FrameType, GeneratorType
 from typing import Any
+
+_SUSPENDABLE = (CoroutineType, GeneratorType, AsyncGeneratorType)
+_WRAPPERS = {"coroutine_wrapper", "async_generator_asend", "async_generator_athrow"}
 
 
 def of_coroutine(coroutine: Any) -> list[FrameSummary]:
     """Return the frames of a suspended or running coroutine, outermost first."""
-    return _summarise(_awaited(coroutine))
+    return _summarise(list(_awaited(coroutine)))
 
 
-def of_thread(ident: int) -> list[FrameSummary]:
-    """Return the frames of a thread below this library's own, outermost first."""
+def of_thread(ident: int, entry: str) -> list[FrameSummary]:
+    """Return the frames of a thread below this library's function `entry`, outermost first."""
     frames: list[FrameType] = []
     frame = sys._current_frames().get(ident)  # pyright: ignore[reportPrivateUsage]
-    while frame is not None and not _is_ours(frame):
+    while frame is not None:
         frames.append(frame)
+        if _is_ours(frame) and frame.f_code.co_name == entry:
+            return _summarise(reversed(frames))
         frame = frame.f_back
-    return _summarise(reversed(frames))
+    return []  # the function has returned meanwhile
 
 
-def _awaited(coroutine: Any) -> Iterator[FrameType]:
-    while coroutine is not None:
-        for kind in ("cr", "gi", "ag"):
-            frame: FrameType | None = getattr(coroutine, f"{kind}_frame", None)
-            if frame is not None:
-                yield frame
-                if getattr(coroutine, f"{kind}_running", False):
-                    yield from _callees(frame)
-                    return
-                break
-        else:
+def _awaited(suspended: Any) -> Iterator[FrameType]:
+    while (suspended := _unwrapped(suspended)) is not None:
+        kind = {CoroutineType: "cr", GeneratorType: "gi"}.get(type(suspended), "ag")
+        frame: FrameType | None = getattr(suspended, f"{kind}_frame")
+        if frame is None:
             return
-        awaited = "gi_yieldfrom" if kind == "gi" else f"{kind}_await"
-        coroutine = getattr(coroutine, awaited, None)
+        yield frame
+        if getattr(suspended, f"{kind}_running"):
+            yield from _callees(frame)
+            if kind != "ag":  # which counts as running also while it awaits
+                return
+        suspended = getattr(suspended, "gi_yieldfrom" if kind == "gi" else f"{kind}_await")
+
+
+def _unwrapped(awaited: Any) -> Any:
+    if isinstance(awaited, _SUSPENDABLE):
+        return awaited
+    if type(awaited).__name__ in _WRAPPERS:
+        # These do not tell what they wrap to anybody but the garbage collector.
+        return next(
+            (each for each in gc.get_referents(awaited) if isinstance(each, _SUSPENDABLE)), None
+        )
+    return None
 
 
 def _callees(caller: FrameType) -> Iterator[FrameType]:
@@ -54,6 +69,6 @@ def _is_ours(frame: FrameType) -> bool:
     return frame.f_globals.get("__package__") == __package__
 
 
-def _summarise(frames: Iterator[FrameType]) -> list[FrameSummary]:
+def _summarise(frames: Iterable[FrameType]) -> list[FrameSummary]:
     theirs = ((frame, frame.f_lineno) for frame in frames if not _is_ours(frame))
     return list(StackSummary.extract(theirs))

@@ -17,7 +17,7 @@ from typing import Any, Generic, TypedDict, TypeVar, Unpack
 
 from . import _checks
 from ._errors import InvalidTask
-from ._observe import Observer, overrides
+from ._observe import Observer, check_observers, overrides
 from ._retry import Retry, make_policy
 from ._schedule import Schedule
 from ._states import TaskKind
@@ -235,7 +235,7 @@ def _check_function(fn: Any) -> None:
 
 
 def _check_observers(observers: tuple[Observer, ...]) -> None:
-    _checks.instances("observers", observers, Observer, error=InvalidTask)
+    check_observers(observers, InvalidTask)
     for observer in observers:
         if overrides(observer, "watch"):
             raise InvalidTask(

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import logging
+from functools import partial
 from typing import Any
 
-from ._dispatch import tell
 from ._events import (
     TaskAdded,
     TaskCancelledEvent,
@@ -22,54 +22,64 @@ logger = logging.getLogger("background")
 
 
 def added(handle: TaskHandle[Any]) -> None:
-    hooks = handle._hooks.on_task_added
-    if hooks:
-        tell(hooks, TaskAdded(**identity(handle), delay=handle.task.delay))
+    hooks = handle._hooks
+    if hooks.on_task_added:
+        hooks.tell(hooks.on_task_added, TaskAdded(**identity(handle), delay=handle.task.delay))
 
 
 def done(handle: TaskHandle[Any], outcome: Outcome, *, final: bool) -> None:
     """Tell of a run or an iteration that succeeded or failed."""
+    hooks = handle._hooks
     if outcome.status is TaskStatus.FAILED:
         _failed(handle, outcome, final=final)
-        return
-    hooks = handle._hooks.on_task_succeeded
-    if hooks:
-        tell(hooks, TaskSucceeded(**identity(handle), duration=outcome.duration, final=final))
+    elif hooks.on_task_succeeded:
+        event = TaskSucceeded(**identity(handle), duration=outcome.duration, final=final)
+        hooks.tell(hooks.on_task_succeeded, event)
 
 
 def _failed(handle: TaskHandle[Any], outcome: Outcome, *, final: bool) -> None:
-    assert outcome.error is not None
-    handle.error = outcome.error
-    hooks = handle._hooks.on_task_failed
-    told = bool(hooks) and tell(
-        hooks,
-        TaskFailed(**identity(handle), error=outcome.error, duration=outcome.duration, final=final),
-    )
+    error = outcome.error
+    assert error is not None
+    hooks = handle._hooks
     awaited = final and handle._waiters > 0
+    if hooks.on_task_failed:
+        event = TaskFailed(**identity(handle), error=error, duration=outcome.duration, final=final)
+        hooks.tell(hooks.on_task_failed, event, partial(_log_unless, event, awaited))
+    elif not awaited:
+        log_failure(handle.name, handle.id, error)
+
+
+def _log_unless(event: TaskFailed, awaited: bool, told: bool) -> None:
     if not told and not awaited:
-        logger.error("task %r (%s) failed", handle.name, handle.id, exc_info=outcome.error)
+        log_failure(event.name, event.id, event.error)
+
+
+def log_failure(name: str, id: str, error: BaseException) -> None:
+    """Log a failure that nobody else is told of."""
+    logger.error("task %r (%r) failed", name, id, exc_info=error)
 
 
 def ended(handle: TaskHandle[Any], outcome: Outcome | None) -> None:
     """Tell of a task's end; without an outcome, no run or iteration was under way."""
+    hooks = handle._hooks
     duration = outcome.duration if outcome is not None else None
     if handle.status is TaskStatus.CANCELLED:
-        hooks = handle._hooks.on_task_cancelled
-        if hooks:
-            tell(
-                hooks,
-                TaskCancelledEvent(**identity(handle), reason=handle._reason, duration=duration),
-            )
+        if hooks.on_task_cancelled:
+            reason = handle._reason
+            event = TaskCancelledEvent(**identity(handle), reason=reason, duration=duration)
+            hooks.tell(hooks.on_task_cancelled, event)
     elif handle.status is TaskStatus.EXPIRED:
-        hooks = handle._hooks.on_task_expired
-        if hooks:
+        if hooks.on_task_expired:
             lifespan = handle.task.lifespan or 0.0
-            tell(hooks, TaskExpiredEvent(**identity(handle), lifespan=lifespan, duration=duration))
+            expired = TaskExpiredEvent(**identity(handle), lifespan=lifespan, duration=duration)
+            hooks.tell(hooks.on_task_expired, expired)
     elif outcome is not None:
         done(handle, outcome, final=True)
 
 
 def stalled(handle: TaskHandle[Any], elapsed: float) -> None:
-    hooks = handle._hooks.on_task_stalled
-    if hooks:
-        tell(hooks, TaskStalled(**identity(handle), elapsed=elapsed, stack=tuple(handle.stack())))
+    hooks = handle._hooks
+    if hooks.on_task_stalled and handle.status is TaskStatus.RUNNING:
+        stack = tuple(handle.stack())
+        event = TaskStalled(**identity(handle), elapsed=elapsed, stack=stack)
+        hooks.tell(hooks.on_task_stalled, event)

@@ -13,6 +13,7 @@ from ._backend import Backend
 
 
 class TrioBackend(Backend):
+    library = "trio"
     cancelled = trio.Cancelled
 
     def __init__(self) -> None:
@@ -34,14 +35,25 @@ class TrioBackend(Backend):
     def close(self) -> None:
         self._closed.set()
 
-    def spawn(self, coroutine: Coroutine[Any, Any, None], *, name: str, context: Context) -> None:
+    def spawn(
+        self,
+        coroutine: Coroutine[Any, Any, None],
+        *,
+        name: str,
+        context: Context,
+        on_lost: Callable[[], None],
+    ) -> None:
+        # Every task of trio's has its first step, so that none is lost.
         context.run(partial(self._nursery.start_soon, lambda: coroutine, name=name))
 
-    def call_soon(self, fn: Callable[[], object]) -> None:
-        self._token.run_sync_soon(fn)
+    def _call_soon(self, fn: Callable[[], object], context: Context) -> None:
+        self._token.run_sync_soon(context.run, fn)
 
     def now(self) -> float:
         return trio.current_time()
 
     def current_task(self) -> object:
-        return trio.lowlevel.current_task()
+        try:
+            return trio.lowlevel.current_task()
+        except RuntimeError:
+            return None

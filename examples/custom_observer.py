@@ -1,0 +1,93 @@
+"""An observer of your own: counts, alerts, a log context, and a service beside the tasks.
+
+    python examples/custom_observer.py
+
+Override the hooks that matter to you; the others cost nothing.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+
+import anyio
+
+from background import (
+    Manager,
+    ManagerClosedEvent,
+    Observer,
+    Task,
+    TaskFailed,
+    TaskRetrying,
+    TaskStarted,
+    TaskSucceeded,
+)
+
+current: ContextVar[str] = ContextVar("current", default="-")
+
+
+def say(text: str) -> None:
+    """Print with the name of the task that this is called from, however deep."""
+    print(f"[{current.get()}] {text}")
+
+
+class Dashboard(Observer):
+    def __init__(self) -> None:
+        self.counts: Counter[str] = Counter()
+
+    # A `def` hook runs inline, at the moment of the event. It must not block.
+
+    def on_task_retrying(self, event: TaskRetrying) -> None:
+        self.counts["retried"] += 1
+
+    def on_task_succeeded(self, event: TaskSucceeded) -> None:
+        self.counts["succeeded"] += 1
+
+    # An `async def` hook may take its time: its events wait in a buffer, and no task waits for it.
+
+    async def on_task_failed(self, event: TaskFailed) -> None:
+        self.counts["failed"] += 1
+        await anyio.sleep(0.05)  # stands for a call to a pager
+        print(f"ALERT {event.meta['team']}: {event.name} failed: {event.error!r}")
+
+    def on_manager_closed(self, event: ManagerClosedEvent) -> None:
+        print(f"closed after {event.duration:.1f} s: {event.report}")
+
+    @contextmanager
+    def around_task(self, event: TaskStarted) -> Iterator[None]:
+        """Wrap each run; a context variable set here is seen by everything that the task calls."""
+        current.set(event.name)
+        yield
+
+    async def watch(self, manager: Manager) -> None:
+        """Run for as long as the manager does."""
+        while True:
+            await anyio.sleep(0.1)
+            health = manager.health()
+            print(f"gauge: {health.running} running, {health.retrying} retrying")
+
+
+async def resize(image: str) -> None:
+    say(f"resizing {image}")
+    await anyio.sleep(0.25)
+
+
+async def upload(image: str) -> None:
+    say(f"uploading {image}")
+    raise ConnectionError("no route to host")
+
+
+async def main() -> None:
+    dashboard = Dashboard()
+    async with Manager(observers=[dashboard]) as manager:
+        manager.run_task(Task(resize, args=("cat.png",), name="resize cat"))
+        manager.run_task(
+            Task(upload, args=("cat.png",), name="upload cat", retry=2, meta={"team": "storage"})
+        )
+    print(dict(dashboard.counts))
+
+
+if __name__ == "__main__":
+    anyio.run(main)

@@ -1,0 +1,72 @@
+"""OpenTelemetry: a span for each run, with its retries, and metrics, here on the console.
+
+    pip install "anyio-background[examples]"
+    python examples/otel.py
+
+The library needs the OpenTelemetry API alone. Which SDK and which exporters there are is the
+application's choice; without any the observer does nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import anyio
+from opentelemetry import metrics, trace
+from opentelemetry.sdk.metrics import MeterProvider
+from opentelemetry.sdk.metrics.export import ConsoleMetricExporter, PeriodicExportingMetricReader
+from opentelemetry.sdk.resources import Resource
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.export import BatchSpanProcessor, ConsoleSpanExporter
+
+from background import Manager, task
+from background.observers.otel import OpenTelemetryObserver
+
+tracer = trace.get_tracer(__name__)
+
+
+@contextmanager
+def telemetry() -> Iterator[None]:
+    """Set up tracing and metrics, and let nothing be lost at the end."""
+    resource = Resource.create({"service.name": "shop"})
+    spans = TracerProvider(resource=resource)
+    spans.add_span_processor(BatchSpanProcessor(ConsoleSpanExporter()))
+    trace.set_tracer_provider(spans)
+    reader = PeriodicExportingMetricReader(ConsoleMetricExporter())
+    meters = MeterProvider(resource=resource, metric_readers=[reader])
+    metrics.set_meter_provider(meters)
+    try:
+        yield
+    finally:
+        spans.shutdown()
+        meters.shutdown()
+
+
+refusals = ["the first attempt is refused"]
+
+
+@task(retry=3)
+async def charge(order: int) -> None:
+    if refusals:
+        raise ConnectionError(refusals.pop())
+    # A span of the task's own lies inside the one that the observer made.
+    with tracer.start_as_current_span("payment provider"):
+        await anyio.sleep(0.05)
+
+
+def make_invoice(order: int) -> None:
+    raise ValueError(f"order {order} has no address")
+
+
+async def main() -> None:
+    async with Manager(observers=[OpenTelemetryObserver()]) as manager:
+        # As in a request: the tasks' spans belong to the trace of whoever submitted them.
+        with tracer.start_as_current_span("POST /orders"):
+            manager.run(charge, 1)
+            manager.run(make_invoice, 1)
+
+
+if __name__ == "__main__":
+    with telemetry():
+        anyio.run(main)

@@ -1,0 +1,128 @@
+"""What has to hold: `nox` checks everything, `nox -s NAME` one session, `nox -l` lists them.
+
+A Python that the machine does not have is skipped, except where the variable `CI` is set.
+"""
+
+from __future__ import annotations
+
+import re
+import shutil
+import sys
+import tarfile
+import tempfile
+import zipfile
+from pathlib import Path
+
+import nox
+
+nox.needs_version = ">=2025.2.9"
+nox.options.default_venv_backend = "uv|virtualenv"
+
+PROJECT = nox.project.load_toml("pyproject.toml")
+PYTHONS = nox.project.python_versions(PROJECT)
+
+
+def group(name: str) -> list[str]:
+    return list(nox.project.dependency_groups(PROJECT, name))
+
+
+@nox.session
+def lint(session: nox.Session) -> None:
+    """Style and formatting; `nox -s lint -- --fix` mends what can be mended."""
+    session.install(*group("lint"))
+    if "--fix" in session.posargs:
+        session.run("ruff", "check", "--fix", ".")
+        session.run("ruff", "format", ".")
+    else:
+        session.run("ruff", "check", ".")
+        session.run("ruff", "format", "--check", ".")
+
+
+@nox.session
+def types(session: nox.Session) -> None:
+    """The package and its use in tests/typing, by mypy and pyright at their strictest."""
+    session.install("-e", ".[test]", *group("types"))
+    session.run("mypy", "-p", "background")
+    session.run("mypy", "tests/typing")
+    session.run("pyright")
+
+
+@nox.session(python=PYTHONS)
+def tests(session: nox.Session) -> None:
+    """The tests; what follows `--` goes to pytest."""
+    session.install("-e", ".[test]", *group("coverage"))
+    data = {"COVERAGE_FILE": f".coverage.{session.python}"}
+    session.run("coverage", "run", "-m", "pytest", *session.posargs, env=data)
+    # Windows lacks the signals that some lines are there for.
+    if not session.posargs and sys.platform != "win32":
+        session.notify("coverage")
+
+
+@nox.session(default=False)
+def coverage(session: nox.Session) -> None:
+    """Every line and branch was run by the tests; follows the session `tests` by itself."""
+    session.install(*group("coverage"))
+    session.run("coverage", "combine")
+    session.run("coverage", "report")
+
+
+@nox.session(python=PYTHONS[0])
+def lowest(session: nox.Session) -> None:
+    """The tests with the lowest versions of what the package and its extras need."""
+    project = PROJECT["project"]
+    extras = project["optional-dependencies"]
+    needed = [*project["dependencies"], *extras["trio"], *extras["testing"], *extras["examples"]]
+    pins = [re.sub(r">=([\w.]+)(,<\w+)?", r"==\1", each) for each in needed]
+    session.install("-e", ".[test]", *pins)
+    session.run("pytest", *session.posargs)
+
+
+@nox.session
+def wheel(session: nox.Session) -> None:
+    """What gets released: the wheel, tested by what else is in the source distribution."""
+    session.install("build")
+    with tempfile.TemporaryDirectory() as folder:
+        session.run("python", "-m", "build", "--outdir", folder)
+        (sdist,) = Path(folder).glob("*.tar.gz")
+        (wheel,) = Path(folder).glob("*.whl")
+        source = unpack(sdist)
+        check_contents(session, source, wheel)
+        # From here on nothing but the wheel can be imported.
+        shutil.rmtree(source / "background")
+        shutil.rmtree(source / "observers")
+        session.install(f"{wheel}[test]")
+        with session.chdir(source):
+            session.run("pytest", *session.posargs)
+
+
+def unpack(sdist: Path) -> Path:
+    with tarfile.open(sdist) as archive:
+        archive.extractall(sdist.parent, filter="data")
+    return sdist.parent / sdist.name.removesuffix(".tar.gz")
+
+
+def check_contents(session: nox.Session, source: Path, wheel: Path) -> None:
+    expected = package_files()
+    with zipfile.ZipFile(wheel) as archive:
+        found = {name for name in archive.namelist() if ".dist-info/" not in name}
+    if found != expected:
+        session.error(f"{wheel.name} differs from the package in: {sorted(found ^ expected)}")
+    if missing := sorted(name for name in expected if not (source / name).is_file()):
+        session.error(f"{source.name} lacks {missing}")
+
+
+def package_files() -> set[str]:
+    """Return the names that the package's files have in a wheel."""
+    return {
+        f"{target}/{path.relative_to(folder).as_posix()}"
+        for folder, target in (("background", "background"), ("observers", "background/observers"))
+        for path in Path(folder).rglob("*")
+        if path.is_file() and "__pycache__" not in path.parts
+    }
+
+
+@nox.session
+def examples(session: nox.Session) -> None:
+    """The examples and the README's snippets, with no more installed than they say they need."""
+    session.install("-e", ".[examples,testing,trio]", "httpx")  # the client of their servers
+    session.run("pytest", "--noconftest", "tests/test_examples.py", "tests/test_readme.py")

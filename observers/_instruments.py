@@ -1,0 +1,37 @@
+"""The metrics of the OpenTelemetry observer."""
+
+from __future__ import annotations
+
+from opentelemetry.metrics import Histogram, Meter
+
+# The semantic conventions recommend 5 ms to 10 s for durations; tasks may well take longer.
+_SECONDS = (
+    *(0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0),
+    *(30.0, 60.0, 120.0, 300.0, 600.0, 1800.0, 3600.0),
+)
+
+
+class Instruments:
+    """One meter's instruments; runs are those of one-offs and the iterations of loops."""
+
+    def __init__(self, meter: Meter) -> None:
+        self.added = meter.create_counter(
+            "background.task.added", "{task}", "Number of tasks that were submitted."
+        )
+        self.finished = meter.create_counter(
+            "background.task.finished", "{task}", "Number of tasks that ended."
+        )
+        self.retries = meter.create_counter(
+            "background.task.retries", "{retry}", "Number of attempts that followed a failed one."
+        )
+        self.active = meter.create_up_down_counter(
+            "background.task.active", "{task}", "Number of runs that are under way."
+        )
+        self.duration = _histogram(meter, "duration", "How long runs took, retries included.")
+        self.queue_time = _histogram(meter, "queue_time", "How long runs waited once due.")
+
+
+def _histogram(meter: Meter, name: str, description: str) -> Histogram:
+    return meter.create_histogram(
+        f"background.task.{name}", "s", description, explicit_bucket_boundaries_advisory=_SECONDS
+    )

@@ -1,0 +1,62 @@
+"""How important each event is to a log."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from typing import TypedDict
+
+Level = int | str
+
+
+class Levels(TypedDict, total=False):
+    """The level of each event, as a number or a name."""
+
+    added: Level
+    started: Level
+    retrying: Level
+    succeeded: Level
+    failed: Level
+    cancelled: Level
+    stopped: Level
+    expired: Level
+    stalled: Level
+    closing: Level
+    closed: Level
+    stuck: Level
+
+
+_DEFAULTS: Mapping[str, Level] = {
+    "added": logging.DEBUG,
+    "started": logging.DEBUG,
+    "retrying": logging.WARNING,
+    "succeeded": logging.INFO,
+    "failed": logging.ERROR,
+    "cancelled": logging.WARNING,
+    "stopped": logging.INFO,
+    "expired": logging.WARNING,
+    "stalled": logging.WARNING,
+    "closing": logging.INFO,
+    "closed": logging.INFO,
+    "stuck": logging.WARNING,
+}
+
+
+def numbers(chosen: Mapping[str, object]) -> dict[str, int]:
+    """Return the level of each event as a number, the default unless one was chosen.
+
+    Raises `TypeError` for an event that does not exist, `ValueError` for a level that does not.
+    """
+    unknown = chosen.keys() - _DEFAULTS.keys()
+    if unknown:
+        raise TypeError(
+            f"there is no event {', '.join(sorted(unknown))}, only {', '.join(_DEFAULTS)}"
+        )
+    return {event: _number(event, chosen.get(event, level)) for event, level in _DEFAULTS.items()}
+
+
+def _number(event: str, level: object) -> int:
+    number = logging.getLevelNamesMapping().get(level, 0) if isinstance(level, str) else level
+    if isinstance(number, bool) or not isinstance(number, int) or number < 1:
+        raise ValueError(f"{event} must be a level such as logging.INFO or 'INFO', not {level!r}")
+    return number

@@ -1,0 +1,172 @@
+"""Events as records of the standard library's `logging`."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from typing import Unpack
+
+from .._events import (
+    ManagerClosedEvent,
+    ManagerClosingEvent,
+    TaskAdded,
+    TaskCancelledEvent,
+    TaskEvent,
+    TaskExpiredEvent,
+    TaskFailed,
+    TaskRetrying,
+    TaskStalled,
+    TaskStarted,
+    TaskSucceeded,
+)
+from .._observe import Observer
+from .._states import TaskKind
+from ._levels import Levels, numbers
+from ._text import described, escaped, quoted, stack_lines
+
+_FATES = ("succeeded", "failed", "cancelled", "expired", "not_started", "stuck")
+
+
+class LoggingObserver(Observer):
+    """Logs one record for each event.
+
+    - `logger`: a `logging.Logger` or the name of one (default `"background"`).
+    - `levels`: by event, such as `succeeded=logging.DEBUG` or `succeeded="DEBUG"`. Defaults: DEBUG
+      for `added` and `started`; INFO for `succeeded`, `stopped` (a loop that ended with the
+      others), `closing` and `closed`; WARNING for `retrying`, `cancelled`, `expired`, `stalled`
+      and `stuck` (closed, while tasks still run); ERROR for `failed`, with the traceback.
+
+    A record's `extra` has the fields `task_id`, `task_name`, `task_kind`, `task_meta`, `iteration`
+    and `attempt`, and those of the event, such as `duration` or `reason`; times are in seconds.
+    A manager's events have `manager_name`. Fields hold the values as they are. In the message, what
+    other people wrote (names, ids, errors, reasons, source lines) is escaped as by `repr()`, so
+    that it can't forge a line. Line breaks are only in the stacks of stalled and stuck tasks, which
+    stand below the message, indented; a traceback is printed by the handler's formatter.
+
+        Manager(observers=[LoggingObserver("jobs", started=logging.INFO)])
+
+    Raises `ValueError` for what is not a logger or a level, and `TypeError` for an event that does
+    not exist, naming it.
+    """
+
+    def __init__(
+        self, logger: str | logging.Logger = "background", **levels: Unpack[Levels]
+    ) -> None:
+        self._logger = _logger(logger)
+        self._levels = numbers(levels)
+
+    def on_task_added(self, event: TaskAdded) -> None:
+        if level := self._enabled("added"):
+            fields = {"delay": event.delay}
+            self._log(level, event, fields, "was added, due in %.3f s", event.delay)
+
+    def on_task_started(self, event: TaskStarted) -> None:
+        if level := self._enabled("started"):
+            fields = {"queued_for": event.queued_for}
+            self._log(level, event, fields, "started, %.3f s after it was due", event.queued_for)
+
+    def on_task_retrying(self, event: TaskRetrying) -> None:
+        if level := self._enabled("retrying"):
+            error = "its result was refused" if event.error is None else described(event.error)
+            text = "failed attempt %d and makes another in %.3f s: %s"
+            fields = {"delay": event.delay}
+            self._log(level, event, fields, text, event.attempt, event.delay, error)
+
+    def on_task_succeeded(self, event: TaskSucceeded) -> None:
+        if level := self._enabled("succeeded"):
+            fields = {"duration": event.duration, "final": event.final}
+            self._log(level, event, fields, "succeeded in %.3f s", event.duration)
+
+    def on_task_failed(self, event: TaskFailed) -> None:
+        if level := self._enabled("failed"):
+            text = "failed after %.3f s, in attempt %d: %s"
+            args = (event.duration, event.attempt, described(event.error))
+            fields = {"duration": event.duration, "final": event.final}
+            self._log(level, event, fields, text, *args, exc_info=event.error)
+
+    def on_task_cancelled(self, event: TaskCancelledEvent) -> None:
+        stopped = event.kind is TaskKind.LOOP and event.reason == "stopped"
+        if level := self._enabled("stopped" if stopped else "cancelled"):
+            fate = "was stopped" if stopped else "was cancelled"
+            because = "" if stopped or event.reason is None else f": {escaped(event.reason)}"
+            fields = {"reason": event.reason, "duration": event.duration}
+            self._log(level, event, fields, "%s%s%s", fate, _after(event.duration), because)
+
+    def on_task_expired(self, event: TaskExpiredEvent) -> None:
+        if level := self._enabled("expired"):
+            text = "outlived its lifespan of %g s%s"
+            fields = {"lifespan": event.lifespan, "duration": event.duration}
+            self._log(level, event, fields, text, event.lifespan, _after(event.duration))
+
+    def on_task_stalled(self, event: TaskStalled) -> None:
+        if level := self._enabled("stalled"):
+            text = "has been at attempt %d for %.3f s and stands at\n%s"
+            stack = stack_lines(event.stack)
+            fields = {"elapsed": event.elapsed, "stack": stack}
+            self._log(level, event, fields, text, event.attempt, event.elapsed, stack)
+
+    def on_manager_closing(self, event: ManagerClosingEvent) -> None:
+        if level := self._enabled("closing"):
+            text = "manager %s is closing: %s; outstanding tasks: %d"
+            args = (quoted(event.name), escaped(event.reason), event.outstanding)
+            fields = {"reason": event.reason, "outstanding": event.outstanding}
+            self._logger.log(level, text, *args, extra={"manager_name": event.name, **fields})
+
+    def on_manager_closed(self, event: ManagerClosedEvent) -> None:
+        report = event.report
+        if level := self._enabled("stuck" if report.stuck else "closed"):
+            counts = {fate: len(getattr(report, fate)) for fate in _FATES}
+            texts = (f"{count} {fate}" for fate, count in counts.items() if count)
+            summary = ", ".join(texts).replace("_", " ") or "nothing was left"
+            stuck = "".join(
+                f"\n{_subject(handle.kind, handle.name, handle.id)} stands at\n"
+                f"{stack_lines(report.stacks.get(handle.id, ()))}"
+                for handle in report.stuck
+            )
+            args = (quoted(event.name), event.duration, summary, stuck)
+            extra = {"manager_name": event.name, "duration": event.duration, **counts}
+            self._logger.log(level, "manager %s closed in %.3f s: %s%s", *args, extra=extra)
+
+    def _enabled(self, event: str) -> int:
+        """Return the event's level, or 0 if it is not to be logged."""
+        level = self._levels[event]
+        return level if self._logger.isEnabledFor(level) else 0
+
+    def _log(
+        self,
+        level: int,
+        event: TaskEvent,
+        fields: Mapping[str, object],
+        text: str,
+        *args: object,
+        exc_info: BaseException | None = None,
+    ) -> None:
+        subject = _subject(event.kind, event.name, event.id)
+        if event.iteration:
+            subject += f", iteration {event.iteration},"
+        extra = {
+            "task_id": event.id,
+            "task_name": event.name,
+            "task_kind": event.kind.value,
+            "task_meta": dict(event.meta),
+            "iteration": event.iteration,
+            "attempt": event.attempt,
+            **fields,
+        }
+        self._logger.log(level, f"%s {text}", subject, *args, exc_info=exc_info, extra=extra)
+
+
+def _logger(logger: object) -> logging.Logger:
+    if isinstance(logger, logging.Logger):
+        return logger
+    if not isinstance(logger, str):
+        raise ValueError(f"logger must be a logging.Logger or the name of one, not {logger!r}")
+    return logging.getLogger(logger)
+
+
+def _subject(kind: TaskKind, name: str, id: str) -> str:
+    return f"{'loop' if kind is TaskKind.LOOP else 'task'} {quoted(name)} ({escaped(id)})"
+
+
+def _after(duration: float | None) -> str:
+    return "" if duration is None else f" after {duration:.3f} s"

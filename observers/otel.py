@@ -1,0 +1,146 @@
+"""Traces and metrics for OpenTelemetry; needs no more than `opentelemetry-api`."""
+
+from __future__ import annotations
+
+from importlib.metadata import distributions
+from traceback import format_list
+
+from opentelemetry import metrics, trace
+from opentelemetry.trace import StatusCode
+
+from .._events import (
+    TaskAdded,
+    TaskCancelledEvent,
+    TaskEvent,
+    TaskExpiredEvent,
+    TaskFailed,
+    TaskRetrying,
+    TaskStalled,
+    TaskStarted,
+    TaskSucceeded,
+)
+from .._observe import Observer
+from ._instruments import Instruments
+from ._run import Attributes, Run, task_attributes
+
+# Looked up here, as it takes files to be read; there is none for a source tree.
+_VERSION = next((found.version for found in distributions(name="anyio-background")), "")
+
+
+class OpenTelemetryObserver(Observer):
+    """Makes a span for each run of a one-off and each iteration of a loop, and measures them.
+
+    - `tracer_provider`, `meter_provider`: default: the global ones, also if they are set later.
+    - `linked`: `False` (default) makes a span the child of the one that was current where the task
+      was submitted; `True` starts a trace of its own with a link to that span. Choose links for
+      tasks that go on long after the request, and for loops started in one.
+
+    A span has the task's name, is current inside the task's function, and has the attributes
+    `code.function.name`, `background.task.id`, `.kind`, `.iteration` (of a loop), `.queue_time`
+    (seconds), `.attempts`, `.outcome` (`succeeded`, `failed`, `cancelled`, `expired`),
+    `.cancel_reason`, and `error.type`: the class of the error, or `expired`. Failed and expired
+    spans have the status ERROR. The error on which the policy gave up is recorded as an exception;
+    `background.task.retry` and `background.task.stalled` are events of the span.
+
+    Metrics: the counters `background.task.added`, `.finished` and `.retries`, the histograms
+    `background.task.duration` and `.queue_time` in seconds, and `background.task.active`, which
+    goes up and down. Tasks are added and finished once; the others count each run or iteration.
+    Attributes are `background.task.name` and `.kind`, with `.outcome` and `error.type` at the end.
+
+        Manager(observers=[OpenTelemetryObserver(linked=True)])
+
+    One observer may serve any number of managers whose running tasks have different ids.
+    """
+
+    def __init__(
+        self,
+        tracer_provider: trace.TracerProvider | None = None,
+        meter_provider: metrics.MeterProvider | None = None,
+        *,
+        linked: bool = False,
+    ) -> None:
+        self._linked = linked
+        self._tracer = trace.get_tracer("background", _VERSION, tracer_provider)
+        self._metrics = Instruments(metrics.get_meter("background", _VERSION, meter_provider))
+        self._spans: dict[str, trace.Span] = {}  # by task, while a run is under way
+
+    def around_task(self, event: TaskStarted) -> Run:
+        return Run(event, self._tracer, self._metrics, self._spans, linked=self._linked)
+
+    def on_task_added(self, event: TaskAdded) -> None:
+        self._metrics.added.add(1, task_attributes(event))
+
+    def on_task_retrying(self, event: TaskRetrying) -> None:
+        measured, told = task_attributes(event), _attempt(event)
+        told["background.task.delay"] = event.delay
+        if event.error is not None:
+            measured["error.type"] = told["exception.type"] = _type(event.error)
+            told["exception.message"] = _message(event.error)
+        self._metrics.retries.add(1, measured)
+        self._span(event).add_event("background.task.retry", told)
+
+    def on_task_stalled(self, event: TaskStalled) -> None:
+        told = _attempt(event)
+        told["background.task.elapsed"] = event.elapsed
+        told["code.stacktrace"] = "".join(format_list(list(event.stack)))
+        self._span(event).add_event("background.task.stalled", told)
+
+    def on_task_succeeded(self, event: TaskSucceeded) -> None:
+        self._ended(event, "succeeded", event.duration, final=event.final)
+
+    def on_task_failed(self, event: TaskFailed) -> None:
+        error = event.error
+        span = self._ended(event, "failed", event.duration, final=event.final, error=_type(error))
+        span.set_status(StatusCode.ERROR, f"{_type(error)}: {_message(error)}")
+        span.record_exception(error)
+
+    def on_task_cancelled(self, event: TaskCancelledEvent) -> None:
+        span = self._ended(event, "cancelled", event.duration)
+        if event.reason is not None:
+            span.set_attribute("background.task.cancel_reason", event.reason)
+
+    def on_task_expired(self, event: TaskExpiredEvent) -> None:
+        span = self._ended(event, "expired", event.duration, error="expired")
+        span.set_status(StatusCode.ERROR, f"outlived its lifespan of {event.lifespan:g} s")
+
+    def _ended(
+        self,
+        event: TaskEvent,
+        outcome: str,
+        duration: float | None,
+        *,
+        final: bool = True,
+        error: str | None = None,
+    ) -> trace.Span:
+        """Measure an end, and return the span that it is the end of."""
+        result: Attributes = {"background.task.outcome": outcome}
+        if error is not None:
+            result["error.type"] = error
+        measured = task_attributes(event) | result
+        if final:
+            self._metrics.finished.add(1, measured)
+        if duration is None:  # a span that is open now has had its own end
+            return trace.INVALID_SPAN
+        self._metrics.duration.record(duration, measured)
+        span = self._span(event)
+        span.set_attributes(result | {"background.task.attempts": event.attempt})
+        return span
+
+    def _span(self, event: TaskEvent) -> trace.Span:
+        return self._spans.get(event.id, trace.INVALID_SPAN)
+
+
+def _attempt(event: TaskEvent) -> Attributes:
+    return {"background.task.attempt": event.attempt}
+
+
+def _type(error: BaseException) -> str:
+    module, name = type(error).__module__, type(error).__qualname__
+    return name if module == "builtins" else f"{module}.{name}"
+
+
+def _message(error: BaseException) -> str:
+    try:
+        return str(error)
+    except Exception:
+        return "(can't be printed)"

@@ -1,0 +1,286 @@
+"""Programs that get signals from test_signals.py: `python signalled.py BACKEND PROGRAM`.
+
+Each prints "ready" once it can take a signal, and what happens to it from then on.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+import sys
+import threading
+import time
+from typing import Any
+
+import anyio
+from anyio.lowlevel import checkpoint
+
+from background import (
+    LoopsStopped,
+    Manager,
+    ManagerClosedEvent,
+    ManagerClosingEvent,
+    Observer,
+    TaskKind,
+)
+
+BACKENDS: dict[str, dict[str, Any]] = {
+    "asyncio": {"backend": "asyncio"},
+    "uvloop": {"backend": "asyncio", "backend_options": {"use_uvloop": True}},
+    "trio": {"backend": "trio"},
+}
+
+
+def say(*words: object) -> None:
+    """Print in one piece, as several threads may."""
+    sys.stdout.write(" ".join(map(str, words)) + "\n")
+
+
+class Reporter(Observer):
+    def on_manager_closed(self, event: ManagerClosedEvent) -> None:
+        say(f"{event.name}:", event.report)
+
+
+def make_manager(**options: Any) -> Manager:
+    signals = {signal.SIGINT, signal.SIGTERM}
+    return Manager(**{"signals": signals, "grace": None, "observers": [Reporter()], **options})
+
+
+async def tell_of_shutdown(manager: Manager) -> None:
+    await manager.shutdown_requested()
+    say("shutdown requested, manager is", manager.state)
+
+
+async def until_cancelled(what: str) -> None:
+    try:
+        await anyio.sleep_forever()
+    finally:
+        say(what, "cancelled")
+
+
+async def drains() -> None:
+    """Leave the block at the first signal, with one-offs and a loop under way."""
+    closing = anyio.Event()
+
+    class Release(Observer):
+        def on_manager_closing(self, event: ManagerClosingEvent) -> None:
+            closing.set()
+
+    async def job() -> None:
+        await closing.wait()
+        say("job done")
+
+    async with make_manager(observers=[Reporter(), Release()]) as manager:
+        manager.run(job)
+        manager.every(0.005, checkpoint)
+        say("ready")
+        await manager.shutdown_requested()
+        say("manager is", manager.state)
+        manager.run(job)
+        try:
+            manager.loop(checkpoint)
+        except LoopsStopped:
+            say("no more loops")
+        await manager.stop_loops()
+        say("loops left:", manager.count(TaskKind.LOOP))
+    say("after the block")
+    await checkpoint()
+    say("after the next await")
+
+
+async def stays() -> None:
+    """Never leave the block, and never end the task."""
+    async with make_manager() as manager:
+        manager.run(tell_of_shutdown, manager)
+        manager.run(until_cancelled, "job")
+        say("ready")
+        await until_cancelled("body")
+    say("after the block")
+
+
+async def stays_with_grace() -> None:
+    """As `stays`, with so little grace that one signal is enough."""
+    async with make_manager(grace=0.05) as manager:
+        manager.run(tell_of_shutdown, manager)
+        manager.run(until_cancelled, "job")
+        say("ready")
+        await until_cancelled("body")
+    say("after the block")
+
+
+async def stays_after_close() -> None:
+    """Never leave the block although a task has closed the manager."""
+    async with make_manager(grace=0.05, cancel_timeout=0.05) as manager:
+        await manager.run(manager.close)
+        say("ready")
+        await until_cancelled("body")
+    say("after the block")
+
+
+async def closes() -> None:
+    """Be about to close when the signal comes, and print the report that `close()` returns."""
+    async with make_manager(grace=0.05, observers=()) as manager:
+        manager.run(until_cancelled, "job")
+        async with anyio.create_task_group() as group:
+            group.start_soon(print_report, manager)
+            await anyio.wait_all_tasks_blocked()
+            say("ready, manager is", manager.state)
+    say("after the block")
+
+
+async def print_report(manager: Manager) -> None:
+    say("report:", await manager.close())
+
+
+async def has_python_handler() -> None:
+    """Have had a handler of its own before."""
+
+    def handle(number: int, frame: object) -> None:
+        say("previous handler called with", number)
+
+    for each in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(each, handle)
+    async with make_manager() as manager:
+        say("ready")
+        await manager.shutdown_requested()
+        say("manager is", manager.state)
+    say("restored:", signal.getsignal(signal.SIGTERM) is handle)
+
+
+async def has_loop_handler() -> None:
+    """Have had a handler in the event loop before."""
+    import asyncio
+
+    called = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    loop.add_signal_handler(signal.SIGTERM, called.set)
+    before = signal.getsignal(signal.SIGTERM)
+    async with make_manager() as manager:
+        say("ready")
+        await manager.shutdown_requested()
+        await called.wait()
+        say("loop handler called, manager is", manager.state)
+    say("restored:", signal.getsignal(signal.SIGTERM) is before)
+
+
+async def is_nested() -> None:
+    """Have two managers for the same signal, one in the other."""
+    async with make_manager(name="outer") as outer:
+        async with make_manager(name="inner") as inner:
+            say("ready")
+            await inner.shutdown_requested()
+            say(f"outer is {outer.state}, inner is {inner.state}")
+        say("between the blocks")
+    say("after the blocks")
+
+
+async def is_nested_and_stays() -> None:
+    """As `is_nested`, with a body and a task that never end."""
+    async with make_manager(name="outer"), make_manager(name="inner") as inner:
+        inner.run(tell_of_shutdown, inner)
+        inner.run(until_cancelled, "job")
+        say("ready")
+        await until_cancelled("body")
+    say("after the blocks")
+
+
+async def ignores_sigint() -> None:
+    """Have ignored SIGINT before, as a shell does for what runs in its background."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    async with make_manager() as manager:
+        say("ready")
+        await manager.shutdown_requested()
+        say("manager is", manager.state)
+    say("restored:", signal.getsignal(signal.SIGINT) is signal.SIG_IGN)
+
+
+async def has_stuck_thread() -> None:
+    """Have a function in a thread that never returns."""
+    running = anyio.Event()
+
+    def work() -> None:
+        anyio.from_thread.run_sync(running.set)
+        threading.Event().wait()
+
+    async with make_manager(grace=0.05, cancel_timeout=0.05) as manager:
+        manager.run(work)
+        await running.wait()
+        say("ready")
+        await manager.shutdown_requested()
+    say("after the block")
+
+
+async def has_stubborn_task() -> None:
+    """Have a coroutine that swallows its cancellation, over and over."""
+
+    async def stubborn() -> None:
+        while True:
+            with contextlib.suppress(BaseException):
+                await anyio.sleep(1)
+            with anyio.CancelScope(shield=True):
+                await anyio.sleep(1)
+
+    async with make_manager(grace=0.05, cancel_timeout=0.05) as manager:
+        manager.run(stubborn)
+        say("ready")
+        await manager.shutdown_requested()
+    say("after the block")
+
+
+def block_briefly() -> None:
+    time.sleep(0.01)
+    say("still busy")
+
+
+async def blocks_the_loop() -> None:
+    """Have a coroutine that never lets the event loop have a turn."""
+
+    async def busy() -> None:
+        say("ready")
+        while True:
+            block_briefly()
+
+    async with make_manager() as manager:
+        manager.run(busy)
+        await anyio.sleep_forever()
+
+
+async def is_in_a_child_task() -> None:
+    """Have the manager in a task of its own, beside one that never ends."""
+
+    async def serve() -> None:
+        async with make_manager() as manager:
+            say("ready")
+            await manager.shutdown_requested()
+        say("after the block")
+
+    async with anyio.create_task_group() as group:
+        group.start_soon(until_cancelled, "sibling")
+        group.start_soon(serve)
+
+
+async def fails() -> None:
+    """Raise an error of its own after the signal."""
+    async with make_manager() as manager:
+        say("ready")
+        await manager.shutdown_requested()
+        raise RuntimeError("the body's own")
+
+
+async def ends_as_closing_begins() -> None:
+    """Have the event loop torn down in the very moment in which closing begins."""
+
+    async def exit_at_once() -> None:
+        raise SystemExit(3)
+
+    async with make_manager() as manager, anyio.create_task_group() as group:
+        group.start_soon(manager.close)
+        group.start_soon(exit_at_once)
+
+
+def main(backend: str, program: str) -> None:
+    anyio.run(globals()[program], **BACKENDS[backend])
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

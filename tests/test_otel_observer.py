@@ -1,0 +1,676 @@
+"""Spans and metrics, as OpenTelemetry's own SDK receives them."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import textwrap
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import anyio
+import pytest
+from fates import FATES, LOOP, TWICE, Fate, Flaky, broken, fine, meet, nap
+from opentelemetry import baggage, context, trace
+from opentelemetry.sdk.metrics import MeterProvider
+from opentelemetry.sdk.metrics.export import InMemoryMetricReader
+from opentelemetry.sdk.trace import ReadableSpan, Span, SpanProcessor, TracerProvider
+from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+from opentelemetry.sdk.trace.sampling import Decision, Sampler, SamplingResult
+from opentelemetry.semconv.attributes.code_attributes import CODE_FUNCTION_NAME, CODE_STACKTRACE
+from opentelemetry.semconv.attributes.error_attributes import ERROR_TYPE
+from opentelemetry.semconv.attributes.exception_attributes import (
+    EXCEPTION_MESSAGE,
+    EXCEPTION_STACKTRACE,
+    EXCEPTION_TYPE,
+)
+from opentelemetry.trace import SpanKind, StatusCode
+from tenacity import AsyncRetrying, retry_if_result, stop_after_attempt, wait_fixed
+
+from background import Manager, Observer, Task, TaskStarted, every
+from background.observers.otel import OpenTelemetryObserver
+
+
+class Telemetry:
+    """The SDK, with an exporter of spans and a reader of metrics in memory."""
+
+    def __init__(self) -> None:
+        self._exporter = InMemorySpanExporter()
+        self._reader = InMemoryMetricReader()
+        self.tracers = TracerProvider()
+        self.tracers.add_span_processor(SimpleSpanProcessor(self._exporter))
+        self.meters = MeterProvider([self._reader])
+        self.tracer = self.tracers.get_tracer("test")
+
+    def observer(self, *, linked: bool = False) -> OpenTelemetryObserver:
+        return OpenTelemetryObserver(self.tracers, self.meters, linked=linked)
+
+    @property
+    def spans(self) -> list[ReadableSpan]:
+        """The ended spans, oldest first."""
+        return list(self._exporter.get_finished_spans())
+
+    @property
+    def span(self) -> ReadableSpan:
+        (span,) = self.spans
+        return span
+
+    def metric(self, name: str) -> Any:
+        data = self._reader.get_metrics_data()
+        (found,) = (
+            metric
+            for resource in data.resource_metrics
+            for scope in resource.scope_metrics
+            for metric in scope.metrics
+            if metric.name == f"background.task.{name}"
+        )
+        return found
+
+    def points(self, name: str) -> dict[tuple[Any, ...], Any]:
+        """Return a metric's data points by the values of their attributes."""
+        return {
+            tuple(point.attributes.values()): point for point in self.metric(name).data.data_points
+        }
+
+    def values(self, name: str) -> dict[tuple[Any, ...], float]:
+        return {key: point.value for key, point in self.points(name).items()}
+
+
+@pytest.fixture
+def telemetry() -> Telemetry:
+    return Telemetry()
+
+
+@pytest.fixture
+def observer(telemetry: Telemetry) -> OpenTelemetryObserver:
+    return telemetry.observer()
+
+
+def attributes(of: Any) -> Mapping[str, Any]:
+    assert of.attributes is not None
+    return {name.removeprefix("background.task."): value for name, value in of.attributes.items()}
+
+
+def ids(span: trace.SpanContext | None) -> tuple[int, int]:
+    assert span is not None
+    return span.trace_id, span.span_id
+
+
+async def test_a_span_for_each_run(telemetry: Telemetry, observer: OpenTelemetryObserver) -> None:
+    async with Manager(observers=[observer]) as manager:
+        await manager.run_task(Task(fine, id="7", name="send mail"))
+        await manager.run(fine)
+    span, other = telemetry.spans
+    assert (span.name, other.name) == ("send mail", "fine")
+    told = {name: value for name, value in attributes(span).items() if "." not in name}
+    assert told == {
+        "id": "7",
+        "kind": "one-off",
+        "queue_time": 0.0,
+        "attempts": 1,
+        "outcome": "succeeded",
+    }
+    assert span.kind is SpanKind.INTERNAL
+    assert span.status.status_code is StatusCode.UNSET
+    assert (span.events, span.links, span.parent) == ((), (), None)
+    assert span.context.trace_id != other.context.trace_id
+    assert span.instrumentation_scope is not None
+    assert span.instrumentation_scope.name == "background"
+
+
+async def test_the_function_is_named(telemetry: Telemetry, observer: OpenTelemetryObserver) -> None:
+    """By the name that stack traces know it by, whatever the task is called."""
+    async with Manager(observers=[observer]) as manager:
+        for fn in (fine, partial(nap, 1), Flaky(0)):
+            await manager.run_task(Task(fn, name="send mail"))
+    named = [attributes(span)[CODE_FUNCTION_NAME] for span in telemetry.spans]
+    assert named == ["fates.fine", "fates.nap", "fates.Flaky"]
+
+
+async def test_a_span_for_each_iteration(
+    telemetry: Telemetry, observer: OpenTelemetryObserver
+) -> None:
+    """Siblings, not nested, and each with its own outcome."""
+    async with Manager(observers=[observer]) as manager:
+        with telemetry.tracer.start_as_current_span("request"):
+            manager.run_task(Task(Flaky(1), kind=LOOP, schedule=every(10)))
+        await anyio.sleep(25)
+    request, *iterations = telemetry.spans
+    told = [(attributes(each)["iteration"], attributes(each)["outcome"]) for each in iterations]
+    assert told == [(1, "failed"), (2, "succeeded"), (3, "succeeded")]
+    assert {attributes(each)["kind"] for each in iterations} == {"loop"}
+    assert {ids(each.parent) for each in iterations} == {ids(request.context)}
+
+
+async def test_an_iteration_is_not_cancelled_with_its_loop(
+    telemetry: Telemetry, observer: OpenTelemetryObserver
+) -> None:
+    """A loop that stops after an iteration leaves that iteration's outcome alone."""
+    await meet(FATES["loop stopped in an iteration"], observer)  # type: ignore[arg-type]
+    assert [attributes(each)["outcome"] for each in telemetry.spans] == ["succeeded"] * 2
+    assert all("cancel_reason" not in attributes(each) for each in telemetry.spans)
+
+
+async def test_failures(telemetry: Telemetry, observer: OpenTelemetryObserver) -> None:
+    """The status is an error, and the exception is recorded once."""
+    async with Manager(observers=[observer]) as manager:
+        await manager.run(broken).wait()
+    span = telemetry.span
+    assert span.status.status_code is StatusCode.ERROR
+    assert span.status.description == "ValueError: broken"
+    assert attributes(span)["outcome"] == "failed"
+    assert attributes(span)[ERROR_TYPE] == "ValueError"
+    (event,) = span.events
+    assert event.name == "exception"
+    assert event.attributes is not None
+    assert event.attributes[EXCEPTION_TYPE] == "ValueError"
+    assert event.attributes[EXCEPTION_MESSAGE] == "broken"
+    assert 'raise ValueError("broken")' in str(event.attributes[EXCEPTION_STACKTRACE])
+
+
+class CustomError(Exception):
+    def __str__(self) -> str:
+        raise RuntimeError("no text")
+
+
+async def test_an_error_that_cannot_be_printed(
+    telemetry: Telemetry, observer: OpenTelemetryObserver
+) -> None:
+    async def fail() -> None:
+        raise CustomError
+
+    async with Manager(observers=[observer]) as manager:
+        await manager.run_task(Task(fail, retry=TWICE)).wait()
+    span = telemetry.span
+    name = f"{__name__}.CustomError"
+    assert attributes(span)[ERROR_TYPE] == name
+    assert span.status.description == f"{name}: (can't be printed)"
+    assert span.events[0].attributes is not None
+    assert span.events[0].attributes[EXCEPTION_MESSAGE] == "(can't be printed)"
+
+
+async def test_retries_are_events(telemetry: Telemetry, observer: OpenTelemetryObserver) -> None:
+    async with Manager(observers=[observer]) as manager:
+        await manager.run_task(Task(Flaky(2), retry=AsyncRetrying(wait=wait_fixed(5))))
+    span = telemetry.span
+    assert [event.name for event in span.events] == ["background.task.retry"] * 2
+    assert [attributes(event) for event in span.events] == [
+        {"attempt": attempt, "delay": 5.0, EXCEPTION_TYPE: "ValueError", EXCEPTION_MESSAGE: "flaky"}
+        for attempt in (1, 2)
+    ]
+    assert attributes(span)["attempts"] == 3
+    assert attributes(span)["outcome"] == "succeeded"
+    assert span.status.status_code is StatusCode.UNSET
+
+
+async def test_only_the_last_error_is_recorded(
+    telemetry: Telemetry, observer: OpenTelemetryObserver
+) -> None:
+    async with Manager(observers=[observer]) as manager:
+        await manager.run_task(Task(broken, retry=TWICE)).wait()
+    names = [event.name for event in telemetry.span.events]
+    assert names == ["background.task.retry", "exception"]
+
+
+async def test_refused_results(telemetry: Telemetry, observer: OpenTelemetryObserver) -> None:
+    policy = AsyncRetrying(stop=stop_after_attempt(2), retry=retry_if_result(bool))
+    async with Manager(observers=[observer]) as manager:
+        await manager.run_task(Task(fine, retry=policy)).wait()
+    retry, _ = telemetry.span.events
+    assert attributes(retry) == {"attempt": 1, "delay": 0.0}
+    assert telemetry.values("retries") == {("fine", "one-off"): 1}
+    assert attributes(telemetry.span)[ERROR_TYPE] == "tenacity.RetryError"
+
+
+@pytest.mark.parametrize("reason", ["enough", None])
+async def test_cancellation_is_no_error(
+    reason: str | None, telemetry: Telemetry, observer: OpenTelemetryObserver
+) -> None:
+    async with Manager(observers=[observer]) as manager:
+        handle = manager.run(nap)
+        await anyio.sleep(1)
+        handle.cancel(reason)
+    span = telemetry.span
+    assert attributes(span)["outcome"] == "cancelled"
+    assert attributes(span).get("cancel_reason") == reason
+    assert ERROR_TYPE not in attributes(span)
+    assert (span.status.status_code, span.events) == (StatusCode.UNSET, ())
+
+
+async def test_expiry_is_an_error(telemetry: Telemetry, observer: OpenTelemetryObserver) -> None:
+    async with Manager(observers=[observer]) as manager:
+        manager.run_task(Task(nap, lifespan=2))
+    span = telemetry.span
+    assert attributes(span)["outcome"] == attributes(span)[ERROR_TYPE] == "expired"
+    assert span.status.status_code is StatusCode.ERROR
+    assert span.status.description == "outlived its lifespan of 2 s"
+    assert span.events == ()
+
+
+async def test_stalls_are_events(telemetry: Telemetry, observer: OpenTelemetryObserver) -> None:
+    async def hang() -> None:
+        await anyio.sleep(10)  # hangs here
+
+    async with Manager(observers=[observer]) as manager:
+        handle = manager.run(hang)
+        await anyio.sleep(3)
+        manager.report_stall(handle.id, elapsed=3)
+    (event,) = telemetry.span.events
+    assert event.name == "background.task.stalled"
+    assert attributes(event)["attempt"] == 1
+    assert attributes(event)["elapsed"] == 3.0
+    assert "await anyio.sleep(10)  # hangs here" in attributes(event)[CODE_STACKTRACE]
+
+
+async def test_the_span_is_current_in_the_function(
+    telemetry: Telemetry, observer: OpenTelemetryObserver
+) -> None:
+    """What the function makes is a child of the task's span, tasks included."""
+
+    async def work() -> None:
+        with telemetry.tracer.start_as_current_span("query"):
+            await anyio.sleep(1)
+        manager.after(5, fine)
+
+    async with Manager(observers=[observer]) as manager:
+        await manager.run_task(Task(work, name="work"))
+        await manager.wait()
+    spans = {span.name: span for span in telemetry.spans}
+    assert ids(spans["query"].parent) == ids(spans["fine"].parent) == ids(spans["work"].context)
+
+
+@pytest.mark.realtime
+async def test_the_span_is_current_in_a_thread(
+    telemetry: Telemetry, observer: OpenTelemetryObserver
+) -> None:
+    def work() -> tuple[int, int]:
+        return ids(trace.get_current_span().get_span_context())
+
+    async with Manager(observers=[observer]) as manager:
+        seen = await manager.run(work)
+    assert seen == ids(telemetry.span.context)
+
+
+@pytest.mark.parametrize("kind", ["run", "after", "retry"])
+async def test_a_child_of_a_request_that_has_ended(
+    kind: str, telemetry: Telemetry, observer: OpenTelemetryObserver
+) -> None:
+    """The trace goes on after the span of the submitter has ended."""
+    async with Manager(observers=[observer]) as manager:
+        with telemetry.tracer.start_as_current_span("request"):
+            if kind == "run":
+                manager.run(fine)
+            elif kind == "after":
+                manager.after(50, fine)
+            else:
+                manager.run_task(Task(Flaky(1), retry=TWICE))
+        assert [span.name for span in telemetry.spans] == ["request"]
+        await manager.wait()
+    request, span = telemetry.spans
+    assert ids(span.parent) == ids(request.context)
+    assert span.context.trace_id == request.context.trace_id
+    assert span.links == ()
+    assert span.start_time is not None
+    assert request.end_time is not None
+    assert span.start_time > request.end_time
+
+
+async def test_linked_to_a_request_that_has_ended(telemetry: Telemetry) -> None:
+    """A trace of its own, which leads back to the submitter's; other context is kept."""
+
+    async def work() -> object:
+        return baggage.get_baggage("user")
+
+    async with Manager(observers=[telemetry.observer(linked=True)]) as manager:
+        token = context.attach(baggage.set_baggage("user", "ada"))
+        with telemetry.tracer.start_as_current_span("request"):
+            handle = manager.after(50, work)
+        context.detach(token)
+        assert await handle == "ada"
+    request, span = telemetry.spans
+    (link,) = span.links
+    assert ids(link.context) == ids(request.context)
+    assert span.parent is None
+    assert span.context.trace_id != request.context.trace_id
+
+
+class StartRecorder(SpanProcessor):
+    """Records the context that each span starts in."""
+
+    def __init__(self) -> None:
+        self.contexts: list[context.Context | None] = []
+
+    def on_start(self, span: Span, parent_context: context.Context | None = None) -> None:
+        self.contexts.append(parent_context)
+
+
+async def test_linked_spans_start_with_the_baggage(telemetry: Telemetry) -> None:
+    """What copies baggage to spans does so for linked ones too."""
+    starts = StartRecorder()
+    telemetry.tracers.add_span_processor(starts)
+    async with Manager(observers=[telemetry.observer(linked=True)]) as manager:
+        token = context.attach(baggage.set_baggage("user", "ada"))
+        manager.run(fine)
+        context.detach(token)
+    assert [baggage.get_baggage("user", each) for each in starts.contexts] == ["ada"]
+
+
+class LinkRecorder(Sampler):
+    """Records the links that spans are asked for with."""
+
+    def __init__(self) -> None:
+        self.links: list[Sequence[trace.Link] | None] = []
+
+    def should_sample(
+        self,
+        parent_context: context.Context | None,
+        trace_id: int,
+        name: str,
+        kind: SpanKind | None = None,
+        attributes: Any = None,
+        links: Sequence[trace.Link] | None = None,
+        trace_state: trace.TraceState | None = None,
+    ) -> SamplingResult:
+        self.links.append(links)
+        return SamplingResult(Decision.RECORD_AND_SAMPLE)
+
+    def get_description(self) -> str:
+        return "links"
+
+
+async def test_linked_without_a_submitting_span(telemetry: Telemetry) -> None:
+    sampler = telemetry.tracers.sampler = LinkRecorder()
+    async with Manager(observers=[telemetry.observer(linked=True)]) as manager:
+        await manager.run(fine)
+    assert telemetry.span.parent is None
+    assert [list(links or ()) for links in sampler.links] == [[]]
+
+
+async def test_other_observers_find_the_context_as_it_was(
+    observer: OpenTelemetryObserver,
+) -> None:
+    """What is entered before the span is left with the same span current again."""
+    seen: list[trace.Span] = []
+
+    class Outer(Observer):
+        @contextmanager
+        def around_task(self, event: TaskStarted) -> Iterator[None]:
+            seen.append(trace.get_current_span())
+            yield
+            seen.append(trace.get_current_span())
+
+    async with Manager(observers=[Outer(), observer]) as manager:
+        await manager.run(fine)
+    assert seen == [trace.INVALID_SPAN] * 2
+
+
+async def test_the_submitter_keeps_its_own_span(
+    telemetry: Telemetry, observer: OpenTelemetryObserver
+) -> None:
+    async with Manager(observers=[observer]) as manager:
+        with telemetry.tracer.start_as_current_span("request") as request:
+            await manager.run(fine)
+            assert trace.get_current_span() is request
+        assert trace.get_current_span() is trace.INVALID_SPAN
+
+
+async def test_the_observer_of_a_single_task(
+    telemetry: Telemetry, observer: OpenTelemetryObserver
+) -> None:
+    async with Manager() as manager:
+        await manager.run_task(Task(fine, observers=(observer,)))
+        await manager.run(fine)
+    assert telemetry.span.name == "fine"
+    assert telemetry.values("finished") == {("fine", "one-off", "succeeded"): 1}
+
+
+async def test_two_managers_share_an_observer(
+    telemetry: Telemetry, observer: OpenTelemetryObserver
+) -> None:
+    async with (
+        Manager(observers=[observer]) as first,
+        Manager(observers=[observer]) as second,
+    ):
+        first.run(nap, 3)
+        second.run(broken)
+    told = {span.name: attributes(span)["outcome"] for span in telemetry.spans}
+    assert told == {"nap": "succeeded", "broken": "failed"}
+
+
+# Metrics
+
+
+async def test_counters(telemetry: Telemetry, observer: OpenTelemetryObserver) -> None:
+    async with Manager(observers=[observer]) as manager:
+        await manager.run(fine)
+        await manager.run(fine)
+        await manager.run_task(Task(broken, retry=TWICE)).wait()
+        await manager.run_task(Task(nap, lifespan=1)).wait()
+        manager.after(5, nap).cancel()
+        manager.every(10, fine)
+        await anyio.sleep(15)
+    assert telemetry.values("added") == {
+        ("fine", "one-off"): 2,
+        ("broken", "one-off"): 1,
+        ("nap", "one-off"): 2,
+        ("fine", "loop"): 1,
+    }
+    assert telemetry.values("finished") == {
+        ("fine", "one-off", "succeeded"): 2,
+        ("broken", "one-off", "failed", "ValueError"): 1,
+        ("nap", "one-off", "expired", "expired"): 1,
+        ("nap", "one-off", "cancelled"): 1,
+        ("fine", "loop", "cancelled"): 1,
+    }
+    assert telemetry.values("retries") == {("broken", "one-off", "ValueError"): 1}
+
+
+async def test_durations(telemetry: Telemetry, observer: OpenTelemetryObserver) -> None:
+    """Runs and iterations are timed, retries and all; what never ran has no duration."""
+    async with Manager(observers=[observer]) as manager:
+        manager.run(nap, 3)
+        manager.run(nap, 4)
+        manager.run_task(Task(broken, retry=TWICE))
+        manager.after(100, fine).cancel()
+        manager.run_task(Task(nap, args=(2,), name="loop", kind=LOOP, schedule=every(10)))
+        await anyio.sleep(21)
+        assert manager.tasks()[-1].cancel()
+    measured = {
+        key: (point.count, round(point.sum, 3))
+        for key, point in telemetry.points("duration").items()
+    }
+    assert measured == {
+        ("nap", "one-off", "succeeded"): (2, 7),
+        ("broken", "one-off", "failed", "ValueError"): (1, 5),
+        ("loop", "loop", "succeeded"): (2, 4),
+        ("loop", "loop", "cancelled"): (1, 1),
+    }
+
+
+async def test_queue_times(telemetry: Telemetry, observer: OpenTelemetryObserver) -> None:
+    """Time in the queue counts, and a delay that was asked for does not."""
+    async with Manager(limit=1, observers=[observer]) as manager:
+        manager.run(nap, 10)
+        manager.run(nap, 1)
+        manager.after(2, fine)
+        await manager.wait()
+    measured = {key: round(point.sum, 3) for key, point in telemetry.points("queue_time").items()}
+    assert measured == {("nap", "one-off"): 10, ("fine", "one-off"): 9}
+    queue_times = {round(attributes(span)["queue_time"], 3) for span in telemetry.spans}
+    assert queue_times == {0, 10, 9}
+
+
+@pytest.mark.parametrize("fate", FATES.values(), ids=FATES)
+async def test_every_end_is_measured_once(fate: Fate, telemetry: Telemetry) -> None:
+    """However a task ends, nothing stays active, nothing is kept, and every span has an outcome."""
+    observer = telemetry.observer()
+    handle = await meet(fate, observer)  # type: ignore[arg-type]
+    assert sum(telemetry.values("added").values()) == sum(telemetry.values("finished").values())
+    ended = [key for key in telemetry.values("finished") if key[0] == handle.name]
+    assert handle.status in {key[2] for key in ended}
+    if telemetry.spans:
+        assert set(telemetry.values("active").values()) == {0}
+        runs = sum(point.count for point in telemetry.points("duration").values())
+        assert runs == len(telemetry.spans)
+    for span in telemetry.spans:
+        assert {"outcome", "attempts"} <= attributes(span).keys()
+    assert observer._spans == {}
+
+
+async def test_active_runs(telemetry: Telemetry, observer: OpenTelemetryObserver) -> None:
+    async with Manager(limit=2, observers=[observer]) as manager:
+        for _ in range(3):
+            manager.run(nap, 10)
+        manager.every(10, nap, 2)
+        await anyio.sleep(1)
+        assert telemetry.values("active") == {("nap", "one-off"): 2, ("nap", "loop"): 1}
+        await anyio.sleep(4)
+        assert telemetry.values("active") == {("nap", "one-off"): 2, ("nap", "loop"): 0}
+        await manager.close()
+        assert telemetry.values("active") == {("nap", "one-off"): 0, ("nap", "loop"): 0}
+
+
+async def test_stuck_tasks_are_active_until_they_end(
+    telemetry: Telemetry, observer: OpenTelemetryObserver
+) -> None:
+    released = anyio.Event()
+
+    async def stubborn() -> None:
+        with anyio.CancelScope(shield=True):
+            await released.wait()
+
+    async with Manager(observers=[observer], cancel_timeout=1) as manager:
+        handle = manager.run_task(Task(stubborn, name="stubborn"))
+        await anyio.sleep(1)
+        await manager.close(timeout=0)
+        assert telemetry.values("active") == {("stubborn", "one-off"): 1}
+        released.set()
+        await handle.wait()
+        await anyio.sleep(1)
+    assert telemetry.values("active") == {("stubborn", "one-off"): 0}
+    assert attributes(telemetry.span)["outcome"] == handle.status
+
+
+async def test_units(telemetry: Telemetry, observer: OpenTelemetryObserver) -> None:
+    """Durations are in seconds, in buckets that suit them; the rest are counts."""
+    async with Manager(observers=[observer]) as manager:
+        await manager.run_task(Task(Flaky(1), retry=TWICE))
+    units = {
+        name: telemetry.metric(name).unit
+        for name in ("added", "finished", "retries", "active", "duration", "queue_time")
+    }
+    assert units == {
+        "added": "{task}",
+        "finished": "{task}",
+        "retries": "{retry}",
+        "active": "{task}",
+        "duration": "s",
+        "queue_time": "s",
+    }
+    for name in ("duration", "queue_time"):
+        (point,) = telemetry.points(name).values()
+        assert (point.explicit_bounds[0], point.explicit_bounds[-1]) == (0.005, 3600)
+    for metric in units:
+        for point in telemetry.metric(metric).data.data_points:
+            names = [name.removeprefix("background.task.") for name in point.attributes]
+            assert set(names) <= {"name", "kind", "outcome", ERROR_TYPE}
+
+
+# Without the SDK
+
+
+@pytest.mark.parametrize("linked", [False, True])
+async def test_a_remote_parent_is_passed_on_without_the_sdk(linked: bool) -> None:
+    """With the API alone, a task still sees the trace that its submitter belongs to."""
+    remote = trace.SpanContext(0x1234, 0x5678, is_remote=True)
+
+    async def work() -> int:
+        return trace.get_current_span().get_span_context().trace_id
+
+    async with Manager(observers=[OpenTelemetryObserver(linked=linked)]) as manager:
+        with trace.use_span(trace.NonRecordingSpan(remote)):
+            handle = manager.run(work)
+        assert await handle == (0 if linked else 0x1234)
+
+
+def run_program(program: str) -> str:
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(program)],
+        cwd=Path(__file__).parent.parent,
+        capture_output=True,
+        encoding="utf-8",
+        timeout=60,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stderr == ""
+    return done.stdout
+
+
+PROGRAM = """
+    import sys
+    {before}
+    import anyio
+    from background import Manager, Task
+    from background.observers.otel import OpenTelemetryObserver
+
+    calls = []
+
+    def work():
+        calls.append("work")
+        if len(calls) < 3:
+            raise ValueError("flaky")
+        return "done"
+
+    async def main():
+        observers = [OpenTelemetryObserver(), OpenTelemetryObserver(linked=True)]
+        {between}
+        async with Manager(observers=observers) as manager:
+            handle = manager.run_task(Task(work, retry=3, name="work"))
+            manager.loop(anyio.sleep, 0)
+            print(await handle)
+            await anyio.sleep(0)
+            manager.report_stall(manager.run(anyio.sleep_forever).id, elapsed=1)
+            await manager.close(timeout=0)
+
+    anyio.run(main)
+    {after}
+"""
+
+
+def test_the_api_alone_is_enough() -> None:
+    """Where no SDK can be imported, everything works and nothing is said."""
+    program = PROGRAM.format(
+        before="sys.modules['opentelemetry.sdk'] = None",
+        between="",
+        after="print([name for name in sys.modules if name.startswith('opentelemetry.s')])",
+    )
+    assert run_program(program) == "done\n['opentelemetry.sdk']\n"
+
+
+def test_global_providers_may_be_set_later() -> None:
+    program = PROGRAM.format(
+        before="""
+    from opentelemetry import metrics, trace
+    from opentelemetry.sdk.metrics import MeterProvider
+    from opentelemetry.sdk.metrics.export import InMemoryMetricReader
+    from opentelemetry.sdk.trace import TracerProvider
+    from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+    from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+    exporter, reader, tracers = InMemorySpanExporter(), InMemoryMetricReader(), TracerProvider()
+    tracers.add_span_processor(SimpleSpanProcessor(exporter))
+    """,
+        between="trace.set_tracer_provider(tracers); "
+        "metrics.set_meter_provider(MeterProvider([reader]))",
+        after="""
+    print([span.name for span in exporter.get_finished_spans()].count("work"))
+    (resource,) = reader.get_metrics_data().resource_metrics
+    print(sorted(metric.name for metric in resource.scope_metrics[0].metrics))
+    """,
+    )
+    names = ["active", "added", "duration", "finished", "queue_time", "retries"]
+    expected = [f"background.task.{name}" for name in names]
+    assert run_program(program) == f"done\n2\n{expected}\n"

@@ -1,0 +1,297 @@
+"""What the package promises to those who import it."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import background
+import background.observers
+import background.testing
+from background import Manager, Observer, Task, TaskHandle
+
+NAMES = [
+    "BackgroundError",
+    "CloseReport",
+    "DuplicateTask",
+    "Health",
+    "InvalidTask",
+    "LoopsStopped",
+    "Manager",
+    "ManagerClosed",
+    "ManagerClosedEvent",
+    "ManagerClosingEvent",
+    "ManagerFull",
+    "ManagerMisuse",
+    "ManagerNotRunning",
+    "ManagerState",
+    "Observer",
+    "Retry",
+    "Schedule",
+    "Task",
+    "TaskAdded",
+    "TaskCancelled",
+    "TaskCancelledEvent",
+    "TaskEvent",
+    "TaskExpired",
+    "TaskExpiredEvent",
+    "TaskFailed",
+    "TaskHandle",
+    "TaskKind",
+    "TaskRetrying",
+    "TaskStalled",
+    "TaskStarted",
+    "TaskStatus",
+    "TaskSucceeded",
+    "cron",
+    "every",
+    "task",
+]
+
+
+def test_names_of_the_package() -> None:
+    assert background.__all__ == NAMES
+    assert [name for name in NAMES if not hasattr(background, name)] == []
+
+
+def test_nothing_else_looks_public() -> None:
+    modules = {name for name, value in vars(background).items() if inspect.ismodule(value)}
+    public = {name for name in vars(background) if not name.startswith("_")} - modules
+    assert public - {"annotations", "Any"} == set(NAMES)
+
+
+def test_names_of_the_observers() -> None:
+    assert background.observers.__all__ == ["LoggingObserver", "StallObserver"]
+    for name in background.observers.__all__:
+        assert issubclass(getattr(background.observers, name), Observer)
+
+
+def test_names_of_the_help_for_testing() -> None:
+    own = {
+        name
+        for name, value in vars(background.testing).items()
+        if not name.startswith("_")
+        and (inspect.isclass(value) or inspect.isfunction(value))
+        and value.__module__ == "background.testing"
+    }
+    classes = {"RecordingObserver", "VirtualTimeLoop"}
+    assert own - {"manager", "recorder"} == classes | {"virtual_time", "virtual_wall_clock"}
+    for name in ("manager", "recorder"):
+        assert "fixture" in repr(getattr(background.testing, name))
+
+
+# Signatures: names, kinds and defaults; the types are for the checkers
+
+
+def parameters(function: Any) -> str:
+    """Return the parameters without annotations and `self`."""
+    listed = [
+        each.replace(annotation=inspect.Parameter.empty)
+        for name, each in inspect.signature(function).parameters.items()
+        if name != "self"
+    ]
+    # Not as a signature, which would refuse what is left of a method.
+    return str(inspect.Signature(listed))
+
+
+METHODS = {
+    "run": "(fn, /, *args, **kwargs)",
+    "after": "(delay, fn, /, *args, **kwargs)",
+    "loop": "(fn, /, *args, **kwargs)",
+    "every": "(interval, fn, /, *args, **kwargs)",
+    "cron": "(expression, fn, /, *args, **kwargs)",
+    "run_task": "(task)",
+    "submit": "(task)",
+    "wait": "()",
+    "stop_loops": "()",
+    "close": "(*, timeout=Ellipsis)",
+    "shutdown_requested": "()",
+    "request_shutdown": "()",
+    "cancel": "(id, *, reason=None)",
+    "get": "(id)",
+    "tasks": "(kind=None)",
+    "count": "(kind=None)",
+    "health": "()",
+    "report_stall": "(id, *, elapsed)",
+}
+AWAITED = {"submit", "wait", "stop_loops", "close", "shutdown_requested"}
+
+
+def test_manager() -> None:
+    options = inspect.signature(Manager).parameters
+    assert {option.kind for option in options.values()} == {inspect.Parameter.KEYWORD_ONLY}
+    defaults = {name: option.default for name, option in options.items()}
+    backoff = defaults.pop("loop_backoff")
+    assert defaults == {
+        "name": "background",
+        "observers": (),
+        "retry": None,
+        "limit": None,
+        "capacity": None,
+        "threads": 40,
+        "signals": (),
+        "grace": 25.0,
+        "cancel_timeout": 5.0,
+    }
+    assert (backoff.min, backoff.max) == (0.1, 30)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_methods_of_the_manager(name: str) -> None:
+    method = getattr(Manager, name)
+    assert parameters(method) == METHODS[name]
+    assert inspect.iscoroutinefunction(method) == (name in AWAITED)
+    assert method.__doc__
+
+
+def test_manager_has_no_other_methods() -> None:
+    public = {name for name in vars(Manager) if not name.startswith("_")}
+    assert public == {*METHODS, "name", "state"}
+
+
+def test_task() -> None:
+    assert parameters(Task) == (
+        "(fn, *, args=(), kwargs=<factory>, kind=<TaskKind.ONE_OFF: 'one-off'>, schedule=None, "
+        "delay=0.0, timeout=None, lifespan=None, retry=None, id=None, name=None, meta=<factory>, "
+        "observers=(), critical=False, max_failures=None, stall_after=None, context=None)"
+    )
+    described = Task(print)
+    assert described.kwargs == described.meta == {}
+    assert not hasattr(described, "__dict__")
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        described.delay = 1  # type: ignore[misc]
+
+
+def test_handle() -> None:
+    assert parameters(TaskHandle.result) == "()"
+    assert parameters(TaskHandle.wait) == "()"
+    assert parameters(TaskHandle.cancel) == "(reason=None)"
+    assert parameters(TaskHandle.stack) == "()"
+    public = {name for name in dir(TaskHandle) if not name.startswith("_")}
+    assert public == {
+        *("id", "name", "kind", "task", "meta", "status", "attempt", "iteration", "error"),
+        *("submitted_at", "started_at", "finished_at"),
+        *("result", "wait", "cancel", "stack"),
+    }
+    assert hasattr(TaskHandle, "__await__")
+
+
+def test_functions() -> None:
+    assert parameters(background.every) == "(seconds, *, jitter=0.0)"
+    assert parameters(background.cron) == "(expression, *, tz='UTC')"
+    assert parameters(background.task) == "(**options)"
+
+
+def test_hooks() -> None:
+    hooks = {name: parameters(each) for name, each in vars(Observer).items() if name[0] != "_"}
+    assert hooks == {
+        "on_task_added": "(event)",
+        "on_task_started": "(event)",
+        "on_task_retrying": "(event)",
+        "on_task_succeeded": "(event)",
+        "on_task_failed": "(event)",
+        "on_task_cancelled": "(event)",
+        "on_task_expired": "(event)",
+        "on_task_stalled": "(event)",
+        "on_manager_closing": "(event)",
+        "on_manager_closed": "(event)",
+        "around_task": "(event)",
+        "watch": "(manager)",
+    }
+
+
+def test_words() -> None:
+    """Statuses, kinds and states are strings that telemetry and dashboards may keep."""
+    assert [*background.TaskKind] == ["one-off", "loop"]
+    assert [*background.TaskStatus] == [
+        *("waiting", "running", "retrying"),
+        *("succeeded", "failed", "cancelled", "expired"),
+    ]
+    assert [*background.ManagerState] == ["new", "running", "stopping", "closing", "closed"]
+
+
+def test_errors_share_a_root() -> None:
+    bases = {
+        name: [base.__name__ for base in value.__bases__]
+        for name, value in vars(background).items()
+        if isinstance(value, type) and issubclass(value, Exception)
+    }
+    assert bases == {
+        "BackgroundError": ["Exception"],
+        "ManagerMisuse": ["BackgroundError", "RuntimeError"],
+        "ManagerNotRunning": ["BackgroundError"],
+        "ManagerClosed": ["BackgroundError"],
+        "LoopsStopped": ["ManagerClosed"],
+        "ManagerFull": ["BackgroundError"],
+        "DuplicateTask": ["BackgroundError"],
+        "InvalidTask": ["BackgroundError", "ValueError"],
+        "TaskCancelled": ["BackgroundError"],
+        "TaskExpired": ["BackgroundError"],
+    }
+
+
+# The module itself
+
+
+def test_version_is_that_of_the_distribution(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    metadata = tmp_path / "anyio_background-123.4.dist-info" / "METADATA"
+    metadata.parent.mkdir()
+    metadata.write_text("Metadata-Version: 2.1\nName: anyio-background\nVersion: 123.4\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    assert background.__version__ == "123.4"
+
+
+def test_unknown_attribute() -> None:
+    with pytest.raises(AttributeError, match="module 'background' has no attribute 'nonsense'"):
+        background.nonsense  # type: ignore[attr-defined]  # noqa: B018
+
+
+def test_package_is_typed() -> None:
+    assert (Path(background.__file__).parent / "py.typed").is_file()
+
+
+def imported_with(statement: str) -> set[str]:
+    """Return the names of the modules that are loaded after a statement in a new process."""
+    code = f"import sys; {statement}; print(*sys.modules)"
+    root = Path(background.__file__).parents[1]
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-c", code],
+        capture_output=True,
+        text=True,
+        check=True,
+        cwd=root,
+    )
+    return set(done.stdout.split())
+
+
+OPTIONAL = {"trio", "uvloop", "pytest", "_pytest", "opentelemetry", "cronsim", "zoneinfo"}
+LATE = {f"background.{name}" for name in ("observers", "testing", "_asyncio", "_trio", "_signals")}
+
+
+def test_import_of_the_package_is_light() -> None:
+    """No extra, no event loop, and nothing that only some need."""
+    modules = imported_with("import background")
+    assert "background._manager" in modules
+    assert modules & (OPTIONAL | LATE | {"asyncio"}) == set()
+
+
+def test_import_of_the_observers_is_light() -> None:
+    """OpenTelemetry is imported by those who import its observer."""
+    modules = imported_with("import background.observers")
+    assert modules & (OPTIONAL | {"background.testing"}) == set()
+    modules = imported_with("import background.observers.otel")
+    assert "opentelemetry" in modules
+    assert not {name for name in modules if name.startswith("opentelemetry.sdk")}
+    assert modules & {"trio", "pytest"} == set()
+
+
+def test_help_for_testing_gets_along_without_trio() -> None:
+    assert "trio" not in imported_with("import background.testing")

@@ -1,0 +1,337 @@
+"""Options that live with the function."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from contextvars import Context
+from typing import Any
+
+import anyio
+import pytest
+from anyio.lowlevel import checkpoint
+
+from background import (
+    InvalidTask,
+    Manager,
+    Observer,
+    Task,
+    TaskEvent,
+    TaskExpired,
+    TaskKind,
+    TaskStatus,
+    every,
+    task,
+)
+from background.testing import RecordingObserver
+
+OPTIONS: dict[str, Any] = {
+    "delay": 5.0,
+    "timeout": 10.0,
+    "lifespan": 100.0,
+    "retry": 3,
+    "id": "an id",
+    "name": "a name",
+    "meta": {"team": "mail"},
+    "observers": (RecordingObserver(),),
+    "critical": True,
+    "stall_after": 7.0,
+    "context": Context(),
+}
+LOOP_OPTIONS: dict[str, Any] = {
+    "kind": TaskKind.LOOP,
+    "schedule": every(60),
+    "max_failures": 4,
+}
+
+
+async def work() -> str:
+    await checkpoint()
+    return "done"
+
+
+def decorate(**options: Any) -> Callable[[], Any]:
+    @task(**options)
+    async def decorated() -> str:
+        return await work()
+
+    return decorated
+
+
+@pytest.mark.parametrize("option", OPTIONS)
+def test_task_takes_each_option_from_the_function(option: str) -> None:
+    assert getattr(Task(decorate(**{option: OPTIONS[option]})), option) == OPTIONS[option]
+
+
+@pytest.mark.parametrize("option", LOOP_OPTIONS)
+def test_task_takes_each_option_of_a_loop_from_the_function(option: str) -> None:
+    """`schedule` and `max_failures` say by themselves that it is one."""
+    described = Task(decorate(**{option: LOOP_OPTIONS[option]}))
+    assert getattr(described, option) == LOOP_OPTIONS[option]
+    assert described.kind is TaskKind.LOOP
+
+
+OTHERS: dict[str, Any] = {
+    "delay": 6.0,
+    "timeout": 11.0,
+    "lifespan": 101.0,
+    "retry": 4,
+    "id": "another id",
+    "name": "another name",
+    "meta": {"team": "web"},
+    "observers": (RecordingObserver(),),
+    "stall_after": 8.0,
+    "context": Context(),
+    "schedule": every(61),
+    "max_failures": 5,
+}
+
+
+@pytest.mark.parametrize("option", OTHERS)
+def test_submission_has_the_last_word(option: str) -> None:
+    """And what it does not say still comes from the function."""
+    loop = option in LOOP_OPTIONS
+    decorated = decorate(**(OPTIONS | (LOOP_OPTIONS if loop else {})))
+    described = Task(decorated, **{option: OTHERS[option]})
+    assert getattr(described, option) == OTHERS[option]
+    for other in OPTIONS.keys() - {option}:
+        assert getattr(described, other) == OPTIONS[other]
+
+
+def test_function_stays_what_it_was() -> None:
+    def add(a: int, b: int) -> int:
+        """Add."""
+        return a + b
+
+    decorated = task(retry=3)(add)
+    assert decorated is add
+    assert decorated(1, b=2) == 3
+    assert decorated.__doc__ == "Add."
+    assert decorated.__name__ == "add"
+
+
+def test_options_can_be_none_of_those_there_are() -> None:
+    assert Task(decorate()).retry is None
+
+
+def test_options_do_not_change_with_what_was_given() -> None:
+    meta = {"team": "mail"}
+    decorated = decorate(meta=meta)
+    meta["team"] = "web"
+    described = Task(decorated)
+    assert described.meta == {"team": "mail"}
+    with pytest.raises(TypeError):
+        described.meta["team"] = "web"  # type: ignore[index]
+
+
+def test_wrapped_function_keeps_its_options() -> None:
+    decorated = decorate(retry=3)
+
+    @functools.wraps(decorated)
+    async def wrapper() -> Any:
+        return await decorated()
+
+    assert Task(wrapper).retry == 3
+
+
+def test_decorating_again_replaces_the_options() -> None:
+    decorated = decorate(retry=3, timeout=5)
+    task(retry=4)(decorated)
+    assert Task(decorated).retry == 4
+
+
+class Service:
+    @task(name="service", retry=2)
+    async def method(self) -> str:
+        return await work()
+
+    @staticmethod
+    @task(name="static")
+    async def static() -> str:
+        return await work()
+
+
+@pytest.mark.realtime
+async def test_methods_have_options_too(manager: Manager) -> None:
+    handle = manager.run(Service().method)
+    assert (handle.name, handle.task.retry) == ("service", 2)
+    assert await handle == "done"
+    assert manager.run(Service.static).name == "static"
+
+
+# Every way of submitting it
+
+
+@pytest.mark.realtime
+async def test_every_way_of_submitting_honours_the_options(manager: Manager) -> None:
+    one_off = decorate(name="one-off", timeout=10, meta={"a": 1})
+    loop = decorate(name="loop", timeout=10, meta={"a": 1}, max_failures=3)
+    handles = [
+        manager.run(one_off),
+        manager.after(0.001, one_off),
+        manager.run_task(Task(one_off)),
+        await manager.submit(Task(one_off)),
+    ]
+    loops = [
+        manager.loop(one_off),
+        manager.loop(loop),
+        manager.every(3600, loop),
+        manager.cron("@daily", loop),
+        manager.run_task(Task(loop)),
+        await manager.submit(Task(loop)),
+    ]
+    for handle in [*handles, *loops]:
+        assert handle.task.timeout == 10
+        assert handle.meta == {"a": 1}
+        assert handle.name in ("one-off", "loop")
+    assert {loop.kind for loop in loops} == {TaskKind.LOOP}
+    assert [await handle for handle in handles] == ["done"] * 4
+
+
+@pytest.mark.realtime
+async def test_sync_function_with_options(manager: Manager) -> None:
+    @task(name="sync", timeout=10)
+    def add(a: int, b: int) -> int:
+        return a + b
+
+    handle = manager.run(add, 1, b=2)
+    assert handle.name == "sync"
+    assert await handle == 3
+
+
+async def test_options_have_their_effect(recorder: RecordingObserver) -> None:
+    own = RecordingObserver()
+    calls: list[float] = []
+
+    @task(delay=5, retry=3, timeout=2, name="flaky", observers=[own])  # type: ignore[arg-type]
+    async def flaky() -> None:
+        calls.append(anyio.current_time())
+        await anyio.sleep(100 if len(calls) < 3 else 1)
+
+    async with Manager(observers=[recorder], retry=1) as manager:
+        began = anyio.current_time()
+        await manager.run(flaky)
+    assert calls[0] - began == pytest.approx(5)
+    assert len(calls) == 3
+    for each in (own, recorder):
+        assert each.names()[:5] == ["added", "started", "retrying", "retrying", "succeeded"]
+        assert each.events[0].name == "flaky"
+
+
+async def test_delay_of_the_call_replaces_the_functions(manager: Manager) -> None:
+    decorated = decorate(delay=5)
+    began = anyio.current_time()
+    await manager.after(9, decorated)
+    assert anyio.current_time() - began == pytest.approx(9)
+
+
+async def test_lifespan_of_the_function_counts_with_the_delay_of_the_call(
+    manager: Manager,
+) -> None:
+    @task(lifespan=10)
+    async def slow() -> None:
+        await anyio.sleep_forever()
+
+    with pytest.raises(InvalidTask, match=r"^lifespan must be longer than the delay"):
+        manager.after(10, slow)
+    with pytest.raises(TaskExpired):
+        await manager.after(9, slow)
+
+
+async def test_schedule_of_the_call_replaces_the_functions(manager: Manager) -> None:
+    runs: list[float] = []
+
+    @task(schedule=every(10))
+    async def tick() -> None:
+        runs.append(anyio.current_time())
+
+    own, other = manager.loop(tick), manager.every(25, tick)
+    await anyio.sleep(51)
+    assert (own.iteration, other.iteration) == (6, 3)
+
+
+async def test_loop_ends_after_as_many_failures_as_its_function_allows(manager: Manager) -> None:
+    @task(max_failures=2)
+    async def fail() -> None:
+        raise ValueError("wrong")
+
+    loop = manager.loop(fail)
+    assert await loop.wait() is TaskStatus.FAILED
+    assert loop.iteration == 2
+
+
+async def test_function_that_is_declared_a_loop_is_no_one_off(
+    manager: Manager, recorder: RecordingObserver
+) -> None:
+    decorated = decorate(schedule=every(60), name="ticker")
+    for submit in (manager.run, functools.partial(manager.after, 5)):
+        with pytest.raises(InvalidTask, match=r"decorated.*loop\(\)"):
+            submit(decorated)
+    assert manager.count() == 0
+    assert recorder.events == []
+
+
+# What can't work
+
+
+@pytest.mark.parametrize(
+    ("options", "argument"),
+    [
+        ({"retry": 0}, "retry"),
+        ({"delay": -1}, "delay"),
+        ({"timeout": 0}, "timeout"),
+        ({"lifespan": 5, "delay": 5}, "lifespan"),
+        ({"schedule": 60}, "schedule"),
+        ({"schedule": every(60), "kind": TaskKind.ONE_OFF}, "schedule"),
+        ({"max_failures": 0}, "max_failures"),
+        ({"meta": ["a"]}, "meta"),
+        ({"observers": [Observer]}, "observers"),
+        ({"id": ""}, "id"),
+        ({"name": 1}, "name"),
+        ({"critical": 1}, "critical"),
+        ({"stall_after": "1"}, "stall_after"),
+        ({"context": {}}, "context"),
+        ({"kind": "loop"}, "kind"),
+    ],
+    ids=str,
+)
+def test_bad_option_fails_when_the_function_is_decorated(
+    options: dict[str, Any], argument: str
+) -> None:
+    decorator = task(**options)
+    with pytest.raises(InvalidTask, match=rf"^{argument} "):
+        decorator(work)
+    assert Task(work).retry is None
+
+
+def test_what_is_no_function_is_not_decorated() -> None:
+    with pytest.raises(InvalidTask, match=r"^fn "):
+        task(retry=3)(5)  # type: ignore[type-var]
+
+
+@pytest.mark.parametrize("option", ["retries", "args", "fn"])
+def test_unknown_option_is_refused(option: str) -> None:
+    with pytest.raises(TypeError, match=rf"no option {option}; it takes .*retry"):
+        task(**{option: 3})
+
+
+class Watcher(Observer):
+    async def watch(self, manager: Manager) -> None: ...
+
+
+def test_watching_observer_is_refused() -> None:
+    with pytest.raises(InvalidTask, match=r"^observers .*Watcher"):
+        task(observers=(Watcher(),))(work)
+
+
+@pytest.mark.realtime
+async def test_observers_of_a_function_are_told_of_its_tasks_only(manager: Manager) -> None:
+    names: list[str] = []
+
+    class Own(Observer):
+        def on_task_added(self, event: TaskEvent) -> None:
+            names.append(event.name)
+
+    await manager.run(decorate(observers=(Own(),), name="with"))
+    await manager.run(decorate(name="without"))
+    assert names == ["with"]
