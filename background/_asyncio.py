@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Coroutine
-from contextvars import Context
+from contextvars import Context, copy_context
 from typing import Any
 
 from ._backend import Backend
@@ -41,7 +41,9 @@ class AsyncioBackend(Backend):
     def _done(self, task: asyncio.Task[None]) -> None:
         on_lost = self._tasks.pop(task)
         if task.cancelled():
-            on_lost()
+            context = copy_context()
+            self.adopt(context)
+            context.run(on_lost)
 
     def _call_soon(self, fn: Callable[[], object], context: Context) -> None:
         self._loop.call_soon_threadsafe(fn, context=context)
@@ -55,8 +57,9 @@ class AsyncioBackend(Backend):
         except RuntimeError:
             return None
 
-    def is_cancelled(self, error: BaseException) -> bool:
-        if super().is_cancelled(error):
-            return True
+    def is_running(self) -> bool:
+        return self._loop.is_running()
+
+    def _is_cancelling(self) -> bool:
         task = asyncio.current_task()
-        return isinstance(error, self.cancelled) and task is not None and task.cancelling() > 0
+        return super()._is_cancelling() or (task is not None and task.cancelling() > 0)

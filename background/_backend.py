@@ -52,10 +52,14 @@ class Backend(ABC):
 
         Raises `RuntimeError` if the loop has ended.
         """
-        sniffio: Any = sys.modules.get("sniffio")
-        if sniffio is not None:  # finds out by itself only inside a task of the right thread
-            context.run(sniffio.current_async_library_cvar.set, self.library)
+        self.adopt(context)
         self._call_soon(fn, context)
+
+    def adopt(self, context: Context) -> None:
+        """Let anyio find this backend where a context runs outside of any task."""
+        sniffio: Any = sys.modules.get("sniffio")
+        if sniffio is not None:
+            context.run(sniffio.current_async_library_cvar.set, self.library)
 
     @abstractmethod
     def _call_soon(self, fn: Callable[[], object], context: Context) -> None: ...
@@ -68,13 +72,21 @@ class Backend(ABC):
     def current_task(self) -> object:
         """Return the native task that is running, `None` outside of any."""
 
-    def is_cancelled(self, error: BaseException) -> bool:
-        """Tell whether the error is the current task's own cancellation.
+    @abstractmethod
+    def is_running(self) -> bool:
+        """Tell whether the loop runs, in this thread."""
 
-        On asyncio, awaiting something that was cancelled raises the same exception.
+    def ends(self, task: object, error: BaseException) -> bool:
+        """Tell whether the error is there to end the task that sees it, and has to pass.
+
+        Code of others may raise the same of its own accord: on asyncio by awaiting something that
+        was cancelled.
         """
-        if not isinstance(error, self.cancelled):
-            return False
+        if isinstance(error, GeneratorExit):  # a coroutine that is thrown away with its loop
+            return self.current_task() is not task
+        return isinstance(error, self.cancelled) and self._is_cancelling()
+
+    def _is_cancelling(self) -> bool:
         return anyio.current_effective_deadline() == float("-inf")
 
 

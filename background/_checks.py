@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from typing import TypeVar
+
+T = TypeVar("T")
 
 
 def seconds(
@@ -17,7 +20,7 @@ def seconds(
     """Refuse what is not a finite number of seconds within the bounds."""
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         raise error(f"{argument} must be a number of seconds, not {value!r}")
-    if not math.isfinite(value) or value <= above or value < at_least:
+    if not _is_finite(value) or value <= above or value < at_least:
         bound = f"more than {above:g}" if above > -math.inf else f"at least {at_least:g}"
         raise error(f"{argument} must be a finite number of seconds, {bound}, not {value!r}")
 
@@ -42,3 +45,22 @@ def optional(check: Callable[..., None], argument: str, value: object, **bounds:
     """Apply a check unless the value is `None`."""
     if value is not None:
         check(argument, value, **bounds)
+
+
+def collected(
+    argument: str, values: Iterable[T], *, error: type[Exception] = ValueError
+) -> tuple[T, ...]:
+    """Return what is iterated as a tuple; refuse what can't be iterated, and text."""
+    try:
+        if not isinstance(values, (str, bytes)):
+            return tuple(values)
+    except TypeError:
+        pass
+    raise error(f"{argument} must be a collection, such as a tuple, not {values!r}")
+
+
+def _is_finite(number: float) -> bool:
+    try:
+        return math.isfinite(number)
+    except OverflowError:  # an int that no float can hold
+        return False

@@ -11,6 +11,7 @@ from typing import Any
 
 from ._backend import Backend
 from ._complaints import Complaints
+from ._errors import is_fatal
 from ._events import TaskStarted
 from ._observe import Observer, overrides
 from ._outbox import Call, Outbox, Start
@@ -46,6 +47,13 @@ class Order:
                 self._next.popleft()()
         finally:
             self._busy = False
+
+    def after(self, fn: Callable[[], None]) -> None:
+        """Call `fn` when all that is being told has been told."""
+        if self._busy:
+            self._next.append(fn)
+        else:
+            fn()
 
     def _tell(
         self, hooks: tuple[Tell, ...], event: object, then: Callable[[bool], None] | None
@@ -116,10 +124,7 @@ class Listener:
             return False
         if answer is None or not isawaitable(answer):
             return True
-        taken = self.outbox.put(Call(name, event, lambda: answer))
-        if not taken and hasattr(answer, "close"):
-            answer.close()  # pyright: ignore[reportAttributeAccessIssue]
-        return taken
+        return self.outbox.put(Call(name, event, lambda: answer, answer))
 
     def _later(self, name: str, hook: Callable[[Any], Any], event: object) -> bool:
         return self.outbox.put(Call(name, event, partial(hook, event)))
@@ -149,18 +154,17 @@ class Listener:
 
     async def watch(self, manager: Any) -> None:
         """Run the observer's `watch` service."""
+        me = self._backend.current_task()
         try:
             await self.observer.watch(manager)
-        except GeneratorExit:
-            raise
         except BaseException as error:
-            if self._backend.is_cancelled(error):
+            if self._backend.ends(me, error):
                 raise
             self._failed("watch", error)
 
     def _failed(self, hook: str, error: BaseException) -> None:
         self._complaints.raised(self.name, hook, error)
-        if isinstance(error, (KeyboardInterrupt, SystemExit)):
+        if is_fatal(error):
             self._on_fatal(error)
 
 

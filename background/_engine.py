@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Callable
 from contextvars import Context
+from functools import partial
 from itertools import count
 from math import inf
 from secrets import token_hex
@@ -18,7 +19,7 @@ from tenacity.wait import wait_base
 from . import _clock, _telling
 from ._admission import Admission
 from ._backend import Backend
-from ._errors import DuplicateTask, InvalidTask
+from ._errors import DuplicateTask, InvalidTask, is_fatal
 from ._handle import FINAL, TaskHandle
 from ._listeners import Listeners
 from ._outstanding import Outstanding
@@ -116,7 +117,7 @@ class Engine:
         if now >= handle._expires:
             self._finish(handle, TaskStatus.EXPIRED)
         elif handle._coroutine is None and handle not in self._queue:
-            if handle._ticks is not None and handle._due <= now:
+            if handle._ticks is not None:
                 handle._due = handle._ticks.confirm(handle._due, now, _clock.wall())
             self._start_when_due(handle, now)
 
@@ -228,10 +229,11 @@ class Engine:
 
     def cancel_handle(self, handle: TaskHandle[Any], reason: str | None) -> bool:
         """Cancel a task, from any thread; `False` if it has ended already."""
-        if not self._portal.is_here:
-            return handle.status not in FINAL and self._portal.call(
-                lambda: self.cancel_handle(handle, reason)
-            )
+        if handle.status in FINAL:
+            return False
+        return self._portal.call(partial(self._cancel, handle, reason))
+
+    def _cancel(self, handle: TaskHandle[Any], reason: str | None) -> bool:
         if handle.status in FINAL:
             return False
         if handle._scope is None:
@@ -283,11 +285,3 @@ def _remember(handle: TaskHandle[Any], error: BaseException) -> None:
 
 def _is_waiting(handle: TaskHandle[Any]) -> bool:
     return handle.status is TaskStatus.WAITING
-
-
-def is_fatal(error: BaseException) -> bool:
-    """Tell whether the error is to end the program, wherever it was raised."""
-    fatal = (KeyboardInterrupt, SystemExit)
-    if isinstance(error, BaseExceptionGroup):
-        return error.subgroup(fatal) is not None  # pyright: ignore[reportUnknownMemberType]
-    return isinstance(error, fatal)

@@ -64,3 +64,11 @@ class TaskExpired(BackgroundError):
 
     def __str__(self) -> str:
         return f"task {self.name!r} ({self.id}) outlived its lifespan of {self.lifespan:g} s"
+
+
+def is_fatal(error: BaseException) -> bool:
+    """Tell whether the error is to end the program, wherever it was raised."""
+    fatal = (KeyboardInterrupt, SystemExit)
+    if isinstance(error, BaseExceptionGroup):
+        return error.subgroup(fatal) is not None  # pyright: ignore[reportUnknownMemberType]
+    return isinstance(error, fatal)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Coroutine, Generator, Mapping
 from contextvars import Context
 from traceback import FrameSummary
@@ -29,6 +30,14 @@ FINAL = frozenset(
 
 #: The name of the function that calls a task's own in a thread.
 THREAD_ENTRY = "call_in_thread"
+
+
+logger = logging.getLogger("background")
+
+
+def log_failure(name: str, id: str, error: BaseException | None) -> None:
+    """Log a failure that nobody else is told of."""
+    logger.error("task %r (%r) failed", name, id, exc_info=error)
 
 
 class Owner(Protocol):
@@ -74,6 +83,7 @@ class TaskHandle(Generic[T]):
         "_thread",
         "_ticks",
         "_traceback",
+        "_unheard",
         "_waiters",
         "attempt",
         "error",
@@ -119,6 +129,7 @@ class TaskHandle(Generic[T]):
         self._traceback: TracebackType | None = None
         self._done: anyio.Event | None = None
         self._waiters = 0
+        self._unheard = False  # it failed, and nobody was told but those who wait
         self._in_run = False
         # Only while a run or an iteration is under way:
         self._coroutine: Coroutine[Any, Any, Any] | None = None
@@ -151,9 +162,19 @@ class TaskHandle(Generic[T]):
         self._waiters += 1
         try:
             await self._done.wait()
+        except BaseException:
+            if self._waiters == 1 and self._unheard:
+                self._log_failure()
+            raise
         finally:
             self._waiters -= 1
+        self._unheard = False
         return self.status
+
+    def _log_failure(self) -> None:
+        """Log the failure of a task that nobody else is told of."""
+        self._unheard = False
+        log_failure(self.name, self.id, self.error)
 
     async def result(self) -> T:
         """Wait for the task and return what its function returned.

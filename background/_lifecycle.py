@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Awaitable, Callable
 from contextvars import copy_context
+from functools import partial
 from typing import TYPE_CHECKING
 
 import anyio
 
-from . import _telling
 from ._backend import current_backend
-from ._engine import Engine, is_fatal
-from ._errors import ManagerMisuse
+from ._engine import Engine
+from ._errors import ManagerMisuse, is_fatal
+from ._handle import log_failure
 from ._listeners import Listeners
 from ._portal import Portal
 from ._runner import Runner
@@ -83,11 +85,11 @@ class Lifecycle:
         misplaced = self._backend.current_task() is not self._host
         try:
             interrupted = await self._close(error)
-            with anyio.CancelScope(shield=True):
-                await self._services.stop(self._settings.cancel_timeout)
+            stop = partial(self._services.stop, self._settings.cancel_timeout)
+            interrupted = await self._insist(stop) or interrupted
         finally:
             for failure in self.listeners.give_up():
-                _telling.log_failure(failure.name, failure.id, failure.error)
+                log_failure(failure.name, failure.id, failure.error)
             self.portal.close()
             self._backend.close()
             if self._signals is not None:
@@ -112,9 +114,18 @@ class Lifecycle:
             else:
                 return None
         self.shutdown.force("the block was cancelled")
-        with anyio.CancelScope(shield=True):
-            await self._finish_closing()
-        return interrupted
+        return await self._insist(self._finish_closing) or interrupted
+
+    async def _insist(self, fn: Callable[[], Awaitable[None]]) -> BaseException | None:
+        """See `fn` to its end; return a cancellation that no scope can be shielded from."""
+        interrupted: BaseException | None = None
+        while True:
+            try:
+                with anyio.CancelScope(shield=True):
+                    await fn()
+                return interrupted
+            except self._backend.cancelled as cancellation:
+                interrupted = cancellation
 
     async def _finish_closing(self) -> None:
         await self.shutdown.wait()

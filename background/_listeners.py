@@ -55,7 +55,11 @@ class Listeners:
         return listener
 
     def release(self, observers: tuple[Observer, ...]) -> None:
-        """Take back what `hooks_for` gave for a task."""
+        """Take back what `hooks_for` gave for a task, once it has been told of its end."""
+        if observers:
+            self._order.after(partial(self._release, observers))
+
+    def _release(self, observers: tuple[Observer, ...]) -> None:
         for observer in self._visitors(observers):
             listener = self._visiting[id(observer)]
             listener.tasks -= 1

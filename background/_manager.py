@@ -17,10 +17,11 @@ from ._errors import InvalidTask, LoopsStopped, ManagerClosed, ManagerMisuse, Ma
 from ._handle import TaskHandle
 from ._lifecycle import Lifecycle
 from ._observe import Observer
+from ._outstanding import Absence
 from ._report import CloseReport, Health
 from ._retry import Retry, make_policy
 from ._runner import current_handle
-from ._settings import Settings
+from ._settings import Settings, known_signals
 from ._states import ManagerState, TaskKind, TaskStatus
 from ._task import Task, describe_loop, describe_one_off
 
@@ -75,13 +76,13 @@ class Manager:
     ) -> None:
         self._settings = Settings(
             name=name,
-            observers=tuple(observers),
+            observers=_checks.collected("observers", observers),
             policy=make_policy(retry),
             limit=limit,
             capacity=capacity,
             loop_backoff=loop_backoff,
             threads=threads,
-            signals=frozenset(signal.Signals(each) for each in signals),
+            signals=known_signals(signals),
             grace=grace,
             cancel_timeout=cancel_timeout,
         )
@@ -156,6 +157,7 @@ class Manager:
         self, interval: float, fn: Callable[P, object], /, *args: P.args, **kwargs: P.kwargs
     ) -> TaskHandle[None]:
         """Run a function every `interval` seconds, the first time at once. Raises as `run_task`."""
+        _checks.seconds("interval", interval, at_least=_schedule.SHORTEST, error=InvalidTask)
         return self.run_task(describe_loop(fn, args, kwargs, schedule=_schedule.every(interval)))
 
     def cron(
@@ -221,8 +223,9 @@ class Manager:
         """
         outstanding = self._here("wait").engine.outstanding
         await checkpoint()
-        with outstanding.exempt(current_handle.get()):
-            await outstanding.idle(TaskKind.ONE_OFF)
+        with outstanding.absent(current_handle.get(), Absence.WAITING) as inside:
+            ignoring = Absence.WAITING if inside else Absence.NONE
+            await outstanding.idle(TaskKind.ONE_OFF, ignoring=ignoring)
 
     async def stop_loops(self) -> None:
         """Let each loop finish its current iteration and start no other; wait until all have ended.
@@ -232,8 +235,9 @@ class Manager:
         engine = self._here("stop_loops").engine
         engine.stop_loops()
         await checkpoint()
-        with engine.outstanding.exempt(current_handle.get()):
-            await engine.outstanding.idle(TaskKind.LOOP)
+        with engine.outstanding.absent(current_handle.get(), Absence.WAITING) as inside:
+            ignoring = Absence.WAITING if inside else Absence.NONE
+            await engine.outstanding.idle(TaskKind.LOOP, ignoring=ignoring)
 
     async def close(self, *, timeout: float | EllipsisType | None = ...) -> CloseReport:
         """Take no more tasks, wait for one-offs, stop loops, and report what became of them.
@@ -255,7 +259,7 @@ class Manager:
         life = self._here("close")
         life.shutdown.close(timeout)
         await checkpoint()
-        with life.engine.outstanding.exempt(current_handle.get()):
+        with life.engine.outstanding.absent(current_handle.get(), Absence.CLOSING):
             return await life.shutdown.wait()
 
     async def shutdown_requested(self) -> None:

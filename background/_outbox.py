@@ -17,11 +17,20 @@ _SIZE = 1024
 
 
 class Call(NamedTuple):
-    """A hook to be called with an event; `make` gives what is to be awaited for that."""
+    """A hook to be called with an event; `make` gives what is to be awaited for that.
+
+    `answer` is that already where a `def` hook has returned an awaitable.
+    """
 
     hook: str
     event: Any
     make: Callable[[], Any]
+    answer: Any = None
+
+    def close(self) -> None:
+        """Let nothing warn of a coroutine that was never awaited."""
+        if hasattr(self.answer, "close"):
+            self.answer.close()
 
 
 class Outbox:
@@ -54,6 +63,7 @@ class Outbox:
         """Have the call made after those before it; `False` if there is no room."""
         if len(self._calls) >= _SIZE:
             self._complaints.overflowed(self._owner, call.hook, _SIZE)
+            call.close()
             return False
         self._calls.append(call)
         if not self._delivering:
@@ -62,15 +72,14 @@ class Outbox:
         return True
 
     async def _deliver(self) -> None:
+        me = self._backend.current_task()
         try:
             while self._calls:
                 call = self._current = self._calls.popleft()
                 try:
                     await call.make()
-                except GeneratorExit:
-                    raise
                 except BaseException as error:
-                    if self._backend.is_cancelled(error):
+                    if self._backend.ends(me, error):
                         raise
                     self._on_error(call.hook, error)
                 self._current = None
@@ -89,6 +98,8 @@ class Outbox:
 
     def give_up(self) -> list[Call]:
         """Return the calls that were never made, or not to their end; there will be no others."""
+        for call in self._calls:
+            call.close()
         left = [*([self._current] if self._current else []), *self._calls]
         self._current = None
         self._calls.clear()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Generator, Iterable
 from contextlib import contextmanager
+from enum import IntEnum
 from typing import Any
 
 import anyio
@@ -13,15 +14,26 @@ from ._handle import TaskHandle
 from ._states import TaskKind
 
 
+class Absence(IntEnum):
+    """What a task is busy with while others need not wait for it: it waits for them itself.
+
+    Who ignores one kind ignores the lower ones too.
+    """
+
+    NONE = 0
+    CLOSING = 1
+    WAITING = 2
+
+
 class Outstanding:
     """Every outstanding task of one manager, by id, oldest first."""
 
     def __init__(self) -> None:
         self.handles: dict[str, TaskHandle[Any]] = {}
         self._counts = dict.fromkeys(TaskKind, 0)
-        self._exempt: dict[TaskHandle[Any], int] = {}
+        self._absent: dict[TaskHandle[Any], list[Absence]] = {}
         self._stuck: set[TaskHandle[Any]] = set()
-        self._waiters: dict[anyio.Event, TaskKind | None] = {}
+        self._waiters: dict[anyio.Event, tuple[TaskKind | None, Absence]] = {}
 
     def add(self, handle: TaskHandle[Any]) -> None:
         self.handles[handle.id] = handle
@@ -29,59 +41,62 @@ class Outstanding:
 
     def remove(self, handle: TaskHandle[Any]) -> None:
         del self.handles[handle.id]
-        self._stuck.discard(handle)
         self._counts[handle.kind] -= 1
+        self._stuck.discard(handle)
 
     def count(self, kind: TaskKind | None = None) -> int:
         return len(self.handles) if kind is None else self._counts[kind]
 
-    def left(self, kind: TaskKind | None = None) -> list[TaskHandle[Any]]:
-        """Return those to wait for: neither exempt nor stuck."""
+    def left(
+        self, kind: TaskKind | None = None, *, ignoring: Absence = Absence.NONE
+    ) -> list[TaskHandle[Any]]:
+        """Return those to wait for; never the stuck ones."""
         return [
             handle
             for handle in self.handles.values()
             if (kind is None or handle.kind is kind)
-            and handle not in self._exempt
             and handle not in self._stuck
+            and not any(absence <= ignoring for absence in self._absent.get(handle, ()))
         ]
 
     @contextmanager
-    def exempt(self, handle: TaskHandle[Any] | None) -> Generator[None]:
-        """Let nobody wait for this task, as it waits for the others itself."""
+    def absent(self, handle: TaskHandle[Any] | None, absence: Absence) -> Generator[bool]:
+        """Mark a task as waiting for the others; yields whether it is one of this manager's."""
         if handle is None or self.handles.get(handle.id) is not handle:
-            yield
+            yield False
             return
-        self._exempt[handle] = self._exempt.get(handle, 0) + 1
+        self._absent.setdefault(handle, []).append(absence)
         self.changed()
         try:
-            yield
+            yield True
         finally:
-            if handle in self._exempt:
-                self._exempt[handle] -= 1
-                if not self._exempt[handle]:
-                    del self._exempt[handle]
+            absences = self._absent.get(handle, [])
+            if absence in absences:
+                absences.remove(absence)
+            if not absences:
+                self._absent.pop(handle, None)
 
-    def end_exemptions(self, stuck: Iterable[TaskHandle[Any]]) -> None:
+    def end_absences(self, stuck: Iterable[TaskHandle[Any]]) -> None:
         """Wait for every task again, but not for those that are stuck."""
-        self._exempt.clear()
+        self._absent.clear()
         self._stuck.update(stuck)
         self.changed()
 
-    def _is_idle(self, kind: TaskKind | None) -> bool:
-        not_waited_for = len(self._exempt) + len(self._stuck)
-        return self.count(kind) <= not_waited_for and not self.left(kind)
+    def _is_idle(self, kind: TaskKind | None, ignoring: Absence) -> bool:
+        not_waited_for = len(self._absent) + len(self._stuck)
+        return self.count(kind) <= not_waited_for and not self.left(kind, ignoring=ignoring)
 
     def changed(self) -> None:
         """Wake those for whom nothing is left to wait for."""
-        for event, kind in list(self._waiters.items()):
-            if self._is_idle(kind):
+        for event, (kind, ignoring) in list(self._waiters.items()):
+            if self._is_idle(kind, ignoring):
                 event.set()
 
-    async def idle(self, kind: TaskKind | None = None) -> None:
+    async def idle(self, kind: TaskKind | None = None, *, ignoring: Absence = Absence.NONE) -> None:
         """Wait until nothing of that kind is left; what comes meanwhile is waited for too."""
-        while not self._is_idle(kind):
+        while not self._is_idle(kind, ignoring):
             event = anyio.Event()
-            self._waiters[event] = kind
+            self._waiters[event] = kind, ignoring
             try:
                 await event.wait()
             finally:

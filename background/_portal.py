@@ -44,7 +44,7 @@ class Portal:
         Raises `ManagerClosed` if the portal is closed, also while the call waits for its turn.
         """
         if self.is_here:
-            return fn()
+            return fn() if self._backend.current_task() else self._call_outside_of_tasks(fn)
         future: Future[R] = Future()
         context = copy_context()
         answer = partial(self._answer, future, fn)
@@ -63,9 +63,18 @@ class Portal:
             with self._lock:
                 self._pending.discard(future)
 
+    def _call_outside_of_tasks(self, fn: Callable[[], R]) -> R:
+        if not self._backend.is_running():
+            raise ManagerClosed("the manager's event loop has ended")
+        context = copy_context()
+        self._backend.adopt(context)
+        return context.run(fn)
+
     def _answer(self, future: Future[R], fn: Callable[[], R]) -> None:
-        if future.done():
-            return
+        with self._lock:
+            if future not in self._pending:
+                return
+            self._pending.remove(future)
         try:
             future.set_result(fn())
         except BaseException as error:

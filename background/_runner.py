@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextvars import ContextVar
 from dataclasses import dataclass
-from inspect import isawaitable
+from inspect import isawaitable, iscoroutine
 from threading import get_ident
 from typing import Any
 
@@ -92,8 +92,8 @@ class Runner:
         except self._backend.cancelled:
             handle._reason = handle._reason or FROM_OUTSIDE
         except BaseException as raised:
-            if isinstance(raised, GeneratorExit) and self._backend.current_task() is not me:
-                raise  # the coroutine is thrown away with its event loop
+            if self._backend.ends(me, raised):
+                raise
             status, error = TaskStatus.FAILED, raised
         if status is TaskStatus.CANCELLED:
             if scope.cancelled_caught and not handle._cancelled:
@@ -192,8 +192,13 @@ class Runner:
                 handle._thread = None
 
         (value,) = await anyio.to_thread.run_sync(call_in_thread, limiter=self.limiter)
-        # The thread could not be interrupted: a cancellation or a deadline since then counts now.
-        await checkpoint_if_cancelled()
+        try:
+            # The thread could not be interrupted: a cancellation or deadline since then counts now.
+            await checkpoint_if_cancelled()
+        except BaseException:
+            if iscoroutine(value):
+                value.close()
+            raise
         return await value if isawaitable(value) else value
 
 

@@ -16,6 +16,8 @@ from typing import Any
 from . import _checks
 from ._errors import InvalidTask
 
+SHORTEST = 1e-6  # seconds between ticks
+
 _ALIASES = {
     "@yearly": "0 0 1 1 *",
     "@annually": "0 0 1 1 *",
@@ -122,9 +124,10 @@ def every(seconds: float, *, jitter: float = 0.0) -> Schedule:
     loops of many processes; the grid itself does not move. A tick that falls into a running
     iteration is skipped.
 
-    Raises `InvalidTask` unless `seconds` is more than 0 and `jitter` between 0 and `seconds`.
+    Raises `InvalidTask` unless `seconds` is at least a microsecond and `jitter` between 0 and
+    `seconds`.
     """
-    _checks.seconds("seconds", seconds, above=0, error=InvalidTask)
+    _checks.seconds("seconds", seconds, at_least=SHORTEST, error=InvalidTask)
     _checks.seconds("jitter", jitter, at_least=0, error=InvalidTask)
     if jitter > seconds:
         raise InvalidTask(

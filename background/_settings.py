@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+from collections.abc import Collection
 from dataclasses import dataclass
 from inspect import iscoroutinefunction
 
@@ -36,7 +37,9 @@ class Settings:
         _check_observers(self.observers)
         _checks.optional(_checks.count, "limit", self.limit)
         _checks.optional(_checks.count, "capacity", self.capacity)
-        if self.loop_backoff is not None and not callable(self.loop_backoff):
+        if self.loop_backoff is not None and (
+            not callable(self.loop_backoff) or isinstance(self.loop_backoff, type)
+        ):
             raise ValueError(
                 f"loop_backoff must be a tenacity wait strategy or None, not {self.loop_backoff!r}"
             )
@@ -52,3 +55,12 @@ def _check_observers(observers: tuple[Observer, ...]) -> None:
     for observer in observers:
         if overrides(observer, "watch") and not iscoroutinefunction(observer.watch):
             raise ValueError(f"observers: {type(observer).__name__}.watch must be an async def")
+
+
+def known_signals(signals: Collection[signal.Signals]) -> frozenset[signal.Signals]:
+    """Return the signals, also where plain numbers were given. Raises `ValueError`."""
+    given = _checks.collected("signals", signals)
+    try:
+        return frozenset(signal.Signals(each) for each in given)
+    except ValueError as error:
+        raise ValueError(f"signals must be a collection of signal.Signals: {error}") from None

@@ -8,6 +8,7 @@ from types import EllipsisType
 from typing import Any
 
 import anyio
+from anyio.lowlevel import checkpoint
 
 from . import _clock
 from ._backend import Backend
@@ -15,9 +16,12 @@ from ._engine import Engine
 from ._events import ManagerClosedEvent, ManagerClosingEvent
 from ._handle import TaskHandle
 from ._listeners import Listeners
+from ._outstanding import Absence
 from ._report import CloseReport
 from ._services import Services
 from ._states import ManagerState, TaskKind, TaskStatus
+
+_TURNS = 4  # of the event loop, in which a cancelled task ends that has nothing to clean up
 
 
 class Shutdown:
@@ -49,6 +53,7 @@ class Shutdown:
         self._closed = anyio.Event()
         self._ended: list[TaskHandle[Any]] = []
         self._requested = False
+        self._began = 0.0
         self._deadline = inf
         self._grace_ends = inf
         self._patience: anyio.CancelScope | None = None
@@ -74,9 +79,8 @@ class Shutdown:
             self._services.start("background grace", self._force_after_grace)
 
     async def _force_after_grace(self) -> None:
-        assert self._grace is not None
-        await anyio.sleep(self._grace)
-        if self.state is ManagerState.STOPPING:  # else closing has the same deadline
+        await anyio.sleep(max(0.0, self._grace_ends - self._backend.now()))
+        if self.state is ManagerState.STOPPING or self._owns_process:
             self.force("the grace time ran out")
 
     def close(self, timeout: float | EllipsisType | None) -> None:
@@ -102,7 +106,7 @@ class Shutdown:
             self._patience.deadline = min(self._deadline, self._grace_ends)
 
     def _cancel_left(self) -> None:
-        for handle in self.engine.outstanding.left():
+        for handle in self.engine.outstanding.left(ignoring=Absence.CLOSING):
             self.engine.cancel_handle(handle, "shutdown")
 
     def begin(self, reason: str) -> None:
@@ -110,6 +114,7 @@ class Shutdown:
         if self.state not in (ManagerState.RUNNING, ManagerState.STOPPING):
             return
         self.state = ManagerState.CLOSING
+        self._began = self._backend.now()
         self.shutdown_requested.set()
         outstanding = self.engine.outstanding.count()
         hooks = self._listeners.hooks
@@ -121,7 +126,7 @@ class Shutdown:
         self.engine.admission.close()
         self.engine.stop_loops()
         self.engine.cancel_delayed("shutdown")
-        self._services.start("background closing", self._close, on_lost=self._lost)
+        self._start_closing()
 
     def ended(self, handle: TaskHandle[Any]) -> None:
         """Take note of a task's end, for the report."""
@@ -135,45 +140,58 @@ class Shutdown:
         return self.report
 
     async def _close(self) -> None:
-        began = self._backend.now()
         try:
             await self.drain()
-            self.report = self._make_report()
-            self._tell_closed(self.report, self._backend.now() - began)
+            self._tell_closed()
             await self._listeners.flush(self._cancel_timeout)
-        finally:
-            # An event loop that shuts down cancels this service too; nobody may wait in vain.
-            self._closed_with(self.report or self._make_report())
+        except self._backend.cancelled:
+            self._close_again()
+            raise
+        self._end()
 
-    def _closed_with(self, report: CloseReport) -> None:
-        self.report = report
-        self.state = ManagerState.CLOSED
-        self.engine.outstanding.end_exemptions(report.stuck)
-        self._closed.set()
+    def _close_again(self) -> None:
+        # An event loop that shuts down cancels this service too; nobody may wait in vain.
+        if self.report is not None:
+            self._end()
+        else:
+            self.force("the event loop is shutting down")
+            self._start_closing()
 
-    def _lost(self) -> None:
-        self._closed_with(self._make_report())
+    def _start_closing(self) -> None:
+        self._services.start("background closing", self._close, on_lost=self._close_again)
 
-    def _tell_closed(self, report: CloseReport, duration: float) -> None:
+    def _tell_closed(self) -> None:
+        self.report = self._make_report()
         hooks = self._listeners.hooks
         if hooks.on_manager_closed:
             event = ManagerClosedEvent(
-                name=self._name, time=_clock.wall(), duration=duration, report=report
+                name=self._name,
+                time=_clock.wall(),
+                duration=self._backend.now() - self._began,
+                report=self.report,
             )
             hooks.tell(hooks.on_manager_closed, event)
+
+    def _end(self) -> None:
+        assert self.report is not None
+        self.state = ManagerState.CLOSED
+        self.engine.outstanding.end_absences(self.report.stuck)
+        self._closed.set()
 
     async def drain(self) -> None:
         """Wait for what is left, cancel it at the deadline, and give it time to clean up."""
         outstanding = self.engine.outstanding
         with anyio.CancelScope(deadline=min(self._deadline, self._grace_ends)) as self._patience:
-            await outstanding.idle()
+            await outstanding.idle(ignoring=Absence.CLOSING)
         self._patience = None
         self._cancel_left()
+        for _ in range(_TURNS):
+            await checkpoint()
         with anyio.move_on_after(self._cancel_timeout):
-            await outstanding.idle()
+            await outstanding.idle(ignoring=Absence.CLOSING)
 
     def _make_report(self) -> CloseReport:
-        stuck = self.engine.outstanding.left()
+        stuck = self.engine.outstanding.left(ignoring=Absence.CLOSING)
         fates: dict[TaskStatus, list[TaskHandle[Any]]] = {status: [] for status in TaskStatus}
         not_started: list[TaskHandle[Any]] = []
         for handle in self._ended:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextvars
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field, fields
+from functools import partial
 from inspect import (
     isasyncgenfunction,
     isawaitable,
@@ -88,17 +89,25 @@ class Task(Generic[T]):
         if self.name is None:
             object.__setattr__(self, "name", _name_of(self.fn))
         if self.args.__class__ is not tuple:
-            object.__setattr__(self, "args", _as_tuple("args", self.args))
+            object.__setattr__(
+                self, "args", _checks.collected("args", self.args, error=InvalidTask)
+            )
         if self.kwargs is not _EMPTY:
             object.__setattr__(self, "kwargs", _as_mapping("kwargs", self.kwargs))
         if self.meta is not _EMPTY:
             object.__setattr__(self, "meta", _as_mapping("meta", self.meta))
-        if self.observers:
-            object.__setattr__(self, "observers", _as_tuple("observers", self.observers))
+        if self.observers.__class__ is not tuple or self.observers:
+            object.__setattr__(
+                self, "observers", _checks.collected("observers", self.observers, error=InvalidTask)
+            )
             _check_observers(self.observers)
         self._check_times()
         self._check_loop()
         self._check_rest()
+
+    def _collect(self, argument: str) -> None:
+        values = _checks.collected(argument, getattr(self, argument), error=InvalidTask)
+        object.__setattr__(self, argument, values)
 
     def _check_times(self) -> None:
         if self.delay != 0.0 or self.delay.__class__ is not float:
@@ -214,7 +223,7 @@ def describe_loop(
 
 def is_async(fn: Callable[..., Any]) -> bool:
     """Tell whether calling `fn` gives a coroutine, rather than running it."""
-    return iscoroutinefunction(fn) or iscoroutinefunction(getattr(fn, "__call__", None))  # noqa: B004
+    return iscoroutinefunction(fn) or iscoroutinefunction(type(fn).__call__)
 
 
 def _check_function(fn: Any) -> None:
@@ -227,7 +236,9 @@ def _check_function(fn: Any) -> None:
     if not callable(fn):
         hint = "; pass the function that makes it" if isawaitable(fn) else ""
         raise InvalidTask(f"fn must be a function, not {fn!r}{hint}")
-    if isasyncgenfunction(fn) or isgeneratorfunction(fn):
+    if any(
+        isasyncgenfunction(each) or isgeneratorfunction(each) for each in (fn, type(fn).__call__)
+    ):
         raise InvalidTask(
             f"fn must be a function, not the generator function {_name_of(fn)}, which would never "
             "be iterated; call it from a function that does"
@@ -245,19 +256,10 @@ def _check_observers(observers: tuple[Observer, ...]) -> None:
 
 
 def _name_of(fn: Callable[..., Any]) -> str:
-    while (inner := getattr(fn, "func", None)) is not None:  # functools.partial
-        fn = inner
+    while isinstance(fn, partial):
+        fn = fn.func
     name: str = getattr(fn, "__qualname__", None) or type(fn).__qualname__
     return name
-
-
-def _as_tuple(argument: str, value: Any) -> tuple[Any, ...]:
-    if isinstance(value, (str, bytes)):
-        raise InvalidTask(f"{argument} must be a tuple, not {value!r}")
-    try:
-        return tuple(value)
-    except TypeError:
-        raise InvalidTask(f"{argument} must be a tuple, not {value!r}") from None
 
 
 def _as_mapping(argument: str, value: Any) -> Mapping[str, Any]:

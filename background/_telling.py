@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from functools import partial
 from typing import Any
 
@@ -14,11 +13,9 @@ from ._events import (
     TaskStalled,
     TaskSucceeded,
 )
-from ._handle import TaskHandle
+from ._handle import TaskHandle, log_failure
 from ._runner import Outcome, identity
 from ._states import TaskStatus
-
-logger = logging.getLogger("background")
 
 
 def added(handle: TaskHandle[Any]) -> None:
@@ -42,21 +39,21 @@ def _failed(handle: TaskHandle[Any], outcome: Outcome, *, final: bool) -> None:
     assert error is not None
     hooks = handle._hooks
     awaited = final and handle._waiters > 0
+    unless_told = partial(_hear_of, handle, error, awaited)
     if hooks.on_task_failed:
         event = TaskFailed(**identity(handle), error=error, duration=outcome.duration, final=final)
-        hooks.tell(hooks.on_task_failed, event, partial(_log_unless, event, awaited))
-    elif not awaited:
+        hooks.tell(hooks.on_task_failed, event, unless_told)
+    else:
+        unless_told(False)
+
+
+def _hear_of(handle: TaskHandle[Any], error: BaseException, awaited: bool, told: bool) -> None:
+    if told:
+        return
+    if awaited:
+        handle._unheard = True
+    else:
         log_failure(handle.name, handle.id, error)
-
-
-def _log_unless(event: TaskFailed, awaited: bool, told: bool) -> None:
-    if not told and not awaited:
-        log_failure(event.name, event.id, event.error)
-
-
-def log_failure(name: str, id: str, error: BaseException) -> None:
-    """Log a failure that nobody else is told of."""
-    logger.error("task %r (%r) failed", name, id, exc_info=error)
 
 
 def ended(handle: TaskHandle[Any], outcome: Outcome | None) -> None:

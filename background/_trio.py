@@ -57,3 +57,6 @@ class TrioBackend(Backend):
             return trio.lowlevel.current_task()
         except RuntimeError:
             return None
+
+    def is_running(self) -> bool:
+        return trio.lowlevel.in_trio_run()

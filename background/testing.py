@@ -51,7 +51,8 @@ class RecordingObserver(Observer):
     def _record(self, name: str, event: Any) -> None:
         self.events.append(event)
         self._names.append(name)
-        self._changed.set()
+        changed, self._changed = self._changed, anyio.Event()
+        changed.set()
 
     def names(self, id: str | None = None) -> list[str]:
         """Return the short names of all events, or of those of the task with this id."""
@@ -69,7 +70,6 @@ class RecordingObserver(Observer):
     async def wait_for(self, kind: type[E], *, id: str | None = None, count: int = 1) -> E:
         """Wait until there are `count` events of that class and return the last of them."""
         while len(found := self.of(kind, id)) < count:
-            self._changed = anyio.Event()
             await self._changed.wait()
         return found[count - 1]
 

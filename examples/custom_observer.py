@@ -71,7 +71,7 @@ class Dashboard(Observer):
 
 async def resize(image: str) -> None:
     say(f"resizing {image}")
-    await anyio.sleep(0.25)
+    await anyio.sleep(0.4)
 
 
 async def upload(image: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from types import TracebackType
 from typing import Any
 
@@ -77,7 +78,7 @@ def task_attributes(event: TaskEvent) -> Attributes:
 
 
 def _function_name(fn: Callable[..., Any]) -> str:
-    while (inner := getattr(fn, "func", None)) is not None:  # functools.partial
-        fn = inner
+    while isinstance(fn, partial):
+        fn = fn.func
     named: Any = fn if hasattr(fn, "__qualname__") else type(fn)
     return f"{named.__module__}.{named.__qualname__}"

@@ -603,6 +603,24 @@ async def test_inside_a_task_at_no_time_at_all(manager: Manager, clock: Clock) -
     assert clock.now == 0
 
 
+async def test_inside_a_task_twice_at_once(manager: Manager, clock: Clock) -> None:
+    """The task is not waited for as long as one call is left."""
+
+    async def gives_up() -> None:
+        with anyio.move_on_after(1):
+            await manager.close()
+
+    async def closer() -> None:
+        async with anyio.create_task_group() as group:
+            group.start_soon(gives_up)
+            group.start_soon(closed, manager)
+
+    handle = manager.run(closer)
+    manager.run(anyio.sleep, 10)
+    await handle
+    assert clock.now == 10
+
+
 async def test_a_task_that_gave_up_closing_is_waited_for_again(
     manager: Manager, clock: Clock
 ) -> None:

@@ -24,7 +24,7 @@ from background import (
     TaskStatus,
     every,
 )
-from background._stack import of_coroutine
+from background._stack import of_coroutine, of_thread
 from background.testing import RecordingObserver, virtual_wall_clock
 
 SOON = 5.0  # real seconds that a thread may take for what it does at once
@@ -627,6 +627,10 @@ async def test_only_an_attempt_under_way_has_a_stack(manager: Manager) -> None:
 def test_what_has_no_frames_has_no_stack() -> None:
     assert of_coroutine(None) == []
     assert of_coroutine(object()) == []
+    finished = returns(1)
+    finished.close()
+    assert of_coroutine(finished) == []
+    assert of_thread(-1, "work") == []
 
 
 @pytest.mark.realtime

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import logging
+import signal
 import sys
 import threading
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
@@ -1103,6 +1104,52 @@ def test_submitting_from_a_callback_with_plain_asyncio(run: Run) -> None:
 
     run(main)
     assert sorted(seen) == ["added", "ran"]
+
+
+def test_waiting_as_long_as_it_takes_waives_the_grace_of_a_signal(run: Run) -> None:
+    """Also of one that ends the program afterwards."""
+    statuses: list[TaskStatus] = []
+
+    async def main() -> None:
+        async with Manager(signals=[signal.SIGINT], grace=0.01) as manager:
+            handle = manager.run(asyncio.sleep, 0.05)
+            signal.raise_signal(signal.SIGINT)
+            await manager.shutdown_requested()
+            await asyncio.sleep(0)
+            await manager.close(timeout=None)
+            statuses.append(handle.status)
+
+    with pytest.raises(KeyboardInterrupt):
+        run(main)
+    assert statuses == [TaskStatus.SUCCEEDED]
+
+
+def test_a_signal_after_closing_starts_nothing(run: Run) -> None:
+    """One that comes while the last services end is put off until the block has been left."""
+    seen: list[tuple[float, int]] = []
+
+    class Late(Observer):
+        async def watch(self, manager: Manager) -> None:
+            try:
+                await asyncio.sleep(1000)
+            finally:
+                signal.raise_signal(signal.SIGINT)
+                await asyncio.sleep(0)
+
+    async def main() -> None:
+        loop = asyncio.get_running_loop()
+        try:
+            async with Manager(signals=[signal.SIGINT], observers=[Late()]):
+                await asyncio.sleep(0.01)
+                left_at = loop.time()
+        finally:
+            seen.append((loop.time() - left_at, len(asyncio.all_tasks())))
+
+    with pytest.raises(KeyboardInterrupt):
+        run(main)
+    ((took, tasks),) = seen
+    assert took < 1
+    assert tasks == 1
 
 
 def test_two_managers_left_in_the_wrong_order(run: Run) -> None:

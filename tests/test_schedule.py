@@ -20,6 +20,7 @@ from background.testing import RecordingObserver, virtual_wall_clock
 
 HAIR = 1e-6
 PRAGUE = "Europe/Prague"
+NEVER = "0 0 */30 2 1#5"  # valid, but 1 and 31 February are no fifth Mondays
 
 
 def grid(interval: float, start: float = 0.0, jitter: float = 0.0) -> Ticks:
@@ -221,7 +222,7 @@ def test_an_expression_that_is_no_string_is_refused(expression: object) -> None:
         cron(expression)  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("expression", ["0 0 30 2 *", "0 0 31 4,6,9,11 *", "* * * 2 1#6"])
+@pytest.mark.parametrize("expression", ["0 0 30 2 *", "0 0 31 4,6,9,11 *", "* * * 2 1#6", NEVER])
 def test_a_date_that_never_comes_is_refused(expression: str) -> None:
     with pytest.raises(InvalidTask, match="expression"):
         cron(expression)

@@ -652,27 +652,29 @@ def test_calls_from_a_callback_of_the_event_loop() -> None:
 async def test_looking_from_another_thread(manager: Manager) -> None:
     """While tasks come and go, nobody stumbles over them."""
     over = threading.Event()
-    looks = 0
 
-    def look() -> None:
-        nonlocal looks
-        while not over.is_set():
+    def look() -> int:
+        looks = 0
+        while not (looks and over.is_set()):
             assert manager.count() >= 0
             assert len(manager.tasks()) >= 0
             assert manager.health().ok
-            manager.get("none")
+            assert manager.get("none") is None
             looks += 1
+        return looks
 
-    thread = threading.Thread(target=look)
-    thread.start()
-    for _ in range(5):
-        for _ in range(50):
-            manager.run(checkpoint)
-        await manager.wait()
-        await checkpoint()
-    over.set()
-    await elsewhere(thread.join)
-    assert looks > 0
+    async def come_and_go() -> None:
+        try:
+            for _ in range(250):
+                manager.run(checkpoint)
+                await checkpoint()
+            await manager.wait()
+        finally:
+            over.set()
+
+    async with anyio.create_task_group() as group:
+        group.start_soon(come_and_go)
+        assert await elsewhere(look) > 0
 
 
 async def test_tasks_submit_tasks_from_their_threads(manager: Manager) -> None:
@@ -862,6 +864,16 @@ def test_portal_that_closes_before_a_call_has_its_turn() -> None:
     backend.calls[0]()
     assert isinstance(raised[0], ManagerClosed)
     assert turns == []
+
+
+def test_portal_that_has_closed() -> None:
+    backend = OneStep()
+    portal = Portal(backend)
+    portal.close()
+    with calling(portal, lambda: None) as raised:
+        pass
+    assert isinstance(raised[0], ManagerClosed)
+    assert backend.calls == []
 
 
 def test_portal_that_closes_right_after_a_call() -> None:

@@ -263,6 +263,23 @@ async def test_cancelling_what_waits_ends_it_at_once(
     assert recorder.of(TaskCancelledEvent)[0].attempt == 0
 
 
+@pytest.mark.parametrize("kind", TaskKind)
+@pytest.mark.parametrize("delay", [0, 10])
+async def test_observer_that_cancels_what_it_is_told_of(
+    recorder: RecordingObserver, kind: TaskKind, delay: float
+) -> None:
+    class Censor(Observer):
+        def on_task_added(self, event: TaskEvent) -> None:
+            assert manager.cancel(event.id, reason="not wanted")
+
+    async with Manager(limit=1, observers=[recorder, Censor()]) as manager:
+        handle = manager.run_task(Task(anyio.sleep_forever, kind=kind, delay=delay))
+        assert handle.status is TaskStatus.CANCELLED
+        await anyio.sleep(20)
+        assert recorder.names() == ["added", "cancelled"]
+        assert manager.count() == manager.health().hook_errors == 0
+
+
 async def test_cancelling_what_is_about_to_take_its_first_step(
     manager: Manager, recorder: RecordingObserver
 ) -> None:
