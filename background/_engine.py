@@ -116,7 +116,7 @@ class Engine:
             return
         if now >= handle._expires:
             self._finish(handle, TaskStatus.EXPIRED)
-        elif handle._coroutine is None and handle not in self._queue:
+        else:
             if handle._ticks is not None:
                 handle._due = handle._ticks.confirm(handle._due, now, _clock.wall())
             self._start_when_due(handle, now)

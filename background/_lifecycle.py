@@ -147,7 +147,8 @@ class Lifecycle:
                 f"critical tasks of the manager {self._settings.name!r} failed", errors
             )
         if leaving is None and self._signals is not None:
-            self._signals.finish()
+            report = self.shutdown.report
+            self._signals.finish(stuck=report is not None and bool(report.stuck))
         if leaving is not None and leaving is interrupted:
             raise leaving
         return leaving is None

@@ -44,6 +44,8 @@ class Portal:
         Raises `ManagerClosed` if the portal is closed, also while the call waits for its turn.
         """
         if self.is_here:
+            if not self._backend.is_running():
+                raise ManagerClosed("the manager's event loop has ended")
             return fn() if self._backend.current_task() else self._call_outside_of_tasks(fn)
         future: Future[R] = Future()
         context = copy_context()
@@ -64,8 +66,6 @@ class Portal:
                 self._pending.discard(future)
 
     def _call_outside_of_tasks(self, fn: Callable[[], R]) -> R:
-        if not self._backend.is_running():
-            raise ManagerClosed("the manager's event loop has ended")
         context = copy_context()
         self._backend.adopt(context)
         return context.run(fn)

@@ -182,16 +182,18 @@ class Runner:
         if is_async(task.fn):
             return await task.fn(*task.args, **task.kwargs)
 
-        def call_in_thread() -> tuple[
-            Any
-        ]:  # a tuple, as trio refuses threads that return a coroutine
+        def call_in_thread() -> tuple[Any, GeneratorExit | None]:
             handle._thread = get_ident()
             try:
-                return (task.fn(*task.args, **task.kwargs),)
+                return task.fn(*task.args, **task.kwargs), None
+            except GeneratorExit as error:  # thrown into a coroutine, it would end all of them
+                return None, error
             finally:
                 handle._thread = None
 
-        (value,) = await anyio.to_thread.run_sync(call_in_thread, limiter=self.limiter)
+        value, error = await anyio.to_thread.run_sync(call_in_thread, limiter=self.limiter)
+        if error is not None:
+            raise error
         try:
             # The thread could not be interrupted: a cancellation or deadline since then counts now.
             await checkpoint_if_cancelled()

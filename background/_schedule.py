@@ -161,10 +161,10 @@ def cron(expression: str, *, tz: str = "UTC") -> Schedule:
 
 
 def _zone(tz: str) -> tzinfo:
-    from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
-
     if tz == "UTC":  # cronsim takes a shortcut for this very object
         return UTC
+    from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
+
     try:
         return ZoneInfo(tz)
     except (ZoneInfoNotFoundError, ValueError, TypeError, OSError):

@@ -19,6 +19,7 @@ class Services:
         self._backend = backend
         self._context = context
         self._scopes: set[anyio.CancelScope] = set()
+        self._left = 0
         self._all_ended = anyio.Event()
         self._stopping = False
 
@@ -32,34 +33,37 @@ class Services:
 
         `on_lost` is called if the event loop cancelled it before its first step.
         """
-        scope = anyio.CancelScope()
-        self._scopes.add(scope)
+        self._left += 1
         self._backend.spawn(
-            self._serve(scope, fn),
+            self._serve(fn),
             name=name,
             context=self._context.copy(),
-            on_lost=partial(self._lost, scope, on_lost),
+            on_lost=partial(self._lost, on_lost),
         )
 
-    async def _serve(
-        self, scope: anyio.CancelScope, fn: Callable[[], Coroutine[Any, Any, None]]
-    ) -> None:
+    async def _serve(self, fn: Callable[[], Coroutine[Any, Any, None]]) -> None:
+        # Made here, as in a plain callback of the event loop anyio may not know which one it is in.
+        scope = anyio.CancelScope()
+        self._scopes.add(scope)
+        if self._stopping:
+            scope.cancel()
         try:
             with scope:
                 await fn()
         except self._backend.cancelled:
             pass  # the event loop is shutting down; nothing is awaited after this
         finally:
-            self._ended(scope)
+            self._scopes.discard(scope)
+            self._ended()
 
-    def _lost(self, scope: anyio.CancelScope, on_lost: Callable[[], None] | None) -> None:
-        self._ended(scope)
+    def _lost(self, on_lost: Callable[[], None] | None) -> None:
         if on_lost is not None:
             on_lost()
+        self._ended()
 
-    def _ended(self, scope: anyio.CancelScope) -> None:
-        self._scopes.discard(scope)
-        if self._stopping and not self._scopes:
+    def _ended(self) -> None:
+        self._left -= 1
+        if self._stopping and not self._left:
             self._all_ended.set()
 
     async def stop(self, timeout: float) -> None:
@@ -67,6 +71,6 @@ class Services:
         self._stopping = True
         for scope in list(self._scopes):
             scope.cancel()
-        if self._scopes:
+        if self._left:
             with anyio.move_on_after(timeout):
                 await self._all_ended.wait()

@@ -80,8 +80,13 @@ class Shutdown:
 
     async def _force_after_grace(self) -> None:
         await anyio.sleep(max(0.0, self._grace_ends - self._backend.now()))
-        if self.state is ManagerState.STOPPING or self._owns_process:
+        if self.state is ManagerState.STOPPING:
             self.force("the grace time ran out")
+        elif self._owns_process:
+            # Closing has the same deadline; what may be left to end is a body that stays on.
+            await self._closed.wait()
+            await anyio.sleep(self._cancel_timeout)
+            self._cancel_body()
 
     def close(self, timeout: float | EllipsisType | None) -> None:
         """Start closing, as `Manager.close()` describes."""

@@ -16,6 +16,8 @@ from ._errors import ManagerMisuse
 if TYPE_CHECKING:
     from ._manager import Manager
 
+_MOST_UNHEARD = 2
+
 Handler = Callable[[int, FrameType | None], Any] | int | None
 
 
@@ -37,6 +39,7 @@ class SignalHandlers:
         self._context = copy_context()
         self._active = False
         self._deferred: signal.Signals | None = None
+        self._unheard = 0  # signals that the event loop has not taken notice of yet
 
     def install(self) -> None:
         """Take over the signals. Raises `ManagerMisuse` outside the main thread."""
@@ -57,28 +60,47 @@ class SignalHandlers:
             if signal.getsignal(each) is self._handler:
                 signal.signal(each, signal.SIG_DFL if previous is None else previous)
 
-    def finish(self) -> None:
-        """Let a signal have its way that was put off until the manager had closed."""
+    def finish(self, *, stuck: bool) -> None:
+        """Let a signal have its way that was put off until the manager had closed.
+
+        With tasks that are `stuck` it ends the process at once: after a KeyboardInterrupt the event
+        loop or the interpreter would wait for them.
+        """
         if self._deferred is not None:
             for stream in (sys.stdout, sys.stderr):
                 if stream is not None:  # pyright: ignore[reportUnnecessaryComparison]
                     stream.flush()
+            if stuck:
+                signal.signal(self._deferred, signal.SIG_DFL)
             signal.raise_signal(self._deferred)
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         previous = self._previous[number]
         ends_process = previous is signal.SIG_DFL or _is_event_loops(previous)
         if self._active:
-            if ends_process:
-                self._deferred = signal.Signals(number)
-            ask = partial(self._manager._on_signal, owns_process=ends_process)
-            self._call_soon(ask, self._context.copy())
+            self._ask(signal.Signals(number), ends_process)
         if callable(previous) and not (self._active and ends_process):
             previous(number, frame)
         elif ends_process and not self._active:
-            # Somebody put this handler back after the manager had let go of it.
+            # Somebody put this handler back after the manager had let go of it, or nobody listens.
             signal.signal(number, signal.SIG_DFL)
             signal.raise_signal(number)
+
+    def _ask(self, number: signal.Signals, ends_process: bool) -> None:
+        if ends_process:
+            self._deferred = number
+            # A blocked event loop hears nothing, and must not keep the process alive for ever.
+            self._active = self._unheard < _MOST_UNHEARD
+        self._unheard += 1
+        try:
+            self._call_soon(partial(self._heard, ends_process), self._context.copy())
+        except RuntimeError:  # the event loop has ended, and the manager was never left
+            self._active = False
+
+    def _heard(self, ends_process: bool) -> None:
+        self._unheard -= 1
+        if self._active:
+            self._manager._on_signal(owns_process=ends_process)
 
 
 def _is_event_loops(handler: Handler) -> bool:

@@ -32,7 +32,7 @@ def of_thread(ident: int, entry: str) -> list[FrameSummary]:
 
 def _awaited(suspended: Any) -> Iterator[FrameType]:
     while (suspended := _unwrapped(suspended)) is not None:
-        kind = {CoroutineType: "cr", GeneratorType: "gi"}.get(type(suspended), "ag")
+        kind = _kind(suspended)
         frame: FrameType | None = getattr(suspended, f"{kind}_frame")
         if frame is None:
             return
@@ -44,15 +44,20 @@ def _awaited(suspended: Any) -> Iterator[FrameType]:
         suspended = getattr(suspended, "gi_yieldfrom" if kind == "gi" else f"{kind}_await")
 
 
+def _kind(suspended: Any) -> str:
+    if isinstance(suspended, CoroutineType):
+        return "cr"
+    return "gi" if isinstance(suspended, GeneratorType) else "ag"
+
+
 def _unwrapped(awaited: Any) -> Any:
-    if isinstance(awaited, _SUSPENDABLE):
-        return awaited
-    if type(awaited).__name__ in _WRAPPERS:
-        # These do not tell what they wrap to anybody but the garbage collector.
-        return next(
-            (each for each in gc.get_referents(awaited) if isinstance(each, _SUSPENDABLE)), None
-        )
-    return None
+    if type(awaited).__name__ not in _WRAPPERS:
+        return awaited if isinstance(awaited, _SUSPENDABLE) else None
+    # These do not tell what they wrap to anybody but the garbage collector.
+    found: list[Any] = [
+        each for each in gc.get_referents(awaited) if isinstance(each, _SUSPENDABLE)
+    ]
+    return found[0] if found else None
 
 
 def _callees(caller: FrameType) -> Iterator[FrameType]:

@@ -14,7 +14,7 @@ from inspect import (
     isgeneratorfunction,
 )
 from types import MappingProxyType
-from typing import Any, Generic, TypedDict, TypeVar, Unpack
+from typing import TYPE_CHECKING, Any, Generic, TypedDict, TypeVar, Unpack, overload
 
 from . import _checks
 from ._errors import InvalidTask
@@ -32,6 +32,25 @@ _OPTIONS = "__background_task__"
 
 def _empty() -> Mapping[str, Any]:
     return _EMPTY
+
+
+class TaskOptions(TypedDict, total=False):
+    """What `@task` takes: the fields of `Task` that are not the call itself."""
+
+    kind: TaskKind
+    schedule: Schedule | None
+    delay: float
+    timeout: float | None
+    lifespan: float | None
+    retry: Retry
+    id: str | None
+    name: str | None
+    meta: Mapping[str, Any]
+    observers: tuple[Observer, ...]
+    critical: bool
+    max_failures: int | None
+    stall_after: float | None
+    context: contextvars.Context | None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -80,6 +99,28 @@ class Task(Generic[T]):
     max_failures: int | None = None
     stall_after: float | None = None
     context: contextvars.Context | None = None
+
+    if TYPE_CHECKING:  # from `Awaitable[T] | T`, mypy can't infer T for an async function
+
+        @overload
+        def __init__(
+            self,
+            fn: Callable[..., Awaitable[T]],
+            *,
+            args: tuple[Any, ...] = ...,
+            kwargs: Mapping[str, Any] = ...,
+            **options: Unpack[TaskOptions],
+        ) -> None: ...
+        @overload
+        def __init__(
+            self,
+            fn: Callable[..., T],
+            *,
+            args: tuple[Any, ...] = ...,
+            kwargs: Mapping[str, Any] = ...,
+            **options: Unpack[TaskOptions],
+        ) -> None: ...
+        def __init__(self, fn: Any, **options: Any) -> None: ...
 
     def __post_init__(self) -> None:
         _check_function(self.fn)
@@ -156,25 +197,6 @@ _DEFAULTS: Mapping[str, Any] = {
     for option in fields(Task)
     if option.name not in ("fn", "args", "kwargs")
 }
-
-
-class TaskOptions(TypedDict, total=False):
-    """What `@task` takes: the fields of `Task` that are not the call itself."""
-
-    kind: TaskKind
-    schedule: Schedule | None
-    delay: float
-    timeout: float | None
-    lifespan: float | None
-    retry: Retry
-    id: str | None
-    name: str | None
-    meta: Mapping[str, Any]
-    observers: tuple[Observer, ...]
-    critical: bool
-    max_failures: int | None
-    stall_after: float | None
-    context: contextvars.Context | None
 
 
 def task(**options: Unpack[TaskOptions]) -> Callable[[FnT], FnT]:

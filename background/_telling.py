@@ -70,7 +70,8 @@ def ended(handle: TaskHandle[Any], outcome: Outcome | None) -> None:
             lifespan = handle.task.lifespan or 0.0
             expired = TaskExpiredEvent(**identity(handle), lifespan=lifespan, duration=duration)
             hooks.tell(hooks.on_task_expired, expired)
-    elif outcome is not None:
+    else:
+        assert outcome is not None
         done(handle, outcome, final=True)
 
 

@@ -59,4 +59,5 @@ class TrioBackend(Backend):
             return None
 
     def is_running(self) -> bool:
-        return trio.lowlevel.in_trio_run()
+        running = trio.lowlevel.in_trio_run()
+        return running and trio.lowlevel.current_trio_token() is self._token

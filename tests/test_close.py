@@ -348,7 +348,7 @@ async def test_clean_up_that_takes_too_long_is_stuck(clock: Clock) -> None:
 
 async def test_without_time_for_clean_up_those_who_need_none_are_not_stuck(clock: Clock) -> None:
     async with Manager(cancel_timeout=0) as manager:
-        quick = [manager.run(ages) for _ in range(3)]
+        quick = [manager.run(ages) for _ in range(20)]
         slow = manager.run(cleans_up, 1)
         await anyio.wait_all_tasks_blocked()
         report = await manager.close(timeout=1)
@@ -733,6 +733,23 @@ async def test_new_one_offs_prolong_the_wait(manager: Manager, clock: Clock) -> 
     manager.run(chain, 9)
     await manager.wait()
     assert clock.now == 10
+
+
+async def test_a_one_off_that_follows_the_last_one_prolongs_the_wait(
+    manager: Manager, clock: Clock
+) -> None:
+    """Whoever was woken by the same end has a turn before the wait is over, in any order."""
+
+    async def follow(first: TaskHandle[None]) -> None:
+        await first
+        manager.run(anyio.sleep, 5)
+
+    for _ in range(10):
+        async with anyio.create_task_group() as group:
+            group.start_soon(follow, manager.run(anyio.sleep, 5))
+            await anyio.sleep(1)
+            await manager.wait()
+    assert clock.now == 100
 
 
 async def test_a_one_off_that_comes_as_the_last_one_ends_prolongs_the_wait(clock: Clock) -> None:

@@ -577,8 +577,11 @@ async def test_a_stack_goes_through_generators(manager: Manager) -> None:
 async def test_a_stack_goes_through_async_generators(manager: Manager) -> None:
     async def numbers() -> AsyncIterator[int]:
         yield 1
-        await anyio.sleep(10)  # in generator
+        await pause()  # in generator
         yield 2
+
+    async def pause() -> None:
+        await anyio.sleep(10)  # in pause
 
     async def work() -> None:
         async for _ in numbers():  # in work
@@ -588,7 +591,8 @@ async def test_a_stack_goes_through_async_generators(manager: Manager) -> None:
     await anyio.wait_all_tasks_blocked()
     assert lines(handle.stack()) == [
         "async for _ in numbers():  # in work",
-        "await anyio.sleep(10)  # in generator",
+        "await pause()  # in generator",
+        "await anyio.sleep(10)  # in pause",
     ]
     await handle
 

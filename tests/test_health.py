@@ -139,9 +139,7 @@ async def test_it_counts_what_went_wrong_with_observers() -> None:
     async with Manager(observers=[Broken(), Slow()], cancel_timeout=1) as manager:
         for _ in range(3):
             await manager.run(anyio.sleep, 1)
-        with anyio.fail_after(10):
-            while manager.health().hook_errors < 6:
-                await anyio.sleep(0.1)
+        await anyio.sleep(1)  # for the async hooks to be called
         assert manager.health().hook_errors == 6
         assert manager.health().events_dropped == 0
         for _ in range(1030):

@@ -770,6 +770,15 @@ def run(
 Run = Callable[[Callable[[], Awaitable[Any]]], Any]
 
 
+async def until(condition: Callable[[], bool]) -> None:
+    """Go on in the very step of the event loop in which something has become true."""
+    for _ in range(100):
+        if condition():
+            return
+        await asyncio.sleep(0)
+    raise AssertionError("it never became true")
+
+
 def test_cancelling_the_native_task(run: Run) -> None:
     done: list[str] = []
     recorder = RecordingObserver()
@@ -806,8 +815,7 @@ def test_cancelling_the_native_task_while_it_leaves(run: Run) -> None:
 
     async def main() -> None:
         task = asyncio.create_task(serve())
-        while not recorder.of(ManagerClosingEvent):
-            await asyncio.sleep(0)
+        await until(lambda: recorder.of(ManagerClosingEvent) != [])
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
             await task
@@ -953,8 +961,7 @@ def test_cancelling_every_task_while_a_manager_is_left(run: Run, steps: int) -> 
 
     async def main() -> None:
         serving = asyncio.create_task(serve())
-        while manager.state is not ManagerState.CLOSING:
-            await asyncio.sleep(0)
+        await until(lambda: manager.state is ManagerState.CLOSING)
         for _ in range(steps):
             await asyncio.sleep(0)
         for task in asyncio.all_tasks() - {asyncio.current_task()}:
@@ -981,8 +988,7 @@ def test_asyncio_run_ends_while_tasks_clean_up(run: Run, steps: int) -> None:
 
     async def main() -> None:
         asyncio.create_task(serve())  # noqa: RUF006
-        while manager.state is not ManagerState.CLOSING:
-            await asyncio.sleep(0)
+        await until(lambda: manager.state is ManagerState.CLOSING)
         for _ in range(steps):
             await asyncio.sleep(0)
 
@@ -1027,8 +1033,7 @@ def test_asyncio_run_ends_with_a_thread_left_behind(run: Run) -> None:
     async def main() -> TaskHandle[Any]:
         async with Manager(cancel_timeout=0.01) as manager:
             handle = manager.run(work)
-            while not entered.is_set():
-                await asyncio.sleep(0)
+            await until(lambda: entered.wait(0.05))
             report = await manager.close(timeout=0)
             assert report.stuck == (handle,)
         return handle

@@ -39,7 +39,9 @@ def test_snippet(number: int, tmp_path: Path) -> None:
     program = tmp_path / "test_snippet.py"
     if "def test_" in snippet:
         program.write_text(snippet, "utf-8")
-        assert "2 passed" in run("-m", "pytest", "-q", "-p", "no:cacheprovider", program, cwd=tmp_path)
+        assert "2 passed" in run(
+            "-m", "pytest", "-q", "-p", "no:cacheprovider", program, cwd=tmp_path
+        )
     elif "FastAPI(" in snippet:
         program.write_text(snippet + CALL_THE_APPLICATION, "utf-8")
         assert "task" in run(program, cwd=tmp_path)
