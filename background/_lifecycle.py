@@ -69,11 +69,15 @@ class Lifecycle:
             from ._signals import SignalHandlers
 
             self._signals = SignalHandlers(self._settings.signals, manager, self._backend.call_soon)
-            self._signals.install()
         await self._backend.open()
         self._services.start("background timer", self.engine.timer.run)
         self.listeners.watch(manager)
         self._body.__enter__()
+
+    def take_signals(self) -> None:
+        """Let shutdown signals reach the manager, which is entered now."""
+        if self._signals is not None:
+            self._signals.install()
 
     def _on_fatal(self, error: BaseException) -> None:
         self._fatal.append(error)

@@ -111,6 +111,7 @@ class Manager:
         life = Lifecycle(self._settings)
         await life.open(self)
         self._life = life
+        life.take_signals()
         return self
 
     async def __aexit__(
@@ -327,8 +328,7 @@ class Manager:
             _telling.stalled(handle, elapsed)
 
     def _on_signal(self, *, owns_process: bool) -> None:
-        if self._life is not None:
-            self._life.shutdown.request(owns_process=owns_process)
+        self._entered().shutdown.request(owns_process=owns_process)
 
     def _entered(self) -> Lifecycle:
         if self._life is None:

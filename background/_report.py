@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from traceback import FrameSummary, format_list
 from typing import TYPE_CHECKING, Any
 
-from ._states import ManagerState
+from ._states import ManagerState, TaskKind
 
 if TYPE_CHECKING:
     from ._handle import TaskHandle
@@ -32,12 +32,24 @@ class CloseReport:
         default_factory=dict[str, tuple[FrameSummary, ...]]
     )
 
+    @property
+    def summary(self) -> str:
+        """How many there are of each, in one line."""
+        loops = sum(handle.kind is TaskKind.LOOP for handle in self.cancelled)
+        counts = {
+            "succeeded": len(self.succeeded),
+            "failed": len(self.failed),
+            "cancelled": len(self.cancelled) - loops,
+            "loops stopped": loops,
+            "expired": len(self.expired),
+            "not started": len(self.not_started),
+            "stuck": len(self.stuck),
+        }
+        texts = (f"{count} {fate}" for fate, count in counts.items() if count)
+        return ", ".join(texts) or "nothing was left"
+
     def __str__(self) -> str:
-        fates = ("succeeded", "failed", "cancelled", "expired", "not_started", "stuck")
-        counts = ((len(getattr(self, fate)), fate.replace("_", " ")) for fate in fates)
-        lines = [
-            ", ".join(f"{count} {fate}" for count, fate in counts if count) or "nothing was left"
-        ]
+        lines = [self.summary]
         for handle in self.stuck:
             lines.append(f"{handle!r} stands at")
             lines.append("".join(format_list(list(self.stacks.get(handle.id, ())))).rstrip())

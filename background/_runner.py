@@ -80,7 +80,6 @@ class Runner:
 
     async def _outcome(self, handle: TaskHandle[Any], scope: anyio.CancelScope) -> Outcome:
         started = self._backend.now()
-        me = self._backend.current_task()
         value: Any = None
         error: BaseException | None = None
         status = TaskStatus.SUCCEEDED
@@ -92,8 +91,6 @@ class Runner:
         except self._backend.cancelled:
             handle._reason = handle._reason or FROM_OUTSIDE
         except BaseException as raised:
-            if self._backend.ends(me, raised):
-                raise
             status, error = TaskStatus.FAILED, raised
         if status is TaskStatus.CANCELLED:
             if scope.cancelled_caught and not handle._cancelled:

@@ -13,7 +13,10 @@ from tenacity.wait import wait_base
 from . import _checks
 from ._observe import Observer, check_observers, overrides
 
-_UNCATCHABLE = {getattr(signal, name, None) for name in ("SIGKILL", "SIGSTOP")}
+_UNCATCHABLE = {
+    getattr(signal, name, None)
+    for name in ("SIGKILL", "SIGSTOP", "CTRL_C_EVENT", "CTRL_BREAK_EVENT")
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

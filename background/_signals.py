@@ -26,11 +26,18 @@ class SignalHandlers:
 
     A signal that was left to its default ends the process after all, once the manager has closed;
     so does a SIGINT that the event loop itself would have answered.
+
+    Raises `ManagerMisuse` outside the main thread.
     """
 
     def __init__(
         self, signals: Collection[signal.Signals], manager: Manager, call_soon: Callable[..., None]
     ) -> None:
+        if threading.current_thread() is not threading.main_thread():
+            raise ManagerMisuse(
+                "signals= works in the main thread only, as Python handles signals nowhere else; "
+                "leave it out here and call request_shutdown() instead"
+            )
         self._signals = signals
         self._manager = manager
         self._call_soon = call_soon
@@ -42,12 +49,7 @@ class SignalHandlers:
         self._unheard = 0  # signals that the event loop has not taken notice of yet
 
     def install(self) -> None:
-        """Take over the signals. Raises `ManagerMisuse` outside the main thread."""
-        if threading.current_thread() is not threading.main_thread():
-            raise ManagerMisuse(
-                "signals= works in the main thread only, as Python handles signals nowhere else; "
-                "leave it out here and call request_shutdown() instead"
-            )
+        """Take over the signals."""
         self._active = True
         for each in self._signals:
             self._previous[each] = signal.getsignal(each)

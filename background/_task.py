@@ -130,17 +130,13 @@ class Task(Generic[T]):
         if self.name is None:
             object.__setattr__(self, "name", _name_of(self.fn))
         if self.args.__class__ is not tuple:
-            object.__setattr__(
-                self, "args", _checks.collected("args", self.args, error=InvalidTask)
-            )
+            self._collect("args")
         if self.kwargs is not _EMPTY:
             object.__setattr__(self, "kwargs", _as_mapping("kwargs", self.kwargs))
         if self.meta is not _EMPTY:
             object.__setattr__(self, "meta", _as_mapping("meta", self.meta))
         if self.observers.__class__ is not tuple or self.observers:
-            object.__setattr__(
-                self, "observers", _checks.collected("observers", self.observers, error=InvalidTask)
-            )
+            self._collect("observers")
             _check_observers(self.observers)
         self._check_times()
         self._check_loop()

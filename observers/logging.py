@@ -116,14 +116,12 @@ class LoggingObserver(Observer):
         report = event.report
         if level := self._enabled("stuck" if report.stuck else "closed"):
             counts = {fate: len(getattr(report, fate)) for fate in _FATES}
-            texts = (f"{count} {fate}" for fate, count in counts.items() if count)
-            summary = ", ".join(texts).replace("_", " ") or "nothing was left"
             stuck = "".join(
                 f"\n{_subject(handle.kind, handle.name, handle.id)} stands at\n"
                 f"{stack_lines(report.stacks.get(handle.id, ()))}"
                 for handle in report.stuck
             )
-            args = (quoted(event.name), event.duration, summary, stuck)
+            args = (quoted(event.name), event.duration, report.summary, stuck)
             extra = {"manager_name": event.name, "duration": event.duration, **counts}
             self._logger.log(level, "manager %s closed in %.3f s: %s%s", *args, extra=extra)
 

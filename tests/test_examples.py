@@ -42,7 +42,7 @@ def test_quickstart_ends_by_itself() -> None:
     assert "makes another in" in process.output
     assert "ValueError: message 2 makes no sense" in process.lines
     assert "loop 'read_message'" in process.output.partition("makes no sense")[2]
-    assert process.lines[-1].endswith("1 succeeded, 2 cancelled")
+    assert process.lines[-1].endswith("1 succeeded, 2 loops stopped")
 
 
 @needs_posix_signals

@@ -1,0 +1,96 @@
+"""The edges where the event loop, not the manager, decides."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from typing import Any
+
+import anyio
+import pytest
+from anyio.lowlevel import checkpoint
+
+from background import Manager, Observer, Task, TaskHandle, TaskKind
+from background._backend import current_backend
+from background.testing import RecordingObserver
+
+
+async def test_only_a_coroutine_that_is_thrown_away_has_to_let_generator_exit_pass() -> None:
+    backend = current_backend()
+    assert not backend.ends(backend.current_task(), GeneratorExit())
+    assert backend.ends(object(), GeneratorExit())
+
+
+def test_outside_of_any_loop_there_is_no_current_task(anyio_backend: Any) -> None:
+    async def main() -> Any:
+        return current_backend()
+
+    name, options = anyio_backend
+    backend = anyio.run(main, backend=name, backend_options=options)
+    assert backend.current_task() is None
+    assert not backend.is_running()
+    assert backend.ends(object(), GeneratorExit())
+
+
+@pytest.mark.realtime
+async def test_without_sniffio_nothing_has_to_be_told_to_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Which is there only where trio is installed."""
+    monkeypatch.delitem(sys.modules, "sniffio", raising=False)
+
+    async def fine() -> str:
+        return "fine"
+
+    async with Manager() as manager:
+        handle: TaskHandle[str] = await anyio.to_thread.run_sync(manager.run, fine)
+        assert await handle == "fine"
+
+
+@pytest.mark.parametrize("kind", TaskKind)
+def test_cancelled_by_the_manager_and_by_the_loop_before_the_first_step(kind: TaskKind) -> None:
+    recorder = RecordingObserver()
+
+    async def main() -> None:
+        async with Manager(observers=[recorder]) as manager:
+            handle = manager.run_task(Task(anyio.sleep_forever, kind=kind, name="early"))
+            (native,) = (each for each in asyncio.all_tasks() if each.get_name() == "early")
+            assert handle.cancel("mine")
+            native.cancel()
+            await handle.wait()
+            assert not manager._entered().engine._cancel(handle, "late")
+            await checkpoint()
+        assert recorder.names() == ["added", "cancelled", "closing", "closed"]
+
+    asyncio.run(main())
+
+
+async def test_a_service_that_starts_while_they_are_stopped_is_stopped_too() -> None:
+    class Late(Observer):
+        async def watch(self, manager: Manager) -> None:
+            try:
+                await anyio.sleep_forever()
+            finally:
+                manager._entered()._services.start("late", never)
+
+    ended: list[str] = []
+
+    async def never() -> None:
+        try:
+            await anyio.sleep_forever()
+        finally:
+            ended.append("late")
+
+    async with Manager(observers=[Late()]) as manager:
+        await manager.run(checkpoint)
+    assert ended == ["late"]
+
+
+async def test_grace_that_outlasts_the_closing_leaves_the_body_alone() -> None:
+    """Somebody else owns the process, or nobody asked for its end."""
+    async with Manager(grace=10) as manager:
+        manager.request_shutdown()
+        await manager.close()
+        await anyio.sleep(100)
+        manager.request_shutdown()
+        await checkpoint()
