@@ -62,9 +62,8 @@ class Engine:
         self._numbers = count(1)
         self._prefix = token_hex(4)
         self._running = 0  # one-offs that have a coroutine
-        self._queue: OrderedDict[TaskHandle[Any], None] = (
-            OrderedDict()
-        )  # one-offs due, above the limit
+        # One-offs that are due, above the limit:
+        self._queue: OrderedDict[TaskHandle[Any], None] = OrderedDict()
 
     def add(self, task: Task[Any], context: Context, *, reserved: bool = False) -> TaskHandle[Any]:
         """Take a task, tell its observers, and let it start as soon as it may.
@@ -80,9 +79,7 @@ class Engine:
             self.admission.require()
         now, wall = self._backend.now(), _clock.wall()
         ticks, due = _first_tick(task, now + task.delay, wall + task.delay)
-        hooks = (
-            self._listeners.hooks_for(task.observers) if task.observers else self._listeners.hooks
-        )
+        hooks = self._listeners.hooks_for(task.observers)
         handle: TaskHandle[Any] = TaskHandle(
             task, id, owner=self, hooks=hooks, context=context, now=now, wall=wall
         )

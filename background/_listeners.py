@@ -39,7 +39,9 @@ class Listeners:
         return Listener(observer, self._backend, self._start, self.complaints, self._on_fatal)
 
     def hooks_for(self, observers: tuple[Observer, ...]) -> Hooks:
-        """Return the hooks for a task with observers of its own, to be given back by `release`."""
+        """Return the hooks for a task, whose own observers are to be taken back by `release`."""
+        if not observers:
+            return self.hooks
         visitors = [self._visit(each) for each in self._visitors(observers)]
         return Hooks((*self._standing.values(), *visitors), self._order)
 

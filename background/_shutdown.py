@@ -41,7 +41,7 @@ class Shutdown:
         self.state = ManagerState.RUNNING
         self.shutdown_requested = anyio.Event()
         self.report: CloseReport | None = None
-        self.engine: Engine  # set by the manager, as each needs the other
+        self.engine: Engine  # set by its maker, as each needs the other
         self._name = name
         self._backend = backend
         self._services = services

@@ -51,13 +51,14 @@ def _kind(suspended: Any) -> str:
 
 
 def _unwrapped(awaited: Any) -> Any:
+    if isinstance(awaited, _SUSPENDABLE):
+        found: Any = awaited
+        return found
     if type(awaited).__name__ not in _WRAPPERS:
-        return awaited if isinstance(awaited, _SUSPENDABLE) else None
+        return None
     # These do not tell what they wrap to anybody but the garbage collector.
-    found: list[Any] = [
-        each for each in gc.get_referents(awaited) if isinstance(each, _SUSPENDABLE)
-    ]
-    return found[0] if found else None
+    wrapped: list[Any] = gc.get_referents(awaited)
+    return next((each for each in wrapped if isinstance(each, _SUSPENDABLE)), None)
 
 
 def _callees(caller: FrameType) -> Iterator[FrameType]:

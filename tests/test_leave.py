@@ -1192,6 +1192,27 @@ def test_trio_ends_with_a_manager_that_was_never_left() -> None:
     assert handle.status is TaskStatus.CANCELLED
 
 
+def test_trio_ends_with_a_manager_that_was_never_left_but_closes() -> None:
+    """Nothing starts again and again what the end of the event loop cancels."""
+    handles: list[TaskHandle[Any]] = []
+
+    async def main() -> None:
+        manager = await Manager().__aenter__()
+        handles.append(manager.run(cleans_up, 0.05))
+        await anyio.wait_all_tasks_blocked()
+        with anyio.move_on_after(0.01):
+            await manager.close()
+        manager._life._body.__exit__(None, None, None)  # type: ignore[union-attr]
+
+    thread = threading.Thread(
+        target=anyio.run, args=(main,), kwargs={"backend": "trio"}, daemon=True
+    )
+    thread.start()
+    thread.join(SOON)
+    assert not thread.is_alive()
+    assert handles[0].status is TaskStatus.CANCELLED
+
+
 def test_keyboard_interrupt_handed_to_trio_in_the_middle_of_the_body() -> None:
     backend, options = virtual_time("trio")
     recorder = RecordingObserver()
