@@ -9,7 +9,7 @@ from traceback import FrameSummary, StackSummary
 from types import AsyncGeneratorType, CoroutineType, FrameType, GeneratorType
 from typing import Any
 
-_SUSPENDABLE = (CoroutineType, GeneratorType, AsyncGeneratorType)
+_SUSPENDABLE: tuple[type[Any], ...] = (CoroutineType, GeneratorType, AsyncGeneratorType)
 _WRAPPERS = {"coroutine_wrapper", "async_generator_asend", "async_generator_athrow"}
 
 
@@ -52,8 +52,7 @@ def _kind(suspended: Any) -> str:
 
 def _unwrapped(awaited: Any) -> Any:
     if isinstance(awaited, _SUSPENDABLE):
-        found: Any = awaited
-        return found
+        return awaited
     if type(awaited).__name__ not in _WRAPPERS:
         return None
     # These do not tell what they wrap to anybody but the garbage collector.
