@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from math import inf
 from types import EllipsisType
 from typing import Any
@@ -144,9 +145,10 @@ class Shutdown:
         assert self.report is not None
         return self.report
 
-    async def _close(self) -> None:
+    async def _close(self, *, shield: bool = False) -> None:
         try:
-            await self.drain()
+            with anyio.CancelScope(shield=shield):
+                await self.drain()
             self._tell_closed()
             await self._listeners.flush(self._cancel_timeout)
         except self._backend.cancelled:
@@ -160,10 +162,11 @@ class Shutdown:
             self._end()
         else:
             self.force("the event loop is shutting down")
-            self._start_closing()
+            self._start_closing(shield=True)
 
-    def _start_closing(self) -> None:
-        self._services.start("background closing", self._close, on_lost=self._close_again)
+    def _start_closing(self, *, shield: bool = False) -> None:
+        close = partial(self._close, shield=shield)
+        self._services.start("background closing", close, on_lost=self._close_again)
 
     def _tell_closed(self) -> None:
         self.report = self._make_report()
