@@ -227,13 +227,12 @@ async def has_stubborn_task() -> None:
     say("after the block")
 
 
-def block_briefly() -> None:
-    time.sleep(0.01)
-    say("still busy")
-
-
 async def blocks_the_loop() -> None:
     """Have a coroutine that never lets the event loop have a turn."""
+
+    def block_briefly() -> None:
+        time.sleep(0.01)
+        say("signals that nobody heard:", manager._entered()._signals._unheard)  # type: ignore[union-attr]
 
     async def busy() -> None:
         say("ready")
