@@ -10,9 +10,14 @@ import anyio
 import pytest
 from anyio.lowlevel import checkpoint
 
-from background import Manager, Observer, Task, TaskHandle, TaskKind
+from background import Manager, ManagerClosedEvent, Observer, Task, TaskHandle, TaskKind
 from background._backend import current_backend
 from background.testing import RecordingObserver
+
+
+def native(name: str) -> asyncio.Task[Any]:
+    (task,) = (each for each in asyncio.all_tasks() if each.get_name() == name)
+    return task
 
 
 async def test_only_a_coroutine_that_is_thrown_away_has_to_let_generator_exit_pass() -> None:
@@ -54,9 +59,8 @@ def test_cancelled_by_the_manager_and_by_the_loop_before_the_first_step(kind: Ta
     async def main() -> None:
         async with Manager(observers=[recorder]) as manager:
             handle = manager.run_task(Task(anyio.sleep_forever, kind=kind, name="early"))
-            (native,) = (each for each in asyncio.all_tasks() if each.get_name() == "early")
             assert handle.cancel("mine")
-            native.cancel()
+            native("early").cancel()
             await handle.wait()
             assert not manager._entered().engine._cancel(handle, "late")
             await checkpoint()
@@ -94,3 +98,46 @@ async def test_grace_that_outlasts_the_closing_leaves_the_body_alone() -> None:
         await anyio.sleep(100)
         manager.request_shutdown()
         await checkpoint()
+
+
+async def test_body_that_stays_is_ended_when_nobody_else_ends_the_process(
+    anyio_backend: object,
+) -> None:
+    """After the grace, the closing, and time to clean up."""
+    began = anyio.current_time()
+    async with Manager(grace=10, cancel_timeout=5) as manager:
+        manager._entered().shutdown.request(owns_process=True)
+        await manager.close()
+        await anyio.sleep(1000)
+    assert anyio.current_time() - began == 15
+
+
+def test_closing_that_the_loop_cancels_while_observers_catch_up_still_ends() -> None:
+    class Slow(Observer):
+        async def on_task_succeeded(self, event: object) -> None:
+            await anyio.sleep_forever()
+
+    recorder = RecordingObserver()
+
+    async def main() -> None:
+        async with Manager(observers=[Slow(), recorder], cancel_timeout=0.1) as manager:
+            handle = manager.run(checkpoint)
+            closing = asyncio.create_task(manager.close())
+            await recorder.wait_for(ManagerClosedEvent)
+            native("background closing").cancel()
+            report = await closing
+            assert report.succeeded == (handle,)
+        assert recorder.names().count("closed") == 1
+
+    asyncio.run(main())
+
+
+def test_grace_that_the_loop_cancels_before_it_counts_is_no_more() -> None:
+    async def main() -> None:
+        async with Manager() as manager:
+            manager.request_shutdown()
+            native("background grace").cancel()
+            await checkpoint()
+            assert await manager.run(str, 1) == "1"
+
+    asyncio.run(main())
