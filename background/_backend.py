@@ -74,7 +74,7 @@ class Backend(ABC):
 
     @abstractmethod
     def is_running(self) -> bool:
-        """Tell whether the loop runs, in this thread."""
+        """Tell whether the loop still runs; asked in its own thread."""
 
     def ends(self, task: object, error: BaseException) -> bool:
         """Tell whether the error is there to end the task that sees it, and has to pass.

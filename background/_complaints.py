@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections import Counter
 
-logger = logging.getLogger("background")
+_logger = logging.getLogger("background")
 
 
 class Complaints:
@@ -30,7 +30,7 @@ class Complaints:
         name = f"{observer}.{hook}"
         self._errors[name] += 1
         if self._errors[name] == 1:
-            logger.error(
+            _logger.error(
                 "%s raised; no task is harmed, and more errors of this hook are only counted",
                 name,
                 exc_info=error,
@@ -40,7 +40,7 @@ class Complaints:
         """Take note of an event that found no room behind the ones that are waiting."""
         self._missed[observer] += 1
         if self._missed[observer] == 1:
-            logger.warning(
+            _logger.warning(
                 "%s.%s is too slow: %d events wait for it, and it misses what comes",
                 observer,
                 hook,
@@ -55,7 +55,7 @@ class Complaints:
         """Log the counts."""
         for name, count in self._errors.items():
             if count > 1:
-                logger.error("%s raised %d times", name, count)
+                _logger.error("%s raised %d times", name, count)
         for observer, count in self._missed.items():
             if count:
-                logger.warning("%s was too slow for %d events, which it missed", observer, count)
+                _logger.warning("%s was too slow for %d events, which it missed", observer, count)

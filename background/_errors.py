@@ -38,8 +38,9 @@ class InvalidTask(BackgroundError, ValueError):
 class TaskCancelled(BackgroundError):
     """The awaited task was cancelled.
 
-    `reason` is what was given to `cancel()`, `"shutdown"` when the manager closed before the task
-    was done, or `"stopped"` for a loop that ended with the others.
+    `reason` is what was given to `cancel()`, if anything; `"shutdown"` when the manager closed
+    before the task was done; `"stopped"` for a loop that ended with the others; or `"cancelled from
+    outside the manager"`, for instance by the event loop.
     """
 
     def __init__(self, name: str, id: str, reason: str | None) -> None:

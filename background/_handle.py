@@ -27,17 +27,15 @@ FINAL = frozenset(
     {TaskStatus.SUCCEEDED, TaskStatus.FAILED, TaskStatus.CANCELLED, TaskStatus.EXPIRED}
 )
 
-
 #: The name of the function that calls a task's own in a thread.
 THREAD_ENTRY = "call_in_thread"
 
-
-logger = logging.getLogger("background")
+_logger = logging.getLogger("background")
 
 
 def log_failure(name: str, id: str, error: BaseException | None) -> None:
     """Log a failure that nobody else is told of."""
-    logger.error("task %r (%r) failed", name, id, exc_info=error)
+    _logger.error("task %r (%r) failed", name, id, exc_info=error)
 
 
 class Owner(Protocol):
@@ -55,8 +53,8 @@ class TaskHandle(Generic[T]):
     - `status`: see `TaskStatus`.
     - `attempt`: of this run or iteration, counted from 1; 0 before the first.
     - `iteration`: of a loop, counted from 1; 0 before the first and for a one-off.
-    - `submitted_at`, `started_at`, `finished_at`: seconds since the epoch, `None` until then;
-      a loop's `started_at` is that of its latest iteration.
+    - `submitted_at`; `started_at` and `finished_at`, `None` until then: seconds since the epoch. A
+      loop's `started_at` is that of its latest iteration.
     - `error`: what the task failed with, for a loop its latest failed iteration; else `None`.
 
     Wait for it in the manager's event loop; `cancel()` and the attributes work from any thread.

@@ -19,10 +19,10 @@ from ._runner import Runner
 from ._services import Services
 from ._settings import Settings
 from ._shutdown import Shutdown
+from ._signals import SignalHandlers
 
 if TYPE_CHECKING:
     from ._manager import Manager
-    from ._signals import SignalHandlers
 
 
 class Lifecycle:
@@ -65,9 +65,6 @@ class Lifecycle:
     async def open(self, manager: Manager) -> None:
         """Start everything. Raises `ManagerMisuse` where signals can't be handled."""
         if self._settings.signals:
-            # This is the one import against the order of the modules, for those who want signals.
-            from ._signals import SignalHandlers
-
             self._signals = SignalHandlers(self._settings.signals, manager, self._backend.call_soon)
         await self._backend.open()
         self._services.start("background timer", self.engine.timer.run)
@@ -104,7 +101,7 @@ class Lifecycle:
                 "and leave it in one `async with` statement, not in a generator or a fixture that "
                 "another task resumes. Its tasks have been seen to the end"
             ) from error
-        return self._part_from(error, interrupted)
+        return self._exit_body(error, interrupted)
 
     async def _close(self, error: BaseException | None) -> BaseException | None:
         """Close as the body's end asks for; return a cancellation that came in between."""
@@ -137,7 +134,7 @@ class Lifecycle:
             await self.shutdown.drain()
             await self.listeners.flush(self._settings.cancel_timeout)
 
-    def _part_from(self, error: BaseException | None, interrupted: BaseException | None) -> bool:
+    def _exit_body(self, error: BaseException | None, interrupted: BaseException | None) -> bool:
         """Raise what has to leave the block; return whether the body's own error ends here."""
         leaving = interrupted or error
         if self._body.__exit__(type(leaving) if leaving else None, leaving, None):

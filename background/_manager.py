@@ -94,6 +94,9 @@ class Manager:
         """What the manager was called."""
         return self._settings.name
 
+    def __repr__(self) -> str:
+        return f"<Manager {self.name!r} {self.state}>"
+
     @property
     def state(self) -> ManagerState:
         """Where the manager is in its life."""
@@ -174,7 +177,7 @@ class Manager:
         """Submit a task and return its handle at once; may be called from any thread.
 
         Raises `InvalidTask` for what can't work, `ManagerFull` above the capacity, `DuplicateTask`
-        for an id in use, `LoopsStopped` for a loop after a shutdown request, `ManagerClosed` once
+        for an id in use, `LoopsStopped` for a loop once they were stopped, `ManagerClosed` once
         closing has begun, and `ManagerNotRunning` before the manager is entered.
         """
         life = self._accepting(task)
@@ -287,11 +290,11 @@ class Manager:
         return handle is not None and handle.cancel(reason)
 
     def get(self, id: str) -> TaskHandle[Any] | None:
-        """Return the outstanding task with this id."""
+        """Return the handle of the outstanding task with this id, or `None`."""
         return None if self._life is None else self._life.engine.outstanding.handles.get(id)
 
     def tasks(self, kind: TaskKind | None = None) -> list[TaskHandle[Any]]:
-        """Return the outstanding tasks, oldest first."""
+        """Return the handles of the outstanding tasks, or of those of one kind, oldest first."""
         if self._life is None:
             return []
         handles = self._life.engine.outstanding.handles.copy().values()

@@ -35,12 +35,15 @@ class CloseReport:
     @property
     def summary(self) -> str:
         """How many there are of each, in one line."""
-        loops = sum(handle.kind is TaskKind.LOOP for handle in self.cancelled)
+        loops = sum(
+            handle.kind is TaskKind.LOOP and handle._reason == "stopped"
+            for handle in self.cancelled
+        )
         counts = {
             "succeeded": len(self.succeeded),
             "failed": len(self.failed),
             "cancelled": len(self.cancelled) - loops,
-            "loops stopped": loops,
+            "loop stopped" if loops == 1 else "loops stopped": loops,
             "expired": len(self.expired),
             "not started": len(self.not_started),
             "stuck": len(self.stuck),

@@ -34,9 +34,9 @@ _TENACITYS_OWN_SLEEP = AsyncRetrying().sleep
 
 
 @lru_cache
-def _attempts(number: int) -> AsyncRetrying:
+def _policy_of(attempts: int) -> AsyncRetrying:
     wait = wait_random_exponential(multiplier=0.2, min=0.1, max=30)
-    return AsyncRetrying(stop=stop_after_attempt(number), wait=wait)
+    return AsyncRetrying(stop=stop_after_attempt(attempts), wait=wait)
 
 
 def make_policy(retry: Retry) -> AsyncRetrying | None:
@@ -53,7 +53,7 @@ def make_policy(retry: Retry) -> AsyncRetrying | None:
             "retry must be a tenacity.AsyncRetrying, a number of attempts of at least 1, or None, "
             f"not {retry!r}"
         )
-    return _attempts(retry)
+    return _policy_of(retry)
 
 
 def pause_after_failures(wait: wait_base, failures: int, error: BaseException) -> float:

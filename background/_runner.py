@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextvars import ContextVar
 from dataclasses import dataclass
+from functools import partial
 from inspect import isawaitable, iscoroutine
 from threading import get_ident
 from typing import Any
@@ -13,7 +14,7 @@ import anyio
 from anyio.lowlevel import checkpoint_if_cancelled
 from tenacity import AsyncRetrying
 
-from . import _clock
+from . import _clock, _stack
 from ._backend import Backend
 from ._dispatch import Around
 from ._errors import TaskCancelled, TaskExpired
@@ -25,7 +26,6 @@ from ._task import is_async
 
 #: The task that the running code belongs to.
 current_handle: ContextVar[TaskHandle[Any] | None] = ContextVar("background_task", default=None)
-
 
 #: The reason of a cancellation that nobody asked the manager for.
 FROM_OUTSIDE = "cancelled from outside the manager"
@@ -91,7 +91,7 @@ class Runner:
         except self._backend.cancelled:
             handle._reason = handle._reason or FROM_OUTSIDE
         except BaseException as raised:
-            status, error = TaskStatus.FAILED, raised
+            status, error = TaskStatus.FAILED, _stack.without_ours(raised)
         if status is TaskStatus.CANCELLED:
             if scope.cancelled_caught and not handle._cancelled:
                 status = TaskStatus.EXPIRED
@@ -107,18 +107,12 @@ class Runner:
             return await self._attempt(handle)
         # A first success is judged only by a policy that asks to; nearly none does.
         judged = judges_success(policy)
-        attempts: Attempts | None = None
-        started = self._backend.now()
+        clock = self._backend.now
+        begin = partial(
+            Attempts, policy, task.fn, task.args, task.kwargs, started=clock(), clock=clock
+        )
+        attempts = begin() if judged else None
         while True:
-            if attempts is None and judged:
-                attempts = Attempts(
-                    policy,
-                    task.fn,
-                    task.args,
-                    task.kwargs,
-                    started=started,
-                    clock=self._backend.now,
-                )
             if attempts is not None:
                 await attempts.before()
             error: Exception | None = None
@@ -128,15 +122,7 @@ class Runner:
                 if scope.cancel_called:
                     raise
                 error = raised
-                if attempts is None:
-                    attempts = Attempts(
-                        policy,
-                        task.fn,
-                        task.args,
-                        task.kwargs,
-                        started=started,
-                        clock=self._backend.now,
-                    )
+                attempts = attempts or begin()
                 delay = await attempts.failed(error)
             else:
                 if attempts is None or not judged:

@@ -45,7 +45,7 @@ class Ticks(ABC):
 
 
 class Schedule(ABC):
-    """What `every()` and `cron()` make, for `Task(schedule=…)`."""
+    """What `every()` and `cron()` make, for `Task(schedule=…)`; not meant to be subclassed."""
 
     __slots__ = ()
 

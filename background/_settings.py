@@ -37,7 +37,7 @@ class Settings:
     def __post_init__(self) -> None:
         if not (isinstance(self.name, str) and self.name):  # pyright: ignore[reportUnnecessaryIsInstance]
             raise ValueError(f"name must be a string that is not empty, not {self.name!r}")
-        _check_observers(self.observers)
+        _check_standing(self.observers)
         _checks.optional(_checks.count, "limit", self.limit)
         _checks.optional(_checks.count, "capacity", self.capacity)
         if self.loop_backoff is not None and (
@@ -53,7 +53,7 @@ class Settings:
         _checks.seconds("cancel_timeout", self.cancel_timeout, at_least=0)
 
 
-def _check_observers(observers: tuple[Observer, ...]) -> None:
+def _check_standing(observers: tuple[Observer, ...]) -> None:
     check_observers(observers, ValueError)
     for observer in observers:
         if overrides(observer, "watch") and not iscoroutinefunction(observer.watch):

@@ -57,7 +57,7 @@ class Shutdown:
         self._began = 0.0
         self._deadline = inf
         self._grace_ends = inf
-        self._patience: anyio.CancelScope | None = None
+        self._drain_scope: anyio.CancelScope | None = None
 
     def request(self, *, owns_process: bool = False) -> None:
         """Take a shutdown signal: the first one asks, the next one cancels.
@@ -76,7 +76,7 @@ class Shutdown:
             self.engine.stop_loops()
         if self._grace is not None:
             self._grace_ends = self._backend.now() + self._grace
-            self._set_patience()
+            self._move_deadline()
             self._services.start("background grace", self._force_after_grace)
 
     async def _force_after_grace(self) -> None:
@@ -95,21 +95,21 @@ class Shutdown:
             self._grace, self._grace_ends = None, inf
         elif timeout is not ...:
             self._deadline = min(self._deadline, self._backend.now() + timeout)
-        self._set_patience()
+        self._move_deadline()
         self.begin("close() was called")
 
     def force(self, reason: str) -> None:
         """Close now: cancel what is left at once."""
         self._deadline = self._backend.now()
-        self._set_patience()
+        self._move_deadline()
         self.begin(reason)
         self._cancel_left()
         if self._owns_process:
             self._cancel_body()
 
-    def _set_patience(self) -> None:
-        if self._patience is not None:
-            self._patience.deadline = min(self._deadline, self._grace_ends)
+    def _move_deadline(self) -> None:
+        if self._drain_scope is not None:
+            self._drain_scope.deadline = min(self._deadline, self._grace_ends)
 
     def _cancel_left(self) -> None:
         for handle in self.engine.outstanding.left(ignoring=Absence.CLOSING):
@@ -189,9 +189,9 @@ class Shutdown:
     async def drain(self) -> None:
         """Wait for what is left, cancel it at the deadline, and give it time to clean up."""
         outstanding = self.engine.outstanding
-        with anyio.CancelScope(deadline=min(self._deadline, self._grace_ends)) as self._patience:
+        with anyio.CancelScope(deadline=min(self._deadline, self._grace_ends)) as self._drain_scope:
             await outstanding.idle(ignoring=Absence.CLOSING)
-        self._patience = None
+        self._drain_scope = None
         self._cancel_left()
         for _ in range(_TURNS):
             await checkpoint()

@@ -16,7 +16,7 @@ from ._errors import ManagerMisuse
 if TYPE_CHECKING:
     from ._manager import Manager
 
-_MOST_UNHEARD = 2
+_MOST_UNHEARD = 2  # signals that a blocked event loop may leave; the next one ends the process
 
 Handler = Callable[[int, FrameType | None], Any] | int | None
 

@@ -30,6 +30,14 @@ def of_thread(ident: int, entry: str) -> list[FrameSummary]:
     return []  # the function has returned meanwhile
 
 
+def without_ours(error: BaseException) -> BaseException:
+    """Let the error's traceback begin where this library called somebody else's code."""
+    traceback = error.__traceback__
+    while traceback is not None and _is_ours(traceback.tb_frame):
+        traceback = traceback.tb_next
+    return error if traceback is None else error.with_traceback(traceback)
+
+
 def _awaited(suspended: Any) -> Iterator[FrameType]:
     while (suspended := _unwrapped(suspended)) is not None:
         kind = _kind(suspended)

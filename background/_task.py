@@ -57,7 +57,8 @@ class TaskOptions(TypedDict, total=False):
 class Task(Generic[T]):
     """A function and how to run it, for `Manager.run_task()` and `Manager.submit()`.
 
-    An option left at its default takes the value that `@task` gave the function, if any.
+    An option that has its default value, even if that was given explicitly, takes what `@task` gave
+    the function, if anything.
 
     - `fn`: an `async def` function, or a `def` function, which runs in a worker thread; an
       awaitable that it returns is awaited in the event loop.
@@ -69,12 +70,14 @@ class Task(Generic[T]):
       can't be interrupted: it fails once it returns.
     - `lifespan`: seconds from submission for everything; then the task is `EXPIRED`.
     - `retry`: a `tenacity.AsyncRetrying`, or a number of attempts with exponential, jittered
-      waits; `None` means the manager's. In a loop it applies to each iteration.
+      waits of 0.1 to 30 seconds; `None` means the manager's. In a loop it applies to each
+      iteration.
     - `id`: refused while another outstanding task has it; default: a unique one.
     - `name`: for people and telemetry; default: the function's qualified name.
     - `meta`: anything that observers should know of the task.
     - `observers`: told of this task only, beside the manager's.
-    - `critical`: its final failure cancels everything and leaves the manager's block.
+    - `critical`: its final failure cancels everything and is raised from the manager's block, in an
+      `ExceptionGroup`.
     - `max_failures`: this many failed iterations in a row end a loop as `FAILED`.
     - `stall_after`: seconds, instead of what the `StallObserver` was given.
     - `context`: the context variables to start from; default: a copy of the submitter's.
@@ -137,7 +140,7 @@ class Task(Generic[T]):
             object.__setattr__(self, "meta", _as_mapping("meta", self.meta))
         if self.observers.__class__ is not tuple or self.observers:
             self._collect("observers")
-            _check_observers(self.observers)
+            _check_visiting(self.observers)
         self._check_times()
         self._check_loop()
         self._check_rest()
@@ -204,7 +207,8 @@ def task(**options: Unpack[TaskOptions]) -> Callable[[FnT], FnT]:
         @task(retry=3, timeout=10)
         async def fetch(url: str) -> bytes: ...
 
-    Raises `InvalidTask` when the function is decorated, for options that can't work.
+    Raises `InvalidTask` when the function is decorated, for options that can't work, and
+    `TypeError` for one that does not exist.
     """
     unknown = options.keys() - _DEFAULTS.keys()
     if unknown:
@@ -245,6 +249,8 @@ def is_async(fn: Callable[..., Any]) -> bool:
 
 
 def _check_function(fn: Any) -> None:
+    if isinstance(fn, Task):
+        raise InvalidTask("fn must be a function; a Task is for run_task()")
     if iscoroutine(fn):
         name = fn.__qualname__
         fn.close()
@@ -263,7 +269,7 @@ def _check_function(fn: Any) -> None:
         )
 
 
-def _check_observers(observers: tuple[Observer, ...]) -> None:
+def _check_visiting(observers: tuple[Observer, ...]) -> None:
     check_observers(observers, InvalidTask)
     for observer in observers:
         if overrides(observer, "watch"):

@@ -18,8 +18,8 @@ _FEW = 64  # abandoned entries that are not worth tidying up
 class Timer(Generic[T]):
     """A heap of entries, and a service that calls `on_due` with each when its time has come.
 
-    An entry can't be taken out; `abandon()` counts one that has lost its purpose, and the heap is
-    rebuilt from those that `wanted` still tells to keep once they are the fewer.
+    An entry can't be taken out. `abandon()` notes that one has lost its purpose; once most have,
+    the heap is rebuilt from those that `wanted` accepts.
     """
 
     def __init__(

@@ -5,7 +5,7 @@
 
 The first signal stops the loop and lets the jobs that were taken end, for 20 seconds at most. A
 second one cancels them at once. Either way the process then ends as the signal would have ended
-it, so a supervisor or a shell sees what it expects.
+it, so a supervisor or a shell sees what it expects; after Ctrl-C that is a KeyboardInterrupt.
 """
 
 from __future__ import annotations

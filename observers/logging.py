@@ -21,8 +21,8 @@ from .._events import (
 )
 from .._observe import Observer
 from .._states import TaskKind
-from ._levels import Levels, numbers
-from ._text import described, escaped, quoted, stack_lines
+from ._log_levels import Levels, numbers
+from ._log_text import described, escaped, quoted, stack_lines
 
 _FATES = ("succeeded", "failed", "cancelled", "expired", "not_started", "stuck")
 

@@ -20,8 +20,8 @@ from .._events import (
     TaskSucceeded,
 )
 from .._observe import Observer
-from ._instruments import Instruments
-from ._run import Attributes, Run, task_attributes
+from ._otel_metrics import Instruments
+from ._otel_span import Attributes, Run, task_attributes
 
 # Looked up here, as it takes files to be read; there is none for a source tree.
 _VERSION = next((found.version for found in distributions(name="anyio-background")), "")

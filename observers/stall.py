@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from heapq import heapify, heappop, heappush
 from typing import TYPE_CHECKING
 
@@ -43,7 +44,7 @@ class StallObserver(Observer):
 
     def __init__(self, after: float) -> None:
         number = isinstance(after, (int, float)) and not isinstance(after, bool)  # pyright: ignore[reportUnnecessaryIsInstance]
-        if not (number and math.isfinite(after) and after > 0):
+        if not (number and 0 < after <= sys.float_info.max):
             raise ValueError(
                 f"after must be a finite number of seconds, more than 0, not {after!r}"
             )
@@ -51,7 +52,7 @@ class StallObserver(Observer):
         self._manager: Manager | None = None
         self._number = 0
         self._current: dict[str, int] = {}  # the number of each task's current attempt
-        # By when to report: that time, the attempt's number, task, beginning, and time allowed.
+        # What to report, earliest first: when, the attempt's number, its task, beginning, and time.
         self._heap: list[tuple[float, int, str, float, float]] = []
         self._next_look = -math.inf
         self._changed: anyio.Event

@@ -43,16 +43,15 @@ LAYERS = [
     "_report",
     "_engine",
     "_shutdown",
+    "_signals",
     "_lifecycle",
     "_manager",
-    "_signals",
     "__init__",
     "testing",
 ]
 
 # Imported inside a function, once a manager is entered that needs it.
 LAZY = {("_backend", "_asyncio"), ("_backend", "_trio")}
-AGAINST_THE_ORDER = {("_lifecycle", "_signals")}
 
 THE_DESIGN = [
     "_errors",
@@ -63,7 +62,6 @@ THE_DESIGN = [
     "_task",
     "_runner",
     "_manager",
-    "_signals",
 ]
 
 # What an observer may know of the package.
@@ -138,7 +136,7 @@ def test_modules_import_only_those_before_them(path: Path) -> None:
     wrong = {
         (path.stem, name)
         for name, lazy in internal(path)
-        if name not in before and not (lazy and (path.stem, name) in LAZY | AGAINST_THE_ORDER)
+        if name not in before and not (lazy and (path.stem, name) in LAZY)
     }
     assert wrong == set()
 
@@ -150,7 +148,7 @@ def test_exceptions_are_needed() -> None:
         for name, inside in internal(path)
         if inside and name in LAYERS
     }
-    assert lazy == LAZY | AGAINST_THE_ORDER
+    assert lazy == LAZY
 
 
 @pytest.mark.parametrize("path", MODULES, ids=lambda path: path.stem)

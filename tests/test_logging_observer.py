@@ -27,7 +27,7 @@ from background import (
     every,
 )
 from background.observers import LoggingObserver
-from background.observers._levels import Levels
+from background.observers._log_levels import Levels
 from background.testing import RecordingObserver
 
 EVIL = "x\ny\r\x0b\x1b[31m\x85\u2028\u2029\u202e\x00\ud800 %s 'a' \"b\" \\n"

@@ -273,7 +273,7 @@ def imported_with(statement: str) -> set[str]:
 
 
 OPTIONAL = {"trio", "uvloop", "pytest", "_pytest", "opentelemetry", "cronsim", "zoneinfo"}
-LATE = {f"background.{name}" for name in ("observers", "testing", "_asyncio", "_trio", "_signals")}
+LATE = {f"background.{name}" for name in ("observers", "testing", "_asyncio", "_trio")}
 
 
 def test_import_of_the_package_is_light() -> None:

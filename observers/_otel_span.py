@@ -10,7 +10,7 @@ from typing import Any
 from opentelemetry import context, trace
 
 from .._events import TaskEvent, TaskStarted
-from ._instruments import Instruments
+from ._otel_metrics import Instruments
 
 Attributes = dict[str, str | int | float]
 
