@@ -128,12 +128,15 @@ class Attempts:
 
     async def pause(self, delay: float) -> None:
         """Sleep before the next attempt, the policy's own way if it has one."""
-        self._state.prepare_for_next_attempt()
         if self._policy.sleep is _TENACITYS_OWN_SLEEP:
             await anyio.sleep(delay)
         else:
             await _call(self._policy.sleep, delay)
             await checkpoint()  # it may not have waited at all
+
+    def again(self) -> None:
+        """Go on to the next attempt."""
+        self._state.prepare_for_next_attempt()
 
     async def conclude(self) -> Any:
         """Return or raise what the last attempt comes to.

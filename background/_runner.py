@@ -130,6 +130,7 @@ class Runner:
                 delay = await attempts.returned(value)
             if delay is None or not await self._back_off(handle, attempts, error, delay):
                 return await attempts.conclude()
+            attempts.again()
             handle.attempt += 1
             handle.status = TaskStatus.RUNNING
 
@@ -174,7 +175,11 @@ class Runner:
             finally:
                 handle._thread = None
 
-        value, error = await anyio.to_thread.run_sync(call_in_thread, limiter=self.limiter)
+        _clock.on_thread(1)
+        try:
+            value, error = await anyio.to_thread.run_sync(call_in_thread, limiter=self.limiter)
+        finally:
+            _clock.on_thread(-1)
         if error is not None:
             raise error
         try:

@@ -77,9 +77,9 @@ class Task(Generic[T]):
     - `meta`: anything that observers should know of the task.
     - `observers`: told of this task only, beside the manager's.
     - `critical`: its final failure cancels everything and is raised from the manager's block, in an
-      `ExceptionGroup`.
+      `ExceptionGroup`. A loop fails for good only by `max_failures`.
     - `max_failures`: this many failed iterations in a row end a loop as `FAILED`.
-    - `stall_after`: seconds, instead of what the `StallObserver` was given.
+    - `stall_after`: seconds, instead of what the manager's `StallObserver` was given.
     - `context`: the context variables to start from; default: a copy of the submitter's.
 
     Raises `InvalidTask` for an argument that can't work, naming it.

@@ -19,10 +19,12 @@ from __future__ import annotations
 import asyncio
 import math
 import selectors
+import sys
 from collections.abc import AsyncIterator, Callable, Generator
 from contextlib import contextmanager
 from datetime import datetime
 from typing import Any, Literal, TypeVar
+from weakref import WeakKeyDictionary
 
 import anyio
 import pytest
@@ -86,17 +88,21 @@ for _hook, _name in _HOOKS.items():
     setattr(RecordingObserver, _hook, _recorder_hook(_name))
 
 
+_THREAD_PATIENCE = 1.0  # seconds
+
+
 class _JumpingSelector(selectors.DefaultSelector):
     """Lets the loop's clock jump to the next timer instead of waiting for it."""
 
     def __init__(self, jump: Callable[[float], None]) -> None:
         super().__init__()
         self._jump = jump
+        self.threads = 0
 
     def select(self, timeout: float | None = None) -> list[tuple[selectors.SelectorKey, int]]:
         if timeout is None or timeout <= 0:
             return super().select(timeout)
-        ready = super().select(0)
+        ready = super().select(_THREAD_PATIENCE if self.threads else 0)
         if not ready:
             self._jump(timeout)
         return ready
@@ -105,13 +111,18 @@ class _JumpingSelector(selectors.DefaultSelector):
 class VirtualTimeLoop(asyncio.SelectorEventLoop):
     """An asyncio event loop in which waiting takes no time.
 
-    As soon as nothing is left to do its clock jumps to the next timer. It does not wait for
-    threads: use real time where they matter.
+    As soon as nothing is left to do its clock jumps to the next timer. It gives the sync functions
+    of tasks a second of real time, and waits for no other thread.
     """
 
     def __init__(self) -> None:
         self._virtual = 0.0
-        super().__init__(_JumpingSelector(self._jump))
+        self._jumping = _JumpingSelector(self._jump)
+        super().__init__(self._jumping)
+
+    def hold(self, change: int) -> None:
+        """Take note that there are more or fewer threads to wait for."""
+        self._jumping.threads += change
 
     def time(self) -> float:
         return self._virtual
@@ -133,13 +144,39 @@ class VirtualTimeLoop(asyncio.SelectorEventLoop):
 def virtual_time(backend: Literal["asyncio", "trio"]) -> tuple[str, dict[str, Any]]:
     """Return what an `anyio_backend` fixture returns for virtual time; a new one for each test.
 
+    Waiting takes no time then. Cron schedules follow the wall clock, which needs
+    `virtual_wall_clock()` to be virtual too.
+
     For `anyio.run()`, the first item is its `backend` and the second its `backend_options`.
     """
     if backend == "asyncio":
         return "asyncio", {"loop_factory": VirtualTimeLoop}
     from trio.testing import MockClock
 
-    return "trio", {"clock": MockClock(autojump_threshold=0)}
+    clock = MockClock(autojump_threshold=0)
+    _trio_threads[clock] = 0
+    return "trio", {"clock": clock}
+
+
+#: How many threads each virtual clock of trio's has to wait for.
+_trio_threads: WeakKeyDictionary[Any, int] = WeakKeyDictionary()
+
+
+def _hold_virtual_time(change: int) -> None:
+    """Let virtual time wait for the sync functions of tasks, on whichever loop runs."""
+    trio: Any = sys.modules.get("trio")
+    if trio is not None and trio.lowlevel.in_trio_run():
+        clock = trio.lowlevel.current_clock()
+        if clock in _trio_threads:
+            _trio_threads[clock] += change
+            clock.autojump_threshold = _THREAD_PATIENCE if _trio_threads[clock] else 0
+        return
+    loop = asyncio.get_running_loop()
+    if isinstance(loop, VirtualTimeLoop):
+        loop.hold(change)
+
+
+_clock.on_thread = _hold_virtual_time
 
 
 @contextmanager

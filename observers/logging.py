@@ -37,7 +37,8 @@ class LoggingObserver(Observer):
       and `stuck` (closed, while tasks still run); ERROR for `failed`, with the traceback.
 
     A record's `extra` has the fields `task_id`, `task_name`, `task_kind`, `task_meta`, `iteration`
-    and `attempt`, and those of the event, such as `duration` or `reason`; times are in seconds.
+    and `attempt`, and those of the event, such as `error` (as text), `duration` or `reason`; times
+    are in seconds.
     A manager's events have `manager_name`. Fields hold the values as they are. In the message, what
     other people wrote (names, ids, errors, reasons, source lines) is escaped as by `repr()`, so
     that it can't forge a line. Line breaks are only in the stacks of stalled and stuck tasks, which
@@ -69,7 +70,7 @@ class LoggingObserver(Observer):
         if level := self._enabled("retrying"):
             error = "its result was refused" if event.error is None else described(event.error)
             text = "failed attempt %d and makes another in %.3f s: %s"
-            fields = {"delay": event.delay}
+            fields = {"error": error, "delay": event.delay}
             self._log(level, event, fields, text, event.attempt, event.delay, error)
 
     def on_task_succeeded(self, event: TaskSucceeded) -> None:
@@ -80,8 +81,9 @@ class LoggingObserver(Observer):
     def on_task_failed(self, event: TaskFailed) -> None:
         if level := self._enabled("failed"):
             text = "failed after %.3f s, in attempt %d: %s"
-            args = (event.duration, event.attempt, described(event.error))
-            fields = {"duration": event.duration, "final": event.final}
+            error = described(event.error)
+            args = (event.duration, event.attempt, error)
+            fields = {"error": error, "duration": event.duration, "final": event.final}
             self._log(level, event, fields, text, *args, exc_info=event.error)
 
     def on_task_cancelled(self, event: TaskCancelledEvent) -> None:
@@ -100,7 +102,7 @@ class LoggingObserver(Observer):
 
     def on_task_stalled(self, event: TaskStalled) -> None:
         if level := self._enabled("stalled"):
-            text = "has been at attempt %d for %.3f s and stands at\n%s"
+            text = "has stalled: it has been at attempt %d for %.3f s and stands at\n%s"
             stack = stack_lines(event.stack)
             fields = {"elapsed": event.elapsed, "stack": stack}
             self._log(level, event, fields, text, event.attempt, event.elapsed, stack)

@@ -286,7 +286,8 @@ async def test_stack_of_stalled_tasks(observer: LoggingObserver, log: ListHandle
     record = log.of("stands at")
     headline, *stack = record.getMessage().split("\n")
     assert headline == (
-        f"task {handle.name!r} ({handle.id}) has been at attempt 1 for 3.000 s and stands at"
+        f"task {handle.name!r} ({handle.id}) has stalled: it has been at attempt 1 for "
+        "3.000 s and stands at"
     )
     assert "    await anyio.sleep_forever()  # hangs here" in stack
     assert any(line.startswith(f'  File "{__file__}", line ') for line in stack)

@@ -911,3 +911,22 @@ def test_what_is_no_policy_is_refused(retry: Any) -> None:
         Task(checkpoint, retry=retry)
     with pytest.raises(InvalidTask, match=r"^retry must be "):
         Manager(retry=retry)
+
+
+async def test_stopping_a_loop_in_its_backoff_tells_of_the_attempts_own_error(
+    manager: Manager, recorder: RecordingObserver
+) -> None:
+    """Its last attempt was the last one, and is what the iteration comes to."""
+    error = ValueError("the attempt's own")
+
+    async def work() -> None:
+        raise error
+
+    policy = AsyncRetrying(wait=wait_fixed(60))
+    handle = manager.run_task(Task(work, kind=TaskKind.LOOP, retry=policy))
+    await anyio.sleep(1)
+    await manager.stop_loops()
+    (event,) = recorder.of(TaskFailed)
+    assert event.error is error
+    assert handle.error is error
+    assert recorder.names() == ["added", "started", "retrying", "failed", "cancelled"]

@@ -333,3 +333,18 @@ def test_fixtures_in_somebody_elses_tests(tmp_path: Path) -> None:
     )
     assert "2 failed, 5 passed" in done.stdout, done.stdout + done.stderr
     assert "assert 1 == 2" in done.stdout
+
+
+async def test_virtual_time_waits_for_the_sync_functions_of_tasks(manager: Manager) -> None:
+    """A tick is not missed because its thread takes a moment of real time."""
+    ticks: list[float] = []
+
+    def tick() -> None:
+        ticks.append(time.monotonic())
+
+    began = anyio.current_time()
+    manager.every(60, tick)
+    await anyio.sleep(3601)
+    assert len(ticks) == 61
+    assert anyio.current_time() - began == 3601
+    assert await manager.run_task(Task(lambda: time.sleep(0.02) or 5, timeout=5)) == 5
