@@ -157,3 +157,11 @@ async def test_what_observers_of_single_tasks_got_wrong_counts_too(manager: Mana
     for _ in range(3):
         await manager.run_task(Task(anyio.sleep, args=(0,), observers=(Broken(),)))
     assert manager.health().hook_errors == 3
+
+
+async def test_a_manager_shows_its_name_and_state() -> None:
+    manager = Manager(name="mine")
+    assert repr(manager) == "<Manager 'mine' new>"
+    async with manager:
+        assert repr(manager) == "<Manager 'mine' running>"
+    assert repr(manager) == "<Manager 'mine' closed>"

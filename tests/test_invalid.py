@@ -415,3 +415,11 @@ async def test_bad_timeout_of_close(manager: Manager, value: Any) -> None:
 async def test_bad_timeout_of_close_before_the_manager_was_entered(anyio_backend: object) -> None:
     with pytest.raises(ValueError, match=r"^timeout "):
         await Manager().close(timeout=-1)
+
+
+async def test_a_task_is_no_function(manager: Manager) -> None:
+    """Its arguments are not repeated, as they may be secret."""
+    with pytest.raises(InvalidTask) as caught:
+        manager.run(Task(str, args=("secret",)))  # type: ignore[arg-type]
+    assert str(caught.value) == "fn must be a function; a Task is for run_task()"
+    assert manager.count() == 0
