@@ -77,7 +77,6 @@ class TaskHandle(Generic[T]):
         "_reason",
         "_result",
         "_scope",
-        "_started",
         "_thread",
         "_ticks",
         "_traceback",
@@ -133,7 +132,6 @@ class TaskHandle(Generic[T]):
         self._coroutine: Coroutine[Any, Any, Any] | None = None
         self._scope: anyio.CancelScope | None = None
         self._pause: anyio.CancelScope | None = None
-        self._started: float | None = None
         self._thread: int | None = None
 
     @property

@@ -58,7 +58,6 @@ class Runner:
         started = self._backend.now()
         hooks = handle._hooks
         current_handle.set(handle)
-        handle._started = started
         handle._scope = anyio.CancelScope(deadline=handle._expires)
         handle.status = TaskStatus.RUNNING
         handle.started_at = _clock.wall()
@@ -73,7 +72,7 @@ class Runner:
                 hooks.tell(hooks.on_task_started, event)
             around = Around(hooks.around, event)
         outcome = await self._outcome(handle, handle._scope)
-        handle._scope = handle._started = None
+        handle._scope = None
         settle(handle, outcome)
         if around is not None:
             around.leave(outcome.error)
