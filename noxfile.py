@@ -126,3 +126,10 @@ def examples(session: nox.Session) -> None:
     """The examples and the README's snippets, with no more installed than they say they need."""
     session.install("-e", ".[examples,testing,trio]", "httpx")  # the client of their servers
     session.run("pytest", "--noconftest", "tests/test_examples.py", "tests/test_readme.py")
+
+
+@nox.session(default=False)
+def bench(session: nox.Session) -> None:
+    """What a task costs, against named peers in the same run."""
+    session.install("-e", ".", *group("bench"))
+    session.run("python", "tests/benchmarks/spawn.py")
