@@ -665,7 +665,7 @@ async def test_looking_from_another_thread(manager: Manager) -> None:
 
     async def come_and_go() -> None:
         try:
-            for _ in range(250):
+            for _ in range(25):
                 manager.run(checkpoint)
                 await checkpoint()
             await manager.wait()
