@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 from blockbuster import blockbuster_ctx
+from clocks import Clock
 
 from background.testing import manager, recorder, virtual_time
 
@@ -47,3 +48,9 @@ def no_blocking_calls() -> Iterator[None]:
         lock = guard.functions["threading.Lock.acquire"]
         lock.can_block_in("coverage/collector.py", "lock_data")
         yield
+
+
+@pytest.fixture
+async def clock(anyio_backend: object) -> Clock:
+    """The time since the test began."""
+    return Clock()

@@ -13,6 +13,7 @@ import anyio
 import anyio.from_thread
 import pytest
 from anyio.lowlevel import checkpoint
+from clocks import SOON, Clock, ages
 from tenacity import AsyncRetrying, stop_after_attempt, wait_fixed
 
 from background import (
@@ -37,29 +38,7 @@ from background import (
 )
 from background.testing import RecordingObserver
 
-SOON = 5.0  # real seconds that a thread may take for what it does at once
 FATES = ("succeeded", "failed", "cancelled", "expired", "not_started", "stuck")
-
-
-async def ages() -> None:
-    """So long that a test that fails still ends, in virtual time."""
-    await anyio.sleep(80_000)
-
-
-class Clock:
-    """Seconds since the test began."""
-
-    def __init__(self) -> None:
-        self.began = anyio.current_time()
-
-    @property
-    def now(self) -> float:
-        return round(anyio.current_time() - self.began, 6)
-
-
-@pytest.fixture
-async def clock(anyio_backend: object) -> Clock:
-    return Clock()
 
 
 def fates(report: CloseReport) -> dict[str, list[str]]:

@@ -13,6 +13,7 @@ import anyio
 import anyio.from_thread
 import pytest
 from anyio.lowlevel import checkpoint
+from clocks import SOON, ages
 
 from background import (
     Manager,
@@ -27,14 +28,8 @@ from background import (
 from background._stack import of_coroutine, of_thread
 from background.testing import RecordingObserver, virtual_wall_clock
 
-SOON = 5.0  # real seconds that a thread may take for what it does at once
 DAY_ONE = datetime(2025, 1, 1, tzinfo=UTC)
 EPOCH = DAY_ONE.timestamp()
-
-
-async def ages() -> None:
-    """So long that a test that fails still ends, in virtual time."""
-    await anyio.sleep(80_000)
 
 
 def lines(stack: list[FrameSummary]) -> list[str]:

@@ -8,15 +8,9 @@ from typing import Any
 import anyio
 import pytest
 from anyio.lowlevel import checkpoint
+from clocks import SOON, ages
 
 from background import Health, Manager, ManagerState, Observer, Task, TaskKind, TaskStatus
-
-SOON = 5.0  # real seconds that a thread may take for what it does at once
-
-
-async def ages() -> None:
-    """So long that a test that fails still ends, in virtual time."""
-    await anyio.sleep(80_000)
 
 
 async def test_before_entering_a_manager_is_not_well() -> None:

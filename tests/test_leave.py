@@ -16,6 +16,7 @@ import anyio
 import anyio.from_thread
 import pytest
 from anyio.lowlevel import checkpoint
+from clocks import SOON, Clock, ages
 
 from background import (
     CloseReport,
@@ -36,29 +37,6 @@ from background import (
     TaskSucceeded,
 )
 from background.testing import RecordingObserver, VirtualTimeLoop, virtual_time
-
-SOON = 5.0  # real seconds that a thread may take for what it does at once
-
-
-async def ages() -> None:
-    """So long that a test that fails still ends, in virtual time."""
-    await anyio.sleep(80_000)
-
-
-class Clock:
-    """Seconds since the test began."""
-
-    def __init__(self) -> None:
-        self.began = anyio.current_time()
-
-    @property
-    def now(self) -> float:
-        return round(anyio.current_time() - self.began, 6)
-
-
-@pytest.fixture
-async def clock(anyio_backend: object) -> Clock:
-    return Clock()
 
 
 async def cleans_up(seconds: float, done: list[str] | None = None) -> None:

@@ -12,6 +12,7 @@ from typing import Any
 import anyio
 import pytest
 from anyio.lowlevel import checkpoint
+from clocks import SOON, Clock, ages
 from tenacity import AsyncRetrying, RetryCallState, stop_after_attempt, wait_fixed
 from tenacity.wait import wait_base
 
@@ -34,37 +35,11 @@ from background import (
 )
 from background.testing import RecordingObserver
 
-SOON = 5.0  # real seconds that a thread may take for what it does at once
 FATES = {"succeeded", "failed", "cancelled", "expired"}
-
-
-async def ages() -> None:
-    """So long that a test that fails still ends, in virtual time."""
-    await anyio.sleep(80_000)
 
 
 def loop_task(fn: Callable[..., Any], **options: Any) -> Task[Any]:
     return Task(fn, kind=TaskKind.LOOP, **options)
-
-
-class Clock:
-    """Times since the test began."""
-
-    def __init__(self) -> None:
-        self.began = anyio.current_time()
-        self.times: list[float] = []
-
-    @property
-    def now(self) -> float:
-        return round(anyio.current_time() - self.began, 6)
-
-    def note(self) -> None:
-        self.times.append(self.now)
-
-
-@pytest.fixture
-async def clock(anyio_backend: object) -> Clock:
-    return Clock()
 
 
 # Fixed rates
