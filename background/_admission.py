@@ -8,7 +8,6 @@ import anyio
 
 from ._errors import ManagerFull
 from ._outstanding import Outstanding
-from ._states import TaskKind
 
 
 class Admission:
@@ -22,7 +21,7 @@ class Admission:
         self._closed = False
 
     def _has_room(self) -> bool:
-        return self._outstanding.count(TaskKind.ONE_OFF) + self._reserved < self._capacity
+        return self._outstanding.one_offs + self._reserved < self._capacity
 
     def require(self) -> None:
         """Raise `ManagerFull` unless there is room."""

@@ -24,6 +24,12 @@ class Backend(ABC):
     library: str
     #: The exception that a cancelled coroutine sees.
     cancelled: type[BaseException]
+    #: Returns the loop's monotonic time in seconds.
+    now: Callable[[], float]
+
+    def __init__(self) -> None:
+        #: What `anyio.CancelScope()` makes here, without its finding that out each time.
+        self.scope = type(anyio.CancelScope())
 
     @abstractmethod
     async def open(self) -> None:
@@ -41,10 +47,11 @@ class Backend(ABC):
         name: str,
         context: Context,
         on_lost: Callable[[], None],
-    ) -> None:
+    ) -> object:
         """Start a task that must not raise, in `context`.
 
-        `on_lost` is called if the task was cancelled before the coroutine had its first step.
+        Returns what has to be kept for as long as the task runs. `on_lost` is called if the task
+        was cancelled before the coroutine had its first step.
         """
 
     def call_soon(self, fn: Callable[[], object], context: Context) -> None:
@@ -63,10 +70,6 @@ class Backend(ABC):
 
     @abstractmethod
     def _call_soon(self, fn: Callable[[], object], context: Context) -> None: ...
-
-    @abstractmethod
-    def now(self) -> float:
-        """Return the loop's monotonic time in seconds."""
 
     @abstractmethod
     def current_task(self) -> object:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Generator, Iterable, Sequence
 from contextlib import AbstractContextManager
 from functools import partial
 from inspect import isawaitable, iscoroutinefunction
@@ -15,8 +15,6 @@ from ._errors import is_fatal
 from ._events import TaskStarted
 from ._observe import Observer, overrides
 from ._outbox import Call, Outbox, Start
-
-Tell = Callable[[Any], bool]
 
 _HOOKS = tuple(name for name in vars(Observer) if name.startswith("on_"))
 
@@ -34,7 +32,7 @@ class Order:
         self._next: deque[Callable[[], None]] = deque()
 
     def tell(
-        self, hooks: tuple[Tell, ...], event: object, then: Callable[[bool], None] | None = None
+        self, hooks: tuple[Hook, ...], event: object, then: Callable[[bool], None] | None = None
     ) -> None:
         """Tell every hook; call `then` with whether one of them has taken the event."""
         if self._busy:
@@ -56,13 +54,50 @@ class Order:
             fn()
 
     def _tell(
-        self, hooks: tuple[Tell, ...], event: object, then: Callable[[bool], None] | None
+        self, hooks: tuple[Hook, ...], event: object, then: Callable[[bool], None] | None
     ) -> None:
         told = False
         for hook in hooks:
-            told = hook(event) or told
+            try:
+                answer = hook.fn(event)
+            except BaseException as error:
+                hook.listener.failed(hook.name, error)
+            else:
+                if answer is None or hook.took(event, answer):
+                    told = True
         if then is not None:
             then(told)
+
+
+class Hook:
+    """What one listener has to be called with for one kind of event."""
+
+    __slots__ = ("fn", "listener", "name")
+
+    def __init__(self, listener: Listener, name: str) -> None:
+        self.listener = listener
+        self.name = name
+        fn: Callable[[Any], Any] = getattr(listener.observer, name)
+        self.fn = partial(_Later, fn) if iscoroutinefunction(fn) else fn
+
+    def took(self, event: object, answer: object) -> bool:
+        """Tell whether the event will have been taken; an awaitable answer is awaited later."""
+        if not isawaitable(answer):
+            return True
+        return self.listener.outbox.put(Call(self.name, event, answer))
+
+
+class _Later:
+    """The answer of an `async def` hook, which is called when its turn has come."""
+
+    __slots__ = ("_event", "_fn")
+
+    def __init__(self, fn: Callable[[Any], Awaitable[Any]], event: object) -> None:
+        self._fn = fn
+        self._event = event
+
+    def __await__(self) -> Generator[Any, Any, Any]:
+        return self._fn(self._event).__await__()
 
 
 class Hooks:
@@ -71,16 +106,16 @@ class Hooks:
     __slots__ = ("around", "tell", *_HOOKS)
 
     around: tuple[Listener, ...]
-    on_task_added: tuple[Tell, ...]
-    on_task_started: tuple[Tell, ...]
-    on_task_retrying: tuple[Tell, ...]
-    on_task_succeeded: tuple[Tell, ...]
-    on_task_failed: tuple[Tell, ...]
-    on_task_cancelled: tuple[Tell, ...]
-    on_task_expired: tuple[Tell, ...]
-    on_task_stalled: tuple[Tell, ...]
-    on_manager_closing: tuple[Tell, ...]
-    on_manager_closed: tuple[Tell, ...]
+    on_task_added: tuple[Hook, ...]
+    on_task_started: tuple[Hook, ...]
+    on_task_retrying: tuple[Hook, ...]
+    on_task_succeeded: tuple[Hook, ...]
+    on_task_failed: tuple[Hook, ...]
+    on_task_cancelled: tuple[Hook, ...]
+    on_task_expired: tuple[Hook, ...]
+    on_task_stalled: tuple[Hook, ...]
+    on_manager_closing: tuple[Hook, ...]
+    on_manager_closed: tuple[Hook, ...]
 
     def __init__(self, listeners: Iterable[Listener], order: Order) -> None:
         listeners = tuple(listeners)
@@ -105,29 +140,11 @@ class Listener:
         self.observer = observer
         self.name = type(observer).__qualname__
         self.tasks = 0  # outstanding ones that brought this observer along
-        self.outbox = Outbox(self.name, backend, start, complaints, self._failed)
+        self.outbox = Outbox(self.name, backend, start, complaints, self.failed)
         self._backend = backend
         self._complaints = complaints
         self._on_fatal = on_fatal
-        self.hooks: dict[str, Tell] = {}
-        for name in _HOOKS:
-            if overrides(observer, name):
-                hook = getattr(observer, name)
-                call = self._later if iscoroutinefunction(hook) else self._now
-                self.hooks[name] = partial(call, name, hook)
-
-    def _now(self, name: str, hook: Callable[[Any], Any], event: object) -> bool:
-        try:
-            answer = hook(event)
-        except BaseException as error:
-            self._failed(name, error)
-            return False
-        if answer is None or not isawaitable(answer):
-            return True
-        return self.outbox.put(Call(name, event, lambda: answer, answer))
-
-    def _later(self, name: str, hook: Callable[[Any], Any], event: object) -> bool:
-        return self.outbox.put(Call(name, event, partial(hook, event)))
+        self.hooks = {name: Hook(self, name) for name in _HOOKS if overrides(observer, name)}
 
     def enter_around(self, event: TaskStarted) -> AbstractContextManager[object] | None:
         """Enter the observer's context manager around a run; `None` if it failed."""
@@ -135,7 +152,7 @@ class Listener:
             context: AbstractContextManager[object] = self.observer.around_task(event)
             context.__enter__()
         except BaseException as error:
-            self._failed("around_task", error)
+            self.failed("around_task", error)
             return None
         return context
 
@@ -150,7 +167,7 @@ class Listener:
                 context.__exit__(type(error), error, error.__traceback__)
         except BaseException as raised:
             if raised is not error:
-                self._failed("around_task", raised)
+                self.failed("around_task", raised)
 
     async def watch(self, manager: Any) -> None:
         """Run the observer's `watch` service."""
@@ -160,9 +177,10 @@ class Listener:
         except BaseException as error:
             if self._backend.ends(me, error):
                 raise
-            self._failed("watch", error)
+            self.failed("watch", error)
 
-    def _failed(self, hook: str, error: BaseException) -> None:
+    def failed(self, hook: str, error: BaseException) -> None:
+        """Take note that a hook raised."""
         self._complaints.raised(self.name, hook, error)
         if is_fatal(error):
             self._on_fatal(error)

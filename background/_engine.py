@@ -5,13 +5,13 @@ All of it is synchronous and happens in the event loop.
 
 from __future__ import annotations
 
+import os
 from collections import OrderedDict
 from collections.abc import Callable
 from contextvars import Context
 from functools import partial
 from itertools import count
 from math import inf
-from secrets import token_hex
 from typing import Any
 
 from tenacity.wait import wait_base
@@ -22,10 +22,11 @@ from ._backend import Backend
 from ._errors import DuplicateTask, InvalidTask, is_fatal
 from ._handle import FINAL, TaskHandle
 from ._listeners import Listeners
+from ._outcome import Outcome
 from ._outstanding import Outstanding
 from ._portal import Portal
 from ._retry import pause_after_failures
-from ._runner import FROM_OUTSIDE, Outcome, Runner
+from ._runner import FROM_OUTSIDE, Runner
 from ._schedule import Ticks
 from ._states import TaskKind, TaskStatus
 from ._task import Task
@@ -52,6 +53,7 @@ class Engine:
         self.admission = Admission(self.outstanding, capacity)
         self.timer: Timer[TaskHandle[Any]] = Timer(backend.now, self._on_due, _is_waiting)
         self._backend = backend
+        self._now = backend.now
         self._portal = portal
         self._listeners = listeners
         self._runner = runner
@@ -60,7 +62,7 @@ class Engine:
         self._on_end = on_end
         self._on_fatal = on_fatal
         self._numbers = count(1)
-        self._prefix = token_hex(4)
+        self._prefix = os.urandom(4).hex()
         self._running = 0  # one-offs that have a coroutine
         # One-offs that are due, above the limit:
         self._queue: OrderedDict[TaskHandle[Any], None] = OrderedDict()
@@ -70,23 +72,34 @@ class Engine:
 
         Raises `DuplicateTask`, and `ManagerFull` unless room for it is `reserved`.
         """
-        id = self._new_id() if task.id is None else task.id
-        if id in self.outstanding.handles:
+        one_off = task.kind is TaskKind.ONE_OFF
+        if task.id is None:
+            id = self._new_id()
+        elif task.id in self.outstanding.handles:
             raise DuplicateTask(
-                f"a task with the id {id!r} is outstanding; its handle is manager.get({id!r})"
+                f"a task with the id {task.id!r} is outstanding; its handle is "
+                f"manager.get({task.id!r})"
             )
-        if task.kind is TaskKind.ONE_OFF and not reserved:
+        else:
+            id = task.id
+        if one_off and not reserved:
             self.admission.require()
-        now, wall = self._backend.now(), _clock.wall()
-        ticks, due = _first_tick(task, now + task.delay, wall + task.delay)
-        hooks = self._listeners.hooks_for(task.observers)
-        handle: TaskHandle[Any] = TaskHandle(
-            task, id, owner=self, hooks=hooks, context=context, now=now, wall=wall
-        )
-        handle._ticks, handle._due = ticks, due
+        now, wall = self._now(), _clock.wall()
+        hooks = self._listeners.hooks
+        handle: TaskHandle[Any] = TaskHandle(task, id, self, hooks, context, now, wall)
+        if task.schedule is not None:
+            handle._ticks, handle._due = _first_tick(task, now + task.delay, wall + task.delay)
+        if task.observers:
+            handle._hooks = self._listeners.hooks_for(task.observers)
         self.outstanding.add(handle)
-        _telling.added(handle)
-        if _is_waiting(handle):  # else an observer cancelled it
+        if handle._hooks.on_task_added:
+            _telling.added(handle)
+            if handle.status is not TaskStatus.WAITING:  # an observer cancelled it
+                return handle
+        if one_off and self._running < self._limit and not self._queue and handle._due <= now:
+            self._running += 1
+            self._start(handle, context)
+        else:
             self._start_when_due(handle, now)
         return handle
 
@@ -108,7 +121,7 @@ class Engine:
                 self.timer.put(handle._expires, handle)
 
     def _on_due(self, handle: TaskHandle[Any]) -> None:
-        now = self._backend.now()
+        now = self._now()
         if not _is_waiting(handle):
             return
         if now >= handle._expires:
@@ -127,21 +140,13 @@ class Engine:
                 self.timer.abandon()  # it may have been put there when it had to queue
 
     def _start(self, handle: TaskHandle[Any], context: Context) -> None:
-        handle._coroutine = self._run(handle)
-        self._backend.spawn(
+        handle._coroutine = self._runner.run(handle, self._settle)
+        handle._native = self._backend.spawn(
             handle._coroutine,
             name=handle.name,
             context=context,
             on_lost=lambda: self._lost(handle),
         )
-
-    async def _run(self, handle: TaskHandle[Any]) -> None:
-        if _is_waiting(handle):  # else it ended before its first step
-            handle._in_run = True
-            await self._runner.run(handle, self._settle)
-            handle._in_run = False
-            if handle.status in FINAL:
-                self._listeners.release(handle.task.observers)
 
     def _lost(self, handle: TaskHandle[Any]) -> None:
         if _is_waiting(handle):
@@ -160,14 +165,14 @@ class Engine:
 
     def _go_on(self, handle: TaskHandle[Any], outcome: Outcome) -> None:
         """Let a loop wait for its next iteration, or end it if the loops have stopped."""
-        handle._coroutine = None
+        handle._coroutine = handle._native = None
         handle.status = TaskStatus.WAITING
         _telling.done(handle, outcome, final=False)
         if outcome.error is not None and is_fatal(outcome.error):
             self._on_fatal(outcome.error)
         if not _is_waiting(handle):  # an observer ended it
             return
-        now = self._backend.now()
+        now = self._now()
         if handle._cancelled:
             self._finish(handle, TaskStatus.CANCELLED)
         elif now >= handle._expires:
@@ -179,7 +184,7 @@ class Engine:
                 handle._due = self._next_due(handle, outcome, now)
             except Exception as error:
                 _remember(handle, error)
-                failure = Outcome(TaskStatus.FAILED, outcome.duration, error=error)
+                failure = Outcome(TaskStatus.FAILED, outcome.duration, None, error)
                 self._finish(handle, TaskStatus.FAILED, failure)
             else:
                 self._start_when_due(handle, now)
@@ -199,6 +204,7 @@ class Engine:
         *,
         reason: str | None = None,
     ) -> None:
+        task = handle.task
         handle.status = status
         handle.finished_at = _clock.wall()
         handle._reason = handle._reason or reason
@@ -207,21 +213,22 @@ class Engine:
         if handle._coroutine is None:
             self._queue.pop(handle, None)
             self.timer.abandon()
-        elif handle.kind is TaskKind.ONE_OFF:
+        elif task.kind is TaskKind.ONE_OFF:
             self._running -= 1
-        handle._coroutine = None
+        handle._coroutine = handle._native = None
         if outcome is not None:
             handle._result = outcome.value
         _telling.ended(handle, outcome)
-        if not handle._in_run:  # else its observers still have contexts to leave
-            self._listeners.release(handle.task.observers)
+        if task.observers:
+            self._listeners.release(task.observers)
         if handle._done is not None:
             handle._done.set()
         self._on_end(handle)
         error = handle.error if status is TaskStatus.FAILED else None
-        if error is not None and (handle.task.critical or is_fatal(error)):
+        if error is not None and (task.critical or is_fatal(error)):
             self._on_fatal(error)
-        self._start_queued()
+        if self._queue:
+            self._start_queued()
         self.outstanding.changed()
 
     def cancel_handle(self, handle: TaskHandle[Any], reason: str | None) -> bool:
@@ -257,7 +264,7 @@ class Engine:
 
     def cancel_delayed(self, reason: str) -> None:
         """Cancel the one-offs that are not due yet."""
-        now = self._backend.now()
+        now = self._now()
         for handle in list(self.outstanding.handles.values()):
             if handle.kind is TaskKind.ONE_OFF and _is_waiting(handle) and handle._due > now:
                 self._finish(handle, TaskStatus.CANCELLED, reason=reason)

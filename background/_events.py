@@ -6,17 +6,17 @@ Times (`time`) are seconds since the epoch, durations are seconds on the event l
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from traceback import FrameSummary
 from typing import TYPE_CHECKING, Any
 
+from ._record import record
 from ._states import TaskKind
 
 if TYPE_CHECKING:
     from ._report import CloseReport
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record
 class TaskEvent:
     """What every event of a task carries.
 
@@ -33,14 +33,14 @@ class TaskEvent:
     time: float
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record
 class TaskAdded(TaskEvent):
     """The manager has taken the task; its first start is at least `delay` seconds away."""
 
     delay: float
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record
 class TaskStarted(TaskEvent):
     """A run or an iteration of `fn` begins, `queued_for` seconds after it was due."""
 
@@ -48,7 +48,7 @@ class TaskStarted(TaskEvent):
     queued_for: float
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record
 class TaskRetrying(TaskEvent):
     """An attempt failed and the policy asks for another in `delay` seconds.
 
@@ -59,7 +59,7 @@ class TaskRetrying(TaskEvent):
     delay: float
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record
 class TaskSucceeded(TaskEvent):
     """A run or an iteration succeeded after `duration` seconds; `final` unless a loop goes on."""
 
@@ -67,7 +67,7 @@ class TaskSucceeded(TaskEvent):
     final: bool
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record
 class TaskFailed(TaskEvent):
     """A run or an iteration failed after `duration` seconds; `final` unless a loop goes on."""
 
@@ -76,7 +76,7 @@ class TaskFailed(TaskEvent):
     final: bool
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record
 class TaskCancelledEvent(TaskEvent):
     """The task ended by being cancelled; `reason` as in the error `TaskCancelled`.
 
@@ -87,7 +87,7 @@ class TaskCancelledEvent(TaskEvent):
     duration: float | None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record
 class TaskExpiredEvent(TaskEvent):
     """The task ended with its lifespan of `lifespan` seconds.
 
@@ -98,7 +98,7 @@ class TaskExpiredEvent(TaskEvent):
     duration: float | None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record
 class TaskStalled(TaskEvent):
     """The current attempt has been running for `elapsed` seconds and stands at `stack`."""
 
@@ -106,7 +106,7 @@ class TaskStalled(TaskEvent):
     stack: tuple[FrameSummary, ...]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record
 class ManagerClosingEvent:
     """The manager has stopped taking tasks, for `reason`, and `outstanding` are left."""
 
@@ -116,7 +116,7 @@ class ManagerClosingEvent:
     outstanding: int
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record
 class ManagerClosedEvent:
     """The manager has closed, `duration` seconds after it began to."""
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Coroutine, Generator, Mapping
 from contextvars import Context
+from math import inf
 from traceback import FrameSummary
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
@@ -71,7 +72,7 @@ class TaskHandle(Generic[T]):
         "_expires",
         "_failures",
         "_hooks",
-        "_in_run",
+        "_native",
         "_owner",
         "_pause",
         "_reason",
@@ -97,7 +98,6 @@ class TaskHandle(Generic[T]):
         self,
         task: Task[T],
         id: str,
-        *,
         owner: Owner,
         hooks: Hooks,
         context: Context,
@@ -117,7 +117,7 @@ class TaskHandle(Generic[T]):
         self._hooks = hooks
         self._context = context
         self._due = now + task.delay
-        self._expires = now + task.lifespan if task.lifespan is not None else float("inf")
+        self._expires = inf if task.lifespan is None else now + task.lifespan
         self._ticks: Ticks | None = None
         self._failures = 0
         self._cancelled = False
@@ -127,8 +127,8 @@ class TaskHandle(Generic[T]):
         self._done: anyio.Event | None = None
         self._waiters = 0
         self._unheard = False  # it failed, and nobody was told but those who wait
-        self._in_run = False
         # Only while a run or an iteration is under way:
+        self._native: object = None
         self._coroutine: Coroutine[Any, Any, Any] | None = None
         self._scope: anyio.CancelScope | None = None
         self._pause: anyio.CancelScope | None = None

@@ -149,7 +149,7 @@ class Manager:
         self, delay: float, fn: Callable[..., Any], /, *args: Any, **kwargs: Any
     ) -> TaskHandle[Any]:
         """Run a function once, when `delay` seconds have passed. Raises as `run_task`."""
-        return self.run_task(describe_one_off(fn, args, kwargs, delay=delay))
+        return self.run_task(describe_one_off(fn, args, kwargs, delay))
 
     def loop(
         self, fn: Callable[P, object], /, *args: P.args, **kwargs: P.kwargs

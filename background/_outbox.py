@@ -17,15 +17,11 @@ _SIZE = 1024
 
 
 class Call(NamedTuple):
-    """A hook to be called with an event; `make` gives what is to be awaited for that.
-
-    `answer` is that already where a `def` hook has returned an awaitable.
-    """
+    """A hook that was called with an event, and what it answered, which is to be awaited."""
 
     hook: str
     event: Any
-    make: Callable[[], Any]
-    answer: Any = None
+    answer: Any
 
     def close(self) -> None:
         """Let nothing warn of a coroutine that was never awaited."""
@@ -34,7 +30,7 @@ class Call(NamedTuple):
 
 
 class Outbox:
-    """Makes calls one after the other, in a service that lives only while there are some."""
+    """Awaits answers one after the other, in a service that lives only while there are some."""
 
     def __init__(
         self,
@@ -60,7 +56,7 @@ class Outbox:
         return not self._delivering
 
     def put(self, call: Call) -> bool:
-        """Have the call made after those before it; `False` if there is no room."""
+        """Have the answer awaited after those before it; `False` if there is no room."""
         if len(self._calls) >= _SIZE:
             self._complaints.overflowed(self._owner, call.hook, _SIZE)
             call.close()
@@ -77,7 +73,7 @@ class Outbox:
             while self._calls:
                 call = self._current = self._calls.popleft()
                 try:
-                    await call.make()
+                    await call.answer
                 except BaseException as error:
                     if self._backend.ends(me, error):
                         raise
@@ -91,13 +87,13 @@ class Outbox:
                 self.on_empty()
 
     async def flush(self) -> None:
-        """Wait until every call so far has been made."""
+        """Wait until every answer so far has been awaited."""
         while self._delivering:
             self._flushed = anyio.Event()
             await self._flushed.wait()
 
     def give_up(self) -> list[Call]:
-        """Return the calls that were never made, or not to their end; there will be no others."""
+        """Return the calls that were not seen to their end; there will be no others."""
         for call in self._calls:
             call.close()
         left = [*([self._current] if self._current else []), *self._calls]

@@ -30,22 +30,31 @@ class Outstanding:
 
     def __init__(self) -> None:
         self.handles: dict[str, TaskHandle[Any]] = {}
-        self._counts = dict.fromkeys(TaskKind, 0)
+        self.loops = 0
         self._absent: dict[TaskHandle[Any], list[Absence]] = {}
         self._stuck: set[TaskHandle[Any]] = set()
         self._waiters: dict[anyio.Event, tuple[TaskKind | None, Absence]] = {}
 
     def add(self, handle: TaskHandle[Any]) -> None:
         self.handles[handle.id] = handle
-        self._counts[handle.kind] += 1
+        if handle.task.kind is TaskKind.LOOP:
+            self.loops += 1
 
     def remove(self, handle: TaskHandle[Any]) -> None:
         del self.handles[handle.id]
-        self._counts[handle.kind] -= 1
-        self._stuck.discard(handle)
+        if handle.task.kind is TaskKind.LOOP:
+            self.loops -= 1
+        if self._stuck:
+            self._stuck.discard(handle)
+
+    @property
+    def one_offs(self) -> int:
+        return len(self.handles) - self.loops
 
     def count(self, kind: TaskKind | None = None) -> int:
-        return len(self.handles) if kind is None else self._counts[kind]
+        if kind is None:
+            return len(self.handles)
+        return self.loops if kind is TaskKind.LOOP else self.one_offs
 
     def left(
         self, kind: TaskKind | None = None, *, ignoring: Absence = Absence.NONE
@@ -88,6 +97,8 @@ class Outstanding:
 
     def changed(self) -> None:
         """Wake those for whom nothing is left to wait for."""
+        if not self._waiters:
+            return
         for event, (kind, ignoring) in list(self._waiters.items()):
             if self._is_idle(kind, ignoring):
                 event.set()

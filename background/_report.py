@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 from traceback import FrameSummary, format_list
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
+from ._record import record
 from ._states import ManagerState, TaskKind
 
 if TYPE_CHECKING:
     from ._handle import TaskHandle
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record
 class CloseReport:
     """What became of the tasks that were outstanding when closing began.
 
@@ -29,7 +31,7 @@ class CloseReport:
     not_started: tuple[TaskHandle[Any], ...] = ()
     stuck: tuple[TaskHandle[Any], ...] = ()
     stacks: Mapping[str, tuple[FrameSummary, ...]] = field(
-        default_factory=dict[str, tuple[FrameSummary, ...]]
+        default_factory=lambda: MappingProxyType({})
     )
 
     @property
@@ -59,7 +61,7 @@ class CloseReport:
         return "\n".join(lines)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record
 class Health:
     """How a manager stands, for a health check or a dashboard.
 

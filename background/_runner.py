@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from contextvars import ContextVar
-from dataclasses import dataclass
-from functools import partial
 from inspect import isawaitable, iscoroutine
+from math import inf
 from threading import get_ident
 from typing import Any
 
@@ -14,12 +12,12 @@ import anyio
 from anyio.lowlevel import checkpoint_if_cancelled
 from tenacity import AsyncRetrying
 
-from . import _clock, _stack
+from . import _clock, _stack, _telling
 from ._backend import Backend
 from ._dispatch import Around
 from ._errors import TaskCancelled, TaskExpired
-from ._events import TaskRetrying, TaskStarted
 from ._handle import TaskHandle
+from ._outcome import Outcome, Settle
 from ._retry import Attempts, judges_success, make_policy
 from ._states import TaskKind, TaskStatus
 from ._task import is_async
@@ -29,19 +27,6 @@ current_handle: ContextVar[TaskHandle[Any] | None] = ContextVar("background_task
 
 #: The reason of a cancellation that nobody asked the manager for.
 FROM_OUTSIDE = "cancelled from outside the manager"
-
-
-@dataclass(slots=True)
-class Outcome:
-    """What a run or an iteration came to."""
-
-    status: TaskStatus
-    duration: float
-    value: Any = None
-    error: BaseException | None = None
-
-
-Settle = Callable[[TaskHandle[Any], Outcome], None]
 
 
 class Runner:
@@ -55,77 +40,91 @@ class Runner:
 
     async def run(self, handle: TaskHandle[Any], settle: Settle) -> None:
         """Run once and hand what it came to to `settle`; never raises."""
-        started = self._backend.now()
-        hooks = handle._hooks
-        current_handle.set(handle)
-        handle._scope = anyio.CancelScope(deadline=handle._expires)
-        handle.status = TaskStatus.RUNNING
-        handle.started_at = _clock.wall()
-        handle.attempt = 1
-        if handle.kind is TaskKind.LOOP:
-            handle.iteration += 1
-        around: Around | None = None
-        if hooks.on_task_started or hooks.around:
-            queued_for = max(0.0, started - handle._due)
-            event = TaskStarted(**identity(handle), fn=handle.task.fn, queued_for=queued_for)
-            if hooks.on_task_started:
-                hooks.tell(hooks.on_task_started, event)
-            around = Around(hooks.around, event)
-        outcome = await self._outcome(handle, handle._scope)
-        handle._scope = None
-        settle(handle, outcome)
-        if around is not None:
-            around.leave(outcome.error)
-
-    async def _outcome(self, handle: TaskHandle[Any], scope: anyio.CancelScope) -> Outcome:
-        started = self._backend.now()
+        if handle.status is not TaskStatus.WAITING:  # it ended before its first step
+            return
+        task = handle.task
+        policy = self._policy if task.retry is None else make_policy(task.retry)
+        handle._scope = scope = self._backend.scope()
+        around = self._begin(handle, scope)
         value: Any = None
         error: BaseException | None = None
-        status = TaskStatus.SUCCEEDED
+        failure: Exception | None = None
+        status = TaskStatus.CANCELLED  # unless told otherwise
+        began = self._backend.now()
         try:
             with scope:
-                status = TaskStatus.CANCELLED  # unless told otherwise
-                value = await self._attempts(handle, scope)
+                if policy is not None and judges_success(policy):
+                    value = await self._attempts(handle, policy, began)
+                else:
+                    # Nearly every task ends here, having needed no more than this.
+                    try:
+                        if task.timeout is None and is_async(task.fn):
+                            value = await task.fn(*task.args, **task.kwargs)
+                        else:
+                            value = await self._attempt(handle)
+                    except Exception as raised:
+                        if policy is None or scope.cancel_called:
+                            raise
+                        failure = raised
+                    if policy is not None and failure is not None:
+                        value = await self._attempts(handle, policy, began, failure)
                 status = TaskStatus.SUCCEEDED
         except self._backend.cancelled:
             handle._reason = handle._reason or FROM_OUTSIDE
         except BaseException as raised:
             status, error = TaskStatus.FAILED, _stack.without_ours(raised)
+        duration = self._backend.now() - began
         if status is TaskStatus.CANCELLED:
             if scope.cancelled_caught and not handle._cancelled:
                 status = TaskStatus.EXPIRED
-                error = TaskExpired(handle.name, handle.id, handle.task.lifespan or 0.0)
+                error = TaskExpired(handle.name, handle.id, task.lifespan or 0.0)
             else:
                 error = TaskCancelled(handle.name, handle.id, handle._reason)
-        return Outcome(status, self._backend.now() - started, value, error)
+        handle._scope = None
+        settle(handle, Outcome(status, duration, value, error))
+        if around is not None:
+            around.leave(error)
 
-    async def _attempts(self, handle: TaskHandle[Any], scope: anyio.CancelScope) -> Any:
-        task = handle.task
-        policy = self._policy if task.retry is None else make_policy(task.retry)
-        if policy is None:
-            return await self._attempt(handle)
-        # A first success is judged only by a policy that asks to; nearly none does.
-        judged = judges_success(policy)
-        clock = self._backend.now
-        begin = partial(
-            Attempts, policy, task.fn, task.args, task.kwargs, started=clock(), clock=clock
-        )
-        attempts = begin() if judged else None
+    def _begin(self, handle: TaskHandle[Any], scope: anyio.CancelScope) -> Around | None:
+        current_handle.set(handle)
+        if handle._expires < inf:
+            scope.deadline = handle._expires
+        handle.status = TaskStatus.RUNNING
+        handle.started_at = _clock.wall()
+        handle.attempt = 1
+        if handle.task.kind is TaskKind.LOOP:
+            handle.iteration += 1
+        hooks = handle._hooks
+        if not hooks.on_task_started and not hooks.around:
+            return None
+        event = _telling.started(handle, max(0.0, self._backend.now() - handle._due))
+        return Around(hooks.around, event) if hooks.around else None
+
+    async def _attempts(
+        self,
+        handle: TaskHandle[Any],
+        policy: AsyncRetrying,
+        began: float,
+        failure: Exception | None = None,
+    ) -> Any:
+        """Go on until the policy is content or gives up; `failure` is that of a first attempt."""
+        task, scope, clock = handle.task, handle._scope, self._backend.now
+        assert scope is not None
+        attempts = Attempts(policy, task.fn, task.args, task.kwargs, started=began, clock=clock)
         while True:
-            if attempts is not None:
-                await attempts.before()
             error: Exception | None = None
+            if failure is None:
+                await attempts.before()
             try:
+                if failure is not None:
+                    raise failure
                 value = await self._attempt(handle)
             except Exception as raised:
                 if scope.cancel_called:
                     raise
-                error = raised
-                attempts = attempts or begin()
+                error, failure = raised, None
                 delay = await attempts.failed(error)
             else:
-                if attempts is None or not judged:
-                    return value
                 delay = await attempts.returned(value)
             if delay is None or not await self._back_off(handle, attempts, error, delay):
                 return await attempts.conclude()
@@ -140,10 +139,7 @@ class Runner:
         if handle.kind is TaskKind.LOOP and self.loops_stopped:
             return False
         handle.status = TaskStatus.RETRYING
-        hooks = handle._hooks
-        if hooks.on_task_retrying:
-            event = TaskRetrying(**identity(handle), error=error, delay=delay)
-            hooks.tell(hooks.on_task_retrying, event)
+        _telling.retrying(handle, error, delay)
         with anyio.CancelScope() as handle._pause:
             await attempts.pause(delay)
         handle._pause = None
@@ -189,16 +185,3 @@ class Runner:
                 value.close()
             raise
         return await value if isawaitable(value) else value
-
-
-def identity(handle: TaskHandle[Any]) -> dict[str, Any]:
-    """Return the fields that every event of the task carries."""
-    return {
-        "id": handle.id,
-        "name": handle.task.name,
-        "kind": handle.task.kind,
-        "meta": handle.task.meta,
-        "iteration": handle.iteration,
-        "attempt": handle.attempt,
-        "time": _clock.wall(),
-    }

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import signal
 from collections.abc import Collection
-from dataclasses import dataclass
 from inspect import iscoroutinefunction
 
 from tenacity import AsyncRetrying
@@ -12,6 +11,7 @@ from tenacity.wait import wait_base
 
 from . import _checks
 from ._observe import Observer, check_observers, overrides
+from ._record import record
 
 _UNCATCHABLE = {
     getattr(signal, name, None)
@@ -19,7 +19,7 @@ _UNCATCHABLE = {
 }
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record
 class Settings:
     """The arguments of `Manager`, in the form in which they are used."""
 

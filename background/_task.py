@@ -4,21 +4,23 @@ from __future__ import annotations
 
 import contextvars
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import field, fields
 from functools import partial
 from inspect import (
+    CO_COROUTINE,
     isasyncgenfunction,
     isawaitable,
     iscoroutine,
     iscoroutinefunction,
     isgeneratorfunction,
 )
-from types import MappingProxyType
+from types import FunctionType, MappingProxyType
 from typing import TYPE_CHECKING, Any, Generic, TypedDict, TypeVar, Unpack, overload
 
 from . import _checks
 from ._errors import InvalidTask
 from ._observe import Observer, check_observers, overrides
+from ._record import maker, record
 from ._retry import Retry, make_policy
 from ._schedule import Schedule
 from ._states import TaskKind
@@ -53,7 +55,7 @@ class TaskOptions(TypedDict, total=False):
     context: contextvars.Context | None
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@record
 class Task(Generic[T]):
     """A function and how to run it, for `Manager.run_task()` and `Manager.submit()`.
 
@@ -190,6 +192,8 @@ class Task(Generic[T]):
             _checks.instances("context", (self.context,), contextvars.Context, error=InvalidTask)
 
 
+_make: Callable[..., Task[Any]] = maker(Task)
+
 #: What an option is when nobody set it; `fn`, `args` and `kwargs` are not options.
 _DEFAULTS: Mapping[str, Any] = {
     option.name: _EMPTY if option.name == "meta" else option.default
@@ -228,12 +232,17 @@ def task(**options: Unpack[TaskOptions]) -> Callable[[FnT], FnT]:
 
 
 def describe_one_off(
-    fn: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any], **options: Any
+    fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], delay: float = 0.0
 ) -> Task[Any]:
     """Describe a one-off; refuse a function that `@task` declares a loop."""
+    if fn.__class__ is FunctionType and is_async(fn) and _OPTIONS not in fn.__dict__:
+        if delay.__class__ is not float or delay != 0.0:
+            _checks.seconds("delay", delay, at_least=0, error=InvalidTask)
+        named = MappingProxyType(kwargs) if kwargs else _EMPTY
+        return _make(fn, args, named, delay=delay, name=fn.__qualname__)
     if getattr(fn, _OPTIONS, _EMPTY).get("kind") is TaskKind.LOOP:
         raise InvalidTask(f"fn is declared a loop by @task: start {_name_of(fn)} with loop()")
-    return Task(fn, args=args, kwargs=kwargs, **options)
+    return Task(fn, args=args, kwargs=kwargs, delay=delay)
 
 
 def describe_loop(
@@ -245,6 +254,8 @@ def describe_loop(
 
 def is_async(fn: Callable[..., Any]) -> bool:
     """Tell whether calling `fn` gives a coroutine, rather than running it."""
+    if fn.__class__ is FunctionType and fn.__code__.co_flags & CO_COROUTINE:
+        return True  # as is the case for nearly all; what follows takes its time
     return iscoroutinefunction(fn) or iscoroutinefunction(type(fn).__call__)
 
 

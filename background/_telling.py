@@ -1,47 +1,89 @@
-"""Which event observers get for what has become of a task, and what is logged if none does."""
+"""Which event observers get for what becomes of a task, and what is logged if none does."""
 
 from __future__ import annotations
 
 from functools import partial
 from typing import Any
 
+from . import _clock
 from ._events import (
     TaskAdded,
     TaskCancelledEvent,
     TaskExpiredEvent,
     TaskFailed,
+    TaskRetrying,
     TaskStalled,
+    TaskStarted,
     TaskSucceeded,
 )
 from ._handle import TaskHandle, log_failure
-from ._runner import Outcome, identity
+from ._outcome import Outcome
+from ._record import maker
 from ._states import TaskStatus
+
+_added = maker(TaskAdded)
+_started = maker(TaskStarted)
+_retrying = maker(TaskRetrying)
+_succeeded = maker(TaskSucceeded)
+_failed = maker(TaskFailed)
+_cancelled = maker(TaskCancelledEvent)
+_expired = maker(TaskExpiredEvent)
+_stalled = maker(TaskStalled)
+
+
+def _identity(handle: TaskHandle[Any]) -> tuple[Any, ...]:
+    """Return what every event of the task begins with."""
+    task = handle.task
+    return (
+        handle.id,
+        task.name,
+        task.kind,
+        task.meta,
+        handle.iteration,
+        handle.attempt,
+        _clock.wall(),
+    )
 
 
 def added(handle: TaskHandle[Any]) -> None:
     hooks = handle._hooks
     if hooks.on_task_added:
-        hooks.tell(hooks.on_task_added, TaskAdded(**identity(handle), delay=handle.task.delay))
+        hooks.tell(hooks.on_task_added, _added(*_identity(handle), handle.task.delay))
+
+
+def started(handle: TaskHandle[Any], queued_for: float) -> TaskStarted:
+    """Tell of the begin of a run or an iteration, and return the event."""
+    hooks = handle._hooks
+    event = _started(*_identity(handle), handle.task.fn, queued_for)
+    if hooks.on_task_started:
+        hooks.tell(hooks.on_task_started, event)
+    return event
+
+
+def retrying(handle: TaskHandle[Any], error: Exception | None, delay: float) -> None:
+    hooks = handle._hooks
+    if hooks.on_task_retrying:
+        hooks.tell(hooks.on_task_retrying, _retrying(*_identity(handle), error, delay))
 
 
 def done(handle: TaskHandle[Any], outcome: Outcome, *, final: bool) -> None:
     """Tell of a run or an iteration that succeeded or failed."""
     hooks = handle._hooks
     if outcome.status is TaskStatus.FAILED:
-        _failed(handle, outcome, final=final)
+        _done_failed(handle, outcome, final=final)
     elif hooks.on_task_succeeded:
-        event = TaskSucceeded(**identity(handle), duration=outcome.duration, final=final)
+        event = _succeeded(*_identity(handle), outcome.duration, final)
         hooks.tell(hooks.on_task_succeeded, event)
 
 
-def _failed(handle: TaskHandle[Any], outcome: Outcome, *, final: bool) -> None:
+def _done_failed(handle: TaskHandle[Any], outcome: Outcome, *, final: bool) -> None:
     error = outcome.error
     assert error is not None
     hooks = handle._hooks
     awaited = final and handle._waiters > 0
     unless_told = partial(_hear_of, handle, error, awaited)
     if hooks.on_task_failed:
-        event = TaskFailed(**identity(handle), error=error, duration=outcome.duration, final=final)
+        event = _failed(*_identity(handle), error, outcome.duration, final)
         hooks.tell(hooks.on_task_failed, event, unless_told)
     else:
         unless_told(False)
@@ -62,13 +104,12 @@ def ended(handle: TaskHandle[Any], outcome: Outcome | None) -> None:
     duration = outcome.duration if outcome is not None else None
     if handle.status is TaskStatus.CANCELLED:
         if hooks.on_task_cancelled:
-            reason = handle._reason
-            event = TaskCancelledEvent(**identity(handle), reason=reason, duration=duration)
+            event = _cancelled(*_identity(handle), handle._reason, duration)
             hooks.tell(hooks.on_task_cancelled, event)
     elif handle.status is TaskStatus.EXPIRED:
         if hooks.on_task_expired:
             lifespan = handle.task.lifespan or 0.0
-            expired = TaskExpiredEvent(**identity(handle), lifespan=lifespan, duration=duration)
+            expired = _expired(*_identity(handle), lifespan, duration)
             hooks.tell(hooks.on_task_expired, expired)
     else:
         assert outcome is not None
@@ -79,5 +120,5 @@ def stalled(handle: TaskHandle[Any], elapsed: float) -> None:
     hooks = handle._hooks
     if hooks.on_task_stalled and handle.status is TaskStatus.RUNNING:
         stack = tuple(handle.stack())
-        event = TaskStalled(**identity(handle), elapsed=elapsed, stack=stack)
+        event = _stalled(*_identity(handle), elapsed, stack)
         hooks.tell(hooks.on_task_stalled, event)

@@ -15,8 +15,10 @@ from ._backend import Backend
 class TrioBackend(Backend):
     library = "trio"
     cancelled = trio.Cancelled
+    now = staticmethod(trio.current_time)
 
     def __init__(self) -> None:
+        super().__init__()
         self._token = trio.lowlevel.current_trio_token()
         self._opened = trio.Event()
         self._closed = trio.Event()
@@ -42,15 +44,13 @@ class TrioBackend(Backend):
         name: str,
         context: Context,
         on_lost: Callable[[], None],
-    ) -> None:
+    ) -> object:
         # Every task of trio's has its first step, so that none is lost.
         context.run(partial(self._nursery.start_soon, lambda: coroutine, name=name))
+        return None  # the nursery keeps it
 
     def _call_soon(self, fn: Callable[[], object], context: Context) -> None:
         self._token.run_sync_soon(context.run, fn)
-
-    def now(self) -> float:
-        return trio.current_time()
 
     def current_task(self) -> object:
         try:

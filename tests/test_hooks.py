@@ -17,6 +17,7 @@ from background import (
     TaskFailed,
     TaskStarted,
     TaskSucceeded,
+    _telling,
 )
 from background.testing import RecordingObserver
 
@@ -127,14 +128,27 @@ async def test_plain_hooks_see_the_context_of_the_submitter_or_of_the_task() -> 
 def counting_events(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Have the names of the classes of all events that are made from now on kept."""
     made: list[str] = []
-    for kind in EVENTS:
-        original = kind.__init__
 
-        def counted(self: Any, *args: Any, original: Any = original, **kwargs: Any) -> None:
+    def counting_init(original: Any) -> Any:
+        def counted(self: Any, *args: Any, **kwargs: Any) -> None:
             made.append(type(self).__name__)
             original(self, *args, **kwargs)
 
-        monkeypatch.setattr(kind, "__init__", counted)
+        return counted
+
+    def counting_maker(make: Any) -> Any:
+        def counted(*args: Any) -> Any:
+            event = make(*args)
+            made.append(type(event).__name__)
+            return event
+
+        return counted
+
+    for kind in EVENTS:
+        monkeypatch.setattr(kind, "__init__", counting_init(kind.__init__))
+    for name, value in list(vars(_telling).items()):
+        if getattr(value, "__name__", None) == "make":
+            monkeypatch.setattr(_telling, name, counting_maker(value))
     return made
 
 

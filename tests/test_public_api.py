@@ -157,9 +157,10 @@ def test_manager_has_no_other_methods() -> None:
 
 def test_task() -> None:
     assert parameters(Task) == (
-        "(fn, *, args=(), kwargs=<factory>, kind=<TaskKind.ONE_OFF: 'one-off'>, schedule=None, "
-        "delay=0.0, timeout=None, lifespan=None, retry=None, id=None, name=None, meta=<factory>, "
-        "observers=(), critical=False, max_failures=None, stall_after=None, context=None)"
+        "(fn, *, args=(), kwargs=mappingproxy({}), kind=<TaskKind.ONE_OFF: 'one-off'>, "
+        "schedule=None, delay=0.0, timeout=None, lifespan=None, retry=None, id=None, name=None, "
+        "meta=mappingproxy({}), observers=(), critical=False, max_failures=None, "
+        "stall_after=None, context=None)"
     )
     described = Task(print)
     assert described.kwargs == described.meta == {}
