@@ -130,6 +130,6 @@ def examples(session: nox.Session) -> None:
 
 @nox.session(default=False)
 def bench(session: nox.Session) -> None:
-    """What a task costs, against named peers in the same run."""
-    session.install("-e", ".", *group("bench"))
-    session.run("python", "tests/benchmarks/spawn.py")
+    """What a task costs, against named peers in the same run; `-- spawn loops` for some parts."""
+    session.install("-e", ".[test]")
+    session.run("python", "tests/benchmarks", *session.posargs)

@@ -17,7 +17,8 @@ class Admission:
         self._outstanding = outstanding
         self._capacity = float("inf") if capacity is None else capacity
         self._reserved = 0
-        self._waiters: deque[anyio.Event] = deque()
+        self.bounded = capacity is not None
+        self.waiting: deque[anyio.Event] = deque()
         self._closed = False
 
     def _has_room(self) -> bool:
@@ -33,11 +34,11 @@ class Admission:
 
     async def reserve(self) -> None:
         """Wait for room and keep it until `release()`; returns at once when admission closes."""
-        if self._closed or (self._has_room() and not self._waiters):
+        if self._closed or (self._has_room() and not self.waiting):
             self._reserved += 1
             return
         admitted = anyio.Event()
-        self._waiters.append(admitted)
+        self.waiting.append(admitted)
         try:
             await admitted.wait()
         except BaseException:
@@ -45,7 +46,7 @@ class Admission:
                 self.release()
                 self.changed()
             else:
-                self._waiters.remove(admitted)
+                self.waiting.remove(admitted)
             raise
 
     def release(self) -> None:
@@ -54,9 +55,9 @@ class Admission:
 
     def changed(self) -> None:
         """Let waiters in for whom there is room now."""
-        while self._waiters and (self._closed or self._has_room()):
+        while self.waiting and (self._closed or self._has_room()):
             self._reserved += 1
-            self._waiters.popleft().set()
+            self.waiting.popleft().set()
 
     def close(self) -> None:
         """Wait for room no more: there is nothing to be had."""

@@ -32,23 +32,22 @@ class AsyncioBackend(Backend):
         *,
         name: str,
         context: Context,
-        on_lost: Callable[[], None],
+        on_lost: Callable[[Any], None],
+        subject: object,
     ) -> object:
         # Not by the loop's task factory: an eager one would run the task inside the submission.
         child = _Child(coroutine, loop=self._loop, name=name, context=context)
+        child.backend = self
         child.context = context
         child.on_lost = on_lost
-        child.adopt = self.adopt
+        child.subject = subject
         return child
 
     def _call_soon(self, fn: Callable[[], object], context: Context) -> None:
         self._loop.call_soon_threadsafe(fn, context=context)
 
     def current_task(self) -> object:
-        try:
-            return asyncio.current_task()
-        except RuntimeError:
-            return None
+        return asyncio.current_task(self._loop)
 
     def is_running(self) -> bool:
         return self._loop.is_running()
@@ -64,24 +63,22 @@ class _Child(asyncio.Task[None]):
     Most tasks are not, and a callback for all of them would cost a third of what they do.
     """
 
-    __slots__ = ("adopt", "context", "on_lost")
+    __slots__ = ("backend", "context", "on_lost", "subject")
 
+    backend: Backend
     context: Context
-    on_lost: Callable[[], None] | None
-    adopt: Callable[[Context], None]
+    on_lost: Callable[[Any], None] | None
+    subject: object
 
     def cancel(self, msg: Any | None = None) -> bool:
-        if self.on_lost is not None and self._is_new():
+        coroutine: Any = self.get_coro()
+        if getcoroutinestate(coroutine) == CORO_CREATED:
             self.add_done_callback(self._done, context=self.context)
         return super().cancel(msg)
-
-    def _is_new(self) -> bool:
-        coroutine: Any = self.get_coro()
-        return getcoroutinestate(coroutine) == CORO_CREATED
 
     def _done(self, _: asyncio.Task[None]) -> None:
         on_lost, self.on_lost = self.on_lost, None
         if self.cancelled() and on_lost is not None:
             context = copy_context()
-            self.adopt(context)
-            context.run(on_lost)
+            self.backend.adopt(context)
+            context.run(on_lost, self.subject)

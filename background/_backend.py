@@ -28,8 +28,9 @@ class Backend(ABC):
     now: Callable[[], float]
 
     def __init__(self) -> None:
-        #: What `anyio.CancelScope()` makes here, without its finding that out each time.
+        # What anyio makes of these here, without its finding that out each time.
         self.scope = type(anyio.CancelScope())
+        self.event = type(anyio.Event())
 
     @abstractmethod
     async def open(self) -> None:
@@ -46,12 +47,13 @@ class Backend(ABC):
         *,
         name: str,
         context: Context,
-        on_lost: Callable[[], None],
+        on_lost: Callable[[Any], None],
+        subject: object,
     ) -> object:
         """Start a task that must not raise, in `context`.
 
-        Returns what has to be kept for as long as the task runs. `on_lost` is called if the task
-        was cancelled before the coroutine had its first step.
+        Returns what has to be kept for as long as the task runs. `on_lost` is called with the
+        subject if the task was cancelled before the coroutine had its first step.
         """
 
     def call_soon(self, fn: Callable[[], object], context: Context) -> None:

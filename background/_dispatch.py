@@ -16,6 +16,8 @@ from ._events import TaskStarted
 from ._observe import Observer, overrides
 from ._outbox import Call, Outbox, Start
 
+Then = Callable[[bool], None]
+
 _HOOKS = tuple(name for name in vars(Observer) if name.startswith("on_"))
 
 
@@ -29,44 +31,39 @@ class Order:
 
     def __init__(self) -> None:
         self._busy = False
-        self._next: deque[Callable[[], None]] = deque()
+        self._next: deque[tuple[tuple[Hook, ...], object, Then | None]] = deque()
 
-    def tell(
-        self, hooks: tuple[Hook, ...], event: object, then: Callable[[bool], None] | None = None
-    ) -> None:
+    def tell(self, hooks: tuple[Hook, ...], event: object, then: Then | None = None) -> None:
         """Tell every hook; call `then` with whether one of them has taken the event."""
         if self._busy:
-            self._next.append(partial(self._tell, hooks, event, then))
+            self._next.append((hooks, event, then))
             return
         self._busy = True
         try:
-            self._tell(hooks, event, then)
-            while self._next:
-                self._next.popleft()()
+            while True:
+                told = False
+                for hook in hooks:
+                    try:
+                        answer = hook.fn(event)
+                    except BaseException as error:
+                        hook.listener.failed(hook.name, error)
+                    else:
+                        if answer is None or hook.took(event, answer):
+                            told = True
+                if then is not None:
+                    then(told)
+                if not self._next:
+                    return
+                hooks, event, then = self._next.popleft()
         finally:
             self._busy = False
 
     def after(self, fn: Callable[[], None]) -> None:
         """Call `fn` when all that is being told has been told."""
         if self._busy:
-            self._next.append(fn)
+            self._next.append(((), None, lambda told: fn()))
         else:
             fn()
-
-    def _tell(
-        self, hooks: tuple[Hook, ...], event: object, then: Callable[[bool], None] | None
-    ) -> None:
-        told = False
-        for hook in hooks:
-            try:
-                answer = hook.fn(event)
-            except BaseException as error:
-                hook.listener.failed(hook.name, error)
-            else:
-                if answer is None or hook.took(event, answer):
-                    told = True
-        if then is not None:
-            then(told)
 
 
 class Hook:

@@ -32,6 +32,8 @@ from ._states import TaskKind, TaskStatus
 from ._task import Task
 from ._timer import Timer
 
+_NO_CONTEXT = Context()
+
 
 class Engine:
     """Takes tasks, starts each when it is due and there is room, and sees to its end."""
@@ -46,20 +48,22 @@ class Engine:
         limit: int | None,
         capacity: int | None,
         loop_backoff: wait_base | None,
-        on_end: Callable[[TaskHandle[Any]], None],
         on_fatal: Callable[[BaseException], None],
     ) -> None:
         self.outstanding = Outstanding()
         self.admission = Admission(self.outstanding, capacity)
         self.timer: Timer[TaskHandle[Any]] = Timer(backend.now, self._on_due, _is_waiting)
+        self.event = backend.event
+        self.on_end: Callable[[TaskHandle[Any]], None] | None = None
         self._backend = backend
         self._now = backend.now
         self._portal = portal
         self._listeners = listeners
         self._runner = runner
+        self._runner.settle = self._settle
+        self._on_lost = self._lost
         self._limit = inf if limit is None else limit
         self._loop_backoff = loop_backoff
-        self._on_end = on_end
         self._on_fatal = on_fatal
         self._numbers = count(1)
         self._prefix = os.urandom(4).hex()
@@ -82,7 +86,7 @@ class Engine:
             )
         else:
             id = task.id
-        if one_off and not reserved:
+        if one_off and self.admission.bounded and not reserved:
             self.admission.require()
         now, wall = self._now(), _clock.wall()
         hooks = self._listeners.hooks
@@ -140,12 +144,13 @@ class Engine:
                 self.timer.abandon()  # it may have been put there when it had to queue
 
     def _start(self, handle: TaskHandle[Any], context: Context) -> None:
-        handle._coroutine = self._runner.run(handle, self._settle)
+        handle._coroutine = self._runner.run(handle)
         handle._native = self._backend.spawn(
             handle._coroutine,
-            name=handle.name,
+            name=handle.task.name or "",
             context=context,
-            on_lost=lambda: self._lost(handle),
+            on_lost=self._on_lost,
+            subject=handle,
         )
 
     def _lost(self, handle: TaskHandle[Any]) -> None:
@@ -156,7 +161,7 @@ class Engine:
         failed = outcome.status is TaskStatus.FAILED
         if outcome.error is not None and failed:
             _remember(handle, outcome.error)
-        if handle.kind is TaskKind.LOOP and (failed or outcome.status is TaskStatus.SUCCEEDED):
+        if handle.task.kind is TaskKind.LOOP and (failed or outcome.status is TaskStatus.SUCCEEDED):
             handle._failures = handle._failures + 1 if failed else 0
             if handle._failures != handle.task.max_failures:
                 self._go_on(handle, outcome)
@@ -191,7 +196,7 @@ class Engine:
 
     def _next_due(self, handle: TaskHandle[Any], outcome: Outcome, now: float) -> float:
         if handle._ticks is not None:
-            return handle._ticks.next(now, _clock.wall())
+            return handle._ticks.next(now, _clock.wall(), outcome.duration)
         if outcome.error is None or self._loop_backoff is None:
             return now
         return now + pause_after_failures(self._loop_backoff, handle._failures, outcome.error)
@@ -209,13 +214,15 @@ class Engine:
         handle.finished_at = _clock.wall()
         handle._reason = handle._reason or reason
         self.outstanding.remove(handle)
-        self.admission.changed()  # first, or else a hook could overtake those who wait
+        if self.admission.waiting:
+            self.admission.changed()  # first, or else a hook could overtake those who wait
         if handle._coroutine is None:
             self._queue.pop(handle, None)
             self.timer.abandon()
         elif task.kind is TaskKind.ONE_OFF:
             self._running -= 1
         handle._coroutine = handle._native = None
+        handle._context = _NO_CONTEXT  # which knows the handle: a cycle for each task
         if outcome is not None:
             handle._result = outcome.value
         _telling.ended(handle, outcome)
@@ -223,7 +230,8 @@ class Engine:
             self._listeners.release(task.observers)
         if handle._done is not None:
             handle._done.set()
-        self._on_end(handle)
+        if self.on_end is not None:
+            self.on_end(handle)
         error = handle.error if status is TaskStatus.FAILED else None
         if error is not None and (task.critical or is_fatal(error)):
             self._on_fatal(error)

@@ -42,10 +42,14 @@ class TaskAdded(TaskEvent):
 
 @record
 class TaskStarted(TaskEvent):
-    """A run or an iteration of `fn` begins, `queued_for` seconds after it was due."""
+    """A run or an iteration of `fn` begins, `queued_for` seconds after it was due.
+
+    `stall_after` is that of the task, in seconds.
+    """
 
     fn: Callable[..., Any]
     queued_for: float
+    stall_after: float | None
 
 
 @record

@@ -42,6 +42,8 @@ def log_failure(name: str, id: str, error: BaseException | None) -> None:
 class Owner(Protocol):
     """What a handle asks of the manager that made it."""
 
+    event: type[anyio.Event]
+
     def cancel_handle(self, handle: TaskHandle[Any], reason: str | None) -> bool: ...
 
     def require_here(self, method: str) -> None: ...
@@ -154,7 +156,7 @@ class TaskHandle(Generic[T]):
             return self.status
         self._owner.require_here("wait")
         if self._done is None:
-            self._done = anyio.Event()
+            self._done = self._owner.event()
         self._waiters += 1
         try:
             await self._done.wait()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable
 from contextvars import copy_context
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import anyio
 
@@ -20,6 +20,8 @@ from ._services import Services
 from ._settings import Settings
 from ._shutdown import Shutdown
 from ._signals import SignalHandlers
+from ._states import ManagerState, TaskKind
+from ._task import Task
 
 if TYPE_CHECKING:
     from ._manager import Manager
@@ -58,7 +60,6 @@ class Lifecycle:
             limit=settings.limit,
             capacity=settings.capacity,
             loop_backoff=settings.loop_backoff,
-            on_end=self.shutdown.ended,
             on_fatal=self._on_fatal,
         )
 
@@ -80,6 +81,14 @@ class Lifecycle:
         self._fatal.append(error)
         self.shutdown.force("a critical task failed")
         self._body.cancel()
+
+    def takes(self, task: Task[Any]) -> bool:
+        """Tell whether nothing speaks against a task; where something may, see what exactly."""
+        return (
+            self.shutdown.state is ManagerState.RUNNING
+            and task.__class__ is Task
+            and task.kind is TaskKind.ONE_OFF
+        )
 
     async def leave(self, error: BaseException | None) -> bool:
         """Close, and end everything; return whether the error that left the body ends here."""

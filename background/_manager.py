@@ -180,7 +180,12 @@ class Manager:
         for an id in use, `LoopsStopped` for a loop once they were stopped, `ManagerClosed` once
         closing has begun, and `ManagerNotRunning` before the manager is entered.
         """
-        life = self._accepting(task)
+        life = self._life
+        if life is None or not life.takes(task):
+            life = self._accepting(task)
+        if life.portal.is_inside:
+            context = copy_context() if task.context is None else task.context.copy()
+            return life.engine.add(task, context)
         return life.portal.call(partial(self._add, life, task))
 
     async def submit(self, task: Task[T]) -> TaskHandle[T]:

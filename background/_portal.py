@@ -30,6 +30,11 @@ class Portal:
         """Whether the caller is in the event loop's own thread."""
         return get_ident() == self._thread
 
+    @property
+    def is_inside(self) -> bool:
+        """Whether the caller is a task of the event loop, which may do without the portal."""
+        return get_ident() == self._thread and self._backend.current_task() is not None
+
     def require_here(self, method: str) -> None:
         """Raise `ManagerMisuse` unless the caller is in the event loop's own thread."""
         if not self.is_here:

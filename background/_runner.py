@@ -34,16 +34,21 @@ class Runner:
 
     def __init__(self, backend: Backend, policy: AsyncRetrying | None, threads: int) -> None:
         self.loops_stopped = False
+        self.settle: Settle  # set by the engine
         self.limiter = anyio.CapacityLimiter(threads)
         self._backend = backend
         self._policy = policy
+        self._judges = policy is not None and judges_success(policy)
 
-    async def run(self, handle: TaskHandle[Any], settle: Settle) -> None:
+    async def run(self, handle: TaskHandle[Any]) -> None:
         """Run once and hand what it came to to `settle`; never raises."""
         if handle.status is not TaskStatus.WAITING:  # it ended before its first step
             return
         task = handle.task
-        policy = self._policy if task.retry is None else make_policy(task.retry)
+        policy, judges = self._policy, self._judges
+        if task.retry is not None:
+            policy = make_policy(task.retry)
+            judges = policy is not None and judges_success(policy)
         handle._scope = scope = self._backend.scope()
         around = self._begin(handle, scope)
         value: Any = None
@@ -53,7 +58,7 @@ class Runner:
         began = self._backend.now()
         try:
             with scope:
-                if policy is not None and judges_success(policy):
+                if policy is not None and judges:
                     value = await self._attempts(handle, policy, began)
                 else:
                     # Nearly every task ends here, having needed no more than this.
@@ -81,7 +86,7 @@ class Runner:
             else:
                 error = TaskCancelled(handle.name, handle.id, handle._reason)
         handle._scope = None
-        settle(handle, Outcome(status, duration, value, error))
+        self.settle(handle, Outcome(status, duration, value, error))
         if around is not None:
             around.leave(error)
 
@@ -97,7 +102,8 @@ class Runner:
         hooks = handle._hooks
         if not hooks.on_task_started and not hooks.around:
             return None
-        event = _telling.started(handle, max(0.0, self._backend.now() - handle._due))
+        late = self._backend.now() - handle._due
+        event = _telling.started(handle, late if late > 0.0 else 0.0)
         return Around(hooks.around, event) if hooks.around else None
 
     async def _attempts(

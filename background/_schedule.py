@@ -9,12 +9,13 @@ from __future__ import annotations
 import math
 import random
 from abc import ABC, abstractmethod
-from dataclasses import dataclass, field
+from dataclasses import field
 from datetime import UTC, datetime, tzinfo
 from typing import Any
 
 from . import _checks
 from ._errors import InvalidTask
+from ._record import record
 
 SHORTEST = 1e-6  # seconds between ticks
 
@@ -36,8 +37,11 @@ class Ticks(ABC):
     patience: float = math.inf
 
     @abstractmethod
-    def next(self, now: float, wall: float) -> float:
-        """Return when, on the clock of `now`, the tick after the last one is due."""
+    def next(self, now: float, wall: float, took: float = 0.0) -> float:
+        """Return when, on the clock of `now`, the tick after the last one is due.
+
+        The iteration that has just ended `took` so many seconds.
+        """
 
     def confirm(self, due: float, now: float, wall: float) -> float:
         """Return when the tick given as `due` is due after all, now that time has passed."""
@@ -54,7 +58,7 @@ class Schedule(ABC):
         """Return the ticks of a loop that may start at `now` or later."""
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Every(Schedule):
     """A fixed rate; made by `every()`."""
 
@@ -72,15 +76,17 @@ class _Grid(Ticks):
         self._anchor = anchor
         self._number = -1
 
-    def next(self, now: float, wall: float) -> float:
-        # Sums of floats land a hair beside the grid; that is not yet a missed tick.
-        reached = math.ceil((now - self._jitter - self._anchor) / self._interval - 1e-6)
+    def next(self, now: float, wall: float, took: float = 0.0) -> float:
+        # A tick is missed by an iteration that ran long, not by one that merely began late. Sums of
+        # floats land a hair beside the grid; that is no missed tick either.
+        since = now - took if took < self._interval else now
+        reached = math.ceil((since - self._jitter - self._anchor) / self._interval - 1e-6)
         self._number = max(self._number + 1, reached)
         due = self._anchor + self._number * self._interval
         return max(now, due + random.uniform(0, self._jitter)) if self._jitter else due
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Cron(Schedule):
     """A cron expression in a time zone; made by `cron()`."""
 
@@ -107,7 +113,7 @@ class _Calendar(Ticks):
         self._cron = cron
         self._tick = -math.inf
 
-    def next(self, now: float, wall: float) -> float:
+    def next(self, now: float, wall: float, took: float = 0.0) -> float:
         self._tick = self._cron.after(max(self._tick, wall))
         return now + self._tick - wall
 
@@ -133,7 +139,7 @@ def every(seconds: float, *, jitter: float = 0.0) -> Schedule:
         raise InvalidTask(
             f"jitter must be at most the {seconds:g} seconds between ticks, not {jitter!r}"
         )
-    return Every(seconds, jitter)
+    return Every(seconds=seconds, jitter=jitter)
 
 
 def cron(expression: str, *, tz: str = "UTC") -> Schedule:
@@ -150,7 +156,9 @@ def cron(expression: str, *, tz: str = "UTC") -> Schedule:
 
     if not isinstance(expression, str):  # pyright: ignore[reportUnnecessaryIsInstance]
         raise InvalidTask(f"expression must be a string such as '0 3 * * *', not {expression!r}")
-    schedule = Cron(_ALIASES.get(expression.strip().lower(), expression), tz, _zone(tz))
+    schedule = Cron(
+        expression=_ALIASES.get(expression.strip().lower(), expression), tz=tz, zone=_zone(tz)
+    )
     try:
         schedule.after(0.0)
     except CronSimError as error:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Coroutine
 from contextvars import Context
-from functools import partial
 from typing import Any
 
 import anyio
@@ -27,7 +26,7 @@ class Services:
         self,
         name: str,
         fn: Callable[[], Coroutine[Any, Any, None]],
-        on_lost: Callable[[], None] | None = None,
+        on_lost: Callable[[], None] = lambda: None,
     ) -> None:
         """Run `fn`, which must not raise, until it returns or `stop()` cancels it.
 
@@ -38,7 +37,8 @@ class Services:
             self._serve(fn),
             name=name,
             context=self._context.copy(),
-            on_lost=partial(self._lost, on_lost),
+            on_lost=self._lost,
+            subject=on_lost,
         )
 
     async def _serve(self, fn: Callable[[], Coroutine[Any, Any, None]]) -> None:
@@ -56,9 +56,8 @@ class Services:
             self._scopes.discard(scope)
             self._ended()
 
-    def _lost(self, on_lost: Callable[[], None] | None) -> None:
-        if on_lost is not None:
-            on_lost()
+    def _lost(self, on_lost: Callable[[], None]) -> None:
+        on_lost()
         self._ended()
 
     def _ended(self) -> None:

@@ -120,6 +120,7 @@ class Shutdown:
         if self.state not in (ManagerState.RUNNING, ManagerState.STOPPING):
             return
         self.state = ManagerState.CLOSING
+        self.engine.on_end = self._ended.append
         self._began = self._backend.now()
         self.shutdown_requested.set()
         outstanding = self.engine.outstanding.count()
@@ -133,11 +134,6 @@ class Shutdown:
         self.engine.stop_loops()
         self.engine.cancel_delayed("shutdown")
         self._start_closing()
-
-    def ended(self, handle: TaskHandle[Any]) -> None:
-        """Take note of a task's end, for the report."""
-        if self.state is ManagerState.CLOSING:
-            self._ended.append(handle)
 
     async def wait(self) -> CloseReport:
         """Wait for the report."""
@@ -183,6 +179,7 @@ class Shutdown:
     def _end(self) -> None:
         assert self.report is not None
         self.state = ManagerState.CLOSED
+        self.engine.on_end = None
         self.engine.outstanding.end_absences(self.report.stuck)
         self._closed.set()
 

@@ -235,7 +235,7 @@ def describe_one_off(
     fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], delay: float = 0.0
 ) -> Task[Any]:
     """Describe a one-off; refuse a function that `@task` declares a loop."""
-    if fn.__class__ is FunctionType and is_async(fn) and _OPTIONS not in fn.__dict__:
+    if _is_plain(fn):
         if delay.__class__ is not float or delay != 0.0:
             _checks.seconds("delay", delay, at_least=0, error=InvalidTask)
         named = MappingProxyType(kwargs) if kwargs else _EMPTY
@@ -243,6 +243,15 @@ def describe_one_off(
     if getattr(fn, _OPTIONS, _EMPTY).get("kind") is TaskKind.LOOP:
         raise InvalidTask(f"fn is declared a loop by @task: start {_name_of(fn)} with loop()")
     return Task(fn, args=args, kwargs=kwargs, delay=delay)
+
+
+def _is_plain(fn: Callable[..., Any]) -> bool:
+    """Tell whether there is nothing to check and nothing to add: an `async def` without `@task`."""
+    return (
+        fn.__class__ is FunctionType
+        and fn.__code__.co_flags & CO_COROUTINE != 0
+        and _OPTIONS not in fn.__dict__
+    )
 
 
 def describe_loop(

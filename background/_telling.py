@@ -31,30 +31,37 @@ _expired = maker(TaskExpiredEvent)
 _stalled = maker(TaskStalled)
 
 
-def _identity(handle: TaskHandle[Any]) -> tuple[Any, ...]:
+def _identity(handle: TaskHandle[Any], time: float) -> tuple[Any, ...]:
     """Return what every event of the task begins with."""
     task = handle.task
-    return (
+    return handle.id, task.name, task.kind, task.meta, handle.iteration, handle.attempt, time
+
+
+def added(handle: TaskHandle[Any]) -> None:
+    hooks = handle._hooks
+    if hooks.on_task_added:
+        task = handle.task
+        event = _added(
+            handle.id, task.name, task.kind, task.meta, 0, 0, handle.submitted_at, task.delay
+        )
+        hooks.tell(hooks.on_task_added, event)
+
+
+def started(handle: TaskHandle[Any], queued_for: float) -> TaskStarted:
+    """Tell of the begin of a run or an iteration, and return the event."""
+    hooks, task = handle._hooks, handle.task
+    event = _started(
         handle.id,
         task.name,
         task.kind,
         task.meta,
         handle.iteration,
         handle.attempt,
-        _clock.wall(),
+        handle.started_at,
+        task.fn,
+        queued_for,
+        task.stall_after,
     )
-
-
-def added(handle: TaskHandle[Any]) -> None:
-    hooks = handle._hooks
-    if hooks.on_task_added:
-        hooks.tell(hooks.on_task_added, _added(*_identity(handle), handle.task.delay))
-
-
-def started(handle: TaskHandle[Any], queued_for: float) -> TaskStarted:
-    """Tell of the begin of a run or an iteration, and return the event."""
-    hooks = handle._hooks
-    event = _started(*_identity(handle), handle.task.fn, queued_for)
     if hooks.on_task_started:
         hooks.tell(hooks.on_task_started, event)
     return event
@@ -63,7 +70,8 @@ def started(handle: TaskHandle[Any], queued_for: float) -> TaskStarted:
 def retrying(handle: TaskHandle[Any], error: Exception | None, delay: float) -> None:
     hooks = handle._hooks
     if hooks.on_task_retrying:
-        hooks.tell(hooks.on_task_retrying, _retrying(*_identity(handle), error, delay))
+        event = _retrying(*_identity(handle, _clock.wall()), error, delay)
+        hooks.tell(hooks.on_task_retrying, event)
 
 
 def done(handle: TaskHandle[Any], outcome: Outcome, *, final: bool) -> None:
@@ -72,7 +80,18 @@ def done(handle: TaskHandle[Any], outcome: Outcome, *, final: bool) -> None:
     if outcome.status is TaskStatus.FAILED:
         _done_failed(handle, outcome, final=final)
     elif hooks.on_task_succeeded:
-        event = _succeeded(*_identity(handle), outcome.duration, final)
+        task = handle.task
+        event = _succeeded(
+            handle.id,
+            task.name,
+            task.kind,
+            task.meta,
+            handle.iteration,
+            handle.attempt,
+            _clock.wall(),
+            outcome.duration,
+            final,
+        )
         hooks.tell(hooks.on_task_succeeded, event)
 
 
@@ -83,7 +102,7 @@ def _done_failed(handle: TaskHandle[Any], outcome: Outcome, *, final: bool) -> N
     awaited = final and handle._waiters > 0
     unless_told = partial(_hear_of, handle, error, awaited)
     if hooks.on_task_failed:
-        event = _failed(*_identity(handle), error, outcome.duration, final)
+        event = _failed(*_identity(handle, _clock.wall()), error, outcome.duration, final)
         hooks.tell(hooks.on_task_failed, event, unless_told)
     else:
         unless_told(False)
@@ -101,15 +120,15 @@ def _hear_of(handle: TaskHandle[Any], error: BaseException, awaited: bool, told:
 def ended(handle: TaskHandle[Any], outcome: Outcome | None) -> None:
     """Tell of a task's end; without an outcome, no run or iteration was under way."""
     hooks = handle._hooks
-    duration = outcome.duration if outcome is not None else None
+    duration = None if outcome is None else outcome.duration
     if handle.status is TaskStatus.CANCELLED:
         if hooks.on_task_cancelled:
-            event = _cancelled(*_identity(handle), handle._reason, duration)
+            event = _cancelled(*_identity(handle, _clock.wall()), handle._reason, duration)
             hooks.tell(hooks.on_task_cancelled, event)
     elif handle.status is TaskStatus.EXPIRED:
         if hooks.on_task_expired:
             lifespan = handle.task.lifespan or 0.0
-            expired = _expired(*_identity(handle), lifespan, duration)
+            expired = _expired(*_identity(handle, _clock.wall()), lifespan, duration)
             hooks.tell(hooks.on_task_expired, expired)
     else:
         assert outcome is not None
@@ -120,5 +139,5 @@ def stalled(handle: TaskHandle[Any], elapsed: float) -> None:
     hooks = handle._hooks
     if hooks.on_task_stalled and handle.status is TaskStatus.RUNNING:
         stack = tuple(handle.stack())
-        event = _stalled(*_identity(handle), elapsed, stack)
+        event = _stalled(*_identity(handle, _clock.wall()), elapsed, stack)
         hooks.tell(hooks.on_task_stalled, event)

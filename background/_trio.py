@@ -43,7 +43,8 @@ class TrioBackend(Backend):
         *,
         name: str,
         context: Context,
-        on_lost: Callable[[], None],
+        on_lost: Callable[[Any], None],
+        subject: object,
     ) -> object:
         # Every task of trio's has its first step, so that none is lost.
         context.run(partial(self._nursery.start_soon, lambda: coroutine, name=name))

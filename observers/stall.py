@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 import sys
+from collections.abc import Callable
 from heapq import heapify, heappop, heappush
 from typing import TYPE_CHECKING
 
 import anyio
-from anyio.lowlevel import checkpoint
+from anyio.lowlevel import checkpoint, current_token
 
 from .._events import (
     TaskCancelledEvent,
@@ -50,21 +51,35 @@ class StallObserver(Observer):
             )
         self._after = after
         self._manager: Manager | None = None
-        self._number = 0
-        self._current: dict[str, int] = {}  # the number of each task's current attempt
-        # What to report, earliest first: when, the attempt's number, its task, beginning, and time.
+        # When the first attempts of tasks without a `stall_after` began, oldest first.
+        self._began: dict[str, float] = {}
+        # All others: when to report them, their number, task, begin, and the seconds allowed.
         self._heap: list[tuple[float, int, str, float, float]] = []
+        self._numbers: dict[str, int] = {}  # of each task's entry in the heap that still counts
+        self._number = 0
+        self._own: dict[str, float] = {}  # the `stall_after` of tasks that have one
         self._next_look = -math.inf
         self._changed: anyio.Event
+        self._now: Callable[[], float] = anyio.current_time
 
     def on_task_started(self, event: TaskStarted) -> None:
-        self._begin(event.id, anyio.current_time())
+        now = self._now()
+        if event.stall_after is not None:
+            self._own[event.id] = event.stall_after
+            self._put(event.id, now, event.stall_after)
+            return
+        self._began[event.id] = now
+        if now + self._after < self._next_look:
+            self._changed.set()
 
     def on_task_retrying(self, event: TaskRetrying) -> None:
-        self._begin(event.id, anyio.current_time() + event.delay)
+        self._began.pop(event.id, None)
+        begins = self._now() + event.delay
+        self._put(event.id, begins, self._own.get(event.id, self._after))
 
     def on_task_succeeded(self, event: TaskSucceeded) -> None:
-        self._forget(event.id)
+        if self._began.pop(event.id, None) is None:
+            self._forget(event.id)
 
     def on_task_failed(self, event: TaskFailed) -> None:
         self._forget(event.id)
@@ -86,63 +101,57 @@ class StallObserver(Observer):
                 f"make another one for the manager {manager.name!r}"
             )
         self._manager = manager
+        # asyncio's loop is quicker to ask itself.
+        self._now = getattr(current_token().native_token, "time", anyio.current_time)
+        self._changed = anyio.Event()
         try:
-            self._take_over()
             while True:
                 await self._report_due(manager)
+                self._next_look = self._next_due()
+                if self._next_look == math.inf and self._changed.is_set():
+                    # What woke it has ended. The next attempt, soon to come, need not do that.
+                    self._next_look = self._now() + self._after
                 self._changed = anyio.Event()
-                self._next_look = self._heap[0][0] if self._heap else math.inf
                 with anyio.move_on_at(self._next_look):
                     await self._changed.wait()
         finally:
             self._manager = None
-            self._current.clear()
-            self._heap.clear()
+            self._now = anyio.current_time
+            for kept in (self._began, self._heap, self._numbers, self._own):
+                kept.clear()
             self._next_look = -math.inf
 
-    def _begin(self, id: str, began: float) -> None:
-        allowed = self._allowed(id)
-        if allowed is not None:
-            self._number += 1
-            self._current[id] = self._number
-            self._put(self._number, id, began, allowed)
+    def _next_due(self) -> float:
+        due = self._heap[0][0] if self._heap else math.inf
+        oldest = next(iter(self._began.values()), math.inf)
+        return min(due, oldest + self._after)
 
-    def _allowed(self, id: str) -> float | None:
-        """Return the seconds that the task may take, `None` if it is another manager's."""
-        if self._manager is None:  # to be asked in `_take_over`
-            return self._after
-        handle = self._manager.get(id)
-        return None if handle is None else handle.task.stall_after or self._after
-
-    def _put(self, number: int, id: str, began: float, allowed: float) -> None:
+    def _put(self, id: str, began: float, allowed: float) -> None:
+        self._number += 1
+        self._numbers[id] = self._number
         due = began + allowed
-        heappush(self._heap, (due, number, id, began, allowed))
+        heappush(self._heap, (due, self._number, id, began, allowed))
         if due < self._next_look:
             self._changed.set()
         self._tidy()
 
     def _forget(self, id: str) -> None:
-        if self._current.pop(id, None) is not None:
+        self._began.pop(id, None)
+        if self._numbers and self._numbers.pop(id, None) is not None:
+            self._own.pop(id, None)
             self._tidy()
 
     def _tidy(self) -> None:
-        if len(self._heap) > _FEW + 2 * len(self._current):
-            self._heap = [entry for entry in self._heap if self._current.get(entry[2]) == entry[1]]
+        if len(self._heap) > _FEW + 2 * len(self._numbers):
+            self._heap = [entry for entry in self._heap if self._numbers.get(entry[2]) == entry[1]]
             heapify(self._heap)
 
-    def _take_over(self) -> None:
-        """Time anew what began before the manager was known."""
-        early, self._heap = self._heap, []
-        for _, number, id, began, _ in early:
-            allowed = self._allowed(id)
-            if allowed is not None and self._current.get(id) == number:
-                self._put(number, id, began, allowed)
-
     async def _report_due(self, manager: Manager) -> None:
-        while self._heap and self._heap[0][0] <= (now := anyio.current_time()):
+        while self._next_due() <= (now := self._now()):
+            self._queue_due(now)
             _, number, id, began, allowed = heappop(self._heap)
             handle = manager.get(id)
-            if handle is None or self._current.get(id) != number:
+            if handle is None or self._numbers.get(id) != number:
                 continue
             if handle.status is TaskStatus.RETRYING:  # the policy sleeps longer than it said
                 began = now
@@ -150,5 +159,14 @@ class StallObserver(Observer):
                 manager.report_stall(id, elapsed=now - began)
             while began + allowed <= now:
                 allowed *= 2
-            self._put(number, id, began, allowed)
+            self._put(id, began, allowed)
             await checkpoint()  # stacks take a while
+
+    def _queue_due(self, now: float) -> None:
+        """Put the first attempts that have lasted too long where the others are."""
+        while self._began:
+            id, began = next(iter(self._began.items()))
+            if began + self._after > now:
+                return
+            del self._began[id]
+            self._put(id, began, self._after)

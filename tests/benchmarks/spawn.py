@@ -1,99 +1,50 @@
-"""What a task costs from being submitted to being done, as ratios within one run.
-
-    nox -s bench
-
-Each contender runs the same function that does nothing, many times at once; repetitions are
-interleaved, as machines are noisy, and medians are printed.
-"""
+"""What a task costs from being submitted to being done."""
 
 from __future__ import annotations
 
-import statistics
-import time
-from collections.abc import Awaitable, Callable
+from functools import partial
 
-import aiojobs
-import anyio
-from tenacity import AsyncRetrying, stop_after_attempt
+import eventloops
+from contenders import AIOJOBS, ANYIO, FULL, TENACITY, Contender, at_once, in_turn
+from measure import interleaved
+from table import Row, Samples, compared
 
-from background import Manager, Observer
-from background.observers import StallObserver
-
-TASKS = 10_000
-REPETITIONS = 5
+#: The most that a full-featured run may take, as a multiple of these, where there are many at once.
+GOALS = {ANYIO: 1.3, AIOJOBS: 1.5, TENACITY: 1 / 3}
 
 
-async def nothing() -> None:
-    pass
+def rows(*, quick: bool) -> list[Row]:
+    """Measure on every event loop."""
+    found: list[Row] = []
+    for loop in eventloops.LOOPS:
+        goals = {} if loop == "trio" else GOALS
+        shapes = [
+            (at_once(loop), 200 if quick else 10_000, 2 if quick else 9, "{:,} at once", goals),
+            (at_once(loop), 20 if quick else 1_000, 2 if quick else 15, "{:,} at once", {}),
+            (in_turn(loop), 20 if quick else 1_000, 2 if quick else 15, "one by one", {}),
+        ]
+        for runners, tasks, rounds, what, goals in shapes:
+            samples = eventloops.run(loop, measured, runners, tasks, rounds)
+            found += judged(samples, what.format(tasks), loop, goals)
+    return found
 
 
-class EveryHook(Observer):
-    """Listens to everything, and does nothing with it."""
+async def measured(runners: dict[str, Contender], tasks: int, rounds: int) -> Samples:
+    """Return the seconds that a task takes."""
+    samples = await interleaved(
+        {name: partial(runner, tasks) for name, runner in runners.items()}, rounds
+    )
+    return {name: [each / tasks for each in times] for name, times in samples.items()}
 
 
-for hook in (name for name in vars(Observer) if name.startswith("on_")):
-    setattr(EveryHook, hook, lambda self, event: None)
-
-
-async def start_soon() -> None:
-    async with anyio.create_task_group() as group:
-        for _ in range(TASKS):
-            group.start_soon(nothing)
-
-
-async def start_soon_with_tenacity() -> None:
-    policy = AsyncRetrying(stop=stop_after_attempt(3))
-
-    async def retried() -> None:
-        await policy.copy()(nothing)
-
-    async with anyio.create_task_group() as group:
-        for _ in range(TASKS):
-            group.start_soon(retried)
-
-
-async def aiojobs_spawn() -> None:
-    async with aiojobs.Scheduler(limit=None) as scheduler:
-        jobs = [await scheduler.spawn(nothing()) for _ in range(TASKS)]
-        for job in jobs:
-            await job.wait()
-
-
-async def bare_run() -> None:
-    async with Manager() as manager:
-        for _ in range(TASKS):
-            manager.run(nothing)
-
-
-async def full_run() -> None:
-    async with Manager(retry=3, observers=[StallObserver(after=60), EveryHook()]) as manager:
-        for _ in range(TASKS):
-            manager.run(nothing)
-
-
-CONTENDERS: dict[str, Callable[[], Awaitable[None]]] = {
-    "anyio start_soon": start_soon,
-    "start_soon with AsyncRetrying": start_soon_with_tenacity,
-    "aiojobs spawn": aiojobs_spawn,
-    "background, bare": bare_run,
-    "background, policy and two observers": full_run,
-}
-
-
-async def main() -> None:
-    seconds: dict[str, list[float]] = {name: [] for name in CONTENDERS}
-    for _ in range(REPETITIONS):
-        for name, contender in CONTENDERS.items():
-            began = time.perf_counter()
-            await contender()
-            seconds[name].append(time.perf_counter() - began)
-    medians = {name: statistics.median(times) for name, times in seconds.items()}
-    base = medians["anyio start_soon"]
-    print(f"{'time of start_soon':>40}  spread")
-    for name, times in seconds.items():
-        spread = f"{min(times) / base:.2f} to {max(times) / base:.2f}"
-        print(f"{name:<36} {medians[name] / base:>4.2f}x  {spread}")
-
-
-if __name__ == "__main__":
-    anyio.run(main)
+def judged(samples: Samples, what: str, loop: str, goals: dict[str, float]) -> list[Row]:
+    """Compare everybody with `start_soon`, and this library with those for whom it has a goal."""
+    others = [name for name in samples if name != ANYIO]
+    found = []
+    for name in others:
+        goal = goals.get(ANYIO) if name == FULL else None
+        found.append(compared(samples, name, ANYIO, what, loop, goal=goal))
+    for peer in others:
+        if peer in goals:
+            found.append(compared(samples, FULL, peer, what, loop, goal=goals[peer]))
+    return found

@@ -1,0 +1,47 @@
+"""What the library costs, as ratios within one run: `nox -s bench`.
+
+python tests/benchmarks [--quick] [PART …]
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable
+
+import delayed
+import growth
+import imports
+import loops
+import memory
+import spawn
+from measure import clock
+from table import Row, table
+
+PARTS: dict[str, Callable[..., list[Row]]] = {
+    "spawn": spawn.rows,
+    "memory": memory.rows,
+    "growth": growth.rows,
+    "delayed": delayed.rows,
+    "loops": loops.rows,
+    "imports": imports.rows,
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="benchmarks", description="Print one table.")
+    parser.add_argument("parts", nargs="*", metavar="PART", help="default: all")
+    parser.add_argument("--quick", action="store_true", help="only see that everything works")
+    chosen = parser.parse_args()
+    if unknown := set(chosen.parts) - set(PARTS):
+        parser.error(f"no part {', '.join(sorted(unknown))}; there are {', '.join(PARTS)}")
+    found: list[Row] = []
+    for part in chosen.parts or PARTS:
+        began = clock()
+        found += PARTS[part](quick=chosen.quick)
+        print(f"{part}: {clock() - began:.0f} s", file=sys.stderr)
+    print(table(found))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,134 @@
+"""Tasks that stay outstanding for as long as a block lasts: running, delayed, or in the queue."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+
+import anyio
+from anyio.lowlevel import checkpoint
+from contenders import ANYIO, BARE, FULL, TASK_GROUP, bare, full, nothing
+
+from background import Manager
+
+DELAYED = "background, after(3600, …)"
+QUEUED = "background, above the limit"
+SLEEPING = "start_soon(sleep, 3600)"
+
+Fill = Callable[[], Awaitable[None]]
+#: Takes a number of tasks. Its block gets a function that submits them, and at its end they end.
+Holder = Callable[[int], AbstractAsyncContextManager[Fill]]
+
+
+class Crowd:
+    """What the tasks do: run until all are released."""
+
+    def __init__(self, expected: int) -> None:
+        self._expected = expected
+        self._complete = anyio.Event()
+        self._released = anyio.Event()
+
+    async def stay(self) -> None:
+        self._expected -= 1
+        if self._expected == 0:
+            self._complete.set()
+        await self._released.wait()
+
+    async def gather(self) -> None:
+        """Wait until all are running."""
+        await self._complete.wait()
+
+    def release(self) -> None:
+        self._released.set()
+
+
+@asynccontextmanager
+async def in_anyio(tasks: int) -> AsyncIterator[Fill]:
+    crowd = Crowd(tasks)
+
+    async def fill() -> None:
+        for _ in range(tasks):
+            group.start_soon(crowd.stay)
+        await crowd.gather()
+
+    async with anyio.create_task_group() as group:
+        yield fill
+        crowd.release()
+
+
+@asynccontextmanager
+async def in_task_group(tasks: int) -> AsyncIterator[Fill]:
+    crowd = Crowd(tasks)
+
+    async def fill() -> None:
+        for _ in range(tasks):
+            group.create_task(crowd.stay())
+        await crowd.gather()
+
+    async with asyncio.TaskGroup() as group:
+        yield fill
+        crowd.release()
+
+
+def in_manager(make: Callable[[], Manager]) -> Holder:
+    @asynccontextmanager
+    async def held(tasks: int) -> AsyncIterator[Fill]:
+        crowd = Crowd(tasks)
+
+        async def fill() -> None:
+            for _ in range(tasks):
+                manager.run(crowd.stay)
+            await crowd.gather()
+
+        async with make() as manager:
+            yield fill
+            crowd.release()
+
+    return held
+
+
+@asynccontextmanager
+async def delayed(tasks: int) -> AsyncIterator[Fill]:
+    async def fill() -> None:
+        for _ in range(tasks):
+            manager.after(3600, nothing)
+
+    async with Manager() as manager:
+        yield fill
+
+
+@asynccontextmanager
+async def queued(tasks: int) -> AsyncIterator[Fill]:
+    crowd = Crowd(1)
+
+    async def fill() -> None:
+        for _ in range(tasks):
+            manager.run(nothing)
+
+    async with Manager(limit=1) as manager:
+        manager.run(crowd.stay)
+        await crowd.gather()
+        yield fill
+        crowd.release()
+
+
+@asynccontextmanager
+async def sleeping(tasks: int) -> AsyncIterator[Fill]:
+    async def fill() -> None:
+        for _ in range(tasks):
+            group.start_soon(anyio.sleep, 3600)
+        await checkpoint()
+
+    async with anyio.create_task_group() as group:
+        yield fill
+        group.cancel_scope.cancel()
+
+
+RUNNING: dict[str, Holder] = {
+    FULL: in_manager(full),
+    BARE: in_manager(bare),
+    ANYIO: in_anyio,
+    TASK_GROUP: in_task_group,
+}
+WAITING: dict[str, Holder] = {DELAYED: delayed, QUEUED: queued, SLEEPING: sleeping}
