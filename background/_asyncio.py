@@ -14,6 +14,7 @@ from ._backend import Backend
 class AsyncioBackend(Backend):
     library = "asyncio"
     cancelled = asyncio.CancelledError
+    cancels_natively = True
 
     def __init__(self) -> None:
         super().__init__()

@@ -24,6 +24,8 @@ class Backend(ABC):
     library: str
     #: The exception that a cancelled coroutine sees.
     cancelled: type[BaseException]
+    #: Whether others than cancel scopes may cancel a task while the loop goes on.
+    cancels_natively: bool
     #: Returns the loop's monotonic time in seconds.
     now: Callable[[], float]
 

@@ -68,9 +68,14 @@ class Lifecycle:
         if self._settings.signals:
             self._signals = SignalHandlers(self._settings.signals, manager, self._backend.call_soon)
         await self._backend.open()
-        self._services.start("background timer", self.engine.timer.run)
+        self._start_timer()
         self.listeners.watch(manager)
         self._body.__enter__()
+
+    def _start_timer(self) -> None:
+        # Whoever cancels every task of asyncio's must not keep the others from becoming due.
+        on_lost = self._start_timer if self._backend.cancels_natively else None
+        self._services.start("background timer", self.engine.timer.run, on_lost)
 
     def take_signals(self) -> None:
         """Let shutdown signals reach the manager, which is entered now."""

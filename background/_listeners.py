@@ -75,7 +75,7 @@ class Listeners:
         """Start the observers' own services."""
         for listener in self._standing.values():
             if overrides(listener.observer, "watch"):
-                self._start(f"{listener.name}.watch", partial(listener.watch, manager))
+                self._start(f"{listener.name}.watch", partial(listener.watch, manager), None)
 
     def _all(self) -> Sequence[Listener]:
         return (*self._standing.values(), *self._visiting.values())

@@ -11,7 +11,7 @@ import anyio
 from ._backend import Backend
 from ._complaints import Complaints
 
-Start = Callable[[str, Callable[[], Coroutine[Any, Any, None]]], None]
+Start = Callable[[str, Callable[[], Coroutine[Any, Any, None]], Callable[[], None] | None], None]
 
 _SIZE = 1024
 
@@ -64,7 +64,7 @@ class Outbox:
         self._calls.append(call)
         if not self._delivering:
             self._delivering = True
-            self._start(f"{self._owner} outbox", self._deliver)
+            self._start(f"{self._owner} outbox", self._deliver, self._stop_delivering)
         return True
 
     async def _deliver(self) -> None:
@@ -80,11 +80,15 @@ class Outbox:
                     self._on_error(call.hook, error)
                 self._current = None
         finally:
-            self._delivering = False
-            if self._flushed is not None:
-                self._flushed.set()
-            if self.on_empty is not None:
-                self.on_empty()
+            self._stop_delivering()
+
+    def _stop_delivering(self) -> None:
+        """Let the next call start the service again, which may not have had its first step."""
+        self._delivering = False
+        if self._flushed is not None:
+            self._flushed.set()
+        if self.on_empty is not None:
+            self.on_empty()
 
     async def flush(self) -> None:
         """Wait until every answer so far has been awaited."""

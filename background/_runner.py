@@ -167,18 +167,28 @@ class Runner:
         if is_async(task.fn):
             return await task.fn(*task.args, **task.kwargs)
 
-        def call_in_thread() -> tuple[Any, GeneratorExit | None]:
+        answers: list[Any] = []
+        abandoned = False
+
+        def call_in_thread() -> GeneratorExit | None:
             handle._thread = get_ident()
             try:
-                return task.fn(*task.args, **task.kwargs), None
+                answers.append(task.fn(*task.args, **task.kwargs))
             except GeneratorExit as error:  # thrown into a coroutine, it would end all of them
-                return None, error
+                return error
             finally:
                 handle._thread = None
+            if abandoned:
+                _close(answers)
+            return None
 
         _clock.on_thread(1)
         try:
-            value, error = await anyio.to_thread.run_sync(call_in_thread, limiter=self.limiter)
+            error = await anyio.to_thread.run_sync(call_in_thread, limiter=self.limiter)
+        except BaseException:  # asyncio can take a task away from its thread, whose end nobody sees
+            abandoned = True
+            _close(answers)
+            raise
         finally:
             _clock.on_thread(-1)
         if error is not None:
@@ -187,7 +197,14 @@ class Runner:
             # The thread could not be interrupted: a cancellation or deadline since then counts now.
             await checkpoint_if_cancelled()
         except BaseException:
-            if iscoroutine(value):
-                value.close()
+            _close(answers)
             raise
+        (value,) = answers
         return await value if isawaitable(value) else value
+
+
+def _close(answers: list[Any]) -> None:
+    """Let nothing warn of a coroutine that was never awaited."""
+    for answer in answers:
+        if iscoroutine(answer):
+            answer.close()

@@ -26,22 +26,24 @@ class Services:
         self,
         name: str,
         fn: Callable[[], Coroutine[Any, Any, None]],
-        on_lost: Callable[[], None] = lambda: None,
+        on_lost: Callable[[], None] | None = None,
     ) -> None:
         """Run `fn`, which must not raise, until it returns or `stop()` cancels it.
 
-        `on_lost` is called if the event loop cancelled it before its first step.
+        `on_lost` is called if the event loop cancelled it, be it before its first step.
         """
         self._left += 1
         self._backend.spawn(
-            self._serve(fn),
+            self._serve(fn, on_lost),
             name=name,
             context=self._context.copy(),
             on_lost=self._lost,
             subject=on_lost,
         )
 
-    async def _serve(self, fn: Callable[[], Coroutine[Any, Any, None]]) -> None:
+    async def _serve(
+        self, fn: Callable[[], Coroutine[Any, Any, None]], on_lost: Callable[[], None] | None
+    ) -> None:
         # Made here, as in a plain callback of the event loop anyio may not know which one it is in.
         scope = anyio.CancelScope()
         self._scopes.add(scope)
@@ -50,14 +52,16 @@ class Services:
         try:
             with scope:
                 await fn()
-        except self._backend.cancelled:
-            pass  # the event loop is shutting down; nothing is awaited after this
+        except self._backend.cancelled:  # nothing is awaited after this
+            if on_lost is not None:
+                on_lost()
         finally:
             self._scopes.discard(scope)
             self._ended()
 
-    def _lost(self, on_lost: Callable[[], None]) -> None:
-        on_lost()
+    def _lost(self, on_lost: Callable[[], None] | None) -> None:
+        if on_lost is not None:
+            on_lost()
         self._ended()
 
     def _ended(self) -> None:

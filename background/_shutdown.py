@@ -142,14 +142,10 @@ class Shutdown:
         return self.report
 
     async def _close(self, *, shield: bool = False) -> None:
-        try:
-            with anyio.CancelScope(shield=shield):
-                await self.drain()
-            self._tell_closed()
-            await self._listeners.flush(self._cancel_timeout)
-        except self._backend.cancelled:
-            self._close_again()
-            raise
+        with anyio.CancelScope(shield=shield):
+            await self.drain()
+        self._tell_closed()
+        await self._listeners.flush(self._cancel_timeout)
         self._end()
 
     def _close_again(self) -> None:

@@ -15,6 +15,7 @@ from ._backend import Backend
 class TrioBackend(Backend):
     library = "trio"
     cancelled = trio.Cancelled
+    cancels_natively = False
     now = staticmethod(trio.current_time)
 
     def __init__(self) -> None:
