@@ -76,7 +76,6 @@ class Engine:
 
         Raises `DuplicateTask`, and `ManagerFull` unless room for it is `reserved`.
         """
-        one_off = task.kind is TaskKind.ONE_OFF
         if task.id is None:
             id = self._new_id()
         elif task.id in self.outstanding.handles:
@@ -86,7 +85,7 @@ class Engine:
             )
         else:
             id = task.id
-        if one_off and self.admission.bounded and not reserved:
+        if self.admission.bounded and task.kind is TaskKind.ONE_OFF and not reserved:
             self.admission.require()
         now, wall = self._now(), _clock.wall()
         hooks = self._listeners.hooks
@@ -98,12 +97,7 @@ class Engine:
         self.outstanding.add(handle)
         if handle._hooks.on_task_added:
             _telling.added(handle)
-            if handle.status is not TaskStatus.WAITING:  # an observer cancelled it
-                return handle
-        if one_off and self._running < self._limit and not self._queue and handle._due <= now:
-            self._running += 1
-            self._start(handle, context)
-        else:
+        if handle.status is TaskStatus.WAITING:  # else an observer cancelled it
             self._start_when_due(handle, now)
         return handle
 
@@ -116,12 +110,14 @@ class Engine:
         if handle._due > now:
             patience = inf if handle._ticks is None else handle._ticks.patience
             self.timer.put(min(handle._due, handle._expires, now + patience), handle)
-        elif handle.kind is TaskKind.LOOP:
+        elif handle.task.kind is TaskKind.LOOP:
             self._start(handle, handle._context.copy())
+        elif self._running < self._limit and not self._queue:
+            self._running += 1
+            self._start(handle, handle._context)
         else:
             self._queue[handle] = None
-            self._start_queued()
-            if handle._coroutine is None and handle._expires < inf:
+            if handle._expires < inf:
                 self.timer.put(handle._expires, handle)
 
     def _on_due(self, handle: TaskHandle[Any]) -> None:
@@ -141,7 +137,7 @@ class Engine:
             self._running += 1
             self._start(handle, handle._context)
             if handle._expires < inf:
-                self.timer.abandon()  # it may have been put there when it had to queue
+                self.timer.abandon()
 
     def _start(self, handle: TaskHandle[Any], context: Context) -> None:
         handle._coroutine = self._runner.run(handle)

@@ -10,6 +10,9 @@ import anyio
 
 from ._backend import Backend
 
+Fn = Callable[[], Coroutine[Any, Any, None]]
+OnLost = Callable[[], None]
+
 
 class Services:
     """Starts coroutines in the background, and cancels what is left of them in the end."""
@@ -17,63 +20,65 @@ class Services:
     def __init__(self, backend: Backend, context: Context) -> None:
         self._backend = backend
         self._context = context
-        self._scopes: set[anyio.CancelScope] = set()
-        self._left = 0
+        self._running: dict[_Service, object] = {}
         self._all_ended = anyio.Event()
         self._stopping = False
 
-    def start(
-        self,
-        name: str,
-        fn: Callable[[], Coroutine[Any, Any, None]],
-        on_lost: Callable[[], None] | None = None,
-    ) -> None:
+    def start(self, name: str, fn: Fn, on_lost: OnLost | None = None) -> None:
         """Run `fn`, which must not raise, until it returns or `stop()` cancels it.
 
         `on_lost` is called if the event loop cancelled it, be it before its first step.
         """
-        self._left += 1
-        self._backend.spawn(
-            self._serve(fn, on_lost),
+        service = _Service(fn, on_lost)
+        self._running[service] = self._backend.spawn(
+            self._serve(service),
             name=name,
             context=self._context.copy(),
             on_lost=self._lost,
-            subject=on_lost,
+            subject=service,
         )
 
-    async def _serve(
-        self, fn: Callable[[], Coroutine[Any, Any, None]], on_lost: Callable[[], None] | None
-    ) -> None:
+    async def _serve(self, service: _Service) -> None:
         # Made here, as in a plain callback of the event loop anyio may not know which one it is in.
-        scope = anyio.CancelScope()
-        self._scopes.add(scope)
+        service.scope = anyio.CancelScope()
         if self._stopping:
-            scope.cancel()
+            service.scope.cancel()
         try:
-            with scope:
-                await fn()
+            with service.scope:
+                await service.fn()
         except self._backend.cancelled:  # nothing is awaited after this
-            if on_lost is not None:
-                on_lost()
+            service.lost()
         finally:
-            self._scopes.discard(scope)
-            self._ended()
+            self._ended(service)
 
-    def _lost(self, on_lost: Callable[[], None] | None) -> None:
-        if on_lost is not None:
-            on_lost()
-        self._ended()
+    def _lost(self, service: _Service) -> None:
+        service.lost()
+        self._ended(service)
 
-    def _ended(self) -> None:
-        self._left -= 1
-        if self._stopping and not self._left:
+    def _ended(self, service: _Service) -> None:
+        del self._running[service]
+        if self._stopping and not self._running:
             self._all_ended.set()
 
     async def stop(self, timeout: float) -> None:
         """Cancel every service and wait for their ends, for at most `timeout` seconds."""
         self._stopping = True
-        for scope in list(self._scopes):
-            scope.cancel()
-        if self._left:
+        for service in list(self._running):
+            if service.scope is not None:
+                service.scope.cancel()
+        if self._running:
             with anyio.move_on_after(timeout):
                 await self._all_ended.wait()
+
+
+class _Service:
+    """One coroutine and its cancel scope, which it enters in its first step."""
+
+    def __init__(self, fn: Fn, on_lost: OnLost | None) -> None:
+        self.fn = fn
+        self.scope: anyio.CancelScope | None = None
+        self._on_lost = on_lost
+
+    def lost(self) -> None:
+        if self._on_lost is not None:
+            self._on_lost()
