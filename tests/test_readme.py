@@ -1,4 +1,4 @@
-"""Every snippet of the README is run as what it is: a program, an application, or tests."""
+"""Every snippet of the README and of docs/ is run: as a program, an application, or tests."""
 
 from __future__ import annotations
 
@@ -11,7 +11,14 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-SNIPPETS = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text("utf-8"), re.DOTALL)
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+SNIPPETS = {
+    f"{page.stem} {number}": snippet
+    for page in PAGES
+    for number, snippet in enumerate(
+        re.findall(r"```python\n(.*?)```", page.read_text("utf-8"), re.DOTALL), start=1
+    )
+}
 
 CALL_THE_APPLICATION = """
 from fastapi.testclient import TestClient
@@ -33,9 +40,8 @@ def run(*arguments: object, cwd: Path) -> str:
     return done.stdout
 
 
-@pytest.mark.parametrize("number", range(len(SNIPPETS)))
-def test_snippet(number: int, tmp_path: Path) -> None:
-    snippet = SNIPPETS[number]
+@pytest.mark.parametrize("snippet", SNIPPETS.values(), ids=SNIPPETS)
+def test_snippet(snippet: str, tmp_path: Path) -> None:
     program = tmp_path / "test_snippet.py"
     if "def test_" in snippet:
         program.write_text(snippet, "utf-8")
@@ -53,4 +59,4 @@ def test_snippet(number: int, tmp_path: Path) -> None:
 
 def test_there_are_snippets_of_every_kind() -> None:
     kinds = ("def test_", "FastAPI(", "anyio.run(main)")
-    assert all(any(kind in snippet for snippet in SNIPPETS) for kind in kinds)
+    assert all(any(kind in snippet for snippet in SNIPPETS.values()) for kind in kinds)
