@@ -133,3 +133,13 @@ def bench(session: nox.Session) -> None:
     """What a task costs, against named peers in the same run; `-- spawn loops` for some parts."""
     session.install("-e", ".[test]")
     session.run("python", "tests/benchmarks", *session.posargs)
+
+
+@nox.session(default=False)
+def soak(session: nox.Session) -> None:
+    """A minute of thousands of tasks, of which none may get lost; options go to tests/soak.py."""
+    session.install("-e", ".[test]")
+    backends = ["asyncio", "trio"] if sys.platform == "win32" else ["asyncio", "uvloop", "trio"]
+    for backend in backends:
+        options = ["--backend", backend, "--seconds", str(60 / len(backends)), *session.posargs]
+        session.run("python", "tests/soak.py", *options)

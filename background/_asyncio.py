@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import signal
+import socket
 from collections.abc import Callable, Coroutine
 from contextvars import Context, copy_context
 from inspect import CORO_CREATED, getcoroutinestate
 from typing import Any
+
+import anyio
 
 from ._backend import Backend
 
@@ -47,6 +51,25 @@ class AsyncioBackend(Backend):
     def _call_soon(self, fn: Callable[[], object], context: Context) -> None:
         self._loop.call_soon_threadsafe(fn, context=context)
 
+    async def wake_on_signals(self) -> None:
+        # A signal that comes just before the loop begins to wait does not interrupt the wait, and
+        # Python would call its handler after that. uvloop, and asyncio on Windows, see to it.
+        if _write_signals_to(signal.set_wakeup_fd(-1)):
+            return
+        reading, writing = socket.socketpair()
+        with reading, writing:
+            for each in (reading, writing):
+                each.setblocking(False)
+            self._loop.add_reader(reading, reading.recv, 4096)
+            _write_signals_to(writing.fileno())
+            try:
+                await anyio.sleep_forever()
+            finally:
+                current = signal.set_wakeup_fd(-1)
+                if current != writing.fileno():  # somebody else's by now
+                    _write_signals_to(current)
+                self._loop.remove_reader(reading)
+
     def current_task(self) -> object:
         return asyncio.current_task(self._loop)
 
@@ -83,3 +106,12 @@ class _Child(asyncio.Task[None]):
             context = copy_context()
             self.backend.adopt(context)
             context.run(on_lost, self.subject)
+
+
+def _write_signals_to(descriptor: int) -> bool:
+    """Put a wakeup descriptor back; `False` if there was none, or it has been closed."""
+    try:
+        signal.set_wakeup_fd(descriptor, warn_on_full_buffer=False)
+    except (OSError, ValueError):
+        return False
+    return descriptor != -1

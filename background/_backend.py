@@ -76,6 +76,10 @@ class Backend(ABC):
     def _call_soon(self, fn: Callable[[], object], context: Context) -> None: ...
 
     @abstractmethod
+    async def wake_on_signals(self) -> None:
+        """Let no signal go unnoticed while the loop waits; a service, for the main thread."""
+
+    @abstractmethod
     def current_task(self) -> object:
         """Return the native task that is running, `None` outside of any."""
 

@@ -221,13 +221,13 @@ class Engine:
         handle._context = _NO_CONTEXT  # which knows the handle: a cycle for each task
         if outcome is not None:
             handle._result = outcome.value
+        if self.on_end is not None:
+            self.on_end(handle)  # first, or else closing that a hook begins would count it
         _telling.ended(handle, outcome)
         if task.observers:
             self._listeners.release(task.observers)
         if handle._done is not None:
             handle._done.set()
-        if self.on_end is not None:
-            self.on_end(handle)
         error = handle.error if status is TaskStatus.FAILED else None
         if error is not None and (task.critical or is_fatal(error)):
             self._on_fatal(error)

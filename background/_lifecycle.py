@@ -11,7 +11,7 @@ import anyio
 
 from ._backend import current_backend
 from ._engine import Engine
-from ._errors import ManagerMisuse, is_fatal
+from ._errors import ManagerMisuse, TaskCancelled, is_fatal
 from ._handle import log_failure
 from ._listeners import Listeners
 from ._portal import Portal
@@ -81,6 +81,7 @@ class Lifecycle:
         """Let shutdown signals reach the manager, which is entered now."""
         if self._signals is not None:
             self._signals.install()
+            self._services.start("background signals", self._backend.wake_on_signals)
 
     def _on_fatal(self, error: BaseException) -> None:
         self._fatal.append(error)
@@ -161,9 +162,17 @@ class Lifecycle:
             raise BaseExceptionGroup(
                 f"critical tasks of the manager {self._settings.name!r} failed", errors
             )
-        if leaving is None and self._signals is not None:
+        if self._signals is not None and (leaving is None or _is_of_shutdown(leaving)):
             report = self.shutdown.report
-            self._signals.finish(stuck=report is not None and bool(report.stuck))
+            if self._signals.finish(stuck=report is not None and bool(report.stuck)):
+                return True
         if leaving is not None and leaving is interrupted:
             raise leaving
         return leaving is None
+
+
+def _is_of_shutdown(error: BaseException) -> bool:
+    """Tell whether a body failed only because it waited for tasks that the shutdown cancelled."""
+    if isinstance(error, ExceptionGroup):
+        return all(map(_is_of_shutdown, error.exceptions))
+    return isinstance(error, TaskCancelled) and error.reason == "shutdown"

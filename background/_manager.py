@@ -266,9 +266,10 @@ class Manager:
             self._closed_unused = self._closed_unused or CloseReport()
             return self._closed_unused
         life = self._here("close")
-        life.shutdown.close(timeout)
-        await checkpoint()
+        # First, or else an observer that hears of the closing could have the caller cancelled.
         with life.engine.outstanding.absent(current_handle.get(), Absence.CLOSING):
+            life.shutdown.close(timeout)
+            await checkpoint()
             return await life.shutdown.wait()
 
     async def shutdown_requested(self) -> None:

@@ -121,4 +121,4 @@ def _hash(self: Any) -> int:
 
 
 def _values(self: Any) -> tuple[Any, ...]:
-    return tuple(getattr(self, each.name) for each in fields(self))
+    return tuple(getattr(self, each.name) for each in fields(self) if each.compare)

@@ -11,7 +11,6 @@ import random
 from abc import ABC, abstractmethod
 from dataclasses import field
 from datetime import UTC, datetime, tzinfo
-from typing import Any
 
 from . import _checks
 from ._errors import InvalidTask
@@ -99,8 +98,8 @@ class Cron(Schedule):
         from cronsim import CronSim
 
         start = datetime.fromtimestamp(wall, self.zone)
-        found: Any = next(CronSim(self.expression, start))
-        return float(found.timestamp())
+        found: datetime = next(CronSim(self.expression, start))
+        return found.timestamp()
 
     def ticks(self, now: float, wall: float) -> Ticks:
         return _Calendar(self)
@@ -112,14 +111,25 @@ class _Calendar(Ticks):
     def __init__(self, cron: Cron) -> None:
         self._cron = cron
         self._tick = -math.inf
+        self._last = -math.inf  # that came before it
+        self._looked = 0.0
 
     def next(self, now: float, wall: float, took: float = 0.0) -> float:
-        self._tick = self._cron.after(max(self._tick, wall))
-        return now + self._tick - wall
+        self._last = self._tick
+        return self._find(now, wall, wall)
 
     def confirm(self, due: float, now: float, wall: float) -> float:
-        if wall - self._tick > self.patience:  # slept through: that tick is missed
-            return self.next(now, wall)
+        put_off = now + self._tick - wall - due
+        if max(wall - self._tick, put_off) > self.patience:
+            # Slept through, so that tick is missed; or the clock was put back to before others. One
+            # that the clock has passed since the last look is still in time.
+            return self._find(now, wall, wall - min(self.patience, now - self._looked))
+        self._looked = now
+        return now + max(0.0, self._tick - wall)
+
+    def _find(self, now: float, wall: float, after: float) -> float:
+        self._looked = now
+        self._tick = self._cron.after(max(self._last, after))
         return now + max(0.0, self._tick - wall)
 
 
@@ -147,8 +157,9 @@ def cron(expression: str, *, tz: str = "UTC") -> Schedule:
 
     Five fields, six with seconds first, or `@hourly`, `@daily`, `@weekly`, `@monthly`, `@yearly`.
     Daylight saving follows Debian's cron: a local time that does not exist runs once, right after
-    the gap; one that exists twice runs once. A tick that falls into a running iteration, or that
-    the process or the clock jumped over by more than a minute, is skipped.
+    the gap; one that exists twice runs once. (Where clocks change by half an hour, as they do on
+    Lord Howe Island, ticks within that hour may be missed.) A tick that falls into a running
+    iteration, or that the process or the clock jumped over by more than a minute, is skipped.
 
     Raises `InvalidTask` for an expression that is wrong or never due, and for an unknown zone.
     """

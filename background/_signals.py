@@ -62,19 +62,21 @@ class SignalHandlers:
             if signal.getsignal(each) is self._handler:
                 signal.signal(each, signal.SIG_DFL if previous is None else previous)
 
-    def finish(self, *, stuck: bool) -> None:
-        """Let a signal have its way that was put off until the manager had closed.
+    def finish(self, *, stuck: bool) -> bool:
+        """Let a signal have its way that was put off until the manager had closed, if one was.
 
         With tasks that are `stuck` it ends the process at once: after a KeyboardInterrupt the event
         loop or the interpreter would wait for them.
         """
-        if self._deferred is not None:
-            for stream in (sys.stdout, sys.stderr):
-                if stream is not None:  # pyright: ignore[reportUnnecessaryComparison]
-                    stream.flush()
-            if stuck:
-                signal.signal(self._deferred, signal.SIG_DFL)
-            signal.raise_signal(self._deferred)
+        if self._deferred is None:
+            return False
+        for stream in (sys.stdout, sys.stderr):
+            if stream is not None:  # pyright: ignore[reportUnnecessaryComparison]
+                stream.flush()
+        if stuck:
+            signal.signal(self._deferred, signal.SIG_DFL)
+        signal.raise_signal(self._deferred)
+        return True
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         previous = self._previous[number]

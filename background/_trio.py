@@ -54,6 +54,9 @@ class TrioBackend(Backend):
     def _call_soon(self, fn: Callable[[], object], context: Context) -> None:
         self._token.run_sync_soon(context.run, fn)
 
+    async def wake_on_signals(self) -> None:
+        pass  # trio sees to it
+
     def current_task(self) -> object:
         try:
             return trio.lowlevel.current_task()

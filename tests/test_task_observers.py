@@ -14,14 +14,17 @@ import pytest
 from fates import FATES, LOOP, TWICE, Fate, broken, everything_happens, fine, meet, nap
 
 from background import (
+    CloseReport,
     InvalidTask,
     Manager,
+    ManagerClosingEvent,
     Observer,
     Task,
     TaskAdded,
     TaskCancelledEvent,
     TaskEvent,
     TaskStarted,
+    TaskStatus,
     TaskSucceeded,
     every,
     task,
@@ -334,3 +337,34 @@ async def test_observer_of_a_task_that_another_observer_ends_at_once() -> None:
     async with Manager(observers=[Cancelling()]) as manager:
         manager.run_task(Task(nap, observers=(Own(),)))
     assert kept == [TaskAdded, TaskCancelledEvent]
+
+
+class ShutsDown(Observer):
+    """Asks for a shutdown when a task is cancelled."""
+
+    def __init__(self, manager: Manager) -> None:
+        self.manager = manager
+
+    def on_task_cancelled(self, event: object) -> None:
+        self.manager.request_shutdown()
+
+
+async def test_the_report_counts_no_task_whose_end_began_the_closing(
+    recorder: RecordingObserver,
+) -> None:
+    async with Manager(observers=[recorder]) as manager:
+        manager.request_shutdown()
+        last = manager.run_task(Task(anyio.sleep, args=(9,), observers=(ShutsDown(manager),)))
+        last.cancel()
+        report = await manager.close()
+    (closing,) = recorder.of(ManagerClosingEvent)
+    assert closing.outstanding == 0
+    assert report == CloseReport()
+
+
+async def test_a_task_that_closes_is_not_cancelled_by_what_closing_sets_off() -> None:
+    async with Manager() as manager:
+        manager.request_shutdown()
+        manager.run_task(Task(anyio.sleep, args=(1,), delay=9, observers=(ShutsDown(manager),)))
+        closer = manager.run(manager.close)
+        assert await closer.wait() is TaskStatus.SUCCEEDED

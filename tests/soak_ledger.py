@@ -1,0 +1,168 @@
+"""What soak.py keeps account of: every submission, its events in their order, and its one end."""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import Any
+
+from background import (
+    ManagerClosedEvent,
+    ManagerClosingEvent,
+    Observer,
+    TaskAdded,
+    TaskCancelledEvent,
+    TaskEvent,
+    TaskExpiredEvent,
+    TaskFailed,
+    TaskHandle,
+    TaskKind,
+    TaskRetrying,
+    TaskStalled,
+    TaskStarted,
+    TaskStatus,
+    TaskSucceeded,
+)
+
+_WORST = 20  # faults that are shown in full
+
+LOOP = TaskKind.LOOP
+
+# What may come after what, for one task.
+_WAITING = ("added", "between iterations")
+_UNDER_WAY = ("started", "retrying")
+_OUTSTANDING = (*_WAITING, *_UNDER_WAY)
+
+
+@dataclass
+class Totals:
+    """The sums of all managers."""
+
+    submissions: int = 0
+    refused: Counter[str] = field(default_factory=Counter)
+    ends: Counter[str] = field(default_factory=Counter)
+    events: int = 0
+    managers: Counter[str] = field(default_factory=Counter)
+    stuck: int = 0
+    dropped: int = 0
+    hook_errors: int = 0
+    lost: int = 0
+    doubled: int = 0
+    disordered: int = 0
+    faults: list[str] = field(default_factory=list)
+
+    def fault(self, text: str) -> None:
+        if len(self.faults) < _WORST:
+            self.faults.append(text)
+
+
+class Ledger(Observer):
+    """The account of one manager; `balance()` closes it when no task is outstanding."""
+
+    def __init__(self, totals: Totals) -> None:
+        self.accepted: list[TaskHandle[Any]] = []  # also by other threads
+        self._totals = totals
+        self._stands: dict[str, tuple[str, int]] = {}  # what was told last, in which iteration
+        self._added: Counter[str] = Counter()
+        self._ended: Counter[tuple[str, TaskStatus]] = Counter()
+        self.successes = 0
+        self.additions = 0
+        self.visits = 0
+        self.closings = 0
+
+    def _step(self, event: TaskEvent, what: str, after: tuple[str, ...]) -> None:
+        self._totals.events += 1
+        stood, iteration = self._stands.get(event.id, ("nothing", 0))
+        if stood not in after:
+            self._totals.disordered += 1
+            self._totals.fault(f"{what} after {stood}: {event}")
+        expected = iteration + (stood in _WAITING and what == "started" and event.kind is LOOP)
+        if event.iteration != expected:
+            self._totals.disordered += 1
+            self._totals.fault(f"iteration {event.iteration} after {iteration}: {event}")
+        self._stands[event.id] = what, event.iteration
+
+    def _end(self, event: TaskEvent, status: TaskStatus, after: tuple[str, ...]) -> None:
+        if event.id not in self._stands:
+            self._totals.doubled += 1
+            self._totals.fault(f"an end without a task: {event}")
+        self._step(event, status, after)
+        del self._stands[event.id]
+        self._ended[event.id, status] += 1
+        self._totals.ends[status] += 1
+
+    def on_task_added(self, event: TaskAdded) -> None:
+        self.additions += 1
+        self._step(event, "added", ("nothing",))
+        self._added[event.id] += 1
+
+    def on_task_started(self, event: TaskStarted) -> None:
+        self.visits += event.meta.get("visitors", 0)
+        self._step(event, "started", _WAITING)
+
+    def on_task_retrying(self, event: TaskRetrying) -> None:
+        self._step(event, "retrying", _UNDER_WAY)
+
+    def on_task_stalled(self, event: TaskStalled) -> None:
+        stood, _ = self._stands.get(event.id, ("nothing", 0))
+        self._step(event, stood, _UNDER_WAY)
+
+    def on_task_succeeded(self, event: TaskSucceeded) -> None:
+        self.successes += 1
+        if event.final:
+            self._end(event, TaskStatus.SUCCEEDED, _UNDER_WAY)
+        else:
+            self._step(event, "between iterations", _UNDER_WAY)
+
+    def on_task_failed(self, event: TaskFailed) -> None:
+        if event.final:
+            self._end(event, TaskStatus.FAILED, _UNDER_WAY)
+        else:
+            self._step(event, "between iterations", _UNDER_WAY)
+
+    def on_task_cancelled(self, event: TaskCancelledEvent) -> None:
+        self._end(event, TaskStatus.CANCELLED, _OUTSTANDING)
+
+    def on_task_expired(self, event: TaskExpiredEvent) -> None:
+        self._end(event, TaskStatus.EXPIRED, _OUTSTANDING)
+
+    def on_manager_closing(self, event: ManagerClosingEvent) -> None:
+        self.closings += 1
+
+    def on_manager_closed(self, event: ManagerClosedEvent) -> None:
+        self.closings += 100
+
+    def balance(self) -> None:
+        """Compare what was submitted with what was told, and start afresh."""
+        totals = self._totals
+        totals.submissions += len(self.accepted)
+        totals.lost += len(self._stands)
+        for id, (stood, _) in self._stands.items():
+            totals.fault(f"task {id} has no end; the last that was told: {stood}")
+        submitted = Counter(handle.id for handle in self.accepted)
+        if submitted != self._added:
+            totals.lost += (submitted - self._added).total()
+            totals.doubled += (self._added - submitted).total()
+            totals.fault(f"submitted but not added: {submitted - self._added}")
+            totals.fault(f"added but not submitted: {self._added - submitted}")
+        ended = Counter((handle.id, handle.status) for handle in self.accepted)
+        if ended != self._ended:
+            totals.doubled += (self._ended - ended).total()
+            totals.lost += (ended - self._ended).total()
+            totals.fault(f"handles say {ended - self._ended}, events {self._ended - ended}")
+        for account in (self.accepted, self._stands, self._added, self._ended):
+            account.clear()
+
+
+class Listener(logging.Handler):
+    """Hears what the library logs, which must be about its observers only."""
+
+    def __init__(self, totals: Totals) -> None:
+        super().__init__()
+        self._totals = totals
+
+    def emit(self, record: logging.LogRecord) -> None:
+        text = record.getMessage()
+        if " raised" not in text and " too slow" not in text:
+            self._totals.fault(f"logged: {text}")
