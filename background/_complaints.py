@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections import Counter
 
-_logger = logging.getLogger("background")
+from ._log import log
 
 
 class Complaints:
@@ -30,17 +30,19 @@ class Complaints:
         name = f"{observer}.{hook}"
         self._errors[name] += 1
         if self._errors[name] == 1:
-            _logger.error(
+            log(
+                logging.ERROR,
                 "%s raised; no task is harmed, and more errors of this hook are only counted",
                 name,
-                exc_info=error,
+                error=error,
             )
 
     def overflowed(self, observer: str, hook: str, waiting: int) -> None:
         """Take note of an event that found no room behind the ones that are waiting."""
         self._missed[observer] += 1
         if self._missed[observer] == 1:
-            _logger.warning(
+            log(
+                logging.WARNING,
                 "%s.%s is too slow: %d events wait for it, and it misses what comes",
                 observer,
                 hook,
@@ -55,7 +57,8 @@ class Complaints:
         """Log the counts."""
         for name, count in self._errors.items():
             if count > 1:
-                _logger.error("%s raised %d times", name, count)
+                log(logging.ERROR, "%s raised %d times", name, count)
         for observer, count in self._missed.items():
             if count:
-                _logger.warning("%s was too slow for %d events, which it missed", observer, count)
+                text = "%s was too slow for %d events, which it missed"
+                log(logging.WARNING, text, observer, count)

@@ -45,11 +45,10 @@ class Order:
                 for hook in hooks:
                     try:
                         answer = hook.fn(event)
-                    except BaseException as error:
-                        hook.listener.failed(hook.name, error)
-                    else:
                         if answer is None or hook.took(event, answer):
                             told = True
+                    except BaseException as error:
+                        hook.listener.failed(hook.name, error)
                 if then is not None:
                     then(told)
                 if not self._next:

@@ -183,7 +183,7 @@ class Engine:
         else:
             try:
                 handle._due = self._next_due(handle, outcome, now)
-            except Exception as error:
+            except BaseException as error:
                 _remember(handle, error)
                 failure = Outcome(TaskStatus.FAILED, outcome.duration, None, error)
                 self._finish(handle, TaskStatus.FAILED, failure)
@@ -217,7 +217,7 @@ class Engine:
             self.timer.abandon()
         elif task.kind is TaskKind.ONE_OFF:
             self._running -= 1
-        handle._coroutine = handle._native = None
+        handle._coroutine = handle._native = handle._pause = None
         handle._context = _NO_CONTEXT  # which knows the handle: a cycle for each task
         if outcome is not None:
             handle._result = outcome.value

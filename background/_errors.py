@@ -69,7 +69,12 @@ class TaskExpired(BackgroundError):
 
 def is_fatal(error: BaseException) -> bool:
     """Tell whether the error is to end the program, wherever it was raised."""
-    fatal = (KeyboardInterrupt, SystemExit)
-    if isinstance(error, BaseExceptionGroup):
-        return error.subgroup(fatal) is not None  # pyright: ignore[reportUnknownMemberType]
-    return isinstance(error, fatal)
+    # Not by `subgroup()`, which calls the group's own methods, and itself for each one inside.
+    left = [error]
+    while left:
+        each = left.pop()
+        if isinstance(each, (KeyboardInterrupt, SystemExit)):
+            return True
+        if isinstance(each, BaseExceptionGroup):
+            left.extend(each.exceptions)  # pyright: ignore[reportUnknownMemberType, reportUnknownArgumentType]
+    return False

@@ -15,6 +15,7 @@ from anyio.lowlevel import checkpoint
 
 from . import _stack
 from ._errors import TaskCancelled, TaskExpired
+from ._log import log
 from ._states import TaskKind, TaskStatus
 from ._task import Task
 
@@ -31,12 +32,10 @@ FINAL = frozenset(
 #: The name of the function that calls a task's own in a thread.
 THREAD_ENTRY = "call_in_thread"
 
-_logger = logging.getLogger("background")
-
 
 def log_failure(name: str, id: str, error: BaseException | None) -> None:
     """Log a failure that nobody else is told of."""
-    _logger.error("task %r (%r) failed", name, id, exc_info=error)
+    log(logging.ERROR, "task %r (%r) failed", name, id, error=error)
 
 
 class Owner(Protocol):
@@ -190,7 +189,7 @@ class TaskHandle(Generic[T]):
         if status is TaskStatus.FAILED:
             assert self.error is not None
             # Raising adds to the traceback in place: each waiter starts from the task's own.
-            raise self.error.with_traceback(self._traceback)
+            raise BaseException.with_traceback(self.error, self._traceback)
         return self._result  # type: ignore[return-value]
 
     def __await__(self) -> Generator[Any, Any, T]:

@@ -151,8 +151,8 @@ class Lifecycle:
 
     def _exit_body(self, error: BaseException | None, interrupted: BaseException | None) -> bool:
         """Raise what has to leave the block; return whether the body's own error ends here."""
-        leaving = interrupted or error
-        if self._body.__exit__(type(leaving) if leaving else None, leaving, None):
+        leaving = error if interrupted is None else interrupted
+        if self._body.__exit__(None if leaving is None else type(leaving), leaving, None):
             leaving = error if interrupted else None
         for fatal in self._fatal:
             if is_fatal(fatal):

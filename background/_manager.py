@@ -87,6 +87,7 @@ class Manager:
             cancel_timeout=cancel_timeout,
         )
         self._life: Lifecycle | None = None
+        self._entering = False
         self._closed_unused: CloseReport | None = None
 
     @property
@@ -107,14 +108,21 @@ class Manager:
     async def __aenter__(self) -> Manager:
         if self._closed_unused is not None:
             raise ManagerClosed(f"manager {self.name!r} was closed before it was entered")
-        if self._life is not None:
+        if self._entering or self._life is not None:
             raise ManagerMisuse(
                 f"manager {self.name!r} has been entered before; make a new one each time"
             )
         life = Lifecycle(self._settings)
-        await life.open(self)
+        self._entering = True
+        try:
+            await life.open(self)
+        finally:
+            self._entering = False
         self._life = life
         life.take_signals()
+        if self._closed_unused is not None:  # meanwhile
+            await life.leave(None)
+            raise ManagerClosed(f"manager {self.name!r} was closed before it was entered")
         return self
 
     async def __aexit__(
@@ -262,9 +270,9 @@ class Manager:
         if timeout is not None and timeout is not ...:
             _checks.seconds("timeout", timeout, at_least=0)
         if self._life is None:
+            report = self._closed_unused = self._closed_unused or CloseReport()
             await checkpoint()
-            self._closed_unused = self._closed_unused or CloseReport()
-            return self._closed_unused
+            return report
         life = self._here("close")
         # First, or else an observer that hears of the closing could have the caller cancelled.
         with life.engine.outstanding.absent(current_handle.get(), Absence.CLOSING):

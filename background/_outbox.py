@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Coroutine
+from inspect import CORO_CREATED, getcoroutinestate, iscoroutine
 from typing import Any, NamedTuple
 
 import anyio
@@ -25,7 +26,7 @@ class Call(NamedTuple):
 
     def close(self) -> None:
         """Let nothing warn of a coroutine that was never awaited."""
-        if hasattr(self.answer, "close"):
+        if iscoroutine(self.answer) and getcoroutinestate(self.answer) == CORO_CREATED:
             self.answer.close()
 
 
@@ -50,13 +51,18 @@ class Outbox:
         self._current: Call | None = None
         self._delivering = False
         self._flushed: anyio.Event | None = None
+        self._given_up = False
 
     @property
     def empty(self) -> bool:
-        return not self._delivering
+        return not (self._delivering or self._calls or self._current)
 
     def put(self, call: Call) -> bool:
-        """Have the answer awaited after those before it; `False` if there is no room."""
+        """Have the answer awaited after those before it; `False` if that can not be."""
+        if self._given_up:
+            self._complaints.undelivered(self._owner, 1)
+            call.close()
+            return False
         if len(self._calls) >= _SIZE:
             self._complaints.overflowed(self._owner, call.hook, _SIZE)
             call.close()
@@ -98,6 +104,7 @@ class Outbox:
 
     def give_up(self) -> list[Call]:
         """Return the calls that were not seen to their end; there will be no others."""
+        self._given_up = True
         for call in self._calls:
             call.close()
         left = [*([self._current] if self._current else []), *self._calls]

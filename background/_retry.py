@@ -153,10 +153,9 @@ class Attempts:
             return outcome.result()
         if policy.retry_error_callback is not None:
             return await _call(policy.retry_error_callback, self._state)
-        gave_up = policy.retry_error_cls(outcome)
-        if policy.retry_error_cls is RetryError or policy.reraise:
-            gave_up.reraise()
-        raise gave_up from error
+        if error is not None and (policy.retry_error_cls is RetryError or policy.reraise):
+            raise error  # not by RetryError.reraise(), which takes an error that is false for none
+        raise policy.retry_error_cls(outcome) from error
 
 
 async def _call(strategy: Callable[[Any], Any] | None, argument: Any) -> Any:

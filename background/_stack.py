@@ -35,7 +35,7 @@ def without_ours(error: BaseException) -> BaseException:
     traceback = error.__traceback__
     while traceback is not None and _is_ours(traceback.tb_frame):
         traceback = traceback.tb_next
-    return error if traceback is None else error.with_traceback(traceback)
+    return error if traceback is None else BaseException.with_traceback(error, traceback)
 
 
 def _awaited(suspended: Any) -> Iterator[FrameType]:
@@ -83,5 +83,11 @@ def _is_ours(frame: FrameType) -> bool:
 
 
 def _summarise(frames: Iterable[FrameType]) -> list[FrameSummary]:
-    theirs = ((frame, frame.f_lineno) for frame in frames if not _is_ours(frame))
-    return list(StackSummary.extract(theirs))
+    theirs = [(frame, frame.f_lineno) for frame in frames if not _is_ours(frame)]
+    try:
+        return list(StackSummary.extract(theirs))
+    except Exception:  # of a module's own loader, which is asked for the source
+        return [
+            FrameSummary(frame.f_code.co_filename, line, frame.f_code.co_name, line="")
+            for frame, line in theirs
+        ]

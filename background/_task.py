@@ -302,8 +302,8 @@ def _check_visiting(observers: tuple[Observer, ...]) -> None:
 def _name_of(fn: Callable[..., Any]) -> str:
     while isinstance(fn, partial):
         fn = fn.func
-    name: str = getattr(fn, "__qualname__", None) or type(fn).__qualname__
-    return name
+    name: object = getattr(fn, "__qualname__", None)
+    return name if isinstance(name, str) and name else type(fn).__qualname__
 
 
 def _as_mapping(argument: str, value: Any) -> Mapping[str, Any]:

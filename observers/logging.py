@@ -84,7 +84,7 @@ class LoggingObserver(Observer):
             error = described(event.error)
             args = (event.duration, event.attempt, error)
             fields = {"error": error, "duration": event.duration, "final": event.final}
-            self._log(level, event, fields, text, *args, exc_info=event.error)
+            self._log(level, event, fields, text, *args, failure=event.error)
 
     def on_task_cancelled(self, event: TaskCancelledEvent) -> None:
         stopped = event.kind is TaskKind.LOOP and event.reason == "stopped"
@@ -139,7 +139,7 @@ class LoggingObserver(Observer):
         fields: Mapping[str, object],
         text: str,
         *args: object,
-        exc_info: BaseException | None = None,
+        failure: BaseException | None = None,
     ) -> None:
         subject = _subject(event.kind, event.name, event.id)
         if event.iteration:
@@ -153,6 +153,8 @@ class LoggingObserver(Observer):
             "attempt": event.attempt,
             **fields,
         }
+        # A tuple, as logging asks the error itself whether it is true, which some are not.
+        exc_info = None if failure is None else (type(failure), failure, failure.__traceback__)
         self._logger.log(level, f"%s {text}", subject, *args, exc_info=exc_info, extra=extra)
 
 

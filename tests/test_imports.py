@@ -19,6 +19,7 @@ LAYERS = [
     "_clock",
     "_stack",
     "_checks",
+    "_log",
     "_record",
     "_events",
     "_observe",
