@@ -1,6 +1,6 @@
 """What the library costs, as ratios within one run: `nox -s bench`.
 
-python tests/benchmarks [--quick] [PART …]
+python tests/benchmarks [--quick] [--goals] [PART …]
 """
 
 from __future__ import annotations
@@ -32,6 +32,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="benchmarks", description="Print one table.")
     parser.add_argument("parts", nargs="*", metavar="PART", help="default: all")
     parser.add_argument("--quick", action="store_true", help="only see that everything works")
+    parser.add_argument("--goals", action="store_true", help="print only what has a goal")
     chosen = parser.parse_args()
     if unknown := set(chosen.parts) - set(PARTS):
         parser.error(f"no part {', '.join(sorted(unknown))}; there are {', '.join(PARTS)}")
@@ -40,7 +41,7 @@ def main() -> None:
         began = clock()
         found += PARTS[part](quick=chosen.quick)
         print(f"{part}: {clock() - began:.0f} s", file=sys.stderr)
-    print(table(found))
+    print(table([row for row in found if row.goal is not None or not chosen.goals]))
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ from contenders import AIOJOBS, ANYIO, FULL, TENACITY, Contender, at_once, in_tu
 from measure import interleaved
 from table import Row, Samples, compared
 
-#: The most that a full-featured run may take, as a multiple of these, where there are many at once.
+#: The most that a full-featured run may take, as a multiple of these.
 GOALS = {ANYIO: 1.3, AIOJOBS: 1.5, TENACITY: 1 / 3}
 
 
@@ -19,11 +19,11 @@ def rows(*, quick: bool) -> list[Row]:
     for loop in eventloops.LOOPS:
         goals = {} if loop == "trio" else GOALS
         shapes = [
-            (at_once(loop), 200 if quick else 10_000, 2 if quick else 9, "{:,} at once", goals),
-            (at_once(loop), 20 if quick else 1_000, 2 if quick else 15, "{:,} at once", {}),
-            (in_turn(loop), 20 if quick else 1_000, 2 if quick else 15, "one by one", {}),
+            (at_once(loop), 200 if quick else 10_000, 2 if quick else 9, "{:,} at once"),
+            (at_once(loop), 20 if quick else 1_000, 2 if quick else 15, "{:,} at once"),
+            (in_turn(loop), 20 if quick else 1_000, 2 if quick else 15, "one by one"),
         ]
-        for runners, tasks, rounds, what, goals in shapes:
+        for runners, tasks, rounds, what in shapes:
             samples = eventloops.run(loop, measured, runners, tasks, rounds)
             found += judged(samples, what.format(tasks), loop, goals)
     return found
