@@ -9,6 +9,8 @@ from functools import partial
 from inspect import isawaitable, iscoroutinefunction
 from typing import Any
 
+import anyio
+
 from ._backend import Backend
 from ._complaints import Complaints
 from ._errors import is_fatal
@@ -169,7 +171,8 @@ class Listener:
         """Run the observer's `watch` service."""
         me = self._backend.current_task()
         try:
-            await self.observer.watch(manager)
+            with anyio.CancelScope():  # which can't be left if the hook leaves one open
+                await self.observer.watch(manager)
         except BaseException as error:
             if self._backend.ends(me, error):
                 raise

@@ -70,23 +70,32 @@ class Outbox:
         self._calls.append(call)
         if not self._delivering:
             self._delivering = True
-            self._start(f"{self._owner} outbox", self._deliver, self._stop_delivering)
+            self._serve()
         return True
+
+    def _serve(self) -> None:
+        self._start(f"{self._owner} outbox", self._deliver, self._stop_delivering)
 
     async def _deliver(self) -> None:
         me = self._backend.current_task()
+        failed = False
         try:
-            while self._calls:
+            while self._calls and not failed:
                 call = self._current = self._calls.popleft()
                 try:
-                    await call.answer
+                    with anyio.CancelScope():  # which can't be left if the hook leaves one open
+                        await call.answer
                 except BaseException as error:
                     if self._backend.ends(me, error):
                         raise
                     self._on_error(call.hook, error)
+                    failed = True
                 self._current = None
         finally:
-            self._stop_delivering()
+            if failed and self._calls:
+                self._serve()  # in a new task, as nobody knows how the hook has left this one
+            else:
+                self._stop_delivering()
 
     def _stop_delivering(self) -> None:
         """Let the next call start the service again, which may not have had its first step."""

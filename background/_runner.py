@@ -155,12 +155,12 @@ class Runner:
         timeout = handle.task.timeout
         if timeout is None:
             return await self._call(handle)
-        deadline = self._backend.now() + timeout
-        message = (
+        # Not `fail_at()`: contextlib gives the error attributes, which some refuse.
+        with anyio.CancelScope(deadline=self._backend.now() + timeout):
+            return await self._call(handle)
+        raise TimeoutError(
             f"an attempt of task {handle.name!r} took longer than its timeout of {timeout:g} s"
         )
-        with anyio.fail_at(deadline, reason=message):
-            return await self._call(handle)
 
     async def _call(self, handle: TaskHandle[Any]) -> Any:
         task = handle.task
@@ -170,11 +170,12 @@ class Runner:
         answers: list[Any] = []
         abandoned = False
 
-        def call_in_thread() -> GeneratorExit | None:
+        def call_in_thread() -> BaseException | None:
             handle._thread = get_ident()
             try:
                 answers.append(task.fn(*task.args, **task.kwargs))
-            except GeneratorExit as error:  # thrown into a coroutine, it would end all of them
+            # Not left to what carries it over, which gives it attributes or takes it for its own.
+            except BaseException as error:
                 return error
             finally:
                 handle._thread = None
@@ -192,7 +193,10 @@ class Runner:
         finally:
             _clock.on_thread(-1)
         if error is not None:
-            raise error
+            try:
+                raise error
+            finally:
+                del error
         try:
             # The thread could not be interrupted: a cancellation or deadline since then counts now.
             await checkpoint_if_cancelled()

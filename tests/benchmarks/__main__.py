@@ -6,6 +6,7 @@ python tests/benchmarks [--quick] [--goals] [PART …]
 from __future__ import annotations
 
 import argparse
+import platform
 import sys
 from collections.abc import Callable
 
@@ -41,6 +42,8 @@ def main() -> None:
         began = clock()
         found += PARTS[part](quick=chosen.quick)
         print(f"{part}: {clock() - began:.0f} s", file=sys.stderr)
+    worth = "; with --quick the figures mean nothing" if chosen.quick else ""
+    print(f"Python {platform.python_version()}, {platform.system()}{worth}", file=sys.stderr)
     print(table([row for row in found if row.goal is not None or not chosen.goals]))
 
 
