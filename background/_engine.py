@@ -27,7 +27,7 @@ from ._outstanding import Outstanding
 from ._portal import Portal
 from ._retry import pause_after_failures
 from ._runner import FROM_OUTSIDE, Runner
-from ._schedule import Ticks
+from ._schedule import Schedule, Ticks
 from ._states import TaskKind, TaskStatus
 from ._task import Task
 from ._timer import Timer
@@ -91,12 +91,11 @@ class Engine:
         hooks = self._listeners.hooks
         handle: TaskHandle[Any] = TaskHandle(task, id, self, hooks, context, now, wall)
         if task.schedule is not None:
-            handle._ticks, handle._due = _first_tick(task, now + task.delay, wall + task.delay)
+            handle._ticks, handle._due = _first_tick(task.schedule, handle._due, wall + task.delay)
         if task.observers:
             handle._hooks = self._listeners.hooks_for(task.observers)
         self.outstanding.add(handle)
-        if handle._hooks.on_task_added:
-            _telling.added(handle)
+        _telling.added(handle)
         if handle.status is TaskStatus.WAITING:  # else an observer cancelled it
             self._start_when_due(handle, now)
         return handle
@@ -274,16 +273,12 @@ class Engine:
                 self._finish(handle, TaskStatus.CANCELLED, reason=reason)
 
 
-def _first_tick(task: Task[Any], now: float, wall: float) -> tuple[Ticks | None, float]:
-    if task.schedule is None:
-        return None, now
+def _first_tick(schedule: Schedule, now: float, wall: float) -> tuple[Ticks, float]:
     try:
-        ticks = task.schedule.ticks(now, wall)
+        ticks = schedule.ticks(now, wall)
         return ticks, ticks.next(now, wall)
     except (ArithmeticError, OSError, StopIteration, ValueError) as error:
-        raise InvalidTask(
-            f"schedule {task.schedule!r} has no tick after a delay of {task.delay:g} s"
-        ) from error
+        raise InvalidTask(f"schedule {schedule!r} has no tick after the delay") from error
 
 
 def _remember(handle: TaskHandle[Any], error: BaseException) -> None:

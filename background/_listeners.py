@@ -40,8 +40,6 @@ class Listeners:
 
     def hooks_for(self, observers: tuple[Observer, ...]) -> Hooks:
         """Return the hooks for a task, whose own observers are to be taken back by `release`."""
-        if not observers:
-            return self.hooks
         visitors = [self._visit(each) for each in self._visitors(observers)]
         return Hooks((*self._standing.values(), *visitors), self._order)
 
@@ -58,8 +56,7 @@ class Listeners:
 
     def release(self, observers: tuple[Observer, ...]) -> None:
         """Take back what `hooks_for` gave for a task, once it has been told of its end."""
-        if observers:
-            self._order.after(partial(self._release, observers))
+        self._order.after(partial(self._release, observers))
 
     def _release(self, observers: tuple[Observer, ...]) -> None:
         for observer in self._visitors(observers):

@@ -120,7 +120,7 @@ class _Calendar(Ticks):
 
     def confirm(self, due: float, now: float, wall: float) -> float:
         put_off = now + self._tick - wall - due
-        if max(wall - self._tick, put_off) > self.patience:
+        if wall - self._tick > self.patience or put_off >= self.patience:
             # Slept through, so that tick is missed; or the clock was put back to before others. One
             # that the clock has passed since the last look is still in time.
             return self._find(now, wall, wall - min(self.patience, now - self._looked))

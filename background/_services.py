@@ -43,17 +43,13 @@ class Services:
         service.scope = anyio.CancelScope()
         if self._stopping:
             service.scope.cancel()
-        returned = False
         try:
             with service.scope:
                 await service.fn()
-                returned = True
         except self._backend.cancelled:  # nothing is awaited after this
             service.lost()
         except RuntimeError:
-            if not returned:
-                raise
-            # A hook has left a scope of its own open, and has been reported.
+            pass  # of the scope: a hook has left one of its own open, and has been reported
         finally:
             self._ended(service)
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import signal
+import socket
 import sys
 from typing import Any
 
@@ -10,7 +12,16 @@ import anyio
 import pytest
 from anyio.lowlevel import checkpoint
 
-from background import Manager, ManagerClosedEvent, Observer, Task, TaskHandle, TaskKind
+from background import (
+    Manager,
+    ManagerClosedEvent,
+    Observer,
+    Task,
+    TaskHandle,
+    TaskKind,
+    TaskStatus,
+)
+from background._asyncio import _write_signals_to
 from background._backend import current_backend
 from background.testing import RecordingObserver
 
@@ -141,3 +152,61 @@ def test_grace_that_the_loop_cancels_before_it_counts_is_no_more() -> None:
             assert await manager.run(str, 1) == "1"
 
     asyncio.run(main())
+
+
+def test_cancelled_twice_by_the_loop_before_the_first_step() -> None:
+    recorder = RecordingObserver()
+
+    async def main() -> None:
+        async with Manager(observers=[recorder]) as manager:
+            handle = manager.run(checkpoint)
+            child = native(handle.name)
+            child.cancel()
+            child.cancel()
+            assert await handle.wait() is TaskStatus.CANCELLED
+        assert recorder.names(handle.id) == ["added", "cancelled"]
+
+    asyncio.run(main())
+
+
+def wakeup_descriptor() -> int:
+    """Return where Python writes the numbers of signals now; -1 is nowhere."""
+    descriptor = signal.set_wakeup_fd(-1)
+    if descriptor != -1:
+        signal.set_wakeup_fd(descriptor, warn_on_full_buffer=False)
+    return descriptor
+
+
+@pytest.mark.realtime
+async def test_a_loop_that_waits_is_woken_by_signals() -> None:
+    """By itself, or by the manager, which puts back what it found."""
+    before = wakeup_descriptor()
+    async with Manager(signals={signal.SIGTERM}) as manager:
+        await manager.run(checkpoint)
+        assert wakeup_descriptor() != -1
+        if before != -1:
+            assert wakeup_descriptor() == before
+    assert wakeup_descriptor() == before
+
+
+def test_somebody_elses_wakeup_descriptor_is_left_alone() -> None:
+    theirs, other = socket.socketpair()
+
+    async def main() -> None:
+        async with Manager(signals={signal.SIGTERM}) as manager:
+            await manager.run(checkpoint)
+            theirs.setblocking(False)
+            signal.set_wakeup_fd(theirs.fileno())
+        assert signal.set_wakeup_fd(-1) == theirs.fileno()
+
+    with theirs, other:
+        asyncio.run(main())
+
+
+def test_a_wakeup_descriptor_that_was_closed_counts_as_none() -> None:
+    gone, other = socket.socketpair()
+    descriptor = gone.fileno()
+    gone.close()
+    other.close()
+    assert not _write_signals_to(descriptor)
+    assert wakeup_descriptor() == -1

@@ -21,7 +21,7 @@ from zoneinfo import ZoneInfo
 
 import anyio
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from processes import running
 
@@ -209,6 +209,7 @@ moves = st.lists(
 @pytest.mark.parametrize("backend", ["asyncio", "trio"])
 @settings(deadline=None, max_examples=25)
 @given(expression=st.sampled_from(list(PERIODS)), interval=st.floats(45, 300), moves=moves)
+@example(expression="* * * * *", interval=45.0, moves=[(0.0, -60)])
 def test_random_moves(
     backend: str, expression: str, interval: float, moves: Sequence[tuple[float, float]]
 ) -> None:

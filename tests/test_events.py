@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
+import pickle
 from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Any
@@ -44,7 +46,10 @@ def test_events_are_frozen_and_slotted(kind: type) -> None:
     for name in values:
         with pytest.raises(dataclasses.FrozenInstanceError):
             setattr(event, name, 1)
-    assert event == kind(**values)
+        with pytest.raises(dataclasses.FrozenInstanceError):
+            delattr(event, name)
+    assert event == kind(**values) == copy.copy(event) == pickle.loads(pickle.dumps(event))
+    assert event != values
     with pytest.raises(TypeError):
         kind(*values.values())
 

@@ -16,7 +16,8 @@ import pytest
 from anyio.lowlevel import checkpoint
 from processes import PATIENCE, Process, running
 
-from background import Manager, ManagerMisuse, ManagerState, TaskStatus
+from background import Manager, ManagerMisuse, ManagerState, TaskCancelled, TaskStatus
+from background._lifecycle import _is_of_shutdown
 from background._signals import SignalHandlers
 
 posix = pytest.mark.skipif(
@@ -555,3 +556,11 @@ def test_signal_under_plain_asyncio(seen: Seen) -> None:
             return await handle.wait()
 
     assert asyncio.run(program()) is TaskStatus.CANCELLED
+
+
+def test_what_a_shutdown_does_to_a_body_that_waits_is_not_the_bodys_own_error() -> None:
+    cancelled = TaskCancelled("name", "id", "shutdown")
+    assert _is_of_shutdown(cancelled)
+    assert _is_of_shutdown(ExceptionGroup("two", [cancelled, ExceptionGroup("one", [cancelled])]))
+    assert not _is_of_shutdown(ExceptionGroup("two", [cancelled, ValueError()]))
+    assert not _is_of_shutdown(TaskCancelled("name", "id", "enough"))
