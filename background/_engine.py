@@ -91,7 +91,7 @@ class Engine:
         hooks = self._listeners.hooks
         handle: TaskHandle[Any] = TaskHandle(task, id, self, hooks, context, now, wall)
         if task.schedule is not None:
-            handle._ticks, handle._due = _first_tick(task.schedule, handle._due, wall + task.delay)
+            handle._ticks, handle._due = _first_tick(task.schedule, task.delay, now, wall)
         if task.observers:
             handle._hooks = self._listeners.hooks_for(task.observers)
         self.outstanding.add(handle)
@@ -126,9 +126,13 @@ class Engine:
         if now >= handle._expires:
             self._finish(handle, TaskStatus.EXPIRED)
         else:
-            if handle._ticks is not None:
-                handle._due = handle._ticks.confirm(handle._due, now, _clock.wall())
-            self._start_when_due(handle, now)
+            try:
+                if handle._ticks is not None:
+                    handle._due = handle._ticks.confirm(handle._due, now, _clock.wall())
+            except Exception as error:  # which would end the timer, and with it everybody's waiting
+                self._end_loop(handle, error, 0.0)
+            else:
+                self._start_when_due(handle, now)
 
     def _start_queued(self) -> None:
         while self._queue and self._running < self._limit:
@@ -165,7 +169,7 @@ class Engine:
 
     def _go_on(self, handle: TaskHandle[Any], outcome: Outcome) -> None:
         """Let a loop wait for its next iteration, or end it if the loops have stopped."""
-        handle._coroutine = handle._native = None
+        handle._coroutine = handle._native = handle._pause = None
         handle.status = TaskStatus.WAITING
         _telling.done(handle, outcome, final=False)
         if outcome.error is not None and is_fatal(outcome.error):
@@ -183,11 +187,15 @@ class Engine:
             try:
                 handle._due = self._next_due(handle, outcome, now)
             except BaseException as error:
-                _remember(handle, error)
-                failure = Outcome(TaskStatus.FAILED, outcome.duration, None, error)
-                self._finish(handle, TaskStatus.FAILED, failure)
+                self._end_loop(handle, error, outcome.duration)
             else:
                 self._start_when_due(handle, now)
+
+    def _end_loop(self, handle: TaskHandle[Any], error: BaseException, duration: float) -> None:
+        """End a loop as failed of which nobody can tell when it should go on."""
+        _remember(handle, error)
+        failure = Outcome(TaskStatus.FAILED, duration, None, error)
+        self._finish(handle, TaskStatus.FAILED, failure)
 
     def _next_due(self, handle: TaskHandle[Any], outcome: Outcome, now: float) -> float:
         if handle._ticks is not None:
@@ -273,12 +281,14 @@ class Engine:
                 self._finish(handle, TaskStatus.CANCELLED, reason=reason)
 
 
-def _first_tick(schedule: Schedule, now: float, wall: float) -> tuple[Ticks, float]:
+def _first_tick(schedule: Schedule, delay: float, now: float, wall: float) -> tuple[Ticks, float]:
     try:
-        ticks = schedule.ticks(now, wall)
-        return ticks, ticks.next(now, wall)
+        ticks = schedule.ticks(now + delay, wall + delay)
+        return ticks, ticks.next(now + delay, wall + delay)
     except (ArithmeticError, OSError, StopIteration, ValueError) as error:
-        raise InvalidTask(f"schedule {schedule!r} has no tick after the delay") from error
+        raise InvalidTask(
+            f"schedule {schedule!r} has no tick after a delay of {delay:g} s"
+        ) from error
 
 
 def _remember(handle: TaskHandle[Any], error: BaseException) -> None:

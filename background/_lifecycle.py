@@ -89,7 +89,7 @@ class Lifecycle:
         self._body.cancel()
 
     def takes(self, task: Task[Any]) -> bool:
-        """Tell whether nothing speaks against a task; where something may, see what exactly."""
+        """Tell at once whether a task can be taken; `False` asks for a closer look."""
         return (
             self.shutdown.state is ManagerState.RUNNING
             and task.__class__ is Task
@@ -174,5 +174,6 @@ class Lifecycle:
 def _is_of_shutdown(error: BaseException) -> bool:
     """Tell whether a body failed only because it waited for tasks that the shutdown cancelled."""
     if isinstance(error, ExceptionGroup):
-        return all(map(_is_of_shutdown, error.exceptions))
+        inner: tuple[BaseException, ...] = error.exceptions  # pyright: ignore[reportUnknownMemberType]
+        return all(map(_is_of_shutdown, inner))
     return isinstance(error, TaskCancelled) and error.reason == "shutdown"

@@ -240,9 +240,7 @@ class Manager:
         """
         outstanding = self._here("wait").engine.outstanding
         await checkpoint()
-        with outstanding.absent(current_handle.get(), Absence.WAITING) as inside:
-            ignoring = Absence.WAITING if inside else Absence.NONE
-            await outstanding.idle(TaskKind.ONE_OFF, ignoring=ignoring)
+        await outstanding.idle_beside(current_handle.get(), TaskKind.ONE_OFF)
 
     async def stop_loops(self) -> None:
         """Let each loop finish its current iteration and start no other; wait until all have ended.
@@ -252,9 +250,7 @@ class Manager:
         engine = self._here("stop_loops").engine
         engine.stop_loops()
         await checkpoint()
-        with engine.outstanding.absent(current_handle.get(), Absence.WAITING) as inside:
-            ignoring = Absence.WAITING if inside else Absence.NONE
-            await engine.outstanding.idle(TaskKind.LOOP, ignoring=ignoring)
+        await engine.outstanding.idle_beside(current_handle.get(), TaskKind.LOOP)
 
     async def close(self, *, timeout: float | EllipsisType | None = ...) -> CloseReport:
         """Take no more tasks, wait for one-offs, stop loops, and report what became of them.

@@ -49,13 +49,14 @@ class Outbox:
         self._on_error = on_error
         self._calls: deque[Call] = deque()
         self._current: Call | None = None
+        self._cut_short: list[Call] = []  # by asyncio, which has cancelled the service
         self._delivering = False
         self._flushed: anyio.Event | None = None
         self._given_up = False
 
     @property
     def empty(self) -> bool:
-        return not (self._delivering or self._calls or self._current)
+        return not (self._delivering or self._calls or self._cut_short)
 
     def put(self, call: Call) -> bool:
         """Have the answer awaited after those before it; `False` if that can not be."""
@@ -100,6 +101,9 @@ class Outbox:
     def _stop_delivering(self) -> None:
         """Let the next call start the service again, which may not have had its first step."""
         self._delivering = False
+        if self._current is not None:
+            self._cut_short.append(self._current)
+            self._current = None
         if self._flushed is not None:
             self._flushed.set()
         if self.on_empty is not None:
@@ -116,8 +120,10 @@ class Outbox:
         self._given_up = True
         for call in self._calls:
             call.close()
-        left = [*([self._current] if self._current else []), *self._calls]
+        current = [] if self._current is None else [self._current]
+        left = [*self._cut_short, *current, *self._calls]
         self._current = None
+        self._cut_short.clear()
         self._calls.clear()
         self._complaints.undelivered(self._owner, len(left))
         return left

@@ -113,3 +113,8 @@ class Outstanding:
             finally:
                 del self._waiters[event]
             await checkpoint()  # others were woken by the same end, and may submit tasks
+
+    async def idle_beside(self, handle: TaskHandle[Any] | None, kind: TaskKind) -> None:
+        """As `idle`, called inside a task, which is not waited for; `None`: outside of any."""
+        with self.absent(handle, Absence.WAITING) as inside:
+            await self.idle(kind, ignoring=Absence.WAITING if inside else Absence.NONE)

@@ -61,7 +61,9 @@ def _initialiser(cls: type[Any]) -> Callable[..., None]:
         *(f"    set(self, {each.name!r}, {each.name})" for each in known),
         *(["    self.__post_init__()"] if hasattr(cls, "__post_init__") else []),
     ]
-    return _compile("__init__", lines, known, {"set": object.__setattr__})
+    initialiser = _compile("__init__", lines, known, {"set": object.__setattr__})
+    initialiser.__qualname__ = f"{cls.__qualname__}.__init__"  # which errors mention
+    return initialiser
 
 
 def _parameter(each: Field[Any]) -> str:

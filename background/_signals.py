@@ -6,6 +6,7 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Collection
+from contextlib import suppress
 from contextvars import copy_context
 from functools import partial
 from types import FrameType
@@ -72,7 +73,8 @@ class SignalHandlers:
             return False
         for stream in (sys.stdout, sys.stderr):
             if stream is not None:  # pyright: ignore[reportUnnecessaryComparison]
-                stream.flush()
+                with suppress(Exception):  # it may have been closed, or nobody reads it any more
+                    stream.flush()
         if stuck:
             signal.signal(self._deferred, signal.SIG_DFL)
         signal.raise_signal(self._deferred)

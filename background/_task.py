@@ -129,7 +129,7 @@ class Task(Generic[T]):
 
     def __post_init__(self) -> None:
         _check_function(self.fn)
-        for option, value in getattr(self.fn, _OPTIONS, _EMPTY).items():
+        for option, value in _options_of(self.fn).items():
             if getattr(self, option) == _DEFAULTS[option]:
                 object.__setattr__(self, option, value)
         if self.name is None:
@@ -231,6 +231,12 @@ def task(**options: Unpack[TaskOptions]) -> Callable[[FnT], FnT]:
     return decorate
 
 
+def _options_of(fn: Callable[..., Any]) -> Mapping[str, Any]:
+    """Return what `@task` gave a function, which may be an object that has any attribute."""
+    options: Any = getattr(fn, _OPTIONS, None)
+    return options if options.__class__ is MappingProxyType else _EMPTY
+
+
 def describe_one_off(
     fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], delay: float = 0.0
 ) -> Task[Any]:
@@ -240,7 +246,7 @@ def describe_one_off(
             _checks.seconds("delay", delay, at_least=0, error=InvalidTask)
         named = MappingProxyType(kwargs) if kwargs else _EMPTY
         return _make(fn, args, named, delay=delay, name=fn.__qualname__)
-    if getattr(fn, _OPTIONS, _EMPTY).get("kind") is TaskKind.LOOP:
+    if _options_of(fn).get("kind") is TaskKind.LOOP:
         raise InvalidTask(f"fn is declared a loop by @task: start {_name_of(fn)} with loop()")
     return Task(fn, args=args, kwargs=kwargs, delay=delay)
 

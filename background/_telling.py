@@ -38,13 +38,11 @@ def _identity(handle: TaskHandle[Any], time: float) -> tuple[Any, ...]:
 
 
 def added(handle: TaskHandle[Any]) -> None:
-    hooks = handle._hooks
-    if hooks.on_task_added:
-        task = handle.task
-        event = _added(
-            handle.id, task.name, task.kind, task.meta, 0, 0, handle.submitted_at, task.delay
-        )
-        hooks.tell(hooks.on_task_added, event)
+    hooks, task = handle._hooks, handle.task
+    event = _added(
+        handle.id, task.name, task.kind, task.meta, 0, 0, handle.submitted_at, task.delay
+    )
+    hooks.tell(hooks.on_task_added, event)
 
 
 def started(handle: TaskHandle[Any], queued_for: float) -> TaskStarted:

@@ -69,7 +69,7 @@ class Ledger(Observer):
         self.successes = 0
         self.additions = 0
         self.visits = 0
-        self.closings = 0
+        self.closings: list[str] = []
 
     def _step(self, event: TaskEvent, what: str, after: tuple[str, ...]) -> None:
         self._totals.events += 1
@@ -128,10 +128,10 @@ class Ledger(Observer):
         self._end(event, TaskStatus.EXPIRED, _OUTSTANDING)
 
     def on_manager_closing(self, event: ManagerClosingEvent) -> None:
-        self.closings += 1
+        self.closings.append("closing")
 
     def on_manager_closed(self, event: ManagerClosedEvent) -> None:
-        self.closings += 100
+        self.closings.append("closed")
 
     def balance(self) -> None:
         """Compare what was submitted with what was told, and start afresh."""

@@ -14,7 +14,7 @@ from soak_load import Load, broken, busy
 from soak_observers import Broken, Lag, Slow, SoakError
 from tenacity import wait_random
 
-from background import Manager, ManagerState, Observer, Task
+from background import Manager, ManagerState, Task
 from background.observers import StallObserver
 
 PATIENCE = 20.0  # seconds for what takes much less
@@ -32,9 +32,9 @@ class Life:
         self.ledger = Ledger(totals)
         self.lag = Lag()
         self.broken = Broken(random)
-        stalls: list[Observer] = [StallObserver(after=0.015)]
+        stalls = StallObserver(after=0.015)
         self.manager = Manager(
-            observers=[self.ledger, Slow(random, self.lag), self.broken, *stalls],
+            observers=[self.ledger, Slow(random, self.lag), self.broken, stalls],
             limit=random.choice([None, 10]),
             capacity=random.choice([None, 20]),
             threads=random.choice([2, 40]),
@@ -62,7 +62,7 @@ class Life:
         totals.hook_errors += health.hook_errors
         told = self.ledger.additions + self.ledger.successes + self.ledger.visits
         for what, is_right in {
-            "closing and closed are told once": self.ledger.closings == 101,
+            "closing and closed are told once": self.ledger.closings == ["closing", "closed"],
             "it is closed": manager.state is ManagerState.CLOSED and not manager.count(),
             "errors of hooks are counted": health.hook_errors == self.broken.raised,
             "contexts are left": self.broken.entered == 0,
@@ -144,7 +144,7 @@ async def live(totals: Totals, seed: str) -> None:
     """Enter a manager, put load on it, and leave it in a random way."""
     way = Random(seed).choice(WAYS)
     totals.managers[way.__name__] += 1
-    life = Life(totals, seed, *([0.01] if way is get_stuck else []))
+    life = Life(totals, seed, 0.01 if way is get_stuck else CLEAN_UP)
     load = life.load(seed)
     threads = []
     expected = ERRORS.get(way)

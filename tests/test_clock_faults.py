@@ -193,6 +193,18 @@ async def test_a_jump_that_is_taken_back_silences_no_loop(
     assert len(wall.runs) == 4
 
 
+async def test_a_wall_clock_beyond_the_calendar_ends_its_loop_and_no_other_task(
+    manager: Manager, wall: WallClock
+) -> None:
+    loop = manager.cron("* * * * *", wall.tick)
+    delayed = manager.after(HOUR, anyio.sleep, 0)
+    await anyio.sleep(MINUTE)
+    wall.move(datetime.max.replace(tzinfo=UTC).timestamp() - wall() - 1)
+    assert await loop.wait() == "failed"
+    assert isinstance(loop.error, (ValueError, OverflowError))
+    assert await delayed.wait() == "succeeded"
+
+
 moves = st.lists(
     st.tuples(
         st.floats(0, HOUR),

@@ -50,7 +50,7 @@ def test_events_are_frozen_and_slotted(kind: type) -> None:
             delattr(event, name)
     assert event == kind(**values) == copy.copy(event) == pickle.loads(pickle.dumps(event))
     assert event != values
-    with pytest.raises(TypeError):
+    with pytest.raises(TypeError, match=rf"^{kind.__name__}\.__init__\(\)"):
         kind(*values.values())
 
 

@@ -218,8 +218,7 @@ class InBlock:
     async def __call__(self, world: World) -> None:
         async def stay() -> None:
             observers = self.block.observers()
-            async with world.manager(*observers, **self.block.options or {}) as manager:
-                assert manager is world.collector.manager
+            async with world.manager(*observers, **self.block.options or {}):
                 await self.block.body(world)
 
         outcome = await world.drive(stay(), *self.block.errors, ManagerClosed)
@@ -595,8 +594,8 @@ def test_a_failure_reaches_its_only_waiter_or_the_log(
 ) -> None:
     async def scenario(world: World) -> None:
         caplog.clear()
-        async with world.manager() as closed_first:
-            assert closed_first
+        async with world.manager():
+            pass  # the one that is looked at, which logs nothing
         async with Manager() as manager:
             handle = manager.run_task(Task(broken, delay=1))
             outcome = await world.drive(handle.result(), ValueError)

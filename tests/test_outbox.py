@@ -459,3 +459,31 @@ def test_event_loop_that_shuts_down_does_not_wait_for_hooks() -> None:
 
     asyncio.run(main())
     assert len(entered) == 1
+
+
+def test_hook_that_asyncio_cancels_is_not_forgotten_for_those_that_follow(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """A failure that one did not get to the end of is logged like any that nobody is told of."""
+    paging = asyncio.Event()
+
+    class Pager(Observer):
+        async def on_task_failed(self, event: TaskFailed) -> None:
+            paging.set()
+            await anyio.sleep(0.01)
+
+    async def main() -> None:
+        async with Manager(observers=[Pager()]) as manager:
+            manager.run_task(Task(broken, name="first"))
+            await paging.wait()
+            for each in asyncio.all_tasks():
+                if each.get_name().endswith("Pager outbox"):
+                    each.cancel()
+            await asyncio.sleep(0)
+            await manager.run_task(Task(broken, name="second")).wait()
+        assert manager.health().events_dropped == 1
+
+    asyncio.run(main())
+    failures = [record.getMessage() for record in caplog.records if record.levelname == "ERROR"]
+    assert len(failures) == 1
+    assert failures[0].startswith("task 'first'")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import io
 import signal
 import sys
 import threading
@@ -412,10 +413,14 @@ async def test_keyboard_interrupt_comes_after_closing(dispositions: None) -> Non
 
 
 @realtime
+@pytest.mark.parametrize("closed", [False, True], ids=["none", "closed"])
 async def test_keyboard_interrupt_without_output_streams(
-    dispositions: None, monkeypatch: pytest.MonkeyPatch
+    dispositions: None, monkeypatch: pytest.MonkeyPatch, closed: bool
 ) -> None:
-    """As under `pythonw`, where there is nothing to flush."""
+    """As under `pythonw`, where there is nothing to flush, or in a daemon that has closed them."""
+    stream = io.TextIOWrapper(io.BytesIO()) if closed else None
+    if stream is not None:
+        stream.close()
     signal.signal(INT, signal.default_int_handler)
     manager = Manager(signals=[INT])
 
@@ -425,8 +430,8 @@ async def test_keyboard_interrupt_without_output_streams(
             await manager.shutdown_requested()
 
     with monkeypatch.context() as patch:
-        patch.setattr(sys, "stdout", None)
-        patch.setattr(sys, "stderr", None)
+        patch.setattr(sys, "stdout", stream)
+        patch.setattr(sys, "stderr", stream)
         with pytest.raises(KeyboardInterrupt):
             await program()
     assert manager.state is ManagerState.CLOSED

@@ -134,6 +134,19 @@ def test_wrapped_function_keeps_its_options() -> None:
     assert Task(wrapper).retry == 3
 
 
+def test_function_that_has_any_attribute_has_no_options() -> None:
+    """As the methods of a proxy, which are not to be called for it."""
+
+    class Method:
+        def __getattr__(self, name: str) -> Method:
+            return Method()
+
+        def __call__(self) -> Any:
+            raise AssertionError
+
+    assert Task(Method()).retry is None
+
+
 def test_decorating_again_replaces_the_options() -> None:
     decorated = decorate(retry=3, timeout=5)
     task(retry=4)(decorated)
