@@ -174,6 +174,5 @@ class Lifecycle:
 def _is_of_shutdown(error: BaseException) -> bool:
     """Tell whether a body failed only because it waited for tasks that the shutdown cancelled."""
     if isinstance(error, ExceptionGroup):
-        inner: tuple[BaseException, ...] = error.exceptions  # pyright: ignore[reportUnknownMemberType]
-        return all(map(_is_of_shutdown, inner))
+        return all(map(_is_of_shutdown, error.exceptions))  # pyright: ignore[reportUnknownMemberType, reportUnknownArgumentType]
     return isinstance(error, TaskCancelled) and error.reason == "shutdown"
