@@ -95,7 +95,8 @@ class Engine:
         if task.observers:
             handle._hooks = self._listeners.hooks_for(task.observers)
         self.outstanding.add(handle)
-        _telling.added(handle)
+        if handle._hooks.on_task_added:
+            _telling.added(handle)
         if handle.status is TaskStatus.WAITING:  # else an observer cancelled it
             self._start_when_due(handle, now)
         return handle
