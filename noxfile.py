@@ -49,21 +49,17 @@ def types(session: nox.Session) -> None:
 
 @nox.session(python=PYTHONS)
 def tests(session: nox.Session) -> None:
-    """The tests; what follows `--` goes to pytest."""
+    """The tests, which on the oldest Python have to run every line and branch.
+
+    What follows `--` goes to pytest.
+    """
     session.install("-e", ".[test]", *group("coverage"))
-    data = {"COVERAGE_FILE": f".coverage.{session.python}"}
-    session.run("coverage", "run", "-m", "pytest", *session.posargs, env=data)
     # Windows lacks the signals that some lines are there for.
-    if not session.posargs and sys.platform != "win32":
-        session.notify("coverage")
-
-
-@nox.session(default=False)
-def coverage(session: nox.Session) -> None:
-    """Every line and branch was run by the tests; follows the session `tests` by itself."""
-    session.install(*group("coverage"))
-    session.run("coverage", "combine")
-    session.run("coverage", "report")
+    if session.posargs or session.python != PYTHONS[0] or sys.platform == "win32":
+        session.run("pytest", *session.posargs)
+    else:
+        session.run("coverage", "run", "-m", "pytest")
+        session.run("coverage", "report")
 
 
 @nox.session(python=PYTHONS[0])
