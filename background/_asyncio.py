@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import signal
 import socket
 from collections.abc import Callable, Coroutine
+from contextlib import suppress
 from contextvars import Context, copy_context
 from inspect import CORO_CREATED, getcoroutinestate
 from typing import Any
@@ -54,21 +56,19 @@ class AsyncioBackend(Backend):
     async def wake_on_signals(self) -> None:
         # A signal that comes just before the loop begins to wait does not interrupt the wait, and
         # Python would call its handler after that. uvloop, and asyncio on Windows, see to it.
-        if _write_signals_to(signal.set_wakeup_fd(-1)):
-            return
         reading, writing = socket.socketpair()
         with reading, writing:
             for each in (reading, writing):
                 each.setblocking(False)
+            if _replace(writing.fileno(), reading):
+                return
             self._loop.add_reader(reading, reading.recv, 4096)
-            _write_signals_to(writing.fileno())
             try:
                 await anyio.sleep_forever()
             finally:
-                current = signal.set_wakeup_fd(-1)
-                if current != writing.fileno():  # somebody else's by now
-                    _write_signals_to(current)
                 self._loop.remove_reader(reading)
+                if not _replace(writing.fileno(), reading):
+                    signal.set_wakeup_fd(-1)
 
     def current_task(self) -> object:
         return asyncio.current_task(self._loop)
@@ -108,10 +108,18 @@ class _Child(asyncio.Task[None]):
             context.run(on_lost, self.subject)
 
 
-def _write_signals_to(descriptor: int) -> bool:
-    """Put a wakeup descriptor back; `False` if there was none, or it has been closed."""
-    try:
-        signal.set_wakeup_fd(descriptor, warn_on_full_buffer=False)
-    except (OSError, ValueError):
+def _replace(descriptor: int, reading: socket.socket) -> bool:
+    """Have signals written to `descriptor`, unless somebody else has them; tell whether so.
+
+    To see who has them they must be taken away, and what comes meanwhile is handed on.
+    """
+    theirs = signal.set_wakeup_fd(descriptor, warn_on_full_buffer=False)
+    if theirs in (-1, descriptor):
         return False
-    return descriptor != -1
+    try:
+        signal.set_wakeup_fd(theirs, warn_on_full_buffer=False)
+    except (OSError, ValueError):  # it has been closed
+        return False
+    with suppress(OSError):
+        os.write(theirs, reading.recv(4096))
+    return True

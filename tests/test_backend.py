@@ -21,7 +21,7 @@ from background import (
     TaskKind,
     TaskStatus,
 )
-from background._asyncio import _write_signals_to
+from background._asyncio import _replace
 from background._backend import current_backend
 from background.testing import RecordingObserver
 
@@ -204,9 +204,33 @@ def test_somebody_elses_wakeup_descriptor_is_left_alone() -> None:
 
 
 def test_a_wakeup_descriptor_that_was_closed_counts_as_none() -> None:
+    reading, writing = socket.socketpair()
     gone, other = socket.socketpair()
-    descriptor = gone.fileno()
-    gone.close()
-    other.close()
-    assert not _write_signals_to(descriptor)
-    assert wakeup_descriptor() == -1
+    with reading, writing:
+        for each in (reading, writing, gone):
+            each.setblocking(False)
+        signal.set_wakeup_fd(gone.fileno())
+        gone.close()
+        other.close()
+        try:
+            assert not _replace(writing.fileno(), reading)
+            assert wakeup_descriptor() == writing.fileno()
+            assert not _replace(writing.fileno(), reading)
+        finally:
+            signal.set_wakeup_fd(-1)
+
+
+def test_a_signal_that_comes_while_descriptors_are_exchanged_is_handed_on() -> None:
+    reading, writing = socket.socketpair()
+    theirs, other = socket.socketpair()
+    with reading, writing, theirs, other:
+        for each in (reading, writing, theirs, other):
+            each.setblocking(False)
+        signal.set_wakeup_fd(theirs.fileno())
+        try:
+            writing.send(b"\x0f")
+            assert _replace(writing.fileno(), reading)
+            assert other.recv(9) == b"\x0f"
+            assert wakeup_descriptor() == theirs.fileno()
+        finally:
+            signal.set_wakeup_fd(-1)
