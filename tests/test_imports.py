@@ -53,6 +53,18 @@ LAYERS = [
     "testing",
 ]
 
+# The same for `background.queues`, whose modules may also import all of the above.
+QUEUES = [
+    "_states",
+    "_errors",
+    "_names",
+    "_payload",
+    "abc",
+    "_memory_job",
+    "memory",
+    "__init__",
+]
+
 # Imported inside a function, once a manager is entered that needs it.
 LAZY = {("_backend", "_asyncio"), ("_backend", "_trio")}
 
@@ -120,11 +132,13 @@ def internal(path: Path) -> Iterator[tuple[str, bool]]:
 
 
 MODULES = sorted(PACKAGE.glob("*.py"))
+OF_QUEUES = sorted((PACKAGE / "queues").glob("*.py"))
 OBSERVERS = sorted((PACKAGE / "observers").glob("*.py"))
 
 
 def test_every_module_has_its_place() -> None:
     assert sorted(LAYERS) == sorted(path.stem for path in MODULES)
+    assert sorted(QUEUES) == sorted(path.stem for path in OF_QUEUES)
     assert OBSERVERS
 
 
@@ -142,6 +156,15 @@ def test_modules_import_only_those_before_them(path: Path) -> None:
         if name not in before and not (lazy and (path.stem, name) in LAZY)
     }
     assert wrong == set()
+
+
+@pytest.mark.parametrize("path", OF_QUEUES, ids=lambda path: path.stem)
+def test_modules_of_queues_import_only_those_before_them(path: Path) -> None:
+    allowed = {f"background.{name}" for name in LAYERS if name not in ("__init__", "testing")}
+    before = QUEUES[: QUEUES.index(path.stem)]
+    allowed |= {f"background.queues.{name}" for name in before}
+    found = {module for module, _ in imports_of(path) if module.split(".")[0] == "background"}
+    assert found - allowed == set()
 
 
 def test_exceptions_are_needed() -> None:

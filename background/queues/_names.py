@@ -1,0 +1,28 @@
+"""Names of queues, handlers and jobs, which end up in keys, subjects and file names."""
+
+from __future__ import annotations
+
+import re
+
+_NAME = re.compile(r"[A-Za-z0-9_.:-]{1,128}", re.ASCII)
+
+
+def check(argument: str, name: object) -> None:
+    """Raise `ValueError` unless the name is made of what every broker can take."""
+    if not isinstance(name, str) or not _NAME.fullmatch(name):
+        raise ValueError(
+            f"{argument} must be 1 to 128 letters, digits and any of _ . : - , not {name!r}"
+        )
+
+
+def of_handler(fn: object) -> str:
+    """Return a function's default name as a handler: its module and where it is in that.
+
+    Raises `ValueError` for what has no such name.
+    """
+    module, qualname = getattr(fn, "__module__", None), getattr(fn, "__qualname__", None)
+    if not isinstance(module, str) or not isinstance(qualname, str):
+        raise ValueError(f"name must be given for {fn!r}, which has none of its own")
+    name = f"{module}.{qualname.replace('<locals>.', '')}"
+    check("name", name)
+    return name

@@ -1,0 +1,79 @@
+"""What travels: plain JSON data, within a limit, and nothing that JSON would change on the way."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable
+from typing import Any
+
+from ._errors import InvalidPayload, PayloadTooLarge
+
+_PLAIN = (str, bool, int, type(None))
+
+
+def encode(what: str, value: Any, limit: int) -> bytes:
+    """Return plain data as JSON.
+
+    `what` names the value in errors. Tuples become lists. Raises `InvalidPayload` for anything that
+    is not plain data, and `PayloadTooLarge` above `limit` bytes.
+    """
+    _check(what, value)
+    try:
+        encoded = _to_text(value).encode()
+    except (RecursionError, TypeError, UnicodeEncodeError, ValueError) as error:
+        raise InvalidPayload(f"{what} can't be sent as JSON: {error}") from None
+    if len(encoded) > limit:
+        raise PayloadTooLarge(f"{what}: {len(encoded):,} bytes, and max_payload is {limit:,}")
+    return encoded
+
+
+def decode(what: str, encoded: bytes, limit: int) -> Any:
+    """Return what `encode` was given. Raises `InvalidPayload` and `PayloadTooLarge`."""
+    if len(encoded) > limit:
+        raise PayloadTooLarge(f"{what}: {len(encoded):,} bytes, and max_payload is {limit:,}")
+    try:
+        return json.loads(encoded.decode(), parse_constant=_refuse)
+    except (RecursionError, UnicodeDecodeError, ValueError) as error:
+        raise InvalidPayload(f"{what} is not JSON: {error}") from None
+
+
+_to_text: Callable[[Any], str] = json.JSONEncoder(
+    ensure_ascii=False, allow_nan=False, separators=(",", ":")
+).encode
+
+
+def _refuse(constant: str) -> None:
+    raise ValueError(f"{constant} is no number of JSON's")
+
+
+def _check(what: str, value: Any) -> None:
+    """Refuse what is not plain data, or would come back as something else."""
+    left: list[Any] = [value]
+    seen: set[int] = set()
+    while left:
+        each = left.pop()
+        kind = each.__class__
+        if kind is float:
+            if not math.isfinite(each):
+                raise InvalidPayload(f"{what} holds {each!r}, which JSON can't express")
+        elif kind in (list, tuple, dict):
+            if id(each) in seen:
+                continue  # looked at already; what holds itself, the encoder refuses
+            seen.add(id(each))
+            if kind is dict:
+                _check_keys(what, each)
+                left.extend(each.values())
+            else:
+                left.extend(each)
+        elif kind not in _PLAIN:
+            raise InvalidPayload(
+                f"{what} holds a {kind.__qualname__}: only str, int, float, bool, None, and lists "
+                "and dicts of them can be sent"
+            )
+
+
+def _check_keys(what: str, value: dict[Any, Any]) -> None:
+    for key in value:
+        if type(key) is not str:
+            raise InvalidPayload(f"{what} holds a dict with the key {key!r}, which is no str")

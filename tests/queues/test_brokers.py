@@ -1,0 +1,588 @@
+"""The contract of brokers: the same tests for every one of them."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable
+from typing import Any
+
+import anyio
+import pytest
+
+from background.queues._states import FINAL, JobState
+from background.queues.abc import Broker, Claim, Hold, Maintained, Message, Settlement, StoredJob
+from background.queues.memory import MemoryBroker
+
+LEASE = 30.0
+
+BROKERS: dict[str, Callable[[], Broker]] = {"memory": MemoryBroker}
+
+
+@pytest.fixture(params=BROKERS)
+async def broker(request: pytest.FixtureRequest, anyio_backend: object) -> AsyncIterator[Broker]:
+    broker = BROKERS[request.param]()
+    await broker.open()
+    yield broker
+    await broker.close()
+    await broker.close()
+
+
+def message(id: str = "one", **options: Any) -> Message:
+    return Message(**{"id": id, "handler": "h", "queue": "q", "body": b"{}", "keep": 60, **options})
+
+
+async def claim_one(broker: Broker, queue: str = "q") -> Claim:
+    (claim,) = await broker.claim([queue], 1, lease=LEASE)
+    return claim
+
+
+async def claimed(broker: Broker, *queues: str, most: int = 10) -> list[str]:
+    claims = await broker.claim(queues or ["q"], most, lease=LEASE)
+    return [each.message.id for each in claims]
+
+
+def settlement(claim: Claim, state: JobState, **options: Any) -> Settlement:
+    return Settlement(id=claim.message.id, token=claim.token, state=state, **options)
+
+
+async def settle(broker: Broker, claim: Claim, state: JobState, **options: Any) -> bool:
+    (accepted,) = await broker.settle([settlement(claim, state, **options)])
+    return accepted
+
+
+async def state_of(broker: Broker, id: str = "one") -> JobState | None:
+    job = await broker.get(id)
+    return None if job is None else job.state
+
+
+async def test_a_job_from_enqueueing_to_its_end(broker: Broker) -> None:
+    sent = message(body=b"\x00\xff{", expires=100)
+    assert await broker.enqueue([sent]) == [True]
+    job = await broker.get("one")
+    assert job is not None
+    assert (job.message, job.state, job.attempt) == (sent, JobState.READY, 0)
+    assert job.started_at is job.finished_at is job.error is job.result is None
+    claim = await claim_one(broker)
+    assert (claim.message, claim.attempt, claim.crashes) == (sent, 1, 0)
+    assert claim.enqueued_at == job.enqueued_at
+    job = await broker.get("one")
+    assert job is not None
+    assert (job.state, job.attempt) == (JobState.RUNNING, 1)
+    assert job.started_at is not None
+    assert await settle(broker, claim, JobState.SUCCEEDED, result=b"\x00[")
+    job = await broker.get("one")
+    assert job is not None
+    assert (job.state, job.result) == (JobState.SUCCEEDED, b"\x00[")
+    assert job.finished_at is not None
+    assert job.enqueued_at <= (job.started_at or 0) <= job.finished_at
+
+
+async def test_enqueueing_again_makes_no_second_job(broker: Broker) -> None:
+    """Also while it runs, and for as long as it is kept after its end."""
+    first, other = message(body=b"1"), message("two")
+    assert await broker.enqueue([first, other, first]) == [True, True, False]
+    assert await broker.enqueue([message(body=b"2", queue="r")]) == [False]
+    assert await broker.count() == 2
+    claim = await claim_one(broker)
+    assert claim.message == first
+    assert await broker.enqueue([message()]) == [False]
+    await settle(broker, claim, JobState.SUCCEEDED)
+    assert await broker.enqueue([message()]) == [False]
+    await anyio.sleep(61)
+    assert await broker.enqueue([message()]) == [True]
+
+
+async def test_nothing_is_enqueued_for_no_messages(broker: Broker) -> None:
+    assert await broker.enqueue([]) == []
+    assert await broker.settle([]) == []
+    assert await broker.renew([], lease=LEASE) == []
+
+
+async def test_the_oldest_of_a_queue_goes_first(broker: Broker) -> None:
+    await broker.enqueue([message(str(number)) for number in range(5)])
+    assert await claimed(broker, most=2) == ["0", "1"]
+    assert await claimed(broker, most=9) == ["2", "3", "4"]
+    assert await claimed(broker) == []
+
+
+async def test_the_first_queue_goes_first(broker: Broker) -> None:
+    sent = [message("a", queue="r"), message("b"), message("c"), message("d", queue="s")]
+    await broker.enqueue(sent)
+    assert await claimed(broker, "q", "r", most=2) == ["b", "c"]
+    assert await claimed(broker, "q", "r") == ["a"]
+    assert await claimed(broker, "unknown", "s") == ["d"]
+
+
+async def test_nobody_gets_a_job_that_somebody_has(broker: Broker) -> None:
+    await broker.enqueue([message()])
+    claim = await claim_one(broker)
+    assert await claimed(broker) == []
+    await anyio.sleep(LEASE - 1)
+    assert await claimed(broker) == []
+    assert await settle(broker, claim, JobState.SUCCEEDED)
+    assert await claimed(broker) == []
+
+
+@pytest.mark.parametrize("state", [JobState.SUCCEEDED, JobState.DEAD, JobState.CANCELLED])
+async def test_a_job_ends_once(broker: Broker, state: JobState) -> None:
+    await broker.enqueue([message()])
+    claim = await claim_one(broker)
+    assert await settle(broker, claim, state, error={"type": "E"})
+    for other in (JobState.SUCCEEDED, JobState.SCHEDULED, JobState.READY):
+        assert not await settle(broker, claim, other, result=b"other")
+    job = await broker.get("one")
+    assert job is not None
+    assert (job.state, job.result, job.error) == (state, None, {"type": "E"})
+
+
+async def test_delayed_jobs_wait_for_their_time(broker: Broker) -> None:
+    job = await broker.get("one")
+    assert job is None
+    await broker.enqueue([message("late", delay=20), message("soon", delay=10), message("now")])
+    assert await state_of(broker, "late") is JobState.SCHEDULED
+    assert await claimed(broker) == ["now"]
+    await anyio.sleep(9)
+    assert await claimed(broker) == []
+    await anyio.sleep(2)
+    assert await claimed(broker) == ["soon"]
+    await anyio.sleep(10)
+    assert await claimed(broker) == ["late"]
+
+
+async def test_jobs_at_a_time(broker: Broker) -> None:
+    await broker.enqueue([message()])
+    stored = await broker.get("one")
+    assert stored is not None
+    now = stored.enqueued_at
+    await broker.enqueue([message("past", at=now - 100), message("future", at=now + 20)])
+    assert await claimed(broker) == ["one", "past"]
+    await anyio.sleep(18)
+    assert await claimed(broker) == []
+    await anyio.sleep(4)
+    assert await claimed(broker) == ["future"]
+
+
+async def test_another_attempt_after_a_delay(broker: Broker) -> None:
+    await broker.enqueue([message(), message("two")])
+    claim = await claim_one(broker)
+    assert await settle(broker, claim, JobState.SCHEDULED, delay=10, error={"type": "E"})
+    job = await broker.get("one")
+    assert job is not None
+    assert (job.state, job.attempt, job.error) == (JobState.SCHEDULED, 1, {"type": "E"})
+    assert await claimed(broker) == ["two"]
+    await anyio.sleep(11)
+    again = await claim_one(broker)
+    assert (again.attempt, again.crashes) == (2, 0)
+    assert again.token != claim.token
+
+
+async def test_handed_back_a_job_is_as_it_was(broker: Broker) -> None:
+    await broker.enqueue([message(), message("two")])
+    claim = await claim_one(broker)
+    assert await settle(broker, claim, JobState.READY)
+    assert await state_of(broker) is JobState.READY
+    again = await claim_one(broker)
+    assert (again.message.id, again.attempt, again.crashes) == ("one", 1, 0)
+
+
+async def test_a_lease_that_ends_frees_the_job(broker: Broker) -> None:
+    await broker.enqueue([message()])
+    late = await claim_one(broker)
+    await anyio.sleep(LEASE + 1)
+    await broker.maintain()
+    assert await state_of(broker) is JobState.READY
+    claim = await claim_one(broker)
+    assert (claim.attempt, claim.crashes) == (2, 1)
+    for state in (JobState.SUCCEEDED, JobState.DEAD, JobState.SCHEDULED, JobState.READY):
+        assert not await settle(broker, late, state, result=b"late")
+    assert await broker.renew([late, claim], lease=LEASE) == [Hold.LOST, Hold.KEPT]
+    assert await settle(broker, claim, JobState.SUCCEEDED, result=b"1")
+    job = await broker.get("one")
+    assert job is not None
+    assert job.result == b"1"
+
+
+async def test_a_lease_that_ended_is_lost_before_anybody_else_has_the_job(broker: Broker) -> None:
+    await broker.enqueue([message()])
+    late = await claim_one(broker)
+    await anyio.sleep(LEASE + 1)
+    await broker.maintain()
+    assert await broker.renew([late], lease=LEASE) == [Hold.LOST]
+    assert not await settle(broker, late, JobState.SUCCEEDED)
+    assert await claimed(broker) == ["one"]
+
+
+async def test_a_renewed_lease_goes_on(broker: Broker) -> None:
+    await broker.enqueue([message(), message("two")])
+    one, two = await broker.claim(["q"], 2, lease=LEASE)
+    for _ in range(5):
+        await anyio.sleep(LEASE - 1)
+        assert await broker.renew([one], lease=LEASE) == [Hold.KEPT]
+        await broker.maintain()
+    assert await state_of(broker) is JobState.RUNNING
+    assert await broker.renew([two], lease=LEASE) == [Hold.LOST]
+    assert await settle(broker, one, JobState.SUCCEEDED)
+
+
+async def test_settlements_are_judged_one_by_one(broker: Broker) -> None:
+    await broker.enqueue([message(str(number)) for number in range(3)])
+    first, second, third = await broker.claim(["q"], 3, lease=LEASE)
+    assert await settle(broker, second, JobState.DEAD)
+    states = [settlement(each, JobState.SUCCEEDED) for each in (first, second, third)]
+    assert await broker.settle(states) == [True, False, True]
+    assert [await state_of(broker, str(number)) for number in range(3)] == [
+        JobState.SUCCEEDED,
+        JobState.DEAD,
+        JobState.SUCCEEDED,
+    ]
+
+
+@pytest.mark.parametrize("delay", [0, 10])
+async def test_cancelled_before_it_starts_a_job_never_does(broker: Broker, delay: float) -> None:
+    await broker.enqueue([message(delay=delay)])
+    before = JobState.SCHEDULED if delay else JobState.READY
+    assert await broker.cancel("one") is before
+    assert await broker.cancel("one") is JobState.CANCELLED
+    await anyio.sleep(11)
+    assert await claimed(broker) == []
+    assert await state_of(broker) is JobState.CANCELLED
+
+
+async def test_who_runs_a_job_hears_that_it_is_cancelled(broker: Broker) -> None:
+    await broker.enqueue([message()])
+    claim = await claim_one(broker)
+    assert await broker.cancel("one") is JobState.RUNNING
+    assert await state_of(broker) is JobState.RUNNING
+    assert await broker.renew([claim], lease=LEASE) == [Hold.CANCELLED]
+    assert await settle(broker, claim, JobState.CANCELLED)
+    assert await state_of(broker) is JobState.CANCELLED
+
+
+@pytest.mark.parametrize("state", [JobState.SCHEDULED, JobState.READY])
+async def test_a_cancelled_job_is_not_run_again(broker: Broker, state: JobState) -> None:
+    await broker.enqueue([message()])
+    claim = await claim_one(broker)
+    await broker.cancel("one")
+    assert await settle(broker, claim, state)
+    assert await state_of(broker) is JobState.CANCELLED
+
+
+async def test_a_cancelled_job_whose_worker_died_is_not_run_again(broker: Broker) -> None:
+    await broker.enqueue([message()])
+    await claim_one(broker)
+    await broker.cancel("one")
+    await anyio.sleep(LEASE + 1)
+    await broker.maintain()
+    assert await state_of(broker) is JobState.CANCELLED
+
+
+async def test_a_cancelled_job_may_still_succeed(broker: Broker) -> None:
+    await broker.enqueue([message()])
+    claim = await claim_one(broker)
+    await broker.cancel("one")
+    assert await settle(broker, claim, JobState.SUCCEEDED)
+    assert await state_of(broker) is JobState.SUCCEEDED
+
+
+async def test_unknown_jobs(broker: Broker) -> None:
+    assert await broker.get("?") is None
+    assert await broker.cancel("?") is None
+    assert not await broker.requeue("?")
+    assert await broker.wait("?", 10) is None
+
+
+@pytest.mark.parametrize("delay", [0.0, 500.0])
+async def test_a_job_that_was_not_started_in_time_expires(broker: Broker, delay: float) -> None:
+    await broker.enqueue([message(expires=10, delay=delay)])
+    await anyio.sleep(11)
+    await broker.maintain()
+    assert await state_of(broker) is JobState.EXPIRED
+    await anyio.sleep(10)
+    assert await claimed(broker) == []
+
+
+async def test_a_job_that_was_started_in_time_does_not_expire(broker: Broker) -> None:
+    await broker.enqueue([message(expires=10)])
+    claim = await claim_one(broker)
+    await settle(broker, claim, JobState.SCHEDULED, delay=20)
+    await anyio.sleep(21)
+    assert await claimed(broker) == ["one"]
+
+
+async def test_what_has_ended_is_kept_for_a_while(broker: Broker) -> None:
+    await broker.enqueue([message(keep=100), message("two", keep=0)])
+    for claim in await broker.claim(["q"], 2, lease=LEASE):
+        await settle(broker, claim, JobState.SUCCEEDED)
+    await anyio.sleep(99)
+    await broker.maintain()
+    assert await state_of(broker) is JobState.SUCCEEDED
+    assert await broker.get("two") is None
+    await anyio.sleep(2)
+    await broker.maintain()
+    assert await broker.get("one") is None
+    assert await broker.count() == 0
+
+
+@pytest.mark.parametrize("state", sorted(FINAL - {JobState.EXPIRED}))
+async def test_requeueing_starts_anew(broker: Broker, state: JobState) -> None:
+    await broker.enqueue([message()])
+    assert not await broker.requeue("one")
+    claim = await claim_one(broker)
+    assert not await broker.requeue("one")
+    await broker.cancel("one")
+    await settle(broker, claim, state, result=b"1", error={"type": "E"})
+    assert await broker.requeue("one")
+    job = await broker.get("one")
+    assert job is not None
+    assert (job.state, job.attempt, job.result, job.finished_at) == (JobState.READY, 0, None, None)
+    again = await claim_one(broker)
+    assert (again.attempt, again.crashes) == (1, 0)
+    assert await broker.renew([again], lease=LEASE) == [Hold.KEPT]
+    assert not await settle(broker, claim, JobState.SUCCEEDED)
+
+
+async def test_an_expired_job_can_be_requeued(broker: Broker) -> None:
+    await broker.enqueue([message(expires=10)])
+    await anyio.sleep(11)
+    await broker.maintain()
+    assert await broker.requeue("one")
+    await anyio.sleep(11)
+    assert await claimed(broker) == ["one"]
+
+
+async def test_counting_and_scanning(broker: Broker) -> None:
+    sent = [message("a"), message("b", queue="r"), message("c", delay=10), message("d")]
+    await broker.enqueue(sent)
+    claim = await claim_one(broker)
+    await settle(broker, claim, JobState.DEAD)
+
+    async def ids(**chosen: Any) -> list[str]:
+        found: list[StoredJob] = [job async for job in broker.scan(**chosen)]
+        assert await broker.count(**chosen) == len(found)
+        return [job.message.id for job in found]
+
+    assert await ids() == ["a", "b", "c", "d"]
+    assert await ids(queue="q") == ["a", "c", "d"]
+    assert await ids(state=JobState.READY) == ["b", "d"]
+    assert await ids(queue="q", state=JobState.DEAD) == ["a"]
+    assert await ids(queue="r", state=JobState.DEAD) == []
+
+
+async def test_purging(broker: Broker) -> None:
+    await broker.enqueue([message(id, keep=1000) for id in "abcd"])
+    first, second = await broker.claim(["q"], 2, lease=LEASE)
+    await settle(broker, first, JobState.DEAD)
+    await anyio.sleep(20)
+    await broker.cancel("c")
+    assert await broker.purge(older_than=30) == 0
+    assert await broker.purge(older_than=10, state=JobState.CANCELLED) == 0
+    assert await broker.purge(older_than=10) == 1
+    assert await broker.get("a") is None
+    assert await broker.purge() == 1
+    assert [job.message.id async for job in broker.scan()] == ["b", "d"]
+    assert await settle(broker, second, JobState.SUCCEEDED)
+
+
+async def test_maintenance_tells_what_it_did(broker: Broker) -> None:
+    await broker.enqueue([message("a", keep=5), message("b", delay=1), message("c", expires=1)])
+    (claim,) = await broker.claim(["q"], 1, lease=1)
+    assert await broker.maintain() == Maintained()
+    await anyio.sleep(1.1)
+    assert await broker.maintain() == Maintained(due=1, reclaimed=1, expired=1)
+    claim = await claim_one(broker)
+    await settle(broker, claim, JobState.SUCCEEDED)
+    await anyio.sleep(5.1)
+    assert await broker.maintain() == Maintained(forgotten=1)
+
+
+async def test_waiting_for_work(broker: Broker) -> None:
+    began = anyio.current_time()
+
+    async def waited(*queues: str, timeout: float = 100) -> float:
+        nonlocal began
+        began = anyio.current_time()
+        await broker.wait_for_work(queues, timeout)
+        return anyio.current_time() - began
+
+    assert await waited("q", timeout=7) == pytest.approx(7, abs=1)
+    await broker.enqueue([message("elsewhere", queue="r"), message(delay=10)])
+    assert await waited("q") == pytest.approx(10, abs=1)
+    assert await waited("q", "r") < 1
+    claim = await claim_one(broker)
+    assert await waited("q") == pytest.approx(LEASE, abs=1)
+    claim = await claim_one(broker)
+    async with anyio.create_task_group() as group:
+        group.start_soon(waited, "q")
+        await anyio.sleep(5)
+        await settle(broker, claim, JobState.READY)
+    assert anyio.current_time() - began == pytest.approx(5, abs=1)
+
+
+async def test_waiting_for_the_end_of_a_job(broker: Broker) -> None:
+    await broker.enqueue([message()])
+    ended: list[StoredJob | None] = []
+
+    async def wait(timeout: float) -> None:
+        ended.append(await broker.wait("one", timeout))
+
+    async with anyio.create_task_group() as group:
+        group.start_soon(wait, 100)
+        group.start_soon(wait, 5)
+        await anyio.sleep(10)
+        (early,) = ended
+        assert early is not None
+        assert early.state is JobState.READY
+        await settle(broker, await claim_one(broker), JobState.SUCCEEDED, result=b"1")
+    assert ended[1] is not None
+    assert ended[1].result == b"1"
+    assert await broker.wait("one", 0) == ended[1]
+
+
+async def test_many_jobs(broker: Broker) -> None:
+    """Each is handed out once, whoever asks."""
+    await broker.enqueue([message(str(number)) for number in range(1000)])
+    seen: list[str] = []
+
+    async def work() -> None:
+        while claims := await broker.claim(["q"], 7, lease=LEASE):
+            seen.extend(each.message.id for each in claims)
+            states = [settlement(each, JobState.SUCCEEDED) for each in claims]
+            assert all(await broker.settle(states))
+
+    async with anyio.create_task_group() as group:
+        for _ in range(5):
+            group.start_soon(work)
+    assert sorted(seen) == sorted(str(number) for number in range(1000))
+    assert await broker.count(state=JobState.SUCCEEDED) == 1000
+
+
+async def run(broker: Broker, result: bytes | None = None) -> Claim:
+    """Have the job that is next succeed."""
+    claim = await claim_one(broker)
+    assert await settle(broker, claim, JobState.SUCCEEDED, result=result)
+    return claim
+
+
+async def test_a_job_waits_for_what_it_needs(broker: Broker) -> None:
+    sent = [message("a"), message("b", needs=("a",)), message("c", needs=("b", "a"))]
+    assert await broker.enqueue(sent) == [True, True, True]
+    assert await broker.enqueue(sent) == [False, False, False]
+    assert [await state_of(broker, id) for id in "abc"] == [
+        JobState.READY,
+        JobState.SCHEDULED,
+        JobState.SCHEDULED,
+    ]
+    assert (await run(broker, b"1")).previous == ()
+    second = await run(broker, b"2")
+    assert (second.message.id, second.previous) == ("b", (b"1",))
+    third = await run(broker)
+    assert (third.message.id, third.previous) == ("c", (b"2", b"1"))
+
+
+async def test_delays_begin_when_what_is_needed_has_succeeded(broker: Broker) -> None:
+    await broker.enqueue([message("a"), message("b", needs=("a",), delay=10)])
+    await anyio.sleep(20)
+    await run(broker)
+    assert await claimed(broker) == []
+    await anyio.sleep(11)
+    assert await claimed(broker) == ["b"]
+
+
+async def test_results_of_what_is_not_kept_are_there_for_who_needs_them(broker: Broker) -> None:
+    sent = [message("a", keep=0), message("b", keep=0), message("c", needs=("a", "b"), delay=5)]
+    await broker.enqueue(sent)
+    await run(broker, b"1")
+    await anyio.sleep(5)
+    await run(broker, b"2")
+    await anyio.sleep(6)
+    await broker.maintain()
+    assert await broker.get("a") is await broker.get("b") is None
+    assert (await claim_one(broker)).previous == (b"1", b"2")
+
+
+async def test_what_is_needed_may_have_succeeded_already(broker: Broker) -> None:
+    await broker.enqueue([message("a")])
+    await run(broker, b"1")
+    await broker.enqueue([message("b", needs=("a",))])
+    assert (await claim_one(broker)).previous == (b"1",)
+
+
+async def test_a_job_without_a_handler_succeeds_by_itself(broker: Broker) -> None:
+    await broker.enqueue([message("a"), message("all", needs=("a",), handler=None)])
+    await broker.enqueue([message("none", handler=None)])
+    assert await state_of(broker, "none") is JobState.SUCCEEDED
+    assert await state_of(broker, "all") is JobState.SCHEDULED
+    await run(broker)
+    assert await state_of(broker, "all") is JobState.SUCCEEDED
+    assert await claimed(broker) == []
+
+
+async def kill(broker: Broker) -> None:
+    await settle(broker, await claim_one(broker), JobState.DEAD)
+
+
+async def cancel(broker: Broker) -> None:
+    await broker.cancel("a")
+
+
+async def expire(broker: Broker) -> None:
+    await anyio.sleep(11)
+    await broker.maintain()
+
+
+@pytest.mark.parametrize("end", [kill, cancel, expire])
+async def test_what_needs_a_job_that_did_not_succeed_is_dead(broker: Broker, end: Any) -> None:
+    first = message("a", expires=10)
+    await broker.enqueue([first, message("b", needs=("a",)), message("c", needs=("b", "a"))])
+    await end(broker)
+    (late,) = await broker.enqueue([message("late", needs=("c",))])
+    assert late
+    state = await state_of(broker, "a")
+    for id, needed in {"b": f"a, which it needs, is {state}", "c": None, "late": None}.items():
+        job = await broker.get(id)
+        assert job is not None
+        assert job.state is JobState.DEAD
+        assert job.error is not None
+        assert job.error["type"] == "JobFailed"
+        assert needed is None or job.error["message"] == f"job {needed}"
+    await anyio.sleep(20)
+    assert await claimed(broker) == []
+
+
+async def test_a_job_that_waits_for_others_can_be_cancelled_and_expires(broker: Broker) -> None:
+    await broker.enqueue([message("a"), message("b", needs=("a",))])
+    await broker.enqueue([message("c", needs=("a",), expires=5)])
+    assert await broker.cancel("b") is JobState.SCHEDULED
+    await anyio.sleep(6)
+    await run(broker)
+    assert await claimed(broker) == []
+    assert await state_of(broker, "b") is JobState.CANCELLED
+    assert await state_of(broker, "c") is JobState.EXPIRED
+
+
+async def test_requeued_what_was_dead_needs_nothing_any_more(broker: Broker) -> None:
+    await broker.enqueue([message("a"), message("b", needs=("a",))])
+    await broker.cancel("a")
+    assert await broker.requeue("b")
+    assert (await run(broker)).message.id == "b"
+
+
+async def test_nothing_is_enqueued_that_needs_an_unknown_job(broker: Broker) -> None:
+    await broker.enqueue([message("known")])
+    wrong = [message("a", needs=("known",)), message("b", needs=("a", "c")), message("c")]
+    with pytest.raises(ValueError, match="job b needs the job c, which is not known"):
+        await broker.enqueue(wrong)
+    assert await broker.count() == 1
+
+
+async def test_a_long_chain(broker: Broker) -> None:
+    """As long as one likes: its end, too, is no recursion."""
+    steps = [message("0"), *(message(str(n), needs=(str(n - 1),)) for n in range(1, 3000))]
+    await broker.enqueue(steps)
+    await run(broker)
+    await broker.cancel("1")
+    assert await broker.count(state=JobState.DEAD) == 2998
+    await broker.enqueue([message("j0")])
+    joins = [message(f"j{n}", needs=(f"j{n - 1}",), handler=None) for n in range(1, 3000)]
+    await broker.enqueue(joins)
+    await run(broker)
+    assert await broker.count(state=JobState.SUCCEEDED) == 3001

@@ -1,0 +1,43 @@
+"""Names of queues, handlers and jobs."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import pytest
+
+from background.queues import _names
+
+
+@pytest.mark.parametrize("name", ["a", "mail", "Aa0_.:-", "x" * 128])
+def test_good_names(name: str) -> None:
+    _names.check("queue", name)
+
+
+@pytest.mark.parametrize("name", ["", "x" * 129, "a b", "a/b", "é", "a\n", "*", None, 1, b"a"])
+def test_bad_names_are_refused(name: object) -> None:
+    with pytest.raises(ValueError, match=r"^queue must be 1 to 128 letters, digits and any of"):
+        _names.check("queue", name)
+
+
+async def handler() -> None: ...
+
+
+class Mail:
+    async def send(self) -> None: ...
+
+
+def test_handlers_are_called_after_where_they_are() -> None:
+    def inner() -> None: ...
+
+    assert _names.of_handler(handler) == f"{__name__}.handler"
+    assert _names.of_handler(Mail.send) == f"{__name__}.Mail.send"
+    expected = f"{__name__}.test_handlers_are_called_after_where_they_are.inner"
+    assert _names.of_handler(inner) == expected
+
+
+def test_what_has_no_name_of_its_own_needs_one() -> None:
+    with pytest.raises(ValueError, match=r"^name must be given for functools.partial"):
+        _names.of_handler(partial(handler))
+    with pytest.raises(ValueError, match=r"^name must be 1 to 128 letters"):
+        _names.of_handler(lambda: None)

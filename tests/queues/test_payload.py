@@ -1,0 +1,127 @@
+"""What travels is plain JSON data, and comes back as it was sent."""
+
+from __future__ import annotations
+
+import math
+from enum import StrEnum
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from background.queues import InvalidPayload, PayloadTooLarge, QueueError
+from background.queues._payload import decode, encode
+
+LIMIT = 1_000_000
+
+plain = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats(allow_nan=False, allow_infinity=False)
+    | st.text(st.characters(exclude_categories=["Cs"])),
+    lambda inner: st.lists(inner) | st.dictionaries(st.text("ab\0é"), inner),
+)
+
+
+@given(plain)
+def test_plain_data_comes_back_as_it_was_sent(value: Any) -> None:
+    again = decode("args", encode("args", value, LIMIT), LIMIT)
+    assert again == value
+    assert repr(again) == repr(value)  # which 1 == 1.0 == True would hide
+
+
+def test_tuples_become_lists() -> None:
+    assert decode("args", encode("args", ((1, (2,)), []), LIMIT), LIMIT) == [[1, [2]], []]
+
+
+def test_the_same_object_twice_is_no_circle() -> None:
+    inner = [1]
+    assert encode("args", [inner, inner], LIMIT) == b"[[1],[1]]"
+
+
+def test_text_is_sent_as_it_is() -> None:
+    assert encode("args", ["žluť"], LIMIT) == '["žluť"]'.encode()
+
+
+class Colour(StrEnum):
+    RED = "red"
+
+
+class Text(str):
+    pass
+
+
+class Liar:
+    __class__ = str  # type: ignore[assignment]
+
+
+def circle() -> Any:
+    value: list[Any] = []
+    value.append(value)
+    return value
+
+
+def deep(depth: int) -> Any:
+    value: list[Any] = []
+    for _ in range(depth):
+        value = [value]
+    return value
+
+
+REFUSED: dict[str, tuple[Any, str]] = {
+    "an object": ([object()], "args holds a object: only str, int"),
+    "bytes": (b"1", "args holds a bytes"),
+    "a set": ([{1}], "args holds a set"),
+    "an enum, which would come back as str": (Colour.RED, "args holds a Colour"),
+    "a subclass, which would come back as its base": ([Text("1")], "args holds a Text"),
+    "a key that would come back as str": ({1: 2}, "args holds a dict with the key 1"),
+    "not a number": ([math.nan], "args holds nan"),
+    "infinity": ([[-math.inf]], "args holds -inf"),
+    "an object that says it is a str": (
+        [Liar()],
+        "args can't be sent as JSON: Object of type str is not",
+    ),
+    "a circle": (circle(), "args can't be sent as JSON: Circular reference"),
+    "too deep": (deep(100_000), "args can't be sent as JSON: maximum recursion depth"),
+    "half a character": (["\ud800"], "args can't be sent as JSON: 'utf-8' codec can't encode"),
+    "a number of too many digits": (10**5000, "args can't be sent as JSON: Exceeds the limit"),
+}
+
+
+@pytest.mark.parametrize(("value", "message"), REFUSED.values(), ids=REFUSED)
+def test_what_json_would_change_is_refused(value: Any, message: str) -> None:
+    with pytest.raises(InvalidPayload) as caught:
+        encode("args", value, LIMIT)
+    assert str(caught.value).startswith(message)
+    assert isinstance(caught.value, (QueueError, ValueError))
+
+
+CORRUPT: dict[str, bytes] = {
+    "nothing": b"",
+    "cut off": b'{"args":[1,2',
+    "more": b"1 2",
+    "no text": b"\xff\xfe",
+    "not a number": b"[NaN]",
+    "infinity": b"-Infinity",
+    "too deep": b"[" * 100_000 + b"]" * 100_000,
+}
+
+
+@pytest.mark.parametrize("encoded", CORRUPT.values(), ids=CORRUPT)
+def test_what_is_not_json_is_refused(encoded: bytes) -> None:
+    with pytest.raises(InvalidPayload, match=r"^result is not JSON: "):
+        decode("result", encoded, LIMIT)
+
+
+def test_the_limit_is_the_most_that_is_sent_and_read() -> None:
+    value = "x" * 8
+    encoded = encode("args", value, 10)
+    assert len(encoded) == 10
+    assert decode("args", encoded, 10) == value
+    message = "^args: 10 bytes, and max_payload is 9$"
+    with pytest.raises(PayloadTooLarge, match=message):
+        encode("args", value, 9)
+    with pytest.raises(PayloadTooLarge, match=message):
+        decode("args", encoded, 9)
