@@ -16,11 +16,11 @@ from . import _clock, _stack, _telling
 from ._backend import Backend
 from ._dispatch import Around
 from ._errors import TaskCancelled, TaskExpired
+from ._functions import is_async
 from ._handle import TaskHandle
 from ._outcome import Outcome, Settle
 from ._retry import Attempts, judges_success, make_policy
 from ._states import TaskKind, TaskStatus
-from ._task import is_async
 
 #: The task that the running code belongs to.
 current_handle: ContextVar[TaskHandle[Any] | None] = ContextVar("background_task", default=None)

@@ -5,19 +5,11 @@ from __future__ import annotations
 import contextvars
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import field, fields
-from functools import partial
-from inspect import (
-    CO_COROUTINE,
-    isasyncgenfunction,
-    isawaitable,
-    iscoroutine,
-    iscoroutinefunction,
-    isgeneratorfunction,
-)
+from inspect import CO_COROUTINE
 from types import FunctionType, MappingProxyType
 from typing import TYPE_CHECKING, Any, Generic, TypedDict, TypeVar, Unpack, overload
 
-from . import _checks
+from . import _checks, _functions
 from ._errors import InvalidTask
 from ._observe import Observer, check_observers, overrides
 from ._record import maker, record
@@ -128,12 +120,14 @@ class Task(Generic[T]):
         def __init__(self, fn: Any, **options: Any) -> None: ...
 
     def __post_init__(self) -> None:
-        _check_function(self.fn)
+        if isinstance(self.fn, Task):
+            raise InvalidTask("fn must be a function; a Task is for run_task()")
+        _functions.check(self.fn)
         for option, value in _options_of(self.fn).items():
             if getattr(self, option) == _DEFAULTS[option]:
                 object.__setattr__(self, option, value)
         if self.name is None:
-            object.__setattr__(self, "name", _name_of(self.fn))
+            object.__setattr__(self, "name", _functions.name_of(self.fn))
         if self.args.__class__ is not tuple:
             self._collect("args")
         if self.kwargs is not _EMPTY:
@@ -247,7 +241,9 @@ def describe_one_off(
         named = MappingProxyType(kwargs) if kwargs else _EMPTY
         return _make(fn, args, named, delay=delay, name=fn.__qualname__)
     if _options_of(fn).get("kind") is TaskKind.LOOP:
-        raise InvalidTask(f"fn is declared a loop by @task: start {_name_of(fn)} with loop()")
+        raise InvalidTask(
+            f"fn is declared a loop by @task: start {_functions.name_of(fn)} with loop()"
+        )
     return Task(fn, args=args, kwargs=kwargs, delay=delay)
 
 
@@ -267,34 +263,6 @@ def describe_loop(
     return Task(fn, args=args, kwargs=kwargs, kind=TaskKind.LOOP, **options)
 
 
-def is_async(fn: Callable[..., Any]) -> bool:
-    """Tell whether calling `fn` gives a coroutine, rather than running it."""
-    if fn.__class__ is FunctionType and fn.__code__.co_flags & CO_COROUTINE:
-        return True  # as is the case for nearly all; what follows takes its time
-    return iscoroutinefunction(fn) or iscoroutinefunction(type(fn).__call__)
-
-
-def _check_function(fn: Any) -> None:
-    if isinstance(fn, Task):
-        raise InvalidTask("fn must be a function; a Task is for run_task()")
-    if iscoroutine(fn):
-        name = fn.__qualname__
-        fn.close()
-        raise InvalidTask(
-            f"fn must be a function, not a coroutine: pass {name} and its arguments, not {name}(…)"
-        )
-    if not callable(fn):
-        hint = "; pass the function that makes it" if isawaitable(fn) else ""
-        raise InvalidTask(f"fn must be a function, not {fn!r}{hint}")
-    if any(
-        isasyncgenfunction(each) or isgeneratorfunction(each) for each in (fn, type(fn).__call__)
-    ):
-        raise InvalidTask(
-            f"fn must be a function, not the generator function {_name_of(fn)}, which would never "
-            "be iterated; call it from a function that does"
-        )
-
-
 def _check_visiting(observers: tuple[Observer, ...]) -> None:
     check_observers(observers, InvalidTask)
     for observer in observers:
@@ -303,13 +271,6 @@ def _check_visiting(observers: tuple[Observer, ...]) -> None:
                 f"observers of a task can't watch(): give the {type(observer).__name__} to "
                 "Manager(observers=…) instead"
             )
-
-
-def _name_of(fn: Callable[..., Any]) -> str:
-    while isinstance(fn, partial):
-        fn = fn.func
-    name: object = getattr(fn, "__qualname__", None)
-    return name if isinstance(name, str) and name else type(fn).__qualname__
 
 
 def _as_mapping(argument: str, value: Any) -> Mapping[str, Any]:

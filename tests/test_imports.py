@@ -35,6 +35,7 @@ LAYERS = [
     "_listeners",
     "_retry",
     "_schedule",
+    "_functions",
     "_task",
     "_settings",
     "_handle",
