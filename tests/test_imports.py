@@ -63,6 +63,12 @@ QUEUES = [
     "abc",
     "_memory_job",
     "memory",
+    "_sqlite_schema",
+    "_sqlite_statements",
+    "_sqlite_needs",
+    "_sqlite_jobs",
+    "_sqlite_thread",
+    "sqlite",
     "__init__",
 ]
 

@@ -39,10 +39,10 @@ class Message:
     handler: str | None
     queue: str
     body: bytes
+    keep: float
     delay: float = 0.0
     at: float | None = None
     expires: float | None = None
-    keep: float
     needs: tuple[str, ...] = ()
 
 
@@ -137,7 +137,8 @@ class Broker(ABC):
         """Hand out up to `most` jobs that are ready, for `lease` seconds.
 
         The first queue is emptied before the second is looked at, and so on; within a queue the
-        oldest go first. Returns at once, with nothing if there is nothing.
+        oldest go first. Returns at once, with nothing if there is nothing. If it is cancelled, jobs
+        may have been claimed that nobody knows of, until their leases end.
         """
 
     @abstractmethod
@@ -146,11 +147,14 @@ class Broker(ABC):
 
     @abstractmethod
     async def renew(self, claims: Sequence[Claim], *, lease: float) -> list[Hold]:
-        """Let leases end `lease` seconds from now, and tell of each claim how it stands."""
+        """Let leases end `lease` seconds from now, and tell of each claim how it stands.
+
+        A lease that has ended is lost, also before anybody else has the job.
+        """
 
     @abstractmethod
     async def settle(self, settlements: Sequence[Settlement]) -> list[bool]:
-        """Settle claimed jobs; tell of each whether its claim was still the job's latest.
+        """Settle claimed jobs; tell of each whether its lease was still held.
 
         What was refused has changed nothing.
         """
@@ -168,7 +172,7 @@ class Broker(ABC):
 
     @abstractmethod
     async def get(self, id: str) -> StoredJob | None:
-        """Return what is known of a job."""
+        """Return what is known of a job, as it was at the latest maintenance or later."""
 
     @abstractmethod
     async def wait(self, id: str, timeout: float) -> StoredJob | None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable
+from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 import anyio
@@ -11,19 +13,29 @@ import pytest
 from background.queues._states import FINAL, JobState
 from background.queues.abc import Broker, Claim, Hold, Maintained, Message, Settlement, StoredJob
 from background.queues.memory import MemoryBroker
+from background.queues.sqlite import SQLiteBroker
+from background.testing import virtual_wall_clock
 
 LEASE = 30.0
 
-BROKERS: dict[str, Callable[[], Broker]] = {"memory": MemoryBroker}
+#: Makes a broker; the folder is the test's own.
+BROKERS: dict[str, Callable[[Path], Broker]] = {
+    "memory": lambda folder: MemoryBroker(),
+    "sqlite": lambda folder: SQLiteBroker(folder / "jobs.db"),
+}
 
 
 @pytest.fixture(params=BROKERS)
-async def broker(request: pytest.FixtureRequest, anyio_backend: object) -> AsyncIterator[Broker]:
-    broker = BROKERS[request.param]()
-    await broker.open()
-    yield broker
-    await broker.close()
-    await broker.close()
+async def broker(
+    request: pytest.FixtureRequest, anyio_backend: object, tmp_path: Path
+) -> AsyncIterator[Broker]:
+    """A broker whose clock is virtual, whether it follows the event loop's or the wall clock."""
+    broker = BROKERS[request.param](tmp_path)
+    with virtual_wall_clock(datetime(2030, 1, 1, tzinfo=UTC)):
+        await broker.open()
+        yield broker
+        await broker.close()
+        await broker.close()
 
 
 def message(id: str = "one", **options: Any) -> Message:
@@ -514,6 +526,25 @@ async def test_a_job_without_a_handler_succeeds_by_itself(broker: Broker) -> Non
     await run(broker)
     assert await state_of(broker, "all") is JobState.SUCCEEDED
     assert await claimed(broker) == []
+
+
+async def test_a_job_without_a_handler_has_its_delay_too(broker: Broker) -> None:
+    await broker.enqueue([message("a", handler=None, delay=10)])
+    assert await state_of(broker, "a") is JobState.SCHEDULED
+    await anyio.sleep(11)
+    await broker.maintain()
+    assert await state_of(broker, "a") is JobState.SUCCEEDED
+    assert await broker.requeue("a")
+    assert await state_of(broker, "a") is JobState.SUCCEEDED
+
+
+async def test_of_needs_nothing_is_left_when_jobs_are_forgotten(broker: Broker) -> None:
+    await broker.enqueue([message("a"), message("b", needs=("a",))])
+    await run(broker)
+    await run(broker)
+    assert await broker.purge() == 2
+    assert await broker.enqueue([message("a"), message("b", needs=("a",))]) == [True, True]
+    assert await claimed(broker) == ["a"]
 
 
 async def kill(broker: Broker) -> None:
