@@ -208,21 +208,26 @@ FATES |= {f"loop {name}": fate for name, fate in LOOPS.items()}
 async def meet(fate: Fate, recorder: RecordingObserver, *own: Observer) -> TaskHandle[Any]:
     """Have a task meet its fate, observed by `recorder` and by observers of its own."""
     async with Manager(observers=[recorder], limit=1) as manager:
-        if fate.queued:
-            manager.run(nap, 1000)
-            await anyio.sleep(1)
-        handle = manager.run_task(replace(fate.make(), observers=own))
-        if fate.at:
-            await anyio.sleep(fate.at)
-        if fate.act is not None:
-            done = fate.act(manager, handle)
-            if isinstance(done, Awaitable):
-                await done
-        if fate.act is report_stall:
-            await anyio.sleep(15)
-            handle.cancel("enough")
-        await handle.wait()
-        await manager.close(timeout=0)
+        return await meet_in(manager, fate, *own)
+
+
+async def meet_in(manager: Manager, fate: Fate, *own: Observer) -> TaskHandle[Any]:
+    """Have a task meet its fate in a manager of `limit=1`, and close that."""
+    if fate.queued:
+        manager.run(nap, 1000)
+        await anyio.sleep(1)
+    handle = manager.run_task(replace(fate.make(), observers=own))
+    if fate.at:
+        await anyio.sleep(fate.at)
+    if fate.act is not None:
+        done = fate.act(manager, handle)
+        if isinstance(done, Awaitable):
+            await done
+    if fate.act is report_stall:
+        await anyio.sleep(15)
+        handle.cancel("enough")
+    await handle.wait()
+    await manager.close(timeout=0)
     return handle
 
 

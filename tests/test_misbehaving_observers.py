@@ -15,7 +15,7 @@ from typing import Any, NoReturn
 import anyio
 import pytest
 from anyio.lowlevel import checkpoint
-from fates import FATES, HOOKS, TWICE, Fate, broken, everything_happens, fine, nap, report_stall
+from fates import FATES, HOOKS, TWICE, Fate, broken, everything_happens, fine, meet_in, nap
 
 from background import (
     BackgroundError,
@@ -173,21 +173,7 @@ ENDLESS = {each for each in WRONG if "swallows" in each}  # wait for the service
 async def meet(fate: Fate, *observers: Observer, own: tuple[Observer, ...] = ()) -> Manager:
     """Have a task meet its fate under observers of the manager's and of its own."""
     async with Manager(observers=observers, limit=1, cancel_timeout=CATCH_UP) as manager:
-        if fate.queued:
-            manager.run(nap, 1000)
-            await anyio.sleep(1)
-        handle = manager.run_task(replace(fate.make(), observers=own))
-        if fate.at:
-            await anyio.sleep(fate.at)
-        if fate.act is not None:
-            done = fate.act(manager, handle)
-            if isinstance(done, Awaitable):
-                await done
-        if fate.act is report_stall:
-            await anyio.sleep(15)
-            handle.cancel("enough")
-        await handle.wait()
-        await manager.close(timeout=0)
+        await meet_in(manager, fate, *own)
     return manager
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from functools import partial
 
 import aiojobs
 import anyio
@@ -53,17 +54,17 @@ def full() -> Manager:
     return Manager(retry=3, observers=[StallObserver(after=60), EveryHook()])
 
 
-async def anyio_at_once(tasks: int) -> float:
+async def started_at_once(fn: Callable[[], Awaitable[None]], tasks: int) -> float:
     async with anyio.create_task_group() as group:
         began = clock()
         for _ in range(tasks):
-            group.start_soon(nothing)
+            group.start_soon(fn)
     return clock() - began
 
 
-async def anyio_in_turn(tasks: int) -> float:
+async def started_in_turn(fn: Callable[[], Awaitable[None]], tasks: int) -> float:
     async def told(ended: anyio.Event) -> None:
-        await nothing()
+        await fn()
         ended.set()
 
     async with anyio.create_task_group() as group:
@@ -94,28 +95,6 @@ async def task_group_in_turn(tasks: int) -> float:
 # The quickest of the ways in tenacity's documentation that concurrent tasks can share: a policy
 # made for each call and `async for attempt in AsyncRetrying(…)` take longer.
 retried = retry(stop=stop_after_attempt(3))(nothing)
-
-
-async def tenacity_at_once(tasks: int) -> float:
-    async with anyio.create_task_group() as group:
-        began = clock()
-        for _ in range(tasks):
-            group.start_soon(retried)
-    return clock() - began
-
-
-async def tenacity_in_turn(tasks: int) -> float:
-    async def told(ended: anyio.Event) -> None:
-        await retried()
-        ended.set()
-
-    async with anyio.create_task_group() as group:
-        began = clock()
-        for _ in range(tasks):
-            ended = anyio.Event()
-            group.start_soon(told, ended)
-            await ended.wait()
-    return clock() - began
 
 
 async def aiojobs_at_once(tasks: int) -> float:
@@ -191,14 +170,14 @@ async def trio_in_turn(tasks: int) -> float:
 _AT_ONCE: dict[str, Contender] = {
     FULL: manager_at_once(full),
     BARE: manager_at_once(bare),
-    ANYIO: anyio_at_once,
-    TENACITY: tenacity_at_once,
+    ANYIO: partial(started_at_once, nothing),
+    TENACITY: partial(started_at_once, retried),
 }
 _IN_TURN: dict[str, Contender] = {
     FULL: manager_in_turn(full),
     BARE: manager_in_turn(bare),
-    ANYIO: anyio_in_turn,
-    TENACITY: tenacity_in_turn,
+    ANYIO: partial(started_in_turn, nothing),
+    TENACITY: partial(started_in_turn, retried),
 }
 
 
