@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 from blockbuster import blockbuster_ctx
+from brokers import CASES, KINDS, Kind
 from clocks import Clock
 
 from background.testing import manager, recorder, virtual_time
@@ -23,9 +24,17 @@ VIRTUAL = ["virtual-asyncio", "virtual-trio"]
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    if "anyio_backend" in metafunc.fixturenames:
+    if "broker_kind" in metafunc.fixturenames:
+        metafunc.parametrize(("broker_kind", "anyio_backend"), CASES, indirect=True)
+    elif "anyio_backend" in metafunc.fixturenames:
         real = metafunc.definition.get_closest_marker("realtime") is not None
         metafunc.parametrize("anyio_backend", REAL if real else VIRTUAL, indirect=True)
+
+
+@pytest.fixture
+def broker_kind(request: pytest.FixtureRequest) -> Kind:
+    """A kind of broker, for what has to hold for each of them."""
+    return KINDS[request.param]
 
 
 @pytest.fixture

@@ -2,40 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable
-from datetime import UTC, datetime
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
 import anyio
 import pytest
+from brokers import Kind, elapse
 
 from background.queues._states import FINAL, JobState
 from background.queues.abc import Broker, Claim, Hold, Maintained, Message, Settlement, StoredJob
-from background.queues.memory import MemoryBroker
-from background.queues.sqlite import SQLiteBroker
-from background.testing import virtual_wall_clock
 
 LEASE = 30.0
 
-#: Makes a broker; the folder is the test's own.
-BROKERS: dict[str, Callable[[Path], Broker]] = {
-    "memory": lambda folder: MemoryBroker(),
-    "sqlite": lambda folder: SQLiteBroker(folder / "jobs.db"),
-}
 
-
-@pytest.fixture(params=BROKERS)
-async def broker(
-    request: pytest.FixtureRequest, anyio_backend: object, tmp_path: Path
-) -> AsyncIterator[Broker]:
-    """A broker whose clock is virtual, whether it follows the event loop's or the wall clock."""
-    broker = BROKERS[request.param](tmp_path)
-    with virtual_wall_clock(datetime(2030, 1, 1, tzinfo=UTC)):
-        await broker.open()
+@pytest.fixture
+async def broker(broker_kind: Kind, anyio_backend: object, tmp_path: Path) -> AsyncIterator[Broker]:
+    async with broker_kind.opened(tmp_path) as broker:
         yield broker
-        await broker.close()
-        await broker.close()
 
 
 def message(id: str = "one", **options: Any) -> Message:
@@ -99,7 +83,7 @@ async def test_enqueueing_again_makes_no_second_job(broker: Broker) -> None:
     assert await broker.enqueue([message()]) == [False]
     await settle(broker, claim, JobState.SUCCEEDED)
     assert await broker.enqueue([message()]) == [False]
-    await anyio.sleep(61)
+    await elapse(broker, 61)
     assert await broker.enqueue([message()]) == [True]
 
 
@@ -128,7 +112,7 @@ async def test_nobody_gets_a_job_that_somebody_has(broker: Broker) -> None:
     await broker.enqueue([message()])
     claim = await claim_one(broker)
     assert await claimed(broker) == []
-    await anyio.sleep(LEASE - 1)
+    await elapse(broker, LEASE - 1)
     assert await claimed(broker) == []
     assert await settle(broker, claim, JobState.SUCCEEDED)
     assert await claimed(broker) == []
@@ -152,11 +136,11 @@ async def test_delayed_jobs_wait_for_their_time(broker: Broker) -> None:
     await broker.enqueue([message("late", delay=20), message("soon", delay=10), message("now")])
     assert await state_of(broker, "late") is JobState.SCHEDULED
     assert await claimed(broker) == ["now"]
-    await anyio.sleep(9)
+    await elapse(broker, 9)
     assert await claimed(broker) == []
-    await anyio.sleep(2)
+    await elapse(broker, 2)
     assert await claimed(broker) == ["soon"]
-    await anyio.sleep(10)
+    await elapse(broker, 10)
     assert await claimed(broker) == ["late"]
 
 
@@ -167,9 +151,9 @@ async def test_jobs_at_a_time(broker: Broker) -> None:
     now = stored.enqueued_at
     await broker.enqueue([message("past", at=now - 100), message("future", at=now + 20)])
     assert await claimed(broker) == ["one", "past"]
-    await anyio.sleep(18)
+    await elapse(broker, 18)
     assert await claimed(broker) == []
-    await anyio.sleep(4)
+    await elapse(broker, 4)
     assert await claimed(broker) == ["future"]
 
 
@@ -181,7 +165,7 @@ async def test_another_attempt_after_a_delay(broker: Broker) -> None:
     assert job is not None
     assert (job.state, job.attempt, job.error) == (JobState.SCHEDULED, 1, {"type": "E"})
     assert await claimed(broker) == ["two"]
-    await anyio.sleep(11)
+    await elapse(broker, 11)
     again = await claim_one(broker)
     assert (again.attempt, again.crashes) == (2, 0)
     assert again.token != claim.token
@@ -199,7 +183,7 @@ async def test_handed_back_a_job_is_as_it_was(broker: Broker) -> None:
 async def test_a_lease_that_ends_frees_the_job(broker: Broker) -> None:
     await broker.enqueue([message()])
     late = await claim_one(broker)
-    await anyio.sleep(LEASE + 1)
+    await elapse(broker, LEASE + 1)
     await broker.maintain()
     assert await state_of(broker) is JobState.READY
     claim = await claim_one(broker)
@@ -216,7 +200,7 @@ async def test_a_lease_that_ends_frees_the_job(broker: Broker) -> None:
 async def test_a_lease_that_ended_is_lost_before_anybody_else_has_the_job(broker: Broker) -> None:
     await broker.enqueue([message()])
     late = await claim_one(broker)
-    await anyio.sleep(LEASE + 1)
+    await elapse(broker, LEASE + 1)
     await broker.maintain()
     assert await broker.renew([late], lease=LEASE) == [Hold.LOST]
     assert not await settle(broker, late, JobState.SUCCEEDED)
@@ -227,7 +211,7 @@ async def test_a_renewed_lease_goes_on(broker: Broker) -> None:
     await broker.enqueue([message(), message("two")])
     one, two = await broker.claim(["q"], 2, lease=LEASE)
     for _ in range(5):
-        await anyio.sleep(LEASE - 1)
+        await elapse(broker, LEASE - 1)
         assert await broker.renew([one], lease=LEASE) == [Hold.KEPT]
         await broker.maintain()
     assert await state_of(broker) is JobState.RUNNING
@@ -254,7 +238,7 @@ async def test_cancelled_before_it_starts_a_job_never_does(broker: Broker, delay
     before = JobState.SCHEDULED if delay else JobState.READY
     assert await broker.cancel("one") is before
     assert await broker.cancel("one") is JobState.CANCELLED
-    await anyio.sleep(11)
+    await elapse(broker, 11)
     assert await claimed(broker) == []
     assert await state_of(broker) is JobState.CANCELLED
 
@@ -282,7 +266,7 @@ async def test_a_cancelled_job_whose_worker_died_is_not_run_again(broker: Broker
     await broker.enqueue([message()])
     await claim_one(broker)
     await broker.cancel("one")
-    await anyio.sleep(LEASE + 1)
+    await elapse(broker, LEASE + 1)
     await broker.maintain()
     assert await state_of(broker) is JobState.CANCELLED
 
@@ -305,10 +289,10 @@ async def test_unknown_jobs(broker: Broker) -> None:
 @pytest.mark.parametrize("delay", [0.0, 500.0])
 async def test_a_job_that_was_not_started_in_time_expires(broker: Broker, delay: float) -> None:
     await broker.enqueue([message(expires=10, delay=delay)])
-    await anyio.sleep(11)
+    await elapse(broker, 11)
     await broker.maintain()
     assert await state_of(broker) is JobState.EXPIRED
-    await anyio.sleep(10)
+    await elapse(broker, 10)
     assert await claimed(broker) == []
 
 
@@ -316,7 +300,7 @@ async def test_a_job_that_was_started_in_time_does_not_expire(broker: Broker) ->
     await broker.enqueue([message(expires=10)])
     claim = await claim_one(broker)
     await settle(broker, claim, JobState.SCHEDULED, delay=20)
-    await anyio.sleep(21)
+    await elapse(broker, 21)
     assert await claimed(broker) == ["one"]
 
 
@@ -324,11 +308,11 @@ async def test_what_has_ended_is_kept_for_a_while(broker: Broker) -> None:
     await broker.enqueue([message(keep=100), message("two", keep=0)])
     for claim in await broker.claim(["q"], 2, lease=LEASE):
         await settle(broker, claim, JobState.SUCCEEDED)
-    await anyio.sleep(99)
+    await elapse(broker, 99)
     await broker.maintain()
     assert await state_of(broker) is JobState.SUCCEEDED
     assert await broker.get("two") is None
-    await anyio.sleep(2)
+    await elapse(broker, 2)
     await broker.maintain()
     assert await broker.get("one") is None
     assert await broker.count() == 0
@@ -354,10 +338,10 @@ async def test_requeueing_starts_anew(broker: Broker, state: JobState) -> None:
 
 async def test_an_expired_job_can_be_requeued(broker: Broker) -> None:
     await broker.enqueue([message(expires=10)])
-    await anyio.sleep(11)
+    await elapse(broker, 11)
     await broker.maintain()
     assert await broker.requeue("one")
-    await anyio.sleep(11)
+    await elapse(broker, 11)
     assert await claimed(broker) == ["one"]
 
 
@@ -383,7 +367,7 @@ async def test_purging(broker: Broker) -> None:
     await broker.enqueue([message(id, keep=1000) for id in "abcd"])
     first, second = await broker.claim(["q"], 2, lease=LEASE)
     await settle(broker, first, JobState.DEAD)
-    await anyio.sleep(20)
+    await elapse(broker, 20)
     await broker.cancel("c")
     assert await broker.purge(older_than=30) == 0
     assert await broker.purge(older_than=10, state=JobState.CANCELLED) == 0
@@ -398,11 +382,11 @@ async def test_maintenance_tells_what_it_did(broker: Broker) -> None:
     await broker.enqueue([message("a", keep=5), message("b", delay=1), message("c", expires=1)])
     (claim,) = await broker.claim(["q"], 1, lease=1)
     assert await broker.maintain() == Maintained()
-    await anyio.sleep(1.1)
+    await elapse(broker, 1.1)
     assert await broker.maintain() == Maintained(due=1, reclaimed=1, expired=1)
     claim = await claim_one(broker)
     await settle(broker, claim, JobState.SUCCEEDED)
-    await anyio.sleep(5.1)
+    await elapse(broker, 5.1)
     assert await broker.maintain() == Maintained(forgotten=1)
 
 
@@ -424,7 +408,7 @@ async def test_waiting_for_work(broker: Broker) -> None:
     claim = await claim_one(broker)
     async with anyio.create_task_group() as group:
         group.start_soon(waited, "q")
-        await anyio.sleep(5)
+        await elapse(broker, 5)
         await settle(broker, claim, JobState.READY)
     assert anyio.current_time() - began == pytest.approx(5, abs=1)
 
@@ -439,7 +423,7 @@ async def test_waiting_for_the_end_of_a_job(broker: Broker) -> None:
     async with anyio.create_task_group() as group:
         group.start_soon(wait, 100)
         group.start_soon(wait, 5)
-        await anyio.sleep(10)
+        await elapse(broker, 10)
         (early,) = ended
         assert early is not None
         assert early.state is JobState.READY
@@ -492,10 +476,10 @@ async def test_a_job_waits_for_what_it_needs(broker: Broker) -> None:
 
 async def test_delays_begin_when_what_is_needed_has_succeeded(broker: Broker) -> None:
     await broker.enqueue([message("a"), message("b", needs=("a",), delay=10)])
-    await anyio.sleep(20)
+    await elapse(broker, 20)
     await run(broker)
     assert await claimed(broker) == []
-    await anyio.sleep(11)
+    await elapse(broker, 11)
     assert await claimed(broker) == ["b"]
 
 
@@ -503,9 +487,9 @@ async def test_results_of_what_is_not_kept_are_there_for_who_needs_them(broker: 
     sent = [message("a", keep=0), message("b", keep=0), message("c", needs=("a", "b"), delay=5)]
     await broker.enqueue(sent)
     await run(broker, b"1")
-    await anyio.sleep(5)
+    await elapse(broker, 5)
     await run(broker, b"2")
-    await anyio.sleep(6)
+    await elapse(broker, 6)
     await broker.maintain()
     assert await broker.get("a") is await broker.get("b") is None
     assert (await claim_one(broker)).previous == (b"1", b"2")
@@ -531,7 +515,7 @@ async def test_a_job_without_a_handler_succeeds_by_itself(broker: Broker) -> Non
 async def test_a_job_without_a_handler_has_its_delay_too(broker: Broker) -> None:
     await broker.enqueue([message("a", handler=None, delay=10)])
     assert await state_of(broker, "a") is JobState.SCHEDULED
-    await anyio.sleep(11)
+    await elapse(broker, 11)
     await broker.maintain()
     assert await state_of(broker, "a") is JobState.SUCCEEDED
     assert await broker.requeue("a")
@@ -556,7 +540,7 @@ async def cancel(broker: Broker) -> None:
 
 
 async def expire(broker: Broker) -> None:
-    await anyio.sleep(11)
+    await elapse(broker, 11)
     await broker.maintain()
 
 
@@ -575,7 +559,7 @@ async def test_what_needs_a_job_that_did_not_succeed_is_dead(broker: Broker, end
         assert job.error is not None
         assert job.error["type"] == "JobFailed"
         assert needed is None or job.error["message"] == f"job {needed}"
-    await anyio.sleep(20)
+    await elapse(broker, 20)
     assert await claimed(broker) == []
 
 
@@ -583,7 +567,7 @@ async def test_a_job_that_waits_for_others_can_be_cancelled_and_expires(broker: 
     await broker.enqueue([message("a"), message("b", needs=("a",))])
     await broker.enqueue([message("c", needs=("a",), expires=5)])
     assert await broker.cancel("b") is JobState.SCHEDULED
-    await anyio.sleep(6)
+    await elapse(broker, 6)
     await run(broker)
     assert await claimed(broker) == []
     assert await state_of(broker, "b") is JobState.CANCELLED
