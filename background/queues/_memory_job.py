@@ -68,4 +68,5 @@ class Job:
             finished_at=self.finished_at,
             error=self.error,
             result=self.result,
+            previous=tuple(self.previous),
         )

@@ -84,11 +84,13 @@ def _claim(
     attempt: int,
     crashes: int,
     enqueued_at: float,
+    error: str | None,
     *values: Any,
 ) -> Claim:
     message = _message(values)
     previous = needs.previous(db, number) if message.needs else ()
-    return _make_claim(message, token, attempt, crashes, enqueued_at, previous)
+    failed = None if error is None else json.loads(error)
+    return _make_claim(message, token, attempt, crashes, enqueued_at, previous, failed)
 
 
 def renew(db: sqlite3.Connection, claims: Sequence[Claim], now: float, lease: float) -> list[Hold]:
@@ -121,11 +123,15 @@ def _settle(db: sqlite3.Connection, settlement: Settlement, now: float) -> bool:
         if db.execute(sql.GIVE_BACK, (*back, *held)).rowcount:
             return True
         state = JobState.CANCELLED  # unless it is no longer held
-    end = (state.value, now, now, settlement.result, error)
+    end = (state.value, now, now, state.value, settlement.result, error)
     if not db.execute(sql.END, (*end, *held)).rowcount:
         return False
     needs.hear(db, [settlement.id], now)
     return True
+
+
+def save(db: sqlite3.Connection, id: str, token: str, result: bytes, now: float) -> bool:
+    return bool(db.execute(sql.SAVE, (result, id, token, now)).rowcount)
 
 
 def cancel(db: sqlite3.Connection, id: str, now: float) -> JobState | None:
@@ -158,7 +164,7 @@ def get(db: sqlite3.Connection, id: str, now: float) -> tuple[StoredJob | None, 
     row = db.execute(sql.GET, (id, now)).fetchone()
     if row is None:
         return None, inf
-    return _stored(row[1:]), inf if row[0] is None else row[0]
+    return _stored(db, *row[1:]), inf if row[0] is None else row[0]
 
 
 def _message(values: Sequence[Any]) -> Message:
@@ -167,10 +173,11 @@ def _message(values: Sequence[Any]) -> Message:
     return Message(**fields)
 
 
-def _stored(row: tuple[Any, ...]) -> StoredJob:
+def _stored(db: sqlite3.Connection, number: int, *row: Any) -> StoredJob:
     state, attempt, enqueued_at, started_at, finished_at, error, result = row[9:]
+    message = _message(row[:9])
     return StoredJob(
-        message=_message(row[:9]),
+        message=message,
         state=JobState(state),
         attempt=attempt,
         enqueued_at=enqueued_at,
@@ -178,6 +185,7 @@ def _stored(row: tuple[Any, ...]) -> StoredJob:
         finished_at=finished_at,
         error=None if error is None else json.loads(error),
         result=result,
+        previous=needs.previous(db, number) if message.needs else (),
     )
 
 
@@ -196,7 +204,7 @@ def page(
     last = _page_end(db, after)
     upto = 2**63 - 1 if last is None else last
     rows = db.execute(sql.PAGE, (after, upto, queue, queue, state, state, now)).fetchall()
-    return [_stored(row) for row in rows], last
+    return [_stored(db, *row) for row in rows], last
 
 
 def _page_end(db: sqlite3.Connection, after: int) -> int | None:

@@ -24,20 +24,21 @@ CLAIM = f"""
         WHERE state = 'ready' AND queue = ? AND (expires_at IS NULL OR expires_at > ?)
         ORDER BY number LIMIT ?
     )
-    RETURNING number, attempt, crashes, enqueued_at, {MESSAGE}
+    RETURNING number, attempt, crashes, enqueued_at, error, {MESSAGE}
 """
 RENEW = f"UPDATE jobs SET changes_at = ? WHERE {_HELD} RETURNING cancelled"
 END = f"""
     UPDATE jobs SET state = ?, finished_at = ?, changes_at = ? + keep, expires_at = NULL,
-        token = NULL, result = ?, error = coalesce(?, error)
+        token = NULL, result = iif(? = 'succeeded', ?, result), error = coalesce(?, error)
     WHERE {_HELD}
 """
+SAVE = f"UPDATE jobs SET result = ? WHERE {_HELD}"
 GIVE_BACK = f"""
     UPDATE jobs SET state = ?, changes_at = ?, token = NULL, attempt = attempt - ?,
         error = coalesce(?, error)
     WHERE {_HELD} AND NOT cancelled
 """
-GET = f"SELECT changes_at, {_STORED} FROM jobs WHERE id = ? AND {_KNOWN}"
+GET = f"SELECT changes_at, number, {_STORED} FROM jobs WHERE id = ? AND {_KNOWN}"
 STATE = f"SELECT state FROM jobs WHERE id = ? AND {_KNOWN}"
 CANCEL_RUNNING = "UPDATE jobs SET cancelled = 1 WHERE id = ?"
 CANCEL_WAITING = """
@@ -78,7 +79,7 @@ FORGET_SOME = """
 PAGE_END = "SELECT number FROM jobs WHERE number > ? ORDER BY number LIMIT 1 OFFSET ?"
 _CHOSEN = "(? IS NULL OR queue = ?) AND (? IS NULL OR state = ?)"
 PAGE = f"""
-    SELECT {_STORED} FROM jobs WHERE number > ? AND number <= ? AND {_CHOSEN} AND {_KNOWN}
+    SELECT number, {_STORED} FROM jobs WHERE number > ? AND number <= ? AND {_CHOSEN} AND {_KNOWN}
     ORDER BY number
 """
 PURGE_SOME = """

@@ -52,7 +52,7 @@ class Claim:
 
     `token` tells this claim from every other one of the same job. `attempt` counts the claims from
     1, without those that were handed back; `crashes` those whose worker never settled. `previous`
-    has the results of what it needed, in that order.
+    has the results of what it needed, in that order; `error` is what the latest one failed with.
     """
 
     message: Message
@@ -61,6 +61,7 @@ class Claim:
     crashes: int
     enqueued_at: float
     previous: tuple[bytes | None, ...] = ()
+    error: Mapping[str, Any] | None = None
 
 
 @record
@@ -69,7 +70,8 @@ class Settlement:
 
     - `state`: `SUCCEEDED`, `DEAD` or `CANCELLED`; or `SCHEDULED` for another attempt after `delay`
       seconds; or `READY` to hand it back at once, as if it had not been claimed.
-    - `result`: what a job that succeeded returned, or `None` to keep nothing.
+    - `result`: what a job that succeeded returned, or `None` to keep nothing; of any other what it
+      has saved stays.
     - `error`: what the attempt failed with.
     """
 
@@ -91,7 +93,10 @@ class Hold(Enum):
 
 @record
 class StoredJob:
-    """What a broker knows of a job; times are seconds since the epoch, on the broker's clock."""
+    """What a broker knows of a job; times are seconds since the epoch, on the broker's clock.
+
+    `previous` has the results of what it needs, in that order, as far as there are any yet.
+    """
 
     message: Message
     state: JobState
@@ -101,6 +106,7 @@ class StoredJob:
     finished_at: float | None = None
     error: Mapping[str, Any] | None = None
     result: bytes | None = None
+    previous: tuple[bytes | None, ...] = ()
 
 
 @record
@@ -158,6 +164,10 @@ class Broker(ABC):
 
         What was refused has changed nothing.
         """
+
+    @abstractmethod
+    async def save(self, id: str, token: str, result: bytes) -> bool:
+        """Keep an intermediate result of a claimed job; `False` if its lease was not held."""
 
     @abstractmethod
     async def cancel(self, id: str) -> JobState | None:

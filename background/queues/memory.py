@@ -123,6 +123,7 @@ class MemoryBroker(Broker):
             crashes=job.crashes,
             enqueued_at=job.enqueued_at,
             previous=tuple(job.previous),
+            error=job.error,
         )
 
     async def wait_for_work(self, queues: Sequence[str], timeout: float) -> None:
@@ -221,7 +222,8 @@ class MemoryBroker(Broker):
         if settlement.error is not None:
             job.error = settlement.error
         if settlement.state in FINAL:
-            job.result = settlement.result
+            if settlement.state is JobState.SUCCEEDED:
+                job.result = settlement.result
             self._end(job, settlement.state, now)
             return True
         if settlement.state is JobState.READY:
@@ -237,6 +239,15 @@ class MemoryBroker(Broker):
         else:
             job.state = JobState.SCHEDULED
             self._move_on(job, now)
+
+    async def save(self, id: str, token: str, result: bytes) -> bool:
+        await checkpoint()
+        self._advance(anyio.current_time())
+        job = self._held(id, token)
+        if job is None:
+            return False
+        job.result = result
+        return True
 
     async def cancel(self, id: str) -> JobState | None:
         await checkpoint()

@@ -122,6 +122,10 @@ class SQLiteBroker(Broker):
             self._wake_workers()
         return accepted
 
+    async def save(self, id: str, token: str, result: bytes) -> bool:
+        work = partial(jobs.save, id=id, token=token, result=result, now=_clock.wall())
+        return await self._write(work)
+
     async def cancel(self, id: str) -> JobState | None:
         state = await self._write(partial(jobs.cancel, id=id, now=_clock.wall()))
         self._wake_waiters(id)

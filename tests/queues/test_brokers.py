@@ -167,7 +167,8 @@ async def test_another_attempt_after_a_delay(broker: Broker) -> None:
     assert await claimed(broker) == ["two"]
     await elapse(broker, 11)
     again = await claim_one(broker)
-    assert (again.attempt, again.crashes) == (2, 0)
+    assert (again.attempt, again.crashes, again.error) == (2, 0, {"type": "E"})
+    assert claim.error is None
     assert again.token != claim.token
 
 
@@ -217,6 +218,33 @@ async def test_a_renewed_lease_goes_on(broker: Broker) -> None:
     assert await state_of(broker) is JobState.RUNNING
     assert await broker.renew([two], lease=LEASE) == [Hold.LOST]
     assert await settle(broker, one, JobState.SUCCEEDED)
+
+
+async def test_an_intermediate_result(broker: Broker) -> None:
+    await broker.enqueue([message(), message("two")])
+    one, two = await broker.claim(["q"], 2, lease=LEASE)
+    assert await broker.save("one", one.token, b"half")
+    assert await broker.save("two", two.token, b"half")
+    assert not await broker.save("one", f"{one.token}?", b"other")
+    job = await broker.get("one")
+    assert job is not None
+    assert (job.state, job.result) == (JobState.RUNNING, b"half")
+    await settle(broker, one, JobState.SCHEDULED)
+    assert not await broker.save("one", one.token, b"late")
+    again = await claim_one(broker)
+    assert await settle(broker, again, JobState.DEAD)
+    assert await settle(broker, two, JobState.SUCCEEDED)
+    results = [await broker.get(id) for id in ("one", "two")]
+    assert [job and job.result for job in results] == [b"half", None]
+    assert not await broker.save("one", again.token, b"late")
+    assert not await broker.save("?", again.token, b"none")
+
+
+async def test_no_intermediate_result_once_the_lease_has_ended(broker: Broker) -> None:
+    await broker.enqueue([message()])
+    late = await claim_one(broker)
+    await elapse(broker, LEASE + 1)
+    assert not await broker.save("one", late.token, b"late")
 
 
 async def test_settlements_are_judged_one_by_one(broker: Broker) -> None:
@@ -510,6 +538,20 @@ async def test_a_job_without_a_handler_succeeds_by_itself(broker: Broker) -> Non
     await run(broker)
     assert await state_of(broker, "all") is JobState.SUCCEEDED
     assert await claimed(broker) == []
+
+
+async def test_results_of_what_a_job_needs_are_known(broker: Broker) -> None:
+    """Which is how one without a handler stands for all of them."""
+    await broker.enqueue([message("a"), message("b"), message("all", needs=("b", "a"))])
+    await run(broker, b"1")
+    job = await broker.get("all")
+    assert job is not None
+    assert job.previous == (None, b"1")
+    await run(broker, b"2")
+    await broker.purge()
+    (job,) = [job async for job in broker.scan()]
+    assert job.previous == (b"2", b"1")
+    assert await broker.get("all") == job
 
 
 async def test_a_job_without_a_handler_has_its_delay_too(broker: Broker) -> None:
