@@ -12,13 +12,15 @@ from ._errors import InvalidPayload, PayloadTooLarge
 _PLAIN = (str, bool, int, type(None))
 
 
-def encode(what: str, value: Any, limit: int) -> bytes:
+def encode(what: str, value: Any, limit: int, *, checked: bool = False) -> bytes:
     """Return plain data as JSON.
 
     `what` names the value in errors. Tuples become lists. Raises `InvalidPayload` for anything that
-    is not plain data, and `PayloadTooLarge` above `limit` bytes.
+    is not plain data, and `PayloadTooLarge` above `limit` bytes. What is `checked` already, because
+    all of it comes from `Signature`, is not looked through again.
     """
-    _check(what, value)
+    if not checked:
+        check(what, value)
     try:
         encoded = _to_text(value).encode()
     except (RecursionError, TypeError, UnicodeEncodeError, ValueError) as error:
@@ -33,7 +35,11 @@ def decode(what: str, encoded: bytes, limit: int) -> Any:
     if len(encoded) > limit:
         raise PayloadTooLarge(f"{what}: {len(encoded):,} bytes, and max_payload is {limit:,}")
     try:
-        return json.loads(encoded.decode(), parse_constant=_refuse)
+        text = encoded.decode()
+        value = _from_text(text)
+        if "\\u" in text:
+            _to_text(value).encode()  # refuses half a character, which no worker could pass on
+        return value
     except (RecursionError, UnicodeDecodeError, ValueError) as error:
         raise InvalidPayload(f"{what} is not JSON: {error}") from None
 
@@ -47,8 +53,23 @@ def _refuse(constant: str) -> None:
     raise ValueError(f"{constant} is no number of JSON's")
 
 
-def _check(what: str, value: Any) -> None:
-    """Refuse what is not plain data, or would come back as something else."""
+def _finite(digits: str) -> float:
+    value = float(digits)
+    if not math.isfinite(value):
+        raise ValueError("a number is too large")
+    return value
+
+
+_from_text: Callable[[str], Any] = json.JSONDecoder(
+    parse_constant=_refuse, parse_float=_finite
+).decode
+
+
+def check(what: str, value: Any, hint: str = "") -> None:
+    """Refuse what is not plain data, or would come back as something else.
+
+    `hint` is added where another type would be needed.
+    """
     left: list[Any] = [value]
     seen: set[int] = set()
     while left:
@@ -62,18 +83,18 @@ def _check(what: str, value: Any) -> None:
                 continue  # looked at already; what holds itself, the encoder refuses
             seen.add(id(each))
             if kind is dict:
-                _check_keys(what, each)
+                _check_keys(what, each, hint)
                 left.extend(each.values())
             else:
                 left.extend(each)
         elif kind not in _PLAIN:
             raise InvalidPayload(
                 f"{what} holds a {kind.__qualname__}: only str, int, float, bool, None, and lists "
-                "and dicts of them can be sent"
+                f"and dicts of them can be sent{hint}"
             )
 
 
-def _check_keys(what: str, value: dict[Any, Any]) -> None:
+def _check_keys(what: str, value: dict[Any, Any], hint: str) -> None:
     for key in value:
         if type(key) is not str:
-            raise InvalidPayload(f"{what} holds a dict with the key {key!r}, which is no str")
+            raise InvalidPayload(f"{what} holds a dict with the key {key!r}, which is no str{hint}")

@@ -98,6 +98,18 @@ def test_what_json_would_change_is_refused(value: Any, message: str) -> None:
     assert isinstance(caught.value, (QueueError, ValueError))
 
 
+def test_what_is_checked_already_is_still_no_more_than_json() -> None:
+    """What looking through it does not find, the encoder does."""
+    assert encode("args", [1, "a"], LIMIT, checked=True) == b'[1,"a"]'
+    for value in (math.nan, object(), circle(), deep(100_000), "\ud800", 10**5000):
+        with pytest.raises(InvalidPayload, match=r"^args can't be sent as JSON: "):
+            encode("args", [value], LIMIT, checked=True)
+
+
+def test_characters_may_arrive_in_escapes() -> None:
+    assert decode("args", b'"\\u017e\\ud83d\\ude00"', LIMIT) == "ž😀"
+
+
 CORRUPT: dict[str, bytes] = {
     "nothing": b"",
     "cut off": b'{"args":[1,2',
@@ -105,6 +117,9 @@ CORRUPT: dict[str, bytes] = {
     "no text": b"\xff\xfe",
     "not a number": b"[NaN]",
     "infinity": b"-Infinity",
+    "infinity in digits": b"[-1e999]",
+    "half a character": b'{"\\ud800": 1}',
+    "a number of too many digits": b"1" * 5000,
     "too deep": b"[" * 100_000 + b"]" * 100_000,
 }
 
