@@ -17,6 +17,9 @@ from ._errors import (
     TaskExpired,
 )
 from ._events import (
+    Job,
+    JobDead,
+    JobEnqueued,
     ManagerClosedEvent,
     ManagerClosingEvent,
     TaskAdded,
@@ -44,6 +47,9 @@ __all__ = [
     "DuplicateTask",
     "Health",
     "InvalidTask",
+    "Job",
+    "JobDead",
+    "JobEnqueued",
     "LoopsStopped",
     "Manager",
     "ManagerClosed",

@@ -112,6 +112,8 @@ class Hooks:
     on_task_cancelled: tuple[Hook, ...]
     on_task_expired: tuple[Hook, ...]
     on_task_stalled: tuple[Hook, ...]
+    on_job_enqueued: tuple[Hook, ...]
+    on_job_dead: tuple[Hook, ...]
     on_manager_closing: tuple[Hook, ...]
     on_manager_closed: tuple[Hook, ...]
 

@@ -20,9 +20,10 @@ from . import _clock, _telling
 from ._admission import Admission
 from ._backend import Backend
 from ._errors import DuplicateTask, InvalidTask, is_fatal
+from ._events import Job
 from ._handle import FINAL, TaskHandle
 from ._listeners import Listeners
-from ._outcome import Outcome
+from ._outcome import Durable, Outcome
 from ._outstanding import Outstanding
 from ._portal import Portal
 from ._retry import pause_after_failures
@@ -54,9 +55,10 @@ class Engine:
         self.admission = Admission(self.outstanding, capacity)
         self.timer: Timer[TaskHandle[Any]] = Timer(backend.now, self._on_due, _is_waiting)
         self.event = backend.event
+        self.on_loops_stopped: set[Callable[[], None]] = set()
         self.on_end: Callable[[TaskHandle[Any]], None] | None = None
         self._backend = backend
-        self._now = backend.now
+        self.now = backend.now
         self._portal = portal
         self._listeners = listeners
         self._runner = runner
@@ -71,8 +73,18 @@ class Engine:
         # One-offs that are due, above the limit:
         self._queue: OrderedDict[TaskHandle[Any], None] = OrderedDict()
 
-    def add(self, task: Task[Any], context: Context, *, reserved: bool = False) -> TaskHandle[Any]:
+    def add(
+        self,
+        task: Task[Any],
+        context: Context,
+        *,
+        reserved: bool = False,
+        job: Job | None = None,
+        durable: Durable | None = None,
+    ) -> TaskHandle[Any]:
         """Take a task, tell its observers, and let it start as soon as it may.
+
+        `job` and `durable` come with a task that is an attempt of a durable job.
 
         Raises `DuplicateTask`, and `ManagerFull` unless room for it is `reserved`.
         """
@@ -87,9 +99,11 @@ class Engine:
             id = task.id
         if self.admission.bounded and task.kind is TaskKind.ONE_OFF and not reserved:
             self.admission.require()
-        now, wall = self._now(), _clock.wall()
+        now, wall = self.now(), _clock.wall()
         hooks = self._listeners.hooks
         handle: TaskHandle[Any] = TaskHandle(task, id, self, hooks, context, now, wall)
+        if job is not None:
+            handle.job, handle._durable = job, durable
         if task.schedule is not None:
             handle._ticks, handle._due = _first_tick(task.schedule, task.delay, now, wall)
         if task.observers:
@@ -121,7 +135,7 @@ class Engine:
                 self.timer.put(handle._expires, handle)
 
     def _on_due(self, handle: TaskHandle[Any]) -> None:
-        now = self._now()
+        now = self.now()
         if not _is_waiting(handle):
             return
         if now >= handle._expires:
@@ -177,7 +191,7 @@ class Engine:
             self._on_fatal(outcome.error)
         if not _is_waiting(handle):  # an observer ended it
             return
-        now = self._now()
+        now = self.now()
         if handle._cancelled:
             self._finish(handle, TaskStatus.CANCELLED)
         elif now >= handle._expires:
@@ -229,6 +243,8 @@ class Engine:
         handle._context = _NO_CONTEXT  # which knows the handle: a cycle for each task
         if outcome is not None:
             handle._result = outcome.value
+        elif handle._durable is not None:
+            handle._durable.drop(handle)
         if self.on_end is not None:
             self.on_end(handle)  # first, or else closing that a hook begins would count it
         _telling.ended(handle, outcome)
@@ -267,6 +283,8 @@ class Engine:
     def stop_loops(self) -> None:
         """Let no loop start another iteration, and cut the pauses of their retries short."""
         self._runner.loops_stopped = True
+        while self.on_loops_stopped:
+            self.on_loops_stopped.pop()()
         for handle in list(self.outstanding.handles.values()):
             if handle.kind is TaskKind.LOOP:
                 if _is_waiting(handle):
@@ -276,7 +294,7 @@ class Engine:
 
     def cancel_delayed(self, reason: str) -> None:
         """Cancel the one-offs that are not due yet."""
-        now = self._now()
+        now = self.now()
         for handle in list(self.outstanding.handles.values()):
             if handle.kind is TaskKind.ONE_OFF and _is_waiting(handle) and handle._due > now:
                 self._finish(handle, TaskStatus.CANCELLED, reason=reason)

@@ -17,11 +17,27 @@ if TYPE_CHECKING:
 
 
 @record
+class Job:
+    """A durable job: the task that runs one has it, and so have the events of both.
+
+    `attempt` counts the attempts in all processes from 1 and is 0 before the first; `enqueued_at`
+    is in seconds since the epoch.
+    """
+
+    id: str
+    handler: str
+    queue: str
+    attempt: int
+    enqueued_at: float
+
+
+@record
 class TaskEvent:
     """What every event of a task carries.
 
     `iteration` counts a loop's iterations from 1 and is 0 for a one-off; `attempt` counts the
-    attempts of this run or iteration from 1 and is 0 before the first.
+    attempts of this run or iteration from 1 and is 0 before the first. `job` is the durable job
+    that the task runs, if it does: one attempt of it, so that `attempt` is the job's.
     """
 
     id: str
@@ -31,6 +47,7 @@ class TaskEvent:
     iteration: int
     attempt: int
     time: float
+    job: Job | None = None
 
 
 @record
@@ -56,7 +73,8 @@ class TaskStarted(TaskEvent):
 class TaskRetrying(TaskEvent):
     """An attempt failed and the policy asks for another in `delay` seconds.
 
-    `error` is `None` where the policy refused the attempt's result.
+    `error` is `None` where the policy refused the attempt's result. For a job this is the end of
+    the task: the next attempt is a task of its own, in whichever process.
     """
 
     error: Exception | None
@@ -108,6 +126,26 @@ class TaskStalled(TaskEvent):
 
     elapsed: float
     stack: tuple[FrameSummary, ...]
+
+
+@record
+class JobEnqueued:
+    """A durable job was taken by the broker; it may start in `delay` seconds."""
+
+    job: Job
+    meta: Mapping[str, Any]
+    time: float
+    delay: float
+
+
+@record
+class JobDead:
+    """A durable job has given up, because of `error`; it stays where it can be requeued."""
+
+    job: Job
+    meta: Mapping[str, Any]
+    time: float
+    error: BaseException
 
 
 @record

@@ -21,6 +21,8 @@ from ._task import Task
 
 if TYPE_CHECKING:
     from ._dispatch import Hooks
+    from ._events import Job
+    from ._outcome import Durable
     from ._schedule import Ticks
 
 T = TypeVar("T")
@@ -52,6 +54,7 @@ class TaskHandle(Generic[T]):
     """A submitted task: what it is, how it stands, and its result. Awaiting it is `result()`.
 
     - `id`, `name`, `kind`, `meta`, `task`: what was submitted.
+    - `job`: the durable job of which it is an attempt, or `None`.
     - `status`: see `TaskStatus`.
     - `attempt`: of this run or iteration, counted from 1; 0 before the first.
     - `iteration`: of a loop, counted from 1; 0 before the first and for a one-off.
@@ -70,6 +73,7 @@ class TaskHandle(Generic[T]):
         "_coroutine",
         "_done",
         "_due",
+        "_durable",
         "_expires",
         "_failures",
         "_hooks",
@@ -89,6 +93,7 @@ class TaskHandle(Generic[T]):
         "finished_at",
         "id",
         "iteration",
+        "job",
         "started_at",
         "status",
         "submitted_at",
@@ -114,6 +119,8 @@ class TaskHandle(Generic[T]):
         self.started_at: float | None = None
         self.finished_at: float | None = None
         self.error: BaseException | None = None
+        self.job: Job | None = None
+        self._durable: Durable | None = None
         self._owner = owner
         self._hooks = hooks
         self._context = context

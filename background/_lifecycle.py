@@ -37,16 +37,16 @@ class Lifecycle:
         self._body = anyio.CancelScope()
         self._fatal: list[BaseException] = []
         self._signals: SignalHandlers | None = None
-        self._services = Services(self._backend, copy_context())
+        self.services = Services(self._backend, copy_context())
         self.portal = Portal(self._backend)
         self.listeners = Listeners(
-            settings.observers, self._backend, self._services.start, self._on_fatal
+            settings.observers, self._backend, self.services.start, self._on_fatal
         )
         self.runner = Runner(self._backend, settings.policy, settings.threads)
         self.shutdown = Shutdown(
             settings.name,
             self._backend,
-            self._services,
+            self.services,
             self.listeners,
             grace=settings.grace,
             cancel_timeout=settings.cancel_timeout,
@@ -75,13 +75,13 @@ class Lifecycle:
     def _start_timer(self) -> None:
         # Whoever cancels every task of asyncio's must not keep the others from becoming due.
         on_lost = self._start_timer if self._backend.cancels_natively else None
-        self._services.start("background timer", self.engine.timer.run, on_lost)
+        self.services.start("background timer", self.engine.timer.run, on_lost)
 
     def take_signals(self) -> None:
         """Let shutdown signals reach the manager, which is entered now."""
         if self._signals is not None:
             self._signals.install()
-            self._services.start("background signals", self._backend.wake_on_signals)
+            self.services.start("background signals", self._backend.wake_on_signals)
 
     def _on_fatal(self, error: BaseException) -> None:
         self._fatal.append(error)
@@ -101,7 +101,7 @@ class Lifecycle:
         misplaced = self._backend.current_task() is not self._host
         try:
             interrupted = await self._close(error)
-            stop = partial(self._services.stop, self._settings.cancel_timeout)
+            stop = partial(self.services.stop, self._settings.cancel_timeout)
             interrupted = await self._insist(stop) or interrupted
         finally:
             for failure in self.listeners.give_up():

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING
 
 from . import _checks
 from ._events import (
+    JobDead,
+    JobEnqueued,
     ManagerClosedEvent,
     ManagerClosingEvent,
     TaskAdded,
@@ -60,6 +62,12 @@ class Observer:
 
     def on_task_stalled(self, event: TaskStalled) -> Awaitable[None] | None:
         """An attempt is taking suspiciously long."""
+
+    def on_job_enqueued(self, event: JobEnqueued) -> Awaitable[None] | None:
+        """A durable job was enqueued by this process."""
+
+    def on_job_dead(self, event: JobDead) -> Awaitable[None] | None:
+        """A durable job that this process ran has given up; told after `on_task_failed`."""
 
     def on_manager_closing(self, event: ManagerClosingEvent) -> Awaitable[None] | None:
         """The manager takes no more tasks."""

@@ -7,11 +7,19 @@ compiled and nothing else, and `maker` offers a quicker way for what is made all
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import MISSING, Field, FrozenInstanceError, dataclass, field, fields
+from types import MappingProxyType
 from typing import Any, TypeVar, dataclass_transform
 
 T = TypeVar("T")
+
+EMPTY: Mapping[str, Any] = MappingProxyType({})
+
+
+def empty() -> Mapping[str, Any]:
+    """Return `EMPTY`, as a default factory, as dataclasses refuse it for a default."""
+    return EMPTY
 
 
 @dataclass_transform(kw_only_default=True, frozen_default=True, field_specifiers=(field,))
@@ -38,11 +46,14 @@ def record(cls: type[T]) -> type[T]:
 def maker(cls: type[T]) -> Callable[..., T]:
     """Return a function that makes a record of its fields, in their order, without checking them.
 
-    It sets the fields of a twin that is not frozen, which then becomes the record.
+    It sets the fields of a twin that is not frozen, which then becomes the record. Fields may be
+    left out that have defaults, as have all after them.
     """
     known = fields(cls)  # type: ignore[arg-type]
+    required = max((n for n, each in enumerate(known, 1) if _default(each) is MISSING), default=0)
+    parameters = (each.name if n < required else _parameter(each) for n, each in enumerate(known))
     lines = [
-        f"def make({', '.join(map(_parameter, known))}):",
+        f"def make({', '.join(parameters)}):",
         "    made = new(opened)",
         *(f"    made.{each.name} = {each.name}" for each in known),
         "    made.__class__ = frozen",

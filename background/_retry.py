@@ -87,13 +87,20 @@ class Attempts:
         *,
         started: float,
         clock: Callable[[], float],
+        number: int = 1,
     ) -> None:
         self._policy = policy
         self._state = RetryCallState(policy, fn, args, dict(kwargs))
         self._state.start_time = started
+        self._state.attempt_number = number
         self._clock = clock
         self._accepted = False
         self._error: Exception | None = None
+
+    @property
+    def outcome(self) -> Any:
+        """What tenacity calls the outcome of the latest attempt."""
+        return self._state.outcome
 
     async def before(self) -> None:
         """Call the policy's `before` hook."""

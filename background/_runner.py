@@ -18,7 +18,7 @@ from ._dispatch import Around
 from ._errors import TaskCancelled, TaskExpired
 from ._functions import is_async
 from ._handle import TaskHandle
-from ._outcome import Outcome, Settle
+from ._outcome import Durable, Outcome, Settle
 from ._retry import Attempts, judges_success, make_policy
 from ._states import TaskKind, TaskStatus
 
@@ -49,6 +49,9 @@ class Runner:
         if task.retry is not None:
             policy = make_policy(task.retry)
             judges = policy is not None and judges_success(policy)
+        durable = handle._durable
+        if durable is not None:
+            policy = None  # it has its own, which decides when to settle
         handle._scope = scope = self._backend.scope()
         around = self._begin(handle, scope)
         value: Any = None
@@ -58,6 +61,8 @@ class Runner:
         began = self._backend.now()
         try:
             with scope:
+                if durable is not None:
+                    await durable.begin()
                 if policy is not None and judges:
                     value = await self._attempts(handle, policy, began)
                 else:
@@ -85,10 +90,26 @@ class Runner:
                 error = TaskExpired(handle.name, handle.id, task.lifespan or 0.0)
             else:
                 error = TaskCancelled(handle.name, handle.id, handle._reason)
+        outcome = Outcome(status, duration, value, error)
+        if durable is not None:
+            outcome = await self._conclude(handle, durable, outcome)
         handle._scope = None
-        self.settle(handle, Outcome(status, duration, value, error))
+        self.settle(handle, outcome)
         if around is not None:
-            around.leave(error)
+            around.leave(outcome.error)
+
+    async def _conclude(
+        self, handle: TaskHandle[Any], durable: Durable, outcome: Outcome
+    ) -> Outcome:
+        """Have a durable job settled, whatever is cancelled meanwhile."""
+        try:
+            with anyio.CancelScope(shield=True):
+                outcome = await durable.conclude(handle, outcome)
+        except self._backend.cancelled:  # natively, which no shield keeps out
+            handle._reason = FROM_OUTSIDE
+            error = TaskCancelled(handle.name, handle.id, FROM_OUTSIDE)
+            outcome = Outcome(TaskStatus.CANCELLED, outcome.duration, None, error)
+        return outcome
 
     def _begin(self, handle: TaskHandle[Any], scope: anyio.CancelScope) -> Around | None:
         current_handle.set(handle)
@@ -96,7 +117,7 @@ class Runner:
             scope.deadline = handle._expires
         handle.status = TaskStatus.RUNNING
         handle.started_at = _clock.wall()
-        handle.attempt = 1
+        handle.attempt = 1 if handle.job is None else handle.job.attempt
         if handle.task.kind is TaskKind.LOOP:
             handle.iteration += 1
         hooks = handle._hooks

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import random
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import field
 from datetime import UTC, datetime, tzinfo
 
@@ -102,14 +103,19 @@ class Cron(Schedule):
         return found.timestamp()
 
     def ticks(self, now: float, wall: float) -> Ticks:
-        return _Calendar(self)
+        return Calendar(self.after)
 
 
-class _Calendar(Ticks):
-    patience = 60.0  # what a change of the wall clock may cost, at most
+PATIENCE = 60.0  # seconds that a change of the wall clock may cost, at most
 
-    def __init__(self, cron: Cron) -> None:
-        self._cron = cron
+
+class Calendar(Ticks):
+    """Ticks on the wall clock; `after` finds the first one later than a time."""
+
+    patience = PATIENCE
+
+    def __init__(self, after: Callable[[float], float]) -> None:
+        self._after = after
         self._tick = -math.inf
         self._last = -math.inf  # that came before it
         self._looked = 0.0
@@ -129,7 +135,7 @@ class _Calendar(Ticks):
 
     def _find(self, now: float, wall: float, after: float) -> float:
         self._looked = now
-        self._tick = self._cron.after(max(self._last, after))
+        self._tick = self._after(max(self._last, after))
         return now + max(0.0, self._tick - wall)
 
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Generic, TypedDict, TypeVar, Unpack, over
 from . import _checks, _functions
 from ._errors import InvalidTask
 from ._observe import Observer, check_observers, overrides
-from ._record import maker, record
+from ._record import EMPTY, empty, maker, record
 from ._retry import Retry, make_policy
 from ._schedule import Schedule
 from ._states import TaskKind
@@ -20,12 +20,7 @@ from ._states import TaskKind
 T = TypeVar("T")
 FnT = TypeVar("FnT", bound=Callable[..., Any])
 
-_EMPTY: Mapping[str, Any] = MappingProxyType({})
 _OPTIONS = "__background_task__"
-
-
-def _empty() -> Mapping[str, Any]:
-    return _EMPTY
 
 
 class TaskOptions(TypedDict, total=False):
@@ -81,7 +76,7 @@ class Task(Generic[T]):
 
     fn: Callable[..., Awaitable[T] | T] = field(kw_only=False)
     args: tuple[Any, ...] = ()
-    kwargs: Mapping[str, Any] = field(default_factory=_empty)
+    kwargs: Mapping[str, Any] = field(default_factory=empty)
     kind: TaskKind = TaskKind.ONE_OFF
     schedule: Schedule | None = None
     delay: float = 0.0
@@ -90,7 +85,7 @@ class Task(Generic[T]):
     retry: Retry = None
     id: str | None = None
     name: str | None = None
-    meta: Mapping[str, Any] = field(default_factory=_empty)
+    meta: Mapping[str, Any] = field(default_factory=empty)
     observers: tuple[Observer, ...] = ()
     critical: bool = False
     max_failures: int | None = None
@@ -130,9 +125,9 @@ class Task(Generic[T]):
             object.__setattr__(self, "name", _functions.name_of(self.fn))
         if self.args.__class__ is not tuple:
             self._collect("args")
-        if self.kwargs is not _EMPTY:
+        if self.kwargs is not EMPTY:
             object.__setattr__(self, "kwargs", _as_mapping("kwargs", self.kwargs))
-        if self.meta is not _EMPTY:
+        if self.meta is not EMPTY:
             object.__setattr__(self, "meta", _as_mapping("meta", self.meta))
         if self.observers.__class__ is not tuple or self.observers:
             self._collect("observers")
@@ -186,11 +181,12 @@ class Task(Generic[T]):
             _checks.instances("context", (self.context,), contextvars.Context, error=InvalidTask)
 
 
-_make: Callable[..., Task[Any]] = maker(Task)
+#: Makes one without checks.
+make: Callable[..., Task[Any]] = maker(Task)
 
 #: What an option is when nobody set it; `fn`, `args` and `kwargs` are not options.
 _DEFAULTS: Mapping[str, Any] = {
-    option.name: _EMPTY if option.name == "meta" else option.default
+    option.name: EMPTY if option.name == "meta" else option.default
     for option in fields(Task)
     if option.name not in ("fn", "args", "kwargs")
 }
@@ -228,7 +224,7 @@ def task(**options: Unpack[TaskOptions]) -> Callable[[FnT], FnT]:
 def _options_of(fn: Callable[..., Any]) -> Mapping[str, Any]:
     """Return what `@task` gave a function, which may be an object that has any attribute."""
     options: Any = getattr(fn, _OPTIONS, None)
-    return options if options.__class__ is MappingProxyType else _EMPTY
+    return options if options.__class__ is MappingProxyType else EMPTY
 
 
 def describe_one_off(
@@ -238,8 +234,8 @@ def describe_one_off(
     if _is_plain(fn):
         if delay.__class__ is not float or delay != 0.0:
             _checks.seconds("delay", delay, at_least=0, error=InvalidTask)
-        named = MappingProxyType(kwargs) if kwargs else _EMPTY
-        return _make(fn, args, named, delay=delay, name=fn.__qualname__)
+        named = MappingProxyType(kwargs) if kwargs else EMPTY
+        return make(fn, args, named, delay=delay, name=fn.__qualname__)
     if _options_of(fn).get("kind") is TaskKind.LOOP:
         raise InvalidTask(
             f"fn is declared a loop by @task: start {_functions.name_of(fn)} with loop()"

@@ -5,8 +5,12 @@ from __future__ import annotations
 from functools import partial
 from typing import Any
 
+from tenacity import RetryError
+
 from . import _clock
 from ._events import (
+    Job,
+    JobDead,
     TaskAdded,
     TaskCancelledEvent,
     TaskExpiredEvent,
@@ -34,13 +38,22 @@ _stalled = maker(TaskStalled)
 def _identity(handle: TaskHandle[Any], time: float) -> tuple[Any, ...]:
     """Return what every event of the task begins with."""
     task = handle.task
-    return handle.id, task.name, task.kind, task.meta, handle.iteration, handle.attempt, time
+    attempt = handle.attempt
+    return handle.id, task.name, task.kind, task.meta, handle.iteration, attempt, time, handle.job
 
 
 def added(handle: TaskHandle[Any]) -> None:
     hooks, task = handle._hooks, handle.task
     event = _added(
-        handle.id, task.name, task.kind, task.meta, 0, 0, handle.submitted_at, task.delay
+        handle.id,
+        task.name,
+        task.kind,
+        task.meta,
+        0,
+        0,
+        handle.submitted_at,
+        handle.job,
+        task.delay,
     )
     hooks.tell(hooks.on_task_added, event)
 
@@ -56,6 +69,7 @@ def started(handle: TaskHandle[Any], queued_for: float) -> TaskStarted:
         handle.iteration,
         handle.attempt,
         handle.started_at,
+        handle.job,
         task.fn,
         queued_for,
         task.stall_after,
@@ -87,6 +101,7 @@ def done(handle: TaskHandle[Any], outcome: Outcome, *, final: bool) -> None:
             handle.iteration,
             handle.attempt,
             _clock.wall(),
+            handle.job,
             outcome.duration,
             final,
         )
@@ -128,9 +143,22 @@ def ended(handle: TaskHandle[Any], outcome: Outcome | None) -> None:
             lifespan = handle.task.lifespan or 0.0
             expired = _expired(*_identity(handle, _clock.wall()), lifespan, duration)
             hooks.tell(hooks.on_task_expired, expired)
+    elif outcome is not None and outcome.retry_in is not None:
+        refused = isinstance(outcome.error, RetryError)
+        error = outcome.error if isinstance(outcome.error, Exception) and not refused else None
+        retrying(handle, error, outcome.retry_in)
     else:
         assert outcome is not None
         done(handle, outcome, final=True)
+        if handle.job is not None and outcome.error is not None:
+            _dead(handle, handle.job, outcome.error)
+
+
+def _dead(handle: TaskHandle[Any], job: Job, error: BaseException) -> None:
+    hooks = handle._hooks
+    if hooks.on_job_dead:
+        event = JobDead(job=job, meta=handle.meta, time=_clock.wall(), error=error)
+        hooks.tell(hooks.on_job_dead, event)
 
 
 def stalled(handle: TaskHandle[Any], elapsed: float) -> None:

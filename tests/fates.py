@@ -237,7 +237,7 @@ EVENTS: list[Any] = [
     if isinstance(each, type) and each.__module__ == "background._events"
 ]
 
-HOOKS = [name for name in vars(Observer) if name.startswith("on_")]
+HOOKS = [name for name in vars(Observer) if name.startswith(("on_task_", "on_manager_"))]
 
 
 async def everything_happens(*observers: Observer) -> Manager:

@@ -22,6 +22,9 @@ NAMES = [
     "DuplicateTask",
     "Health",
     "InvalidTask",
+    "Job",
+    "JobDead",
+    "JobEnqueued",
     "LoopsStopped",
     "Manager",
     "ManagerClosed",
@@ -177,7 +180,7 @@ def test_handle() -> None:
     public = {name for name in dir(TaskHandle) if not name.startswith("_")}
     assert public == {
         *("id", "name", "kind", "task", "meta", "status", "attempt", "iteration", "error"),
-        *("submitted_at", "started_at", "finished_at"),
+        *("submitted_at", "started_at", "finished_at", "job"),
         *("result", "wait", "cancel", "stack"),
     }
     assert hasattr(TaskHandle, "__await__")
@@ -200,6 +203,8 @@ def test_hooks() -> None:
         "on_task_cancelled": "(event)",
         "on_task_expired": "(event)",
         "on_task_stalled": "(event)",
+        "on_job_enqueued": "(event)",
+        "on_job_dead": "(event)",
         "on_manager_closing": "(event)",
         "on_manager_closed": "(event)",
         "around_task": "(event)",

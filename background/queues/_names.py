@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from os import urandom
 
 _NAME = re.compile(r"[A-Za-z0-9_.:-]{1,128}", re.ASCII)
 
@@ -26,3 +27,8 @@ def of_handler(fn: object) -> str:
     name = f"{module}.{qualname.replace('<locals>.', '')}"
     check("name", name)
     return name
+
+
+def new_id() -> str:
+    """Return an id for a job that no other job has, in whichever process."""
+    return urandom(12).hex()

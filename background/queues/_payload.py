@@ -30,7 +30,7 @@ def encode(what: str, value: Any, limit: int, *, checked: bool = False) -> bytes
     return encoded
 
 
-def decode(what: str, encoded: bytes, limit: int) -> Any:
+def decode(what: str, encoded: bytes, limit: float) -> Any:
     """Return what `encode` was given. Raises `InvalidPayload` and `PayloadTooLarge`."""
     if len(encoded) > limit:
         raise PayloadTooLarge(f"{what}: {len(encoded):,} bytes, and max_payload is {limit:,}")

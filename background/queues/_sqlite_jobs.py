@@ -65,8 +65,9 @@ def _insert(db: sqlite3.Connection, message: Message, now: float) -> bool:
 
 def claim(
     db: sqlite3.Connection, queues: Sequence[str], most: int, token: str, now: float, lease: float
-) -> list[Claim]:
-    advance(db, now)
+) -> tuple[list[Claim], bool]:
+    """Claim jobs; tell also whether time has changed any."""
+    changed = advance(db, now) != Maintained()
     claims: list[Claim] = []
     for queue in queues:
         if len(claims) < most:
@@ -74,7 +75,7 @@ def claim(
             rows = db.execute(sql.CLAIM, values).fetchall()
             rows.sort()  # by number, of which no two are the same
             claims += (_claim(db, token, *row) for row in rows)
-    return claims
+    return claims, changed
 
 
 def _claim(
@@ -104,8 +105,13 @@ def _renew(db: sqlite3.Connection, claim: Claim, now: float, lease: float) -> Ho
     return Hold.CANCELLED if rows[0][0] else Hold.KEPT
 
 
-def settle(db: sqlite3.Connection, settlements: Sequence[Settlement], now: float) -> list[bool]:
-    return [_settle(db, each, now) for each in settlements]
+def settle(
+    db: sqlite3.Connection, settlements: Sequence[Settlement], now: float
+) -> tuple[list[bool], bool]:
+    """Settle jobs; tell of each whether it was held, and whether other jobs change by that."""
+    accepted = [_settle(db, each, now) for each in settlements]
+    ended = (each.id for each, done in zip(settlements, accepted, strict=True) if done)
+    return accepted, needs.hear(db, ended, now)
 
 
 def _settle(db: sqlite3.Connection, settlement: Settlement, now: float) -> bool:
@@ -124,10 +130,7 @@ def _settle(db: sqlite3.Connection, settlement: Settlement, now: float) -> bool:
             return True
         state = JobState.CANCELLED  # unless it is no longer held
     end = (state.value, now, now, state.value, settlement.result, error)
-    if not db.execute(sql.END, (*end, *held)).rowcount:
-        return False
-    needs.hear(db, [settlement.id], now)
-    return True
+    return bool(db.execute(sql.END, (*end, *held)).rowcount)
 
 
 def save(db: sqlite3.Connection, id: str, token: str, result: bytes, now: float) -> bool:

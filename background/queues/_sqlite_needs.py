@@ -34,15 +34,20 @@ def previous(db: sqlite3.Connection, number: int) -> tuple[bytes | None, ...]:
     return tuple(result for (result,) in db.execute(sql.PREVIOUS, (number,)))
 
 
-def hear(db: sqlite3.Connection, ids: Iterable[str], now: float) -> None:
-    """Let those know who wait for jobs, if these have ended; and who waits for them, and so on."""
+def hear(db: sqlite3.Connection, ids: Iterable[str], now: float) -> bool:
+    """Let those know who wait for jobs, if these have ended; and who waits for them, and so on.
+
+    Returns whether anybody does.
+    """
     ended = list(ids)
+    heard = False
     while ended:
         id = ended.pop()
         who = db.execute(sql.WHO_NEEDS, (id,)).fetchall()
         outcome = db.execute(sql.OUTCOME, (id,)).fetchone() if who else None
         if outcome is None:
             continue
+        heard = True
         state, result = outcome
         for number, place in who:
             if state == "succeeded":
@@ -53,6 +58,7 @@ def hear(db: sqlite3.Connection, ids: Iterable[str], now: float) -> None:
                 values = (now, now, json.dumps(error), number)
                 db.execute(sql.DROP_NEEDS, (number,))
                 ended += (each for (each,) in db.execute(sql.DIES_BY_NEED, values).fetchall())
+    return heard
 
 
 def _unblock(db: sqlite3.Connection, number: int, now: float) -> list[str]:

@@ -208,3 +208,30 @@ class Broker(ABC):
 
         Safe to run in any number of processes, at any time.
         """
+
+
+class Results(ABC):
+    """Keeps results elsewhere than the broker does, for `JobQueue(results=…)`.
+
+    A key is up to 160 letters, digits and any of `_ . : -`; no two attempts of a job have the same.
+    """
+
+    @abstractmethod
+    async def open(self) -> None:
+        """Connect. Raises `BrokerUnavailable`, as does everything else."""
+
+    @abstractmethod
+    async def close(self) -> None:
+        """Disconnect; may be called at any time, and again."""
+
+    @abstractmethod
+    async def save(self, key: str, result: bytes, *, keep: float) -> None:
+        """Keep a result for `keep` seconds, in place of an earlier one."""
+
+    @abstractmethod
+    async def get(self, key: str) -> bytes | None:
+        """Return a result that is kept."""
+
+    @abstractmethod
+    async def delete(self, key: str) -> None:
+        """Forget a result, if there is one."""

@@ -92,10 +92,12 @@ class SQLiteBroker(Broker):
     async def claim(self, queues: Sequence[str], most: int, *, lease: float) -> list[Claim]:
         token = f"{self._run}-{next(self._claims)}"
         now = _clock.wall()
-        claims = await self._write(
+        claims, changed = await self._write(
             partial(jobs.claim, queues=queues, most=most, token=token, now=now, lease=lease)
         )
-        if claims:
+        if changed:
+            self._wake_all()
+        elif claims:
             self._wake_workers()  # there are leases that may end
         return claims
 
@@ -113,9 +115,11 @@ class SQLiteBroker(Broker):
         return await self._write(partial(jobs.renew, claims=claims, now=_clock.wall(), lease=lease))
 
     async def settle(self, settlements: Sequence[Settlement]) -> list[bool]:
-        accepted = await self._write(
-            partial(jobs.settle, settlements=settlements, now=_clock.wall())
-        )
+        work = partial(jobs.settle, settlements=settlements, now=_clock.wall())
+        accepted, others_change = await self._write(work)
+        if others_change:
+            self._wake_all()
+            return accepted
         for each in settlements:
             self._wake_waiters(each.id)
         if any(each.state not in FINAL for each in settlements):
@@ -128,12 +132,12 @@ class SQLiteBroker(Broker):
 
     async def cancel(self, id: str) -> JobState | None:
         state = await self._write(partial(jobs.cancel, id=id, now=_clock.wall()))
-        self._wake_waiters(id)
+        self._wake_all()
         return state
 
     async def requeue(self, id: str) -> bool:
         done = await self._write(partial(jobs.requeue, id=id, now=_clock.wall()))
-        self._wake_workers()
+        self._wake_all()
         return done
 
     async def get(self, id: str) -> StoredJob | None:
@@ -233,8 +237,8 @@ class SQLiteBroker(Broker):
             seconds = inf if at == inf else max(at - now, _SOON)
             with anyio.move_on_after(seconds):
                 await changed.wait()
-        else:
-            await self._write(partial(jobs.advance, now=now))
+        elif await self._write(partial(jobs.advance, now=now)) != Maintained():
+            self._wake_all()
 
     def _wake_workers(self) -> None:
         changed, self._work_changed = self._work_changed, anyio.Event()

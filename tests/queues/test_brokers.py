@@ -461,6 +461,58 @@ async def test_waiting_for_the_end_of_a_job(broker: Broker) -> None:
     assert await broker.wait("one", 0) == ended[1]
 
 
+async def test_those_who_wait_hear_of_what_a_job_was_needed_for(broker: Broker) -> None:
+    await broker.enqueue([message("a"), message("b", needs=("a",))])
+    await broker.enqueue([message("c", needs=("a",), handler=None)])
+    ended: list[StoredJob | None] = []
+    came: list[float] = []
+
+    async def wait(id: str) -> None:
+        ended.append(await broker.wait(id, 50))
+
+    async def work() -> None:
+        await broker.wait_for_work(["q"], 50)
+        came.append(anyio.current_time() - began)
+
+    claim = await claim_one(broker)
+    began = anyio.current_time()
+    async with anyio.create_task_group() as group:
+        group.start_soon(wait, "c")
+        group.start_soon(work)
+        await elapse(broker, 5)
+        await settle(broker, claim, JobState.SUCCEEDED)
+    assert [job and job.state for job in ended] == [JobState.SUCCEEDED]
+    assert came[0] < LEASE - 10
+
+
+async def test_those_who_wait_hear_of_what_a_cancelled_job_was_needed_for(broker: Broker) -> None:
+    await broker.enqueue([message("a"), message("b", needs=("a",))])
+    ended: list[StoredJob | None] = []
+
+    async def wait() -> None:
+        ended.append(await broker.wait("b", 50))
+
+    async with anyio.create_task_group() as group:
+        group.start_soon(wait)
+        await elapse(broker, 5)
+        await broker.cancel("a")
+    assert [job and job.state for job in ended] == [JobState.DEAD]
+
+
+async def test_those_who_wait_hear_of_what_an_expired_job_was_needed_for(broker: Broker) -> None:
+    await broker.enqueue([message("a", expires=10), message("b", needs=("a",))])
+    ended: list[StoredJob | None] = []
+
+    async def wait() -> None:
+        ended.append(await broker.wait("b", 50))
+
+    async with anyio.create_task_group() as group:
+        group.start_soon(wait)
+        await elapse(broker, 11)
+        assert await claimed(broker) == []
+    assert [job and job.state for job in ended] == [JobState.DEAD]
+
+
 async def test_many_jobs(broker: Broker) -> None:
     """Each is handed out once, whoever asks."""
     await broker.enqueue([message(str(number)) for number in range(1000)])

@@ -1,0 +1,83 @@
+"""Telling observers of jobs that were enqueued, with a manager or without."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextvars import copy_context
+from typing import TYPE_CHECKING
+
+from .. import _clock
+from .._backend import current_backend
+from .._events import Job, JobEnqueued
+from .._listeners import Listeners
+from .._observe import Observer
+from .._services import Services
+from .._states import ManagerState
+from ._options import Options
+from .abc import Message
+
+if TYPE_CHECKING:
+    from .._lifecycle import Lifecycle
+
+
+class Announcer:
+    """Tells a queue's observers, those of handlers, and those of the managers it works for."""
+
+    def __init__(self, observers: tuple[Observer, ...]) -> None:
+        backend = current_backend()
+        self._observers = observers
+        self._fatal: list[BaseException] = []
+        self._services = Services(backend, copy_context())
+        self._own = Listeners(observers, backend, self._services.start, self._fatal.append)
+        self._lives: list[Lifecycle] = []
+
+    def join(self, life: Lifecycle) -> None:
+        """Tell a manager's observers, too."""
+        self._lives.append(life)
+
+    def tell(
+        self, messages: Sequence[Message], options: Options, observers: tuple[Observer, ...]
+    ) -> None:
+        """Tell of jobs that were enqueued. Raises what must end the program."""
+        visiting = self._observers + observers
+        lives = [life for life in self._lives if life.shutdown.state is not ManagerState.CLOSED]
+        for life in lives:
+            _tell(life.listeners, visiting, messages, options)
+            visiting = ()  # it has told them
+        if not lives:
+            _tell(self._own, visiting, messages, options)
+        if self._fatal:
+            raise self._fatal.pop()
+
+    async def close(self, timeout: float) -> None:
+        """Let `async def` hooks catch up for at most `timeout` seconds."""
+        await self._own.flush(timeout)
+        self._own.give_up()
+        await self._services.stop(timeout)
+
+
+def _tell(
+    listeners: Listeners,
+    visiting: tuple[Observer, ...],
+    messages: Sequence[Message],
+    options: Options,
+) -> None:
+    hooks = listeners.hooks_for(visiting) if visiting else listeners.hooks
+    if hooks.on_job_enqueued:
+        for message in messages:
+            hooks.tell(hooks.on_job_enqueued, _event(message, options))
+    if visiting:
+        listeners.release(visiting)
+
+
+def _event(message: Message, options: Options) -> JobEnqueued:
+    now = _clock.wall()
+    delay = message.delay if message.at is None else max(0.0, message.at - now)
+    job = Job(
+        id=message.id,
+        handler=message.handler or "",
+        queue=message.queue,
+        attempt=0,
+        enqueued_at=now,
+    )
+    return JobEnqueued(job=job, meta=options.meta or {}, time=now, delay=delay)

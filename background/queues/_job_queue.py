@@ -1,0 +1,476 @@
+"""The queue: what people hold in their hands."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping, Sequence
+from contextlib import suppress
+from types import TracebackType
+from typing import Any, ParamSpec, Protocol, TypeVar, Unpack, cast, overload
+
+import anyio
+from anyio.lowlevel import checkpoint
+
+from .. import _checks, _schedule
+from .._errors import LoopsStopped
+from .._manager import Manager
+from .._observe import Observer, check_observers, overrides
+from .._retry import Retry, make_policy
+from .._schedule import Cron, Schedule
+from .._states import ManagerState, TaskKind
+from .._task import Task
+from . import _names, _payload
+from ._announcing import Announcer
+from ._arguments import Signature
+from ._client import Client
+from ._composites import Compiler, Single, Step
+from ._errors import DuplicateJob, QueueError
+from ._handler import Handler, Settings
+from ._info import JobInfo
+from ._job_handle import JobHandle
+from ._messages import Terms, message
+from ._options import NONE_GIVEN, Options, OptionsGiven, check
+from ._plan import Planner
+from ._schedules import REMEMBERED, Aligned, Dated, Ticker, id_of
+from ._selection import Ordered, Selection
+from ._states import JobState
+from ._urls import make_broker
+from ._worker import Worker
+from .abc import Broker, Message, Results
+
+P = ParamSpec("P")
+R = TypeVar("R")
+T = TypeVar("T")
+
+Items = list  # which is the name of a method here
+
+_FLUSH = 5.0  # seconds that observers get to catch up when a queue is closed
+
+
+class Decorator(Protocol):
+    """What `JobQueue.handler()` returns."""
+
+    @overload
+    def __call__(self, fn: Callable[P, Awaitable[T]], /) -> Handler[P, Awaitable[T], T]: ...
+    @overload
+    def __call__(self, fn: Callable[P, T], /) -> Handler[P, T, T]: ...
+
+
+class JobQueue:
+    """Durable jobs: enqueued here, and run by workers in whichever process.
+
+    An async context manager, which connects to the broker and leaves it; where jobs are only
+    enqueued, that is all it takes.
+
+        jobs = JobQueue(SQLiteBroker("jobs.db"))
+
+        @jobs.handler(queue="mail", retry=5, timeout=30)
+        async def send_email(to: str, subject: str) -> str: ...
+
+        async with Manager(signals={SIGTERM, SIGINT}) as manager, jobs:
+            await jobs.start(manager)
+            job = await send_email.enqueue("a@b.c", subject="hi")
+            print(await job.result(timeout=10))
+
+    - `broker`: where the jobs are.
+    - `results`: where their results are, if not there too.
+    - `observers`: told of these jobs, beside a manager's own.
+    - `lease`: seconds after which the job of a worker that gives no sign of life is another's
+      (default 30).
+    - `max_payload`: bytes that the arguments or the result of a job may take (default 1 MiB).
+    - `max_crashes`: a job is dead when this many workers died while they ran it (default 3).
+    - `keep`: seconds for which a job and its result are known after its end (default a day).
+
+    Raises `ValueError` for an argument that can't work, naming it.
+    """
+
+    def __init__(
+        self,
+        broker: Broker,
+        *,
+        results: Results | None = None,
+        observers: Collection[Observer] = (),
+        lease: float = 30.0,
+        max_payload: int = 1_048_576,
+        max_crashes: int = 3,
+        keep: float = 86_400.0,
+    ) -> None:
+        _checks.instances("broker", (broker,), Broker)
+        if results is not None:
+            _checks.instances("results", (results,), Results)
+        _checks.seconds("lease", lease, at_least=0.1)
+        _checks.count("max_payload", max_payload)
+        _checks.count("max_crashes", max_crashes)
+        _checks.seconds("keep", keep, at_least=0)
+        self.max_payload = max_payload
+        self._observers = _observers(observers)
+        self._lease = lease
+        self._max_crashes = max_crashes
+        self._client = Client(broker, results, max_payload=max_payload, keep=keep)
+        self._handlers: dict[str, Handler[..., Any, Any]] = {}
+        self._schedules: Items[Callable[[], Task[None]]] = []
+        self._workers: Items[Worker] = []
+        self._managers: Items[Manager] = []
+        self._announcer: Announcer | None = None
+
+    @classmethod
+    def from_url(cls, url: str, **options: Any) -> JobQueue:
+        """Make a queue whose broker a URL names; takes the same keywords besides.
+
+        `memory://`; `sqlite:///jobs.db` for a file here and `sqlite:////data/jobs.db` for one
+        anywhere, with `?synchronous=FULL` if one likes; `redis://`, `rediss://` and `unix://`;
+        `nats://` and `tls://`. Raises `ValueError`, and `ImportError` where the extra is missing.
+        """
+        return cls(make_broker(url), **options)
+
+    async def __aenter__(self) -> JobQueue:
+        if self._announcer is not None:
+            raise QueueError("the queue is open already")
+        await self._client.open()
+        self._announcer = Announcer(self._observers)
+        return self
+
+    async def __aexit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        tb: TracebackType | None,
+    ) -> None:
+        """Let workers finish what they have, and disconnect.
+
+        By return or an `Exception`, jobs that run end when they do, or the manager's grace time
+        does after a shutdown request; by cancellation they are handed back at once.
+        """
+        workers, self._workers = self._workers, []
+        try:
+            if exc is None or isinstance(exc, Exception):
+                for worker in workers:
+                    await worker.close()
+        finally:
+            with anyio.CancelScope(shield=True):
+                for worker in workers:
+                    await worker.close(timeout=0)
+                announcer, self._announcer = self._opened(), None
+                self._managers.clear()
+                await announcer.close(_FLUSH)
+                await self._client.close()
+
+    def _opened(self) -> Announcer:
+        if self._announcer is None:
+            raise QueueError("the queue is not open: enter it with `async with`")
+        return self._announcer
+
+    # Handlers
+
+    def handler(
+        self,
+        *,
+        queue: str = "default",
+        name: str | None = None,
+        retry: Retry = None,
+        timeout: float | None = None,
+        expires: float | None = None,
+        result_ttl: float | None = None,
+        observers: Collection[Observer] = (),
+    ) -> Decorator:
+        """Make a function one that jobs can be for; it stays callable as before.
+
+        - `queue`: where its jobs go (default `"default"`).
+        - `name`: under which workers know it; default: its module and qualified name.
+        - `retry`: a `tenacity.AsyncRetrying` or a number of attempts; default: the policy of the
+          manager that runs it, or one attempt. Between two attempts the job is with the broker.
+        - `timeout`: seconds for one attempt.
+        - `expires`: seconds until a job must have been started.
+        - `result_ttl`: seconds for which jobs and their results are known after their ends,
+          instead of the queue's `keep`; 0 keeps no results.
+        - `observers`: told of its jobs only, beside the queue's.
+
+        A `def` function runs in a thread. Raises `ValueError` for what can't work, naming it.
+        """
+
+        def decorate(fn: Callable[..., Any]) -> Handler[..., Any, Any]:
+            chosen = _names.of_handler(fn) if name is None else name
+            if chosen in self._handlers:
+                raise ValueError(f"name: there is a handler {chosen!r} already")
+            handler: Handler[..., Any, Any] = Handler(self, fn, Signature(fn), settings(chosen))
+            self._handlers[chosen] = handler
+            return handler
+
+        def settings(chosen: str) -> Settings:
+            keep = result_ttl or self._client.keep
+            return Settings(
+                terms=Terms(name=chosen, queue=queue, keep=keep, expires=expires),
+                retry=retry,
+                timeout=timeout,
+                stores=result_ttl is None or result_ttl > 0,
+                observers=_observers(observers),
+            )
+
+        _names.check("queue", queue)
+        _checks.optional(_names.check, "name", name)
+        make_policy(retry)
+        _checks.optional(_checks.seconds, "timeout", timeout, above=0)
+        _checks.optional(_checks.seconds, "expires", expires, above=0)
+        _checks.optional(_checks.seconds, "result_ttl", result_ttl, at_least=0)
+        _observers(observers)
+        return decorate  # type: ignore[return-value]
+
+    # Jobs
+
+    @overload
+    async def enqueue(
+        self,
+        what: str,
+        args: Sequence[Any] = ...,
+        kwargs: Mapping[str, Any] | None = ...,
+        **options: Unpack[OptionsGiven],
+    ) -> JobHandle[Any]: ...
+    @overload
+    async def enqueue(self, what: Step[T], *, id: str | None = ...) -> JobHandle[T]: ...
+    async def enqueue(
+        self,
+        what: Any,
+        args: Sequence[Any] = (),
+        kwargs: Mapping[str, Any] | None = None,
+        **options: Any,
+    ) -> JobHandle[Any]:
+        """Enqueue a job by the name of its handler, or what `job()`, `chain()` or `group()` made.
+
+        By name the handler may live in another process; arguments are plain data then, and
+        `options` are those of `Handler.options()`. Of a chain or group, `id` names the whole.
+
+        Raises as `Handler.enqueue()`, and `ValueError` for what can't work.
+        """
+        if isinstance(what, Step):
+            step: Step[Any] = what
+            if args or kwargs or options.keys() - {"id"}:
+                raise ValueError("a step has its arguments and options; only id can be given here")
+            return await self._enqueue_step(step, check(cast(OptionsGiven, options)).id)
+        _names.check("name", what)
+        if isinstance(args, str) or not isinstance(args, Sequence):  # pyright: ignore[reportUnnecessaryIsInstance]
+            raise ValueError(f"args must be a list of arguments, not {args!r}")
+        checked = check(cast(OptionsGiven, options)) if options else NONE_GIVEN
+        handler = self._handlers.get(what)
+        named = dict(kwargs or {})
+        if handler is not None:
+            plain = handler.signature.dump(args, named)
+            terms, observers = handler.settings.terms, handler.settings.observers
+        else:
+            plain = [*args], named
+            _payload.check(f"an argument for {what}", plain)
+            terms, observers = Terms(name=what, queue="default", keep=self._client.keep), ()
+        made = message(terms, *plain, checked, self.max_payload)
+        await self.send([made], checked, observers)
+        return self.handle(made.id)
+
+    async def _enqueue_step(self, step: Step[Any], id: str | None) -> JobHandle[Any]:
+        if isinstance(step, Single):
+            options = step.options if id is None else dataclasses.replace(step.options, id=id)
+            made = message(step.terms, step.args, step.kwargs, options, self.max_payload)
+            await self.send([made], options, ())
+            return self.handle(made.id)
+        if id is None:
+            id = _names.new_id()
+        elif len(id) > _LONGEST_ID:
+            raise ValueError(f"id of a composite can have {_LONGEST_ID} characters, not {len(id)}")
+        elif await self._client.broker.get(id) is not None:  # its steps may be forgotten already
+            raise DuplicateJob(f"there is a job with the id {id!r}")
+        messages = Compiler(id, "default", self._client.keep, self.max_payload).compile(step)
+        await self.send(messages, NONE_GIVEN, ())
+        return self.handle(id)
+
+    async def send(
+        self, messages: Sequence[Message], options: Options, observers: tuple[Observer, ...]
+    ) -> None:
+        """Enqueue messages and tell of it; for handlers."""
+        announcer = self._opened()
+        await self._client.enqueue(messages)
+        announcer.tell(messages, options, observers)
+
+    def handle(self, id: str) -> JobHandle[Any]:
+        """Return the handle of a job whose id is known."""
+        return JobHandle(id, self._client, self._convert)
+
+    def _convert(self, name: str | None, result: Any) -> Any:
+        handler = self._handlers.get(name or "")
+        return result if handler is None else handler.signature.load_result(result)
+
+    async def get(self, id: str) -> JobInfo | None:
+        """Return a job as it is now; `None` if it is not known. Raises `BrokerUnavailable`."""
+        return await self._client.info(id)
+
+    async def count(self, queue: str | None = None, state: JobState | None = None) -> int:
+        """Return how many jobs there are, of a queue and in a state. Raises as `get`."""
+        return await self._client.broker.count(queue=queue, state=_state(state))
+
+    def list(
+        self, *, queue: str | None = None, state: JobState | None = None
+    ) -> AsyncIterator[JobInfo]:
+        """Go through the jobs of a queue, in a state, oldest first. Raises as `get`."""
+        return self._client.infos(queue, _state(state))
+
+    async def dequeue(self, id: str) -> bool:
+        """Cancel a job: at once if it has not started; if it runs, its worker hears of it.
+
+        Returns `False` if there is no such job or it has ended. Raises as `get`.
+        """
+        cancelled = await self._client.cancel(id)
+        for worker in self._workers:
+            worker.cancel(id)
+        return cancelled
+
+    async def requeue(self, id: str) -> bool:
+        """Make a job ready that has ended, its attempts counted anew; `False` if there is none."""
+        return await self._client.requeue(id)
+
+    async def purge(self, *, state: JobState | None = None, older_than: float = 0.0) -> int:
+        """Forget jobs that ended at least `older_than` seconds ago; return how many."""
+        _checks.seconds("older_than", older_than, at_least=0)
+        return await self._client.broker.purge(state=_state(state), older_than=older_than)
+
+    # Workers
+
+    async def start(
+        self, manager: Manager, queues: Selection | None = None, *, concurrency: int = 10
+    ) -> Worker:
+        """Have a manager's process work jobs off, and enqueue what schedules ask for.
+
+        - `queues`: `Ordered(…)` or `Weighted(…)`; default: the queues of all handlers, in the order
+          in which they were declared.
+        - `concurrency`: most jobs that it has at once (default 10).
+
+        At a shutdown request or when its loops stop, it claims no more; jobs that run end when they
+        do, or are cancelled with the manager's other tasks and handed back at once.
+
+        Raises `ValueError` for what can't work, `ManagerNotRunning`, and `LoopsStopped` for a
+        manager that is shutting down.
+        """
+        announcer = self._opened()
+        _checks.instances("manager", (manager,), Manager)
+        _checks.count("concurrency", concurrency)
+        chosen = self._selection(queues)
+        life = manager._here("start")
+        if manager.state is not ManagerState.RUNNING or life.runner.loops_stopped:
+            raise LoopsStopped(f"manager {manager.name!r} takes no more workers: it shuts down")
+        await checkpoint()
+        planner = Planner(
+            self._handlers,
+            self._observers,
+            manager._settings.policy,
+            max_payload=self.max_payload,
+            max_crashes=self._max_crashes,
+        )
+        worker = Worker(
+            life,
+            self._client,
+            planner,
+            chosen,
+            concurrency=concurrency,
+            lease=self._lease,
+            cancel_timeout=manager._settings.cancel_timeout,
+        )
+        worker.start()
+        self._workers.append(worker)
+        if manager not in self._managers:
+            self._managers.append(manager)
+            announcer.join(life)
+            for schedule in self._schedules:
+                manager.run_task(schedule())
+        return worker
+
+    def _selection(self, queues: Selection | None) -> Selection:
+        if queues is None:
+            used = dict.fromkeys(each.settings.terms.queue for each in self._handlers.values())
+            if not used:
+                raise ValueError("queues must be given, as there are no handlers to tell them")
+            return Ordered(*used)
+        _checks.instances("queues", (queues,), Selection)
+        return queues
+
+    def cron(
+        self,
+        expression: str,
+        handler: Handler[..., Any, Any],
+        *,
+        tz: str = "UTC",
+        args: Sequence[Any] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> None:
+        """Enqueue a job whenever a cron expression says so, read in the time zone `tz`.
+
+        Each process with a worker looks after it, and each tick is enqueued once. A tick that all
+        of them miss by more than a minute is skipped.
+
+            jobs.cron("0 3 * * *", clean_up, tz="Europe/Prague")
+
+        Raises as `enqueue`, and `InvalidTask` for an expression or a zone that is wrong.
+        """
+        schedule = _schedule.cron(expression, tz=tz)
+        assert isinstance(schedule, Cron)
+        self._add_schedule(schedule, schedule, handler, args, kwargs)
+
+    def every(
+        self,
+        seconds: float,
+        handler: Handler[..., Any, Any],
+        *,
+        args: Sequence[Any] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> None:
+        """Enqueue a job every `seconds`, at the same times in all processes; else as `cron`.
+
+        Ticks are the multiples of `seconds` since the epoch. Raises as `enqueue`, and `ValueError`
+        for less than a tenth of a second.
+        """
+        _checks.seconds("seconds", seconds, at_least=0.1)
+        schedule = Aligned(seconds=seconds)
+        self._add_schedule(schedule, schedule, handler, args, kwargs)
+
+    def _add_schedule(
+        self,
+        schedule: Schedule,
+        dated: Dated,
+        handler: Handler[..., Any, Any],
+        args: Sequence[Any],
+        kwargs: Mapping[str, Any] | None,
+    ) -> None:
+        _checks.instances("handler", (handler,), Handler)
+        settings = handler.settings
+        plain_args, plain_kwargs = handler.signature.dump(args, kwargs or {})
+        keep = max(settings.terms.keep, REMEMBERED)
+        terms = dataclasses.replace(settings.terms, keep=keep)
+        id = id_of(handler.name, schedule, plain_args, plain_kwargs)
+
+        async def enqueue(id: str) -> None:
+            options = Options(id=id)
+            made = message(terms, plain_args, plain_kwargs, options, self.max_payload)
+            with suppress(DuplicateJob):
+                await self.send([made], options, settings.observers)
+
+        def describe() -> Task[None]:
+            ticker = Ticker(id, dated, enqueue)
+            name = f"schedule of {handler.name}"
+            return Task(ticker.tick, kind=TaskKind.LOOP, schedule=schedule, name=name)
+
+        self._schedules.append(describe)
+        for manager in self._managers:
+            manager.run_task(describe())
+
+
+_LONGEST_ID = 120  # characters, as a composite's jobs get a number after it
+
+
+def _state(state: JobState | None) -> JobState | None:
+    return None if state is None else JobState(state)
+
+
+def _observers(observers: Collection[Observer]) -> tuple[Observer, ...]:
+    collected = _checks.collected("observers", observers)
+    check_observers(collected, ValueError)
+    for each in collected:
+        if overrides(each, "watch"):
+            raise ValueError(
+                f"observers: a {type(each).__name__} has to watch() tasks: give it to "
+                "Manager(observers=…)"
+            )
+    return collected

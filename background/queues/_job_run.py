@@ -1,0 +1,249 @@
+"""One attempt of a job, from its claim to its settlement."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, Protocol
+
+from tenacity import RetryError
+
+from .. import _clock
+from .._errors import TaskCancelled
+from .._events import Job
+from .._log import log
+from .._outcome import Outcome
+from .._record import maker, record
+from .._retry import Attempts
+from .._runner import FROM_OUTSIDE
+from .._states import TaskStatus
+from . import _failure, _payload
+from ._client import Client, key
+from ._errors import QueueError
+from ._plan import Plan
+from ._settling import Settler
+from ._states import JobState
+from .abc import Claim, Settlement
+
+if TYPE_CHECKING:
+    from .._handle import TaskHandle
+
+LOST = "its lease was lost"
+CANCELLED = "the job was cancelled"
+UNSETTLED = "it could not be settled"
+
+#: Reasons of cancellations after which another worker is to have the job at once.
+_HANDED_BACK = ("shutdown", FROM_OUTSIDE)
+
+_make_job = maker(Job)
+_make_settlement = maker(Settlement)
+
+
+@record
+class _Verdict:
+    """What an attempt has come to."""
+
+    state: JobState
+    delay: float = 0.0
+    value: Any = None
+    error: BaseException | None = None
+
+
+class Owner(Protocol):
+    """What a run asks of its worker."""
+
+    client: Client
+    settler: Settler
+    now: Callable[[], float]
+
+    def release(self, run: JobRun) -> None: ...
+
+
+class JobRun:
+    """What a worker knows of a job that it has claimed.
+
+    `held_until` is when its lease ends, on the event loop's clock.
+    """
+
+    __slots__ = (
+        "_attempts",
+        "_owner",
+        "_since",
+        "claim",
+        "handle",
+        "held_until",
+        "is_cancelled",
+        "is_lost",
+        "job",
+        "plan",
+    )
+
+    def __init__(self, owner: Owner, claim: Claim, plan: Plan, held_until: float) -> None:
+        message = claim.message
+        self._owner = owner
+        self.claim = claim
+        self.plan = plan
+        self.held_until = held_until
+        self.handle: TaskHandle[Any] | None = None
+        self.is_lost = False
+        self.is_cancelled = False  # as the broker was asked to
+        self.job: Job = _make_job(
+            message.id, message.handler or "", message.queue, claim.attempt, claim.enqueued_at
+        )
+        self._attempts: Attempts | None = None
+        self._since = 0.0  # when the first attempt began, in seconds since the epoch
+
+    @property
+    def attempt(self) -> int:
+        return self.claim.attempt
+
+    @property
+    def gives_up(self) -> bool:
+        """Whether settling the job is not worth another try."""
+        return self.is_lost or (self.handle is not None and self.handle._cancelled)
+
+    def lose(self) -> None:
+        """End the run, as another worker may have the job by now."""
+        if not self.is_lost:
+            self.is_lost = True
+            log(logging.WARNING, "job %s of %s: %s", self.job.id, self.job.handler, LOST)
+            self._cancel(LOST)
+
+    def cancel(self) -> None:
+        """End the run, as somebody has cancelled the job."""
+        self.is_cancelled = True
+        self._cancel(CANCELLED)
+
+    def hand_back(self) -> None:
+        """End the run, so that another worker has the job."""
+        self._cancel("shutdown")
+
+    def _cancel(self, reason: str) -> None:
+        if self.handle is not None:
+            self.handle.cancel(reason)
+
+    async def begin(self) -> None:
+        plan, owner = self.plan, self._owner
+        if plan.policy is None:
+            return
+        wall = _clock.wall()
+        since = None if self.claim.error is None else self.claim.error.get("since")
+        self._since = since if isinstance(since, float) else wall
+        started = owner.now() - max(0.0, wall - self._since)
+        self._attempts = Attempts(
+            plan.policy,
+            plan.fn,
+            plan.args,
+            plan.kwargs,
+            started=started,
+            clock=owner.now,
+            number=self.attempt,
+        )
+        await self._attempts.before()
+
+    def drop(self, handle: TaskHandle[Any] | None) -> None:
+        """Have a job settled whose run never began: handed back, if there was to be none."""
+        if not self.is_lost:
+            reason = "shutdown" if handle is None else handle._reason
+            verdict = self._judge_cancelled(reason)
+            self._owner.settler.put(self._settlement(verdict, None), self)
+        self._owner.release(self)
+
+    async def conclude(self, handle: TaskHandle[Any], outcome: Outcome) -> Outcome:
+        try:
+            if self.is_lost:
+                return self._as_cancelled(handle, outcome, LOST)
+            verdict, result = await self._judge(handle, outcome)
+            accepted = await self._owner.settler.settle(self._settlement(verdict, result), self)
+        finally:
+            self._owner.release(self)
+        if accepted:
+            return self._as_judged(handle, outcome, verdict)
+        reason = UNSETTLED if accepted is None else LOST
+        log(logging.WARNING, "job %s of %s: %s", self.job.id, self.job.handler, reason)
+        return self._as_cancelled(handle, outcome, reason)
+
+    async def _judge(
+        self, handle: TaskHandle[Any], outcome: Outcome
+    ) -> tuple[_Verdict, bytes | None]:
+        """Decide what is to become of the job, and give its result as it is kept with it."""
+        cancelled = outcome.status is TaskStatus.CANCELLED
+        if cancelled or (handle._cancelled and outcome.status is TaskStatus.FAILED):
+            return self._judge_cancelled(handle._reason), None
+        try:
+            verdict = await self._judge_by_policy(outcome)
+            if verdict.state is not JobState.SUCCEEDED:
+                return verdict, None
+            return verdict, await self._keep(verdict.value)
+        except Exception as error:  # of the policy's functions, or of the result
+            return _Verdict(state=JobState.DEAD, error=error), None
+
+    def _judge_cancelled(self, reason: str | None) -> _Verdict:
+        back = not self.is_cancelled and reason in _HANDED_BACK
+        return _Verdict(state=JobState.READY if back else JobState.CANCELLED)
+
+    async def _judge_by_policy(self, outcome: Outcome) -> _Verdict:
+        attempts, error, value = self._attempts, outcome.error, outcome.value
+        if isinstance(error, KeyboardInterrupt):  # which is the process's, and not the job's
+            return _Verdict(state=JobState.READY, error=error)
+        if attempts is not None and (error is None or isinstance(error, Exception)):
+            delay = await (attempts.returned(value) if error is None else attempts.failed(error))
+            if delay is not None:
+                error = error or RetryError(attempts.outcome)
+                return _Verdict(state=JobState.SCHEDULED, delay=delay, error=error)
+            value, error = await attempts.conclude(), None
+        if error is not None:
+            return _Verdict(state=JobState.DEAD, error=error)
+        return _Verdict(state=JobState.SUCCEEDED, value=value)
+
+    async def _keep(self, value: Any) -> bytes | None:
+        """Have a result kept where the client wants it; return it if that is with the job."""
+        plan, client = self.plan, self._owner.client
+        if not (plan.stores or plan.passes):
+            return None
+        assert plan.dump_result is not None
+        what = f"the result of job {self.job.id}"
+        plain = plan.dump_result(value)
+        encoded = _payload.encode(what, plain, client.max_payload, checked=True)
+        if client.results is None:
+            return encoded
+        if plan.stores:
+            place = key(self.job.id, self.attempt)
+            await client.results.save(place, encoded, keep=self.claim.message.keep)
+        return encoded if plan.passes else None
+
+    def _settlement(self, verdict: _Verdict, result: bytes | None) -> Settlement:
+        error: dict[str, Any] | None = None
+        if verdict.error is not None and verdict.state is not JobState.READY:
+            error = _failure.describe(verdict.error)
+            error["since"] = self._since
+        settlement: Settlement = _make_settlement(
+            self.claim.message.id, self.claim.token, verdict.state, verdict.delay, result, error
+        )
+        return settlement
+
+    def _as_judged(self, handle: TaskHandle[Any], outcome: Outcome, verdict: _Verdict) -> Outcome:
+        if verdict.state is JobState.SUCCEEDED:
+            outcome.value, outcome.error = verdict.value, None
+            outcome.status = TaskStatus.SUCCEEDED
+        elif verdict.state is JobState.SCHEDULED or verdict.state is JobState.DEAD:
+            outcome.status, outcome.error = TaskStatus.FAILED, verdict.error
+            if verdict.state is JobState.SCHEDULED:
+                outcome.retry_in = verdict.delay
+        elif outcome.status is not TaskStatus.FAILED or handle._cancelled:
+            return self._as_cancelled(handle, outcome, handle._reason or CANCELLED)
+        return outcome
+
+    def _as_cancelled(self, handle: TaskHandle[Any], outcome: Outcome, reason: str) -> Outcome:
+        handle._reason = reason
+        error = TaskCancelled(handle.name, handle.id, reason)
+        return Outcome(TaskStatus.CANCELLED, outcome.duration, None, error)
+
+    async def save(self, value: Any) -> None:
+        """Keep an intermediate result."""
+        client, message = self._owner.client, self.claim.message
+        encoded = _payload.encode(f"a value of job {self.job.id}", value, client.max_payload)
+        held = await client.save(message.id, self.attempt, self.claim.token, encoded, message.keep)
+        if not held:
+            self.lose()
+            raise QueueError(f"job {self.job.id}: {LOST}")

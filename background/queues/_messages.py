@@ -1,0 +1,107 @@
+"""How a job to be enqueued becomes a broker's message."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from .._record import maker, record
+from . import _payload, _tracing
+from ._body import Shape
+from ._names import new_id
+from ._options import NONE_GIVEN, Options
+from .abc import Message
+
+_make = maker(Message)
+
+
+@record
+class Terms:
+    """What is agreed for all jobs of a handler, in seconds where it is a time.
+
+    - `keep`: for which a job is known after its end.
+    - `expires`: until it must have been started.
+    """
+
+    name: str
+    queue: str
+    keep: float
+    expires: float | None = None
+
+
+@record
+class Place:
+    """Where in a composite a job is: what it needs, and how the results of that go together."""
+
+    id: str
+    needs: tuple[str, ...]
+    previous: Shape | None
+
+
+def message(
+    terms: Terms,
+    args: Sequence[Any],
+    kwargs: Mapping[str, Any],
+    options: Options,
+    max_payload: int,
+    place: Place | None = None,
+) -> Message:
+    """Return the message of one job, whose arguments are known to be plain data.
+
+    Raises `InvalidPayload` and `PayloadTooLarge`.
+    """
+    body: dict[str, Any] = {"args": args}
+    if kwargs:
+        body["kwargs"] = kwargs
+    if trace := _tracing.inject():
+        body["trace"] = trace
+    if options is not NONE_GIVEN:
+        _add_options(body, options)
+    if place is not None:
+        body["passes"] = True
+        if place.previous is not None:
+            body["previous"] = place.previous
+    return _make(
+        (options.id or new_id()) if place is None else place.id,
+        terms.name,
+        options.queue or terms.queue,
+        _payload.encode(f"job {terms.name}", body, max_payload, checked=True),
+        terms.keep,
+        options.delay,
+        options.at,
+        terms.expires if options.expires is None else options.expires,
+        () if place is None else place.needs,
+    )
+
+
+def _add_options(body: dict[str, Any], options: Options) -> None:
+    if options.meta:
+        body["meta"] = meta = dict(options.meta)
+        _payload.check("meta", meta)
+    if options.timeout is not None:
+        body["timeout"] = options.timeout
+    if options.retry is not None:
+        body["retry"] = options.retry
+    if options.id is not None:  # another job could have it
+        body["nonce"] = new_id()
+
+
+def end(
+    id: str,
+    queue: str,
+    keep: float,
+    needs: tuple[str, ...],
+    previous: Shape,
+    members: Sequence[str],
+    max_payload: int,
+) -> Message:
+    """Return the message of the job without a handler that is a composite's end."""
+    body = {"previous": previous, "members": members, "nonce": new_id()}
+    return Message(
+        id=id,
+        handler=None,
+        queue=queue,
+        body=_payload.encode(f"composite {id}", body, max_payload),
+        keep=keep,
+        needs=needs,
+    )

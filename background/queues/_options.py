@@ -1,0 +1,80 @@
+"""What can be asked of a single job beyond its arguments."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from datetime import datetime
+from typing import Any, TypedDict
+
+from .. import _checks
+from .._record import record
+from . import _names
+
+
+class OptionsGiven(TypedDict, total=False):
+    """The options of a job, as they are given."""
+
+    delay: float
+    at: float | datetime | None
+    id: str | None
+    queue: str | None
+    expires: float | None
+    retry: int | None
+    timeout: float | None
+    meta: Mapping[str, Any] | None
+
+
+@record
+class Options:
+    """The options of a job, checked.
+
+    - `delay`: seconds until it may start (default 0); `at`: or when, as a `datetime` with a time
+      zone or in seconds since the epoch.
+    - `id`: its name; a second job with the same one is refused for as long as the first is known.
+    - `queue`, `expires` (seconds until it must have been started), `timeout` (seconds for one
+      attempt): instead of the handler's.
+    - `retry`: a number of attempts instead of the handler's policy. A policy itself can't travel.
+    - `meta`: plain data for observers and `JobContext.meta`.
+    """
+
+    delay: float = 0.0
+    at: float | None = None
+    id: str | None = None
+    queue: str | None = None
+    expires: float | None = None
+    retry: int | None = None
+    timeout: float | None = None
+    meta: Mapping[str, Any] | None = None
+
+
+NONE_GIVEN = Options()
+
+
+def check(given: OptionsGiven) -> Options:
+    """Return options that can work. Raises `ValueError`, naming the one that can't."""
+    at = given.get("at")
+    if isinstance(at, datetime):
+        if at.tzinfo is None:
+            raise ValueError(f"at must have a time zone, such as UTC, and {at} has none")
+        at = at.timestamp()
+    options = Options(**{**given, "at": at})  # type: ignore[arg-type]
+    _checks.seconds("delay", options.delay, at_least=0)
+    _checks.optional(_checks.seconds, "at", options.at)
+    if options.at is not None and options.delay:
+        raise ValueError("delay and at can't both be given: each says when the job may start")
+    for argument in ("expires", "timeout"):
+        _checks.optional(_checks.seconds, argument, getattr(options, argument), above=0)
+    if options.retry is not None and not _is_count(options.retry):
+        raise ValueError(
+            f"retry must be a number of attempts of at least 1, not {options.retry!r}; a policy "
+            "belongs to the handler, as it can't travel with a job"
+        )
+    for argument in ("id", "queue"):
+        _checks.optional(_names.check, argument, getattr(options, argument))
+    if options.meta is not None and not isinstance(options.meta, Mapping):  # pyright: ignore[reportUnnecessaryIsInstance]
+        raise ValueError(f"meta must be a mapping, not {options.meta!r}")
+    return options
+
+
+def _is_count(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 1

@@ -1,0 +1,85 @@
+"""Jobs that are enqueued again and again: each tick once, by however many processes."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from hashlib import sha256
+from typing import Any, Protocol
+
+import anyio
+
+from .. import _clock
+from .._record import record
+from .._runner import current_handle
+from .._schedule import PATIENCE, Calendar, Schedule, Ticks
+from ._outage import Outage
+
+#: Seconds for which a tick is known at least, for processes whose clocks are behind.
+REMEMBERED = 3600.0
+
+
+class Dated(Protocol):
+    """A schedule on the wall clock, in seconds since the epoch."""
+
+    def after(self, wall: float) -> float:
+        """Return the first tick later than `wall`."""
+        ...
+
+
+@record
+class Aligned(Schedule):
+    """A fixed rate on a grid that all processes share, as it begins with the epoch."""
+
+    seconds: float
+
+    def after(self, wall: float) -> float:
+        tick = (math.floor(wall / self.seconds) + 1) * self.seconds
+        return tick if tick > wall else tick + self.seconds
+
+    def ticks(self, now: float, wall: float) -> Ticks:
+        return Calendar(self.after)
+
+
+class Ticker:
+    """The function of a loop that enqueues a job for each tick."""
+
+    def __init__(self, id: str, schedule: Dated, enqueue: Callable[[str], Awaitable[None]]) -> None:
+        self._id = id
+        self._schedule = schedule
+        self._enqueue = enqueue
+        self._last = -math.inf
+
+    async def tick(self) -> None:
+        """Enqueue the job of the tick that has come, trying again until the loops stop."""
+        tick = self._latest(_clock.wall())
+        if tick is None:
+            return
+        self._last = tick
+        outage = Outage("enqueueing by schedule")
+        enqueued = False
+        with anyio.CancelScope() as pause:
+            if (handle := current_handle.get()) is not None:
+                handle._pause = pause  # which is cut short when the loops stop
+            while not enqueued:
+                try:
+                    with anyio.CancelScope(shield=True):
+                        await self._enqueue(f"{self._id}.{tick:.3f}")
+                    enqueued = True
+                except Exception as error:
+                    await outage.failed(error)
+        outage.over()
+
+    def _latest(self, now: float) -> float | None:
+        """Return the latest tick that has come and was not seen yet."""
+        latest = None
+        tick = self._schedule.after(max(self._last, now - PATIENCE - 1))
+        while tick <= now:
+            latest, tick = tick, self._schedule.after(tick)
+        return latest
+
+
+def id_of(name: str, schedule: Schedule, args: Sequence[Any], kwargs: Mapping[str, Any]) -> str:
+    """Return what the ids of a schedule's jobs begin with, the same in all processes."""
+    told = repr((name, schedule, list(args), sorted(kwargs.items())))
+    return f"{name[:80]}:{sha256(told.encode()).hexdigest()[:12]}"

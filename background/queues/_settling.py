@@ -1,0 +1,121 @@
+"""Settlements of one worker: those of about the same time go to the broker together."""
+
+from __future__ import annotations
+
+import logging
+from typing import Protocol
+
+import anyio
+from anyio.lowlevel import checkpoint
+
+from .._log import log
+from ._outage import Outage
+from ._states import FINAL, JobState
+from .abc import Broker, Settlement
+
+
+class Held(Protocol):
+    """Who has a job that is to be settled."""
+
+    @property
+    def attempt(self) -> int:
+        """The number of the attempt."""
+        ...
+
+    @property
+    def gives_up(self) -> bool:
+        """Whether it is no use to try again."""
+        ...
+
+
+class Batch:
+    """Settlements that are sent together; `answers` are there when `done` is set."""
+
+    def __init__(self, event: type[anyio.Event]) -> None:
+        self.settlements: list[Settlement] = []
+        self.holders: list[Held] = []
+        self.answers: list[bool | None] = []  # `None` for what could not be settled
+        self.done = event()
+
+
+class Settler:
+    """Sends settlements while it is run as a service; what comes meanwhile is sent next."""
+
+    def __init__(self, broker: Broker, event: type[anyio.Event]) -> None:
+        self._broker = broker
+        self._event = event
+        self._batch = Batch(event)  # that fills
+        self._sent: Batch | None = None  # which has no answers yet
+        self._filled = event()
+
+    def put(self, settlement: Settlement, holder: Held) -> tuple[Batch, int]:
+        """Have a job settled; return where its answer will be."""
+        batch = self._batch
+        batch.settlements.append(settlement)
+        batch.holders.append(holder)
+        if len(batch.settlements) == 1:
+            self._filled.set()
+        return batch, len(batch.settlements) - 1
+
+    async def settle(self, settlement: Settlement, holder: Held) -> bool | None:
+        """Settle a job; tell whether its lease was still held, `None` if that stays unknown."""
+        batch, place = self.put(settlement, holder)
+        await batch.done.wait()
+        return batch.answers[place]
+
+    async def drain(self) -> None:
+        """Wait until everything has been sent."""
+        while self._sent is not None or self._batch.settlements:
+            await (self._sent or self._batch).done.wait()
+
+    async def run(self) -> None:
+        """Send what there is to be sent, until cancelled; then send the rest."""
+        try:
+            while True:
+                await self._filled.wait()
+                await checkpoint()  # what ends in this turn of the event loop comes along
+                await self._send_next()
+        finally:
+            if self._batch.settlements:
+                await self._send_next()
+
+    async def _send_next(self) -> None:
+        batch = self._sent = self._batch
+        self._batch, self._filled = Batch(self._event), self._event()
+        try:
+            with anyio.CancelScope(shield=True):
+                batch.answers = await self._send(batch)
+        finally:
+            batch.answers = batch.answers or [None] * len(batch.settlements)
+            self._sent = None
+            batch.done.set()
+
+    async def _send(self, batch: Batch) -> list[bool | None]:
+        outage = Outage("settling jobs")
+        repeated = False
+        while True:
+            try:
+                answers = await self._broker.settle(batch.settlements)
+                if repeated:
+                    answers = [await self._look(batch, *each) for each in enumerate(answers)]
+            except Exception as error:
+                if all(holder.gives_up for holder in batch.holders):
+                    count = len(batch.settlements)
+                    log(logging.ERROR, "%d jobs could not be settled: %s", count, error)
+                    return []
+                repeated = True
+                await outage.failed(error)
+            else:
+                outage.over()
+                return [*answers]
+
+    async def _look(self, batch: Batch, place: int, accepted: bool) -> bool:
+        """Tell whether a settlement was accepted, the answer to which may have been lost."""
+        if accepted:
+            return True
+        settlement = batch.settlements[place]
+        job = await self._broker.get(settlement.id)
+        if job is None:
+            return settlement.state in FINAL  # and was kept for less than all this took
+        counted = batch.holders[place].attempt - (settlement.state is JobState.READY)
+        return job.attempt == counted and job.state in (settlement.state, JobState.READY)

@@ -1,0 +1,213 @@
+"""A worker: claims jobs, and has a manager run them."""
+
+from __future__ import annotations
+
+import dataclasses
+import random
+from collections.abc import Awaitable, Callable
+from contextvars import copy_context
+from functools import partial
+
+import anyio
+from opentelemetry import context as trace_context
+
+from .. import _checks
+from .._errors import DuplicateTask
+from .._lifecycle import Lifecycle
+from .._runner import current_handle
+from .._task import make as make_task
+from . import _tracing
+from ._client import Client
+from ._job_run import JobRun
+from ._leases import Leases
+from ._outage import Outage
+from ._plan import Planner
+from ._selection import Selection
+from ._settling import Settler
+from .abc import Claim
+
+_IDLE = 30.0  # seconds after which a worker looks for work though the broker has told of none
+_SWEEP = 5.0  # seconds between two passes of maintenance, at most
+
+
+class Worker:
+    """Works jobs off, as tasks of a manager; made by `JobQueue.start()`.
+
+    - `queues`: which queues, and in which order.
+    - `concurrency`: most jobs that it has at once, those that are being settled included.
+    - `in_flight`: how many it has.
+    """
+
+    def __init__(
+        self,
+        life: Lifecycle,
+        client: Client,
+        planner: Planner,
+        queues: Selection,
+        *,
+        concurrency: int,
+        lease: float,
+        cancel_timeout: float,
+    ) -> None:
+        self.queues = queues
+        self.concurrency = concurrency
+        self.client = client
+        self.settler = Settler(client.broker, life.engine.event)
+        self.now = life.engine.now
+        self._life = life
+        self._planner = planner
+        self._lease = lease
+        self._cancel_timeout = cancel_timeout
+        self._leases = Leases(client.broker, lease, self.now)
+        self._context = copy_context()
+        self._context.run(trace_context.attach, trace_context.Context())
+        self._runs = self._leases.held
+        self._changed = anyio.Event()  # when there are fewer jobs, or no more will come
+        self._waiting = False  # for that
+        self._stopped = False
+        self._claiming = True
+        self._closed = False
+        self._pause: anyio.CancelScope | None = None  # which a stop cuts short
+        self._scopes: set[anyio.CancelScope] = set()
+
+    @property
+    def in_flight(self) -> int:
+        return len(self._runs)
+
+    def start(self) -> None:
+        """Begin to claim."""
+        self._life.engine.on_loops_stopped.add(self.stop)
+        self._serve("settling", self.settler.run)
+        self._serve("leases", self._leases.run)
+        self._serve("sweeping", self._sweep)
+        self._serve("claiming", self._claim_jobs)
+
+    def _serve(self, name: str, fn: Callable[[], Awaitable[None]]) -> None:
+        again = partial(self._serve, name, fn)  # unlike the manager, it can't do without
+        self._life.services.start(f"background {name}", partial(self._until_closed, fn), again)
+
+    async def _until_closed(self, fn: Callable[[], Awaitable[None]]) -> None:
+        if not self._closed:
+            with anyio.CancelScope() as scope:
+                self._scopes.add(scope)
+                await fn()
+
+    def stop(self) -> None:
+        """Claim no more; what has been claimed goes on."""
+        self._stopped = True
+        if self._pause is not None:
+            self._pause.cancel()
+
+    async def close(self, *, timeout: float | None = None) -> None:
+        """Claim no more, and wait for the jobs that run.
+
+        - `timeout`: seconds after which they are cancelled and handed back; by default they end
+          when they do, or the manager's grace time does after a shutdown request.
+
+        Raises `ValueError` for a timeout below 0. Can be called again, and by several at once.
+        """
+        _checks.optional(_checks.seconds, "timeout", timeout, at_least=0)
+        self.stop()
+        with anyio.move_on_after(timeout):
+            await self._idle()
+        for run in list(self._runs):
+            run.hand_back()
+        with anyio.move_on_after(self._cancel_timeout):
+            await self._idle()
+            await self.settler.drain()
+        self._closed = True
+        self._life.engine.on_loops_stopped.discard(self.stop)
+        for scope in self._scopes:
+            scope.cancel()
+
+    def cancel(self, id: str) -> None:
+        """End the run of a job that has been cancelled, if it is here."""
+        for run in list(self._runs):
+            if run.job.id == id:
+                run.cancel()
+
+    async def _idle(self) -> None:
+        """Wait until there are no jobs but the caller's own, and no more to come."""
+        handle = current_handle.get()
+        mine = {None if handle is None else handle._durable}
+        while self._runs - mine or self._claiming:
+            await self._change()
+
+    async def _change(self) -> None:
+        self._waiting = True
+        await self._changed.wait()
+
+    def _tell_change(self) -> None:
+        if self._waiting:
+            self._waiting = False
+            changed, self._changed = self._changed, self._life.engine.event()
+            changed.set()
+
+    async def _claim_jobs(self) -> None:
+        outage = Outage("claiming jobs")
+        while not self._stopped:
+            with anyio.CancelScope() as self._pause:
+                while len(self._runs) >= self.concurrency:
+                    await self._change()
+                try:
+                    await self._claim_some()
+                    outage.over()
+                except Exception as error:
+                    await outage.failed(error)
+        self._claiming = False
+        self._tell_change()
+
+    async def _claim_some(self) -> None:
+        room = self.concurrency - len(self._runs)
+        queues = self.queues.draw()
+        began = self.now()
+        with anyio.CancelScope(shield=True):  # or jobs would wait for the ends of their leases
+            for claim in await self.client.broker.claim(queues, room, lease=self._lease):
+                self._start(claim, began + self._lease)
+                room -= 1
+        if room:
+            await self.client.broker.wait_for_work(queues, _IDLE)
+
+    def _start(self, claim: Claim, held_until: float) -> None:
+        run = JobRun(self, claim, self._planner.plan(claim), held_until)
+        self._runs.add(run)
+        if self._stopped:
+            run.drop(None)
+            return
+        plan = run.plan
+        context = self._context.copy()
+        _tracing.attach(context, plan.trace)
+        task = make_task(
+            plan.fn,
+            plan.args,
+            plan.kwargs,
+            timeout=plan.timeout,
+            id=claim.message.id,
+            name=plan.name,
+            meta=plan.meta,
+            observers=plan.observers,
+        )
+        add = partial(self._life.engine.add, context=context, reserved=True, job=run.job)
+        try:
+            run.handle = add(task, durable=run)
+        except DuplicateTask:  # it is still at an attempt of the same job, whose lease it lost
+            run.handle = add(dataclasses.replace(task, id=None), durable=run)
+
+    def release(self, run: JobRun) -> None:
+        """Have room for another job in a run's place."""
+        self._runs.discard(run)
+        self._tell_change()
+
+    async def _sweep(self) -> None:
+        outage = Outage("looking after jobs")
+        interval = min(self._lease / 3, _SWEEP)
+        while True:
+            try:
+                await self.client.broker.maintain()
+                outage.over()
+            except Exception as error:
+                await outage.failed(error)
+            await anyio.sleep(interval * random.uniform(0.5, 1))
+
+    def __repr__(self) -> str:
+        return f"<Worker of {self.queues!r}, {self.in_flight} of {self.concurrency}>"
