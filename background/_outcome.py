@@ -45,5 +45,5 @@ class Durable(Protocol):
         """Take note that the run was cancelled before it began."""
 
     async def conclude(self, handle: TaskHandle[Any], outcome: Outcome) -> Outcome:
-        """Have the job settled; return what the run has come to by that. Shielded from scopes."""
+        """Have the job settled, outside of the run's scope; return what the run has come to."""
         ...

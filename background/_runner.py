@@ -101,15 +101,13 @@ class Runner:
     async def _conclude(
         self, handle: TaskHandle[Any], durable: Durable, outcome: Outcome
     ) -> Outcome:
-        """Have a durable job settled, whatever is cancelled meanwhile."""
+        """Have a durable job settled; the run's scope has been left, so nobody cancels that."""
         try:
-            with anyio.CancelScope(shield=True):
-                outcome = await durable.conclude(handle, outcome)
-        except self._backend.cancelled:  # natively, which no shield keeps out
+            return await durable.conclude(handle, outcome)
+        except self._backend.cancelled:  # but the event loop, when it ends
             handle._reason = FROM_OUTSIDE
             error = TaskCancelled(handle.name, handle.id, FROM_OUTSIDE)
-            outcome = Outcome(TaskStatus.CANCELLED, outcome.duration, None, error)
-        return outcome
+            return Outcome(TaskStatus.CANCELLED, outcome.duration, None, error)
 
     def _begin(self, handle: TaskHandle[Any], scope: anyio.CancelScope) -> Around | None:
         current_handle.set(handle)

@@ -95,6 +95,7 @@ QUEUES = [
     "_leases",
     "_worker",
     "_announcing",
+    "_workforce",
     "_schedules",
     "_job_queue",
     "__init__",

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from contextvars import copy_context
 from typing import TYPE_CHECKING
 
-from .. import _clock
+from .. import _checks, _clock
 from .._backend import current_backend
 from .._events import Job, JobEnqueued
 from .._listeners import Listeners
-from .._observe import Observer
+from .._observe import Observer, check_observers, overrides
 from .._services import Services
 from .._states import ManagerState
 from ._options import Options
@@ -18,6 +18,19 @@ from .abc import Message
 
 if TYPE_CHECKING:
     from .._lifecycle import Lifecycle
+
+
+def checked(observers: Collection[Observer]) -> tuple[Observer, ...]:
+    """Return observers of jobs. Raises `ValueError` for what can't be one."""
+    collected = _checks.collected("observers", observers)
+    check_observers(collected, ValueError)
+    for each in collected:
+        if overrides(each, "watch"):
+            raise ValueError(
+                f"observers: a {type(each).__name__} has to watch() tasks: give it to "
+                "Manager(observers=…)"
+            )
+    return collected
 
 
 class Announcer:

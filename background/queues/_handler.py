@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from functools import update_wrapper
 from typing import Any, Generic, ParamSpec, Protocol, TypeVar, Unpack, cast
 
+from .. import _checks
 from .._observe import Observer
 from .._record import record
-from .._retry import Retry
+from .._retry import Retry, make_policy
+from . import _names
 from ._arguments import Signature
 from ._composites import Single, Step
 from ._job_handle import JobHandle
@@ -35,6 +38,20 @@ class Settings:
     timeout: float | None
     stores: bool
     observers: tuple[Observer, ...]
+
+    def named(self, name: str) -> Settings:
+        """Return the same for a handler of this name."""
+        return replace(self, terms=replace(self.terms, name=name))
+
+
+def check_settings(settings: Settings, name: str | None, result_ttl: float | None) -> None:
+    """Raise `ValueError` for what can't work, naming it."""
+    _names.check("queue", settings.terms.queue)
+    _checks.optional(_names.check, "name", name)
+    make_policy(settings.retry)
+    _checks.optional(_checks.seconds, "timeout", settings.timeout, above=0)
+    _checks.optional(_checks.seconds, "expires", settings.terms.expires, above=0)
+    _checks.optional(_checks.seconds, "result_ttl", result_ttl, at_least=0)
 
 
 class Sender(Protocol):

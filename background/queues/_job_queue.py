@@ -4,38 +4,34 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping, Sequence
-from contextlib import suppress
 from types import TracebackType
-from typing import Any, ParamSpec, Protocol, TypeVar, Unpack, cast, overload
+from typing import Any, NamedTuple, ParamSpec, Protocol, TypeVar, Unpack, cast, overload
 
 import anyio
 from anyio.lowlevel import checkpoint
 
 from .. import _checks, _schedule
-from .._errors import LoopsStopped
 from .._manager import Manager
-from .._observe import Observer, check_observers, overrides
-from .._retry import Retry, make_policy
+from .._observe import Observer
+from .._retry import Retry
 from .._schedule import Cron, Schedule
-from .._states import ManagerState, TaskKind
-from .._task import Task
 from . import _names, _payload
-from ._announcing import Announcer
+from ._announcing import Announcer, checked
 from ._arguments import Signature
 from ._client import Client
 from ._composites import Compiler, Single, Step
 from ._errors import DuplicateJob, QueueError
-from ._handler import Handler, Settings
+from ._handler import Handler, Settings, check_settings
 from ._info import JobInfo
 from ._job_handle import JobHandle
 from ._messages import Terms, message
 from ._options import NONE_GIVEN, Options, OptionsGiven, check
-from ._plan import Planner
-from ._schedules import REMEMBERED, Aligned, Dated, Ticker, id_of
+from ._schedules import Aligned, Dated, describe_schedule
 from ._selection import Ordered, Selection
 from ._states import JobState
 from ._urls import make_broker
 from ._worker import Worker
+from ._workforce import Describe, Workforce
 from .abc import Broker, Message, Results
 
 P = ParamSpec("P")
@@ -54,6 +50,13 @@ class Decorator(Protocol):
     def __call__(self, fn: Callable[P, Awaitable[T]], /) -> Handler[P, Awaitable[T], T]: ...
     @overload
     def __call__(self, fn: Callable[P, T], /) -> Handler[P, T, T]: ...
+
+
+class _Open(NamedTuple):
+    """What there is of a queue while it is open."""
+
+    announcer: Announcer
+    workforce: Workforce
 
 
 class JobQueue:
@@ -103,15 +106,13 @@ class JobQueue:
         _checks.count("max_crashes", max_crashes)
         _checks.seconds("keep", keep, at_least=0)
         self.max_payload = max_payload
-        self._observers = _observers(observers)
+        self._observers = checked(observers)
         self._lease = lease
         self._max_crashes = max_crashes
         self._client = Client(broker, results, max_payload=max_payload, keep=keep)
         self._handlers: dict[str, Handler[..., Any, Any]] = {}
-        self._schedules: Items[Callable[[], Task[None]]] = []
-        self._workers: Items[Worker] = []
-        self._managers: Items[Manager] = []
-        self._announcer: Announcer | None = None
+        self._schedules: Items[Describe] = []
+        self._open: _Open | None = None
 
     @classmethod
     def from_url(cls, url: str, **options: Any) -> JobQueue:
@@ -124,10 +125,19 @@ class JobQueue:
         return cls(make_broker(url), **options)
 
     async def __aenter__(self) -> JobQueue:
-        if self._announcer is not None:
+        if self._open is not None:
             raise QueueError("the queue is open already")
         await self._client.open()
-        self._announcer = Announcer(self._observers)
+        announcer = Announcer(self._observers)
+        workforce = Workforce(
+            self._client,
+            announcer,
+            self._handlers,
+            self._observers,
+            lease=self._lease,
+            max_crashes=self._max_crashes,
+        )
+        self._open = _Open(announcer, workforce)
         return self
 
     async def __aexit__(
@@ -141,24 +151,19 @@ class JobQueue:
         By return or an `Exception`, jobs that run end when they do, or the manager's grace time
         does after a shutdown request; by cancellation they are handed back at once.
         """
-        workers, self._workers = self._workers, []
+        opened = self._opened()
         try:
-            if exc is None or isinstance(exc, Exception):
-                for worker in workers:
-                    await worker.close()
+            await opened.workforce.close(at_once=not isinstance(exc, Exception | None))
         finally:
             with anyio.CancelScope(shield=True):
-                for worker in workers:
-                    await worker.close(timeout=0)
-                announcer, self._announcer = self._opened(), None
-                self._managers.clear()
-                await announcer.close(_FLUSH)
+                self._open = None
+                await opened.announcer.close(_FLUSH)
                 await self._client.close()
 
-    def _opened(self) -> Announcer:
-        if self._announcer is None:
+    def _opened(self) -> _Open:
+        if self._open is None:
             raise QueueError("the queue is not open: enter it with `async with`")
-        return self._announcer
+        return self._open
 
     # Handlers
 
@@ -188,31 +193,28 @@ class JobQueue:
         A `def` function runs in a thread. Raises `ValueError` for what can't work, naming it.
         """
 
+        terms = Terms(
+            name=name or "",
+            queue=queue,
+            keep=result_ttl or self._client.keep,
+            expires=expires,
+        )
+        settings = Settings(
+            terms=terms,
+            retry=retry,
+            timeout=timeout,
+            stores=result_ttl is None or result_ttl > 0,
+            observers=checked(observers),
+        )
+        check_settings(settings, name, result_ttl)
+
         def decorate(fn: Callable[..., Any]) -> Handler[..., Any, Any]:
             chosen = _names.of_handler(fn) if name is None else name
             if chosen in self._handlers:
                 raise ValueError(f"name: there is a handler {chosen!r} already")
-            handler: Handler[..., Any, Any] = Handler(self, fn, Signature(fn), settings(chosen))
-            self._handlers[chosen] = handler
-            return handler
+            self._handlers[chosen] = Handler(self, fn, Signature(fn), settings.named(chosen))
+            return self._handlers[chosen]
 
-        def settings(chosen: str) -> Settings:
-            keep = result_ttl or self._client.keep
-            return Settings(
-                terms=Terms(name=chosen, queue=queue, keep=keep, expires=expires),
-                retry=retry,
-                timeout=timeout,
-                stores=result_ttl is None or result_ttl > 0,
-                observers=_observers(observers),
-            )
-
-        _names.check("queue", queue)
-        _checks.optional(_names.check, "name", name)
-        make_policy(retry)
-        _checks.optional(_checks.seconds, "timeout", timeout, above=0)
-        _checks.optional(_checks.seconds, "expires", expires, above=0)
-        _checks.optional(_checks.seconds, "result_ttl", result_ttl, at_least=0)
-        _observers(observers)
         return decorate  # type: ignore[return-value]
 
     # Jobs
@@ -242,14 +244,14 @@ class JobQueue:
         Raises as `Handler.enqueue()`, and `ValueError` for what can't work.
         """
         if isinstance(what, Step):
-            step: Step[Any] = what
+            step: Step[Any] = what  # pyright: ignore[reportUnknownVariableType]
             if args or kwargs or options.keys() - {"id"}:
                 raise ValueError("a step has its arguments and options; only id can be given here")
             return await self._enqueue_step(step, check(cast(OptionsGiven, options)).id)
         _names.check("name", what)
         if isinstance(args, str) or not isinstance(args, Sequence):  # pyright: ignore[reportUnnecessaryIsInstance]
             raise ValueError(f"args must be a list of arguments, not {args!r}")
-        checked = check(cast(OptionsGiven, options)) if options else NONE_GIVEN
+        chosen = check(cast(OptionsGiven, options)) if options else NONE_GIVEN
         handler = self._handlers.get(what)
         named = dict(kwargs or {})
         if handler is not None:
@@ -259,8 +261,8 @@ class JobQueue:
             plain = [*args], named
             _payload.check(f"an argument for {what}", plain)
             terms, observers = Terms(name=what, queue="default", keep=self._client.keep), ()
-        made = message(terms, *plain, checked, self.max_payload)
-        await self.send([made], checked, observers)
+        made = message(terms, *plain, chosen, self.max_payload)
+        await self.send([made], chosen, observers)
         return self.handle(made.id)
 
     async def _enqueue_step(self, step: Step[Any], id: str | None) -> JobHandle[Any]:
@@ -283,7 +285,7 @@ class JobQueue:
         self, messages: Sequence[Message], options: Options, observers: tuple[Observer, ...]
     ) -> None:
         """Enqueue messages and tell of it; for handlers."""
-        announcer = self._opened()
+        announcer = self._opened().announcer
         await self._client.enqueue(messages)
         announcer.tell(messages, options, observers)
 
@@ -315,8 +317,8 @@ class JobQueue:
         Returns `False` if there is no such job or it has ended. Raises as `get`.
         """
         cancelled = await self._client.cancel(id)
-        for worker in self._workers:
-            worker.cancel(id)
+        if self._open is not None:
+            self._open.workforce.cancel(id)
         return cancelled
 
     async def requeue(self, id: str) -> bool:
@@ -345,38 +347,12 @@ class JobQueue:
         Raises `ValueError` for what can't work, `ManagerNotRunning`, and `LoopsStopped` for a
         manager that is shutting down.
         """
-        announcer = self._opened()
+        workforce = self._opened().workforce
         _checks.instances("manager", (manager,), Manager)
         _checks.count("concurrency", concurrency)
         chosen = self._selection(queues)
-        life = manager._here("start")
-        if manager.state is not ManagerState.RUNNING or life.runner.loops_stopped:
-            raise LoopsStopped(f"manager {manager.name!r} takes no more workers: it shuts down")
         await checkpoint()
-        planner = Planner(
-            self._handlers,
-            self._observers,
-            manager._settings.policy,
-            max_payload=self.max_payload,
-            max_crashes=self._max_crashes,
-        )
-        worker = Worker(
-            life,
-            self._client,
-            planner,
-            chosen,
-            concurrency=concurrency,
-            lease=self._lease,
-            cancel_timeout=manager._settings.cancel_timeout,
-        )
-        worker.start()
-        self._workers.append(worker)
-        if manager not in self._managers:
-            self._managers.append(manager)
-            announcer.join(life)
-            for schedule in self._schedules:
-                manager.run_task(schedule())
-        return worker
+        return workforce.start(manager, chosen, concurrency, self._schedules)
 
     def _selection(self, queues: Selection | None) -> Selection:
         if queues is None:
@@ -435,26 +411,10 @@ class JobQueue:
         kwargs: Mapping[str, Any] | None,
     ) -> None:
         _checks.instances("handler", (handler,), Handler)
-        settings = handler.settings
-        plain_args, plain_kwargs = handler.signature.dump(args, kwargs or {})
-        keep = max(settings.terms.keep, REMEMBERED)
-        terms = dataclasses.replace(settings.terms, keep=keep)
-        id = id_of(handler.name, schedule, plain_args, plain_kwargs)
-
-        async def enqueue(id: str) -> None:
-            options = Options(id=id)
-            made = message(terms, plain_args, plain_kwargs, options, self.max_payload)
-            with suppress(DuplicateJob):
-                await self.send([made], options, settings.observers)
-
-        def describe() -> Task[None]:
-            ticker = Ticker(id, dated, enqueue)
-            name = f"schedule of {handler.name}"
-            return Task(ticker.tick, kind=TaskKind.LOOP, schedule=schedule, name=name)
-
+        describe = describe_schedule(self, handler, schedule, dated, args, kwargs or {})
         self._schedules.append(describe)
-        for manager in self._managers:
-            manager.run_task(describe())
+        if self._open is not None:
+            self._open.workforce.add_schedule(describe)
 
 
 _LONGEST_ID = 120  # characters, as a composite's jobs get a number after it
@@ -462,15 +422,3 @@ _LONGEST_ID = 120  # characters, as a composite's jobs get a number after it
 
 def _state(state: JobState | None) -> JobState | None:
     return None if state is None else JobState(state)
-
-
-def _observers(observers: Collection[Observer]) -> tuple[Observer, ...]:
-    collected = _checks.collected("observers", observers)
-    check_observers(collected, ValueError)
-    for each in collected:
-        if overrides(each, "watch"):
-            raise ValueError(
-                f"observers: a {type(each).__name__} has to watch() tasks: give it to "
-                "Manager(observers=…)"
-            )
-    return collected

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import replace
 from hashlib import sha256
 from typing import Any, Protocol
 
@@ -13,10 +15,16 @@ from .. import _clock
 from .._record import record
 from .._runner import current_handle
 from .._schedule import PATIENCE, Calendar, Schedule, Ticks
+from .._states import TaskKind
+from .._task import Task
+from ._errors import DuplicateJob
+from ._handler import Handler, Sender
+from ._messages import message
+from ._options import Options
 from ._outage import Outage
 
 #: Seconds for which a tick is known at least, for processes whose clocks are behind.
-REMEMBERED = 3600.0
+_REMEMBERED = 3600.0
 
 
 class Dated(Protocol):
@@ -77,6 +85,37 @@ class Ticker:
         while tick <= now:
             latest, tick = tick, self._schedule.after(tick)
         return latest
+
+
+def describe_schedule(
+    sender: Sender,
+    handler: Handler[..., Any, Any],
+    schedule: Schedule,
+    dated: Dated,
+    args: Sequence[Any],
+    kwargs: Mapping[str, Any],
+) -> Callable[[], Task[None]]:
+    """Return what describes the loop of a schedule, anew for each manager.
+
+    Raises what enqueueing a job with these arguments does.
+    """
+    settings = handler.settings
+    plain_args, plain_kwargs = handler.signature.dump(args, kwargs)
+    terms = replace(settings.terms, keep=max(settings.terms.keep, _REMEMBERED))
+    first = id_of(handler.name, schedule, plain_args, plain_kwargs)
+
+    async def enqueue(id: str) -> None:
+        options = Options(id=id)
+        made = message(terms, plain_args, plain_kwargs, options, sender.max_payload)
+        with suppress(DuplicateJob):
+            await sender.send([made], options, settings.observers)
+
+    def describe() -> Task[None]:
+        ticker = Ticker(first, dated, enqueue)
+        name = f"schedule of {handler.name}"
+        return Task(ticker.tick, kind=TaskKind.LOOP, schedule=schedule, name=name)
+
+    return describe
 
 
 def id_of(name: str, schedule: Schedule, args: Sequence[Any], kwargs: Mapping[str, Any]) -> str:

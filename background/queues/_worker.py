@@ -130,8 +130,16 @@ class Worker:
         """Wait until there are no jobs but the caller's own, and no more to come."""
         handle = current_handle.get()
         mine = {None if handle is None else handle._durable}
-        while self._runs - mine or self._claiming:
-            await self._change()
+        async with anyio.create_task_group() as group:
+            group.start_soon(self._give_up, group.cancel_scope)
+            while self._runs - mine or self._claiming:
+                await self._change()
+            group.cancel_scope.cancel()
+
+    async def _give_up(self, waiting: anyio.CancelScope) -> None:
+        """Wait no longer than the manager itself does, for jobs that are stuck."""
+        await self._life.shutdown.wait()
+        waiting.cancel()
 
     async def _change(self) -> None:
         self._waiting = True
@@ -145,17 +153,20 @@ class Worker:
 
     async def _claim_jobs(self) -> None:
         outage = Outage("claiming jobs")
-        while not self._stopped:
-            with anyio.CancelScope() as self._pause:
-                while len(self._runs) >= self.concurrency:
-                    await self._change()
-                try:
-                    await self._claim_some()
-                    outage.over()
-                except Exception as error:
-                    await outage.failed(error)
-        self._claiming = False
-        self._tell_change()
+        self._claiming = True
+        try:
+            while not self._stopped:
+                with anyio.CancelScope() as self._pause:
+                    while len(self._runs) >= self.concurrency:
+                        await self._change()
+                    try:
+                        await self._claim_some()
+                        outage.over()
+                    except Exception as error:
+                        await outage.failed(error)
+        finally:
+            self._claiming = False
+            self._tell_change()
 
     async def _claim_some(self) -> None:
         room = self.concurrency - len(self._runs)

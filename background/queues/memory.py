@@ -28,7 +28,7 @@ class MemoryBroker(Broker):
         self._changes: list[tuple[float, int, str]] = []  # a heap by time; some are out of date
         # For each job the jobs that need it, and as which of their needs.
         self._dependants: dict[str, list[tuple[Job, int]]] = {}
-        self._changed = anyio.Event()
+        self._changed: anyio.Event | None = None  # made by the first who waits for it
 
     async def open(self) -> None:
         await checkpoint()
@@ -146,15 +146,17 @@ class MemoryBroker(Broker):
         return None
 
     async def _wait_for_change(self) -> None:
+        changed = self._changed = self._changed or anyio.Event()
         with anyio.move_on_at(self._changes[0][0] if self._changes else inf):
-            await self._changed.wait()
+            await changed.wait()
 
     def _note(self, job: Job) -> None:
         """Wake those who wait, and come back to the job when time changes it."""
         if job.next_change < inf:
             heappush(self._changes, (job.next_change, job.number, job.message.id))
-        changed, self._changed = self._changed, anyio.Event()
-        changed.set()
+        if self._changed is not None:
+            self._changed.set()
+            self._changed = None
 
     def _advance(self, now: float) -> Maintained:
         """Do what time has done since the last call."""
