@@ -26,7 +26,9 @@ def test_there_is_a_test_for_every_example() -> None:
     tested = {
         "custom_observer.py",
         "fastapi_app.py",
+        "fastapi_jobs.py",
         "graceful_shutdown.py",
+        "jobs.py",
         "otel.py",
         "quickstart.py",
     }
@@ -103,6 +105,34 @@ def test_otel() -> None:
     assert {"background.task.duration", "background.task.finished"} <= names
 
 
+RECEIPTS = [f"the receipt of order {order} is out" for order in range(1, 7)]
+
+
+def test_jobs(tmp_path: Path) -> None:
+    """Twice in the same file, where nothing is left from the first time."""
+    url = f"sqlite:///{tmp_path / 'jobs.db'}"
+    for _ in range(2):
+        with running(EXAMPLES / "jobs.py", url) as process:
+            assert process.wait() == 0
+        assert "0 jobs are left from before" in process.lines
+        assert [line for line in process.lines if line in RECEIPTS] == RECEIPTS
+        assert "306 sales in the first quarter" in process.lines
+        assert "failed attempt 1 and makes another in" in process.output
+
+
+def test_what_killed_jobs_leave_is_finished(tmp_path: Path) -> None:
+    url = f"sqlite:///{tmp_path / 'jobs.db'}"
+    with running(EXAMPLES / "jobs.py", url) as process:
+        process.wait_for(RECEIPTS[1])
+        process.send(signal.SIGTERM if sys.platform == "win32" else signal.SIGKILL)
+        process.wait()
+    with running(EXAMPLES / "jobs.py", url) as process:
+        left = process.wait_for("are left from before")
+        assert process.wait() == 0
+    assert int(left.split()[0]) > 0
+    assert [line for line in process.lines if line in RECEIPTS] == RECEIPTS
+
+
 # Ctrl-Break is the one signal that a process on Windows can be sent.
 SIGNALS = [signal.CTRL_BREAK_EVENT] if sys.platform == "win32" else [signal.SIGINT, signal.SIGTERM]
 EXIT_STATUS = {number: 3 if sys.platform == "win32" else -number for number in SIGNALS}
@@ -175,6 +205,28 @@ def test_fastapi_app_by_name() -> None:
         server.send(signal.SIGINT)
         assert server.wait() == 0
     assert "manager 'background' closed in" in server.output
+
+
+@needs_posix_signals
+def test_fastapi_jobs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A job that SIGTERM cuts off is there for the next process; nothing is run twice."""
+    monkeypatch.setenv("JOBS_URL", f"sqlite:///{tmp_path / 'jobs.db'}")
+    with running(EXAMPLES / "fastapi_jobs.py", "0") as server, client_of(server) as client:
+        first = client.post("/receipts/1")
+        assert (first.status_code, first.json()) == (202, {"id": "receipt-1"})
+        assert client.post("/receipts/1").status_code == 409
+        assert client.post("/receipts/2").status_code == 202
+        assert client.delete("/jobs/receipt-2").json() == {"cancelled": True}
+        assert client.get("/jobs/unheard-of").status_code == 404
+        server.send(signal.SIGTERM)
+        assert server.wait() == -signal.SIGTERM
+        assert "Traceback" not in server.output
+    with running(EXAMPLES / "fastapi_jobs.py", "0") as server, client_of(server) as client:
+        job = client.get("/jobs/receipt-1").json()
+        assert job == {"state": "succeeded", "attempt": 1, "result": RECEIPTS[0]}
+        assert client.get("/jobs/receipt-2").json()["state"] == "cancelled"
+        server.send(signal.SIGINT)
+        server.wait()
 
 
 def test_fastapi_app_in_a_test_client() -> None:

@@ -1,0 +1,66 @@
+"""Durable jobs, worked off by the process that enqueues them. No server is needed.
+
+    python examples/jobs.py                             # keeps them in the file jobs.db
+    python examples/jobs.py redis://localhost:6379      # or on a server, for many processes
+    python examples/jobs.py nats://localhost:4222
+
+Interrupt it, and even kill it: the next run finishes what this one has left.
+"""
+
+from __future__ import annotations
+
+import logging
+import signal
+import sys
+from contextlib import suppress
+
+import anyio
+
+from background import Manager
+from background.observers import LoggingObserver
+from background.queues import DuplicateJob, JobContext, JobQueue, JobState, Ordered, chain, group
+
+jobs = JobQueue.from_url(sys.argv[1] if sys.argv[1:] else "sqlite:///jobs.db", lease=3)
+
+
+@jobs.handler(queue="mail", retry=5, timeout=30)
+async def send_receipt(order: int) -> str:
+    if order % 3 == 0 and JobContext.current().attempt == 1:
+        raise ConnectionError("the mail server is busy")
+    await anyio.sleep(0.2)
+    return f"the receipt of order {order} is out"
+
+
+@jobs.handler(queue="reports")
+def count_sales(month: int) -> int:
+    return 100 + month  # a sync function runs in a thread
+
+
+@jobs.handler(queue="reports")
+async def add_up() -> int:
+    return sum(JobContext.current().previous)  # the results of the step before
+
+
+async def main() -> None:
+    observers = [LoggingObserver()]
+    signals = {signal.SIGINT, signal.SIGTERM}
+    async with Manager(observers=observers, signals=signals, grace=1) as manager, jobs:
+        left = await jobs.count(state=JobState.READY) + await jobs.count(state=JobState.RUNNING)
+        print(f"{left} jobs are left from before")
+        receipts = await send_receipt.enqueue_many((order,) for order in range(1, 6))
+        with suppress(DuplicateJob):  # if it is left from before
+            await send_receipt.options(delay=1, id="order-6").enqueue(6)
+        months = [count_sales.job(month) for month in (1, 2, 3)]
+        quarter = await jobs.enqueue(chain(group(*months), add_up.job()))
+        await jobs.start(manager, queues=Ordered("mail", "reports"), concurrency=3)
+        for receipt in receipts:
+            print(await receipt.result(timeout=30))
+        print(f"{await quarter.result(timeout=30)} sales in the first quarter")
+        print(await jobs.handle("order-6").result(timeout=30))
+        await jobs.purge()  # or they would be known for a day
+
+
+if __name__ == "__main__":
+    logging.basicConfig(level=logging.WARNING)
+    with suppress(KeyboardInterrupt):
+        anyio.run(main)
