@@ -70,6 +70,14 @@ MIGRATIONS: Sequence[Sequence[str]] = (
         BEGIN DELETE FROM needs WHERE job = old.number; END
         """,
     ),
+    (
+        """
+        CREATE TABLE results (
+            key TEXT NOT NULL PRIMARY KEY, result BLOB NOT NULL, until REAL NOT NULL
+        )
+        """,
+        "CREATE INDEX results_kept ON results (until)",
+    ),
 )
 
 #: On these, SQLite's locks and shared memory do not do what WAL mode needs.

@@ -12,8 +12,11 @@ from anyio.lowlevel import checkpoint
 
 from .. import _clock
 from ._memory_job import Job
+from ._memory_results import MemoryResults
 from ._states import FINAL, JobState
 from .abc import Broker, Claim, Hold, Maintained, Message, Settlement, StoredJob
+
+__all__ = ["MemoryBroker", "MemoryResults"]
 
 _WAITING = (JobState.SCHEDULED, JobState.READY)
 

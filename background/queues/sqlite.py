@@ -10,21 +10,18 @@ from contextlib import contextmanager
 from functools import partial
 from itertools import count
 from math import inf
-from pathlib import Path
 from secrets import token_hex
-from typing import Literal, TypeVar
 
 import anyio
 
 from .. import _clock
 from . import _sqlite_jobs as jobs
-from ._errors import BrokerUnavailable
-from ._sqlite_schema import connect
-from ._sqlite_thread import SQLiteThread, Work
+from ._sqlite_file import SQLiteFile, Synchronous
+from ._sqlite_results import SQLiteResults
 from ._states import FINAL, JobState
 from .abc import Broker, Claim, Hold, Maintained, Message, Settlement, StoredJob
 
-T = TypeVar("T")
+__all__ = ["SQLiteBroker", "SQLiteResults"]
 
 _MENDED = (3, 51, 3)  # of a race between two connections that write, https://sqlite.org/wal.html
 _SOON = 0.001  # seconds by which a clock may be read too early
@@ -47,17 +44,10 @@ class SQLiteBroker(Broker):
         self,
         path: str | os.PathLike[str],
         *,
-        synchronous: Literal["NORMAL", "FULL"] = "NORMAL",
+        synchronous: Synchronous = "NORMAL",
     ) -> None:
-        name = os.fspath(path)
-        if name in ("", ":memory:"):
-            raise ValueError(f"path {name!r} is no file; MemoryBroker keeps jobs in memory")
-        if synchronous not in ("NORMAL", "FULL"):
-            raise ValueError(f'synchronous is "NORMAL" or "FULL", not {synchronous!r}')
-        self.path = str(Path(name).absolute())
-        self._connect = partial(connect, self.path, synchronous)
-        self._thread: SQLiteThread | None = None
-        self._opening = anyio.Lock()  # or closing
+        self._file = SQLiteFile(path, synchronous, self._changed_by_others)
+        self.path = self._file.path
         self._warned = sqlite3.sqlite_version_info >= _MENDED
         self._shared = False  # with other connections that change the file
         self._run = token_hex(8)  # tells this broker's claims from those of all others
@@ -66,33 +56,21 @@ class SQLiteBroker(Broker):
         self._ends: dict[str, set[anyio.Event]] = {}  # of those who wait for a job's end
 
     async def open(self) -> None:
-        async with self._opening:
-            if self._thread is not None:
-                return
-            thread = SQLiteThread(self.path, self._connect, self._changed_by_others)
-            try:
-                await thread.start()
-            except BaseException:
-                thread.abandon()
-                raise
-            self._thread = thread
+        await self._file.open()
 
     async def close(self) -> None:
-        async with self._opening:
-            thread, self._thread = self._thread, None
-            if thread is not None:
-                await thread.stop()
+        await self._file.close()
         self._wake_all()
 
     async def enqueue(self, messages: Sequence[Message]) -> list[bool]:
-        new = await self._write(partial(jobs.enqueue, messages=messages, now=_clock.wall()))
+        new = await self._file.write(partial(jobs.enqueue, messages=messages, now=_clock.wall()))
         self._wake_workers()
         return new
 
     async def claim(self, queues: Sequence[str], most: int, *, lease: float) -> list[Claim]:
         token = f"{self._run}-{next(self._claims)}"
         now = _clock.wall()
-        claims, changed = await self._write(
+        claims, changed = await self._file.write(
             partial(jobs.claim, queues=queues, most=most, token=token, now=now, lease=lease)
         )
         if changed:
@@ -102,21 +80,23 @@ class SQLiteBroker(Broker):
         return claims
 
     async def wait_for_work(self, queues: Sequence[str], timeout: float) -> None:
-        with self._watching() as thread, anyio.move_on_after(timeout):
+        with self._file.watched(), anyio.move_on_after(timeout):
             while True:
                 changed = self._work_changed
-                at = await thread.call(partial(jobs.look, queues=queues), writes=False)
+                at = await self._file.read(partial(jobs.look, queues=queues))
                 self._warn()
                 if at == 0.0:
                     return
                 await self._wait(changed, at)
 
     async def renew(self, claims: Sequence[Claim], *, lease: float) -> list[Hold]:
-        return await self._write(partial(jobs.renew, claims=claims, now=_clock.wall(), lease=lease))
+        return await self._file.write(
+            partial(jobs.renew, claims=claims, now=_clock.wall(), lease=lease)
+        )
 
     async def settle(self, settlements: Sequence[Settlement]) -> list[bool]:
         work = partial(jobs.settle, settlements=settlements, now=_clock.wall())
-        accepted, others_change = await self._write(work)
+        accepted, others_change = await self._file.write(work)
         if others_change:
             self._wake_all()
             return accepted
@@ -128,28 +108,28 @@ class SQLiteBroker(Broker):
 
     async def save(self, id: str, token: str, result: bytes) -> bool:
         work = partial(jobs.save, id=id, token=token, result=result, now=_clock.wall())
-        return await self._write(work)
+        return await self._file.write(work)
 
     async def cancel(self, id: str) -> JobState | None:
-        state = await self._write(partial(jobs.cancel, id=id, now=_clock.wall()))
+        state = await self._file.write(partial(jobs.cancel, id=id, now=_clock.wall()))
         self._wake_all()
         return state
 
     async def requeue(self, id: str) -> bool:
-        done = await self._write(partial(jobs.requeue, id=id, now=_clock.wall()))
+        done = await self._file.write(partial(jobs.requeue, id=id, now=_clock.wall()))
         self._wake_all()
         return done
 
     async def get(self, id: str) -> StoredJob | None:
-        job, _ = await self._read(partial(jobs.get, id=id, now=_clock.wall()))
+        job, _ = await self._file.read(partial(jobs.get, id=id, now=_clock.wall()))
         return job
 
     async def wait(self, id: str, timeout: float) -> StoredJob | None:
-        with self._watching() as thread, anyio.move_on_after(timeout):
+        with self._file.watched(), anyio.move_on_after(timeout):
             while True:
                 with self._waiting(id) as ended:
                     work = partial(jobs.get, id=id, now=_clock.wall())
-                    job, at = await thread.call(work, writes=False)
+                    job, at = await self._file.read(work)
                     self._warn()
                     if job is None or job.state in FINAL:
                         return job
@@ -161,21 +141,23 @@ class SQLiteBroker(Broker):
     ) -> AsyncIterator[StoredJob]:
         last: int | None = 0
         while last is not None:
-            found, last = await self._read(
+            found, last = await self._file.read(
                 partial(jobs.page, after=last, queue=queue, state=state, now=_clock.wall())
             )
             for job in found:
                 yield job
 
     async def count(self, *, queue: str | None = None, state: JobState | None = None) -> int:
-        return await self._read(partial(jobs.count, queue=queue, state=state, now=_clock.wall()))
+        return await self._file.read(
+            partial(jobs.count, queue=queue, state=state, now=_clock.wall())
+        )
 
     async def purge(self, *, state: JobState | None = None, older_than: float = 0.0) -> int:
         before = _clock.wall() - older_than
         purged = 0
         last: int | None = 0
         while last is not None:
-            some, last = await self._write(
+            some, last = await self._file.write(
                 partial(jobs.purge, after=last, state=state, before=before)
             )
             purged += some
@@ -185,7 +167,7 @@ class SQLiteBroker(Broker):
     async def maintain(self) -> Maintained:
         done, complete = Maintained(), False
         while not complete:
-            part, complete = await self._write(partial(jobs.maintain, now=_clock.wall()))
+            part, complete = await self._file.write(partial(jobs.maintain, now=_clock.wall()))
             done = Maintained(
                 due=done.due + part.due,
                 reclaimed=done.reclaimed + part.reclaimed,
@@ -195,27 +177,6 @@ class SQLiteBroker(Broker):
         if done != Maintained():
             self._wake_all()
         return done
-
-    async def _read(self, work: Work[T]) -> T:
-        return await self._opened().call(work, writes=False)
-
-    async def _write(self, work: Work[T]) -> T:
-        return await self._opened().call(work, writes=True)
-
-    def _opened(self) -> SQLiteThread:
-        if self._thread is None:
-            raise BrokerUnavailable(f"{self.path} is not open")
-        return self._thread
-
-    @contextmanager
-    def _watching(self) -> Generator[SQLiteThread]:
-        """Take note of what other processes do."""
-        thread = self._opened()
-        thread.watchers += 1
-        try:
-            yield thread
-        finally:
-            thread.watchers -= 1
 
     @contextmanager
     def _waiting(self, id: str) -> Generator[anyio.Event]:
@@ -237,7 +198,7 @@ class SQLiteBroker(Broker):
             seconds = inf if at == inf else max(at - now, _SOON)
             with anyio.move_on_after(seconds):
                 await changed.wait()
-        elif await self._write(partial(jobs.advance, now=now)) != Maintained():
+        elif await self._file.write(partial(jobs.advance, now=now)) != Maintained():
             self._wake_all()
 
     def _wake_workers(self) -> None:

@@ -18,7 +18,7 @@ LEASE = 30.0
 
 @pytest.fixture
 async def broker(broker_kind: Kind, anyio_backend: object, tmp_path: Path) -> AsyncIterator[Broker]:
-    async with broker_kind.opened(tmp_path) as broker:
+    async with broker_kind.opened(broker_kind.make(tmp_path)) as broker:
         yield broker
 
 

@@ -98,7 +98,7 @@ def other_connection(path: Path) -> Iterator[sqlite3.Connection]:
 
 
 def thread_of(broker: SQLiteBroker) -> Any:
-    return broker._thread
+    return broker._file._thread
 
 
 def threads_of(path: Path) -> list[threading.Thread]:
