@@ -86,7 +86,7 @@ async def test_a_service_that_starts_while_they_are_stopped_is_stopped_too() -> 
             try:
                 await anyio.sleep_forever()
             finally:
-                manager._entered()._services.start("late", never)
+                manager._entered().services.start("late", never)
 
     ended: list[str] = []
 
