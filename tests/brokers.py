@@ -6,14 +6,21 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import partial
+from itertools import count
 from pathlib import Path
 from typing import Any, TypeVar
 from weakref import WeakKeyDictionary
 
 import anyio
+import servers
+from clocks import SOON
+from redis import Redis
 
+from background.queues._redis_call import FIELDS
 from background.queues.abc import Broker, Results
 from background.queues.memory import MemoryBroker, MemoryResults
+from background.queues.redis import RedisBroker, RedisResults
 from background.queues.sqlite import SQLiteBroker, SQLiteResults
 from background.testing import virtual_wall_clock
 
@@ -25,6 +32,54 @@ async def sleep(broker: Any, seconds: float) -> None:
     await anyio.sleep(seconds)
 
 
+#: Makes everything that is stored under a prefix older, and wakes all who wait.
+AGE = """
+local prefix, seconds, channel = ARGV[1], tonumber(ARGV[2]), ARGV[3]
+for _, key in ipairs(redis.call('KEYS', prefix .. 'result:*')) do
+  redis.call('PEXPIRE', key, redis.call('PTTL', key) - seconds * 1000)
+end
+local jobs = redis.call('HGETALL', prefix .. 'jobs')
+for i = 1, #jobs, 2 do
+  local id, job = jobs[i], cmsgpack.unpack(jobs[i + 1])
+  for place = 4, #ARGV do
+    local field = tonumber(ARGV[place])
+    if job[field] then job[field] = job[field] - seconds end
+  end
+  redis.call('HSET', prefix .. 'jobs', id, cmsgpack.pack(job))
+  redis.call('PUBLISH', channel, '=' .. id)
+end
+for _, name in ipairs({'changing', 'kept'}) do
+  for _, id in ipairs(redis.call('ZRANGE', prefix .. name, 0, -1)) do
+    redis.call('ZINCRBY', prefix .. name, -seconds, id)
+  end
+end
+for _, queue in ipairs(redis.call('HKEYS', prefix .. 'idle')) do
+  redis.call('PUBLISH', channel, '+' .. queue)
+end
+"""
+TIMES = [
+    FIELDS.index(each) + 1 for each in ("ENQUEUED", "STARTED", "FINISHED", "DUE", "EXPIRES", "AT")
+]
+_prefixes = count()
+
+
+def make_redis(name: str, folder: Path) -> RedisBroker:
+    """Make a broker whose keys are its own, in the server that all tests share."""
+    return RedisBroker(servers.server(name).url, prefix=f"test-{next(_prefixes)}")
+
+
+def make_redis_results(name: str, folder: Path) -> RedisResults:
+    """The same for results."""
+    return RedisResults(servers.server(name).url, prefix=f"test-{next(_prefixes)}")
+
+
+async def age(store: RedisBroker | RedisResults, seconds: float, *, name: str) -> None:
+    """Let time pass for what has the server's clock."""
+    prefix = f"{{{store.prefix}}}:"
+    with Redis.from_url(servers.server(name).url) as client:
+        client.eval(AGE, 0, prefix, seconds, f"{prefix}events:0", *TIMES)
+
+
 @dataclass(frozen=True)
 class Kind:
     """A kind of broker.
@@ -33,12 +88,15 @@ class Kind:
     - `backends`: what its tests run on, as for the `anyio_backend` fixture.
     - `results`: makes a store of results that is empty.
     - `elapse`: lets so many seconds pass for either; real ones need not.
+    - `second`: how many seconds stand for one where a test really waits, and how `late` it may be.
     """
 
     make: Callable[[Path], Broker]
     results: Callable[[Path], Results]
     backends: tuple[str, ...] = ("virtual-asyncio", "virtual-trio")
     elapse: Callable[[Any, float], Awaitable[None]] = sleep
+    second: float = 1.0
+    late: float = 1.0
 
     @asynccontextmanager
     async def opened(self, made: S) -> AsyncIterator[S]:
@@ -67,6 +125,17 @@ KINDS = {
         lambda folder: SQLiteBroker(folder / "jobs.db"),
         lambda folder: SQLiteResults(folder / "results.db"),
     ),
+    **{
+        name: Kind(
+            partial(make_redis, name),
+            partial(make_redis_results, name),
+            ("asyncio",) if name == "redis" else ("uvloop",),
+            partial(age, name=name),
+            second=0.02,
+            late=SOON,
+        )
+        for name in servers.available()
+    },
 }
 
 #: A test that has a `broker_kind` runs for all of these.

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
+import servers
 from blockbuster import blockbuster_ctx
 from brokers import CASES, KINDS, Kind
 from clocks import Clock
@@ -26,6 +27,11 @@ VIRTUAL = ["virtual-asyncio", "virtual-trio"]
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if "broker_kind" in metafunc.fixturenames:
         metafunc.parametrize(("broker_kind", "anyio_backend"), CASES, indirect=True)
+    elif "server" in metafunc.fixturenames:
+        cases = [
+            (name, backend) for name in servers.available() for backend in KINDS[name].backends
+        ]
+        metafunc.parametrize(("server", "anyio_backend"), cases, indirect=True)
     elif "anyio_backend" in metafunc.fixturenames:
         real = metafunc.definition.get_closest_marker("realtime") is not None
         metafunc.parametrize("anyio_backend", REAL if real else VIRTUAL, indirect=True)
@@ -35,6 +41,12 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 def broker_kind(request: pytest.FixtureRequest) -> Kind:
     """A kind of broker, for what has to hold for each of them."""
     return KINDS[request.param]
+
+
+@pytest.fixture
+def server(request: pytest.FixtureRequest) -> servers.Server:
+    """A server that all tests share, for what has to hold with each of them."""
+    return servers.server(request.param)
 
 
 @pytest.fixture

@@ -1,0 +1,296 @@
+"""What the Redis broker's scripts have in common: jobs, their indexes, and what time does to them.
+
+A script changes the records of jobs, and at its end `finish` brings everything that follows from
+them up to date: who is ready, when time changes what, the counts, and who has to be woken. So no
+index can tell another story than the records do.
+"""
+
+from __future__ import annotations
+
+COMMON = r"""
+local call = redis.call
+local FINAL = {succeeded = true, dead = true, cancelled = true, expired = true}
+local clock = call('TIME')
+local now = clock[1] + clock[2] / 1000000
+
+local jobs = {} -- by id: records as they are by now, or false
+local states, times = {}, {} -- what the indexes know of them
+local touched, is_touched = {}, {} -- ids of those that were changed
+local results = {} -- of jobs that ended just now
+local deltas, rings, ended = {}, {}, {}
+
+-- Most of a script's times are the same, and one costs as much to write as a command.
+local texts = {}
+local function text(time)
+  if time and not texts[time] then texts[time] = string.format('%.17g', time) end
+  return time and texts[time] or ''
+end
+
+-- Lua can't pass more than some thousand values at once.
+local function each(command, key, values)
+  for first = 1, #values, 1000 do
+    call(command, key, unpack(values, first, math.min(first + 999, #values)))
+  end
+end
+
+local function fetch(ids)
+  for first = 1, #ids, 1000 do
+    local last = math.min(first + 999, #ids)
+    local records = call('HMGET', KEYS.jobs, unpack(ids, first, last))
+    for i = first, last do
+      local id, record = ids[i], records[i - first + 1]
+      if jobs[id] == nil then
+        local job = record and cmsgpack.unpack(record)
+        jobs[id] = job
+        if job then states[id], times[id] = job[STATE], job[AT] end
+      end
+    end
+  end
+end
+
+local function is_over(job)
+  return FINAL[job[STATE]] and job[AT] <= now
+end
+
+-- Returns a job unless it is not known, or any more.
+local function get(id)
+  if jobs[id] == nil then fetch({id}) end
+  local job = jobs[id]
+  return job and not is_over(job) and job
+end
+
+local function held(id, token)
+  local job = get(id)
+  return job and job[STATE] == 'running' and job[TOKEN] == token and job[AT] > now and job
+end
+
+local function touch(id)
+  if not is_touched[id] then
+    is_touched[id] = true
+    touched[#touched + 1] = id
+  end
+end
+
+local function member(id, job)
+  return string.format('%s\0%014x', job[QUEUE], job[NUMBER]) .. id
+end
+
+local function tally(job, state, by)
+  local field = job[QUEUE] .. ' ' .. state
+  deltas[field] = (deltas[field] or 0) + by
+end
+
+local function forget(ids)
+  local outcomes, errors, previous = {}, {}, {}
+  for _, id in ipairs(ids) do
+    local job = jobs[id]
+    if job[RESULT] then outcomes[#outcomes + 1] = id end
+    if job[ERROR] then errors[#errors + 1] = id end
+    for place = 1, job[NEEDS] do previous[#previous + 1] = id .. ' ' .. place end
+    jobs[id] = false
+  end
+  each('HDEL', KEYS.jobs, ids)
+  each('HDEL', KEYS.messages, ids)
+  each('ZREM', KEYS.order, ids)
+  each('HDEL', KEYS.results, outcomes)
+  each('HDEL', KEYS.errors, errors)
+  each('HDEL', KEYS.previous, previous)
+end
+
+local function flush()
+  local records, gone = {}, {}
+  local ready, unready, changing, unchanging, kept, unkept = {}, {}, {}, {}, {}, {}
+  for _, id in ipairs(touched) do
+    local job = jobs[id]
+    local was, at_was, is, at = states[id], times[id], job[STATE], job[AT]
+    local final = FINAL[is]
+    if final and job[AWAITED] then
+      ended[#ended + 1] = id
+      job[AWAITED] = false
+    end
+    if final and at <= now then
+      gone[#gone + 1] = id
+      is, at = nil, false
+    else
+      records[#records + 1] = id
+      records[#records + 1] = cmsgpack.pack(job)
+    end
+    if was ~= is then
+      if was then tally(job, was, -1) end
+      if is then tally(job, is, 1) end
+      if was == 'ready' then unready[#unready + 1] = member(id, job) end
+      if is == 'ready' then
+        ready[#ready + 1] = 0
+        ready[#ready + 1] = member(id, job)
+        rings[job[QUEUE]] = true
+      end
+    end
+    if at_was and (not at or FINAL[was] ~= final) then
+      local list = FINAL[was] and unkept or unchanging
+      list[#list + 1] = id
+    end
+    if at and (at ~= at_was or FINAL[was] ~= final) then
+      local list = final and kept or changing
+      list[#list + 1] = text(at)
+      list[#list + 1] = id
+      -- Who waits looks once a second in any case.
+      if not final and at < now + 1 then rings[job[QUEUE]] = true end
+    end
+    states[id], times[id] = is, at
+  end
+  touched, is_touched = {}, {}
+  each('ZREM', KEYS.ready, unready)
+  each('ZREM', KEYS.changing, unchanging)
+  each('ZREM', KEYS.kept, unkept)
+  forget(gone)
+  each('HSET', KEYS.jobs, records)
+  each('ZADD', KEYS.ready, ready)
+  each('ZADD', KEYS.changing, changing)
+  each('ZADD', KEYS.kept, kept)
+end
+
+local function finish()
+  flush()
+  for field, by in pairs(deltas) do
+    if by ~= 0 and call('HINCRBY', KEYS.counts, field, by) == 0 then
+      call('HDEL', KEYS.counts, field)
+    end
+  end
+  for queue in pairs(rings) do
+    if call('HDEL', KEYS.idle, queue) == 1 then call('PUBLISH', ARGV[1], '+' .. queue) end
+  end
+  if #ended > 0 then call('PUBLISH', ARGV[1], '=' .. table.concat(ended, ' ')) end
+end
+
+-- id, queue, handler, keep, delay, at, expires, needs
+local HEAD = '^([^ ]*) ([^ ]*) ([^ ]*) ([^ ]*) ([^ ]*) ([^ ]*) ([^ ]*) ([^\n]*)\n'
+
+local function head(id)
+  return string.match(call('HGET', KEYS.messages, id), HEAD)
+end
+
+local function earlier(a, b)
+  return a and b and math.min(a, b) or a or b
+end
+
+-- Lets a job that nothing blocks be ready once it is due; returns how it ends if it does by that.
+local function release(id, job, delay, at)
+  local due = at == '' and now + delay or tonumber(at)
+  touch(id)
+  if due > now then
+    job[STATE], job[DUE], job[AT] = 'scheduled', due, earlier(due, job[EXPIRES])
+  elseif job[JOIN] then
+    return 'succeeded'
+  else
+    job[STATE], job[DUE], job[AT] = 'ready', false, job[EXPIRES]
+  end
+end
+
+-- Takes note that a job has ended that this one needs; returns how this one ends by that.
+local function hear(id, place, needed, state)
+  local job = get(id)
+  if not job or job[STATE] ~= 'scheduled' or job[BLOCKED] == 0 then return end
+  if state ~= 'succeeded' then
+    local message = 'job ' .. needed .. ', which it needs, is ' .. state
+    call('HSET', KEYS.errors, id, cjson.encode({type = 'JobFailed', message = message}))
+    job[ERROR] = true
+    return 'dead'
+  end
+  local result = results[needed]
+  if result == nil then result = call('HGET', KEYS.results, needed) end
+  if result then call('HSET', KEYS.previous, id .. ' ' .. place, result) end
+  job[BLOCKED] = job[BLOCKED] - 1
+  touch(id)
+  if job[BLOCKED] == 0 then
+    local _, _, _, _, delay, at = head(id)
+    return release(id, job, delay, at)
+  end
+end
+
+-- Lets a job wait for others no more.
+local function unblock(id, job)
+  local _, _, _, _, _, _, _, needs = head(id)
+  local place, entries = 0, {}
+  for need in string.gmatch(needs, '[^,]+') do
+    place = place + 1
+    entries[place] = need .. ' ' .. id .. ' ' .. place
+  end
+  each('ZREM', KEYS.needs, entries)
+  job[BLOCKED] = 0
+end
+
+-- Ends a job, and those that end by that, however many.
+local function stop(id, state)
+  local ending = {{id, state}}
+  while #ending > 0 do
+    id, state = unpack(table.remove(ending))
+    local job = jobs[id]
+    if job[BLOCKED] > 0 then unblock(id, job) end
+    job[STATE], job[TOKEN], job[DUE], job[EXPIRES] = state, false, false, false
+    job[FINISHED], job[AT] = now, now + job[KEEP]
+    touch(id)
+    if job[NEEDED] then
+      job[NEEDED] = false
+      local first, last = '[' .. id .. ' ', '(' .. id .. '!'
+      for _, entry in ipairs(call('ZRANGEBYLEX', KEYS.needs, first, last)) do
+        local dependant, place = string.match(entry, ' ([^ ]*) (%d+)$')
+        local its_state = hear(dependant, place, id, state)
+        if its_state then ending[#ending + 1] = {dependant, its_state} end
+      end
+      call('ZREMRANGEBYLEX', KEYS.needs, first, last)
+    end
+  end
+end
+
+-- Does what time has done to jobs that have not ended, for so many of them.
+local function advance(most)
+  local due, reclaimed, expired = 0, 0, 0
+  local ids = call('ZRANGEBYSCORE', KEYS.changing, '-inf', now, 'LIMIT', 0, most)
+  if #ids == 0 then return due, reclaimed, expired end
+  fetch(ids)
+  for _, id in ipairs(ids) do
+    local job = jobs[id]
+    if not job then
+      call('ZREM', KEYS.changing, id)
+    elseif FINAL[job[STATE]] or not job[AT] or job[AT] > now then
+      -- something else that has changed in this pass has changed this one, too
+    elseif job[STATE] == 'running' then
+      reclaimed = reclaimed + 1
+      job[CRASHES] = job[CRASHES] + 1
+      if job[CANCELLED] then
+        stop(id, 'cancelled')
+      else
+        job[STATE], job[TOKEN], job[AT] = 'ready', false, false
+        touch(id)
+      end
+    elseif job[EXPIRES] and job[EXPIRES] <= now then
+      expired = expired + 1
+      stop(id, 'expired')
+    else
+      due = due + 1
+      local state = release(id, job, 0, '')
+      if state then stop(id, state) end
+    end
+  end
+  flush()
+  return due, reclaimed, expired
+end
+
+-- Adds a line of what is known of a job, its message, result, error and previous results.
+local function show(shown, id, job, message)
+  local result = job[RESULT] and call('HGET', KEYS.results, id)
+  local error = job[ERROR] and call('HGET', KEYS.errors, id)
+  local line = string.format('%s %d %d %s %s %s %d %d %d', job[STATE], job[ATTEMPT],
+    job[CRASHES], text(job[ENQUEUED]), text(job[STARTED]), text(job[FINISHED]), #message,
+    result and #result or -1, error and #error or -1)
+  local count = #shown
+  shown[count + 1], shown[count + 2] = line, '\n' .. message
+  shown[count + 3], shown[count + 4] = result or '', error or ''
+  for place = 1, job[NEEDS] do
+    local value = call('HGET', KEYS.previous, id .. ' ' .. place)
+    line = line .. ' ' .. (value and #value or -1)
+    shown[count + 4 + place] = value or ''
+  end
+  shown[count + 1] = line
+end
+"""
