@@ -38,5 +38,6 @@ def _text(error: BaseException) -> str:
 
 
 def _shortened(text: str) -> str:
+    text = text.encode(errors="backslashreplace").decode()  # half a character can't travel
     half = _LONGEST // 2
     return text if len(text) <= _LONGEST else f"{text[:half]}\n…\n{text[-half:]}"
