@@ -136,8 +136,12 @@ class Client:
         body = result = None
         with suppress(InvalidPayload):
             body = self._body(job)
-        with suppress(QueueError):
+        try:
             result = await self.result(job)
+        except BrokerUnavailable:
+            raise
+        except QueueError:
+            pass  # there is none
         return JobInfo(
             id=message.id,
             handler=message.handler,
