@@ -20,6 +20,7 @@ from .._states import TaskStatus
 from . import _failure, _payload
 from ._client import Client, key
 from ._errors import QueueError
+from ._outage import Outage
 from ._plan import Plan
 from ._settling import Settler
 from ._states import JobState
@@ -68,6 +69,7 @@ class JobRun:
     __slots__ = (
         "_attempts",
         "_owner",
+        "_saved",
         "_since",
         "claim",
         "handle",
@@ -91,6 +93,7 @@ class JobRun:
             message.id, message.handler or "", message.queue, claim.attempt, claim.enqueued_at
         )
         self._attempts: Attempts | None = None
+        self._saved = False  # an intermediate result
         self._since = 0.0  # when the first attempt began, in seconds since the epoch
 
     @property
@@ -174,9 +177,13 @@ class JobRun:
             verdict = await self._judge_by_policy(outcome)
             if verdict.state is not JobState.SUCCEEDED:
                 return verdict, None
-            return verdict, await self._keep(verdict.value)
+            encoded = self._encode(verdict.value)
         except Exception as error:  # of the policy's functions, or of the result
             return _Verdict(state=JobState.DEAD, error=error), None
+        if not await self._keep(encoded):
+            return self._judge_cancelled(handle._reason), None
+        with_the_job = self._owner.client.results is None or self.plan.passes
+        return verdict, encoded if with_the_job else None
 
     def _judge_cancelled(self, reason: str | None) -> _Verdict:
         back = not self.is_cancelled and reason in _HANDED_BACK
@@ -196,21 +203,36 @@ class JobRun:
             return _Verdict(state=JobState.DEAD, error=error)
         return _Verdict(state=JobState.SUCCEEDED, value=value)
 
-    async def _keep(self, value: Any) -> bytes | None:
-        """Have a result kept where the client wants it; return it if that is with the job."""
-        plan, client = self.plan, self._owner.client
+    def _encode(self, value: Any) -> bytes | None:
+        """Return a result as it is kept, if it is. Raises what makes it the job's failure."""
+        plan = self.plan
         if not (plan.stores or plan.passes):
             return None
         assert plan.dump_result is not None
         what = f"the result of job {self.job.id}"
         plain = plan.dump_result(value)
-        encoded = _payload.encode(what, plain, client.max_payload, checked=True)
-        if client.results is None:
-            return encoded
-        if plan.stores:
-            place = key(self.job.id, self.attempt)
-            await client.results.save(place, encoded, keep=self.claim.message.keep)
-        return encoded if plan.passes else None
+        return _payload.encode(what, plain, self._owner.client.max_payload, checked=True)
+
+    async def _keep(self, encoded: bytes | None) -> bool:
+        """Have a result kept if that is not with the job; `False` if it can't be for too long."""
+        results = self._owner.client.results
+        if results is None or not (self.plan.stores or self._saved):
+            return True
+        outage = Outage("keeping results")
+        place = key(self.job.id, self.attempt)
+        while True:
+            try:
+                if self.plan.stores and encoded is not None:
+                    await results.save(place, encoded, keep=self.claim.message.keep)
+                else:
+                    await results.delete(place)
+            except Exception as error:
+                if self.gives_up:
+                    return False
+                await outage.failed(error)
+            else:
+                outage.over()
+                return True
 
     def _settlement(self, verdict: _Verdict, result: bytes | None) -> Settlement:
         error: dict[str, Any] | None = None
@@ -243,6 +265,7 @@ class JobRun:
         """Keep an intermediate result."""
         client, message = self._owner.client, self.claim.message
         encoded = _payload.encode(f"a value of job {self.job.id}", value, client.max_payload)
+        self._saved = True
         held = await client.save(message.id, self.attempt, self.claim.token, encoded, message.keep)
         if not held:
             self.lose()
