@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, Generic, TypeVar
 
+from .._observe import Observer
 from ._body import DEEPEST, Shape
 from ._messages import Place, Terms, end, message
 from ._options import Options
@@ -27,16 +28,22 @@ class Step(Generic[T]):
 class Single(Step[T]):
     """One job."""
 
-    __slots__ = ("args", "kwargs", "options", "terms")
+    __slots__ = ("args", "kwargs", "observers", "options", "terms")
 
     def __init__(
-        self, terms: Terms, args: Sequence[Any], kwargs: Mapping[str, Any], options: Options
+        self,
+        terms: Terms,
+        args: Sequence[Any],
+        kwargs: Mapping[str, Any],
+        options: Options,
+        observers: tuple[Observer, ...],
     ) -> None:
         self.depth = 0
         self.terms = terms
         self.args = args
         self.kwargs = kwargs
         self.options = options
+        self.observers = observers
 
 
 class Composite(Step[T]):
@@ -101,7 +108,10 @@ Exits = str | list["Exits"]
 
 
 class Compiler:
-    """Makes the messages of a composite, each after those that it needs."""
+    """Makes the messages of a composite, each after those that it needs.
+
+    `steps` are what they were made of, but for the last one, which stands for the composite.
+    """
 
     def __init__(self, id: str, queue: str, keep: float, max_payload: int) -> None:
         self._id = id
@@ -109,6 +119,7 @@ class Compiler:
         self._keep = keep
         self._max_payload = max_payload
         self._messages: list[Message] = []
+        self.steps: list[Single[Any]] = []
 
     def compile(self, composite: Step[Any]) -> list[Message]:
         """Return the messages; the last one is what stands for the composite."""
@@ -132,6 +143,7 @@ class Compiler:
         place = Place(id=f"{self._id}.{len(self._messages) + 1}", needs=needs, previous=shape)
         made = message(step.terms, step.args, step.kwargs, step.options, self._max_payload, place)
         self._messages.append(made)
+        self.steps.append(step)
         return made.id
 
 

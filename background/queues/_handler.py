@@ -114,7 +114,8 @@ class Sending(Generic[P, T]):
         if self._options.id is not None:
             raise ValueError("id can't be given to a step: give it to jobs.enqueue(step, id=…)")
         plain_args, plain_kwargs = self._signature.dump(args, kwargs)
-        return Single(self._settings.terms, plain_args, plain_kwargs, self._options)
+        settings = self._settings
+        return Single(settings.terms, plain_args, plain_kwargs, self._options, settings.observers)
 
     def _message(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Message:
         plain_args, plain_kwargs = self._signature.dump(args, kwargs)

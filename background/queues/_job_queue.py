@@ -269,7 +269,7 @@ class JobQueue:
         if isinstance(step, Single):
             options = step.options if id is None else dataclasses.replace(step.options, id=id)
             made = message(step.terms, step.args, step.kwargs, options, self.max_payload)
-            await self.send([made], options, ())
+            await self.send([made], options, step.observers)
             return self.handle(made.id)
         if id is None:
             id = _names.new_id()
@@ -277,8 +277,13 @@ class JobQueue:
             raise ValueError(f"id of a composite can have {_LONGEST_ID} characters, not {len(id)}")
         elif await self._client.broker.get(id) is not None:  # its steps may be forgotten already
             raise DuplicateJob(f"there is a job with the id {id!r}")
-        messages = Compiler(id, "default", self._client.keep, self.max_payload).compile(step)
-        await self.send(messages, NONE_GIVEN, ())
+        compiler = Compiler(id, "default", self._client.keep, self.max_payload)
+        messages = compiler.compile(step)
+        announcer = self._opened().announcer
+        await self._client.enqueue(messages)
+        for made, single in zip(messages, compiler.steps, strict=False):
+            announcer.tell([made], single.options, single.observers)
+        announcer.tell(messages[-1:], NONE_GIVEN, ())
         return self.handle(id)
 
     async def send(
