@@ -1,7 +1,8 @@
 """Backends for the tests.
 
 An async test runs in virtual time on asyncio and trio. Marked `realtime`, it runs in real time on
-asyncio, uvloop and trio: for threads, processes and sockets, and for what does not wait.
+asyncio, uvloop and trio: for threads, processes and sockets, and for what does not wait. Where it
+has a `broker_kind`, it runs on what those need; marked `virtual`, for those in virtual time alone.
 """
 
 from __future__ import annotations
@@ -26,7 +27,9 @@ VIRTUAL = ["virtual-asyncio", "virtual-trio"]
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if "broker_kind" in metafunc.fixturenames:
-        metafunc.parametrize(("broker_kind", "anyio_backend"), CASES, indirect=True)
+        virtual = metafunc.definition.get_closest_marker("virtual") is not None
+        cases = [case for case in CASES if case[1] in VIRTUAL] if virtual else CASES
+        metafunc.parametrize(("broker_kind", "anyio_backend"), cases, indirect=True)
     elif "server" in metafunc.fixturenames:
         cases = [
             (name, backend) for name in servers.available() for backend in KINDS[name].backends

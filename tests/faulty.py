@@ -1,0 +1,179 @@
+"""A broker that fails when a test wants it to, and counts what is asked of it."""
+
+from __future__ import annotations
+
+from collections import Counter, deque
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from typing import TypeVar
+
+import anyio
+from anyio.lowlevel import checkpoint
+
+from background.queues import BrokerUnavailable, JobState
+from background.queues.abc import (
+    Broker,
+    Claim,
+    Hold,
+    Maintained,
+    Message,
+    Results,
+    Settlement,
+    StoredJob,
+)
+
+T = TypeVar("T")
+
+
+class FaultyBroker(Broker):
+    """Passes everything on to a broker that is open, unless it is told not to.
+
+    - `asked`: how often each method was called; `claims`: what was handed out, in order.
+    - `down`: methods that raise `BrokerUnavailable` for as long as they are in it.
+    """
+
+    def __init__(self, real: Broker) -> None:
+        self.real = real
+        self.asked: Counter[str] = Counter()
+        self.claims: list[Claim] = []
+        self.wanted: list[int] = []  # for how many jobs each claim asked
+        self.down: set[str] = set()
+        self._faults: dict[str, deque[Exception]] = {}
+        self._lose: Counter[str] = Counter()
+        self._held: dict[str, anyio.Event] = {}
+        self._changed = anyio.Event()
+
+    def fail(self, *names: str, error: Exception | None = None, times: int = 1) -> None:
+        """Have methods raise so often; default: `BrokerUnavailable`."""
+        for name in names:
+            faults = self._faults.setdefault(name, deque())
+            faults.extend([error or BrokerUnavailable(f"{name}: no broker")] * times)
+
+    def lose(self, name: str, times: int = 1) -> None:
+        """Have a method do its work, and lose the answer."""
+        self._lose[name] += times
+
+    def hold(self, name: str) -> anyio.Event:
+        """Let a method wait until the event is set."""
+        self._held[name] = anyio.Event()
+        return self._held[name]
+
+    async def called(self, name: str, times: int = 1) -> None:
+        """Wait until a method has been called so often, counted from the beginning."""
+        while self.asked[name] < times:
+            await self._changed.wait()
+
+    async def _through(self, name: str, call: Callable[[], Awaitable[T]]) -> T:
+        self.asked[name] += 1
+        changed, self._changed = self._changed, anyio.Event()
+        changed.set()
+        if name in self._held:
+            await self._held[name].wait()
+        if name in self.down:
+            await checkpoint()
+            raise BrokerUnavailable(f"{name}: no broker")
+        if self._faults.get(name):
+            await checkpoint()
+            raise self._faults[name].popleft()
+        answer = await call()
+        if self._lose[name]:
+            self._lose[name] -= 1
+            raise BrokerUnavailable(f"{name}: the answer was lost")
+        return answer
+
+    async def open(self) -> None:
+        """The real one is open: several queues share it."""
+        await self._through("open", checkpoint)
+
+    async def close(self) -> None:
+        """The real one is closed by whoever has opened it."""
+        await self._through("close", checkpoint)
+
+    async def enqueue(self, messages: Sequence[Message]) -> list[bool]:
+        return await self._through("enqueue", lambda: self.real.enqueue(messages))
+
+    async def claim(self, queues: Sequence[str], most: int, *, lease: float) -> list[Claim]:
+        self.wanted.append(most)
+        claims = await self._through("claim", lambda: self.real.claim(queues, most, lease=lease))
+        self.claims += claims
+        return claims
+
+    async def wait_for_work(self, queues: Sequence[str], timeout: float) -> None:
+        await self._through("wait_for_work", lambda: self.real.wait_for_work(queues, timeout))
+
+    async def renew(self, claims: Sequence[Claim], *, lease: float) -> list[Hold]:
+        return await self._through("renew", lambda: self.real.renew(claims, lease=lease))
+
+    async def settle(self, settlements: Sequence[Settlement]) -> list[bool]:
+        return await self._through("settle", lambda: self.real.settle(settlements))
+
+    async def save(self, id: str, token: str, result: bytes) -> bool:
+        return await self._through("save", lambda: self.real.save(id, token, result))
+
+    async def cancel(self, id: str) -> JobState | None:
+        return await self._through("cancel", lambda: self.real.cancel(id))
+
+    async def requeue(self, id: str) -> bool:
+        return await self._through("requeue", lambda: self.real.requeue(id))
+
+    async def get(self, id: str) -> StoredJob | None:
+        return await self._through("get", lambda: self.real.get(id))
+
+    async def wait(self, id: str, timeout: float) -> StoredJob | None:
+        return await self._through("wait", lambda: self.real.wait(id, timeout))
+
+    async def scan(
+        self, *, queue: str | None = None, state: JobState | None = None
+    ) -> AsyncIterator[StoredJob]:
+        async for job in self.real.scan(queue=queue, state=state):
+            yield job
+
+    async def count(self, *, queue: str | None = None, state: JobState | None = None) -> int:
+        return await self._through("count", lambda: self.real.count(queue=queue, state=state))
+
+    async def purge(self, *, state: JobState | None = None, older_than: float = 0.0) -> int:
+        return await self._through(
+            "purge", lambda: self.real.purge(state=state, older_than=older_than)
+        )
+
+    async def maintain(self) -> Maintained:
+        return await self._through("maintain", lambda: self.real.maintain())
+
+
+class MemoryResults(Results):
+    """Results in a dictionary; `down` while there is to be no connection."""
+
+    def __init__(self) -> None:
+        self.kept: dict[str, bytes] = {}
+        self.keep: dict[str, float] = {}
+        self.is_open = False
+        self.down = False
+
+    async def _reach(self) -> None:
+        await checkpoint()
+        if self.down or not self.is_open:
+            raise BrokerUnavailable("no store of results")
+
+    async def open(self) -> None:
+        self.is_open = True
+        try:
+            await self._reach()
+        except BrokerUnavailable:
+            self.is_open = False
+            raise
+
+    async def close(self) -> None:
+        await checkpoint()
+        self.is_open = False
+
+    async def save(self, key: str, result: bytes, *, keep: float) -> None:
+        await self._reach()
+        self.kept[key] = result
+        self.keep[key] = keep
+
+    async def get(self, key: str) -> bytes | None:
+        await self._reach()
+        return self.kept.get(key)
+
+    async def delete(self, key: str) -> None:
+        await self._reach()
+        self.kept.pop(key, None)

@@ -1,0 +1,750 @@
+"""Jobs as those see them who enqueue them: from arguments to results."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import anyio
+import pytest
+from brokers import elapse
+from faulty import FaultyBroker, MemoryResults
+
+from background import JobDead, JobEnqueued, Manager, _clock
+from background.queues import (
+    BrokerUnavailable,
+    DuplicateJob,
+    InvalidPayload,
+    JobCancelled,
+    JobContext,
+    JobExpired,
+    JobFailed,
+    JobQueue,
+    JobState,
+    PayloadTooLarge,
+    QueueError,
+)
+from background.queues.abc import Message
+from background.queues.memory import MemoryBroker
+from background.queues.sqlite import SQLiteBroker
+from background.testing import RecordingObserver
+
+S = JobState
+
+
+async def add(a: int, b: int = 1) -> int:
+    return a + b
+
+
+def message(id: str, body: bytes, **options: Any) -> Message:
+    given = {"handler": "add", "queue": "default", "keep": 60, **options}
+    return Message(id=id, body=body, **given)
+
+
+# Enqueueing
+
+
+async def test_a_job_runs_and_its_result_is_awaited(jobs: JobQueue, manager: Manager) -> None:
+    handler = jobs.handler()(add)
+    assert handler.name == "test_jobs.add"
+    assert await handler(1, b=3) == 4
+    assert repr(handler) == "<Handler 'test_jobs.add'>"
+    worker = await jobs.start(manager)
+    job = await handler.enqueue(1, b=2)
+    assert await job.result() == 3
+    assert await job.wait() is S.SUCCEEDED
+    assert repr(job) == f"<JobHandle {job.id}>"
+    assert repr(worker).startswith("<Worker of Ordered('default'), ")
+
+
+async def test_arguments_are_checked_when_a_job_is_enqueued(
+    jobs: JobQueue, broker: FaultyBroker
+) -> None:
+    handler = jobs.handler()(add)
+    with pytest.raises(TypeError, match="missing"):
+        await handler.enqueue()  # type: ignore[call-arg]
+    with pytest.raises(TypeError, match="c"):
+        await handler.enqueue(1, c=2)  # type: ignore[call-arg]
+    with pytest.raises(InvalidPayload, match="'a'"):
+        await handler.enqueue("one")  # type: ignore[arg-type]
+    with pytest.raises(TypeError):
+        await jobs.enqueue(handler.name, [1, 2, 3])
+    assert broker.asked["enqueue"] == 0
+
+
+async def test_many_jobs_take_one_round_trip(
+    jobs: JobQueue, manager: Manager, broker: FaultyBroker
+) -> None:
+    handler = jobs.handler()(add)
+    made = await handler.enqueue_many([(1,), {"a": 2, "b": 3}, [4, 5]])
+    assert broker.asked["enqueue"] == 1
+    await jobs.start(manager)
+    assert [await each.result() for each in made] == [2, 5, 9]
+    later = await handler.options(queue="other", meta={"x": 1}).enqueue_many([(1,), (2,)])
+    assert len({each.id for each in later}) == await jobs.count(queue="other") == 2
+    assert await handler.enqueue_many([]) == []
+
+
+@pytest.mark.parametrize("bad", [(), "text", 5, {"c": 1}, ("one",)])
+async def test_one_call_that_is_refused_enqueues_none(jobs: JobQueue, bad: Any) -> None:
+    handler = jobs.handler()(add)
+    with pytest.raises((TypeError, InvalidPayload)):
+        await handler.enqueue_many([(1,), bad])
+    assert await jobs.count() == 0
+
+
+async def test_many_jobs_cannot_have_one_id(jobs: JobQueue) -> None:
+    with pytest.raises(ValueError, match="id can't"):
+        await jobs.handler()(add).options(id="one").enqueue_many([(1,)])
+
+
+async def test_sync_handlers_run_in_threads(jobs: JobQueue, manager: Manager) -> None:
+    @jobs.handler(name="double")
+    def double(number: int) -> int:
+        return 2 * number
+
+    await jobs.start(manager)
+    assert await (await double.enqueue(4)).result() == 8
+
+
+async def test_options_of_a_job(jobs: JobQueue, manager: Manager) -> None:
+    handler = jobs.handler(queue="q", expires=500, timeout=100, retry=3)(add)
+    options = handler.options(id="mine", queue="r", meta={"by": "me"}, expires=50, timeout=9)
+    job = await options.enqueue(1)
+    info = await job.info()
+    assert info is not None
+    assert (info.id, info.handler, info.queue, info.state) == ("mine", handler.name, "r", S.READY)
+    assert (info.args, info.kwargs, info.meta) == ([1], {}, {"by": "me"})
+    assert (info.attempt, info.started_at, info.finished_at) == (0, None, None)
+    assert info.error is info.result is None
+    assert b"[1]" in info.payload
+
+
+@pytest.mark.virtual
+async def test_delayed_and_expiring_jobs(
+    jobs: JobQueue, manager: Manager, broker: FaultyBroker
+) -> None:
+    times: list[float] = []
+    began = anyio.current_time()
+
+    @jobs.handler(name="note", expires=30)
+    async def note() -> None:
+        times.append(round(anyio.current_time() - began))
+
+    wall = _clock.wall()
+    await note.options(delay=10).enqueue()
+    await note.options(at=wall + 20).enqueue()
+    at = datetime.fromtimestamp(wall, UTC) + timedelta(seconds=40)
+    expiring = await note.options(at=at).enqueue()
+    late = await note.options(at=at, expires=100).enqueue()
+    assert await jobs.count(state=S.SCHEDULED) == 4
+    await jobs.start(manager)
+    with pytest.raises(JobExpired, match=f"job {expiring.id} expired") as caught:
+        await expiring.result()
+    assert caught.value.id == expiring.id
+    assert await expiring.wait() is S.EXPIRED
+    assert await late.result() is None
+    assert times == [10, 20, 40]
+
+
+async def test_an_id_is_taken_for_as_long_as_its_job_is_known(
+    jobs: JobQueue, manager: Manager
+) -> None:
+    handler = jobs.handler()(add)
+    await jobs.start(manager)
+    job = await handler.options(id="one").enqueue(1)
+    for _ in range(2):
+        with pytest.raises(DuplicateJob, match="'one'"):
+            await handler.options(id="one").enqueue(1)
+        with pytest.raises(DuplicateJob):
+            await jobs.enqueue(handler.name, [1], id="one")
+        with pytest.raises(DuplicateJob):
+            await jobs.enqueue(handler.job(1), id="one")
+        assert await job.result() == 2
+    assert await jobs.purge() == 1
+    await handler.options(id="one").enqueue(1)
+
+
+async def test_a_name_is_enough_for_a_handler_elsewhere(
+    jobs: JobQueue, manager: Manager, broker: FaultyBroker
+) -> None:
+    jobs.handler(name="there", queue="far")(add)
+    async with JobQueue(broker) as front:
+        job = await front.enqueue("there", [1], {"b": 5}, queue="far", meta={"k": [1]})
+        with pytest.raises(InvalidPayload, match="argument for there"):
+            await front.enqueue("there", [object()])
+        await jobs.start(manager)
+        assert await job.result() == 6
+        assert (await front.handle(job.id).result()) == 6
+        info = await front.get(job.id)
+        assert info is not None
+        assert info.meta == {"k": [1]}
+
+
+async def test_a_name_takes_the_terms_of_a_handler_here(jobs: JobQueue) -> None:
+    jobs.handler(name="here", queue="near")(add)
+    info = await (await jobs.enqueue("here", (1,))).info()
+    assert info is not None
+    assert info.queue == "near"
+    info = await (await jobs.enqueue("elsewhere", [])).info()
+    assert info is not None
+    assert info.queue == "default"
+
+
+@pytest.mark.parametrize(
+    ("what", "args", "options", "named"),
+    [
+        ("a b", [], {}, "name"),
+        (5, [], {}, "name"),
+        ("x", "text", {}, "args"),
+        ("x", {1}, {}, "args"),
+        ("x", [], {"delay": -1}, "delay"),
+        ("x", [], {"id": "a b"}, "id"),
+    ],
+)
+async def test_what_cannot_be_enqueued_by_name(
+    jobs: JobQueue, what: Any, args: Any, options: Any, named: str
+) -> None:
+    with pytest.raises(ValueError, match=named):
+        await jobs.enqueue(what, args, **options)
+
+
+async def test_a_step_brings_its_own_arguments(jobs: JobQueue, manager: Manager) -> None:
+    handler = jobs.handler()(add)
+    step = handler.options(meta={"x": 1}, queue="r").job(1)
+    for given in ({"args": [1]}, {"kwargs": {"a": 1}}, {"queue": "q"}, {"id": "a b"}):
+        with pytest.raises(ValueError, match="id"):
+            await jobs.enqueue(step, **given)  # type: ignore[call-overload]
+    with pytest.raises(ValueError, match="id"):
+        handler.options(id="one").job(1)
+    job = await jobs.enqueue(step, id="mine")
+    info = await job.info()
+    assert info is not None
+    assert (info.id, info.queue, info.meta) == ("mine", "r", {"x": 1})
+
+
+async def test_observers_hear_of_jobs_that_are_enqueued(
+    manager: Manager, recorder: RecordingObserver, broker: FaultyBroker
+) -> None:
+    """Each once: those of the queue, of the handler, and of managers that work for it."""
+    of_queue, of_handler = RecordingObserver(), RecordingObserver()
+    async with JobQueue(broker, observers=[of_queue]) as jobs:
+        handler = jobs.handler(name="h", queue="q", observers=[of_handler])(add)
+        job = await handler.options(delay=5, meta={"k": 1}).enqueue(1)
+        for each in (of_queue, of_handler):
+            (event,) = each.events
+            assert isinstance(event, JobEnqueued)
+            assert (event.job.id, event.job.handler, event.job.queue) == (job.id, "h", "q")
+            assert (event.job.attempt, event.meta, event.delay) == (0, {"k": 1}, 5)
+        await jobs.start(manager)
+        assert recorder.events == []
+        await handler.enqueue_many([(1,), (2,)])
+        await jobs.enqueue("h", [3])
+        await jobs.enqueue("unknown", [3])
+        await jobs.enqueue(handler.job(4))
+        await jobs.enqueue(handler.options(at=_clock.wall() + 60, meta={"m": 1}).job(4))
+        assert recorder.names().count("enqueued") == 6
+        assert of_queue.names().count("enqueued") == 7
+        assert of_handler.names().count("enqueued") == 6
+        told = [event for event in of_handler.events if isinstance(event, JobEnqueued)]
+        assert told[-1].meta == {"m": 1}
+        assert 55 < told[-1].delay <= 60
+
+
+async def test_nothing_works_before_the_queue_is_entered_or_after_it_was_left(
+    broker: FaultyBroker, manager: Manager
+) -> None:
+    jobs = JobQueue(broker)
+    handler = jobs.handler()(add)
+    for _ in range(2):
+        with pytest.raises(QueueError, match="not open"):
+            await handler.enqueue(1)
+        with pytest.raises(QueueError, match="not open"):
+            await jobs.start(manager)
+        async with jobs:
+            await handler.enqueue(1)
+            with pytest.raises(QueueError, match="open already"):
+                await jobs.__aenter__()
+
+
+async def test_a_broker_of_its_own_is_opened_and_closed(tmp_path: Any, anyio_backend: Any) -> None:
+    path = tmp_path / "jobs.db"
+    async with JobQueue(SQLiteBroker(path)) as jobs:
+        job = await jobs.handler(name="h")(add).enqueue(1)
+    with pytest.raises(BrokerUnavailable, match="not open"):
+        await job.info()
+    async with JobQueue.from_url(f"sqlite:///{path}", keep=5) as jobs:
+        jobs.handler(name="h")(add)
+        async with Manager() as manager:
+            await jobs.start(manager)
+            assert await jobs.handle(job.id).result() == 2
+
+
+# Results
+
+
+class Odd(Exception):
+    """An error of a handler."""
+
+
+async def test_the_error_of_a_job_that_failed(
+    jobs: JobQueue, manager: Manager, recorder: RecordingObserver
+) -> None:
+    @jobs.handler(name="fails")
+    async def fails(text: str) -> None:
+        raise Odd(text)
+
+    await jobs.start(manager)
+    job = await fails.options(meta={"m": 1}).enqueue("no way")
+    with pytest.raises(JobFailed, match=f"job {job.id} failed: test_jobs.Odd: no way") as caught:
+        await job.result()
+    error = caught.value
+    assert (error.id, error.type, error.message) == (job.id, "test_jobs.Odd", "no way")
+    assert "raise Odd(text)" in error.traceback
+    assert await job.wait() is S.DEAD
+    info = await job.info()
+    assert info is not None
+    assert (info.state, info.attempt, info.result) == (S.DEAD, 1, None)
+    assert str(info.error) == str(error)
+    assert None not in (info.started_at, info.finished_at)
+    dead = await recorder.wait_for(JobDead)  # type: ignore[type-var]
+    assert (dead.job.id, dead.meta, str(dead.error)) == (job.id, {"m": 1}, "no way")
+    assert recorder.names(job.id) == ["added", "started", "failed"]
+    assert recorder.names()[-1] == "dead"
+
+
+@pytest.mark.parametrize("text", ["\ud800", "\0", "a" * 30_000, "ž" * 30_000, ""])
+async def test_an_error_may_say_anything(jobs: JobQueue, manager: Manager, text: str) -> None:
+    @jobs.handler(name="fails")
+    async def fails() -> None:
+        raise ValueError(text)
+
+    await jobs.start(manager)
+    job = await fails.enqueue()
+    with pytest.raises(JobFailed, match=r"ValueError") as caught:
+        await job.result()
+    assert caught.value.message.startswith(text[:5].replace("\ud800", r"\ud800"))
+    assert len(caught.value.message) < 11_000
+
+
+async def test_errors_that_cannot_be_printed(jobs: JobQueue, manager: Manager) -> None:
+    class Mute(Exception):
+        def __str__(self) -> str:
+            raise RuntimeError("no text")
+
+        __repr__ = __str__
+
+    @jobs.handler(name="fails")
+    async def fails() -> None:
+        raise Mute
+
+    await jobs.start(manager)
+    job = await fails.enqueue()
+    with pytest.raises(JobFailed, match=r"Mute: \(can't be printed\)"):
+        await job.result()
+
+
+async def test_a_cancelled_job_says_so(jobs: JobQueue) -> None:
+    job = await jobs.handler()(add).enqueue(1)
+    assert await job.cancel()
+    assert not await job.cancel()
+    with pytest.raises(JobCancelled, match=f"job {job.id} was cancelled") as caught:
+        await job.result()
+    assert caught.value.id == job.id
+    assert await job.wait() is S.CANCELLED
+
+
+async def test_waiting_ends_with_its_timeout(jobs: JobQueue) -> None:
+    job = await jobs.handler()(add).enqueue(1)
+    for wait in (job.result, job.wait):
+        with pytest.raises(TimeoutError, match=f"job {job.id} was ready after 0.01 s"):
+            await wait(timeout=0.01)
+        with pytest.raises(TimeoutError):
+            await wait(timeout=0)
+        with pytest.raises(ValueError, match="timeout"):
+            await wait(timeout=-1)
+
+
+async def test_what_is_asked_about_a_job_that_is_not_known(jobs: JobQueue) -> None:
+    job = jobs.handle("nobody")
+    for wait in (job.result, job.wait):
+        with pytest.raises(QueueError, match="job nobody is not known"):
+            await wait()
+    assert await job.info() is None
+    assert await jobs.get("nobody") is None
+    assert not await job.cancel()
+    assert not await jobs.dequeue("nobody")
+    assert not await jobs.requeue("nobody")
+
+
+async def test_results_that_are_not_kept(jobs: JobQueue, manager: Manager) -> None:
+    handler = jobs.handler(name="none", result_ttl=0)(add)
+    await jobs.start(manager)
+    job = await handler.enqueue(1)
+    assert await job.wait() is S.SUCCEEDED
+    with pytest.raises(QueueError, match=f"job {job.id} is succeeded, and no result"):
+        await job.result()
+    info = await job.info()
+    assert info is not None
+    assert (info.state, info.result) == (S.SUCCEEDED, None)
+
+
+@pytest.mark.virtual
+async def test_how_long_jobs_are_known(manager: Manager, broker: FaultyBroker) -> None:
+    async with JobQueue(broker, keep=100) as jobs:
+        handlers = [
+            jobs.handler(name="usual")(add),
+            jobs.handler(name="brief", result_ttl=10)(add),
+            jobs.handler(name="without", result_ttl=0)(add),
+        ]
+        await jobs.start(manager)
+        made = [await each.enqueue(1) for each in handlers]
+        for each in made:
+            await each.wait()
+        await elapse(broker.real, 11)
+        assert [await each.info() is None for each in made] == [False, True, False]
+        await elapse(broker.real, 100)
+        assert await jobs.count() == 0
+        await manager.close(timeout=0)
+
+
+async def test_a_result_that_cannot_travel_is_the_jobs_failure(
+    manager: Manager, broker: FaultyBroker
+) -> None:
+    async with JobQueue(broker, max_payload=100) as jobs:
+
+        @jobs.handler(name="big")
+        async def big() -> str:
+            return "x" * 101
+
+        @jobs.handler(name="odd")
+        async def odd() -> Any:
+            return object()
+
+        await jobs.start(manager)
+        with pytest.raises(JobFailed, match="PayloadTooLarge: the result of job"):
+            await (await big.enqueue()).result()
+        with pytest.raises(JobFailed, match="InvalidPayload: the result"):
+            await (await odd.enqueue()).result()
+
+
+async def test_a_result_nobody_keeps_need_not_travel(jobs: JobQueue, manager: Manager) -> None:
+    @jobs.handler(name="odd", result_ttl=0)
+    async def odd() -> object:
+        return object()
+
+    await jobs.start(manager)
+    assert await (await odd.enqueue()).wait() is S.SUCCEEDED
+
+
+# Looking and changing
+
+
+async def test_jobs_are_counted_listed_and_purged(
+    jobs: JobQueue, manager: Manager, broker: FaultyBroker
+) -> None:
+    handler = jobs.handler(name="h", queue="q")(add)
+    handles = await handler.enqueue_many([(n,) for n in range(3)])
+    other = await jobs.enqueue("far", [], queue="other")
+    assert (await jobs.count(), await jobs.count("q"), await jobs.count(state=S.READY)) == (4, 3, 4)
+    assert [info.id async for info in jobs.list(queue="q")] == [each.id for each in handles]
+    assert [info.id async for info in jobs.list(state=S.SUCCEEDED)] == []
+    await jobs.start(manager)
+    for each in handles:
+        await each.wait()
+    assert [info.result async for info in jobs.list(state=S.SUCCEEDED)] == [1, 2, 3]
+    assert await jobs.count("q", S.SUCCEEDED) == 3
+    assert await jobs.count("q", "succeeded") == 3  # type: ignore[arg-type]
+    assert await jobs.purge(state=S.DEAD) == 0
+    assert await jobs.purge(older_than=60) == 0
+    assert await jobs.purge(state=S.SUCCEEDED) == 3
+    assert [info.id async for info in jobs.list()] == [other.id]
+    for wrong in (lambda: jobs.count(state="odd"), lambda: jobs.purge(state="odd")):  # type: ignore[arg-type, return-value]
+        with pytest.raises(ValueError, match="odd"):
+            await wrong()
+    with pytest.raises(ValueError, match="odd"):
+        jobs.list(state="odd")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="older_than"):
+        await jobs.purge(older_than=-1)
+
+
+async def test_a_dead_job_is_requeued(jobs: JobQueue, manager: Manager) -> None:
+    attempts: list[int] = []
+
+    @jobs.handler(name="fails")
+    async def fails() -> int:
+        attempts.append(JobContext.current().attempt)
+        if len(attempts) == 1:
+            raise Odd
+        return 5
+
+    await jobs.start(manager)
+    job = await fails.enqueue()
+    assert not await jobs.requeue(job.id)
+    assert await job.wait() is S.DEAD
+    assert await jobs.requeue(job.id)
+    assert await job.result() == 5
+    assert attempts == [1, 1]
+
+
+async def test_a_job_that_waits_is_dequeued_by_anyone(jobs: JobQueue, broker: FaultyBroker) -> None:
+    handler = jobs.handler()(add)
+    job = await handler.enqueue(1)
+    delayed = await handler.options(delay=60).enqueue(1)
+    async with JobQueue(broker) as front:
+        assert await front.dequeue(job.id)
+        assert await front.dequeue(delayed.id)
+        assert not await front.dequeue(job.id)
+    assert await job.wait() is await delayed.wait() is S.CANCELLED
+
+
+async def test_a_running_job_is_seen_from_elsewhere(
+    jobs: JobQueue, manager: Manager, broker: FaultyBroker
+) -> None:
+    started, finish = anyio.Event(), anyio.Event()
+
+    @jobs.handler(name="waits")
+    async def waits() -> str:
+        started.set()
+        await finish.wait()
+        return "done"
+
+    await jobs.start(manager)
+    job = await waits.enqueue()
+    await started.wait()
+    async with JobQueue(broker) as front:
+        info = await front.get(job.id)
+        assert info is not None
+        assert (info.state, info.attempt, info.result) == (S.RUNNING, 1, None)
+        assert info.started_at is not None
+        assert await front.count(state=S.RUNNING) == 1
+        assert not await front.requeue(job.id)
+        assert await front.purge() == 0
+        finish.set()
+        assert await front.handle(job.id).result() == "done"
+
+
+# Results elsewhere
+
+
+async def test_results_in_a_store_of_their_own(manager: Manager, broker: FaultyBroker) -> None:
+    results = MemoryResults()
+    async with JobQueue(broker, results=results, keep=50) as jobs:
+        saved = anyio.Event()
+        go_on = anyio.Event()
+
+        @jobs.handler(name="h", result_ttl=7)
+        async def handler(fails: bool) -> str:
+            await JobContext.current().save("so far")
+            saved.set()
+            await go_on.wait()
+            if fails:
+                raise Odd
+            return "the end"
+
+        await jobs.start(manager)
+        job = await handler.enqueue(False)
+        await saved.wait()
+        info = await job.info()
+        assert info is not None
+        assert info.result == "so far"
+        go_on.set()
+        assert await job.result() == "the end"
+        assert results.kept == {f"{job.id}.1": b'"the end"'}
+        assert results.keep == {f"{job.id}.1": 7}
+        stored = await broker.get(job.id)
+        assert stored is not None
+        assert stored.result is None
+        dead = await handler.enqueue(True)
+        assert await dead.wait() is S.DEAD
+        assert await jobs.requeue(dead.id)
+        assert f"{dead.id}.1" not in results.kept or not go_on.is_set()
+        assert await dead.wait() is S.DEAD
+        assert not await jobs.requeue("unknown")
+    assert not results.is_open
+
+
+async def test_a_store_of_results_keeps_nothing_of_a_handler_without(
+    manager: Manager, broker: FaultyBroker
+) -> None:
+    """Nor what it saved on the way, once it has succeeded."""
+    results = MemoryResults()
+    async with JobQueue(broker, results=results) as jobs:
+
+        @jobs.handler(name="h", result_ttl=0)
+        async def handler() -> str:
+            await JobContext.current().save("so far")
+            return "the end"
+
+        await jobs.start(manager)
+        job = await handler.enqueue()
+        assert await job.wait() is S.SUCCEEDED
+        assert results.kept == {}
+        with pytest.raises(QueueError, match="no result"):
+            await job.result()
+
+
+async def test_a_result_waits_for_the_store_to_come_back(
+    manager: Manager, broker: FaultyBroker
+) -> None:
+    results = MemoryResults()
+    async with JobQueue(broker, results=results) as jobs:
+
+        @jobs.handler(name="h")
+        async def handler() -> int:
+            results.down = True
+            manager.after(0.2, setattr, results, "down", False)
+            return 7
+
+        await jobs.start(manager)
+        job = await handler.enqueue()
+        assert await job.wait() is S.SUCCEEDED
+        assert await job.result() == 7
+        results.down = True
+        with pytest.raises(BrokerUnavailable):
+            await job.result()
+        with pytest.raises(BrokerUnavailable):
+            await job.info()
+        results.down = False
+
+
+async def test_a_queue_opens_both_stores_or_none(broker: FaultyBroker) -> None:
+    results = MemoryResults()
+    results.down = True
+    jobs = JobQueue(broker, results=results)
+    with pytest.raises(BrokerUnavailable):
+        await jobs.__aenter__()
+    assert (broker.asked["open"], broker.asked["close"]) == (1, 1)
+    results.down = False
+    broker.fail("open")
+    with pytest.raises(BrokerUnavailable):
+        await jobs.__aenter__()
+    assert not results.is_open
+    async with jobs:
+        assert results.is_open
+        broker.fail("close")
+        with pytest.raises(BrokerUnavailable):
+            await jobs.__aexit__(None, None, None)
+        assert not results.is_open
+        await jobs.__aenter__()
+
+
+# Payloads
+
+
+async def test_arguments_have_a_limit_when_enqueued(broker: FaultyBroker) -> None:
+    async with JobQueue(broker, max_payload=100) as jobs:
+        handler = jobs.handler(name="h")(add)
+        with pytest.raises(PayloadTooLarge, match="max_payload is 100"):
+            await handler.enqueue(10**101)
+        with pytest.raises(PayloadTooLarge):
+            await handler.enqueue_many([(1,), (10**101,)])
+        with pytest.raises(InvalidPayload, match="meta"):
+            await handler.options(meta={"x": object()}).enqueue(1)
+        assert await jobs.count() == 0
+
+
+BODIES = {
+    "no JSON": b"\xff\x00{",
+    "truncated": b'{"args":[1',
+    "no object": b"[1]",
+    "deep": b'{"args":' + b"[" * 100_000 + b"]" * 100_000 + b"}",
+    "no list of arguments": b'{"args":{}}',
+    "no names": b'{"args":[1],"kwargs":[]}',
+    "other arguments": b'{"args":[]}',
+    "another type": b'{"args":["x"]}',
+    "meta": b'{"args":[1],"meta":5}',
+    "trace": b'{"args":[1],"trace":{"a":1}}',
+    "timeout": b'{"args":[1],"timeout":0}',
+    "timeout type": b'{"args":[1],"timeout":"5"}',
+    "retry": b'{"args":[1],"retry":0}',
+    "retry type": b'{"args":[1],"retry":true}',
+    "shape": b'{"args":[1],"previous":"x"}',
+    "deep shape": b'{"args":[1],"previous":' + b"[" * 200 + b"]" * 200 + b"}",
+    "shape of more": b'{"args":[1],"previous":[0]}',
+    "passes": b'{"args":[1],"passes":1}',
+    "members": b'{"args":[1],"members":[1]}',
+    "nonce": b'{"args":[1],"nonce":1}',
+    "NaN": b'{"args":[NaN]}',
+    "large": b'{"args":[1],"kwargs":{"b":' + b"1" * 2000 + b"}}",
+}
+
+
+async def test_a_body_that_cannot_be_run_is_dead_and_kept(
+    manager: Manager, broker: FaultyBroker, recorder: RecordingObserver
+) -> None:
+    async with JobQueue(broker, max_payload=1000) as jobs:
+        handler = jobs.handler(name="add")(add)
+        sent = [message(f"bad-{n}", body) for n, body in enumerate(BODIES.values())]
+        await broker.enqueue(sent)
+        worker = await jobs.start(manager)
+        for each, what in zip(sent, BODIES, strict=True):
+            job = jobs.handle(each.id)
+            with pytest.raises(JobFailed, match=r"InvalidPayload|PayloadTooLarge"):
+                await job.result()
+            info = await job.info()
+            assert info is not None, what
+            assert (info.state, info.payload) == (S.DEAD, each.body), what
+            if info.args is not None:
+                assert info.kwargs is not None
+        assert await (await handler.enqueue(1)).result() == 2
+        assert recorder.names().count("dead") == len(BODIES)
+        await worker.close()
+
+
+async def test_what_an_unreadable_body_says_about_its_job(
+    jobs: JobQueue, broker: FaultyBroker
+) -> None:
+    await broker.enqueue([message("bad", b"{")])
+    info = await jobs.get("bad")
+    assert info is not None
+    assert (info.args, info.kwargs, info.meta, info.payload) == (None, None, {}, b"{")
+
+
+async def test_a_job_whose_handler_is_not_known_is_dead(
+    jobs: JobQueue, manager: Manager, recorder: RecordingObserver
+) -> None:
+    handler = jobs.handler(name="known")(add)
+    await jobs.start(manager)
+    job = await jobs.enqueue("other", [1])
+    with pytest.raises(JobFailed, match=r"UnknownHandler: no handler 'other'"):
+        await job.result()
+    info = await job.info()
+    assert info is not None
+    assert info.args == [1]
+    assert [event.job.handler for event in recorder.events if isinstance(event, JobDead)] == [
+        "other"
+    ]
+    assert await (await handler.enqueue(1)).result() == 2
+
+
+@pytest.mark.virtual
+async def test_a_job_that_workers_die_of_is_dead(
+    manager: Manager, broker: FaultyBroker, recorder: RecordingObserver
+) -> None:
+    ran: list[int] = []
+    async with JobQueue(broker, max_crashes=2) as jobs:
+
+        @jobs.handler(name="h", retry=10)
+        async def handler() -> None:
+            ran.append(JobContext.current().attempt)
+
+        poison, poor = await handler.enqueue(), await handler.options(id="poor").enqueue()
+        for crashes in (1, 2):
+            claims = await broker.real.claim(["default"], 3 - crashes, lease=1)
+            assert len(claims) == 3 - crashes
+            await elapse(broker.real, 2)
+        await jobs.start(manager)
+        with pytest.raises(JobFailed, match="its worker died 2 times"):
+            await poison.result()
+        assert await poor.result() is None
+        assert ran == [2]
+        await manager.close(timeout=0)
+    assert recorder.names().count("dead") == 1
+
+
+async def test_the_memory_broker_serves_a_queue_by_itself(anyio_backend: Any) -> None:
+    async with Manager() as manager, JobQueue(MemoryBroker()) as jobs:
+        handler = jobs.handler()(add)
+        await jobs.start(manager)
+        assert await (await handler.enqueue(1)).result(timeout=10) == 2
