@@ -55,12 +55,21 @@ class Client:
         Raises `DuplicateJob` for an id that is known, and `BrokerUnavailable`.
         """
         new, repeated = await self._insist(messages)
-        for message, is_new in zip(messages, new, strict=True):
-            if not is_new and not (repeated and await self._is_ours(message)):
-                raise DuplicateJob(
-                    f"there is a job with the id {message.id!r}; ids can be used again when the "
-                    "job is no longer kept"
-                )
+        if all(new):
+            return
+        taken = [
+            message.id
+            for message, is_new in zip(messages, new, strict=True)
+            if not is_new and not (repeated and await self._is_ours(message))
+        ]
+        if taken:
+            for message in reversed(messages):  # of a composite, which must not run in part
+                if message.id not in taken:
+                    await self.broker.cancel(message.id)
+            raise DuplicateJob(
+                f"there is a job with the id {taken[0]!r}; ids can be used again when the job is "
+                "no longer kept"
+            )
 
     async def _insist(self, messages: Sequence[Message]) -> tuple[list[bool], bool]:
         repeated = False
@@ -105,14 +114,24 @@ class Client:
     async def cancel(self, id: str) -> bool:
         """Cancel a job, or all of those of a composite; tell whether there was anything left."""
         job = await self.broker.get(id)
-        if job is None or job.state in FINAL:
+        if job is None or job.state is JobState.SUCCEEDED:
             return False
+        # Each before what it needs, with which it would fail instead of being cancelled.
         members = self._body(job).members if job.message.handler is None else ()
-        states = [await self.broker.cancel(each) for each in (*members, id)]
+        states = [await self.broker.cancel(each) for each in (id, *reversed(members))]
         return any(state is not None and state not in FINAL for state in states)
 
     async def requeue(self, id: str) -> bool:
-        if self.results is not None and (job := await self.broker.get(id)) is not None:
+        """Make a job ready again that has ended. Raises `QueueError` for a composite."""
+        job = await self.broker.get(id)
+        if job is None or job.state not in FINAL:
+            return False
+        if job.message.handler is None:
+            raise QueueError(
+                f"{id} is a chain or group, which runs no code that could be run again: requeue "
+                "the job that failed, or enqueue it anew"
+            )
+        if self.results is not None:
             await self.results.delete(key(id, job.attempt))
         return await self.broker.requeue(id)
 

@@ -327,7 +327,10 @@ class JobQueue:
         return cancelled
 
     async def requeue(self, id: str) -> bool:
-        """Make a job ready that has ended, its attempts counted anew; `False` if there is none."""
+        """Make a job ready that has ended, its attempts counted anew; `False` if there is none.
+
+        Raises `QueueError` for a chain or group, and as `get`.
+        """
         return await self._client.requeue(id)
 
     async def purge(self, *, state: JobState | None = None, older_than: float = 0.0) -> int:
