@@ -130,7 +130,8 @@ class JobRun:
         if plan.policy is None:
             return
         wall = _clock.wall()
-        since = None if self.claim.error is None else self.claim.error.get("since")
+        error = self.claim.error if self.attempt > 1 else None  # else one from before a requeue
+        since = None if error is None else error.get("since")
         self._since = since if isinstance(since, float) else wall
         started = owner.now() - max(0.0, wall - self._since)
         self._attempts = Attempts(
