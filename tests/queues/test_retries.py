@@ -1,0 +1,359 @@
+"""Attempts of a job: the policy decides, and the broker has the job in between."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import anyio
+import pytest
+from brokers import elapse
+from faulty import FaultyBroker
+from tenacity import (
+    AsyncRetrying,
+    RetryCallState,
+    RetryError,
+    TryAgain,
+    retry_if_exception_type,
+    retry_if_result,
+    stop_after_attempt,
+    stop_after_delay,
+    wait_fixed,
+    wait_none,
+)
+
+from background import (
+    JobDead,
+    Manager,
+    TaskCancelledEvent,
+    TaskFailed,
+    TaskRetrying,
+    TaskStarted,
+    TaskSucceeded,
+)
+from background.queues import JobContext, JobFailed, JobHandle, JobQueue, JobState
+from background.testing import RecordingObserver
+
+S = JobState
+ENDS = (TaskSucceeded, TaskFailed, TaskCancelledEvent)
+
+
+def policy(attempts: int, **options: Any) -> AsyncRetrying:
+    return AsyncRetrying(stop=stop_after_attempt(attempts), wait=wait_none(), **options)
+
+
+class Shaky:
+    """Fails until its last attempt."""
+
+    def __init__(self, *errors: Exception) -> None:
+        self.errors = list(errors)
+        self.attempts: list[int] = []
+
+    async def __call__(self) -> int:
+        attempt = JobContext.current().attempt
+        self.attempts.append(attempt)
+        if self.errors:
+            raise self.errors.pop(0)
+        return attempt
+
+
+def ends(recorder: RecordingObserver, job: JobHandle[Any]) -> list[Any]:
+    """The events of the ends of a job's attempts, in order."""
+    return [
+        event
+        for event in recorder.events
+        if isinstance(event, (*ENDS, TaskRetrying)) and event.id == job.id
+    ]
+
+
+async def test_attempts_until_one_succeeds(
+    jobs: JobQueue, manager: Manager, recorder: RecordingObserver
+) -> None:
+    errors = ValueError("1"), KeyError("2")
+    shaky = Shaky(*errors)
+    handler = jobs.handler(name="h", retry=policy(5))(shaky)
+    await jobs.start(manager)
+    job = await handler.options(meta={"m": 1}).enqueue()
+    assert await job.result() == 3
+    await recorder.wait_for(TaskSucceeded)
+    assert shaky.attempts == [1, 2, 3]
+    assert recorder.names(job.id) == [
+        *["added", "started", "retrying"] * 2,
+        *["added", "started", "succeeded"],
+    ]
+    told = ends(recorder, job)
+    for number, event in enumerate(told, 1):
+        assert (event.job.id, event.job.attempt, event.attempt) == (job.id, number, number)
+        assert (event.job.handler, event.meta) == ("h", {"m": 1})
+    assert [each.error for each in told[:2]] == [*errors]
+    assert [each.delay for each in told[:2]] == [0, 0]
+    info = await job.info()
+    assert info is not None
+    assert (info.attempt, info.state, info.result) == (3, S.SUCCEEDED, 3)
+    assert info.error is not None
+    assert info.error.type == "KeyError"
+
+
+async def test_attempts_until_the_policy_gives_up(
+    jobs: JobQueue, manager: Manager, recorder: RecordingObserver
+) -> None:
+    shaky = Shaky(*[ValueError(str(n)) for n in range(9)])
+    handler = jobs.handler(name="h", retry=policy(3))(shaky)
+    await jobs.start(manager)
+    job = await handler.enqueue()
+    with pytest.raises(JobFailed, match="ValueError: 2"):
+        await job.result()
+    dead = await recorder.wait_for(JobDead)  # type: ignore[type-var]
+    assert dead.job.attempt == 3
+    assert [type(each) for each in ends(recorder, job)] == [TaskRetrying, TaskRetrying, TaskFailed]
+    assert recorder.names().count("dead") == 1
+
+
+async def test_a_number_of_attempts(jobs: JobQueue, manager: Manager) -> None:
+    shaky = Shaky(*[ValueError()] * 9)
+    handler = jobs.handler(name="h", retry=2)(shaky)
+    await jobs.start(manager)
+    assert await (await handler.enqueue()).wait() is S.DEAD
+    assert shaky.attempts == [1, 2]
+    shaky.attempts.clear()
+    assert await (await handler.options(retry=1).enqueue()).wait() is S.DEAD
+    assert shaky.attempts == [1]
+    shaky.attempts.clear()
+    assert await (await handler.options(retry=3).enqueue()).wait() is S.DEAD
+    assert shaky.attempts == [1, 2, 3]
+
+
+async def test_the_policy_of_the_manager(broker: FaultyBroker, anyio_backend: object) -> None:
+    shaky, own = Shaky(*[ValueError()] * 9), Shaky(*[ValueError()] * 9)
+    async with Manager(retry=policy(3)) as manager, JobQueue(broker) as jobs:
+        handler = jobs.handler(name="h")(shaky)
+        other = jobs.handler(name="o", retry=2)(own)
+        await jobs.start(manager)
+        assert await (await handler.enqueue()).wait() is S.DEAD
+        assert await (await other.options(retry=1).enqueue()).wait() is S.DEAD
+        assert await (await other.enqueue()).wait() is S.DEAD
+    assert shaky.attempts == [1, 2, 3]
+    assert own.attempts == [1, 1, 2]
+
+
+async def test_a_policy_picks_errors(jobs: JobQueue, manager: Manager) -> None:
+    shaky = Shaky(ValueError(), KeyError("no"), ValueError())
+    some = policy(9, retry=retry_if_exception_type(ValueError))
+    handler = jobs.handler(name="h", retry=some)(shaky)
+    await jobs.start(manager)
+    with pytest.raises(JobFailed, match="KeyError"):
+        await (await handler.enqueue()).result()
+    assert shaky.attempts == [1, 2]
+
+
+async def test_a_policy_refuses_results(
+    jobs: JobQueue, manager: Manager, recorder: RecordingObserver
+) -> None:
+    @jobs.handler(name="h", retry=policy(3, retry=retry_if_result(lambda value: value < 3)))
+    async def attempt(most: int) -> int:
+        return min(JobContext.current().attempt, most)
+
+    await jobs.start(manager)
+    job = await attempt.enqueue(9)
+    assert await job.result() == 3
+    assert [each.error for each in ends(recorder, job)[:2]] == [None, None]
+    with pytest.raises(JobFailed, match="RetryError"):
+        await (await attempt.enqueue(1)).result()
+    failed = await recorder.wait_for(TaskFailed)
+    assert isinstance(failed.error, RetryError)
+
+
+async def test_a_job_that_asks_for_another_attempt(jobs: JobQueue, manager: Manager) -> None:
+    shaky = Shaky(TryAgain(), TryAgain())
+    never = policy(9, retry=retry_if_exception_type(ValueError))
+    handler = jobs.handler(name="h", retry=never)(shaky)
+    await jobs.start(manager)
+    assert await (await handler.enqueue()).result() == 3
+
+
+async def test_the_hooks_of_a_policy(jobs: JobQueue, manager: Manager) -> None:
+    seen: list[tuple[str, int, Any, Any]] = []
+
+    def hook(name: str) -> Callable[[RetryCallState], None]:
+        def call(state: RetryCallState) -> None:
+            outcome = None if state.outcome is None else type(state.outcome.exception())
+            seen.append((name, state.attempt_number, outcome, state.args))
+
+        return call
+
+    hooks = {name: hook(name) for name in ("before", "after", "before_sleep")}
+
+    @jobs.handler(name="h", retry=policy(2, **hooks))
+    async def fails(number: int) -> None:
+        raise ValueError
+
+    await jobs.start(manager)
+    assert await (await fails.enqueue(7)).wait() is S.DEAD
+    assert seen == [
+        ("before", 1, None, (7,)),
+        ("after", 1, ValueError, (7,)),
+        ("before_sleep", 1, ValueError, (7,)),
+        ("before", 2, None, (7,)),
+        ("after", 2, ValueError, (7,)),
+    ]
+
+
+async def test_a_policy_has_the_last_word(
+    jobs: JobQueue, manager: Manager, recorder: RecordingObserver
+) -> None:
+    async def instead(state: RetryCallState) -> int:
+        return 100 + state.attempt_number
+
+    handler = jobs.handler(name="h", retry=policy(2, retry_error_callback=instead))(
+        Shaky(*[ValueError()] * 9)
+    )
+    await jobs.start(manager)
+    job = await handler.enqueue()
+    assert await job.result() == 102
+    await recorder.wait_for(TaskSucceeded)
+    assert [type(each) for each in ends(recorder, job)] == [TaskRetrying, TaskSucceeded]
+
+
+async def test_a_policy_that_fails_itself(jobs: JobQueue, manager: Manager) -> None:
+    def broken(state: RetryCallState) -> Any:
+        raise ZeroDivisionError("of the policy")
+
+    for number, hook in enumerate(("before", "after", "before_sleep", "wait", "stop", "retry")):
+        options: dict[str, Any] = {"wait": wait_none(), "stop": stop_after_attempt(2), hook: broken}
+        handler = jobs.handler(name=f"h{number}", retry=AsyncRetrying(**options))(
+            Shaky(ValueError(), ValueError())
+        )
+        if not number:
+            await jobs.start(manager)
+        with pytest.raises(JobFailed, match="ZeroDivisionError: of the policy"):
+            await (await handler.enqueue()).result()
+
+
+async def test_the_next_attempt_is_anyones(broker: FaultyBroker, anyio_backend: object) -> None:
+    """Here that of another worker, with a policy and an observer of its own."""
+    ran: list[tuple[str, int]] = []
+    observers = {name: RecordingObserver() for name in "ab"}
+
+    def declare(jobs: JobQueue, name: str) -> Any:
+        @jobs.handler(name="h", retry=policy(4))
+        async def handler() -> str:
+            ran.append((name, JobContext.current().attempt))
+            if name == "a":
+                raise ValueError("in a")
+            return name
+
+        return handler
+
+    async with JobQueue(broker) as front:
+        async with Manager(observers=[observers["a"]]) as manager, JobQueue(broker) as jobs:
+            slow = AsyncRetrying(stop=stop_after_attempt(4), wait=wait_fixed(0.05))
+
+            @jobs.handler(name="h", retry=slow)
+            async def handler() -> None:
+                ran.append(("a", JobContext.current().attempt))
+                worker.stop()
+                raise ValueError("in a")
+
+            worker = await jobs.start(manager)
+            job = await front.enqueue("h")
+            retrying = await observers["a"].wait_for(TaskRetrying)
+            assert retrying.delay == 0.05
+        info = await front.get(job.id)
+        assert info is not None
+        assert info.error is not None
+        assert (info.attempt, info.error.message) == (1, "in a")
+        async with Manager(observers=[observers["b"]]) as manager, JobQueue(broker) as jobs:
+            declare(jobs, "b")
+            await jobs.start(manager)
+            assert await job.result() == "b"
+    assert ran == [("a", 1), ("b", 2)]
+    assert [type(each) for each in ends(observers["a"], job)] == [TaskRetrying]
+    assert [type(each) for each in ends(observers["b"], job)] == [TaskSucceeded]
+
+
+@pytest.mark.virtual
+async def test_a_policy_counts_its_time_from_the_first_attempt(
+    broker: FaultyBroker, anyio_backend: object
+) -> None:
+    """Wherever that was; and anew once the job is requeued."""
+    times: list[float] = []
+    began = anyio.current_time()
+
+    async def fails() -> None:
+        times.append(round(anyio.current_time() - began))
+        raise ValueError
+
+    async def live(job: JobHandle[Any] | None, seconds: float) -> JobHandle[Any]:
+        async with Manager() as manager, JobQueue(broker) as jobs:
+            patient = AsyncRetrying(stop=stop_after_delay(25), wait=wait_fixed(10))
+            handler = jobs.handler(name="h", retry=patient)(fails)
+            job = job or await handler.enqueue()
+            await jobs.start(manager)
+            await anyio.sleep(seconds)
+        return job
+
+    job = await live(None, 5)
+    await live(job, 30)
+    assert times == [0, 10, 20, 30]
+    async with JobQueue(broker) as front:
+        assert await front.handle(job.id).wait() is S.DEAD
+        await elapse(broker.real, 65)
+        assert await front.requeue(job.id)
+        times.clear()
+        await live(job, 40)
+        assert times == [100, 110, 120, 130]
+
+
+@pytest.mark.virtual
+async def test_a_job_that_waits_for_another_attempt_takes_no_place(
+    jobs: JobQueue, manager: Manager
+) -> None:
+    began = anyio.current_time()
+    shaky = Shaky(ValueError())
+    patient = AsyncRetrying(stop=stop_after_attempt(2), wait=wait_fixed(60))
+    handler = jobs.handler(name="h", retry=patient)(shaky)
+
+    @jobs.handler(name="o")
+    async def other() -> float:
+        return anyio.current_time() - began
+
+    worker = await jobs.start(manager, concurrency=1)
+    job = await handler.enqueue()
+    assert await (await other.enqueue()).result() < 1
+    info = await job.info()
+    assert info is not None
+    assert (info.state, info.attempt) == (S.SCHEDULED, 1)
+    assert (worker.in_flight, manager.count()) == (0, 0)
+    assert await job.result() == 2
+    assert anyio.current_time() - began >= 60
+
+
+@pytest.mark.virtual
+async def test_a_job_that_waits_for_another_attempt_is_cancelled(
+    jobs: JobQueue, manager: Manager, recorder: RecordingObserver
+) -> None:
+    patient = AsyncRetrying(stop=stop_after_attempt(2), wait=wait_fixed(60))
+    handler = jobs.handler(name="h", retry=patient)(Shaky(ValueError()))
+    await jobs.start(manager)
+    job = await handler.enqueue()
+    await recorder.wait_for(TaskRetrying)
+    assert await job.cancel()
+    assert await job.wait() is S.CANCELLED
+    assert [type(each) for each in ends(recorder, job)] == [TaskRetrying]
+
+
+async def test_a_timeout_is_for_each_attempt(
+    jobs: JobQueue, manager: Manager, recorder: RecordingObserver
+) -> None:
+    @jobs.handler(name="h", timeout=500, retry=policy(2))
+    async def hangs() -> int:
+        if JobContext.current().attempt == 1:
+            await anyio.sleep_forever()
+        return JobContext.current().attempt
+
+    await jobs.start(manager)
+    job = await hangs.options(timeout=0.01).enqueue()
+    assert await job.result() == 2
+    (retrying,) = recorder.of(TaskRetrying)
+    assert isinstance(retrying.error, TimeoutError)
+    assert len(recorder.of(TaskStarted)) == 2
