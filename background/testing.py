@@ -30,11 +30,11 @@ import anyio
 import pytest
 
 from . import _clock
-from ._events import ManagerClosedEvent, ManagerClosingEvent, TaskEvent
+from ._events import JobDead, JobEnqueued, ManagerClosedEvent, ManagerClosingEvent, TaskEvent
 from ._manager import Manager
 from ._observe import Observer
 
-Event = TaskEvent | ManagerClosingEvent | ManagerClosedEvent
+Event = TaskEvent | JobEnqueued | JobDead | ManagerClosingEvent | ManagerClosedEvent
 E = TypeVar("E", bound=Event)
 
 _HOOKS = {name: name.split("_", 2)[2] for name in vars(Observer) if name.startswith("on_")}
@@ -58,16 +58,16 @@ class RecordingObserver(Observer):
         changed.set()
 
     def names(self, id: str | None = None) -> list[str]:
-        """Return the short names of all events, or of those of the task with this id."""
+        """Return the short names of all events, or of those of the task or job with this id."""
         pairs = zip(self._names, self.events, strict=True)
-        return [name for name, event in pairs if id is None or getattr(event, "id", None) == id]
+        return [name for name, event in pairs if id is None or _is_of(event, id)]
 
     def of(self, kind: type[E], id: str | None = None) -> list[E]:
         """Return the events of one class, such as `TaskFailed`."""
         return [
             event
             for event in self.events
-            if isinstance(event, kind) and (id is None or getattr(event, "id", None) == id)
+            if isinstance(event, kind) and (id is None or _is_of(event, id))
         ]
 
     async def wait_for(self, kind: type[E], *, id: str | None = None, count: int = 1) -> E:
@@ -75,6 +75,11 @@ class RecordingObserver(Observer):
         while len(found := self.of(kind, id)) < count:
             await self._changed.wait()
         return found[count - 1]
+
+
+def _is_of(event: Any, id: str) -> bool:
+    job = getattr(event, "job", None)
+    return getattr(event, "id", None) == id or (job is not None and job.id == id)
 
 
 def _recorder_hook(name: str) -> Callable[[RecordingObserver, Any], None]:

@@ -21,6 +21,8 @@ class Levels(TypedDict, total=False):
     stopped: Level
     expired: Level
     stalled: Level
+    enqueued: Level
+    dead: Level
     closing: Level
     closed: Level
     stuck: Level
@@ -36,6 +38,8 @@ _DEFAULTS: Mapping[str, Level] = {
     "stopped": logging.INFO,
     "expired": logging.WARNING,
     "stalled": logging.WARNING,
+    "enqueued": logging.DEBUG,
+    "dead": logging.ERROR,
     "closing": logging.INFO,
     "closed": logging.INFO,
     "stuck": logging.WARNING,

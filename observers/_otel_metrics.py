@@ -12,7 +12,7 @@ _SECONDS = (
 
 
 class Instruments:
-    """One meter's instruments; runs are those of one-offs and the iterations of loops."""
+    """One meter's instruments; runs are those of one-offs and jobs, and the iterations of loops."""
 
     def __init__(self, meter: Meter) -> None:
         self.added = meter.create_counter(
@@ -27,11 +27,24 @@ class Instruments:
         self.active = meter.create_up_down_counter(
             "background.task.active", "{task}", "Number of runs that are under way."
         )
-        self.duration = _histogram(meter, "duration", "How long runs took, retries included.")
-        self.queue_time = _histogram(meter, "queue_time", "How long runs waited once due.")
+        self.duration = _histogram(
+            meter, "background.task.duration", "How long runs took, retries included."
+        )
+        self.queue_time = _histogram(
+            meter, "background.task.queue_time", "How long runs waited once due."
+        )
+        self.jobs_enqueued = meter.create_counter(
+            "background.job.enqueued", "{job}", "Number of jobs that were enqueued here."
+        )
+        self.jobs_dead = meter.create_counter(
+            "background.job.dead", "{job}", "Number of jobs that gave up here."
+        )
+        self.job_queue_time = _histogram(
+            meter, "background.job.queue_time", "How long jobs waited for their first attempt."
+        )
 
 
 def _histogram(meter: Meter, name: str, description: str) -> Histogram:
     return meter.create_histogram(
-        f"background.task.{name}", "s", description, explicit_bucket_boundaries_advisory=_SECONDS
+        name, "s", description, explicit_bucket_boundaries_advisory=_SECONDS
     )

@@ -7,41 +7,52 @@ from functools import partial
 from types import TracebackType
 from typing import Any
 
+from anyio import current_time
 from opentelemetry import context, trace
+from opentelemetry.trace import SpanKind
 
-from .._events import TaskEvent, TaskStarted
+from .._events import Job, TaskEvent, TaskStarted
 from ._otel_metrics import Instruments
 
 Attributes = dict[str, str | int | float]
 
 
 class Run:
-    """A context manager that keeps the run's span current and in `spans`, and counts it active."""
+    """A context manager that keeps itself in `runs` and its `span` current, and counts as active.
 
-    __slots__ = ("_event", "_linked", "_metrics", "_span", "_spans", "_token", "_tracer")
+    `began` is on the event loop's clock, and known of jobs only.
+    """
+
+    __slots__ = ("_event", "_linked", "_metrics", "_runs", "_token", "_tracer", "began", "span")
 
     def __init__(
         self,
         event: TaskStarted,
         tracer: trace.Tracer,
         metrics: Instruments,
-        spans: dict[str, trace.Span],
+        runs: dict[str, Run],
         *,
         linked: bool,
     ) -> None:
         self._event = event
         self._tracer = tracer
         self._metrics = metrics
-        self._spans = spans
+        self._runs = runs
         self._linked = linked
 
     def __enter__(self) -> None:
         event = self._event
-        self._span = self._spans[event.id] = self._start_span()
-        self._token = context.attach(trace.set_span_in_context(self._span))
+        self.span = self._start_span()
+        self._runs[event.id] = self
+        self._token = context.attach(trace.set_span_in_context(self.span))
         attributes = task_attributes(event)
         self._metrics.active.add(1, attributes)
         self._metrics.queue_time.record(event.queued_for, attributes)
+        if event.job is not None:
+            self.began = current_time()
+            if event.job.attempt == 1:
+                waited = max(0.0, event.time - event.job.enqueued_at)  # on two hosts' clocks
+                self._metrics.job_queue_time.record(waited, job_attributes(event.job))
 
     def __exit__(
         self,
@@ -50,9 +61,9 @@ class Run:
         tb: TracebackType | None,
     ) -> None:
         self._metrics.active.add(-1, task_attributes(self._event))
-        self._spans.pop(self._event.id, None)
+        self._runs.pop(self._event.id, None)
         context.detach(self._token)
-        self._span.end()
+        self.span.end()
 
     def _start_span(self) -> trace.Span:
         event = self._event
@@ -64,17 +75,38 @@ class Run:
         }
         if event.iteration:
             attributes["background.task.iteration"] = event.iteration
+        kind = SpanKind.INTERNAL
+        if event.job is not None:
+            # What the messaging conventions ask for where a handler is called with a message:
+            # https://opentelemetry.io/docs/specs/semconv/messaging/messaging-spans/#span-kind
+            kind = SpanKind.CONSUMER
+            attributes["background.job.id"] = event.job.id
+            attributes["background.job.queue"] = event.job.queue
+            attributes["background.job.attempt"] = event.job.attempt
         if not self._linked:  # the span that is current was so at the submission
-            return self._tracer.start_span(event.name, attributes=attributes)
+            return self._tracer.start_span(event.name, kind=kind, attributes=attributes)
         submitter = trace.get_current_span().get_span_context()
         links = [trace.Link(submitter)] if submitter.is_valid else []
         root = trace.set_span_in_context(trace.INVALID_SPAN)
-        return self._tracer.start_span(event.name, root, attributes=attributes, links=links)
+        return self._tracer.start_span(
+            event.name, root, kind=kind, attributes=attributes, links=links
+        )
 
 
 def task_attributes(event: TaskEvent) -> Attributes:
     """Return the attributes of every measurement; few tasks differ in them."""
-    return {"background.task.name": event.name, "background.task.kind": event.kind.value}
+    attributes: Attributes = {
+        "background.task.name": event.name,
+        "background.task.kind": event.kind.value,
+    }
+    if event.job is not None:
+        attributes["background.job.queue"] = event.job.queue
+    return attributes
+
+
+def job_attributes(job: Job) -> Attributes:
+    """Return the attributes of what is measured of jobs."""
+    return {"background.job.handler": job.handler, "background.job.queue": job.queue}
 
 
 def _function_name(fn: Callable[..., Any]) -> str:

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
-from typing import Unpack
+from typing import TYPE_CHECKING, Any, Unpack
 
 from .._events import (
+    Job,
+    JobDead,
+    JobEnqueued,
     ManagerClosedEvent,
     ManagerClosingEvent,
     TaskAdded,
@@ -24,6 +27,9 @@ from .._states import TaskKind
 from ._log_levels import Levels, numbers
 from ._log_text import described, escaped, quoted, stack_lines
 
+if TYPE_CHECKING:
+    from .._handle import TaskHandle
+
 _FATES = ("succeeded", "failed", "cancelled", "expired", "not_started", "stuck")
 
 
@@ -32,13 +38,15 @@ class LoggingObserver(Observer):
 
     - `logger`: a `logging.Logger` or the name of one (default `"background"`).
     - `levels`: by event, such as `succeeded=logging.DEBUG` or `succeeded="DEBUG"`. Defaults: DEBUG
-      for `added` and `started`; INFO for `succeeded`, `stopped` (a loop that ended with the
-      others), `closing` and `closed`; WARNING for `retrying`, `cancelled`, `expired`, `stalled`
-      and `stuck` (closed, while tasks still run); ERROR for `failed`, with the traceback.
+      for `added`, `started` and `enqueued`; INFO for `succeeded`, `stopped` (a loop that ended with
+      the others), `closing` and `closed`; WARNING for `retrying`, `cancelled`, `expired`, `stalled`
+      and `stuck` (closed, while tasks still run); ERROR for `failed`, with the traceback, and for
+      `dead`: a durable job that has given up.
 
     A record's `extra` has the fields `task_id`, `task_name`, `task_kind`, `task_meta`, `iteration`
     and `attempt`, and those of the event, such as `error` (as text), `duration` or `reason`; times
-    are in seconds.
+    are in seconds. Where a task runs a durable job there are `job_id`, `job_handler`, `job_queue`
+    and `job_attempt` too; `enqueued` and `dead` have these and `job_meta`.
     A manager's events have `manager_name`. Fields hold the values as they are. In the message, what
     other people wrote (names, ids, errors, reasons, source lines) is escaped as by `repr()`, so
     that it can't forge a line. Line breaks are only in the stacks of stalled and stuck tasks, which
@@ -59,17 +67,29 @@ class LoggingObserver(Observer):
     def on_task_added(self, event: TaskAdded) -> None:
         if level := self._enabled("added"):
             fields = {"delay": event.delay}
-            self._log(level, event, fields, "was added, due in %.3f s", event.delay)
+            if event.job is not None:
+                text = "was claimed from the queue %s"
+                self._log(level, event, fields, text, quoted(event.job.queue))
+            else:
+                self._log(level, event, fields, "was added, due in %.3f s", event.delay)
 
     def on_task_started(self, event: TaskStarted) -> None:
         if level := self._enabled("started"):
             fields = {"queued_for": event.queued_for}
-            self._log(level, event, fields, "started, %.3f s after it was due", event.queued_for)
+            if event.job is not None:
+                text = "started attempt %d, %.3f s after it was enqueued"
+                waited = max(0.0, event.time - event.job.enqueued_at)  # on two hosts' clocks
+                self._log(level, event, fields, text, event.attempt, waited)
+            else:
+                text = "started, %.3f s after it was due"
+                self._log(level, event, fields, text, event.queued_for)
 
     def on_task_retrying(self, event: TaskRetrying) -> None:
         if level := self._enabled("retrying"):
             error = "its result was refused" if event.error is None else described(event.error)
             text = "failed attempt %d and makes another in %.3f s: %s"
+            if event.job is not None:
+                text = "failed attempt %d and goes back to its queue for another in %.3f s: %s"
             fields = {"error": error, "delay": event.delay}
             self._log(level, event, fields, text, event.attempt, event.delay, error)
 
@@ -107,6 +127,18 @@ class LoggingObserver(Observer):
             fields = {"elapsed": event.elapsed, "stack": stack}
             self._log(level, event, fields, text, event.attempt, event.elapsed, stack)
 
+    def on_job_enqueued(self, event: JobEnqueued) -> None:
+        if level := self._enabled("enqueued"):
+            text = "was enqueued in the queue %s, due in %.3f s"
+            args = (quoted(event.job.queue), event.delay)
+            self._log_job(level, event, {"delay": event.delay}, text, *args)
+
+    def on_job_dead(self, event: JobDead) -> None:
+        if level := self._enabled("dead"):
+            error = described(event.error)
+            args = (event.job.attempt, error)
+            self._log_job(level, event, {"error": error}, "is dead after attempt %d: %s", *args)
+
     def on_manager_closing(self, event: ManagerClosingEvent) -> None:
         if level := self._enabled("closing"):
             text = "manager %s is closing: %s; outstanding tasks: %d"
@@ -119,7 +151,7 @@ class LoggingObserver(Observer):
         if level := self._enabled("stuck" if report.stuck else "closed"):
             counts = {fate: len(getattr(report, fate)) for fate in _FATES}
             stuck = "".join(
-                f"\n{_subject(handle.kind, handle.name, handle.id)} stands at\n"
+                f"\n{_subject(handle)} stands at\n"
                 f"{stack_lines(report.stacks.get(handle.id, ()))}"
                 for handle in report.stuck
             )
@@ -141,7 +173,7 @@ class LoggingObserver(Observer):
         *args: object,
         failure: BaseException | None = None,
     ) -> None:
-        subject = _subject(event.kind, event.name, event.id)
+        subject = _subject(event)
         if event.iteration:
             subject += f", iteration {event.iteration},"
         extra = {
@@ -151,11 +183,24 @@ class LoggingObserver(Observer):
             "task_meta": dict(event.meta),
             "iteration": event.iteration,
             "attempt": event.attempt,
+            **({} if event.job is None else _job_fields(event.job)),
             **fields,
         }
         # A tuple, as logging asks the error itself whether it is true, which some are not.
         exc_info = None if failure is None else (type(failure), failure, failure.__traceback__)
         self._logger.log(level, f"%s {text}", subject, *args, exc_info=exc_info, extra=extra)
+
+    def _log_job(
+        self,
+        level: int,
+        event: JobEnqueued | JobDead,
+        fields: Mapping[str, object],
+        text: str,
+        *args: object,
+    ) -> None:
+        job = event.job
+        extra = {**_job_fields(job), "job_meta": dict(event.meta), **fields}
+        self._logger.log(level, f"%s {text}", _job(job.handler, job.id), *args, extra=extra)
 
 
 def _logger(logger: object) -> logging.Logger:
@@ -166,8 +211,24 @@ def _logger(logger: object) -> logging.Logger:
     return logging.getLogger(logger)
 
 
-def _subject(kind: TaskKind, name: str, id: str) -> str:
-    return f"{'loop' if kind is TaskKind.LOOP else 'task'} {quoted(name)} ({escaped(id)})"
+def _subject(task: TaskEvent | TaskHandle[Any]) -> str:
+    if task.job is not None:
+        return _job(task.name, task.job.id)
+    kind = "loop" if task.kind is TaskKind.LOOP else "task"
+    return f"{kind} {quoted(task.name)} ({escaped(task.id)})"
+
+
+def _job(name: str, id: str) -> str:
+    return f"job {quoted(name)} ({escaped(id)})"
+
+
+def _job_fields(job: Job) -> Mapping[str, object]:
+    return {
+        "job_id": job.id,
+        "job_handler": job.handler,
+        "job_queue": job.queue,
+        "job_attempt": job.attempt,
+    }
 
 
 def _after(duration: float | None) -> str:

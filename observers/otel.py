@@ -5,10 +5,13 @@ from __future__ import annotations
 from importlib.metadata import distributions
 from traceback import format_list
 
+from anyio import current_time
 from opentelemetry import metrics, trace
 from opentelemetry.trace import StatusCode
 
 from .._events import (
+    JobDead,
+    JobEnqueued,
     TaskAdded,
     TaskCancelledEvent,
     TaskEvent,
@@ -21,7 +24,7 @@ from .._events import (
 )
 from .._observe import Observer
 from ._otel_metrics import Instruments
-from ._otel_span import Attributes, Run, task_attributes
+from ._otel_span import Attributes, Run, job_attributes, task_attributes
 
 # Looked up here, as it takes files to be read; there is none for a source tree.
 _VERSION = next((found.version for found in distributions(name="anyio-background")), "")
@@ -42,10 +45,19 @@ class OpenTelemetryObserver(Observer):
     spans have the status ERROR. The error on which the policy gave up is recorded as an exception;
     `background.task.retry` and `background.task.stalled` are events of the span.
 
+    Each attempt of a durable job is a run of its own. Its span has the kind CONSUMER and the
+    attributes `background.job.id`, `.queue` and `.attempt`; the span that it is a child of, or
+    linked to, is the one that was current where the job was enqueued, in whichever process. An
+    attempt that is followed by another has the outcome `retrying`, and its error is recorded.
+
     Metrics: the counters `background.task.added`, `.finished` and `.retries`, the histograms
     `background.task.duration` and `.queue_time` in seconds, and `background.task.active`, which
     goes up and down. Tasks are added and finished once; the others count each run or iteration.
-    Attributes are `background.task.name` and `.kind`, with `.outcome` and `error.type` at the end.
+    Attributes are `background.task.name` and `.kind`, `background.job.queue` for jobs, with
+    `.outcome` and `error.type` at the end. Of jobs themselves there are the counters
+    `background.job.enqueued` and `.dead`, and the histogram `background.job.queue_time`: seconds
+    from enqueueing to the first attempt, a delay included, as the clocks of two hosts may have it.
+    Attributes are `background.job.handler` and `.queue`, and `error.type` of the dead.
 
         Manager(observers=[OpenTelemetryObserver(linked=True)])
 
@@ -62,10 +74,10 @@ class OpenTelemetryObserver(Observer):
         self._linked = linked
         self._tracer = trace.get_tracer("background", _VERSION, tracer_provider)
         self._metrics = Instruments(metrics.get_meter("background", _VERSION, meter_provider))
-        self._spans: dict[str, trace.Span] = {}  # by task, while a run is under way
+        self._runs: dict[str, Run] = {}  # by task, while they are under way
 
     def around_task(self, event: TaskStarted) -> Run:
-        return Run(event, self._tracer, self._metrics, self._spans, linked=self._linked)
+        return Run(event, self._tracer, self._metrics, self._runs, linked=self._linked)
 
     def on_task_added(self, event: TaskAdded) -> None:
         self._metrics.added.add(1, task_attributes(event))
@@ -78,6 +90,8 @@ class OpenTelemetryObserver(Observer):
             told["exception.message"] = _message(event.error)
         self._metrics.retries.add(1, measured)
         self._span(event).add_event("background.task.retry", told)
+        if event.job is not None:
+            self._ended_for_now(event, event.error)
 
     def on_task_stalled(self, event: TaskStalled) -> None:
         told = _attempt(event)
@@ -91,8 +105,7 @@ class OpenTelemetryObserver(Observer):
     def on_task_failed(self, event: TaskFailed) -> None:
         error = event.error
         span = self._ended(event, "failed", event.duration, final=event.final, error=_type(error))
-        span.set_status(StatusCode.ERROR, f"{_type(error)}: {_message(error)}")
-        span.record_exception(error)
+        _record(error, span)
 
     def on_task_cancelled(self, event: TaskCancelledEvent) -> None:
         span = self._ended(event, "cancelled", event.duration)
@@ -102,6 +115,22 @@ class OpenTelemetryObserver(Observer):
     def on_task_expired(self, event: TaskExpiredEvent) -> None:
         span = self._ended(event, "expired", event.duration, error="expired")
         span.set_status(StatusCode.ERROR, f"outlived its lifespan of {event.lifespan:g} s")
+
+    def on_job_enqueued(self, event: JobEnqueued) -> None:
+        self._metrics.jobs_enqueued.add(1, job_attributes(event.job))
+
+    def on_job_dead(self, event: JobDead) -> None:
+        measured = job_attributes(event.job) | {"error.type": _type(event.error)}
+        self._metrics.jobs_dead.add(1, measured)
+
+    def _ended_for_now(self, event: TaskEvent, error: Exception | None) -> None:
+        """Measure the end of a job's attempt that is followed by another, in another task."""
+        run = self._runs.get(event.id)
+        duration = None if run is None else current_time() - run.began
+        kind = None if error is None else _type(error)
+        span = self._ended(event, "retrying", duration, error=kind)
+        if error is not None:
+            _record(error, span)
 
     def _ended(
         self,
@@ -127,11 +156,17 @@ class OpenTelemetryObserver(Observer):
         return span
 
     def _span(self, event: TaskEvent) -> trace.Span:
-        return self._spans.get(event.id, trace.INVALID_SPAN)
+        run = self._runs.get(event.id)
+        return trace.INVALID_SPAN if run is None else run.span
 
 
 def _attempt(event: TaskEvent) -> Attributes:
     return {"background.task.attempt": event.attempt}
+
+
+def _record(error: BaseException, span: trace.Span) -> None:
+    span.set_status(StatusCode.ERROR, f"{_type(error)}: {_message(error)}")
+    span.record_exception(error)
 
 
 def _type(error: BaseException) -> str:

@@ -35,7 +35,7 @@ class StallObserver(Observer):
 
     Told again at doubling intervals for as long as the attempt lasts: after 10, 20, 40… seconds.
     Each attempt of each run or iteration is timed by itself, and backoff is not. Nothing is
-    stopped. One timer serves all tasks.
+    stopped. One timer serves all tasks, those that run durable jobs included.
 
         Manager(observers=[StallObserver(after=30), LoggingObserver()])
 
@@ -73,6 +73,9 @@ class StallObserver(Observer):
             self._changed.set()
 
     def on_task_retrying(self, event: TaskRetrying) -> None:
+        if event.job is not None:  # whose next attempt is another task
+            self._forget(event.id)
+            return
         self._began.pop(event.id, None)
         begins = self._now() + event.delay
         self._put(event.id, begins, self._own.get(event.id, self._after))

@@ -19,6 +19,8 @@ from background import (
     TaskKind,
     every,
 )
+from background.queues import JobHandle, JobQueue, JobState, Worker
+from background.queues.memory import MemoryBroker
 from background.testing import RecordingObserver
 
 LOOP = TaskKind.LOOP
@@ -231,13 +233,94 @@ async def meet_in(manager: Manager, fate: Fate, *own: Observer) -> TaskHandle[An
     return handle
 
 
+JobAct = Callable[[JobQueue, Worker, JobHandle[Any]], Awaitable[object]]
+
+
+async def dequeue(jobs: JobQueue, worker: Worker, job: JobHandle[Any]) -> None:
+    assert await jobs.dequeue(job.id)
+
+
+async def hand_back(jobs: JobQueue, worker: Worker, job: JobHandle[Any]) -> None:
+    await worker.close(timeout=0)
+
+
+@dataclass
+class JobFate:
+    """The function of a job, what is done after a second, its events, and its state in the end."""
+
+    make: Callable[[], Callable[[], Any]]
+    order: str
+    state: JobState
+    retry: AsyncRetrying | None = None
+    act: JobAct | None = None
+    queued: bool = False  # behind a one-off that takes all there is of `limit`
+
+
+JOBS = {
+    "succeeds": JobFate(lambda: fine, "enqueued added started succeeded", JobState.SUCCEEDED),
+    "succeeds at last": JobFate(
+        lambda: Flaky(1),
+        "enqueued added started retrying added started succeeded",
+        JobState.SUCCEEDED,
+        TWICE,
+    ),
+    "gives up": JobFate(lambda: broken, "enqueued added started failed dead", JobState.DEAD),
+    "gives up at last": JobFate(
+        lambda: broken,
+        "enqueued added started retrying added started failed dead",
+        JobState.DEAD,
+        TWICE,
+    ),
+    "refused results": JobFate(
+        lambda: fine,
+        "enqueued added started retrying added started failed dead",
+        JobState.DEAD,
+        AsyncRetrying(stop=stop_after_attempt(2), retry=retry_if_result(bool)),
+    ),
+    "cancelled while queued": JobFate(
+        lambda: nap, "enqueued added cancelled", JobState.CANCELLED, None, dequeue, queued=True
+    ),
+    "cancelled while running": JobFate(
+        lambda: nap, "enqueued added started cancelled", JobState.CANCELLED, None, dequeue
+    ),
+    "handed back while queued": JobFate(
+        lambda: nap, "enqueued added cancelled", JobState.READY, None, hand_back, queued=True
+    ),
+    "handed back while running": JobFate(
+        lambda: nap, "enqueued added started cancelled", JobState.READY, None, hand_back
+    ),
+}
+
+
+async def meet_job(fate: JobFate, *observers: Observer, own: tuple[Observer, ...] = ()) -> str:
+    """Have a job meet its fate, under observers of the manager's and of its own; return its id."""
+    jobs = JobQueue(MemoryBroker())
+    handler = jobs.handler(name="job", queue="mail", retry=fate.retry, observers=own)(fate.make())
+    async with Manager(observers=observers, limit=1, cancel_timeout=1) as manager, jobs:
+        if fate.queued:
+            manager.run(nap, 1000)
+        worker = await jobs.start(manager)
+        job = await handler.enqueue()
+        await anyio.sleep(1)
+        if fate.act is not None:
+            await fate.act(jobs, worker, job)
+        if fate.act is not hand_back:
+            await job.wait()
+        info = await job.info()
+        assert info is not None
+        assert info.state is fate.state
+        await worker.close()
+        await manager.close(timeout=0)
+    return job.id
+
+
 EVENTS: list[Any] = [
     each
     for each in vars(background).values()
     if isinstance(each, type) and each.__module__ == "background._events"
 ]
 
-HOOKS = [name for name in vars(Observer) if name.startswith(("on_task_", "on_manager_"))]
+HOOKS = [name for name in vars(Observer) if name.startswith("on_")]
 
 
 async def everything_happens(*observers: Observer) -> Manager:
@@ -251,4 +334,14 @@ async def everything_happens(*observers: Observer) -> Manager:
         await manager.run(broken).wait()
         manager.run(nap).cancel()
         await manager.run_task(Task(nap, lifespan=1)).wait()
+        await have_a_job_die(manager)
     return manager
+
+
+async def have_a_job_die(manager: Manager, *own: Observer) -> None:
+    """Enqueue a job that a worker of the manager's works off and that gives up at once."""
+    jobs = JobQueue(MemoryBroker())
+    dies = jobs.handler(name="dies", observers=own)(broken)
+    async with jobs:
+        await jobs.start(manager)
+        await (await dies.enqueue()).wait()

@@ -10,7 +10,7 @@ from typing import Any
 
 import anyio
 import pytest
-from fates import HOOKS, TWICE, broken, everything_happens, fine, nap
+from fates import HOOKS, TWICE, broken, everything_happens, fine, have_a_job_die, nap
 
 from background import (
     Manager,
@@ -106,6 +106,7 @@ async def test_interrupting_hook_ends_the_program_in_order(
             await anyio.sleep(0.5)
             manager.report_stall(handles[0].id, elapsed=1)
             manager.run(nap).cancel()
+            await have_a_job_die(manager)
             await manager.wait()
 
     with pytest.raises(type(error())):

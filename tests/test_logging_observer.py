@@ -7,28 +7,35 @@ import logging
 from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from datetime import UTC, datetime
 from traceback import FrameSummary
 from typing import Any
 
 import anyio
 import pytest
-from fates import FATES, LOOP, TWICE, broken, everything_happens, fine, meet, nap
+from fates import FATES, JOBS, LOOP, TWICE, broken, everything_happens, fine, meet, meet_job, nap
 from tenacity import AsyncRetrying, retry_if_result, stop_after_attempt, wait_fixed
 
 from background import (
+    Job,
+    JobDead,
+    JobEnqueued,
     Manager,
     ManagerClosingEvent,
     Task,
+    TaskAdded,
     TaskFailed,
     TaskKind,
+    TaskRetrying,
     TaskStalled,
+    TaskStarted,
     TaskStatus,
     TaskSucceeded,
     every,
 )
 from background.observers import LoggingObserver
 from background.observers._log_levels import Levels
-from background.testing import RecordingObserver
+from background.testing import RecordingObserver, virtual_wall_clock
 
 EVIL = "x\ny\r\x0b\x1b[31m\x85\u2028\u2029\u202e\x00\ud800 %s 'a' \"b\" \\n"
 FAILED = "failed after 0.000 s, in attempt 1"
@@ -80,12 +87,21 @@ async def test_one_record_with_its_fields_for_each_event(
     assert len(log.records) == len(recorder.events)
     for record, told in zip(log.records, recorder.events, strict=True):
         fields = vars(record)
+        job = getattr(told, "job", None)
         if hasattr(told, "id"):
             assert (fields["task_id"], fields["task_name"]) == (told.id, told.name)
             assert (fields["task_kind"], fields["task_meta"]) == (told.kind, told.meta)
+            assert (job is None) == (told.name != "dies")
+        elif job is not None:
+            assert fields["job_meta"] == told.meta
         else:
             assert fields["manager_name"] == told.name
-        elsewhere = ("id", "name", "kind", "meta", "time", "error", "stack", "report")
+        given = {name: value for name, value in fields.items() if name.startswith("job_")}
+        of_job = ("id", "handler", "queue", "attempt")
+        expected = {} if job is None else {f"job_{name}": getattr(job, name) for name in of_job}
+        assert given.items() >= expected.items()
+        assert bool(given) == (job is not None)
+        elsewhere = ("id", "name", "kind", "meta", "job", "time", "error", "stack", "report")
         for name in type(told).__slots__:
             if name not in (*elsewhere, "fn", "stall_after"):
                 assert fields[name] == getattr(told, name)
@@ -96,7 +112,20 @@ async def test_fields_are_plain_data(
     fate: Any, observer: LoggingObserver, log: ListHandler
 ) -> None:
     await meet(fate, observer)
+    assert_plain(log)
+
+
+@pytest.mark.parametrize("fate", JOBS.values(), ids=JOBS)
+async def test_fields_of_jobs_are_plain_data(
+    fate: Any, observer: LoggingObserver, log: ListHandler
+) -> None:
+    await meet_job(fate, observer)
+    assert_plain(log)
+
+
+def assert_plain(log: ListHandler) -> None:
     usual = vars(logging.makeLogRecord({})).keys()
+    assert log.records
     for record in log.records:
         fields = {name: value for name, value in vars(record).items() if name not in usual}
         assert json.loads(json.dumps(fields)) == fields
@@ -145,6 +174,80 @@ async def test_messages(
 ) -> None:
     handle = await meet(FATES[fate], observer)
     assert log.messages == [message.format(id=handle.id) for message in messages]
+
+
+ENQUEUED = "job 'job' ({id}) was enqueued in the queue 'mail', due in 0.000 s"
+CLAIMED = "job 'job' ({id}) was claimed from the queue 'mail'"
+
+
+@pytest.mark.parametrize(
+    ("fate", "messages"),
+    [
+        (
+            "gives up at last",
+            [
+                ("DEBUG", ENQUEUED),
+                ("DEBUG", CLAIMED),
+                ("DEBUG", "job 'job' ({id}) started attempt 1, 0.000 s after it was enqueued"),
+                (
+                    "WARNING",
+                    "job 'job' ({id}) failed attempt 1 and goes back to its queue for another in "
+                    "5.000 s: ValueError: broken",
+                ),
+                ("DEBUG", CLAIMED),
+                ("DEBUG", "job 'job' ({id}) started attempt 2, 5.000 s after it was enqueued"),
+                (
+                    "ERROR",
+                    "job 'job' ({id}) failed after 0.000 s, in attempt 2: ValueError: broken",
+                ),
+                ("ERROR", "job 'job' ({id}) is dead after attempt 2: ValueError: broken"),
+            ],
+        ),
+        (
+            "handed back while running",
+            [
+                ("DEBUG", ENQUEUED),
+                ("DEBUG", CLAIMED),
+                ("DEBUG", "job 'job' ({id}) started attempt 1, 0.000 s after it was enqueued"),
+                ("WARNING", "job 'job' ({id}) was cancelled after 1.000 s: shutdown"),
+            ],
+        ),
+    ],
+)
+async def test_messages_of_jobs(
+    fate: str, messages: list[tuple[str, str]], observer: LoggingObserver, log: ListHandler
+) -> None:
+    with virtual_wall_clock(datetime(2030, 1, 1, tzinfo=UTC)):
+        id = await meet_job(JOBS[fate], observer)
+    told = [(each.levelname, each.getMessage()) for each in log.records if hasattr(each, "job_id")]
+    assert told == [(level, message.format(id=id)) for level, message in messages]
+
+
+async def test_a_dead_job_has_one_traceback(observer: LoggingObserver, log: ListHandler) -> None:
+    await meet_job(JOBS["gives up"], observer)
+    (record,) = [each for each in log.records if each.exc_info]
+    assert "failed after" in record.getMessage()
+
+
+JOB = Job(id="7", handler="send", queue="mail", attempt=2, enqueued_at=100.0)
+
+
+def test_a_clock_that_is_behind_that_of_the_enqueuer(
+    observer: LoggingObserver, log: ListHandler
+) -> None:
+    """No job seems to start before it was enqueued."""
+    fields = {"fn": fine, "queued_for": 0.0, "stall_after": None, "time": 40.0, "attempt": 2}
+    observer.on_task_started(event(TaskStarted, job=JOB, **fields))
+    assert log.messages == ["job 'job' (7) started attempt 2, 0.000 s after it was enqueued"]
+
+
+def test_the_id_of_a_job_whose_task_has_another(
+    observer: LoggingObserver, log: ListHandler
+) -> None:
+    """As one has that runs beside an attempt which has lost its lease."""
+    observer.on_task_succeeded(event(TaskSucceeded, id="x-1", job=JOB, duration=1.0, final=True))
+    assert log.messages == ["job 'job' (7) succeeded in 1.000 s"]
+    assert (vars(log.records[0])["task_id"], vars(log.records[0])["job_id"]) == ("x-1", "7")
 
 
 @pytest.mark.parametrize(
@@ -208,17 +311,24 @@ async def test_stopped_is_for_loops_that_end_with_the_others(
     ] * 3
 
 
+#: Texts that stand beside another one for the same event of a task.
+JOBS_OWN = {
+    "%s was claimed from the queue %s",
+    "%s started attempt %d, %.3f s after it was enqueued",
+}
+
+
 @pytest.mark.parametrize("chosen", [logging.CRITICAL, "CRITICAL"])
 @pytest.mark.parametrize("name", EVENTS)
 async def test_chosen_levels(name: str, chosen: int | str, log: ListHandler) -> None:
     """A level is chosen for one event and changes that one alone."""
-    usual = await _all_twelve(log)
-    changed = await _all_twelve(log, **{name: chosen})
+    usual = await _everything(log)
+    changed = await _everything(log, **{name: chosen})
     assert {level for _, level in changed - usual} == {logging.CRITICAL}
-    assert len({text for text, _ in changed - usual}) == 1
+    assert len({text for text, _ in changed - usual} - JOBS_OWN) == 1
 
 
-async def _all_twelve(log: ListHandler, **levels: Any) -> Counter[tuple[str, int]]:
+async def _everything(log: ListHandler, **levels: Any) -> Counter[tuple[str, int]]:
     """Have everything logged; return how often each text was, with its level."""
     log.records.clear()
     observer = LoggingObserver("jobs", **levels)
@@ -339,6 +449,19 @@ def test_nobody_can_forge_a_line_of_a_stack(log: ListHandler, observer: LoggingO
     assert all(line.isprintable() for line in stalled.split("\n"))
     assert len(stalled.split("\n")) == 4
     assert closing.isprintable()
+
+
+def test_nobody_can_forge_a_line_by_a_job(log: ListHandler, observer: LoggingObserver) -> None:
+    """What another process has put into the broker is escaped, too."""
+    job = Job(id=EVIL, handler=EVIL, queue=EVIL, attempt=1, enqueued_at=0.0)
+    error = EvilError(EVIL)
+    observer.on_job_enqueued(JobEnqueued(job=job, meta={}, time=0.0, delay=0.0))
+    observer.on_job_dead(JobDead(job=job, meta={}, time=0.0, error=error))
+    observer.on_task_added(event(TaskAdded, name=EVIL, job=job, delay=0.0))
+    observer.on_task_retrying(event(TaskRetrying, name=EVIL, job=job, error=error, delay=0.0))
+    escaped = repr(EVIL)[1:-1]
+    assert [message.count(escaped) for message in log.messages] == [3, 4, 3, 4]
+    assert all(message.isprintable() for message in log.messages)
 
 
 def test_text_that_is_no_plain_string(log: ListHandler, observer: LoggingObserver) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 import textwrap
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -15,11 +15,7 @@ import anyio
 import pytest
 from fates import FATES, LOOP, TWICE, Fate, Flaky, broken, fine, meet, nap
 from opentelemetry import baggage, context, trace
-from opentelemetry.sdk.metrics import MeterProvider
-from opentelemetry.sdk.metrics.export import InMemoryMetricReader
-from opentelemetry.sdk.trace import ReadableSpan, Span, SpanProcessor, TracerProvider
-from opentelemetry.sdk.trace.export import SimpleSpanProcessor
-from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+from opentelemetry.sdk.trace import Span, SpanProcessor
 from opentelemetry.sdk.trace.sampling import Decision, Sampler, SamplingResult
 from opentelemetry.semconv.attributes.code_attributes import CODE_FUNCTION_NAME, CODE_STACKTRACE
 from opentelemetry.semconv.attributes.error_attributes import ERROR_TYPE
@@ -29,55 +25,11 @@ from opentelemetry.semconv.attributes.exception_attributes import (
     EXCEPTION_TYPE,
 )
 from opentelemetry.trace import SpanKind, StatusCode
+from telemetry import Telemetry, attributes, ids
 from tenacity import AsyncRetrying, retry_if_result, stop_after_attempt, wait_fixed
 
 from background import Manager, Observer, Task, TaskStarted, every
 from background.observers.otel import OpenTelemetryObserver
-
-
-class Telemetry:
-    """The SDK, with an exporter of spans and a reader of metrics in memory."""
-
-    def __init__(self) -> None:
-        self._exporter = InMemorySpanExporter()
-        self._reader = InMemoryMetricReader()
-        self.tracers = TracerProvider()
-        self.tracers.add_span_processor(SimpleSpanProcessor(self._exporter))
-        self.meters = MeterProvider([self._reader])
-        self.tracer = self.tracers.get_tracer("test")
-
-    def observer(self, *, linked: bool = False) -> OpenTelemetryObserver:
-        return OpenTelemetryObserver(self.tracers, self.meters, linked=linked)
-
-    @property
-    def spans(self) -> list[ReadableSpan]:
-        """The ended spans, oldest first."""
-        return list(self._exporter.get_finished_spans())
-
-    @property
-    def span(self) -> ReadableSpan:
-        (span,) = self.spans
-        return span
-
-    def metric(self, name: str) -> Any:
-        data = self._reader.get_metrics_data()
-        (found,) = (
-            metric
-            for resource in data.resource_metrics
-            for scope in resource.scope_metrics
-            for metric in scope.metrics
-            if metric.name == f"background.task.{name}"
-        )
-        return found
-
-    def points(self, name: str) -> dict[tuple[Any, ...], Any]:
-        """Return a metric's data points by the values of their attributes."""
-        return {
-            tuple(point.attributes.values()): point for point in self.metric(name).data.data_points
-        }
-
-    def values(self, name: str) -> dict[tuple[Any, ...], float]:
-        return {key: point.value for key, point in self.points(name).items()}
 
 
 @pytest.fixture
@@ -88,16 +40,6 @@ def telemetry() -> Telemetry:
 @pytest.fixture
 def observer(telemetry: Telemetry) -> OpenTelemetryObserver:
     return telemetry.observer()
-
-
-def attributes(of: Any) -> Mapping[str, Any]:
-    assert of.attributes is not None
-    return {name.removeprefix("background.task."): value for name, value in of.attributes.items()}
-
-
-def ids(span: trace.SpanContext | None) -> tuple[int, int]:
-    assert span is not None
-    return span.trace_id, span.span_id
 
 
 async def test_a_span_for_each_run(telemetry: Telemetry, observer: OpenTelemetryObserver) -> None:
@@ -518,7 +460,7 @@ async def test_every_end_is_measured_once(fate: Fate, telemetry: Telemetry) -> N
         assert runs == len(telemetry.spans)
     for span in telemetry.spans:
         assert {"outcome", "attempts"} <= attributes(span).keys()
-    assert observer._spans == {}
+    assert observer._runs == {}
 
 
 async def test_active_runs(telemetry: Telemetry, observer: OpenTelemetryObserver) -> None:

@@ -9,11 +9,13 @@ from typing import Any
 
 import anyio
 import pytest
-from fates import FATES, LOOP, Fate, fine, meet, nap
+from fates import FATES, JOBS, LOOP, Fate, JobFate, broken, fine, meet, meet_job, nap
 from tenacity import AsyncRetrying, stop_after_attempt, wait_fixed
 
 from background import Manager, Task, TaskStalled, every
 from background.observers import StallObserver
+from background.queues import JobQueue
+from background.queues.memory import MemoryBroker
 from background.testing import RecordingObserver, VirtualTimeLoop, virtual_time
 
 
@@ -248,6 +250,46 @@ async def test_every_end_is_forgotten(fate: Fate) -> None:
     observer = Leftovers(1)
     await meet(fate, observer)  # type: ignore[arg-type]
     assert observer.left == 0
+
+
+@pytest.mark.parametrize("fate", JOBS.values(), ids=JOBS)
+async def test_every_end_of_a_job_is_forgotten(fate: JobFate) -> None:
+    observer = Leftovers(0.5)
+    await meet_job(fate, observer)
+    assert observer.left == 0
+
+
+async def test_a_job_between_two_attempts_is_not_timed(recorder: RecordingObserver) -> None:
+    """It is with the broker; its next attempt is a task of its own, timed from its start."""
+    jobs, observer = JobQueue(MemoryBroker()), StallObserver(2)
+    policy = AsyncRetrying(stop=stop_after_attempt(2), wait=wait_fixed(100))
+    slow = jobs.handler(name="slow", timeout=5, retry=policy)(nap)
+    async with Manager(observers=[recorder, observer]) as manager, jobs:
+        await jobs.start(manager)
+        job = await slow.enqueue(100)
+        await anyio.sleep(50)
+        assert timed(observer) == []
+        assert elapsed(recorder) == [2, 4]
+        await job.wait()
+    assert elapsed(recorder) == [2, 4, 2, 4]
+    assert [event.attempt for event in recorder.of(TaskStalled)] == [1, 1, 2, 2]
+
+
+async def test_a_thousand_retried_jobs_leave_nothing(recorder: RecordingObserver) -> None:
+    jobs, observer = JobQueue(MemoryBroker()), StallObserver(1_000_000)
+    policy = AsyncRetrying(stop=stop_after_attempt(2), wait=wait_fixed(1))
+    unlucky = jobs.handler(name="unlucky", retry=policy)(broken)
+    async with Manager(observers=[recorder, observer]) as manager, jobs:
+        forever = manager.run_task(Task(nap, args=(100_000,), stall_after=500_000))
+        await jobs.start(manager, concurrency=100)
+        handles = await unlucky.enqueue_many([()] * 1_000)
+        for job in handles:
+            await job.wait()
+        assert timed(observer) == [forever.id]
+        assert len(observer._heap) <= 70
+        assert list(observer._own) == [forever.id]
+        forever.cancel()
+    assert recorder.names().count("retrying") == 1_000
 
 
 async def test_many_short_tasks_leave_nothing(recorder: RecordingObserver) -> None:

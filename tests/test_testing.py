@@ -14,10 +14,13 @@ from typing import Any
 import anyio
 import anyio.to_thread
 import pytest
-from fates import HOOKS, Flaky, broken, everything_happens, fine, nap
+from fates import HOOKS, JOBS, Flaky, broken, everything_happens, fine, meet_job, nap
 
 import background
 from background import (
+    Job,
+    JobDead,
+    JobEnqueued,
     Manager,
     ManagerClosedEvent,
     ManagerClosingEvent,
@@ -41,9 +44,33 @@ from background.testing import (
 async def test_recorder_has_every_hook() -> None:
     recorder = RecordingObserver()
     await everything_happens(recorder)
-    assert {f"on_task_{name}" for name in recorder.names()} | {
-        f"on_manager_{name}" for name in recorder.names()
+    assert {
+        f"on_{subject}_{name}"
+        for name in recorder.names()
+        for subject in ("task", "job", "manager")
     } >= set(HOOKS)
+
+
+async def test_recorder_finds_jobs_by_id(recorder: RecordingObserver) -> None:
+    """Their own events as well as those of the tasks that ran them."""
+    await meet_job(JOBS["gives up"], recorder)
+    id = await meet_job(JOBS["succeeds"], recorder)
+    assert recorder.names(id) == ["enqueued", "added", "started", "succeeded"]
+    (enqueued,) = recorder.of(JobEnqueued, id)
+    assert enqueued.job.id == id
+    assert recorder.of(JobDead, id) == []
+    assert len(recorder.of(JobDead)) == 1
+    assert await recorder.wait_for(JobEnqueued, count=2) is enqueued
+
+
+def test_recorder_finds_a_job_whose_task_has_another_id(recorder: RecordingObserver) -> None:
+    """As one has that runs beside an attempt which has lost its lease."""
+    job = Job(id="7", handler="send", queue="mail", attempt=2, enqueued_at=0.0)
+    names = ("id", "name", "kind", "meta", "iteration", "attempt", "time", "duration", "final")
+    fields: dict[str, Any] = {**dict.fromkeys(names), "id": "x-1"}
+    recorder.on_task_succeeded(TaskSucceeded(**fields, job=job))
+    assert recorder.names("7") == recorder.names("x-1") == ["succeeded"]
+    assert recorder.names("8") == []
 
 
 async def test_recorder_names_events(recorder: RecordingObserver) -> None:

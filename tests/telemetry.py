@@ -1,0 +1,72 @@
+"""OpenTelemetry's own SDK, with all that it gets kept in memory."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from opentelemetry import trace
+from opentelemetry.sdk.metrics import MeterProvider
+from opentelemetry.sdk.metrics.export import InMemoryMetricReader
+from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
+from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+
+from background.observers.otel import OpenTelemetryObserver
+
+
+class Telemetry:
+    """The SDK, with an exporter of spans and a reader of metrics in memory."""
+
+    def __init__(self) -> None:
+        self._exporter = InMemorySpanExporter()
+        self._reader = InMemoryMetricReader()
+        self.tracers = TracerProvider()
+        self.tracers.add_span_processor(SimpleSpanProcessor(self._exporter))
+        self.meters = MeterProvider([self._reader])
+        self.tracer = self.tracers.get_tracer("test")
+
+    def observer(self, *, linked: bool = False) -> OpenTelemetryObserver:
+        return OpenTelemetryObserver(self.tracers, self.meters, linked=linked)
+
+    @property
+    def spans(self) -> list[ReadableSpan]:
+        """The ended spans, oldest first."""
+        return list(self._exporter.get_finished_spans())
+
+    @property
+    def span(self) -> ReadableSpan:
+        (span,) = self.spans
+        return span
+
+    def metric(self, name: str) -> Any:
+        """Return a metric by its name: what follows `background.task.`, or else with `job.`."""
+        name = name if name.startswith("job.") else f"task.{name}"
+        data = self._reader.get_metrics_data()
+        (found,) = (
+            metric
+            for resource in data.resource_metrics
+            for scope in resource.scope_metrics
+            for metric in scope.metrics
+            if metric.name == f"background.{name}"
+        )
+        return found
+
+    def points(self, name: str) -> dict[tuple[Any, ...], Any]:
+        """Return a metric's data points by the values of their attributes."""
+        return {
+            tuple(point.attributes.values()): point for point in self.metric(name).data.data_points
+        }
+
+    def values(self, name: str) -> dict[tuple[Any, ...], float]:
+        return {key: point.value for key, point in self.points(name).items()}
+
+
+def attributes(of: Any) -> Mapping[str, Any]:
+    assert of.attributes is not None
+    return {name.removeprefix("background.task."): value for name, value in of.attributes.items()}
+
+
+def ids(span: trace.SpanContext | None) -> tuple[int, int]:
+    assert span is not None
+    return span.trace_id, span.span_id
