@@ -2,18 +2,33 @@
 
 from __future__ import annotations
 
+import dataclasses
 import subprocess
 import sys
 import textwrap
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import anyio
 import pytest
-from fates import FATES, LOOP, TWICE, Fate, Flaky, broken, fine, meet, nap
+from fates import (
+    FATES,
+    JOBS,
+    LOOP,
+    TWICE,
+    Fate,
+    Flaky,
+    JobFate,
+    broken,
+    fine,
+    meet,
+    meet_job,
+    nap,
+)
 from opentelemetry import baggage, context, trace
 from opentelemetry.sdk.trace import Span, SpanProcessor
 from opentelemetry.sdk.trace.sampling import Decision, Sampler, SamplingResult
@@ -25,11 +40,15 @@ from opentelemetry.semconv.attributes.exception_attributes import (
     EXCEPTION_TYPE,
 )
 from opentelemetry.trace import SpanKind, StatusCode
+from processes import running
 from telemetry import Telemetry, attributes, ids
 from tenacity import AsyncRetrying, retry_if_result, stop_after_attempt, wait_fixed
 
-from background import Manager, Observer, Task, TaskStarted, every
+from background import Job, Manager, Observer, Task, TaskKind, TaskStarted, every
 from background.observers.otel import OpenTelemetryObserver
+from background.queues import JobQueue
+from background.queues.memory import MemoryBroker
+from background.testing import virtual_wall_clock
 
 
 @pytest.fixture
@@ -520,6 +539,195 @@ async def test_units(telemetry: Telemetry, observer: OpenTelemetryObserver) -> N
         for point in telemetry.metric(metric).data.data_points:
             names = [name.removeprefix("background.task.") for name in point.attributes]
             assert set(names) <= {"name", "kind", "outcome", ERROR_TYPE}
+
+
+# Jobs
+
+
+@pytest.mark.parametrize("fate", JOBS.values(), ids=JOBS)
+async def test_every_end_of_a_job_is_measured_once(fate: JobFate, telemetry: Telemetry) -> None:
+    """Each attempt is a task that is added and finished, and a run that is no longer active."""
+    observer = telemetry.observer()
+    id = await meet_job(fate, observer)
+    assert sum(telemetry.values("added").values()) == sum(telemetry.values("finished").values())
+    if telemetry.spans:
+        assert set(telemetry.values("active").values()) == {0}
+        runs = sum(point.count for point in telemetry.points("duration").values())
+        assert runs == len(telemetry.spans)
+    names = fate.order.split()
+    spans = [span for span in telemetry.spans if span.name == "job"]
+    assert len(spans) == names.count("started")
+    ends = [name for name in names if name in ("retrying", "succeeded", "failed", "cancelled")]
+    if not fate.queued:
+        assert [attributes(span)["outcome"] for span in spans] == ends
+    for number, span in enumerate(spans, 1):
+        assert span.kind is SpanKind.CONSUMER
+        told = {
+            name.removeprefix("background.job."): value
+            for name, value in attributes(span).items()
+            if name.startswith("background.job.")
+        }
+        assert told == {"id": id, "queue": "mail", "attempt": number}
+    assert observer._runs == {}
+
+
+async def test_metrics_of_jobs(telemetry: Telemetry, observer: OpenTelemetryObserver) -> None:
+    for fate in ("succeeds", "succeeds at last", "gives up at last", "refused results"):
+        await meet_job(JOBS[fate], observer)
+    assert telemetry.values("job.enqueued") == {("job", "mail"): 4}
+    assert telemetry.values("job.dead") == {
+        ("job", "mail", "ValueError"): 1,
+        ("job", "mail", "tenacity.RetryError"): 1,
+    }
+    assert telemetry.values("finished") == {
+        ("job", "one-off", "mail", "succeeded"): 2,
+        ("job", "one-off", "mail", "retrying", "ValueError"): 2,
+        ("job", "one-off", "mail", "retrying"): 1,
+        ("job", "one-off", "mail", "failed", "ValueError"): 1,
+        ("job", "one-off", "mail", "failed", "tenacity.RetryError"): 1,
+    }
+    assert telemetry.values("retries") == {
+        ("job", "one-off", "mail", "ValueError"): 2,
+        ("job", "one-off", "mail"): 1,
+    }
+    units = {name: telemetry.metric(f"job.{name}").unit for name in ("enqueued", "dead")}
+    assert units == {"enqueued": "{job}", "dead": "{job}"}
+
+
+async def test_an_attempt_that_is_followed_by_another(
+    telemetry: Telemetry, observer: OpenTelemetryObserver
+) -> None:
+    """Its span has its error, and its duration is measured."""
+    jobs = JobQueue(MemoryBroker())
+    slow = jobs.handler(name="slow", retry=TWICE, timeout=3)(nap)
+    async with Manager(observers=[observer]) as manager, jobs:
+        await jobs.start(manager)
+        await (await slow.enqueue(100)).wait()
+    first, second = telemetry.spans
+    assert [event.name for event in first.events] == ["background.task.retry", "exception"]
+    assert first.status.status_code is StatusCode.ERROR
+    assert str(first.status.description).startswith("TimeoutError: an attempt of task 'slow' took")
+    assert attributes(first)[ERROR_TYPE] == "TimeoutError"
+    assert attributes(first)["attempts"] == 1
+    assert attributes(first.events[0])["delay"] == 5.0
+    assert [event.name for event in second.events] == ["exception"]
+    durations = {key[3]: point.sum for key, point in telemetry.points("duration").items()}
+    assert durations == {"retrying": pytest.approx(3), "failed": pytest.approx(3)}
+
+
+async def test_a_refused_result_of_a_job_is_no_error_yet(
+    telemetry: Telemetry, observer: OpenTelemetryObserver
+) -> None:
+    await meet_job(JOBS["refused results"], observer)
+    first, _ = telemetry.spans
+    assert [event.name for event in first.events] == ["background.task.retry"]
+    assert first.status.status_code is StatusCode.UNSET
+    assert ERROR_TYPE not in attributes(first)
+
+
+async def test_times_until_jobs_start(
+    telemetry: Telemetry, observer: OpenTelemetryObserver
+) -> None:
+    """From enqueueing to the first attempt: a delay counts, and later attempts do not."""
+    jobs = JobQueue(MemoryBroker())
+    handler = jobs.handler(name="job", retry=TWICE)(broken)
+    with virtual_wall_clock(datetime(2030, 1, 1, tzinfo=UTC)):
+        async with Manager(observers=[observer]) as manager, jobs:
+            await handler.enqueue()
+            job = await handler.options(delay=10).enqueue()
+            await anyio.sleep(7)
+            await jobs.start(manager)
+            await job.wait()
+            await manager.wait()
+    (point,) = telemetry.points("job.queue_time").values()
+    assert (point.count, round(point.sum, 3)) == (2, 17)
+    assert (point.explicit_bounds[0], point.explicit_bounds[-1]) == (0.005, 3600)
+    assert telemetry.metric("job.queue_time").unit == "s"
+    assert sum(each.count for each in telemetry.points("queue_time").values()) == 4
+
+
+async def test_a_job_from_a_host_whose_clock_is_ahead(telemetry: Telemetry) -> None:
+    """No time until its start is negative, which the SDK would refuse with a warning."""
+    job = Job(id="7", handler="send", queue="mail", attempt=1, enqueued_at=100.0)
+    names = [field.name for field in dataclasses.fields(TaskStarted)]
+    fields: dict[str, Any] = {**dict.fromkeys(names), "id": "7", "name": "send", "job": job}
+    fields |= {"kind": TaskKind.ONE_OFF, "time": 40.0, "queued_for": 0.0, "fn": fine}
+    with telemetry.observer().around_task(TaskStarted(**fields)):
+        pass
+    (point,) = telemetry.points("job.queue_time").values()
+    assert (point.count, point.sum) == (1, 0)
+
+
+@pytest.mark.parametrize("linked", [False, True])
+async def test_the_trace_goes_on_where_the_job_runs(linked: bool, telemetry: Telemetry) -> None:
+    """Enqueued with one queue object, and worked off with another that shares the broker alone."""
+    broker = MemoryBroker()
+    here, there = JobQueue(broker), JobQueue(broker)
+    there.handler(name="send", retry=TWICE)(Flaky(1))
+    async with here:
+        token = context.attach(baggage.set_baggage("user", "ada"))
+        with telemetry.tracer.start_as_current_span("request"):
+            job = await here.enqueue("send")
+        context.detach(token)
+    elsewhere = Telemetry()
+    async with Manager(observers=[elsewhere.observer(linked=linked)]) as manager, there:
+        await there.start(manager)
+        await there.handle(job.id).wait()
+    (request,) = telemetry.spans
+    for attempt in elsewhere.spans:
+        parent = ids(attempt.parent) if attempt.parent is not None else None
+        assert parent == (None if linked else ids(request.context))
+        assert [ids(link.context) for link in attempt.links] == (
+            [ids(request.context)] if linked else []
+        )
+        same = attempt.context.trace_id == request.context.trace_id
+        assert same != linked
+    assert len(elsewhere.spans) == 2
+
+
+async def test_a_worker_does_not_lend_its_own_trace_to_jobs(telemetry: Telemetry) -> None:
+    """A job that was enqueued outside of any trace begins one, wherever its worker was started."""
+    jobs = JobQueue(MemoryBroker())
+    handler = jobs.handler(name="send")(fine)
+    async with Manager(observers=[telemetry.observer()]) as manager, jobs:
+        with telemetry.tracer.start_as_current_span("startup"):
+            await jobs.start(manager)
+        await (await handler.enqueue()).wait()
+    spans = {span.name: span for span in telemetry.spans}
+    assert spans["send"].parent is None
+    assert spans["send"].context.trace_id != spans["startup"].context.trace_id
+
+
+async def test_jobs_that_a_job_enqueues(
+    telemetry: Telemetry, observer: OpenTelemetryObserver
+) -> None:
+    """They belong to its trace."""
+    jobs = JobQueue(MemoryBroker())
+    inner = jobs.handler(name="inner")(fine)
+
+    @jobs.handler(name="outer")
+    async def outer() -> None:
+        await inner.enqueue()
+
+    async with Manager(observers=[observer]) as manager, jobs:
+        await jobs.start(manager)
+        await outer.enqueue()
+        while len(telemetry.spans) < 2:
+            await anyio.sleep(0.1)
+    spans = {span.name: span for span in telemetry.spans}
+    assert ids(spans["inner"].parent) == ids(spans["outer"].context)
+
+
+def test_one_trace_across_two_processes(tmp_path: Path) -> None:
+    """The ids that both print are those of one trace, and of the parent and its child."""
+    script = Path(__file__).parent / "scripts" / "traced_job.py"
+    url = f"sqlite:///{tmp_path.as_posix()}/jobs.db"
+    with running(script, "enqueue", url) as enqueuer:
+        trace_id, span_id = enqueuer.wait_for("enqueued").split()[1:]
+        assert enqueuer.wait() == 0
+    with running(script, "work", url) as worker:
+        assert worker.wait_for("worked") == f"worked {trace_id} {span_id} CONSUMER"
+        assert worker.wait() == 0
 
 
 # Without the SDK
