@@ -47,10 +47,17 @@ class Settler:
         self._batch = Batch(event)  # that fills
         self._sent: Batch | None = None  # which has no answers yet
         self._filled = event()
+        self._running = False
+        self._closed = False
 
     def put(self, settlement: Settlement, holder: Held) -> tuple[Batch, int]:
         """Have a job settled; return where its answer will be."""
         batch = self._batch
+        if self._closed:
+            batch = Batch(self._event)
+            batch.answers = [None]
+            batch.done.set()
+            return batch, 0
         batch.settlements.append(settlement)
         batch.holders.append(holder)
         if len(batch.settlements) == 1:
@@ -66,18 +73,27 @@ class Settler:
     async def drain(self) -> None:
         """Wait until everything has been sent."""
         while self._sent is not None or self._batch.settlements:
-            await (self._sent or self._batch).done.wait()
+            if self._sent is None and not self._running:  # as the manager has closed
+                await self._send_next()
+            else:
+                await (self._sent or self._batch).done.wait()
+
+    def close(self) -> None:
+        """Settle no more: what comes late will not be settled."""
+        self._closed = True
 
     async def run(self) -> None:
         """Send what there is to be sent, until cancelled; then send the rest."""
+        self._running = True
         try:
             while True:
                 await self._filled.wait()
                 await checkpoint()  # what ends in this turn of the event loop comes along
                 await self._send_next()
         finally:
-            if self._batch.settlements:
+            while self._batch.settlements:
                 await self._send_next()
+            self._running = False
 
     async def _send_next(self) -> None:
         batch = self._sent = self._batch

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import random
+from collections import Counter
 from collections.abc import Awaitable, Callable
 from contextvars import copy_context
 from functools import partial
@@ -66,6 +67,9 @@ class Worker:
         self._waiting = False  # for that
         self._stopped = False
         self._claiming = True
+        self._closing: Counter[JobRun | None] = Counter()  # who is in close(), how often
+        self._ending = False
+        self._stuck: set[JobRun] = set()
         self._closed = False
         self._pause: anyio.CancelScope | None = None  # which a stop cuts short
         self._scopes: set[anyio.CancelScope] = set()
@@ -108,17 +112,31 @@ class Worker:
         """
         _checks.optional(_checks.seconds, "timeout", timeout, at_least=0)
         self.stop()
-        with anyio.move_on_after(timeout):
-            await self._idle()
-        for run in list(self._runs):
-            run.hand_back()
-        with anyio.move_on_after(self._cancel_timeout):
-            await self._idle()
-            await self.settler.drain()
-        self._closed = True
-        self._life.engine.on_loops_stopped.discard(self.stop)
-        for scope in self._scopes:
-            scope.cancel()
+        mine = _current_run()
+        self._closing[mine] += 1
+        self._tell_change()
+        try:
+            with anyio.move_on_after(timeout):
+                await self._idle(mine)
+            for run in self._others(mine):
+                run.hand_back()
+            with anyio.move_on_after(self._cancel_timeout):
+                await self._idle(mine)
+                await self.settler.drain()
+            self._stuck = self._others(mine)
+        finally:
+            self._closing[mine] -= 1
+        self._ending = True
+        self._end_services()
+
+    def _end_services(self) -> None:
+        """Stop for good, once nothing is left to be settled that will be."""
+        if not self._closed and self._runs <= self._stuck:
+            self._closed = True
+            self._life.engine.on_loops_stopped.discard(self.stop)
+            self.settler.close()
+            for scope in self._scopes:
+                scope.cancel()
 
     def cancel(self, id: str) -> None:
         """End the run of a job that has been cancelled, if it is here."""
@@ -126,13 +144,17 @@ class Worker:
             if run.job.id == id:
                 run.cancel()
 
-    async def _idle(self) -> None:
-        """Wait until there are no jobs but the caller's own, and no more to come."""
-        handle = current_handle.get()
-        mine = {None if handle is None else handle._durable}
+    def _others(self, mine: JobRun | None) -> set[JobRun]:
+        """Return the jobs that a caller waits for: not its own, nor others that wait likewise."""
+        if mine is None:
+            return set(self._runs)
+        return {run for run in self._runs if not self._closing[run]}
+
+    async def _idle(self, mine: JobRun | None) -> None:
+        """Wait until there are no other jobs, and no more to come."""
         async with anyio.create_task_group() as group:
             group.start_soon(self._give_up, group.cancel_scope)
-            while self._runs - mine or self._claiming:
+            while self._others(mine) or self._claiming:
                 await self._change()
             group.cancel_scope.cancel()
 
@@ -208,6 +230,8 @@ class Worker:
         """Have room for another job in a run's place."""
         self._runs.discard(run)
         self._tell_change()
+        if self._ending:
+            self._end_services()
 
     async def _sweep(self) -> None:
         outage = Outage("looking after jobs")
@@ -222,3 +246,9 @@ class Worker:
 
     def __repr__(self) -> str:
         return f"<Worker of {self.queues!r}, {self.in_flight} of {self.concurrency}>"
+
+
+def _current_run() -> JobRun | None:
+    handle = current_handle.get()
+    run = None if handle is None else handle._durable
+    return run if isinstance(run, JobRun) else None
