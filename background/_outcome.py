@@ -12,10 +12,11 @@ from ._states import TaskStatus
 class Outcome:
     """How a run or an iteration ended, after `duration` seconds, with a value or an error.
 
-    `retry_in` are the seconds after which a durable job that failed will have another attempt.
+    `retry_in` are the seconds after which a durable job that failed will have another attempt;
+    `gave_up` tells that there will be none.
     """
 
-    __slots__ = ("duration", "error", "retry_in", "status", "value")
+    __slots__ = ("duration", "error", "gave_up", "retry_in", "status", "value")
 
     def __init__(
         self,
@@ -30,6 +31,7 @@ class Outcome:
         self.value = value
         self.error = error
         self.retry_in = retry_in
+        self.gave_up = False
 
 
 Settle = Callable[[TaskHandle[Any], Outcome], None]

@@ -150,7 +150,7 @@ def ended(handle: TaskHandle[Any], outcome: Outcome | None) -> None:
     else:
         assert outcome is not None
         done(handle, outcome, final=True)
-        if handle.job is not None and outcome.error is not None:
+        if handle.job is not None and outcome.gave_up and outcome.error is not None:
             _dead(handle, handle.job, outcome.error)
 
 

@@ -253,6 +253,8 @@ class JobRun:
             outcome.status, outcome.error = TaskStatus.FAILED, verdict.error
             if verdict.state is JobState.SCHEDULED:
                 outcome.retry_in = verdict.delay
+            else:
+                outcome.gave_up = True
         elif outcome.status is not TaskStatus.FAILED or handle._cancelled:
             return self._as_cancelled(handle, outcome, handle._reason or CANCELLED)
         return outcome
