@@ -27,7 +27,8 @@ T = TypeVar("T")
 class FaultyBroker(Broker):
     """Passes everything on to a broker that is open, unless it is told not to.
 
-    - `asked`: how often each method was called; `claims`: what was handed out, in order.
+    - `asked`: how often each method was called; `claims`: what was handed out, in order;
+      `settled`: how many of those were taken back.
     - `down`: methods that raise `BrokerUnavailable` for as long as they are in it.
     """
 
@@ -35,7 +36,8 @@ class FaultyBroker(Broker):
         self.real = real
         self.asked: Counter[str] = Counter()
         self.claims: list[Claim] = []
-        self.wanted: list[int] = []  # for how many jobs each claim asked
+        self.settled = 0
+        self.most = 0  # that were held at once, with those that were asked for
         self.down: set[str] = set()
         self._faults: dict[str, deque[Exception]] = {}
         self._lose: Counter[str] = Counter()
@@ -92,7 +94,7 @@ class FaultyBroker(Broker):
         return await self._through("enqueue", lambda: self.real.enqueue(messages))
 
     async def claim(self, queues: Sequence[str], most: int, *, lease: float) -> list[Claim]:
-        self.wanted.append(most)
+        self.most = max(self.most, len(self.claims) - self.settled + most)
         claims = await self._through("claim", lambda: self.real.claim(queues, most, lease=lease))
         self.claims += claims
         return claims
@@ -104,7 +106,9 @@ class FaultyBroker(Broker):
         return await self._through("renew", lambda: self.real.renew(claims, lease=lease))
 
     async def settle(self, settlements: Sequence[Settlement]) -> list[bool]:
-        return await self._through("settle", lambda: self.real.settle(settlements))
+        answers = await self._through("settle", lambda: self.real.settle(settlements))
+        self.settled += sum(answers)
+        return answers
 
     async def save(self, id: str, token: str, result: bytes) -> bool:
         return await self._through("save", lambda: self.real.save(id, token, result))
