@@ -37,12 +37,16 @@ class Announcer:
     """Tells a queue's observers, those of handlers, and those of the managers it works for."""
 
     def __init__(self, observers: tuple[Observer, ...]) -> None:
-        backend = current_backend()
+        self._backend = current_backend()
         self._observers = observers
         self._fatal: list[BaseException] = []
-        self._services = Services(backend, copy_context())
-        self._own = Listeners(observers, backend, self._services.start, self._fatal.append)
+        self._services = Services(self._backend, copy_context())
+        self._own = Listeners(observers, self._backend, self._services.start, self._fatal.append)
         self._lives: list[Lifecycle] = []
+
+    async def open(self) -> None:
+        """Make ready for `async def` hooks."""
+        await self._backend.open()
 
     def join(self, life: Lifecycle) -> None:
         """Tell a manager's observers, too."""
@@ -54,33 +58,30 @@ class Announcer:
         """Tell of jobs that were enqueued. Raises what must end the program."""
         visiting = self._observers + observers
         lives = [life for life in self._lives if life.shutdown.state is not ManagerState.CLOSED]
-        for life in lives:
-            _tell(life.listeners, visiting, messages, options)
+        told: set[int] = set()  # ids of observers, which several managers may share
+        for listeners in [life.listeners for life in lives] or [self._own]:
+            hooks = listeners.hooks_for(visiting) if visiting else listeners.hooks
+            asking = hooks.on_job_enqueued
+            asking = tuple(hook for hook in asking if id(hook.listener.observer) not in told)
+            for message in messages if asking else ():
+                hooks.tell(asking, _event(message, options))
+            told.update(id(hook.listener.observer) for hook in asking)
+            if visiting:
+                listeners.release(visiting)
             visiting = ()  # it has told them
-        if not lives:
-            _tell(self._own, visiting, messages, options)
-        if self._fatal:
-            raise self._fatal.pop()
+        self._raise_fatal()
 
     async def close(self, timeout: float) -> None:
-        """Let `async def` hooks catch up for at most `timeout` seconds."""
+        """Let `async def` hooks catch up for at most `timeout` seconds. Raises as `tell`."""
         await self._own.flush(timeout)
         self._own.give_up()
         await self._services.stop(timeout)
+        self._backend.close()
+        self._raise_fatal()
 
-
-def _tell(
-    listeners: Listeners,
-    visiting: tuple[Observer, ...],
-    messages: Sequence[Message],
-    options: Options,
-) -> None:
-    hooks = listeners.hooks_for(visiting) if visiting else listeners.hooks
-    if hooks.on_job_enqueued:
-        for message in messages:
-            hooks.tell(hooks.on_job_enqueued, _event(message, options))
-    if visiting:
-        listeners.release(visiting)
+    def _raise_fatal(self) -> None:
+        if self._fatal:
+            raise self._fatal.pop()
 
 
 def _event(message: Message, options: Options) -> JobEnqueued:

@@ -129,6 +129,7 @@ class JobQueue:
             raise QueueError("the queue is open already")
         await self._client.open()
         announcer = Announcer(self._observers)
+        await announcer.open()
         workforce = Workforce(
             self._client,
             announcer,
@@ -157,8 +158,10 @@ class JobQueue:
         finally:
             with anyio.CancelScope(shield=True):
                 self._open = None
-                await opened.announcer.close(_FLUSH)
-                await self._client.close()
+                try:
+                    await opened.announcer.close(_FLUSH)
+                finally:
+                    await self._client.close()
 
     def _opened(self) -> _Open:
         if self._open is None:
