@@ -151,8 +151,7 @@ class LoggingObserver(Observer):
         if level := self._enabled("stuck" if report.stuck else "closed"):
             counts = {fate: len(getattr(report, fate)) for fate in _FATES}
             stuck = "".join(
-                f"\n{_subject(handle)} stands at\n"
-                f"{stack_lines(report.stacks.get(handle.id, ()))}"
+                f"\n{_subject(handle)} stands at\n{stack_lines(report.stacks.get(handle.id, ()))}"
                 for handle in report.stuck
             )
             args = (quoted(event.name), event.duration, report.summary, stuck)
