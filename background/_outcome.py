@@ -12,11 +12,11 @@ from ._states import TaskStatus
 class Outcome:
     """How a run or an iteration ended, after `duration` seconds, with a value or an error.
 
-    `retry_in` are the seconds after which a durable job that failed will have another attempt;
-    `gave_up` tells that there will be none.
+    `retry_in` are the seconds after which a durable job that failed will have another attempt, and
+    `is_dead` tells that it has given up.
     """
 
-    __slots__ = ("duration", "error", "gave_up", "retry_in", "status", "value")
+    __slots__ = ("duration", "error", "is_dead", "retry_in", "status", "value")
 
     def __init__(
         self,
@@ -24,14 +24,13 @@ class Outcome:
         duration: float,
         value: Any,
         error: BaseException | None,
-        retry_in: float | None = None,
     ) -> None:
         self.status = status
         self.duration = duration
         self.value = value
         self.error = error
-        self.retry_in = retry_in
-        self.gave_up = False
+        self.retry_in: float | None = None
+        self.is_dead = False
 
 
 Settle = Callable[[TaskHandle[Any], Outcome], None]

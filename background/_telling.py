@@ -9,7 +9,6 @@ from tenacity import RetryError
 
 from . import _clock
 from ._events import (
-    Job,
     JobDead,
     TaskAdded,
     TaskCancelledEvent,
@@ -150,12 +149,14 @@ def ended(handle: TaskHandle[Any], outcome: Outcome | None) -> None:
     else:
         assert outcome is not None
         done(handle, outcome, final=True)
-        if handle.job is not None and outcome.gave_up and outcome.error is not None:
-            _dead(handle, handle.job, outcome.error)
+        if outcome.is_dead:
+            _dead(handle, outcome)
 
 
-def _dead(handle: TaskHandle[Any], job: Job, error: BaseException) -> None:
-    hooks = handle._hooks
+def _dead(handle: TaskHandle[Any], outcome: Outcome) -> None:
+    hooks, job, error = handle._hooks, handle.job, outcome.error
+    assert job is not None
+    assert error is not None
     if hooks.on_job_dead:
         event = JobDead(job=job, meta=handle.meta, time=_clock.wall(), error=error)
         hooks.tell(hooks.on_job_dead, event)

@@ -6,6 +6,7 @@ import logging
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Protocol
 
+import anyio
 from tenacity import RetryError
 
 from .. import _clock
@@ -179,8 +180,10 @@ class JobRun:
             if verdict.state is not JobState.SUCCEEDED:
                 return verdict, None
             encoded = self._encode(verdict.value)
-        except Exception as error:  # of the policy's functions, or of the result
-            return _Verdict(state=JobState.DEAD, error=error), None
+        except BaseException as error:  # of the policy's functions, or of the result
+            if isinstance(error, (anyio.get_cancelled_exc_class(), GeneratorExit)):
+                raise
+            return _judge_raised(error), None
         if not await self._keep(encoded):
             return self._judge_cancelled(handle._reason), None
         with_the_job = self._owner.client.results is None or self.plan.passes
@@ -192,8 +195,6 @@ class JobRun:
 
     async def _judge_by_policy(self, outcome: Outcome) -> _Verdict:
         attempts, error, value = self._attempts, outcome.error, outcome.value
-        if isinstance(error, KeyboardInterrupt):  # which is the process's, and not the job's
-            return _Verdict(state=JobState.READY, error=error)
         if attempts is not None and (error is None or isinstance(error, Exception)):
             delay = await (attempts.returned(value) if error is None else attempts.failed(error))
             if delay is not None:
@@ -201,7 +202,7 @@ class JobRun:
                 return _Verdict(state=JobState.SCHEDULED, delay=delay, error=error)
             value, error = await attempts.conclude(), None
         if error is not None:
-            return _Verdict(state=JobState.DEAD, error=error)
+            return _judge_raised(error)
         return _Verdict(state=JobState.SUCCEEDED, value=value)
 
     def _encode(self, value: Any) -> bytes | None:
@@ -249,13 +250,12 @@ class JobRun:
         if verdict.state is JobState.SUCCEEDED:
             outcome.value, outcome.error = verdict.value, None
             outcome.status = TaskStatus.SUCCEEDED
-        elif verdict.state is JobState.SCHEDULED or verdict.state is JobState.DEAD:
+        elif verdict.error is not None:
             outcome.status, outcome.error = TaskStatus.FAILED, verdict.error
+            outcome.is_dead = verdict.state is JobState.DEAD
             if verdict.state is JobState.SCHEDULED:
                 outcome.retry_in = verdict.delay
-            else:
-                outcome.gave_up = True
-        elif outcome.status is not TaskStatus.FAILED or handle._cancelled:
+        else:
             return self._as_cancelled(handle, outcome, handle._reason or CANCELLED)
         return outcome
 
@@ -273,3 +273,8 @@ class JobRun:
         if not held:
             self.lose()
             raise QueueError(f"job {self.job.id}: {LOST}")
+
+
+def _judge_raised(error: BaseException) -> _Verdict:
+    interrupted = isinstance(error, KeyboardInterrupt)  # which is the process's, and not the job's
+    return _Verdict(state=JobState.READY if interrupted else JobState.DEAD, error=error)
