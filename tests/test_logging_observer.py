@@ -177,6 +177,7 @@ async def test_messages(
 
 
 ENQUEUED = "job 'job' ({id}) was enqueued in the queue 'mail', due in 0.000 s"
+BACK = "failed attempt 1 and goes back to its queue for another in 5.000 s"
 CLAIMED = "job 'job' ({id}) was claimed from the queue 'mail'"
 
 
@@ -191,8 +192,7 @@ CLAIMED = "job 'job' ({id}) was claimed from the queue 'mail'"
                 ("DEBUG", "job 'job' ({id}) started attempt 1, 0.000 s after it was enqueued"),
                 (
                     "WARNING",
-                    "job 'job' ({id}) failed attempt 1 and goes back to its queue for another in "
-                    "5.000 s: ValueError: broken",
+                    f"job 'job' ({{id}}) {BACK}: ValueError: broken",
                 ),
                 ("DEBUG", CLAIMED),
                 ("DEBUG", "job 'job' ({id}) started attempt 2, 5.000 s after it was enqueued"),
