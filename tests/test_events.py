@@ -5,17 +5,32 @@ from __future__ import annotations
 import copy
 import dataclasses
 import pickle
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from typing import Any
 
 import anyio
 import anyio.lowlevel
 import pytest
-from fates import EVENTS, FATES, LOOP, TWICE, Flaky, broken, fine, meet, nap
+from fates import (
+    EVENTS,
+    FATES,
+    JOBS,
+    LOOP,
+    TWICE,
+    Flaky,
+    JobFate,
+    broken,
+    fine,
+    meet,
+    meet_job,
+    nap,
+)
 from tenacity import AsyncRetrying, retry_if_result, stop_after_attempt, wait_fixed
 
 from background import (
+    JobDead,
+    JobEnqueued,
     Manager,
     ManagerClosedEvent,
     ManagerClosingEvent,
@@ -35,6 +50,7 @@ from background import (
     TaskSucceeded,
     every,
 )
+from background._record import empty, maker, record
 from background.testing import RecordingObserver, virtual_wall_clock
 
 
@@ -52,6 +68,59 @@ def test_events_are_frozen_and_slotted(kind: type) -> None:
     assert event != values
     with pytest.raises(TypeError, match=rf"^{kind.__name__}\.__init__\(\)"):
         kind(*values.values())
+
+
+@record
+class Middling:
+    first: int
+    second: str = "two"
+    third: list[int]
+    fourth: Mapping[str, Any] = dataclasses.field(default_factory=empty)
+    fifth: int = 5
+
+
+def test_records_are_made_quickly_with_defaults_in_the_middle() -> None:
+    """What stands before a field without a default has to be given, what comes after need not."""
+    make = maker(Middling)
+    short = make(1, "2", [3])
+    assert short == Middling(first=1, second="2", third=[3])
+    assert (short.fourth, short.fifth) == ({}, 5)
+    assert short.fourth is Middling(first=1, third=[]).fourth
+    full = make(1, "2", [3], {"four": 4}, 6)
+    assert full == Middling(first=1, second="2", third=[3], fourth={"four": 4}, fifth=6)
+    for few in ((), (1,), (1, "2")):
+        with pytest.raises(TypeError, match="missing"):
+            make(*few)
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        short.fifth = 6
+
+
+@pytest.mark.parametrize("kind", [each for each in EVENTS if issubclass(each, TaskEvent)])
+def test_events_of_tasks_know_no_job_unless_told(kind: type) -> None:
+    names = [field.name for field in dataclasses.fields(kind) if field.name != "job"]
+    assert kind(**dict.fromkeys(names)).job is None
+
+
+@pytest.mark.parametrize("fate", JOBS.values(), ids=JOBS)
+async def test_the_job_in_every_event(fate: JobFate, recorder: RecordingObserver) -> None:
+    """The attempt of the job's event is the job's, and so is that of its task."""
+    with virtual_wall_clock(datetime(2030, 1, 1, tzinfo=UTC)):
+        id = await meet_job(fate, recorder)
+    (enqueued,) = recorder.of(JobEnqueued)
+    assert (enqueued.job.attempt, enqueued.meta, enqueued.delay) == (0, {}, 0)
+    attempt = 0
+    for event in (*recorder.of(TaskEvent, id), *recorder.of(JobDead, id)):
+        assert event.job is not None
+        assert (event.job.id, event.job.handler, event.job.queue) == (id, "job", "mail")
+        assert event.job.enqueued_at == enqueued.job.enqueued_at == enqueued.time
+    for event in recorder.of(TaskEvent, id):
+        attempt += isinstance(event, TaskAdded)
+        assert event.job is not None
+        assert event.job.attempt == attempt
+        assert event.attempt == (0 if isinstance(event, TaskAdded) or fate.queued else attempt)
+    for dead in recorder.of(JobDead, id):
+        assert dead.job.attempt == attempt
+        assert dead.error is recorder.of(TaskFailed, id)[-1].error
 
 
 async def test_identity_in_every_event(recorder: RecordingObserver) -> None:

@@ -24,6 +24,9 @@ from tenacity import AsyncRetrying
 from background import (
     CloseReport,
     Health,
+    Job,
+    JobDead,
+    JobEnqueued,
     Manager,
     ManagerClosedEvent,
     ManagerClosingEvent,
@@ -335,6 +338,7 @@ class Everything(Observer):
         assert_type(event.iteration, int)
         assert_type(event.attempt, int)
         assert_type(event.time, float)
+        assert_type(event.job, Job | None)
 
     async def on_task_started(self, event: TaskStarted) -> None:
         assert_type(event.queued_for, float)
@@ -362,6 +366,16 @@ class Everything(Observer):
     def on_task_stalled(self, event: TaskStalled) -> None:
         assert_type(event.elapsed, float)
         assert_type(event.stack, tuple[FrameSummary, ...])
+
+    def on_job_enqueued(self, event: JobEnqueued) -> None:
+        assert_type(event.job, Job)
+        assert_type(event.job.enqueued_at, float)
+        assert_type(event.delay, float)
+
+    async def on_job_dead(self, event: JobDead) -> None:
+        assert_type(event.job.attempt, int)
+        assert_type(event.error, BaseException)
+        assert_type(event.meta, Mapping[str, Any])
 
     async def on_manager_closing(self, event: ManagerClosingEvent) -> None:
         assert_type(event.reason, str)
