@@ -373,3 +373,24 @@ async def test_handles_say_which_job_they_run(manager: Manager) -> None:
 async def test_an_announcer_can_be_closed_that_told_nothing() -> None:
     announcer = Announcer(())
     await announcer.close(1)
+
+
+async def test_observers_of_handlers_are_kept_no_longer_than_needed(manager: Manager) -> None:
+    """Neither by the queue nor by a manager, also where a hook is slow."""
+    told: list[object] = []
+
+    async def later(self: Observer, event: object) -> None:
+        await anyio.sleep(1)
+        told.append(event)
+
+    jobs = make_queue()
+    send = jobs.handler(name="send", observers=[telling(later)])(fine)
+    async with jobs:
+        await send.enqueue()
+        await anyio.sleep(2)
+        kept = jobs._opened().announcer._own._visiting
+        await jobs.start(manager)
+        await (await send.enqueue()).wait()
+        await anyio.sleep(2)
+        assert kept == manager._life.listeners._visiting == {}  # type: ignore[union-attr]
+    assert len(told) == 2
