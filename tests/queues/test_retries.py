@@ -78,6 +78,7 @@ async def test_attempts_until_one_succeeds(
     await recorder.wait_for(TaskSucceeded)
     assert shaky.attempts == [1, 2, 3]
     assert recorder.names(job.id) == [
+        "enqueued",
         *["added", "started", "retrying"] * 2,
         *["added", "started", "succeeded"],
     ]

@@ -145,11 +145,10 @@ async def test_the_first_queue_comes_first(jobs: JobQueue, manager: Manager) -> 
     assert ran == ["c", "d", "a", "b", "e"]
     await worker.close()
     ran.clear()
-    await note_too.enqueue_many([("c",), ("d",)])
+    *_, last = await note_too.enqueue_many([("c",), ("d",)])
     await note.enqueue("a")
     await jobs.start(manager, concurrency=1)  # in the order in which they were declared
-    while len(ran) < 3:
-        await anyio.sleep(0.001)
+    await last.wait()
     assert ran == ["a", "c", "d"]
 
 
@@ -172,13 +171,13 @@ async def test_heavier_queues_come_first_more_often(jobs: JobQueue, manager: Man
     async def note(queue: str) -> None:
         ran.append(queue)
 
-    for queue in ("high", "low"):
-        await note.options(queue=queue).enqueue_many([(queue,)] * 100)
+    calls = {queue: [(queue,)] * 100 for queue in ("high", "low")}
+    left = [await note.options(queue=name).enqueue_many(each) for name, each in calls.items()]
     seed = 20
     weighted = Weighted({"high": 3, "low": 1}, random=Random(seed))
     await jobs.start(manager, weighted, concurrency=1)
-    while len(ran) < 100:
-        await anyio.sleep(0.001)
+    for each in (*left[0], *left[1]):
+        await each.wait()
     assert 60 < ran[:100].count("high") < 90, seed
 
 
@@ -318,8 +317,7 @@ async def test_a_job_closes_its_own_worker(
         await meter.reach(1)
         closing = await closes.enqueue(timeout)
         if timeout is None:
-            while broker.asked["claim"] < 2:
-                await anyio.sleep(0.001)
+            await broker.called("claim", 2)
             meter.open.set()
         assert await closing.result() == "closed"
         assert await has_ended(broker, other.id) == fate
@@ -576,7 +574,7 @@ async def test_a_running_job_is_cancelled_by_its_queue(
     assert await job.wait() is S.CANCELLED
     event = await recorder.wait_for(TaskCancelledEvent)
     assert (event.id, event.reason) == (job.id, "the job was cancelled")
-    assert recorder.names(job.id) == ["added", "started", "cancelled"]
+    assert recorder.names(job.id) == ["enqueued", "added", "started", "cancelled"]
     assert not await jobs.dequeue(job.id)
 
 
@@ -654,7 +652,7 @@ async def test_an_observer_cancels_a_job_before_it_starts(
         assert await job.wait() is S.CANCELLED
         await worker.close()
     assert meter.ran == []
-    assert recorder.names(job.id) == ["added", "cancelled"]
+    assert recorder.names(job.id) == ["enqueued", "added", "cancelled"]
 
 
 async def test_jobs_enqueue_jobs(jobs: JobQueue, manager: Manager) -> None:
