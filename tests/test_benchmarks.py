@@ -107,6 +107,16 @@ def test_without_a_peer_the_figure_is_judged(table: ModuleType, figure: float, m
     assert cells[3:] == ["", "", "", "", "≤ 1 kB", met]
 
 
+@pytest.mark.parametrize(("figure", "met"), [(3.0, "met"), (2.5, "met"), (2.4, "missed")])
+def test_of_what_is_better_the_more_the_least_is_a_goal(
+    table: ModuleType, figure: float, met: str
+) -> None:
+    row = table.Row(what="run", figures=[figure], peers=[1.0], unit="jobs/s", least=2.5)
+    assert row.has_goal
+    assert row.cells()[-2:] == ["≥ 2.50x", met]
+    assert not table.Row(what="run", figures=[figure]).has_goal
+
+
 def test_a_peer_that_takes_nothing_has_no_ratio(table: ModuleType) -> None:
     samples = {"own": [0.5], "other": [0.0]}
     row = table.compared(samples, "own", "other", "skipped", "", unit="share")

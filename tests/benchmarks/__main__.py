@@ -44,7 +44,7 @@ def main() -> None:
         print(f"{part}: {clock() - began:.0f} s", file=sys.stderr)
     worth = "; with --quick the figures mean nothing" if chosen.quick else ""
     print(f"Python {platform.python_version()}, {platform.system()}{worth}", file=sys.stderr)
-    print(table([row for row in found if row.goal is not None or not chosen.goals]))
+    print(table([row for row in found if row.has_goal or not chosen.goals]))
 
 
 if __name__ == "__main__":

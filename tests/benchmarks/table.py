@@ -15,6 +15,7 @@ _UNITS = {
     "s": ((1.0, "s"), (1e-3, "ms"), (1e-6, "µs"), (1e-9, "ns")),
     "B": ((1e9, "GB"), (1e6, "MB"), (1e3, "kB"), (1.0, "B")),
     "share": ((0.01, "%"),),
+    "jobs/s": ((1.0, "jobs/s"),),
 }
 
 
@@ -30,6 +31,12 @@ class Row:
     unit: str = "s"
     #: The most that the ratio may be, or the figure where there is no peer.
     goal: float | None = None
+    #: The least, where more is better.
+    least: float | None = None
+
+    @property
+    def has_goal(self) -> bool:
+        return self.goal is not None or self.least is not None
 
     @property
     def ratios(self) -> list[float]:
@@ -45,6 +52,9 @@ class Row:
         if self.goal is not None:
             goal = f"≤ {shown(self.goal, unit)}"
             met = "met" if statistics.median(judged) <= self.goal else "missed"
+        elif self.least is not None:
+            goal = f"≥ {shown(self.least, unit)}"
+            met = "met" if statistics.median(judged) >= self.least else "missed"
         return [
             self.what,
             self.loop,
@@ -67,6 +77,7 @@ def compared(
     *,
     unit: str = "s",
     goal: float | None = None,
+    least: float | None = None,
 ) -> Row:
     """Make the row that compares two contenders of the same rounds."""
     return Row(
@@ -77,6 +88,7 @@ def compared(
         peers=samples[peer],
         unit=unit,
         goal=goal,
+        least=least,
     )
 
 
