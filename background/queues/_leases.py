@@ -44,8 +44,11 @@ class Leases:
 
     async def _renew(self, runs: list[JobRun]) -> None:
         began = self._now()
+        left = min(run.held_until for run in runs) - began
+        holds: list[Hold] = []
         try:
-            holds = await self._broker.renew([run.claim for run in runs], lease=self._lease)
+            with anyio.fail_after(max(left, self._interval)):  # a broker may give no answer at all
+                holds = await self._broker.renew([run.claim for run in runs], lease=self._lease)
         except BrokerUnavailable as error:
             self._miss(runs, error)
             return
