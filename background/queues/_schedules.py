@@ -74,9 +74,9 @@ class Ticker:
                     with anyio.CancelScope(shield=True):
                         await self._enqueue(f"{self._id}.{tick:.3f}")
                     enqueued = True
+                    outage.over()
                 except Exception as error:
                     await outage.failed(error)
-        outage.over()
 
     def _latest(self, now: float) -> float | None:
         """Return the latest tick that has come and was not seen yet."""
