@@ -1,0 +1,233 @@
+"""Jobs that are enqueued again and again: each tick once, by however many processes."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from datetime import UTC, datetime
+from typing import Any
+from zoneinfo import ZoneInfo
+
+import anyio
+import pytest
+from faulty import FaultyBroker
+from hypothesis import given
+from hypothesis import strategies as st
+
+from background import InvalidTask, Manager, TaskKind, _clock
+from background.queues import InvalidPayload, JobQueue, JobState
+from background.queues._schedules import Aligned, Ticker, id_of
+from background.queues.memory import MemoryBroker
+
+pytestmark = pytest.mark.virtual
+
+TOKYO = ZoneInfo("Asia/Tokyo")  # read before an event loop could be blocked by that
+START = datetime(2030, 1, 1, tzinfo=UTC).timestamp()  # as in tests/brokers.py
+
+
+@asynccontextmanager
+async def process(
+    broker: FaultyBroker, ran: list[float] | None, *schedules: tuple[str, Any], **options: Any
+) -> AsyncIterator[tuple[Manager, JobQueue]]:
+    """A process of its own, as far as one broker is concerned; its jobs note when they ran."""
+    async with Manager(**options) as manager, JobQueue(broker) as jobs:
+
+        @jobs.handler(name="note", result_ttl=0)
+        async def note(what: str = "") -> None:
+            if ran is not None:
+                ran.append(round(_clock.wall() - START, 3))
+
+        for kind, when in schedules:
+            getattr(jobs, kind)(when, note)
+        await jobs.start(manager)
+        yield manager, jobs
+
+
+async def test_every_tick_is_enqueued_once(broker: FaultyBroker) -> None:
+    ran: list[float] = []
+    every = ("every", 60)
+    async with process(broker, ran, every), process(broker, ran, every, every):
+        async with Manager() as other, JobQueue(broker) as jobs:
+            jobs.every(60, jobs.handler(name="note")(_nothing))
+            await jobs.start(other)
+            await jobs.start(other)
+            await anyio.sleep(200)
+    assert await broker.count() == 3
+
+
+async def _nothing() -> None: ...
+
+
+async def test_the_times_of_a_schedule(broker: FaultyBroker) -> None:
+    """Those of the clock, not of when the process began."""
+    ran: list[float] = []
+    await anyio.sleep(7)
+    async with process(broker, ran, ("every", 20), ("cron", "*/2 * * * *")):
+        await anyio.sleep(120)
+    assert ran == [20, 40, 60, 80, 100, 120, 120]
+
+
+async def test_schedules_that_are_added_later(broker: FaultyBroker) -> None:
+    ran: list[float] = []
+    async with process(broker, ran) as (_, jobs):
+        async with Manager() as closed:
+            await jobs.start(closed)
+        handler = jobs._handlers["note"]
+        jobs.every(10, handler, args=["x"])
+        jobs.cron("* * * * *", handler, kwargs={"what": "y"})
+        await anyio.sleep(61)
+        assert ran == [10, 20, 30, 40, 50, 60, 60]
+        infos = [info async for info in jobs.list()]
+        assert {info.args[0] for info in infos if info.args} == {"x"}
+        assert [info.kwargs for info in infos if not info.args] == [{"what": "y"}]
+
+
+async def test_ticks_of_different_arguments_are_different_jobs(broker: FaultyBroker) -> None:
+    async with process(broker, None) as (_, jobs):
+        handler = jobs._handlers["note"]
+        for args in (["a"], ["b"], ["a"]):
+            jobs.every(10, handler, args=args)
+        await anyio.sleep(11)
+        assert await jobs.count() == 2
+
+
+async def test_cron_in_a_time_zone(broker: FaultyBroker) -> None:
+    ran: list[float] = []
+    async with process(broker, ran) as (_, jobs):
+        jobs.cron("5 9 * * *", jobs._handlers["note"], tz=TOKYO.key)
+        await anyio.sleep(400)
+    assert ran == [300]
+
+
+async def test_clocks_that_differ(broker: FaultyBroker, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A process whose clock is behind finds what has been enqueued already."""
+    ahead = _clock.wall
+    async with process(broker, None, ("every", 60)):
+        await anyio.sleep(100)
+        assert await broker.count() == 1
+        monkeypatch.setattr(_clock, "wall", lambda: ahead() - 50)
+        async with process(broker, None, ("every", 60)):
+            await anyio.sleep(15)  # for which it is one minute now
+            assert await broker.count() == 1
+            monkeypatch.setattr(_clock, "wall", ahead)
+
+
+async def test_ticks_that_all_have_missed(
+    broker: FaultyBroker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By more than a minute."""
+    ran: list[float] = []
+    async with process(broker, ran, ("every", 600)):
+        await anyio.sleep(590)
+        real = _clock.wall
+        monkeypatch.setattr(_clock, "wall", lambda: real() + 3000)  # the host was asleep
+        await anyio.sleep(300)
+    assert ran == [3600]
+    monkeypatch.setattr(_clock, "wall", real)
+
+
+async def test_a_broker_that_is_away_at_the_tick(
+    broker: FaultyBroker, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "background")
+    ran: list[float] = []
+    async with process(broker, ran, ("every", 60)):
+        await anyio.sleep(59)
+        broker.down.add("enqueue")
+        await anyio.sleep(5)
+        broker.down.clear()
+        await anyio.sleep(60)
+    assert len(ran) == 2
+    assert 64 <= ran[0] < 68
+    assert ran[1] == 120
+    assert "enqueueing by schedule: enqueue: no broker; trying again" in caplog.text
+    assert "enqueueing by schedule: works again" in caplog.text
+
+
+@pytest.mark.parametrize("how", ["shutdown", "left"])
+async def test_closing_waits_for_no_tick_that_cannot_be_enqueued(
+    broker: FaultyBroker, how: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "background")
+    async with process(broker, None, ("every", 60)) as (manager, jobs):
+        await anyio.sleep(59)
+        broker.down.add("enqueue")
+        await anyio.sleep(30)
+        assert len(manager.tasks(TaskKind.LOOP)) == 1
+        began = anyio.current_time()
+        if how == "shutdown":
+            manager.request_shutdown()
+            await manager.stop_loops()
+            assert manager.tasks(TaskKind.LOOP) == []
+    assert anyio.current_time() - began < 5
+    assert "enqueueing by schedule: works again" not in caplog.text
+    assert await broker.real.count() == 0
+
+
+async def test_schedules_end_with_their_queue(broker: FaultyBroker) -> None:
+    async with Manager() as manager:
+        async with JobQueue(broker) as jobs:
+            jobs.every(60, jobs.handler(name="note")(_nothing))
+            await jobs.start(manager)
+            await anyio.sleep(61)
+        await anyio.sleep(120)
+        assert manager.tasks(TaskKind.LOOP) == []
+        async with jobs:
+            await jobs.start(manager)
+            await anyio.sleep(60)
+        assert await broker.count() == 2
+    assert await broker.count(state=JobState.SUCCEEDED) == 2
+
+
+def test_what_cannot_be_scheduled() -> None:
+    jobs = JobQueue(MemoryBroker())
+
+    @jobs.handler(name="h")
+    async def handler(number: int) -> None: ...
+
+    with pytest.raises(InvalidTask, match="expression"):
+        jobs.cron("nonsense", handler, args=[1])
+    with pytest.raises(InvalidTask, match="tz"):
+        jobs.cron("* * * * *", handler, tz="Nowhere", args=[1])
+    for seconds in (0, 0.05, -1, "60", None, float("inf")):
+        with pytest.raises(ValueError, match="seconds"):
+            jobs.every(seconds, handler, args=[1])  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="handler"):
+        jobs.every(60, "h", args=[1])  # type: ignore[arg-type]
+    with pytest.raises(TypeError):
+        jobs.every(60, handler)
+    with pytest.raises(InvalidPayload):
+        jobs.every(60, handler, args=["x"])
+    assert jobs._schedules == []
+
+
+@given(st.floats(0.1, 1e6), st.floats(0, 4e9))
+def test_aligned_ticks_come_after_each_other(seconds: float, wall: float) -> None:
+    schedule = Aligned(seconds=seconds)
+    tick = schedule.after(wall)
+    assert wall < tick <= wall + seconds * 1.001 + 1e-6
+    assert schedule.after(tick) > tick
+    assert abs(tick / seconds - round(tick / seconds)) < 1e-3
+
+
+def test_ticks_have_ids_that_a_broker_can_take() -> None:
+    schedule = Aligned(seconds=0.1)
+    id = id_of("x" * 128, schedule, [1], {"a": 1})
+    assert id == id_of("x" * 128, schedule, [1], {"a": 1})
+    assert id != id_of("x" * 128, schedule, [1], {"a": 2})
+    assert len(f"{id}.{schedule.after(4e9):.3f}") < 128
+
+
+async def test_a_tick_that_has_been_seen_is_not_enqueued_again(broker: FaultyBroker) -> None:
+    """As when the clock is put back."""
+    ids: list[str] = []
+
+    async def enqueue(id: str) -> None:
+        ids.append(id)
+
+    ticker = Ticker("it", Aligned(seconds=60), enqueue)
+    await anyio.sleep(90)
+    await ticker.tick()
+    await ticker.tick()
+    assert ids == [f"it.{START + 60:.3f}"]
