@@ -87,7 +87,7 @@ def _is_seconds(value: Any) -> bool:
 def _is_shape(value: Any) -> bool:
     level: list[Any] = [value]
     for _ in range(DEEPEST + 1):
-        if not all(type(each) in (int, list) for each in level):
+        if not all(_is_list(each) or (type(each) is int and each >= 0) for each in level):
             return False
         level = [inner for each in level if _is_list(each) for inner in each]
     return not level
