@@ -44,14 +44,13 @@ class Settings:
         return replace(self, terms=replace(self.terms, name=name))
 
 
-def check_settings(settings: Settings, name: str | None, result_ttl: float | None) -> None:
+def check_settings(settings: Settings, name: str | None) -> None:
     """Raise `ValueError` for what can't work, naming it."""
     _names.check("queue", settings.terms.queue)
     _checks.optional(_names.check, "name", name)
     make_policy(settings.retry)
     _checks.optional(_checks.seconds, "timeout", settings.timeout, above=0)
     _checks.optional(_checks.seconds, "expires", settings.terms.expires, above=0)
-    _checks.optional(_checks.seconds, "result_ttl", result_ttl, at_least=0)
 
 
 class Sender(Protocol):

@@ -196,6 +196,7 @@ class JobQueue:
         A `def` function runs in a thread. Raises `ValueError` for what can't work, naming it.
         """
 
+        _checks.optional(_checks.seconds, "result_ttl", result_ttl, at_least=0)
         terms = Terms(
             name=name or "",
             queue=queue,
@@ -209,7 +210,7 @@ class JobQueue:
             stores=result_ttl is None or result_ttl > 0,
             observers=checked(observers),
         )
-        check_settings(settings, name, result_ttl)
+        check_settings(settings, name)
 
         def decorate(fn: Callable[..., Any]) -> Handler[..., Any, Any]:
             chosen = _names.of_handler(fn) if name is None else name

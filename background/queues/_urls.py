@@ -38,7 +38,7 @@ def _sqlite(url: str) -> Broker:
     parts = urlsplit(url)
     if parts.netloc or not parts.path.startswith("/") or len(parts.path) < 2:
         raise ValueError(
-            f"url must be sqlite:///name for a file here, or sqlite:////name, not {url!r}"
+            "url must be sqlite:///name for a file here, or sqlite:////name for one anywhere"
         )
     options = dict(parse_qsl(parts.query, keep_blank_values=True))
     synchronous = options.pop("synchronous", "NORMAL").upper()
