@@ -1,0 +1,85 @@
+"""Brokers by URL."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from background.queues import JobQueue
+from background.queues._urls import make_broker
+from background.queues.memory import MemoryBroker
+from background.queues.sqlite import SQLiteBroker
+
+
+@pytest.mark.parametrize("url", ["memory:", "memory://", "MEMORY://"])
+def test_memory(url: str) -> None:
+    assert isinstance(make_broker(url), MemoryBroker)
+
+
+@pytest.mark.parametrize(
+    ("url", "path"),
+    [
+        ("sqlite:///jobs.db", Path("jobs.db").absolute()),
+        ("sqlite:///data/jobs.db", Path("data/jobs.db").absolute()),
+        ("sqlite:////data/jobs.db", Path("/data/jobs.db")),
+        ("sqlite:///two%20words%3F.db?synchronous=full", Path("two words?.db").absolute()),
+        ("SQLite:///jobs.db?synchronous=NORMAL", Path("jobs.db").absolute()),
+    ],
+)
+def test_sqlite(url: str, path: Path) -> None:
+    broker = make_broker(url)
+    assert isinstance(broker, SQLiteBroker)
+    assert broker.path == str(path)
+
+
+@pytest.mark.parametrize(
+    ("url", "told"),
+    [
+        ("sqlite://jobs.db", "url must be sqlite:///name"),
+        ("sqlite:jobs.db", "url must be sqlite:///name"),
+        ("sqlite:///", "url must be sqlite:///name"),
+        ("sqlite://", "url must be sqlite:///name"),
+        ("sqlite:///:memory:", "in memory|no file"),
+        ("sqlite:///jobs.db?mode=ro", "url: the option of sqlite is synchronous, not mode"),
+        ("sqlite:///jobs.db?synchronous=OFF", "synchronous"),
+        ("postgres://localhost/jobs", "url must begin with"),
+        ("jobs.db", "url must begin with"),
+        ("", "url must begin with"),
+        (None, "url must be a string"),
+        (5, "url must be a string"),
+    ],
+)
+def test_what_names_no_broker(url: Any, told: str) -> None:
+    with pytest.raises(ValueError, match=told):
+        make_broker(url)
+
+
+@pytest.mark.parametrize("url", ["sqlite://me:secret@host/jobs.db", "postgres://me:secret@host/"])
+def test_passwords_are_not_repeated(url: str) -> None:
+    with pytest.raises(ValueError, match="url") as caught:
+        make_broker(url)
+    assert "secret" not in str(caught.value)
+
+
+def test_a_queue_by_url_takes_the_same_keywords() -> None:
+    assert JobQueue.from_url("memory://", max_payload=5).max_payload == 5
+    with pytest.raises(ValueError, match="lease"):
+        JobQueue.from_url("memory://", lease=0)
+
+
+@pytest.mark.parametrize("scheme", ["redis", "rediss", "unix", "nats", "tls"])
+def test_servers_are_reached_by_their_own_modules(
+    scheme: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import sys
+    import types
+
+    module = "redis" if scheme in ("redis", "rediss", "unix") else "nats"
+    made: list[str] = []
+    fake = types.ModuleType(module)
+    fake.RedisBroker = fake.NatsBroker = made.append  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, f"background.queues.{module}", fake)
+    make_broker(f"{scheme}://localhost")
+    assert made == [f"{scheme}://localhost"]
