@@ -6,6 +6,7 @@ from typing import Any
 
 import anyio
 import pytest
+from attempts import told_of
 from brokers import elapse
 from faulty import FaultyBroker, MemoryResults
 
@@ -173,7 +174,7 @@ async def test_a_failed_step_ends_the_chain(
     assert f"{job.id}.4, which it needs, is dead" in str(info.error)
     states = [info.state async for info in jobs.list()]
     assert states == [S.SUCCEEDED, S.DEAD, S.DEAD, S.DEAD, S.DEAD]
-    assert recorder.names(f"{job.id}.3") == []
+    assert told_of(recorder, f"{job.id}.3") == []
     with pytest.raises(JobFailed, match=f"{job.id}.2"):
         await jobs.handle(f"{job.id}.4").result()
     assert await jobs.handle(f"{job.id}.1").result() == ["a", None]

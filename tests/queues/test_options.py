@@ -43,7 +43,7 @@ def test_times_may_be_given_as_datetimes() -> None:
         ("delay", True),
         ("at", math.inf),
         ("at", "tomorrow"),
-        ("at", datetime(2030, 1, 1)),  # noqa: DTZ001
+        ("at", datetime(2030, 1, 1)),
         ("id", ""),
         ("id", "a b"),
         ("id", "x" * 129),

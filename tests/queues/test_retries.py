@@ -7,6 +7,7 @@ from typing import Any
 
 import anyio
 import pytest
+from attempts import told_of
 from brokers import elapse
 from faulty import FaultyBroker
 from tenacity import (
@@ -77,8 +78,7 @@ async def test_attempts_until_one_succeeds(
     assert await job.result() == 3
     await recorder.wait_for(TaskSucceeded)
     assert shaky.attempts == [1, 2, 3]
-    assert recorder.names(job.id) == [
-        "enqueued",
+    assert told_of(recorder, job.id) == [
         *["added", "started", "retrying"] * 2,
         *["added", "started", "succeeded"],
     ]
@@ -104,7 +104,7 @@ async def test_attempts_until_the_policy_gives_up(
     job = await handler.enqueue()
     with pytest.raises(JobFailed, match="ValueError: 2"):
         await job.result()
-    dead = await recorder.wait_for(JobDead)  # type: ignore[type-var]
+    dead = await recorder.wait_for(JobDead)
     assert dead.job.attempt == 3
     assert [type(each) for each in ends(recorder, job)] == [TaskRetrying, TaskRetrying, TaskFailed]
     assert recorder.names().count("dead") == 1

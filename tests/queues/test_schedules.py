@@ -47,12 +47,15 @@ async def process(
 async def test_every_tick_is_enqueued_once(broker: FaultyBroker) -> None:
     ran: list[float] = []
     every = ("every", 60)
-    async with process(broker, ran, every), process(broker, ran, every, every):
-        async with Manager() as other, JobQueue(broker) as jobs:
-            jobs.every(60, jobs.handler(name="note")(_nothing))
-            await jobs.start(other)
-            await jobs.start(other)
-            await anyio.sleep(200)
+    async with (
+        process(broker, ran, every),
+        process(broker, ran, every, every) as (manager, jobs),
+        Manager() as other,
+    ):
+        await jobs.start(manager)
+        await jobs.start(other)
+        await anyio.sleep(200)
+    assert ran == [60, 120, 180]
     assert await broker.count() == 3
 
 
@@ -150,7 +153,7 @@ async def test_closing_waits_for_no_tick_that_cannot_be_enqueued(
     broker: FaultyBroker, how: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO, "background")
-    async with process(broker, None, ("every", 60)) as (manager, jobs):
+    async with process(broker, None, ("every", 60)) as (manager, _):
         await anyio.sleep(59)
         broker.down.add("enqueue")
         await anyio.sleep(30)
