@@ -1,0 +1,205 @@
+"""Cases of durable jobs for type checkers; never run.
+
+An expected error is ignored, and for both checkers it is an error if it does not occur.
+"""
+
+# pyright: reportUnnecessaryTypeIgnoreComment=true
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any, assert_type
+
+import tenacity
+
+from background import Manager, Observer
+from background.queues import (
+    Handler,
+    JobContext,
+    JobFailed,
+    JobHandle,
+    JobInfo,
+    JobQueue,
+    JobState,
+    Ordered,
+    Step,
+    Weighted,
+    Worker,
+    chain,
+    group,
+)
+from background.queues.abc import Broker, Results
+from background.queues.memory import MemoryBroker
+from background.queues.sqlite import SQLiteBroker
+
+jobs = JobQueue(MemoryBroker())
+
+
+@dataclass
+class Size:
+    width: int
+    height: int
+
+
+@jobs.handler(queue="mail", retry=5, timeout=30)
+async def send(to: str, subject: str, *, urgent: bool = False) -> str:
+    return to
+
+
+@jobs.handler()
+def resize(path: str, size: Size | None = None) -> Size:
+    return size or Size(0, 0)
+
+
+@jobs.handler(name="nothing", expires=60, result_ttl=0, observers=[Observer()])
+async def nothing() -> None: ...
+
+
+@jobs.handler(retry=tenacity.AsyncRetrying())
+def later(number: int) -> Awaitable[bytes]:
+    raise NotImplementedError
+
+
+# Handlers are typed by their functions, and stay callable
+
+
+async def handlers() -> None:
+    assert_type(await send("a", "b"), str)
+    assert_type(resize("a"), Size)
+    assert_type(await later(1), bytes)
+    assert_type(send.name, str)
+
+    assert_type(await send.enqueue("a", "b"), JobHandle[str])
+    assert_type(await send.enqueue("a", subject="b", urgent=True), JobHandle[str])
+    assert_type(await resize.enqueue("a", Size(1, 2)), JobHandle[Size])
+    assert_type(await nothing.enqueue(), JobHandle[None])
+    assert_type(await later.enqueue(1), JobHandle[bytes])
+
+    assert_type(await send.enqueue_many([("a", "b")]), list[JobHandle[str]])
+    assert_type(await send.enqueue_many([{"to": "a", "subject": "b"}]), list[JobHandle[str]])
+    assert_type(await resize.enqueue_many((name,) for name in "ab"), list[JobHandle[Size]])
+
+    assert_type(await send.options(delay=5).enqueue("a", "b"), JobHandle[str])
+    assert_type(await resize.options(queue="q").enqueue_many([("a",)]), list[JobHandle[Size]])
+    assert_type(send.options(meta={"k": 1}).job("a", "b"), Step[str])
+    send.options(at=datetime.now(UTC), id="one", expires=5.0, retry=3, timeout=1)
+    send.options(at=None, id=None, queue=None, expires=None, retry=None, timeout=None, meta=None)
+
+
+async def wrong_calls() -> None:
+    await send("a")  # type: ignore[call-arg]
+    await send.enqueue("a")  # type: ignore[call-arg]
+    await send.enqueue("a", 1)  # type: ignore[arg-type]
+    await send.enqueue("a", "b", loud=True)  # type: ignore[call-arg]
+    await resize.enqueue("a", (1, 2))  # type: ignore[arg-type]
+    await nothing.enqueue(1)  # type: ignore[call-arg]
+    await send.enqueue_many(["a", 1])  # type: ignore[list-item]
+    await send.enqueue_many(5)  # type: ignore[arg-type]
+    await send.options(delay=5).enqueue("a")  # type: ignore[call-arg]
+    send.options(delay="5")  # type: ignore[arg-type]
+    send.options(at="tomorrow")  # type: ignore[arg-type]
+    send.options(retry=tenacity.AsyncRetrying())  # type: ignore[arg-type]
+    send.options(color="red")  # type: ignore[call-arg]
+    send.job("a")  # type: ignore[call-arg]
+    jobs.handler(queue=5)  # type: ignore[arg-type]
+    jobs.handler(retry="5")  # type: ignore[arg-type]
+    jobs.handler("mail")  # type: ignore[call-arg]
+    jobs.handler()(5)  # type: ignore[call-overload]
+
+
+# Handles
+
+
+async def handles(handle: JobHandle[Size]) -> None:
+    assert_type(await handle.result(), Size)
+    assert_type(await handle.result(timeout=5), Size)
+    assert_type(await handle.wait(), JobState)
+    assert_type(await handle.info(), JobInfo | None)
+    assert_type(await handle.cancel(), bool)
+    assert_type(handle.id, str)
+    await handle.result("5")  # type: ignore[arg-type]
+
+
+# Chains and groups
+
+
+async def composites() -> None:
+    assert_type(send.job("a", "b"), Step[str])
+    assert_type(group(send.job("a", "b"), send.job("c", "d")), Step[list[str]])
+    assert_type(group(group(nothing.job())), Step[list[list[None]]])
+    assert_type(await jobs.enqueue(resize.job("a")), JobHandle[Size])
+    job = await jobs.enqueue(group(*[resize.job(name) for name in "ab"]), id="mine")
+    assert_type(await job.result(), list[Size])
+    assert_type(chain(send.job("a", "b"), nothing.job()), Step[Any])
+    assert_type(await jobs.enqueue(chain(send.job("a", "b"), nothing.job())), JobHandle[Any])
+
+    chain(send)  # type: ignore[arg-type]
+    group("send")  # type: ignore[arg-type]
+    await jobs.enqueue(send.job("a", "b"), delay=5)  # type: ignore[call-overload]
+
+
+# The queue
+
+
+async def queue(manager: Manager, broker: Broker, results: Results) -> None:
+    made = JobQueue(
+        broker,
+        results=results,
+        observers=[Observer()],
+        lease=5,
+        max_payload=1000,
+        max_crashes=2,
+        keep=60,
+    )
+    assert_type(JobQueue.from_url("sqlite:///jobs.db", lease=5.0), JobQueue)
+    SQLiteBroker("jobs.db", synchronous="FULL")
+    async with made as entered:
+        assert_type(entered, JobQueue)
+        assert_type(await entered.start(manager), Worker)
+        await entered.start(manager, Ordered("a", "b"), concurrency=50)
+        await entered.start(manager, queues=Weighted({"a": 3, "b": 1.5}))
+        assert_type(await entered.enqueue("name", [1], {"k": 2}, delay=5), JobHandle[Any])
+        await entered.enqueue("name", meta={"k": 1}, id="one")
+        assert_type(entered.handle("id"), JobHandle[Any])
+        assert_type(await entered.get("id"), JobInfo | None)
+        assert_type(await entered.count(), int)
+        await entered.count("queue", JobState.READY)
+        async for info in entered.list(queue="q", state=JobState.DEAD):
+            assert_type(info, JobInfo)
+            assert_type(info.error, JobFailed | None)
+            assert_type(info.args, Sequence[Any] | None)
+            assert_type(info.meta, Mapping[str, Any])
+            assert_type(info.state, JobState)
+            assert_type(info.payload, bytes)
+        assert_type(await entered.dequeue("id"), bool)
+        assert_type(await entered.requeue("id"), bool)
+        assert_type(await entered.purge(state=JobState.DEAD, older_than=5), int)
+        entered.cron("0 3 * * *", send, tz="Europe/Prague", args=["a", "b"])
+        entered.every(60, resize, kwargs={"path": "a"})
+
+    JobQueue("memory://")  # type: ignore[arg-type]
+    JobQueue(broker, lease="5")  # type: ignore[arg-type]
+    await jobs.enqueue("name", delay="5")  # type: ignore[call-overload]
+    await jobs.enqueue(send)  # type: ignore[call-overload]
+    await jobs.start(manager, ["a"])  # type: ignore[arg-type]
+    jobs.every(60, nothing.fn)  # type: ignore[arg-type]
+    Weighted({"a": "1"})  # type: ignore[dict-item]
+    Ordered(1)  # type: ignore[arg-type]
+
+
+async def context() -> None:
+    current = JobContext.current()
+    assert_type(current, JobContext)
+    assert_type(current.id, str)
+    assert_type(current.queue, str)
+    assert_type(current.attempt, int)
+    assert_type(current.enqueued_at, float)
+    assert_type(current.previous, Any)
+    assert_type(current.meta, Mapping[str, Any])
+    await current.save({"k": 1})
+
+
+def kept(handler: Handler[..., Any, Any]) -> None:
+    assert_type(handler.name, str)
