@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from os import urandom
+from time import time_ns
 
 _NAME = re.compile(r"[A-Za-z0-9_.:-]{1,128}", re.ASCII)
 
@@ -30,5 +31,8 @@ def of_handler(fn: object) -> str:
 
 
 def new_id() -> str:
-    """Return an id for a job that no other job has, in whichever process."""
-    return urandom(12).hex()
+    """Return an id for a job that no other job has, in whichever process.
+
+    Ids of about the same time are neighbours in a broker's index, which stays quick by that.
+    """
+    return f"{time_ns() >> 10:014x}{urandom(8).hex()}"
