@@ -225,6 +225,8 @@ class Worker:
             run.handle = add(task, durable=run)
         except DuplicateTask:  # it is still at an attempt of the same job, whose lease it lost
             run.handle = add(dataclasses.replace(task, id=None), durable=run)
+        if run.is_cancelled:  # by an observer, when there was no handle yet
+            run.cancel()
 
     def release(self, run: JobRun) -> None:
         """Have room for another job in a run's place."""
