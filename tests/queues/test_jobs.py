@@ -495,6 +495,7 @@ async def test_a_job_that_waits_is_dequeued_by_anyone(jobs: JobQueue, broker: Fa
         assert await front.dequeue(job.id)
         assert await front.dequeue(delayed.id)
         assert not await front.dequeue(job.id)
+        assert not await JobQueue(broker).dequeue(job.id)  # which has not been entered
     assert await job.wait() is await delayed.wait() is S.CANCELLED
 
 
@@ -607,6 +608,25 @@ async def test_a_result_waits_for_the_store_to_come_back(
         with pytest.raises(BrokerUnavailable):
             await job.info()
         results.down = False
+
+
+async def test_a_result_that_can_be_kept_nowhere_is_computed_again(broker: FaultyBroker) -> None:
+    results = MemoryResults()
+    async with JobQueue(broker, results=results) as jobs:
+        handler = jobs.handler(name="h")(add)
+        async with Manager(grace=0.05) as manager:
+            await jobs.start(manager)
+            results.down = True
+            job = await handler.enqueue(1)
+            await broker.called("renew")
+            manager.request_shutdown()
+        info = await broker.get(job.id)
+        assert info is not None
+        assert (info.state, info.attempt) == (S.READY, 0)
+        results.down = False
+        async with Manager() as manager:
+            await jobs.start(manager)
+            assert await job.result() == 2
 
 
 async def test_a_queue_opens_both_stores_or_none(broker: FaultyBroker) -> None:

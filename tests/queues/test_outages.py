@@ -314,6 +314,47 @@ async def test_a_job_that_another_has_is_not_settled_here(
         assert await job.result() == 7
 
 
+async def test_a_job_that_another_has_is_not_begun(
+    broker: FaultyBroker, recorder: RecordingObserver, log: Log
+) -> None:
+    """Where it has been waiting for the manager's limit."""
+    async with (
+        Manager(limit=1, observers=[recorder]) as manager,
+        JobQueue(broker, lease=0.3) as jobs,
+    ):
+        handler = jobs.handler(name="h")(log.wait)
+        first, second = await handler.enqueue_many([(), ()])
+        await jobs.start(manager)
+        await log.started.wait()
+        claim = broker.claims[1]
+        stolen = Settlement(id=second.id, token=claim.token, state=S.SUCCEEDED, result=b"7")
+        assert await broker.real.settle([stolen]) == [True]
+        event = await recorder.wait_for(TaskCancelledEvent)
+        assert (event.id, event.reason) == (second.id, "its lease was lost")
+        log.finish.set()
+        assert await first.result() == 1
+        assert await second.result() == 7
+    assert log.ran == [1]
+
+
+async def test_a_job_that_ends_while_leases_are_renewed(
+    broker: FaultyBroker, manager: Manager, recorder: RecordingObserver, log: Log
+) -> None:
+    async with JobQueue(broker, lease=0.3) as jobs:
+        handler = jobs.handler(name="h")(log.wait)
+        await jobs.start(manager)
+        job = await handler.enqueue()
+        await log.started.wait()
+        going_on = broker.hold("renew")
+        await broker.called("renew")
+        log.finish.set()
+        assert await job.result() == 1
+        going_on.set()
+        await broker.called("renew", 1)
+    assert recorder.of(TaskCancelledEvent) == []
+    assert told_of(recorder, job.id) == ["added", "started", "succeeded"]
+
+
 @pytest.mark.virtual
 @pytest.mark.parametrize("how", ["down", "hangs", "odd"])
 async def test_leases_that_cannot_be_renewed_are_given_up(

@@ -65,6 +65,9 @@ async def _nothing() -> None: ...
 async def test_the_times_of_a_schedule(broker: FaultyBroker) -> None:
     """Those of the clock, not of when the process began."""
     ran: list[float] = []
+    early = JobQueue(broker)
+    early.every(90, early.handler(name="note")(_nothing))
+    assert await broker.count() == 0
     await anyio.sleep(7)
     async with process(broker, ran, ("every", 20), ("cron", "*/2 * * * *")):
         await anyio.sleep(120)

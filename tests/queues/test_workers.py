@@ -659,6 +659,37 @@ async def test_an_observer_cancels_a_job_before_it_starts(
     assert told_of(recorder, job.id) == ["added", "cancelled"]
 
 
+async def test_a_worker_cancels_a_job_that_is_just_added(
+    broker: FaultyBroker, meter: Meter
+) -> None:
+    class Tells(Observer):
+        def on_task_added(self, event: TaskAdded) -> None:
+            worker.cancel(event.id)
+
+    async with Manager(observers=[Tells()]) as manager, JobQueue(broker) as jobs:
+        visit = jobs.handler(name="visit")(meter.visit)
+        worker = await jobs.start(manager)
+        job = await visit.enqueue(1)
+        assert await job.wait() is S.CANCELLED
+    assert meter.ran == []
+
+
+async def test_a_closed_worker_serves_no_longer(
+    jobs: JobQueue, manager: Manager, visit: Any
+) -> None:
+    """Also where the event loop has cancelled a service of its, which would begin again."""
+    worker = await jobs.start(manager)
+    await worker.close()
+    served: list[str] = []
+
+    async def serve() -> None:
+        served.append("again")
+
+    worker._serve("late", serve)
+    await anyio.wait_all_tasks_blocked()
+    assert served == []
+
+
 async def test_jobs_enqueue_jobs(jobs: JobQueue, manager: Manager) -> None:
     @jobs.handler(name="count")
     async def count(down: int) -> list[int]:
