@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping, Sequence
+from functools import partial
 from types import TracebackType
 from typing import Any, NamedTuple, ParamSpec, Protocol, TypeVar, Unpack, cast, overload
 
-import anyio
 from anyio.lowlevel import checkpoint
 
 from .. import _checks, _schedule
@@ -23,6 +23,7 @@ from ._composites import Compiler, Single, Step
 from ._errors import DuplicateJob, QueueError
 from ._handler import Handler, Settings, check_settings
 from ._info import JobInfo
+from ._insist import insist
 from ._job_handle import JobHandle
 from ._messages import Terms, message
 from ._options import NONE_GIVEN, Options, OptionsGiven, check
@@ -156,12 +157,14 @@ class JobQueue:
         try:
             await opened.workforce.close(at_once=not isinstance(exc, Exception | None))
         finally:
-            with anyio.CancelScope(shield=True):
-                self._open = None
-                try:
-                    await opened.announcer.close(_FLUSH)
-                finally:
-                    await self._client.close()
+            self._open = None
+            await insist(partial(self._disconnect, opened.announcer))
+
+    async def _disconnect(self, announcer: Announcer) -> None:
+        try:
+            await announcer.close(_FLUSH)
+        finally:
+            await self._client.close()
 
     def _opened(self) -> _Open:
         if self._open is None:

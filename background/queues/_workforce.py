@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-import anyio
-
 from .._errors import LoopsStopped
 from .._handle import TaskHandle
 from .._manager import Manager
@@ -16,6 +14,7 @@ from .._task import Task
 from ._announcing import Announcer
 from ._client import Client
 from ._handler import Handler
+from ._insist import insist
 from ._plan import Planner
 from ._selection import Selection
 from ._worker import Worker
@@ -100,11 +99,15 @@ class Workforce:
         """End loops and workers; jobs that run are waited for, or handed back at once."""
         for loop in self._loops:
             loop.cancel("the queue was left")
+        for worker in self._workers:
+            worker.stop()
         try:
             if not at_once:
                 for worker in self._workers:
                     await worker.close()
         finally:
-            with anyio.CancelScope(shield=True):
-                for worker in self._workers:
-                    await worker.close(timeout=0)
+            await insist(self._hand_back)
+
+    async def _hand_back(self) -> None:
+        for worker in self._workers:
+            await worker.close(timeout=0)
