@@ -240,11 +240,13 @@ class Engine:
         elif task.kind is TaskKind.ONE_OFF:
             self._running -= 1
         handle._coroutine = handle._native = handle._pause = None
-        handle._context = _NO_CONTEXT  # which knows the handle: a cycle for each task
+        # Each knows the handle: a cycle for each task, and for each job another.
+        durable, handle._durable = handle._durable, None
+        handle._context = _NO_CONTEXT
         if outcome is not None:
             handle._result = outcome.value
-        elif handle._durable is not None:
-            handle._durable.drop(handle)
+        elif durable is not None:
+            durable.drop(handle)
         if self.on_end is not None:
             self.on_end(handle)  # first, or else closing that a hook begins would count it
         _telling.ended(handle, outcome)

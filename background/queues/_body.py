@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import field
 from typing import Any
 
-from .._record import empty, record
+from .._record import empty, maker, record
 from . import _payload
 from ._errors import InvalidPayload
 
@@ -40,11 +40,16 @@ class Body:
     nonce: str = ""
 
 
+_make = maker(Body)
+
+
 def decode(what: str, encoded: bytes, limit: float) -> Body:
     """Return the body that was encoded. Raises `InvalidPayload` and `PayloadTooLarge`."""
     given = _payload.decode(what, encoded, limit)
     if type(given) is not dict:
         raise InvalidPayload(f"{what} is no JSON object")
+    if len(given) == 1 and _is_list(given.get("args")):  # as most do
+        return _make(given["args"], {})
     fields: dict[str, Any] = {"args": [], "kwargs": {}}
     fields |= {name: given[name] for name in _FITS if name in given}
     for name, value in fields.items():

@@ -51,6 +51,9 @@ class _Verdict:
     error: BaseException | None = None
 
 
+_make_verdict: Callable[..., _Verdict] = maker(_Verdict)
+
+
 class Owner(Protocol):
     """What a run asks of its worker."""
 
@@ -203,7 +206,7 @@ class JobRun:
             value, error = await attempts.conclude(), None
         if error is not None:
             return _judge_raised(error)
-        return _Verdict(state=JobState.SUCCEEDED, value=value)
+        return _make_verdict(JobState.SUCCEEDED, 0.0, value)
 
     def _encode(self, value: Any) -> bytes | None:
         """Return a result as it is kept, if it is. Raises what makes it the job's failure."""
