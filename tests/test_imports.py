@@ -107,6 +107,7 @@ QUEUES = [
     "_leases",
     "_worker",
     "_announcing",
+    "_insist",
     "_workforce",
     "_schedules",
     "_job_queue",
