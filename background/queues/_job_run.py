@@ -161,7 +161,11 @@ class JobRun:
         try:
             if self.is_lost:
                 return self._as_cancelled(handle, outcome, LOST)
-            verdict, result = await self._judge(handle, outcome)
+            try:
+                verdict, result = await self._judge(handle, outcome)
+            except BaseException:  # the event loop's cancellation: it is another's, then
+                self.drop(None)
+                raise
             accepted = await self._owner.settler.settle(self._settlement(verdict, result), self)
         finally:
             self._owner.release(self)

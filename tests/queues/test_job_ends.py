@@ -287,6 +287,35 @@ async def test_a_native_cancellation_while_a_job_is_settled(recorder: RecordingO
     assert cancelled_reasons(recorder) == [REASON]
 
 
+@on_asyncio
+async def test_a_native_cancellation_while_a_policy_decides(recorder: RecordingObserver) -> None:
+    """The job is handed back, as nothing was decided."""
+    asked = anyio.Event()
+
+    async def ask(state: RetryCallState) -> bool:
+        asked.set()
+        await anyio.sleep_forever()
+        return False
+
+    broker = MemoryBroker()
+    jobs = JobQueue(broker)
+    handler = jobs.handler(name="send", retry=AsyncRetrying(retry=ask))(fine)
+    async with Manager(observers=[recorder]) as manager, jobs:
+        worker = await jobs.start(manager, concurrency=1)
+        job = await handler.enqueue()
+        await asked.wait()
+        worker.stop()
+        handle = manager.get(job.id)
+        assert handle is not None
+        native: Any = handle._native
+        native.cancel()
+        assert await handle.wait() == "cancelled"
+        await worker.close()
+    stored = await broker.get(job.id)
+    assert stored is not None
+    assert (stored.state, stored.attempt) == (JobState.READY, 0)
+
+
 @pytest.mark.parametrize("when", ["running", "settling"])
 @on_asyncio
 async def test_a_native_cancellation_of_all_tasks(when: str, recorder: RecordingObserver) -> None:
