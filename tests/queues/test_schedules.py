@@ -44,7 +44,10 @@ async def process(
         yield manager, jobs
 
 
-async def test_every_tick_is_enqueued_once(broker: FaultyBroker) -> None:
+async def test_every_tick_is_enqueued_once(
+    broker: FaultyBroker, caplog: pytest.LogCaptureFixture
+) -> None:
+    """And that others have done it is nothing to speak of."""
     ran: list[float] = []
     every = ("every", 60)
     async with (
@@ -56,6 +59,7 @@ async def test_every_tick_is_enqueued_once(broker: FaultyBroker) -> None:
         await jobs.start(other)
         await anyio.sleep(200)
     assert ran == [60, 120, 180]
+    assert caplog.text == ""
     assert await broker.count() == 3
 
 

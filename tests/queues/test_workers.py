@@ -110,6 +110,32 @@ async def test_no_more_jobs_are_claimed_than_there_is_room_for(
     assert len(broker.claims) == 20
 
 
+async def test_the_room_that_one_job_leaves_is_for_one(
+    jobs: JobQueue, manager: Manager, broker: FaultyBroker
+) -> None:
+    gates = [anyio.Event() for _ in range(6)]
+    started = [anyio.Event() for _ in range(6)]
+
+    @jobs.handler(name="pass")
+    async def go_through(number: int) -> None:
+        started[number].set()
+        await gates[number].wait()
+
+    made = await go_through.enqueue_many([(n,) for n in range(6)])
+    worker = await jobs.start(manager, concurrency=3)
+    for number in range(3):
+        await started[number + 2].wait()
+        gates[number].set()
+        await made[number].wait()
+        await started[number + 3].wait()
+        assert (worker.in_flight, await jobs.count(state=S.RUNNING)) == (3, 3)
+    for gate in gates:
+        gate.set()
+    for each in made:
+        await each.wait()
+    assert broker.most == 3
+
+
 async def test_the_jobs_of_two_workers_are_twice_as_many(
     jobs: JobQueue, manager: Manager, broker: FaultyBroker, meter: Meter, visit: Any
 ) -> None:
