@@ -16,6 +16,7 @@ import anyio
 import servers
 from clocks import SOON
 from redis import Redis
+from nats_servers import served_nats_broker
 
 from background.queues._redis_call import FIELDS
 from background.queues.abc import Broker, Results
@@ -119,7 +120,18 @@ async def elapse(store: Broker | Results, seconds: float) -> None:
     await _kinds[store].elapse(store, seconds)
 
 
-KINDS = {
+@dataclass(frozen=True)
+class NatsKind(Kind):
+    """Brokers of one server, each with a prefix of its own; time is virtual for all but that."""
+
+    @asynccontextmanager
+    async def opened(self, made: S) -> AsyncIterator[S]:
+        _kinds[made] = self
+        async with served(made):
+            yield made
+
+
+KINDS: dict[str, Kind] = {
     "memory": Kind(lambda folder: MemoryBroker(), lambda folder: MemoryResults()),
     "sqlite": Kind(
         lambda folder: SQLiteBroker(folder / "jobs.db"),
@@ -136,6 +148,7 @@ KINDS = {
         )
         for name in servers.available()
     },
+    "nats": NatsKind(lambda folder: make_nats_broker(), None, ("virtual-asyncio",)),
 }
 
 #: A test that has a `broker_kind` runs for all of these.

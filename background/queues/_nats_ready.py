@@ -1,0 +1,120 @@
+"""Which jobs are ready, for whoever asks first: messages that name them, one consumer a queue.
+
+A message is only a hint: the job's record says whether it is ready. It brings along a small record,
+which spares a look at it. Jobs that were waiting for something, or were handed back, go before new
+ones, which are younger: so there are two consumers a queue.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
+
+from nats.aio.msg import Msg
+
+from ._nats_api import Api
+from ._nats_job import Job
+from ._nats_layout import Layout
+from ._nats_link import Request
+
+_SMALL = 16_384  # bytes of a record that a message brings along
+_REVISION = "Background-Revision"
+_ID = "Background-Job"
+
+
+class Offer(NamedTuple):
+    """A job that may be ready, and what its record was when it was said to be."""
+
+    id: str
+    record: bytes
+    revision: int
+    message: Msg
+
+
+class Ready:
+    """The jobs that are ready."""
+
+    def __init__(self, api: Api, layout: Layout) -> None:
+        self._api = api
+        self._layout = layout
+        self._known: set[str] = set()  # queues with consumers
+
+    def forget(self) -> None:
+        self._known.clear()
+
+    async def put(self, jobs: Sequence[tuple[Job, bytes, int]], *, again: bool) -> None:
+        """Say of jobs, with their records and the revisions of these, that they are ready."""
+        if not jobs:
+            return
+        requests: list[Request] = []
+        for job, record, revision in jobs:
+            headers = {_ID: job.message.id, _REVISION: str(revision)}
+            subject = self._layout.ready_job(job.message.queue, job.message.id, again=again)
+            requests.append(Request(subject, record if len(record) <= _SMALL else b"", headers))
+        await self._api.publish_all(requests)
+        for queue in {job.message.queue for job, _, _ in jobs}:
+            self._api.link.post(self._layout.woken(queue))
+
+    async def take(self, queue: str, most: int) -> list[Offer]:
+        """Take up to so many offers, which have to be done or declined."""
+        offers: list[Offer] = []
+        try:
+            for again in (True, False):
+                if len(offers) < most:
+                    offers += await self._take(queue, most - len(offers), again=again)
+        except BaseException:
+            self.decline(offers)
+            raise
+        return offers
+
+    async def _take(self, queue: str, most: int, *, again: bool) -> list[Offer]:
+        await self._ensure(queue)
+        name, settings = self._layout.consumer(queue, again=again)
+        messages = await self._api.fetch(self._layout.ready, name, most)
+        if messages is None:  # gone, as nobody had asked for long
+            await self._api.ensure_consumer(self._layout.ready, name, settings)
+            messages = await self._api.fetch(self._layout.ready, name, most)
+        return [_offer(each) for each in messages or ()]
+
+    async def _ensure(self, queue: str) -> None:
+        if queue not in self._known:
+            for again in (True, False):
+                name, settings = self._layout.consumer(queue, again=again)
+                await self._api.ensure_consumer(self._layout.ready, name, settings)
+            self._known.add(queue)
+
+    def done(self, offers: Iterable[Offer]) -> None:
+        for each in offers:
+            self._api.link.post(each.message.reply, b"+ACK")
+
+    def decline(self, offers: Iterable[Offer]) -> None:
+        self._api.link.decline(each.message for each in offers)
+
+    async def look(self, queues: Sequence[str]) -> tuple[bool, bool]:
+        """Tell whether there are offers, and whether there may be some that others have taken."""
+        taken = False
+        for queue in queues:
+            await self._ensure(queue)
+            for again in (True, False):
+                name, _ = self._layout.consumer(queue, again=again)
+                found = await self._api.pending(self._layout.ready, name)
+                if found is None:
+                    self._known.discard(queue)
+                elif found[0]:
+                    return True, taken
+                else:
+                    taken = taken or found[1] > 0
+        return False, taken
+
+    async def drop(self, jobs: Sequence[Job]) -> None:
+        """Forget that jobs were ready, which are no longer."""
+        if jobs:
+            await self._api.purge(
+                self._layout.ready,
+                [self._layout.any_ready_job(job.message.queue, job.message.id) for job in jobs],
+            )
+
+
+def _offer(message: Msg) -> Offer:
+    headers = message.headers or {}
+    return Offer(headers[_ID], message.data, int(headers[_REVISION]), message)
