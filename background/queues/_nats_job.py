@@ -34,6 +34,10 @@ _PLAIN: Mapping[str, Any] = {
 }
 
 
+class Unreadable(BrokerUnavailable):
+    """A record is of a newer version of the library, or damaged."""
+
+
 class Job:
     """A job as its record has it; to be changed, and then stored if nobody else has been faster."""
 
@@ -192,10 +196,9 @@ class Job:
         if not self.unmet:
             self._schedule(now)
 
-    def burst(self, now: float) -> None:
-        """Be dead, as the results of what it needs take more room than a record has."""
-        self.previous = [None] * len(self.previous)
-        message = "the results of what it needs are too large to be kept with it"
+    def burst(self, message: str, now: float) -> None:
+        """Be dead, as results take more room than a record has."""
+        self.result, self.previous = None, [None] * len(self.previous)
         self.error = {"type": "PayloadTooLarge", "message": message}
         self.end(JobState.DEAD, now)
 
@@ -252,7 +255,7 @@ class Job:
 
     @classmethod
     def decode(cls, record: bytes, revision: int) -> Self:
-        """Return the job of a record. Raises `BrokerUnavailable` for what is none."""
+        """Return the job of a record. Raises `Unreadable`."""
         try:
             line, _, rest = record.partition(b"\n")
             known = json.loads(line)
@@ -260,7 +263,7 @@ class Job:
                 raise ValueError(f"version {known['v']!r}")
             return cls._of(known, _cut(rest, known["sizes"]), revision)
         except (KeyError, TypeError, ValueError) as error:
-            raise BrokerUnavailable(
+            raise Unreadable(
                 f"the job's record at revision {revision} can't be read by this version of the "
                 f"library: {error}"
             ) from None

@@ -8,15 +8,17 @@ at the job, and do what may not have been done.
 
 from __future__ import annotations
 
+import logging
 from base64 import b64decode
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from math import inf
 from typing import Any, NamedTuple, TypeVar
 
+from .._log import log
 from ._nats_api import Api
 from ._nats_clock import Clock
-from ._nats_job import Job
+from ._nats_job import Job, Unreadable
 from ._nats_layout import Layout
 from ._nats_ready import Ready
 from ._nats_timers import COVER, Timer, Timers
@@ -45,6 +47,7 @@ class Changed(NamedTuple):
     before: JobState | None = None
     by_time: str | None = None
     timer: int = 0
+    unreadable: bool = False
 
     @property
     def is_ready(self) -> bool:
@@ -184,7 +187,11 @@ class Jobs:
         return changed
 
     def _try(self, stored: Stored, change: Change, now: float) -> Changed:
-        job = self.known(stored, now)
+        try:
+            job = self.known(stored, now)
+        except Unreadable as error:
+            log(logging.ERROR, "%s", error)
+            return Changed(stored=stored, unreadable=True)
         if job is None:
             return Changed(stored=stored)
         before = job.state
@@ -261,7 +268,7 @@ class Jobs:
             for id, needed in fates[job.message.id].items():
                 job.hear(id, needed, now)
             if len(job.encode()) > most:
-                job.burst(now)
+                job.burst("the results of what it needs are too large to be kept with it", now)
 
         return await self._change(fates, hear, {})
 
@@ -313,8 +320,12 @@ class Jobs:
             while left > 0 and (messages := await self._api.fetch(self._layout.jobs, name, page)):
                 left -= len(messages)
                 for message in messages:
-                    job = Job.decode(message.data, message.metadata.sequence.stream)
-                    found[job.message.id] = take(job)
+                    try:
+                        job = Job.decode(message.data, message.metadata.sequence.stream)
+                    except Unreadable as error:
+                        log(logging.ERROR, "%s", error)
+                    else:
+                        found[job.message.id] = take(job)
         finally:
             self._api.post_delete_consumer(self._layout.jobs, name)
         return found
@@ -329,6 +340,8 @@ class Jobs:
         by_time = Counter(each.by_time for each in changed.values() if each.by_time)
         await self._repair([each for each in changed.values() if not each.by_time])
         changing = [Timer(each.job.next_change, id) for id, each in changed.items() if each.job]
+        later = self._clock.now() + COVER
+        changing += [Timer(later, id) for id, each in changed.items() if each.unreadable]
         await self._timers.add([timer for timer in changing if timer.at < inf])
         return by_time
 

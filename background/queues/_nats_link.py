@@ -32,6 +32,7 @@ _RECONNECT_WAIT = 0.25  # seconds between two tries
 _WINDOW = 256  # requests in flight
 _WINDOW_BYTES = 4 * 1024 * 1024
 _CLOSING = 2.0  # seconds that a server gets to take note of a goodbye
+_ERRORS = 16  # that are remembered at most
 _ACK = "$JS.ACK."
 _NO_CONSUMER = ("503", "409")
 
@@ -211,11 +212,11 @@ class Link:
             with suppress(ClientError, OSError, StopIteration):
                 self._client.publish(subject, payload).send(None)
 
-    def decline(self, messages: Iterable[Msg]) -> None:
-        """Let others have what a consumer has handed out."""
+    def decline(self, messages: Iterable[Msg], delay: float = 0.0) -> None:
+        """Let others have what a consumer has handed out, after so many seconds."""
+        answer = b'-NAK {"delay": %d}' % int(delay * 1e9) if delay else b"-NAK"
         for each in messages:
-            if each.reply.startswith(_ACK):
-                self.post(each.reply, b"-NAK")
+            self.post(each.reply, answer)
 
     @asynccontextmanager
     async def listening(self, *subjects: str) -> AsyncGenerator[asyncio.Event]:
@@ -231,7 +232,10 @@ class Link:
             yield event
         finally:
             for subject in subjects:
-                self._listeners[subject].discard(event)
+                listeners = self._listeners[subject]
+                listeners.discard(event)
+                if not listeners:
+                    del self._listeners[subject]
             for each in subscribed:
                 with suppress(ClientError, OSError):
                     await each.unsubscribe()
@@ -277,26 +281,29 @@ class Link:
 
         async def failed(error: Exception) -> None:
             self._errors.append(error)
-            if not client.is_connected and not opened and len(self._errors) >= len(self._servers):
+            del self._errors[:-_ERRORS]
+            if client is not self._client and len(self._errors) >= len(self._servers):
                 raise _Hopeless  # or it would go on trying
 
-        opened = False
+        async def lost() -> None:
+            if client is self._client:
+                self._disconnected()
+
         try:
             await client.connect(
                 list(self._servers),
                 name="background",
                 tls=self._tls,
                 error_cb=failed,
-                disconnected_cb=self._disconnected,
+                disconnected_cb=lost,
                 reconnected_cb=self._reconnected,
-                closed_cb=self._disconnected,
+                closed_cb=lost,
                 max_reconnect_attempts=-1,
                 reconnect_time_wait=_RECONNECT_WAIT,  # type: ignore[arg-type]
                 connect_timeout=PATIENCE,  # type: ignore[arg-type]
                 ping_interval=PING_INTERVAL,  # type: ignore[arg-type]
                 pending_size=0,
             )
-            opened = True
             self._inbox = client.new_inbox()
             await client.subscribe(f"{self._inbox}.*", cb=self._answered)
         except (_Hopeless, ClientError, OSError) as error:
@@ -308,10 +315,10 @@ class Link:
             raise
         return client
 
-    async def _disconnected(self) -> None:
+    def _disconnected(self) -> None:
         self._drop()
-        if self._loop is not None:
-            log(logging.WARNING, "%s: the connection was lost", self.shown)
+        self._changed.set()
+        log(logging.WARNING, "%s: the connection was lost", self.shown)
 
     async def _reconnected(self) -> None:
         self._errors.clear()

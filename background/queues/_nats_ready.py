@@ -87,8 +87,8 @@ class Ready:
         for each in offers:
             self._api.link.post(each.message.reply, b"+ACK")
 
-    def decline(self, offers: Iterable[Offer]) -> None:
-        self._api.link.decline(each.message for each in offers)
+    def decline(self, offers: Iterable[Offer], delay: float = 0.0) -> None:
+        self._api.link.decline((each.message for each in offers), delay)
 
     async def look(self, queues: Sequence[str]) -> tuple[bool, bool]:
         """Tell whether there are offers, and whether there may be some that others have taken."""

@@ -11,8 +11,6 @@ from itertools import count
 from secrets import token_hex
 from typing import Literal
 
-from sniffio import current_async_library
-
 from ._errors import BrokerUnavailable
 from ._nats_api import Api
 from ._nats_clock import Clock
@@ -28,6 +26,7 @@ from .abc import Broker, Claim, Hold, Maintained, Message, Settlement, StoredJob
 
 _OLDEST = (2, 9)
 _POLL = 1.0  # seconds after which those who wait look for themselves, as word may get lost
+_LATER = 10.0  # seconds until others are offered a job whose record is of a newer version
 _PAGE = 256  # records that are read at once
 
 
@@ -139,12 +138,16 @@ class NatsBroker(Broker):
     async def claim(self, queues: Sequence[str], most: int, *, lease: float) -> list[Claim]:
         await self._advance()
         claims: list[Claim] = []
-        for queue in queues:
-            while len(claims) < most:
-                offers = await self._ready.take(queue, most - len(claims))
-                if not offers:
-                    break
-                claims += await self._claim(offers, lease)
+        try:
+            for queue in queues:
+                while len(claims) < most:
+                    offers = await self._ready.take(queue, most - len(claims))
+                    if not offers:
+                        break
+                    claims += await self._claim(offers, lease)
+        except BrokerUnavailable:
+            if not claims:
+                raise
         return claims
 
     async def _claim(self, offers: Sequence[Offer], lease: float) -> list[Claim]:
@@ -160,7 +163,9 @@ class NatsBroker(Broker):
         except BaseException:
             self._ready.decline(offers)
             raise
-        self._ready.done(offers)
+        unread = {id for id, each in changed.items() if each.unreadable}
+        self._ready.done(each for each in offers if each.id not in unread)
+        self._ready.decline((each for each in offers if each.id in unread), _LATER)
         claimed = {each.id: changed[each.id] for each in offers if changed[each.id].value}
         self._leases.add(token, claimed)
         return [each.job.as_claim() for each in claimed.values() if each.job is not None]
@@ -211,12 +216,17 @@ class NatsBroker(Broker):
         return accepted
 
     async def _settle(self, settlements: Mapping[str, Settlement]) -> dict[str, Changed]:
-        changed = await self._jobs.change(
-            settlements,
-            lambda job, now: job.settle(settlements[job.message.id], now),
-            hints=self._leases.hints(settlements),
-            covered=True,
-        )
+        most = await self._api.max_record()
+
+        def settle(job: Job, now: float) -> bool:
+            if not job.settle(settlements[job.message.id], now):
+                return False
+            if len(job.encode()) > most:
+                job.burst("its result is too large to be kept with it", now)
+            return True
+
+        hints = self._leases.hints(settlements)
+        changed = await self._jobs.change(settlements, settle, hints=hints, covered=True)
         self._leases.drop(id for id, each in changed.items() if each.value)
         return changed
 
@@ -307,9 +317,10 @@ class NatsBroker(Broker):
 
 
 def _require_asyncio() -> None:
-    library = current_async_library()
-    if library != "asyncio":
-        raise RuntimeError(f"NatsBroker works on asyncio only, as nats-py does; this is {library}")
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        raise RuntimeError("NatsBroker works on asyncio only, as nats-py does") from None
 
 
 def _hold(claim: Claim, changed: Changed) -> Hold:
