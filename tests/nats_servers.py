@@ -10,12 +10,12 @@ import sys
 import sysconfig
 import tempfile
 import threading
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Awaitable, Iterator
 from contextlib import ExitStack, asynccontextmanager, contextmanager
 from functools import cache
 from pathlib import Path
 from secrets import token_hex
-from typing import Any
+from typing import Any, TypeVar
 from unittest.mock import patch
 
 from processes import PATIENCE
@@ -23,6 +23,8 @@ from processes import PATIENCE
 from background import testing
 from background.queues import _nats_clock, _nats_link
 from background.queues.nats import NatsBroker
+
+T = TypeVar("T")
 
 
 def program() -> str:
@@ -134,35 +136,40 @@ class _Holding(dict[str, Any]):
 
 
 @asynccontextmanager
-async def served_nats_broker(**options: Any) -> AsyncIterator[NatsBroker]:
+async def served_nats_broker(like: Any = None) -> AsyncIterator[NatsBroker]:
     """Give an open broker with a prefix of its own, of which nothing is left afterwards.
 
-    In virtual time, which goes on only while no answer of the server's is awaited.
+    In virtual time, which goes on only while no answer of the server's is awaited. With `like`, a
+    broker for the same jobs as another.
     """
     loop = asyncio.get_running_loop()
     assert isinstance(loop, testing.VirtualTimeLoop)
-    broker: Any = NatsBroker(shared_server().url, prefix=f"test-{token_hex(8)}", **options)
+    prefix = like._layout.prefix if like else f"test-{token_hex(8)}"
+    broker: Any = NatsBroker(shared_server().url, prefix=prefix)
     broker._link._waiting = _Holding(loop)
+    if like:
+        broker._clock = broker._timers._clock = broker._jobs._clock = like._clock
     with (
         patch.object(testing, "_THREAD_PATIENCE", PATIENCE),
         patch.object(_nats_clock, "_REFRESH", 1e9),  # the server's clock is real
         patch.object(_nats_link, "PING_INTERVAL", 1e9),
     ):
-        with _held(loop):
-            await broker.open()
+        await held(broker.open())
         try:
             yield broker
         finally:
-            await remove_streams(broker)
-            with _held(loop):
-                await broker.close()
+            if not like:
+                await remove_streams(broker)
+            await held(broker.close())
 
 
-@contextmanager
-def _held(loop: testing.VirtualTimeLoop) -> Iterator[None]:
+async def held(call: Awaitable[T]) -> T:
+    """Await something in real time, however virtual that of the event loop is."""
+    loop = asyncio.get_running_loop()
+    assert isinstance(loop, testing.VirtualTimeLoop)
     loop.hold(1)
     try:
-        yield
+        return await call
     finally:
         loop.hold(-1)
 

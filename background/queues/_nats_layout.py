@@ -13,7 +13,7 @@ _PREFIX = re.compile(r"[A-Za-z0-9_-]{1,64}", re.ASCII)
 _SECOND = 1_000_000_000  # durations are in nanoseconds
 
 #: Seconds after which what somebody has fetched, and died of, is handed to another.
-ACK_WAIT = 10
+ACK_WAIT = 10.0
 #: Seconds for which nobody may have asked for jobs of a queue until its consumers go; they hold
 #: nothing, and are made again when somebody asks.
 UNUSED = 86_400
@@ -91,7 +91,7 @@ class Layout:
             "durable_name": name,
             "filter_subject": f"{self.prefix}.ready.{encode(queue)}.{_band(again)}.*",
             "ack_policy": "explicit",
-            "ack_wait": ACK_WAIT * _SECOND,
+            "ack_wait": int(ACK_WAIT * _SECOND),
             "deliver_policy": "all",
             "replay_policy": "instant",
             "max_deliver": -1,

@@ -1,0 +1,984 @@
+"""The NATS broker beyond the contract: its server, its connection, and what a crash leaves."""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import json
+import os
+import re
+import signal
+import ssl
+import sys
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator
+from contextlib import asynccontextmanager
+from itertools import count
+from pathlib import Path
+from secrets import token_hex
+from typing import Any
+
+import anyio
+import pytest
+import trustme
+from clocks import SOON
+from injection import How, Point, World
+from nats_servers import (
+    NatsServer,
+    held,
+    nats_server,
+    remove_streams,
+    served_nats_broker,
+    shared_server,
+)
+from processes import running
+from stepping import When
+
+from background import _clock
+from background.queues import _nats_layout, _nats_link
+from background.queues._errors import BrokerUnavailable, PayloadTooLarge
+from background.queues._nats_job import Job
+from background.queues._states import FINAL, JobState
+from background.queues.abc import Claim, Hold, Maintained, Message, Settlement
+from background.queues.nats import NatsBroker
+from background.testing import VirtualTimeLoop
+
+SCRIPT = Path(__file__).parents[1] / "scripts" / "nats_worker.py"
+
+Test = Callable[..., Coroutine[Any, Any, None]]
+
+
+def real(test: Test) -> Callable[..., None]:
+    """Run a test on asyncio in real time, as connections that fail do so in their own time."""
+
+    @functools.wraps(test)
+    def run(*args: Any, **kwargs: Any) -> None:
+        anyio.run(_limited, functools.partial(test, *args, **kwargs))
+
+    return run
+
+
+async def _limited(test: Test) -> None:
+    async with asyncio.timeout(4 * SOON):
+        await test()
+
+
+def virtual(test: Test) -> Callable[..., None]:
+    """Run a test in virtual time."""
+
+    @functools.wraps(test)
+    def run(*args: Any, **kwargs: Any) -> None:
+        options = {"loop_factory": VirtualTimeLoop}
+        anyio.run(functools.partial(test, *args, **kwargs), backend_options=options)
+
+    return run
+
+
+def message(id: str = "one", **options: Any) -> Message:
+    return Message(**{"id": id, "handler": "h", "queue": "q", "body": b"{}", "keep": 60, **options})
+
+
+def messages(count: int, **options: Any) -> list[Message]:
+    return [message(f"{number:04}", **options) for number in range(count)]
+
+
+async def finish(broker: NatsBroker, claims: list[Claim], **options: Any) -> list[bool]:
+    return await broker.settle(
+        [
+            Settlement(id=each.message.id, token=each.token, state=JobState.SUCCEEDED, **options)
+            for each in claims
+        ]
+    )
+
+
+async def state_of(broker: NatsBroker, id: str = "one") -> JobState | None:
+    job = await broker.get(id)
+    return None if job is None else job.state
+
+
+@asynccontextmanager
+async def opened(server: NatsServer, **options: Any) -> AsyncIterator[Any]:
+    """Give a broker that is open, for real time."""
+    options.setdefault("prefix", f"test-{token_hex(8)}")
+    broker: Any = NatsBroker(options.pop("url", server.url), **options)
+    await broker.open()
+    try:
+        yield broker
+    finally:
+        await broker.close()
+
+
+async def stored(broker: Any) -> dict[str, int]:
+    """How many messages there are in each stream."""
+    names = broker._layout.streams
+    infos = [await broker._api._ask(f"STREAM.INFO.{name}") for name in names]
+    return {
+        name.removeprefix(broker._layout.prefix + "-"): info["state"]["messages"]
+        for name, info in zip(("jobs", "ready", "timers"), infos, strict=True)
+    }
+
+
+EMPTY = {"jobs": 0, "ready": 0, "timers": 0}
+
+
+# What it is made with
+
+
+@pytest.mark.parametrize(
+    "url", ["", "redis://h", "nats://", "nats://h:port", "nats://h:99999", "nats://h,x://y"]
+)
+def test_a_url_that_can_not_be_used(url: str) -> None:
+    with pytest.raises(ValueError, match="url must be like nats://user:password@host:4222"):
+        NatsBroker(url)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"prefix": "a.b"}, {"prefix": ""}, {"replicas": 0}, {"replicas": True}, {"storage": "disk"}],
+)
+def test_options_that_can_not_be_used(options: Any) -> None:
+    (name,) = options
+    with pytest.raises(ValueError, match=name):
+        NatsBroker("nats://h", **options)
+
+
+def test_secrets_are_not_shown() -> None:
+    broker = NatsBroker("nats://me:secret@h:1,tls://token@[::1]")
+    assert repr(broker) == "<NatsBroker nats://h:1,tls://[::1]:4222 prefix='background'>"
+    with pytest.raises(ValueError, match="url must be") as caught:
+        NatsBroker("nats://me:secret@h:port")
+    assert "secret" not in repr(caught.value)
+
+
+def test_names_as_tokens_of_subjects() -> None:
+    names = ["a.b", "a:b", "a=b", "a-b_C", "." * 128, ":" * 128]
+    tokens = [_nats_layout.encode(name) for name in names]
+    assert len(set(tokens)) == len(names)
+    assert not [each for each in tokens if set(each) & set(".:*> ")]
+    layout = _nats_layout.Layout("p", 1, "file")
+    consumers = [layout.consumer(name, again=True)[0] for name in names]
+    assert len(set(consumers)) == len(names)
+    assert max(map(len, consumers)) < 200
+
+
+@virtual
+async def test_names_of_all_kinds() -> None:
+    async with served_nats_broker() as broker:
+        sent = [message(id, queue=id) for id in ("a.b", "a:b", "." * 128, "-:-")]
+        assert await broker.enqueue(sent) == [True] * 4
+        for each in sent:
+            (claim,) = await broker.claim([each.queue], 2, lease=30)
+            assert claim.message == each
+        assert [job.message async for job in broker.scan()] == sent
+
+
+def test_asyncio_only(anyio_backend_name: str) -> None:
+    async def main() -> None:
+        await NatsBroker("nats://127.0.0.1:1").open()
+
+    expected = RuntimeError if anyio_backend_name == "trio" else BrokerUnavailable
+    with pytest.raises(expected):
+        anyio.run(main, backend=anyio_backend_name)
+
+
+# The server
+
+
+@real
+async def test_no_server() -> None:
+    broker = NatsBroker("nats://me:secret@127.0.0.1:1,nats://127.0.0.1:2")
+    with pytest.raises(BrokerUnavailable, match=r"nats://127\.0\.0\.1:1,.*onnect") as caught:
+        await broker.open()
+    assert "secret" not in str(caught.value)
+    with pytest.raises(BrokerUnavailable, match="is not open"):
+        await broker.get("one")
+    await broker.close()
+
+
+@real
+async def test_no_jetstream() -> None:
+    with nats_server(jetstream=False) as server:
+        broker = NatsBroker(server.url)
+        with pytest.raises(BrokerUnavailable, match="has no JetStream to keep jobs in"):
+            await broker.open()
+
+
+@pytest.mark.parametrize("version", ["2.8.4", "1.4", "", "0.0.1", "strange"])
+@virtual
+async def test_old_servers_are_refused(version: str) -> None:
+    async with served_nats_broker() as broker:
+        link: Any = broker._link
+        await held(link.close())
+        link.version = functools.partial(_later, version)
+        with pytest.raises(BrokerUnavailable, match=r"2\.9 or later is needed"):
+            await held(broker.open())
+        for newer in ("2.9.0", "v2.12.0-RC.1", "3.0.0-dev"):
+            link.version = functools.partial(_later, newer)
+            await held(broker.open())
+            await held(link.close())
+        await held(broker.open())
+
+
+async def _later(value: Any) -> Any:
+    return value
+
+
+@real
+async def test_streams_with_other_settings_are_refused() -> None:
+    server = shared_server()
+    async with opened(server, storage="memory") as broker:
+        prefix = broker._layout.prefix
+        other = NatsBroker(server.url, prefix=prefix)
+        expected = f"stream KV_{prefix}-jobs has other settings .*: storage is 'memory' instead of"
+        with pytest.raises(BrokerUnavailable, match=expected):
+            await other.open()
+        await remove_streams(broker)
+
+
+@real
+async def test_opened_by_many_at_once() -> None:
+    server = shared_server()
+    prefix = f"test-{token_hex(8)}"
+    brokers: list[Any] = [NatsBroker(server.url, prefix=prefix) for _ in range(8)]
+    await asyncio.gather(*(each.open() for each in brokers), brokers[0].open())
+    await asyncio.gather(*(each.claim(["q"], 1, lease=30) for each in brokers))
+    assert await brokers[0].enqueue([message()]) == [True]
+    claims = await asyncio.gather(*(each.claim(["q"], 1, lease=30) for each in brokers))
+    assert sorted(map(len, claims)) == [0] * 7 + [1]
+    await remove_streams(brokers[0])
+    await asyncio.gather(*(each.close() for each in brokers))
+
+
+@pytest.mark.parametrize(
+    ("config", "right", "wrong"),
+    [
+        ("user: 'me', password: 's3cret'", "me:s3cret", "me:wr0ng"),
+        ("token: 's3cret'", "s3cret", "wr0ng"),
+    ],
+)
+@real
+async def test_credentials(config: str, right: str, wrong: str) -> None:
+    with nats_server(f"authorization {{ {config} }}") as server:
+        url = server.url.replace("//", f"//{right}@")
+        async with opened(server, url=url) as broker:
+            assert await broker.count() == 0
+            assert "s3cret" not in repr(broker)
+        broker = NatsBroker(server.url.replace("//", f"//{wrong}@"))
+        with pytest.raises(BrokerUnavailable, match="Authorization") as caught:
+            await broker.open()
+        assert "wr0ng" not in str(caught.value)
+
+
+@real
+async def test_tls(tmp_path: Path) -> None:
+    authority = trustme.CA()
+    certificate = authority.issue_cert("127.0.0.1")
+    certificate.private_key_pem.write_to_path(str(tmp_path / "key"))
+    certificate.cert_chain_pems[0].write_to_path(str(tmp_path / "cert"))
+    paths = f"cert_file: {str(tmp_path / 'cert')!r}, key_file: {str(tmp_path / 'key')!r}"
+    context = ssl.create_default_context()
+    authority.configure_trust(context)
+    with nats_server(f"tls {{ {paths} }}") as server:
+        url = server.url.replace("nats:", "tls:")
+        async with opened(server, url=url, tls=context) as broker:
+            assert await broker.enqueue([message()]) == [True]
+        with pytest.raises(BrokerUnavailable, match="CERTIFICATE_VERIFY_FAILED"):
+            await NatsBroker(url).open()
+
+
+# The connection
+
+
+@pytest.fixture
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_nats_link, "PATIENCE", 0.3)
+
+
+@pytest.fixture
+def server() -> Iterator[NatsServer]:
+    with nats_server() as server:
+        yield server
+
+
+async def eventually(call: Callable[[], Awaitable[Any]]) -> Any:
+    """Call again and again, for as long as the broker is not available."""
+    async with asyncio.timeout(3 * SOON):
+        while True:
+            try:
+                return await call()
+            except BrokerUnavailable:
+                await asyncio.sleep(0.01)
+
+
+@real
+async def test_a_server_that_is_killed_and_started_again(server: NatsServer) -> None:
+    """Nothing that was acknowledged is lost; calls fail meanwhile, and are not done later."""
+    async with opened(server) as broker:
+        await broker.enqueue(messages(20))
+        claims = await broker.claim(["q"], 10, lease=30)
+        assert await finish(broker, claims[:5]) == [True] * 5
+        waiting = asyncio.create_task(broker.wait("0005", 60))
+        await asyncio.to_thread(server.kill)
+        broker._link._changed.clear()
+        _nats_link.PATIENCE, patience = 0.2, _nats_link.PATIENCE
+        try:
+            for call in (
+                lambda: broker.enqueue([message("lost")]),
+                lambda: broker.claim(["q"], 1, lease=30),
+                lambda: waiting,
+            ):
+                with pytest.raises(BrokerUnavailable, match=r"127\.0\.0\.1"):
+                    await call()
+        finally:
+            _nats_link.PATIENCE = patience
+        await asyncio.to_thread(server.start)
+        assert await eventually(lambda: broker.count(state=JobState.SUCCEEDED)) == 5
+        assert await broker.get("lost") is None
+        assert await finish(broker, claims[5:]) == [True] * 5
+        rest = await broker.claim(["q"], 50, lease=30)
+        assert [each.message.id for each in rest] == [f"{number:04}" for number in range(10, 20)]
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="can't stop a process for a while")
+@real
+async def test_a_server_that_does_not_answer(server: NatsServer, impatient: None) -> None:
+    async with opened(server) as broker:
+        assert server._popen is not None
+        server._popen.send_signal(signal.SIGSTOP)
+        try:
+            with pytest.raises(BrokerUnavailable, match=r"did not answer within 0\.3 s"):
+                await broker.enqueue([message()])
+        finally:
+            server._popen.send_signal(signal.SIGCONT)
+        await eventually(lambda: broker.enqueue([message()]))
+        assert await eventually(broker.count) == 1
+        assert not broker._link._waiting
+
+
+@real
+async def test_a_client_that_has_given_up_is_replaced() -> None:
+    async with opened(shared_server()) as broker:
+        await broker._link._client.close()
+        assert await broker.enqueue([message()]) == [True]
+        assert len(await broker.claim(["q"], 1, lease=30)) == 1
+        await remove_streams(broker)
+
+
+@real
+async def test_word_comes_at_once() -> None:
+    """Long before anybody would look for himself."""
+    async with opened(shared_server()) as broker:
+        async with opened(shared_server(), prefix=broker._layout.prefix) as other:
+            await broker.enqueue([message("first", queue="r")])
+            loop = asyncio.get_running_loop()
+            broker_module = sys.modules[NatsBroker.__module__]
+            broker_module._POLL, poll = 1000.0, broker_module._POLL  # type: ignore[attr-defined]
+            try:
+                for wait, act in (
+                    (lambda: broker.wait_for_work(["q"], 1000), lambda: other.enqueue([message()])),
+                    (lambda: broker.wait("first", 1000), lambda: other.cancel("first")),
+                ):
+                    task = loop.create_task(wait())
+                    while not broker._link._listeners:  # noqa: ASYNC110
+                        await asyncio.sleep(0)
+                    await broker.get("first")
+                    await act()
+                    async with asyncio.timeout(SOON):
+                        await task
+            finally:
+                broker_module._POLL = poll  # type: ignore[attr-defined]
+            assert not broker._link._listeners
+        await remove_streams(broker)
+
+
+@virtual
+async def test_closed_while_somebody_waits() -> None:
+    async with served_nats_broker() as broker:
+        waiting = asyncio.create_task(broker.wait_for_work(["q"], 80_000))
+        await asyncio.sleep(5)
+        await held(broker._link.close())
+        with pytest.raises(BrokerUnavailable, match="is not open"):
+            await waiting
+        await held(broker.open())
+
+
+def test_another_event_loop_is_refused() -> None:
+    broker: Any = NatsBroker(shared_server().url, prefix=f"test-{token_hex(8)}")
+
+    async def use() -> None:
+        with pytest.raises(BrokerUnavailable, match="opened in another event loop"):
+            await broker.count()
+
+    with asyncio.Runner() as first, asyncio.Runner() as second:
+        first.run(broker.open())
+        second.run(use())
+        first.run(remove_streams(broker))
+        first.run(broker.close())
+
+
+@real
+async def test_calls_of_many_tasks_at_once() -> None:
+    async with opened(shared_server()) as broker:
+        await asyncio.gather(*(broker.enqueue([message(str(n))]) for n in range(50)))
+        claims = await asyncio.gather(*(broker.claim(["q"], 5, lease=30) for _ in range(20)))
+        ids = [each.message.id for some in claims for each in some]
+        assert sorted(ids) == sorted(str(n) for n in range(50))
+        accepted = await asyncio.gather(*(finish(broker, some) for some in claims))
+        assert all(all(some) for some in accepted)
+        assert not broker._link._waiting
+        assert not broker._link._fetching
+        await remove_streams(broker)
+
+
+# Time
+
+
+@virtual
+async def test_a_wrong_clock_of_a_host_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    wall = _clock.wall
+    async with served_nats_broker() as broker:
+        monkeypatch.setattr(_clock, "wall", lambda: wall() + 3600)
+        await broker.enqueue([message(), message("late", delay=30)])
+        claims = await broker.claim(["q"], 5, lease=30)
+        assert [each.message.id for each in claims] == ["one"]
+        assert abs(claims[0].enqueued_at - wall()) < SOON
+        assert await broker.renew(claims, lease=30) == [Hold.KEPT]
+        assert await broker.maintain() == Maintained()
+
+
+@virtual
+async def test_the_servers_clock_is_read_again_now_and_then(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async with served_nats_broker() as broker:
+        clock: Any = broker._clock
+        clock._ahead += 500
+        await broker.maintain()
+        assert clock.now() > _clock.wall() + 400
+        monkeypatch.setattr("background.queues._nats_clock._REFRESH", -1)
+        await broker.maintain()
+        assert abs(clock.now() - _clock.wall()) < SOON
+
+
+@virtual
+async def test_timers_of_far_away_times_come_nearer() -> None:
+    delays = {"minutes": 600.0, "hours": 20_000.0, "days": 300_000.0, "months": 9_000_000.0}
+    async with served_nats_broker() as broker:
+        await broker.enqueue([message(id, delay=delay, keep=9) for id, delay in delays.items()])
+        began = asyncio.get_running_loop().time()
+        for id, delay in delays.items():
+            claims: list[Claim] = []
+            while not claims:
+                await asyncio.sleep(delay / 100)
+                claims = await broker.claim(["q"], 5, lease=30)
+            took = asyncio.get_running_loop().time() - began
+            assert [each.message.id for each in claims] == [id]
+            assert delay <= took < delay * 1.02 + 2
+            await finish(broker, claims)
+        await asyncio.sleep(100)
+        await broker.maintain()
+        assert await stored(broker) == EMPTY
+
+
+@virtual
+async def test_many_timers_that_are_due_at_once() -> None:
+    async with served_nats_broker() as broker:
+        for part in range(3):
+            await broker.enqueue([message(f"{part}-{n}", delay=10) for n in range(400)])
+        await asyncio.sleep(11)
+        assert await broker.maintain() == Maintained(due=1200)
+        assert await broker.count(state=JobState.READY) == 1200
+
+
+# Sizes
+
+
+@virtual
+async def test_a_job_that_is_too_large() -> None:
+    async with served_nats_broker() as broker:
+        most = await broker._api.max_record()
+        with pytest.raises(PayloadTooLarge, match="max_payload"):
+            await broker.enqueue([message(), message("two", body=b"x" * most)])
+        assert await broker.count() == 0
+        half = b"x" * (most // 2)
+        sent = [message(body=half), message("two"), message("both", needs=("one", "two"))]
+        await broker.enqueue(sent)
+        one, two = await broker.claim(["q"], 2, lease=30)
+        with pytest.raises(PayloadTooLarge):
+            await broker.save("one", one.token, half)
+        assert await finish(broker, [one], result=half) == [True]
+        job = await broker.get("one")
+        assert job is not None
+        assert (job.state, job.result) == (JobState.DEAD, None)
+        assert job.error is not None
+        assert job.error["type"] == "PayloadTooLarge"
+        assert await state_of(broker, "both") is JobState.DEAD
+        await finish(broker, [two])
+
+
+@virtual
+async def test_results_that_are_too_large_together() -> None:
+    async with served_nats_broker() as broker:
+        half = b"x" * ((await broker._api.max_record()) // 2)
+        await broker.enqueue([message("a"), message("b"), message("all", needs=("a", "b"))])
+        assert await finish(broker, await broker.claim(["q"], 2, lease=30), result=half)
+        job = await broker.get("all")
+        assert job is not None
+        assert job.state is JobState.DEAD
+        assert job.error is not None
+        assert "results of what it needs are too large" in job.error["message"]
+
+
+@virtual
+async def test_large_records_are_read_when_they_are_claimed() -> None:
+    async with served_nats_broker() as broker:
+        sent = [message("a", body=b"x" * 100_000), message("b"), message("c", body=b"y" * 50_000)]
+        await broker.enqueue(sent)
+        claims = await broker.claim(["q"], 5, lease=30)
+        assert [each.message for each in claims] == sent
+
+
+# Records and consumers that others have changed
+
+
+@virtual
+async def test_records_of_a_newer_version_are_left_alone(caplog: pytest.LogCaptureFixture) -> None:
+    async with served_nats_broker() as broker:
+        await broker.enqueue([message(), message("two"), message("three", delay=5)])
+        api: Any = broker._api
+        for id in ("one", "three"):
+            (known,) = await broker._jobs.load([id])
+            newer = known.record.replace(b'"v":1', b'"v":2')
+            await api.replace([(broker._layout.job(id), newer, known.revision)])
+        claims = await broker.claim(["q"], 5, lease=30)
+        assert [each.message.id for each in claims] == ["two"]
+        with pytest.raises(BrokerUnavailable, match="by this version of the library: version 2"):
+            await broker.get("one")
+        assert await broker.count() == 1
+        await asyncio.sleep(6)
+        assert await broker.maintain() == Maintained()
+        (known,) = await broker._jobs.load(["three"])
+        old = known.record.replace(b'"v":2', b'"v":1')
+        await api.replace([(broker._layout.job("three"), old, known.revision)])
+        await asyncio.sleep(11)
+        assert await broker.maintain() == Maintained(due=1)
+    assert "version 2" in caplog.text
+
+
+def test_what_is_no_record() -> None:
+    for record in (b"", b"[]", b"{}\n", b'{"v":1}\n', b"\xff"):
+        with pytest.raises(BrokerUnavailable, match="revision 7"):
+            Job.decode(record, 7)
+
+
+@virtual
+async def test_consumers_that_are_gone_are_made_again() -> None:
+    async with served_nats_broker() as broker:
+        await broker.enqueue([message()])
+        await broker.claim(["q"], 1, lease=30)
+        await broker.enqueue([message("two")])
+        for again in (True, False):
+            name, _ = broker._layout.consumer("q", again=again)
+            await broker._api._ask(f"CONSUMER.DELETE.{broker._layout.ready}.{name}")
+        await broker.wait_for_work(["q"], 100)
+        claims = await broker.claim(["q"], 5, lease=30)
+        assert [each.message.id for each in claims] == ["two"]
+
+
+@virtual
+async def test_consumers_with_other_settings_are_refused() -> None:
+    async with served_nats_broker() as broker:
+        name, settings = broker._layout.consumer("q", again=True)
+        other = {**settings, "ack_wait": 5_000_000_000}
+        await broker._api.ensure_consumer(broker._layout.ready, name, other)
+        with pytest.raises(BrokerUnavailable, match="ack_wait is 5000000000 instead of"):
+            await broker.claim(["q"], 1, lease=30)
+
+
+@virtual
+async def test_settlements_of_the_same_job_in_one_call() -> None:
+    async with served_nats_broker() as broker:
+        await broker.enqueue([message()])
+        claims = await broker.claim(["q"], 1, lease=30)
+        assert await finish(broker, claims * 2) == [True, False]
+
+
+@virtual
+async def test_changes_by_others_while_it_is_held() -> None:
+    async with served_nats_broker() as broker, served_nats_broker(like=broker) as other:
+        await broker.enqueue([message()])
+        claims = await broker.claim(["q"], 1, lease=30)
+        assert await other.renew(claims, lease=60) == [Hold.KEPT]
+        assert await other.save("one", claims[0].token, b"half")
+        assert await broker.renew(claims, lease=90) == [Hold.KEPT]
+        await asyncio.sleep(80)
+        await other.maintain()
+        assert await finish(broker, claims, result=b"1") == [True]
+        assert await finish(other, claims) == [False]
+
+
+@virtual
+async def test_leases_that_nobody_settled_are_not_remembered() -> None:
+    async with served_nats_broker() as broker:
+        await broker.enqueue(messages(3))
+        (first, *_) = await broker.claim(["q"], 3, lease=30)
+        await finish(broker, [first])
+        await asyncio.sleep(31)
+        assert await broker.maintain() == Maintained(reclaimed=2)
+        leases: Any = broker._leases
+        assert not leases._leases
+        assert not leases._covered
+        assert not leases._covering
+
+
+# Nothing is left
+
+
+@virtual
+async def test_nothing_grows() -> None:
+    """Whatever becomes of jobs, nothing is left once they are forgotten."""
+    async with served_nats_broker() as broker:
+        await broker.enqueue(messages(20, expires=50))
+        await broker.enqueue([message("late", delay=20), message("never", delay=500, expires=5)])
+        await broker.enqueue([message("gone", queue="r"), message("old", expires=9, queue="s")])
+        await broker.enqueue([message("a", keep=0), message("b", needs=("a",)), message("c")])
+        await broker.cancel("gone")
+        claims = await broker.claim(["q"], 12, lease=30)
+        await finish(broker, claims[:8])
+        back = [
+            Settlement(id=each.message.id, token=each.token, state=state, delay=delay)
+            for each, (state, delay) in zip(
+                claims[8:],
+                [
+                    (JobState.READY, 0),
+                    (JobState.SCHEDULED, 40),
+                    (JobState.DEAD, 0),
+                    (JobState.CANCELLED, 0),
+                ],
+                strict=True,
+            )
+        ]
+        assert await broker.settle(back) == [True] * 4
+        assert await broker.requeue(claims[0].message.id)
+        await broker.maintain()
+        for round in range(6):
+            held = await broker.claim(["q"], 50, lease=30)
+            await broker.renew(held, lease=45)
+            await finish(broker, held[round < 5 :])  # of one, the worker dies
+            await asyncio.sleep(100)
+            await broker.maintain()
+        await asyncio.sleep(700)
+        await broker.maintain()
+        assert await stored(broker) == EMPTY
+
+
+# What a crash leaves
+
+
+class Crash:
+    """Lets a broker's process die at the n-th request, before it is sent."""
+
+    def __init__(self, broker: Any) -> None:
+        self.left: float = float("inf")
+        self.sent = 0
+        self._link = broker._link
+        self._call, self._post, self._fetch = self._link._call, self._link.post, self._link.fetch
+        self._link._call, self._link.post, self._link.fetch = self.call, self.post, self.fetch
+
+    def _die(self) -> None:
+        raise BrokerUnavailable("the process has died")
+
+    async def call(self, requests: Any) -> Any:
+        if self.left < len(requests):
+            if self.left > 0:
+                await self._call(requests[: int(self.left)])
+            self.left = 0
+            self._die()
+        self.left -= len(requests)
+        self.sent += len(requests)
+        return await self._call(requests)
+
+    async def fetch(self, *args: Any) -> Any:
+        if self.left < 1:
+            self._die()
+        self.left -= 1
+        self.sent += 1
+        return await self._fetch(*args)
+
+    def post(self, *args: Any) -> None:
+        if self.left >= 1:
+            self._post(*args)
+
+
+async def enqueues(broker: NatsBroker, claims: list[Claim]) -> None:
+    await broker.enqueue(
+        [
+            message("new"),
+            message("later", delay=50),
+            message("then", needs=("new", "0000")),
+            message("none", handler=None),
+            message("all", needs=("none", "then"), handler=None),
+        ]
+    )
+
+
+async def claims_some(broker: NatsBroker, claims: list[Claim]) -> None:
+    await broker.claim(["q"], 3, lease=30)
+
+
+async def finishes(broker: NatsBroker, claims: list[Claim]) -> None:
+    await finish(broker, claims, result=b"1")
+
+
+async def hands_back(broker: NatsBroker, claims: list[Claim]) -> None:
+    states = [JobState.READY, JobState.SCHEDULED, JobState.DEAD]
+    await broker.settle(
+        [
+            Settlement(id=each.message.id, token=each.token, state=state, delay=5)
+            for each, state in zip(claims, states, strict=True)
+        ]
+    )
+
+
+async def cancels(broker: NatsBroker, claims: list[Claim]) -> None:
+    await broker.cancel("0004")
+    await broker.cancel("0000")
+
+
+async def requeues(broker: NatsBroker, claims: list[Claim]) -> None:
+    await finish(broker, claims[:1])
+    await broker.requeue("0000")
+
+
+async def waits_and_maintains(broker: NatsBroker, claims: list[Claim]) -> None:
+    await asyncio.sleep(31)
+    await broker.maintain()
+
+
+@pytest.mark.parametrize(
+    "act",
+    [enqueues, claims_some, finishes, hands_back, cancels, requeues, waits_and_maintains],
+)
+@virtual
+async def test_what_a_crash_leaves_is_put_right_by_others(act: Any) -> None:
+    """At each request in turn: every job that was stored runs or ends, and nothing is left."""
+    tried = 0
+    async with served_nats_broker() as other:
+        for number in count():
+            async with served_nats_broker(like=other) as broker:
+                await other.enqueue(
+                    [*messages(6), message("d", needs=("0000", "0001")), message("e", needs=("d",))]
+                )
+                await other.enqueue([message("x", expires=31), message("s", delay=31)])
+                claims = await broker.claim(["q"], 3, lease=30)
+                crash = Crash(broker)
+                crash.left = number
+                try:
+                    await act(broker, claims)
+                except BrokerUnavailable as error:
+                    assert str(error) == "the process has died"  # noqa: PT017
+                    tried += 1
+                    died = True
+                else:
+                    died = False
+                crash.left = 0
+                await recover(other)
+                assert [job async for job in other.scan() if job.state not in FINAL] == []
+                await asyncio.sleep(700)
+                await other.maintain()
+                assert await stored(other) == EMPTY, number
+                crash.left = float("inf")
+            if not died:
+                break
+    assert tried > 3
+
+
+async def recover(broker: NatsBroker) -> list[str]:
+    """Do as a worker does, for as long as there may be anything to do; return the jobs' ids."""
+    await redeliver(broker)
+    seen: list[str] = []
+    idle = 0
+    while idle < 4:
+        await broker.maintain()
+        claims = await broker.claim(["q"], 10, lease=30)
+        assert all(await finish(broker, claims, result=b"2"))
+        seen += [each.message.id for each in claims]
+        idle = 0 if claims else idle + 1
+        await asyncio.sleep(15)
+    return seen
+
+
+async def redeliver(broker: Any) -> None:
+    """Have what a process took that has died handed out again, without waiting for it."""
+    for again in (True, False):
+        name, _ = broker._layout.consumer("q", again=again)
+        await broker._api._ask(f"CONSUMER.DELETE.{broker._layout.ready}.{name}")
+
+
+@virtual
+async def test_enqueued_again_after_a_crash_all_jobs_are_there() -> None:
+    """However many had been taken when the connection was lost."""
+    async with served_nats_broker() as other:
+        for number in count():
+            async with served_nats_broker(like=other) as broker:
+                crash = Crash(broker)
+                crash.left = number
+                try:
+                    await enqueues(broker, await needed(other))
+                except BrokerUnavailable:
+                    await enqueues(other, [])
+                    died = True
+                else:
+                    died = False
+                states = [await state_of(other, id) for id in ("new", "then", "none", "all")]
+                assert states == [
+                    JobState.READY,
+                    JobState.SCHEDULED,
+                    JobState.SUCCEEDED,
+                    JobState.SCHEDULED,
+                ]
+                await asyncio.sleep(51)
+                assert sorted(await recover(other)) == ["later", "new", "then"]
+                await asyncio.sleep(700)
+                await other.maintain()
+                assert await stored(other) == EMPTY
+                crash.left = float("inf")
+            if not died:
+                break
+    assert number > 10
+
+
+async def needed(broker: NatsBroker) -> list[Claim]:
+    await broker.enqueue([message("0000", queue="r", keep=30)])
+    await finish(broker, await broker.claim(["r"], 1, lease=30))
+    return []
+
+
+@pytest.mark.parametrize("number", range(10))
+@virtual
+async def test_cancelled_at_any_point_a_call_is_done_or_not(number: int) -> None:
+    """At each suspension in turn, and nothing is stuck afterwards."""
+    async with served_nats_broker() as broker:
+        claims: list[Claim] = []
+        calls: list[Callable[[], Any]] = [
+            lambda: broker.enqueue([*messages(3), message("x", needs=("0000",))]),
+            lambda: broker.claim(["q", "r"], 3, lease=30),
+            lambda: broker.wait_for_work(["q", "r"], 1),
+            lambda: broker.renew(claims, lease=30),
+            lambda: finish(broker, claims),
+            lambda: broker.cancel("held"),
+            lambda: broker.wait("held", 1),
+            lambda: broker.purge(),
+            lambda: waits_and_maintains(broker, claims),
+            lambda: broker.count(),
+        ]
+        points = 0
+        for how in How:
+            for when in When:
+                for suspension in range(1, 100):
+                    await broker.enqueue([message("held", queue="s")])
+                    claims[:] = await broker.claim(["s"], 1, lease=30)
+                    world = World(Point(suspension, when, how))
+                    outcome = await world.drive(calls[number]())
+                    assert outcome.cancelled or outcome.error is None
+                    await recover_all(broker)
+                    assert not broker._link._waiting
+                    if world.injected_at is None:
+                        break
+                    points += 1
+                else:
+                    raise AssertionError("there is no end to the suspensions")
+        assert points > 3
+        await asyncio.sleep(200)
+        await broker.maintain()
+        assert await stored(broker) == EMPTY
+
+
+async def recover_all(broker: NatsBroker) -> None:
+    """Let all jobs end, and be forgotten."""
+    await asyncio.sleep(35)
+    await broker.maintain()
+    while claims := await broker.claim(["q", "r", "s"], 50, lease=30):
+        await finish(broker, claims)
+    await asyncio.sleep(12)
+    await broker.maintain()
+    assert [job.message.id async for job in broker.scan() if job.state not in FINAL] == []
+    await broker.purge()
+
+
+@pytest.mark.parametrize("how", How)
+@pytest.mark.parametrize("action", ["open", "close"])
+@real
+async def test_cancelled_while_opening_or_closing(action: str, how: How) -> None:
+    """No task of the client's is left, and the broker can be opened again."""
+    tasks = asyncio.all_tasks()
+    prefix = f"test-{token_hex(8)}"
+    for when in When:
+        for suspension in range(1, 100):
+            broker: Any = NatsBroker(shared_server().url, prefix=prefix)
+            if action == "close":
+                await broker.open()
+            world = World(Point(suspension, when, how))
+            await world.drive(getattr(broker, action)())
+            await broker.close()
+            await asyncio.sleep(0)
+            assert asyncio.all_tasks() == tasks
+            if world.injected_at is None:
+                break
+        assert 1 < suspension < 99
+    await broker.open()
+    await remove_streams(broker)
+    await broker.close()
+
+
+@real
+async def test_what_a_process_took_that_died_is_handed_to_another(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(_nats_layout, "ACK_WAIT", 0.2)
+    monkeypatch.setattr("background.queues.nats.ACK_WAIT", 0.2)
+    monkeypatch.setattr("background.queues.nats._POLL", 0.05)
+    async with opened(shared_server()) as broker:
+        await broker.enqueue([message()])
+        assert len(await broker._ready.take("q", 1)) == 1
+        assert await broker.claim(["q"], 1, lease=30) == []
+        claims: list[Claim] = []
+        while not claims:
+            await broker.wait_for_work(["q"], 1000)
+            claims = await broker.claim(["q"], 1, lease=30)
+        assert (claims[0].attempt, claims[0].crashes) == (1, 0)
+        await remove_streams(broker)
+
+
+# Other processes
+
+
+@real
+async def test_each_job_goes_to_one_process() -> None:
+    ids = [f"{number:04}" for number in range(100)]
+    async with opened(shared_server()) as broker:
+        command = SCRIPT, "work", shared_server().url, broker._layout.prefix
+        with running(*command) as one, running(*command) as two:
+            for process in (one, two):
+                await asyncio.to_thread(process.wait_for, "ready")
+            await broker.enqueue(messages(100))
+            await broker.enqueue([message(f"end-{number}", queue="end") for number in range(2)])
+            seen: list[str] = []
+            for process in (one, two):
+                line = await asyncio.to_thread(process.wait_for, "claimed ")
+                seen += json.loads(line.removeprefix("claimed "))
+                assert await asyncio.to_thread(process.wait) == 0
+        assert sorted(seen) == [*ids, "end-0", "end-1"]
+        assert await broker.count(state=JobState.SUCCEEDED) == 102
+        await remove_streams(broker)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no forking")
+def test_after_a_fork_the_child_is_refused() -> None:
+    prefix = f"test-{token_hex(8)}"
+    with running(SCRIPT, "fork", shared_server().url, prefix) as process:
+        assert process.wait() == 0
+    assert process.lines[0] == "ready"
+    assert re.fullmatch(
+        r"refused: .* was opened by another process, before a fork.*", process.lines[1]
+    )
+    assert process.lines[2:] == ["child counts 0", "parent counts 0", "done"]
