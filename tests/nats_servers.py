@@ -148,7 +148,8 @@ async def served_nats_broker(like: Any = None) -> AsyncIterator[NatsBroker]:
     broker: Any = NatsBroker(shared_server().url, prefix=prefix)
     broker._link._waiting = _Holding(loop)
     if like:
-        broker._clock = broker._timers._clock = broker._jobs._clock = like._clock
+        for each in (broker, broker._timers, broker._records, broker._jobs):
+            each._clock = like._clock
     with (
         patch.object(testing, "_THREAD_PATIENCE", PATIENCE),
         patch.object(_nats_clock, "_REFRESH", 1e9),  # the server's clock is real

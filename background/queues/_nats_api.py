@@ -11,8 +11,9 @@ from typing import Any
 from nats.aio.msg import Msg
 
 from ._errors import BrokerUnavailable, PayloadTooLarge
+from ._nats_answers import Request
 from ._nats_layout import differences
-from ._nats_link import Link, Request
+from ._nats_link import Link
 
 _NOT_FOUND = 404
 _WRONG_LAST = (10071, 10164)  # somebody has written meanwhile

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping
 from math import inf
 from typing import NamedTuple
 
-from ._nats_jobs import Changed, Stored
+from ._nats_records import Changed, Stored
 from ._nats_timers import Timers
 
 

@@ -11,10 +11,9 @@ import logging
 import os
 import ssl
 from collections import defaultdict
-from collections.abc import AsyncGenerator, Iterable, Iterator, Sequence
+from collections.abc import AsyncGenerator, Iterable, Sequence
 from contextlib import asynccontextmanager, suppress
 from itertools import count
-from typing import NamedTuple
 from urllib.parse import urlsplit
 
 from nats.aio.client import Client
@@ -23,50 +22,17 @@ from nats.errors import Error as ClientError
 
 from .._log import log
 from ._errors import BrokerUnavailable
+from ._nats_answers import Answers, Request, consumer_of, windows
 
 #: Seconds until a call fails that nobody answers, and one that finds no connection.
 PATIENCE = 5.0
 #: Seconds between signs of life; after two without an answer, a connection is taken to be dead.
 PING_INTERVAL = 5.0
 _RECONNECT_WAIT = 0.25  # seconds between two tries
-_WINDOW = 256  # requests in flight
-_WINDOW_BYTES = 4 * 1024 * 1024
 _CLOSING = 2.0  # seconds that a server gets to take note of a goodbye
 _ERRORS = 16  # that are remembered at most
 _ACK = "$JS.ACK."
 _NO_CONSUMER = ("503", "409")
-
-
-class Request(NamedTuple):
-    """Something to be answered by one message."""
-
-    subject: str
-    payload: bytes = b""
-    headers: dict[str, str] | None = None
-
-
-class _Answers:
-    """The answers to one request: so many, or fewer and then a status."""
-
-    def __init__(self, most: int) -> None:
-        self.got: list[Msg] = []
-        self.status: str | None = None
-        self.lost = False
-        self._most = most
-        self.done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-
-    def add(self, message: Msg) -> None:
-        status = None if message.headers is None or message.data else message.headers.get("Status")
-        if status is not None:
-            self.status = status
-        else:
-            self.got.append(message)
-        if status is not None or len(self.got) >= self._most:
-            self.end()
-
-    def end(self) -> None:
-        if not self.done.done():
-            self.done.set_result(None)
 
 
 class Link:
@@ -81,8 +47,8 @@ class Link:
         self._process = 0
         self._inbox = ""
         self._numbers = count(1)
-        self._waiting: dict[str, _Answers] = {}
-        self._fetching: defaultdict[str, list[_Answers]] = defaultdict(list)
+        self._waiting: dict[str, Answers] = {}
+        self._fetching: defaultdict[str, list[Answers]] = defaultdict(list)
         self._listeners: dict[str, set[asyncio.Event]] = {}
         self._errors: list[Exception] = []
         self._ending: set[asyncio.Task[None]] = set()
@@ -136,13 +102,13 @@ class Link:
     async def call(self, requests: Sequence[Request]) -> list[Msg]:
         """Return the answers, in order. Raises `BrokerUnavailable`, after which any may be done."""
         found: list[Msg] = []
-        for window in _windows(requests):
+        for window in windows(requests):
             found += await self._call(window)
         return found
 
     async def _call(self, requests: Sequence[Request]) -> list[Msg]:
         client = await self._connected()
-        waiting: dict[str, _Answers] = {}
+        waiting: dict[str, Answers] = {}
         try:
             for request in requests:
                 await self._send(client, request, 1, waiting)
@@ -163,7 +129,7 @@ class Link:
         `consumer` is the names of its stream and its own, joined by a dot.
         """
         client = await self._connected()
-        waiting: dict[str, _Answers] = {}
+        waiting: dict[str, Answers] = {}
         fetching = self._fetching[consumer]
         try:
             await self._send(client, request, most, waiting)
@@ -184,10 +150,10 @@ class Link:
         return None if answers.status in _NO_CONSUMER and not answers.got else answers.got
 
     async def _send(
-        self, client: Client, request: Request, most: int, waiting: dict[str, _Answers]
+        self, client: Client, request: Request, most: int, waiting: dict[str, Answers]
     ) -> None:
         token = str(next(self._numbers))
-        waiting[token] = self._waiting[token] = _Answers(most)
+        waiting[token] = self._waiting[token] = Answers(most)
         try:
             # This waits for nothing, as nothing is kept for later.
             await client.publish(
@@ -196,7 +162,7 @@ class Link:
         except (ClientError, OSError) as error:
             raise self._failed(error) from None
 
-    async def _all(self, waiting: Iterable[_Answers]) -> None:
+    async def _all(self, waiting: Iterable[Answers]) -> None:
         try:
             async with asyncio.timeout(PATIENCE):
                 for each in waiting:
@@ -247,7 +213,7 @@ class Link:
     async def _answered(self, message: Msg) -> None:
         if message.reply.startswith(_ACK):
             # What a consumer hands out has the subject under which it is kept.
-            for answers in self._fetching.get(_consumer(message.reply), ()):
+            for answers in self._fetching.get(consumer_of(message.reply), ()):
                 if not answers.done.done():
                     answers.add(message)
                     return
@@ -374,21 +340,3 @@ def _show(url: str) -> str:
         raise ValueError("url must be like nats://user:password@host:4222, or begin with tls://")
     shown = f"[{host}]" if ":" in host else host
     return f"{parts.scheme}://{shown}:{port or 4222}"
-
-
-def _consumer(reply: str) -> str:
-    """Return whose message is acknowledged there; some servers put two more names before."""
-    names = reply.split(".")
-    return ".".join(names[2:4] if len(names) == 9 else names[4:6])
-
-
-def _windows(requests: Sequence[Request]) -> Iterator[Sequence[Request]]:
-    """Cut requests into parts that may be in flight at once."""
-    start = size = 0
-    for place, request in enumerate(requests):
-        if place > start and (place - start == _WINDOW or size > _WINDOW_BYTES):
-            yield requests[start:place]
-            start, size = place, 0
-        size += len(request.payload)
-    if requests:
-        yield requests[start:]

@@ -12,10 +12,10 @@ from typing import NamedTuple
 
 from nats.aio.msg import Msg
 
+from ._nats_answers import Request
 from ._nats_api import Api
 from ._nats_job import Job
 from ._nats_layout import Layout
-from ._nats_link import Request
 
 _SMALL = 16_384  # bytes of a record that a message brings along
 _REVISION = "Background-Revision"

@@ -17,10 +17,10 @@ from collections.abc import Iterable, Sequence
 from math import inf
 from typing import Any, NamedTuple
 
+from ._nats_answers import Request
 from ._nats_api import Api
 from ._nats_clock import Clock
 from ._nats_layout import Layout
-from ._nats_link import Request
 
 #: Seconds until somebody else does what somebody has begun and not finished.
 COVER = 10.0
@@ -101,8 +101,7 @@ class Timers:
             if (start := _start(subject)) > now:
                 later = min(later, start)
                 continue
-            if len(due) < _CHUNK:
-                await self._read(subject)
+            await self._read(subject)
             for sequence, timers in self._seen[subject].items():
                 first = min(timer.at for timer in timers)
                 # What is in a long stretch is moved to shorter ones as soon as that has begun.
@@ -131,8 +130,9 @@ class Timers:
             rest = [timer for timer in timers if timer.at > now]
             new = set((await self.add(each._replace(at=now + COVER) for each in ours)).values())
             kept = set((await self.add(rest)).values())
+            is_ours = await self._api.delete(self._layout.timers, sequence)
             self._seen[subject].pop(sequence, None)
-            if not await self._api.delete(self._layout.timers, sequence):
+            if not is_ours:
                 self.remove(new | kept)  # somebody else has been faster
             elif ours:
                 taken.append(Taken(ours, new))

@@ -15,11 +15,12 @@ from ._errors import BrokerUnavailable
 from ._nats_api import Api
 from ._nats_clock import Clock
 from ._nats_job import Job
-from ._nats_jobs import Changed, Jobs, Stored
+from ._nats_jobs import Jobs
 from ._nats_layout import ACK_WAIT, Layout
 from ._nats_leases import Leases
 from ._nats_link import Link
 from ._nats_ready import Offer, Ready
+from ._nats_records import Changed, Records, Stored
 from ._nats_timers import Timers
 from ._states import FINAL, JobState
 from .abc import Broker, Claim, Hold, Maintained, Message, Settlement, StoredJob
@@ -67,7 +68,10 @@ class NatsBroker(Broker):
         self._clock = Clock(lambda: self._api.time(self._layout.timers, self._layout.clock))
         self._timers = Timers(self._api, self._layout, self._clock)
         self._ready = Ready(self._api, self._layout)
-        self._jobs = Jobs(self._api, self._layout, self._clock, self._timers, self._ready)
+        self._records = Records(self._api, self._layout, self._clock, self._timers)
+        self._jobs = Jobs(
+            self._api, self._layout, self._clock, self._timers, self._ready, self._records
+        )
         self._leases = Leases(self._timers)
         self._run = token_hex(8)  # tells this broker's claims from those of all others
         self._claims = count(1)
@@ -130,9 +134,9 @@ class NatsBroker(Broker):
                     needed.setdefault(need, message.id)
             new.add(message.id)
         now = self._clock.now()
-        found = await self._jobs.load(list(needed))
+        found = await self._records.load(list(needed))
         for (need, id), stored in zip(needed.items(), found, strict=True):
-            if self._jobs.known(stored, now) is None:
+            if self._records.known(stored, now) is None:
                 raise ValueError(f"job {id} needs the job {need}, which is not known")
 
     async def claim(self, queues: Sequence[str], most: int, *, lease: float) -> list[Claim]:
@@ -251,7 +255,7 @@ class NatsBroker(Broker):
         return bool(changed[id].value)
 
     async def get(self, id: str) -> StoredJob | None:
-        job = await self._jobs.get(id)
+        job = await self._records.get(id)
         return None if job is None else job.stored()
 
     async def wait(self, id: str, timeout: float) -> StoredJob | None:
@@ -260,7 +264,7 @@ class NatsBroker(Broker):
             while True:
                 ended.clear()
                 await self._advance()
-                job = await self._jobs.get(id)
+                job = await self._records.get(id)
                 now = self._clock.now()
                 if job is None or job.state in FINAL or now >= deadline:
                     return None if job is None else job.stored()
@@ -270,14 +274,14 @@ class NatsBroker(Broker):
         self, *, queue: str | None = None, state: JobState | None = None
     ) -> AsyncIterator[StoredJob]:
         now = self._clock.now()
-        found = (await self._jobs.read_all(_PAGE, lambda job: job)).values()
+        found = (await self._records.read_all(_PAGE, lambda job: job)).values()
         for job in sorted(found, key=lambda job: job.age):
             if _chosen(job, queue, state, now):
                 yield job.stored()
 
     async def count(self, *, queue: str | None = None, state: JobState | None = None) -> int:
         now = self._clock.now()
-        chosen = await self._jobs.read_all(_PAGE, lambda job: _chosen(job, queue, state, now))
+        chosen = await self._records.read_all(_PAGE, lambda job: _chosen(job, queue, state, now))
         return sum(chosen.values())
 
     async def purge(self, *, state: JobState | None = None, older_than: float = 0.0) -> int:
@@ -288,8 +292,8 @@ class NatsBroker(Broker):
             ended = job.state in FINAL and (job.finished_at or 0.0) <= now - older_than
             return job.revision if ended and state in (None, job.state) else 0
 
-        revisions = await self._jobs.read_all(_PAGE, choose)
-        return await self._jobs.forget([each for each in revisions.values() if each])
+        revisions = await self._records.read_all(_PAGE, choose)
+        return await self._records.forget([each for each in revisions.values() if each])
 
     async def maintain(self) -> Maintained:
         self._link.check()
@@ -306,7 +310,7 @@ class NatsBroker(Broker):
             while (taken := await self._timers.take()) is not None:
                 timers = [timer for each in taken for timer in each.timers]
                 forgotten = [timer.revision for timer in timers if timer.revision]
-                done["forgotten"] += await self._jobs.forget(forgotten)
+                done["forgotten"] += await self._records.forget(forgotten)
                 done += await self._jobs.look_after(
                     [timer.id for timer in timers if not timer.revision]
                 )

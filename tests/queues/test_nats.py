@@ -546,7 +546,7 @@ async def test_records_of_a_newer_version_are_left_alone(caplog: pytest.LogCaptu
         await broker.enqueue([message(), message("two"), message("three", delay=5)])
         api: Any = broker._api
         for id in ("one", "three"):
-            (known,) = await broker._jobs.load([id])
+            (known,) = await broker._records.load([id])
             newer = known.record.replace(b'"v":1', b'"v":2')
             await api.replace([(broker._layout.job(id), newer, known.revision)])
         claims = await broker.claim(["q"], 5, lease=30)
@@ -556,7 +556,7 @@ async def test_records_of_a_newer_version_are_left_alone(caplog: pytest.LogCaptu
         assert await broker.count() == 1
         await asyncio.sleep(6)
         assert await broker.maintain() == Maintained()
-        (known,) = await broker._jobs.load(["three"])
+        (known,) = await broker._records.load(["three"])
         old = known.record.replace(b'"v":2', b'"v":1')
         await api.replace([(broker._layout.job("three"), old, known.revision)])
         await asyncio.sleep(11)
