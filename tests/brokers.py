@@ -15,8 +15,8 @@ from weakref import WeakKeyDictionary
 import anyio
 import servers
 from clocks import SOON
+from nats_servers import make_nats_broker, served
 from redis import Redis
-from nats_servers import served_nats_broker
 
 from background.queues._redis_call import FIELDS
 from background.queues.abc import Broker, Results
@@ -87,13 +87,13 @@ class Kind:
 
     - `make`: makes one that is empty; the folder is the test's own.
     - `backends`: what its tests run on, as for the `anyio_backend` fixture.
-    - `results`: makes a store of results that is empty.
+    - `results`: makes a store of results that is empty; not every kind has one.
     - `elapse`: lets so many seconds pass for either; real ones need not.
     - `second`: how many seconds stand for one where a test really waits, and how `late` it may be.
     """
 
     make: Callable[[Path], Broker]
-    results: Callable[[Path], Results]
+    results: Callable[[Path], Results] | None
     backends: tuple[str, ...] = ("virtual-asyncio", "virtual-trio")
     elapse: Callable[[Any, float], Awaitable[None]] = sleep
     second: float = 1.0

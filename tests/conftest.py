@@ -29,12 +29,14 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if "broker_kind" in metafunc.fixturenames:
         virtual = metafunc.definition.get_closest_marker("virtual") is not None
         cases = [case for case in CASES if case[1] in VIRTUAL] if virtual else CASES
+        if "results" in metafunc.fixturenames:
+            cases = [case for case in cases if KINDS[case[0]].results is not None]
         metafunc.parametrize(("broker_kind", "anyio_backend"), cases, indirect=True)
-    elif "server" in metafunc.fixturenames:
+    elif "redis_server" in metafunc.fixturenames:
         cases = [
             (name, backend) for name in servers.available() for backend in KINDS[name].backends
         ]
-        metafunc.parametrize(("server", "anyio_backend"), cases, indirect=True)
+        metafunc.parametrize(("redis_server", "anyio_backend"), cases, indirect=True)
     elif "anyio_backend" in metafunc.fixturenames:
         real = metafunc.definition.get_closest_marker("realtime") is not None
         metafunc.parametrize("anyio_backend", REAL if real else VIRTUAL, indirect=True)
@@ -47,7 +49,7 @@ def broker_kind(request: pytest.FixtureRequest) -> Kind:
 
 
 @pytest.fixture
-def server(request: pytest.FixtureRequest) -> servers.Server:
+def redis_server(request: pytest.FixtureRequest) -> servers.Server:
     """A server that all tests share, for what has to hold with each of them."""
     return servers.server(request.param)
 

@@ -135,17 +135,27 @@ class _Holding(dict[str, Any]):
         self._loop.hold(-1)
 
 
+def make_nats_broker(prefix: str | None = None) -> NatsBroker:
+    """Make a broker for the server that all tests share."""
+    return NatsBroker(shared_server().url, prefix=prefix or f"test-{token_hex(8)}")
+
+
 @asynccontextmanager
 async def served_nats_broker(like: Any = None) -> AsyncIterator[NatsBroker]:
-    """Give an open broker with a prefix of its own, of which nothing is left afterwards.
+    """Give an open broker; with `like`, one for the same jobs as another."""
+    made = make_nats_broker(like._layout.prefix if like else None)
+    async with served(made, like):
+        yield made
 
-    In virtual time, which goes on only while no answer of the server's is awaited. With `like`, a
-    broker for the same jobs as another.
+
+@asynccontextmanager
+async def served(broker: Any, like: Any = None) -> AsyncIterator[None]:
+    """Open a broker; unless it is `like` another, nothing is left of it afterwards.
+
+    In virtual time, which goes on only while no answer of the server's is awaited.
     """
     loop = asyncio.get_running_loop()
     assert isinstance(loop, testing.VirtualTimeLoop)
-    prefix = like._layout.prefix if like else f"test-{token_hex(8)}"
-    broker: Any = NatsBroker(shared_server().url, prefix=prefix)
     broker._link._waiting = _Holding(loop)
     if like:
         for each in (broker, broker._timers, broker._records, broker._jobs):
@@ -157,7 +167,7 @@ async def served_nats_broker(like: Any = None) -> AsyncIterator[NatsBroker]:
     ):
         await held(broker.open())
         try:
-            yield broker
+            yield
         finally:
             if not like:
                 await remove_streams(broker)

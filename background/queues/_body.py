@@ -46,7 +46,7 @@ _make = maker(Body)
 def decode(what: str, encoded: bytes, limit: float) -> Body:
     """Return the body that was encoded. Raises `InvalidPayload` and `PayloadTooLarge`."""
     given = _payload.decode(what, encoded, limit)
-    if type(given) is not dict:
+    if not _is_dict(given):
         raise InvalidPayload(f"{what} is no JSON object")
     if len(given) == 1 and _is_list(given.get("args")):  # as most do
         return _make(given["args"], {})

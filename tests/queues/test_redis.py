@@ -49,6 +49,11 @@ QUOTED = "s3cr3t%2Fp%40ss"
 
 
 @pytest.fixture
+def server(redis_server: Server) -> Server:
+    return redis_server
+
+
+@pytest.fixture
 async def broker(server: Server, anyio_backend: object, tmp_path: Path) -> AsyncIterator[Any]:
     kind = KINDS[server.name]
     async with kind.opened(kind.make(tmp_path)) as broker:

@@ -15,6 +15,7 @@ from background.queues.abc import Results
 async def results(
     broker_kind: Kind, anyio_backend: object, tmp_path: Path
 ) -> AsyncIterator[Results]:
+    assert broker_kind.results is not None
     async with broker_kind.opened(broker_kind.results(tmp_path)) as results:
         yield results
 
