@@ -15,7 +15,7 @@ from weakref import WeakKeyDictionary
 import anyio
 import servers
 from clocks import SOON
-from nats_servers import make_nats_broker, served
+from nats_servers import make_nats_broker, served, virtually_served
 from redis import Redis
 
 from background.queues._redis_call import FIELDS
@@ -122,12 +122,26 @@ async def elapse(store: Broker | Results, seconds: float) -> None:
 
 @dataclass(frozen=True)
 class NatsKind(Kind):
-    """Brokers of one server, each with a prefix of its own; time is virtual for all but that."""
+    """Brokers of one server, each with a prefix of its own."""
 
     @asynccontextmanager
     async def opened(self, made: S) -> AsyncIterator[S]:
         _kinds[made] = self
         async with served(made):
+            yield made
+
+
+@dataclass(frozen=True)
+class VirtualNatsKind(Kind):
+    """The same in time that is virtual for all but the server, whose messages it does not await.
+
+    Good for the contract, whose tests ask and get answers.
+    """
+
+    @asynccontextmanager
+    async def opened(self, made: S) -> AsyncIterator[S]:
+        _kinds[made] = self
+        async with virtually_served(made):
             yield made
 
 
@@ -148,8 +162,17 @@ KINDS: dict[str, Kind] = {
         )
         for name in servers.available()
     },
-    "nats": NatsKind(lambda folder: make_nats_broker(), None, ("virtual-asyncio",)),
+    "nats": NatsKind(lambda folder: make_nats_broker(), None, ("asyncio",)),
+    "virtual-nats": VirtualNatsKind(lambda folder: make_nats_broker(), None, ("virtual-asyncio",)),
 }
 
-#: A test that has a `broker_kind` runs for all of these.
-CASES = [(name, backend) for name, kind in KINDS.items() for backend in kind.backends]
+
+def cases(module: str) -> list[tuple[str, str]]:
+    """Return for which kinds, on which event loops, a test runs that has a `broker_kind`."""
+    left_out = "nats" if module == "test_brokers" else "virtual-nats"
+    return [
+        (name, backend)
+        for name, kind in KINDS.items()
+        for backend in kind.backends
+        if name != left_out
+    ]

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import servers
 from blockbuster import blockbuster_ctx
-from brokers import CASES, KINDS, Kind
+from brokers import KINDS, Kind, cases
 from clocks import Clock
 
 from background.testing import manager, recorder, virtual_time
@@ -28,15 +28,17 @@ VIRTUAL = ["virtual-asyncio", "virtual-trio"]
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if "broker_kind" in metafunc.fixturenames:
         virtual = metafunc.definition.get_closest_marker("virtual") is not None
-        cases = [case for case in CASES if case[1] in VIRTUAL] if virtual else CASES
+        wanted = cases(metafunc.module.__name__)
+        if virtual:
+            wanted = [case for case in wanted if case[1] in VIRTUAL]
         if "results" in metafunc.fixturenames:
-            cases = [case for case in cases if KINDS[case[0]].results is not None]
-        metafunc.parametrize(("broker_kind", "anyio_backend"), cases, indirect=True)
+            wanted = [case for case in wanted if KINDS[case[0]].results is not None]
+        metafunc.parametrize(("broker_kind", "anyio_backend"), wanted, indirect=True)
     elif "redis_server" in metafunc.fixturenames:
-        cases = [
+        wanted = [
             (name, backend) for name in servers.available() for backend in KINDS[name].backends
         ]
-        metafunc.parametrize(("redis_server", "anyio_backend"), cases, indirect=True)
+        metafunc.parametrize(("redis_server", "anyio_backend"), wanted, indirect=True)
     elif "anyio_backend" in metafunc.fixturenames:
         real = metafunc.definition.get_closest_marker("realtime") is not None
         metafunc.parametrize("anyio_backend", REAL if real else VIRTUAL, indirect=True)

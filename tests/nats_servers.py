@@ -70,7 +70,10 @@ class NatsServer:
             errors="replace",
         )
         ready = threading.Event()
-        self._reader = threading.Thread(target=self._read, args=(self._popen, ready))
+        # A daemon, or else the interpreter would wait for the server's end before it is ended.
+        self._reader = threading.Thread(
+            target=self._read, args=(self._popen, ready), daemon=True
+        )
         self._reader.start()
         if not ready.wait(PATIENCE) or self._popen.poll() is not None:
             self.kill()
@@ -144,12 +147,23 @@ def make_nats_broker(prefix: str | None = None) -> NatsBroker:
 async def served_nats_broker(like: Any = None) -> AsyncIterator[NatsBroker]:
     """Give an open broker; with `like`, one for the same jobs as another."""
     made = make_nats_broker(like._layout.prefix if like else None)
-    async with served(made, like):
+    async with virtually_served(made, like):
         yield made
 
 
 @asynccontextmanager
-async def served(broker: Any, like: Any = None) -> AsyncIterator[None]:
+async def served(broker: Any) -> AsyncIterator[None]:
+    """Open a broker; nothing is left of it afterwards."""
+    await broker.open()
+    try:
+        yield
+    finally:
+        await remove_streams(broker)
+        await broker.close()
+
+
+@asynccontextmanager
+async def virtually_served(broker: Any, like: Any = None) -> AsyncIterator[None]:
     """Open a broker; unless it is `like` another, nothing is left of it afterwards.
 
     In virtual time, which goes on only while no answer of the server's is awaited.
