@@ -67,7 +67,8 @@ def lowest(session: nox.Session) -> None:
     """The tests with the lowest versions of what the package and its extras need."""
     project = PROJECT["project"]
     extras = project["optional-dependencies"]
-    needed = [*project["dependencies"], *extras["trio"], *extras["testing"], *extras["examples"]]
+    names = ("trio", "testing", "msgspec", "redis", "nats", "examples")
+    needed = [*project["dependencies"], *(each for name in names for each in extras[name])]
     pins = [re.sub(r">=([\w.]+)(,<\w+)?", r"==\1", each) for each in needed]
     session.install("-e", ".[test]", *pins)
     session.run("pytest", *session.posargs)

@@ -71,9 +71,7 @@ class NatsServer:
         )
         ready = threading.Event()
         # A daemon, or else the interpreter would wait for the server's end before it is ended.
-        self._reader = threading.Thread(
-            target=self._read, args=(self._popen, ready), daemon=True
-        )
+        self._reader = threading.Thread(target=self._read, args=(self._popen, ready), daemon=True)
         self._reader.start()
         if not ready.wait(PATIENCE) or self._popen.poll() is not None:
             self.kill()

@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import logging
+from contextlib import suppress
+from dataclasses import replace
 from typing import Protocol
 
 import anyio
 from anyio.lowlevel import checkpoint
 
 from .._log import log
+from ._errors import BrokerUnavailable, QueueError
+from ._failure import describe
 from ._outage import Outage
 from ._states import FINAL, JobState
 from .abc import Broker, Settlement
+
+_REFUSALS = (QueueError, ValueError)  # which trying again does not mend
 
 
 class Held(Protocol):
@@ -115,6 +121,8 @@ class Settler:
                 if repeated:
                     answers = [await self._look(batch, *each) for each in enumerate(answers)]
             except Exception as error:
+                if isinstance(error, _REFUSALS) and not isinstance(error, BrokerUnavailable):
+                    return await self._refused(batch, error)
                 if all(holder.gives_up for holder in batch.holders):
                     count = len(batch.settlements)
                     log(logging.ERROR, "%d jobs could not be settled: %s", count, error)
@@ -124,6 +132,22 @@ class Settler:
             else:
                 outage.over()
                 return [*answers]
+
+    async def _refused(self, batch: Batch, error: Exception) -> list[bool | None]:
+        """Find out which settlement the broker refuses; its job is dead, by that error."""
+        if len(batch.settlements) == 1:
+            (settlement,) = batch.settlements
+            log(logging.ERROR, "job %s can't be settled", settlement.id, error=error)
+            dead = replace(settlement, state=JobState.DEAD, result=None, error=describe(error))
+            with suppress(Exception):  # its lease ends
+                await self._broker.settle([dead])
+            return [None]
+        answers: list[bool | None] = []
+        for settlement, holder in zip(batch.settlements, batch.holders, strict=True):
+            alone = Batch(self._event)
+            alone.settlements, alone.holders = [settlement], [holder]
+            answers += await self._send(alone) or [None]
+        return answers
 
     async def _look(self, batch: Batch, place: int, accepted: bool) -> bool:
         """Tell whether a settlement was accepted, the answer to which may have been lost."""

@@ -12,7 +12,15 @@ from faulty import FaultyBroker
 from tenacity import AsyncRetrying, stop_after_attempt, wait_fixed
 
 from background import JobEnqueued, Manager, TaskCancelledEvent, TaskSucceeded
-from background.queues import BrokerUnavailable, JobContext, JobQueue, JobState, QueueError
+from background.queues import (
+    BrokerUnavailable,
+    JobContext,
+    JobFailed,
+    JobQueue,
+    JobState,
+    PayloadTooLarge,
+    QueueError,
+)
 from background.queues.abc import Settlement
 from background.testing import RecordingObserver
 
@@ -180,6 +188,36 @@ async def test_an_error_that_is_not_the_networks_is_logged_as_it_is(
     await broker.called("maintain", 2)
     assert caplog.text.count("ZeroDivisionError") >= 3
     assert "Traceback" in caplog.text
+
+
+async def test_what_the_broker_refuses_to_settle_is_dead_and_holds_nobody_up(
+    jobs: JobQueue, manager: Manager, broker: FaultyBroker, log: Log
+) -> None:
+    handler = jobs.handler(name="h")(log.note)
+    made = await handler.enqueue_many([(), ()])
+    # Both together, then one of them alone.
+    broker.fail("settle", error=PayloadTooLarge("no room for this"), times=2)
+    await jobs.start(manager, concurrency=2)
+    by_state = {await each.wait(): each for each in made}
+    assert by_state.keys() == {S.DEAD, S.SUCCEEDED}
+    with pytest.raises(JobFailed, match="no room for this") as failed:
+        await by_state[S.DEAD].result()
+    assert failed.value.type.endswith("PayloadTooLarge")
+    assert await (await handler.enqueue()).result() == 3
+
+
+async def test_what_can_not_even_be_dead_is_left_to_its_lease(
+    jobs: JobQueue, manager: Manager, broker: FaultyBroker, recorder: RecordingObserver, log: Log
+) -> None:
+    handler = jobs.handler(name="h")(log.note)
+    broker.fail("settle", error=PayloadTooLarge("no room for this"), times=2)
+    await jobs.start(manager)
+    job = await handler.enqueue()
+    event = await recorder.wait_for(TaskCancelledEvent)
+    assert event.reason == "it could not be settled"
+    info = await job.info()
+    assert info is not None
+    assert info.state is S.RUNNING
 
 
 @pytest.mark.parametrize("lost", [False, True], ids=["asked in vain", "answer lost"])
