@@ -26,6 +26,9 @@ from background.queues.nats import NatsBroker
 
 T = TypeVar("T")
 
+#: Ends its command when its own stdin is closed, as it is however the process of the tests ends.
+_GUARD = '"$@" & server=$!; read -r _; kill -9 $server; wait'
+
 
 def program() -> str:
     """The server that the tests' dependencies bring along, or one that is installed."""
@@ -49,6 +52,7 @@ class NatsServer:
         self._jetstream = jetstream
         self._popen: subprocess.Popen[str] | None = None
         self.port = -1  # any that is free, at first
+        self.pid = 0
         self.lines: list[str] = []
 
     @property
@@ -61,9 +65,10 @@ class NatsServer:
         store = f"jetstream {{ store_dir: {str(self._folder / 'store')!r} }}\n"
         lines = [f"listen: '127.0.0.1:{self.port}'", store if self._jetstream else "", self._config]
         path.write_text("\n".join(lines), encoding="utf-8")
+        guard = [] if sys.platform == "win32" else ["/bin/sh", "-c", _GUARD, "guard"]
         self._popen = subprocess.Popen(
-            [program(), "-c", str(path)],
-            stdin=subprocess.DEVNULL,
+            [*guard, program(), "-c", str(path)],
+            stdin=subprocess.PIPE,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE,
             encoding="utf-8",
@@ -73,7 +78,7 @@ class NatsServer:
         # A daemon, or else the interpreter would wait for the server's end before it is ended.
         self._reader = threading.Thread(target=self._read, args=(self._popen, ready), daemon=True)
         self._reader.start()
-        if not ready.wait(PATIENCE) or self._popen.poll() is not None:
+        if not ready.wait(PATIENCE) or not self.pid:
             self.kill()
             raise AssertionError("the server did not start:\n" + "\n".join(self.lines))
 
@@ -84,17 +89,21 @@ class NatsServer:
             if "Listening for client connections on 127.0.0.1:" in line:
                 self.port = int(line.rsplit(":", 1)[1])
             if "Server is ready" in line:
+                self.pid = int(line[1 : line.index("]")])
                 ready.set()
         popen.stderr.close()
         ready.set()
 
     def kill(self) -> None:
         """End it as a power cut would."""
-        if self._popen is not None:
-            self._popen.kill()
-            self._popen.wait()
+        popen, self._popen, self.pid = self._popen, None, 0
+        if popen is not None:
+            assert popen.stdin is not None
+            popen.stdin.close()  # on which the guard kills it
+            if sys.platform == "win32":
+                popen.kill()
+            popen.wait()
             self._reader.join()
-            self._popen = None
 
     def restart(self) -> None:
         self.kill()

@@ -39,6 +39,11 @@ class Answers:
         if status is not None or len(self.got) >= self._most:
             self.end()
 
+    def lose(self) -> None:
+        """Have no answer any more, unless it is there."""
+        self.lost = self.lost or not self.done.done()
+        self.end()
+
     def end(self) -> None:
         if not self.done.done():
             self.done.set_result(None)

@@ -58,7 +58,7 @@ class Job:
         self.result: bytes | None = None
         self.revision = 0  # of the record that it was read from
         self.number: int | None = None  # its first record's revision, in all records after that
-        self.unmet = set(range(len(message.needs)))
+        self.unmet: set[int] = set(range(len(message.needs)))
         self.previous: list[bytes | None] = [None] * len(message.needs)
         self.dependants: list[str] = []
 
@@ -175,7 +175,7 @@ class Job:
         self.attempt = self.crashes = 0
         self.cancelled = False
         self.finished_at = self.result = self.expires_at = None
-        self.unmet = set()
+        self.unmet.clear()
         self._give_back(now, now)
         return True
 
@@ -230,7 +230,7 @@ class Job:
         """Return its record; the same for the same job."""
         message = self.message
         blobs = [message.body, self.result, *self.previous]
-        known = {
+        known: dict[str, Any] = {
             "v": _VERSION,
             "id": message.id,
             "handler": message.handler,

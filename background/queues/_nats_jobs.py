@@ -219,5 +219,5 @@ class Jobs:
 
 def _records(changed: Iterable[Changed]) -> list[tuple[Job, bytes, int]]:
     """Return jobs with their records, the oldest first."""
-    found = [(each.job, *each.stored) for each in changed if each.job is not None]
+    found = [(each.sure, each.stored.record, each.stored.revision) for each in changed]
     return sorted(found, key=lambda each: each[0].number or each[2])

@@ -28,7 +28,7 @@ class Layout:
     """Names on the server. Raises `ValueError` for a prefix that can't begin them."""
 
     def __init__(self, prefix: str, replicas: int, storage: str) -> None:
-        if not isinstance(prefix, str) or not _PREFIX.fullmatch(prefix):
+        if not _PREFIX.fullmatch(prefix):
             raise ValueError(f"prefix must be 1 to 64 letters, digits, _ and -, not {prefix!r}")
         if isinstance(replicas, bool) or replicas not in (1, 2, 3, 4, 5):
             raise ValueError(f"replicas must be 1 to 5, not {replicas!r}")

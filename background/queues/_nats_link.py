@@ -14,6 +14,7 @@ from collections import defaultdict
 from collections.abc import AsyncGenerator, Iterable, Sequence
 from contextlib import asynccontextmanager, suppress
 from itertools import count
+from typing import Any, cast
 from urllib.parse import urlsplit
 
 from nats.aio.client import Client
@@ -29,7 +30,7 @@ PATIENCE = 5.0
 #: Seconds between signs of life; after two without an answer, a connection is taken to be dead.
 PING_INTERVAL = 5.0
 _RECONNECT_WAIT = 0.25  # seconds between two tries
-_CLOSING = 2.0  # seconds that a server gets to take note of a goodbye
+_CLOSING = 1.0  # seconds that a server gets to take note of a goodbye
 _ERRORS = 16  # that are remembered at most
 _ACK = "$JS.ACK."
 _NO_CONSUMER = ("503", "409")
@@ -140,10 +141,9 @@ class Link:
                 self.decline(answers.got)
             raise
         finally:
-            for token, answers in waiting.items():
+            for token in waiting:
                 del self._waiting[token]
-                if answers in fetching:
-                    fetching.remove(answers)
+            fetching[:] = [each for each in fetching if each not in waiting.values()]
             if not fetching:
                 self._fetching.pop(consumer, None)
         (answers,) = waiting.values()
@@ -187,13 +187,13 @@ class Link:
     @asynccontextmanager
     async def listening(self, *subjects: str) -> AsyncGenerator[asyncio.Event]:
         """Give an event that is set by every message to one of the subjects."""
-        client = await self._connected()
+        client: Any = await self._connected()
         event = asyncio.Event()
-        subscribed = []
+        subscribed: list[Any] = []
+        for subject in subjects:
+            self._listeners.setdefault(subject, set()).add(event)
         try:
             for subject in subjects:
-                listeners = self._listeners.setdefault(subject, set())
-                listeners.add(event)
                 subscribed.append(await client.subscribe(subject, cb=self._heard))
             yield event
         finally:
@@ -230,19 +230,24 @@ class Link:
             async with asyncio.timeout(PATIENCE):
                 while True:
                     self._changed.clear()
-                    async with self._connecting:
-                        if self._client is None or self._client.is_closed:
-                            self._client = await self._connect()
-                    if self._client.is_connected:
-                        return self._client
+                    client = await self._living()
+                    if client.is_connected:
+                        return client
                     await self._changed.wait()
                     self.check()
         except TimeoutError:
             error = self._errors[-1] if self._errors else TimeoutError("no connection")
             raise self._failed(error) from None
 
+    async def _living(self) -> Client:
+        """Return a client that has a connection, or tries to have one again."""
+        async with self._connecting:
+            if self._client is None or self._client.is_closed:
+                self._client = await self._connect()
+            return self._client
+
     async def _connect(self) -> Client:
-        client = Client()
+        client: Any = Client()
         self._errors.clear()
 
         async def failed(error: Exception) -> None:
@@ -265,9 +270,9 @@ class Link:
                 reconnected_cb=self._reconnected,
                 closed_cb=lost,
                 max_reconnect_attempts=-1,
-                reconnect_time_wait=_RECONNECT_WAIT,  # type: ignore[arg-type]
-                connect_timeout=PATIENCE,  # type: ignore[arg-type]
-                ping_interval=PING_INTERVAL,  # type: ignore[arg-type]
+                reconnect_time_wait=_RECONNECT_WAIT,
+                connect_timeout=PATIENCE,
+                ping_interval=PING_INTERVAL,
                 pending_size=0,
             )
             self._inbox = client.new_inbox()
@@ -279,7 +284,7 @@ class Link:
         except BaseException:
             self._end(client)
             raise
-        return client
+        return cast(Client, client)
 
     def _disconnected(self) -> None:
         self._drop()
@@ -294,9 +299,7 @@ class Link:
     def _drop(self) -> None:
         """Let all know who wait that there will be no answer."""
         for answers in self._waiting.values():
-            if not answers.done.done():
-                answers.lost = True
-                answers.end()
+            answers.lose()
         for events in self._listeners.values():
             for event in events:
                 event.set()
@@ -311,12 +314,10 @@ class Link:
         return BrokerUnavailable(f"{self.shown}: {str(error) or type(error).__name__}")
 
     def _refused(self, status: str) -> BrokerUnavailable:
-        if status == "503":
-            return BrokerUnavailable(
-                f"{self.shown} has no JetStream to keep jobs in: start it with JetStream, enabled "
-                "for this account too, or wait until it has started"
-            )
-        return BrokerUnavailable(f"{self.shown} answered with status {status}")
+        return BrokerUnavailable(
+            f"{self.shown} has no JetStream to keep jobs in: start it with JetStream, enabled for "
+            f"this account too, or wait until it has started (status {status})"
+        )
 
 
 class _Hopeless(Exception):

@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 from nats.aio.msg import Msg
 
+from ._errors import BrokerUnavailable
 from ._nats_answers import Request
 from ._nats_api import Api
 from ._nats_job import Job
@@ -70,10 +71,14 @@ class Ready:
     async def _take(self, queue: str, most: int, *, again: bool) -> list[Offer]:
         await self._ensure(queue)
         name, settings = self._layout.consumer(queue, again=again)
-        messages = await self._api.fetch(self._layout.ready, name, most)
-        if messages is None:  # gone, as nobody had asked for long
-            await self._api.ensure_consumer(self._layout.ready, name, settings)
+        try:
             messages = await self._api.fetch(self._layout.ready, name, most)
+            if messages is None:  # gone, as nobody had asked for long
+                await self._api.ensure_consumer(self._layout.ready, name, settings)
+                messages = await self._api.fetch(self._layout.ready, name, most)
+        except BrokerUnavailable:
+            self._known.discard(queue)  # old servers say nothing at all if it is gone
+            raise
         return [_offer(each) for each in messages or ()]
 
     async def _ensure(self, queue: str) -> None:

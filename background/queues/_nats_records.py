@@ -128,7 +128,9 @@ class Records:
                 id: each for id, each in tried.items() if each.stored.record != known[id].record
             }
             timers = await self._set_timers(writes, known)
-            written = await self.write([(id, *each.stored) for id, each in writes.items()])
+            written = await self.write(
+                [(id, each.stored.record, each.stored.revision) for id, each in writes.items()]
+            )
             for id, each in tried.items():
                 if id not in writes and id not in hinted:  # a hint may be out of date
                     changed[id] = each

@@ -210,9 +210,11 @@ class NatsBroker(Broker):
 
     async def settle(self, settlements: Sequence[Settlement]) -> list[bool]:
         accepted = [False] * len(settlements)
-        left = list(enumerate(settlements))
+        left: list[tuple[int, Settlement]] = list(enumerate(settlements))
         while left:
-            some = {each.id: (place, each) for place, each in reversed(left)}
+            some: dict[str, tuple[int, Settlement]] = {}
+            for place, each in reversed(left):
+                some[each.id] = place, each
             left = [(place, each) for place, each in left if some[each.id][0] != place]
             changed = await self._settle({id: each for id, (_, each) in some.items()})
             for id, (place, _) in some.items():

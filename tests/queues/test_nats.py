@@ -34,8 +34,9 @@ from processes import running
 from stepping import When
 
 from background import _clock
-from background.queues import _nats_layout, _nats_link
+from background.queues import _nats_layout, _nats_link, _nats_timers
 from background.queues._errors import BrokerUnavailable, PayloadTooLarge
+from background.queues._nats_answers import Answers
 from background.queues._nats_job import Job
 from background.queues._states import FINAL, JobState
 from background.queues.abc import Claim, Hold, Maintained, Message, Settlement
@@ -342,13 +343,12 @@ async def test_a_server_that_is_killed_and_started_again(server: NatsServer) -> 
 @real
 async def test_a_server_that_does_not_answer(server: NatsServer, impatient: None) -> None:
     async with opened(server) as broker:
-        assert server._popen is not None
-        server._popen.send_signal(signal.SIGSTOP)
+        os.kill(server.pid, signal.SIGSTOP)
         try:
             with pytest.raises(BrokerUnavailable, match=r"did not answer within 0\.3 s"):
                 await broker.enqueue([message()])
         finally:
-            server._popen.send_signal(signal.SIGCONT)
+            os.kill(server.pid, signal.SIGCONT)
         await eventually(lambda: broker.enqueue([message()]))
         assert await eventually(broker.count) == 1
         assert not broker._link._waiting
@@ -489,6 +489,18 @@ async def test_many_timers_that_are_due_at_once() -> None:
         assert await broker.count(state=JobState.READY) == 1200
 
 
+@virtual
+async def test_timers_that_several_take_at_once() -> None:
+    """Each is seen to by one of them."""
+    async with served_nats_broker() as broker, served_nats_broker(like=broker) as other:
+        for number in range(5):
+            await broker.enqueue([message(f"{number}-{n}", delay=10) for n in range(3)])
+        await asyncio.sleep(11)
+        done = await asyncio.gather(broker.maintain(), other.maintain())
+        assert sum(each.due for each in done) == 15
+        assert await stored(broker) == {"jobs": 15, "ready": 15, "timers": 0}
+
+
 # Sizes
 
 
@@ -551,9 +563,10 @@ async def test_records_of_a_newer_version_are_left_alone(caplog: pytest.LogCaptu
             await api.replace([(broker._layout.job(id), newer, known.revision)])
         claims = await broker.claim(["q"], 5, lease=30)
         assert [each.message.id for each in claims] == ["two"]
+        assert await broker.enqueue([message(), message("four")]) == [False, True]
         with pytest.raises(BrokerUnavailable, match="by this version of the library: version 2"):
             await broker.get("one")
-        assert await broker.count() == 1
+        assert await broker.count() == 2
         await asyncio.sleep(6)
         assert await broker.maintain() == Maintained()
         (known,) = await broker._records.load(["three"])
@@ -570,8 +583,9 @@ def test_what_is_no_record() -> None:
             Job.decode(record, 7)
 
 
+@pytest.mark.parametrize("looking", [True, False])
 @virtual
-async def test_consumers_that_are_gone_are_made_again() -> None:
+async def test_consumers_that_are_gone_are_made_again(looking: bool) -> None:
     async with served_nats_broker() as broker:
         await broker.enqueue([message()])
         await broker.claim(["q"], 1, lease=30)
@@ -579,7 +593,8 @@ async def test_consumers_that_are_gone_are_made_again() -> None:
         for again in (True, False):
             name, _ = broker._layout.consumer("q", again=again)
             await broker._api._ask(f"CONSUMER.DELETE.{broker._layout.ready}.{name}")
-        await broker.wait_for_work(["q"], 100)
+        if looking:
+            await broker.wait_for_work(["q"], 100)
         claims = await broker.claim(["q"], 5, lease=30)
         assert [each.message.id for each in claims] == ["two"]
 
@@ -809,6 +824,7 @@ async def recover(broker: NatsBroker) -> list[str]:
 
 async def redeliver(broker: Any) -> None:
     """Have what a process took that has died handed out again, without waiting for it."""
+    broker._ready.forget()
     for again in (True, False):
         name, _ = broker._layout.consumer("q", again=again)
         await broker._api._ask(f"CONSUMER.DELETE.{broker._layout.ready}.{name}")
@@ -982,3 +998,109 @@ def test_after_a_fork_the_child_is_refused() -> None:
         r"refused: .* was opened by another process, before a fork.*", process.lines[1]
     )
     assert process.lines[2:] == ["child counts 0", "parent counts 0", "done"]
+
+
+@real
+async def test_what_another_process_has_opened_is_let_go() -> None:
+    async with opened(shared_server()) as broker:
+        link, client = broker._link, broker._link._client
+        link._process = 0
+        with pytest.raises(BrokerUnavailable, match="before a fork"):
+            await broker.count()
+        await broker.close()
+        link.post("nobody")
+        assert client.is_connected
+        await client.close()
+        await broker.open()
+        assert await broker.count() == 0
+        await remove_streams(broker)
+
+
+# Answers that are seldom
+
+
+@virtual
+async def test_an_answer_that_came_is_not_lost_with_the_connection() -> None:
+    came, missing = Answers(1), Answers(1)
+    came.end()
+    for each in (came, missing):
+        each.lose()
+        assert each.done.done()
+    assert (came.lost, missing.lost) == (False, True)
+
+
+@virtual
+async def test_streams_that_are_gone() -> None:
+    async with served_nats_broker() as broker:
+        await remove_streams(broker)
+        with pytest.raises(BrokerUnavailable, match="stream not found"):
+            await broker.count()
+        with pytest.raises(BrokerUnavailable, match="invalid subject"):
+            await broker._api._ask("no subject")
+
+
+@virtual
+async def test_a_stream_that_somebody_makes_at_the_same_time() -> None:
+    async with served_nats_broker() as broker:
+        api: Any = broker._api
+        asked: list[str] = []
+        ask = api._ask
+
+        async def too_early(subject: str, **body: Any) -> Any:
+            asked.append(subject)
+            if len(asked) == 1:
+                return {"error": {"code": 404}}
+            return await ask(subject, **body)
+
+        api._ask = too_early
+        name = broker._layout.jobs
+        other = {**broker._layout.streams[name], "max_msgs_per_subject": 2}
+        with pytest.raises(BrokerUnavailable, match="max_msgs_per_subject is 1 instead of 2"):
+            await api.ensure_stream(name, other)
+        assert asked == [f"STREAM.INFO.{name}", f"STREAM.CREATE.{name}", f"STREAM.INFO.{name}"]
+
+
+@virtual
+async def test_a_clock_that_can_not_be_read() -> None:
+    async with served_nats_broker() as broker:
+        api: Any = broker._api
+        publish = api.publish_all
+
+        async def publish_and_lose(requests: Any) -> Any:
+            sequences = await publish(requests)
+            await api.delete_all(broker._layout.timers, sequences)
+            return sequences
+
+        api.publish_all = publish_and_lose
+        with pytest.raises(BrokerUnavailable, match="a message is gone that was just stored"):
+            await broker._clock.read()
+
+
+@virtual
+async def test_what_was_claimed_before_the_connection_was_lost_is_not_lost() -> None:
+    async with served_nats_broker() as broker:
+        await broker.enqueue([message(), message("two", queue="r")])
+        ready: Any = broker._ready
+        take = ready.take
+
+        async def take_or_fail(queue: str, most: int) -> Any:
+            if queue == "r":
+                raise BrokerUnavailable("lost")
+            return await take(queue, most)
+
+        ready.take = take_or_fail
+        claims = await broker.claim(["q", "r"], 5, lease=30)
+        assert [each.message.id for each in claims] == ["one"]
+        with pytest.raises(BrokerUnavailable, match="lost"):
+            await broker.claim(["r"], 5, lease=30)
+
+
+@virtual
+async def test_timers_are_dealt_with_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_nats_timers, "_CHUNK", 3)
+    async with served_nats_broker() as broker:
+        for number in range(10):
+            await broker.enqueue([message(str(number), delay=10)])
+        await broker.enqueue(messages(10, delay=10))
+        await asyncio.sleep(11)
+        assert await broker.maintain() == Maintained(due=20)
