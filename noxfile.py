@@ -153,3 +153,11 @@ def soak(session: nox.Session) -> None:
     for backend in backends:
         options = ["--backend", backend, "--seconds", str(60 / len(backends)), *session.posargs]
         session.run("python", "tests/soak.py", *options)
+
+
+@nox.session(default=False)
+def faults(session: nox.Session) -> None:
+    """Durable jobs under many faults, with figures: killed workers and servers, cut connections."""
+    session.install("-e", ".[test]")
+    options = ["-m", "fault", "-s", "-o", "faulthandler_timeout=0", *session.posargs]
+    session.run("pytest", *options, env={"FAULTS": "full"})
