@@ -204,7 +204,7 @@ class Worker:
     def _start(self, claim: Claim, held_until: float) -> None:
         run = JobRun(self, claim, self._planner.plan(claim), held_until)
         self._runs.add(run)
-        if self._stopped:
+        if self._stopped or self.now() >= held_until:  # as the answer took so long
             run.drop(None)
             return
         plan = run.plan

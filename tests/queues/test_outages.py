@@ -220,6 +220,22 @@ async def test_what_can_not_even_be_dead_is_left_to_its_lease(
     assert info.state is S.RUNNING
 
 
+@pytest.mark.virtual
+async def test_a_claim_that_took_longer_than_its_lease_is_not_begun(
+    jobs: JobQueue, manager: Manager, broker: FaultyBroker, log: Log
+) -> None:
+    handler = jobs.handler(name="h")(log.note)
+    job = await handler.enqueue()
+    going_on = broker.hold("claim")
+    await jobs.start(manager)
+    await broker.called("claim")
+    await anyio.sleep(31)
+    going_on.set()
+    assert await job.result() == 1
+    assert log.ran == [1]
+    assert [claim.attempt for claim in broker.claims] == [1, 1]
+
+
 @pytest.mark.parametrize("lost", [False, True], ids=["asked in vain", "answer lost"])
 async def test_a_settlement_is_repeated(
     jobs: JobQueue,
