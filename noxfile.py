@@ -22,6 +22,15 @@ PROJECT = nox.project.load_toml("pyproject.toml")
 PYTHONS = nox.project.python_versions(PROJECT)
 
 
+#: Tests that need every module of the package, and take half a minute.
+OF_ALL_PARTS = [
+    *("tests/test_public_api.py", "tests/test_imports.py", "tests/test_hooks.py"),
+    *("tests/test_logging_observer.py", "tests/test_otel_observer.py", "tests/test_examples.py"),
+    *("tests/test_signals.py", "tests/queues/test_brokers.py", "tests/queues/test_jobs.py"),
+    *("tests/queues/test_arguments.py", "tests/queues/test_results.py", "tests/test_readme.py"),
+]
+
+
 def group(name: str) -> list[str]:
     return list(nox.project.dependency_groups(PROJECT, name))
 
@@ -64,14 +73,17 @@ def tests(session: nox.Session) -> None:
 
 @nox.session(python=PYTHONS[0])
 def lowest(session: nox.Session) -> None:
-    """The tests with the lowest versions of what the package and its extras need."""
+    """The tests with the lowest versions of what the package and its extras need.
+
+    Without those of processes, signals and the like, for which versions make no difference.
+    """
     project = PROJECT["project"]
     extras = project["optional-dependencies"]
     names = ("trio", "testing", "msgspec", "redis", "nats", "examples")
     needed = [*project["dependencies"], *(each for name in names for each in extras[name])]
     pins = [re.sub(r">=([\w.]+)(,<\w+)?", r"==\1", each) for each in needed]
     session.install("-e", ".[test]", *pins)
-    session.run("pytest", *session.posargs)
+    session.run("pytest", "-m", "not realtime and not fault", *session.posargs)
 
 
 @nox.session
@@ -89,7 +101,7 @@ def wheel(session: nox.Session) -> None:
         shutil.rmtree(source / "observers")
         session.install(f"{wheel}[test]")
         with session.chdir(source):
-            session.run("pytest", *session.posargs)
+            session.run("pytest", *(session.posargs or OF_ALL_PARTS))
 
 
 def unpack(sdist: Path) -> Path:

@@ -163,7 +163,9 @@ KINDS: dict[str, Kind] = {
         for name in servers.available()
     },
     "nats": NatsKind(lambda folder: make_nats_broker(), None, ("asyncio",)),
-    "virtual-nats": VirtualNatsKind(lambda folder: make_nats_broker(), None, ("virtual-asyncio",)),
+    "virtual-nats": VirtualNatsKind(
+        lambda folder: make_nats_broker(), None, ("virtual-asyncio",), late=2.0
+    ),
 }
 
 

@@ -117,7 +117,7 @@ def test_jobs(tmp_path: Path) -> None:
         assert "0 jobs are left from before" in process.lines
         assert [line for line in process.lines if line in RECEIPTS] == RECEIPTS
         assert "306 sales in the first quarter" in process.lines
-        assert "failed attempt 1 and makes another in" in process.output
+        assert "failed attempt 1 and goes back to its queue" in process.output
 
 
 def test_what_killed_jobs_leave_is_finished(tmp_path: Path) -> None:

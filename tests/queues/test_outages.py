@@ -150,6 +150,7 @@ async def test_those_who_wait_are_told_of_a_long_outage(
 # Working
 
 
+@pytest.mark.virtual
 @pytest.mark.parametrize("name", ["claim", "wait_for_work", "maintain"])
 async def test_a_worker_goes_on_after_an_outage(
     jobs: JobQueue,
@@ -173,6 +174,7 @@ async def test_a_worker_goes_on_after_an_outage(
     assert caplog.text.count("no broker; trying again") == 1
 
 
+@pytest.mark.virtual
 async def test_an_error_that_is_not_the_networks_is_logged_as_it_is(
     jobs: JobQueue,
     manager: Manager,
