@@ -74,9 +74,15 @@ class Api:
         self._check(found)
         return found["num_pending"], found["num_ack_pending"]
 
-    async def fetch(self, stream: str, name: str, most: int) -> list[Msg] | None:
-        """Take up to so many messages that are there; `None` if there is no such consumer."""
-        body = json.dumps({"batch": most, "no_wait": True}).encode()
+    async def fetch(
+        self, stream: str, name: str, most: int, patience: float = 0.0
+    ) -> list[Msg] | None:
+        """Take up to so many messages that are there; `None` if there is no such consumer.
+
+        If there are none, it waits for so many seconds.
+        """
+        expires = int(patience * 1e9)
+        body = json.dumps({"batch": most, "no_wait": True, "expires": expires}).encode()
         request = Request(f"$JS.API.CONSUMER.MSG.NEXT.{stream}.{name}", body)
         return await self.link.fetch(f"{stream}.{name}", request, most)
 

@@ -19,6 +19,8 @@ from ._nats_job import Job
 from ._nats_layout import Layout
 
 _SMALL = 16_384  # bytes of a record that a message brings along
+_LATENESS = 0.01  # seconds by which consumers may be behind what is stored
+_EXPECTED = 1_000  # jobs that are looked out for at most
 _REVISION = "Background-Revision"
 _ID = "Background-Job"
 
@@ -39,14 +41,18 @@ class Ready:
         self._api = api
         self._layout = layout
         self._known: set[str] = set()  # queues with consumers
+        self._expected: dict[tuple[str, bool], set[str]] = {}
 
     def forget(self) -> None:
         self._known.clear()
+        self._expected.clear()
 
     async def put(self, jobs: Sequence[tuple[Job, bytes, int]], *, again: bool) -> None:
         """Say of jobs, with their records and the revisions of these, that they are ready."""
         if not jobs:
             return
+        for job, _, _ in jobs:
+            self._expect(job.message.queue, job.message.id, again=again)
         requests: list[Request] = []
         for job, record, revision in jobs:
             headers = {_ID: job.message.id, _REVISION: str(revision)}
@@ -62,24 +68,34 @@ class Ready:
         try:
             for again in (True, False):
                 if len(offers) < most:
-                    offers += await self._take(queue, most - len(offers), again=again)
-        except BaseException:
+                    await self._take(queue, most, offers, again=again)
+        except BaseException as error:
             self.decline(offers)
+            if isinstance(error, BrokerUnavailable):
+                self._known.discard(queue)  # old servers say nothing at all if there is no consumer
             raise
         return offers
 
-    async def _take(self, queue: str, most: int, *, again: bool) -> list[Offer]:
+    async def _take(self, queue: str, most: int, offers: list[Offer], *, again: bool) -> None:
         await self._ensure(queue)
         name, settings = self._layout.consumer(queue, again=again)
-        try:
-            messages = await self._api.fetch(self._layout.ready, name, most)
-            if messages is None:  # gone, as nobody had asked for long
-                await self._api.ensure_consumer(self._layout.ready, name, settings)
-                messages = await self._api.fetch(self._layout.ready, name, most)
-        except BrokerUnavailable:
-            self._known.discard(queue)  # old servers say nothing at all if it is gone
-            raise
-        return [_offer(each) for each in messages or ()]
+        stream = self._layout.ready
+        messages = await self._api.fetch(stream, name, most - len(offers))
+        if messages is None:  # gone, as nobody had asked for long
+            await self._api.ensure_consumer(stream, name, settings)
+            messages = await self._api.fetch(stream, name, most - len(offers))
+        offers += map(_offer, messages or ())
+        expected = self._expected.pop((queue, again), set())
+        if len(offers) < most and expected.difference(each.id for each in offers):
+            late = await self._api.fetch(stream, name, most - len(offers), _LATENESS)
+            offers += map(_offer, late or ())
+
+    def _expect(self, queue: str, id: str, *, again: bool) -> None:
+        """Take note of a job that was put here: a consumer may not know yet of what is stored."""
+        if queue in self._known:
+            expected = self._expected.setdefault((queue, again), set())
+            if len(expected) < _EXPECTED:
+                expected.add(id)
 
     async def _ensure(self, queue: str) -> None:
         if queue not in self._known:

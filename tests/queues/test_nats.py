@@ -34,9 +34,9 @@ from processes import running
 from stepping import When
 
 from background import _clock
-from background.queues import _nats_layout, _nats_link, _nats_timers
+from background.queues import _nats_layout, _nats_link, _nats_ready, _nats_timers
 from background.queues._errors import BrokerUnavailable, PayloadTooLarge
-from background.queues._nats_answers import Answers
+from background.queues._nats_answers import Answers, Request
 from background.queues._nats_job import Job
 from background.queues._states import FINAL, JobState
 from background.queues.abc import Claim, Hold, Maintained, Message, Settlement
@@ -329,6 +329,9 @@ async def test_a_server_that_is_killed_and_started_again(server: NatsServer) -> 
             ):
                 with pytest.raises(BrokerUnavailable, match=r"127\.0\.0\.1"):
                     await call()
+            with pytest.raises(BrokerUnavailable, match="buffer"):
+                await broker._link._send(broker._link._client, Request("lost"), 1, {})
+            broker._link._waiting.clear()
         finally:
             _nats_link.PATIENCE = patience
         await asyncio.to_thread(server.start)
@@ -610,6 +613,20 @@ async def test_consumers_with_other_settings_are_refused() -> None:
 
 
 @virtual
+async def test_what_was_just_stored_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Though a consumer hears of it a moment after whoever has stored it."""
+    monkeypatch.setattr(_nats_ready, "_EXPECTED", 2)
+    async with served_nats_broker() as broker:
+        for number in range(100):
+            await broker.enqueue([message(f"{number}-{n}") for n in range(3)])
+            claims = await broker.claim(["q"], 2, lease=30)
+            claims += await broker.claim(["q"], 1, lease=30)
+            assert [each.message.id for each in claims] == [f"{number}-{n}" for n in range(3)]
+            await finish(broker, claims)
+        assert not broker._ready._expected
+
+
+@virtual
 async def test_settlements_of_the_same_job_in_one_call() -> None:
     async with served_nats_broker() as broker:
         await broker.enqueue([message()])
@@ -645,7 +662,50 @@ async def test_leases_that_nobody_settled_are_not_remembered() -> None:
         assert not leases._covering
 
 
+@virtual
+async def test_a_delay_that_is_longer_than_the_lease() -> None:
+    async with served_nats_broker() as broker:
+        await broker.enqueue([message()])
+        (claim,) = await broker.claim(["q"], 1, lease=30)
+        again = Settlement(id="one", token=claim.token, state=JobState.SCHEDULED, delay=100)
+        assert await broker.settle([again]) == [True]
+        await asyncio.sleep(101)
+        assert await broker.maintain() == Maintained(due=1)
+
+
+@virtual
+async def test_what_could_not_be_claimed_is_left_to_others_at_once() -> None:
+    async with served_nats_broker() as broker, served_nats_broker(like=broker) as other:
+        await other.enqueue(messages(3))
+        jobs: Any = broker._jobs
+        jobs.change = functools.partial(_fail, "lost")
+        with pytest.raises(BrokerUnavailable, match="lost"):
+            await broker.claim(["q"], 3, lease=30)
+        seen: list[str] = []
+        async with asyncio.timeout(SOON):
+            while len(seen) < 3:
+                seen += [each.message.id for each in await other.claim(["q"], 3, lease=30)]
+        assert seen == ["0000", "0001", "0002"]
+
+
+async def _fail(message: str, *args: Any, **options: Any) -> None:
+    raise BrokerUnavailable(message)
+
+
 # Nothing is left
+
+
+@virtual
+async def test_nothing_is_left_of_leases_once_all_of_a_claim_are_settled() -> None:
+    async with served_nats_broker() as broker:
+        await broker.enqueue(messages(3, keep=0))
+        one, two, three = await broker.claim(["q"], 3, lease=30)
+        await finish(broker, [one, three])
+        assert await stored(broker) == {"jobs": 1, "ready": 0, "timers": 1}
+        await finish(broker, [two])
+        async with asyncio.timeout(SOON):
+            while await stored(broker) != EMPTY:
+                pass
 
 
 @virtual
