@@ -90,6 +90,7 @@ class Kind:
     - `results`: makes a store of results that is empty; not every kind has one.
     - `elapse`: lets so many seconds pass for either; real ones need not.
     - `second`: how many seconds stand for one where a test really waits, and how `late` it may be.
+    - `long`: how many steps a long chain has: more than Python's recursion has.
     """
 
     make: Callable[[Path], Broker]
@@ -98,6 +99,7 @@ class Kind:
     elapse: Callable[[Any, float], Awaitable[None]] = sleep
     second: float = 1.0
     late: float = 1.0
+    long: int = 3000
 
     @asynccontextmanager
     async def opened(self, made: S) -> AsyncIterator[S]:
@@ -164,7 +166,7 @@ KINDS: dict[str, Kind] = {
     },
     "nats": NatsKind(lambda folder: make_nats_broker(), None, ("asyncio",)),
     "virtual-nats": VirtualNatsKind(
-        lambda folder: make_nats_broker(), None, ("virtual-asyncio",), late=2.0
+        lambda folder: make_nats_broker(), None, ("virtual-asyncio",), late=2.0, long=1100
     ),
 }
 
