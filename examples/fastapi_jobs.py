@@ -6,8 +6,8 @@
     curl localhost:8000/jobs/<id>
     curl -X DELETE localhost:8000/jobs/<id>
 
-Jobs are in the file jobs.db, or where the variable JOBS_URL says: redis://…, nats://…. Start it as
-often as you like: each process takes what there is, and what one leaves, another finishes.
+Jobs are in the file service.db, or where the variable JOBS_URL says: redis://…, nats://…. Start it
+as often as you like: each process takes what there is, and what one leaves, another finishes.
 """
 
 from __future__ import annotations
@@ -32,10 +32,11 @@ from background.queues import BrokerUnavailable, DuplicateJob, JobQueue
 
 logging.basicConfig(level=logging.INFO, format="%(levelname)s:     %(message)s")
 
-jobs = JobQueue.from_url(os.environ.get("JOBS_URL", "sqlite:///jobs.db"))
+jobs = JobQueue.from_url(os.environ.get("JOBS_URL", "sqlite:///service.db"))
 
 
-@jobs.handler(queue="mail", retry=5, timeout=30)
+# A name of its own, or else it would depend on how this module was started.
+@jobs.handler(name="send_receipt", queue="mail", retry=5, timeout=30)
 async def send_receipt(order: int) -> str:
     await anyio.sleep(0.5)
     return f"the receipt of order {order} is out"

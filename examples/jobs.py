@@ -23,7 +23,8 @@ from background.queues import DuplicateJob, JobContext, JobQueue, JobState, Orde
 jobs = JobQueue.from_url(sys.argv[1] if sys.argv[1:] else "sqlite:///jobs.db", lease=3)
 
 
-@jobs.handler(queue="mail", retry=5, timeout=30)
+# Names of their own, or else they would be those of the module, which is `__main__` here.
+@jobs.handler(name="send_receipt", queue="mail", retry=5, timeout=30)
 async def send_receipt(order: int) -> str:
     if order % 3 == 0 and JobContext.current().attempt == 1:
         raise ConnectionError("the mail server is busy")
@@ -31,22 +32,25 @@ async def send_receipt(order: int) -> str:
     return f"the receipt of order {order} is out"
 
 
-@jobs.handler(queue="reports")
+@jobs.handler(name="count_sales", queue="reports")
 def count_sales(month: int) -> int:
     return 100 + month  # a sync function runs in a thread
 
 
-@jobs.handler(queue="reports")
+@jobs.handler(name="add_up", queue="reports")
 async def add_up() -> int:
     return sum(JobContext.current().previous)  # the results of the step before
+
+
+LEFT = (JobState.SCHEDULED, JobState.READY, JobState.RUNNING)
 
 
 async def main() -> None:
     observers = [LoggingObserver()]
     signals = {signal.SIGINT, signal.SIGTERM}
     async with Manager(observers=observers, signals=signals, grace=1) as manager, jobs:
-        left = await jobs.count(state=JobState.READY) + await jobs.count(state=JobState.RUNNING)
-        print(f"{left} jobs are left from before")
+        left = [await jobs.count(state=state) for state in LEFT]
+        print(f"{sum(left)} jobs are left from before")
         receipts = await send_receipt.enqueue_many((order,) for order in range(1, 6))
         with suppress(DuplicateJob):  # if it is left from before
             await send_receipt.options(delay=1, id="order-6").enqueue(6)
@@ -57,6 +61,8 @@ async def main() -> None:
             print(await receipt.result(timeout=30))
         print(f"{await quarter.result(timeout=30)} sales in the first quarter")
         print(await jobs.handle("order-6").result(timeout=30))
+        async for info in jobs.list():
+            await jobs.handle(info.id).wait()  # also for those whose process was killed
         await jobs.purge()  # or they would be known for a day
 
 

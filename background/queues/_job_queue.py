@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping, Sequence
 from functools import partial
 from types import TracebackType
-from typing import Any, NamedTuple, ParamSpec, Protocol, TypeVar, Unpack, cast, overload
+from typing import Any, NamedTuple, Never, ParamSpec, Protocol, TypeVar, Unpack, cast, overload
 
 from anyio.lowlevel import checkpoint
 
@@ -175,7 +175,7 @@ class JobQueue:
 
     def handler(
         self,
-        *,
+        *without_parentheses: Never,
         queue: str = "default",
         name: str | None = None,
         retry: Retry = None,
@@ -198,6 +198,8 @@ class JobQueue:
 
         A `def` function runs in a thread. Raises `ValueError` for what can't work, naming it.
         """
+        if without_parentheses:
+            raise TypeError("handler() takes options only: write @jobs.handler(), or with options")
 
         _checks.optional(_checks.seconds, "result_ttl", result_ttl, at_least=0)
         terms = Terms(
@@ -375,7 +377,8 @@ class JobQueue:
             if not used:
                 raise ValueError("queues must be given, as there are no handlers to tell them")
             return Ordered(*used)
-        _checks.instances("queues", (queues,), Selection)
+        if not isinstance(queues, Selection):  # pyright: ignore[reportUnnecessaryIsInstance]
+            raise ValueError(f"queues must be Ordered(…) or Weighted(…), not {queues!r}")
         return queues
 
     def cron(

@@ -73,7 +73,7 @@ def _members(annotation: Any) -> tuple[Any, ...]:
 def _encode(value: Any) -> Any:
     if _models.is_model(type(value)):
         return _models.dump(value)
-    raise TypeError(f"a {type(value).__qualname__} can't be sent")
+    raise TypeError(f"{type(value).__qualname__} can't be sent")
 
 
 def _decode(kind: Any, value: Any) -> Any:

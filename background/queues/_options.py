@@ -51,7 +51,15 @@ NONE_GIVEN = Options()
 
 
 def check(given: OptionsGiven) -> Options:
-    """Return options that can work. Raises `ValueError`, naming the one that can't."""
+    """Return options that can work. Raises `ValueError`, naming the one that can't.
+
+    Raises `TypeError` for one that does not exist.
+    """
+    if unknown := given.keys() - Options.__dataclass_fields__.keys():
+        raise TypeError(
+            f"a job has no option {', '.join(sorted(unknown))}, only "
+            f"{', '.join(Options.__dataclass_fields__)}"
+        )
     at = given.get("at")
     if isinstance(at, datetime):
         if at.tzinfo is None:

@@ -2,9 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Generator
+from contextlib import contextmanager
 from urllib.parse import parse_qsl, unquote, urlsplit
 
 from .abc import Broker
+
+
+@contextmanager
+def _needing(extra: str) -> Generator[None]:
+    """Explain an import that fails."""
+    try:
+        yield
+    except ImportError as error:
+        raise ImportError(
+            f"{error}: these URLs need an extra, pip install 'anyio-background[{extra}]'"
+        ) from error
 
 
 def make_broker(url: str) -> Broker:
@@ -19,12 +32,12 @@ def make_broker(url: str) -> Broker:
     if scheme == "sqlite":
         return _sqlite(url)
     if scheme in ("redis", "rediss", "unix"):
-        from .redis import RedisBroker
-
+        with _needing("redis"):
+            from .redis import RedisBroker
         return RedisBroker(url)
     if scheme in ("nats", "tls"):
-        from .nats import NatsBroker
-
+        with _needing("nats"):
+            from .nats import NatsBroker
         return NatsBroker(url)
     raise ValueError(
         f"url must begin with memory:, sqlite:, redis:, rediss:, unix:, nats: or tls:, "

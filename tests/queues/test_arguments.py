@@ -154,8 +154,8 @@ REFUSED: list[tuple[Any, Any, str]] = [
     (Secret, Secret(token="hunter2"), "a Secret would come back changed; annotate"),
     (Model, Model.model_construct(id="hunter2"), "id: Input should be a valid integer"),
     (list[Model], [1], "Input should be a valid dictionary or instance of Model - at `$[0]`"),
-    (Circle, Circle(-1), "a Circle can't be sent"),
-    (Circle | None, object(), "a object can't be sent"),
+    (Circle, Circle(-1), "Circle can't be sent"),
+    (Circle | None, object(), "object can't be sent"),
     (datetime, datetime(1850, 1, 1, tzinfo=ZoneInfo("Europe/Prague")), "a datetime would come b"),
     (Any, Point(1), "argument 'x' holds a Point: only str"),
     (Any, [[datetime.max]], "argument 'x' holds a datetime: only str"),
@@ -418,5 +418,5 @@ def test_pydantic_is_not_imported_for_others() -> None:
     assert done.stderr == ""
     assert done.stdout.splitlines() == [
         "[datetime.date(2030, 1, 1)]",
-        "argument 'y': a complex can't be sent",
+        "argument 'y': complex can't be sent",
     ]

@@ -82,7 +82,7 @@ def test_a_job_starts_at_one_time() -> None:
 
 
 def test_an_option_that_does_not_exist() -> None:
-    with pytest.raises(TypeError, match="color"):
+    with pytest.raises(TypeError, match="no option color, only delay, at, id"):
         check({"color": 1})  # type: ignore[typeddict-unknown-key]
 
 

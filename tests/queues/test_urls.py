@@ -6,10 +6,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from processes import running
 
 from background.queues import JobQueue
 from background.queues._urls import make_broker
 from background.queues.memory import MemoryBroker
+from background.queues.nats import NatsBroker
+from background.queues.redis import RedisBroker
 from background.queues.sqlite import SQLiteBroker
 
 
@@ -70,16 +73,24 @@ def test_a_queue_by_url_takes_the_same_keywords() -> None:
 
 
 @pytest.mark.parametrize("scheme", ["redis", "rediss", "unix", "nats", "tls"])
-def test_servers_are_reached_by_their_own_modules(
-    scheme: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    import sys
-    import types
+def test_servers_are_reached_by_their_own_brokers(scheme: str) -> None:
+    broker = make_broker(f"{scheme}://localhost")
+    assert isinstance(broker, NatsBroker if scheme in ("nats", "tls") else RedisBroker)
 
-    module = "redis" if scheme in ("redis", "rediss", "unix") else "nats"
-    made: list[str] = []
-    fake = types.ModuleType(module)
-    fake.RedisBroker = fake.NatsBroker = made.append  # type: ignore[attr-defined]
-    monkeypatch.setitem(sys.modules, f"background.queues.{module}", fake)
-    make_broker(f"{scheme}://localhost")
-    assert made == [f"{scheme}://localhost"]
+
+WITHOUT = """
+import sys
+sys.modules[sys.argv[2]] = None  # as if it were not installed
+from background.queues import JobQueue
+try:
+    JobQueue.from_url(sys.argv[1])
+except ImportError as error:
+    print(error)
+"""
+
+
+@pytest.mark.parametrize(("url", "extra"), [("redis://here", "redis"), ("tls://here", "nats")])
+def test_without_an_extra_its_name_is_told(url: str, extra: str) -> None:
+    with running("-c", WITHOUT, url, extra) as process:
+        assert process.wait() == 0
+    assert f"pip install 'anyio-background[{extra}]'" in process.output

@@ -284,8 +284,14 @@ async def test_what_cannot_be_started(jobs: JobQueue, manager: Manager, visit: A
 async def test_queues_must_be_given_where_no_handlers_tell_them(
     jobs: JobQueue, manager: Manager
 ) -> None:
+    async def visit() -> None: ...
+
     with pytest.raises(ValueError, match="queues must be given"):
         await jobs.start(manager)
+    with pytest.raises(ValueError, match="must be Ordered"):
+        await jobs.start(manager, "mail")  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="write @jobs"):
+        jobs.handler(visit)  # type: ignore[arg-type]
     await jobs.start(manager, Ordered("q"))
 
 

@@ -105,7 +105,7 @@ async def wrong_calls() -> None:
     send.job("a")  # type: ignore[call-arg]
     jobs.handler(queue=5)  # type: ignore[arg-type]
     jobs.handler(retry="5")  # type: ignore[arg-type]
-    jobs.handler("mail")  # type: ignore[call-arg]
+    jobs.handler("mail")  # type: ignore[arg-type]
     jobs.handler()(5)  # type: ignore[call-overload]
 
 
