@@ -32,6 +32,7 @@ class MemoryBroker(Broker):
         # For each job the jobs that need it, and as which of their needs.
         self._dependants: dict[str, list[tuple[Job, int]]] = {}
         self._changed: anyio.Event | None = None  # made by the first who waits for it
+        self._ends: dict[str, anyio.Event] = {}  # by job, for those who wait for its end
 
     async def open(self) -> None:
         await checkpoint()
@@ -149,17 +150,31 @@ class MemoryBroker(Broker):
         return None
 
     async def _wait_for_change(self) -> None:
-        changed = self._changed = self._changed or anyio.Event()
+        self._changed = self._changed or anyio.Event()
+        await self._wait_for(self._changed)
+
+    async def _wait_for(self, event: anyio.Event) -> None:
+        """Wait for an event, or until time changes a job."""
         with anyio.move_on_at(self._changes[0][0] if self._changes else inf):
-            await changed.wait()
+            await event.wait()
 
     def _note(self, job: Job) -> None:
         """Wake those who wait, and come back to the job when time changes it."""
+        if job.state in FINAL:
+            self._tell_end(job.message.id)
         if job.next_change < inf:
-            heappush(self._changes, (job.next_change, job.number, job.message.id))
+            change = (job.next_change, job.number, job.message.id)
+            heappush(self._changes, change)
+            if self._changes[0] is change:  # sooner than they would look
+                for id in list(self._ends):
+                    self._tell_end(id)
         if self._changed is not None:
             self._changed.set()
             self._changed = None
+
+    def _tell_end(self, id: str) -> None:
+        if (ended := self._ends.pop(id, None)) is not None:
+            ended.set()
 
     def _advance(self, now: float) -> Maintained:
         """Do what time has done since the last call."""
@@ -291,7 +306,9 @@ class MemoryBroker(Broker):
     async def wait(self, id: str, timeout: float) -> StoredJob | None:
         with anyio.move_on_after(timeout):
             while (job := self._jobs.get(id)) is not None and job.state not in FINAL:
-                await self._wait_for_change()
+                if id not in self._ends:
+                    self._ends[id] = anyio.Event()
+                await self._wait_for(self._ends[id])
                 self._advance(anyio.current_time())
         return await self.get(id)
 
