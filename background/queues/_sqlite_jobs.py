@@ -30,7 +30,7 @@ def enqueue(db: sqlite3.Connection, messages: Sequence[Message], now: float) -> 
 
 
 def _insert(db: sqlite3.Connection, message: Message, now: float) -> bool:
-    due = now + message.delay if message.at is None else message.at
+    due = now + message.delay if message.at is None else float(message.at)
     expires_at = None if message.expires is None else now + message.expires
     blocked = bool(message.needs) or message.handler is None
     waits = due > now and not blocked
@@ -39,10 +39,10 @@ def _insert(db: sqlite3.Connection, message: Message, now: float) -> bool:
         message.handler,
         message.queue,
         message.body,
-        message.delay,
-        message.at,
-        message.expires,
-        message.keep,
+        float(message.delay),  # whole numbers may be larger than SQLite's
+        None if message.at is None else float(message.at),
+        None if message.expires is None else float(message.expires),
+        float(message.keep),
         json.dumps(message.needs),
         len(message.needs),
         "scheduled" if waits or blocked else "ready",

@@ -26,7 +26,13 @@ def add(db: sqlite3.Connection, number: int, message: Message, now: float) -> No
     db.executemany(
         sql.ADD_NEED, ((number, place, need) for place, need in enumerate(message.needs))
     )
-    hear(db, dict.fromkeys(message.needs), now)
+    # Who else waits for what has not ended is not looked at: that may be thousands, each time.
+    ended = [
+        need
+        for need in dict.fromkeys(message.needs)
+        if db.execute(sql.HAS_ENDED, (need,)).fetchone() is not None
+    ]
+    hear(db, ended, now)
 
 
 def previous(db: sqlite3.Connection, number: int) -> tuple[bytes | None, ...]:

@@ -72,6 +72,15 @@ async def test_a_job_from_enqueueing_to_its_end(broker: Broker) -> None:
     assert job.enqueued_at <= (job.started_at or 0) <= job.finished_at
 
 
+async def test_times_may_be_whole_numbers_however_large(broker: Broker) -> None:
+    huge = 10**300
+    await broker.enqueue([message("a", delay=huge, keep=huge), message("b", at=huge)])
+    await broker.enqueue([message("c", expires=huge, keep=huge)])
+    assert await claimed(broker) == ["c"]
+    for id in ("a", "b"):
+        assert await state_of(broker, id) is JobState.SCHEDULED
+
+
 async def test_enqueueing_again_makes_no_second_job(broker: Broker) -> None:
     """Also while it runs, and for as long as it is kept after its end."""
     first, other = message(body=b"1"), message("two")

@@ -842,3 +842,30 @@ def test_a_process_that_does_not_close_ends_all_the_same(path: Path, backend: st
     with running(SCRIPT, "forget", path, backend) as process:
         assert process.wait() == 0
     assert process.lines == ["ready", "done"]
+
+
+def test_the_cost_of_a_group_after_a_group(tmp_path: Path) -> None:
+    """Each job of the second needs all of the first, but looks at none of the others."""
+
+    def steps(size: int) -> int:
+        first = [message(f"a{size}.{n}") for n in range(size)]
+        needs = tuple(each.id for each in first)
+        second = [message(f"b{size}.{n}", needs=needs) for n in range(size)]
+        done = 0
+
+        def count() -> None:
+            nonlocal done
+            done += 1
+
+        db.set_progress_handler(count, 100)
+        _sqlite_jobs.enqueue(db, [*first, *second], 0.0)
+        return done
+
+    path = str(tmp_path / "jobs.db")
+    db = _sqlite_schema.connect(path, "NORMAL")
+    try:
+        db.execute("BEGIN IMMEDIATE")
+        assert steps(160) < 5 * steps(80)
+        db.execute("ROLLBACK")
+    finally:
+        _sqlite_schema.disconnect(db, path)
