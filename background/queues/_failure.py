@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import traceback
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from ._errors import JobFailed
@@ -13,12 +13,10 @@ _LONGEST = 10_000  # characters of a message or a traceback; what is cut is in t
 
 def describe(error: BaseException) -> dict[str, Any]:
     """Return an error's type, message and traceback as texts."""
-    kind = type(error)
-    name = kind.__qualname__
     return {
-        "type": name if kind.__module__ == "builtins" else f"{kind.__module__}.{name}",
-        "message": _shortened(_text(error)),
-        "traceback": _shortened("".join(traceback.format_exception(error))),
+        "type": _shortened(_text(error, _name)),
+        "message": _shortened(_text(error, str)),
+        "traceback": _shortened(_text(error, _trace)),
     }
 
 
@@ -30,10 +28,20 @@ def failed(id: str, error: Mapping[str, Any] | None) -> JobFailed:
     return JobFailed(id, kind or "unknown", message, trace)
 
 
-def _text(error: BaseException) -> str:
+def _name(error: BaseException) -> str:
+    kind = type(error)
+    name = kind.__qualname__
+    return name if kind.__module__ == "builtins" else f"{kind.__module__}.{name}"
+
+
+def _trace(error: BaseException) -> str:
+    return "".join(traceback.format_exception(error))
+
+
+def _text(error: BaseException, of: Callable[[BaseException], str]) -> str:
     try:
-        return str(error)
-    except Exception:
+        return of(error)
+    except Exception:  # of methods and attributes of the error's own
         return "(can't be printed)"
 
 

@@ -114,6 +114,7 @@ class JobQueue:
         self._handlers: dict[str, Handler[..., Any, Any]] = {}
         self._schedules: Items[Describe] = []
         self._open: _Open | None = None
+        self._opening = False
 
     @classmethod
     def from_url(cls, url: str, **options: Any) -> JobQueue:
@@ -126,11 +127,15 @@ class JobQueue:
         return cls(make_broker(url), **options)
 
     async def __aenter__(self) -> JobQueue:
-        if self._open is not None:
+        if self._open is not None or self._opening:
             raise QueueError("the queue is open already")
-        await self._client.open()
-        announcer = Announcer(self._observers)
-        await announcer.open()
+        self._opening = True
+        try:
+            await self._client.open()
+            announcer = Announcer(self._observers)
+            await announcer.open()
+        finally:
+            self._opening = False
         workforce = Workforce(
             self._client,
             announcer,

@@ -252,6 +252,27 @@ async def test_observers_hear_of_jobs_that_are_enqueued(
         assert 55 < told[-1].delay <= 60
 
 
+async def test_a_queue_that_two_enter_at_once_is_one_ones(broker: FaultyBroker) -> None:
+    jobs = JobQueue(broker)
+    handler = jobs.handler()(add)
+    refused: list[str] = []
+
+    async def use() -> None:
+        try:
+            async with jobs:
+                await anyio.sleep(0.01)
+                await handler.enqueue(1)
+        except QueueError as error:
+            refused.append(str(error))
+
+    async with anyio.create_task_group() as group:
+        group.start_soon(use)
+        group.start_soon(use)
+    assert refused == ["the queue is open already"]
+    async with jobs:
+        await handler.enqueue(1)
+
+
 async def test_nothing_works_before_the_queue_is_entered_or_after_it_was_left(
     broker: FaultyBroker, manager: Manager
 ) -> None:
@@ -342,6 +363,44 @@ async def test_errors_that_cannot_be_printed(jobs: JobQueue, manager: Manager) -
     job = await fails.enqueue()
     with pytest.raises(JobFailed, match=r"Mute: \(can't be printed\)"):
         await job.result()
+
+
+class Nameless(type):
+    def __getattribute__(cls, name: str) -> Any:
+        if name in ("__module__", "__qualname__"):
+            raise RuntimeError("no name")
+        return super().__getattribute__(name)
+
+
+def untraceable() -> SyntaxError:
+    error = SyntaxError("m")
+    error.lineno, error.text = 1, 2  # type: ignore[assignment]
+    return error
+
+
+@pytest.mark.parametrize(
+    ("make", "kind", "message"),
+    [
+        (lambda: Nameless("Error", (Exception,), {})("m"), "(can't be printed)", "m"),
+        (lambda: type("E" * 2_000_000, (Exception,), {})("m"), "E" * 1000, "m"),
+        (untraceable, "SyntaxError", "m"),
+    ],
+    ids=["nameless", "long", "untraceable"],
+)
+async def test_errors_that_cannot_be_described_are_failures_all_the_same(
+    jobs: JobQueue, manager: Manager, make: Any, kind: str, message: str
+) -> None:
+    @jobs.handler(name="fails")
+    async def fails() -> None:
+        raise make()
+
+    await jobs.start(manager)
+    job = await fails.enqueue()
+    with pytest.raises(JobFailed) as caught:
+        await job.result(timeout=10)
+    assert kind in caught.value.type
+    assert len(caught.value.type) < 11_000
+    assert caught.value.message.startswith(message)
 
 
 async def test_a_cancelled_job_says_so(jobs: JobQueue) -> None:
