@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import anyio
@@ -25,6 +26,8 @@ from background.queues import (
     chain,
     group,
 )
+from background.queues.abc import Message
+from background.queues.memory import MemoryBroker
 from background.testing import RecordingObserver
 
 S = JobState
@@ -402,3 +405,40 @@ async def test_what_is_no_composite(jobs: JobQueue, note: Note) -> None:
         await jobs.enqueue(chain(note.job("a")), meta={})  # type: ignore[call-overload]
     assert await jobs.count() == 0
     assert (await jobs.enqueue(chain(note.job("a")), id="a" * 120)).id == "a" * 120
+
+
+class LosingBroker(MemoryBroker):
+    """Loses the next request to enqueue, once `gate` is set."""
+
+    gate: anyio.Event | None = None
+
+    async def enqueue(self, messages: Sequence[Message]) -> list[bool]:
+        gate, self.gate = self.gate, None
+        if gate is not None:
+            await gate.wait()
+            raise BrokerUnavailable("lost")
+        return await super().enqueue(messages)
+
+
+async def test_a_lost_composite_does_not_cancel_the_same_of_somebody_else(manager: Manager) -> None:
+    broker = LosingBroker()
+    jobs = JobQueue(broker)
+
+    @jobs.handler(name="same")
+    async def same(number: int) -> int:
+        return number
+
+    async def late() -> None:
+        with pytest.raises(DuplicateJob):
+            await jobs.enqueue(chain(same.job(1), same.job(2)), id="c")
+
+    async with jobs:
+        broker.gate = gate = anyio.Event()
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(late)
+            await anyio.wait_all_tasks_blocked()
+            job = await jobs.enqueue(chain(same.job(1), same.job(2)), id="c")
+            gate.set()
+        await jobs.start(manager)
+        assert await job.result(timeout=10) == 2
+        await manager.close(timeout=0)
