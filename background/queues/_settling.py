@@ -85,7 +85,7 @@ class Settler:
                 await (self._sent or self._batch).done.wait()
 
     def close(self) -> None:
-        """Settle no more: what comes late will not be settled."""
+        """Settle no more: what comes late will not be, nor what a broker does not take now."""
         self._closed = True
 
     async def run(self) -> None:
@@ -123,7 +123,7 @@ class Settler:
             except Exception as error:
                 if isinstance(error, _REFUSALS) and not isinstance(error, BrokerUnavailable):
                     return await self._refused(batch, error)
-                if all(holder.gives_up for holder in batch.holders):
+                if self._closed or all(holder.gives_up for holder in batch.holders):
                     count = len(batch.settlements)
                     log(logging.ERROR, "%d jobs could not be settled: %s", count, error)
                     return []

@@ -35,6 +35,7 @@ from background.queues import (
     Ordered,
     Weighted,
 )
+from background.queues._settling import Settler
 from background.testing import RecordingObserver
 
 S = JobState
@@ -441,6 +442,42 @@ async def test_jobs_that_are_just_claimed_are_handed_back(
         going_on.set()
     assert await has_ended(broker, job.id) == (S.READY, 0)
     assert meter.ran == []
+
+
+@pytest.mark.virtual
+@ORDERS
+async def test_jobs_that_are_just_claimed_are_left_behind_with_their_broker(
+    broker: FaultyBroker,
+    meter: Meter,
+    queue_first: bool,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """Nothing goes on trying to hand them back once the queue was left."""
+    ended = anyio.Event()
+    run = Settler.run
+
+    async def watched(settler: Settler) -> None:
+        try:
+            await run(settler)
+        finally:
+            ended.set()
+
+    monkeypatch.setattr(Settler, "run", watched)
+    async with entered(broker, queue_first) as (manager, jobs):
+        visit = jobs.handler(name="visit")(meter.visit)
+        await visit.enqueue(1)
+        going_on = broker.hold("claim")
+        worker = await jobs.start(manager)
+        await broker.called("claim")
+        worker.stop()
+        broker.down.add("settle")
+        going_on.set()
+        await broker.called("settle", 2)
+    with anyio.fail_after(10):
+        await ended.wait()
+    assert "1 jobs could not be settled" in caplog.text
+    broker.down.clear()
 
 
 @ORDERS
