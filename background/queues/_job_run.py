@@ -80,6 +80,7 @@ class JobRun:
         "held_until",
         "is_cancelled",
         "is_lost",
+        "is_settling",
         "job",
         "plan",
     )
@@ -93,6 +94,7 @@ class JobRun:
         self.handle: TaskHandle[Any] | None = None
         self.is_lost = False
         self.is_cancelled = False  # as the broker was asked to
+        self.is_settling = False
         self.job: Job = _make_job(
             message.id, message.handler or "", message.queue, claim.attempt, claim.enqueued_at
         )
@@ -166,6 +168,7 @@ class JobRun:
             except BaseException:  # the event loop's cancellation: it is another's, then
                 self.drop(None)
                 raise
+            self.is_settling = True
             accepted = await self._owner.settler.settle(self._settlement(verdict, result), self)
         finally:
             self._owner.release(self)

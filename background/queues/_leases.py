@@ -60,7 +60,9 @@ class Leases:
             if run not in self.held:
                 continue  # it was settled meanwhile
             if hold is Hold.LOST:
-                run.lose()
+                # What has ended it may be the settlement that is on its way, whose answer tells.
+                if not run.is_settling or run.held_until <= began:
+                    run.lose()
             else:
                 run.held_until = began + self._lease
                 if hold is Hold.CANCELLED:

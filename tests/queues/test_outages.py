@@ -411,6 +411,25 @@ async def test_a_job_that_ends_while_leases_are_renewed(
     assert told_of(recorder, job.id) == ["added", "started", "succeeded"]
 
 
+async def test_a_lease_that_a_settlement_has_ended_is_not_missed(
+    broker: FaultyBroker, manager: Manager, log: Log, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Though a renewal hears of that before the settlement has its answer."""
+    async with JobQueue(broker, lease=0.6) as jobs:
+        handler = jobs.handler(name="h")(log.note)
+        await jobs.start(manager)
+        broker.lose("settle")
+        job = await handler.enqueue()
+        await broker.called("settle")
+        going_on = broker.hold("settle")
+        await broker.called("settle", 2)
+        renewed = broker.asked["renew"]
+        await broker.called("renew", renewed + 2)
+        going_on.set()
+        assert await job.result() == 1
+    assert "lease was lost" not in caplog.text
+
+
 @pytest.mark.virtual
 @pytest.mark.parametrize("how", ["down", "hangs", "odd"])
 async def test_leases_that_cannot_be_renewed_are_given_up(
