@@ -102,7 +102,7 @@ def connect(path: str, synchronous: str) -> sqlite3.Connection:
     if sqlite3.sqlite_version_info < _OLDEST:
         raise BrokerUnavailable(f"SQLite {sqlite3.sqlite_version} is too old: 3.35 is needed")
     with suppress(OSError):
-        if kind := network_file_system(str(Path(path).resolve()), _MOUNTS.read_text("utf-8")):
+        if kind := network_file_system(str(Path(path).resolve()), _mounts()):
             raise BrokerUnavailable(f"{path}: jobs can't be kept on a network file system ({kind})")
     # One at a time, as closing a file that was made here would end SQLite's locks on it.
     with _opening:
@@ -141,6 +141,10 @@ def network_file_system(path: str, mounts: str) -> str | None:
         if inside and len(point) >= len(longest):  # a later mount hides those before it
             longest, found = point, kind
     return found if found in _NETWORK else None
+
+
+def _mounts() -> str:
+    return os.fsdecode(_MOUNTS.read_bytes())  # as paths are, which may be in any encoding
 
 
 def _create(path: str) -> None:

@@ -162,7 +162,8 @@ class SQLiteThread:
             self._post(self._ended.set)
 
     def _serve(self, db: sqlite3.Connection) -> None:
-        self._version = _data_version(db)
+        with suppress(sqlite3.Error):  # or else the first look takes this for a change
+            self._version = _data_version(db)
         while True:
             try:
                 call = self._queue.get(timeout=self._pause())

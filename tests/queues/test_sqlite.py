@@ -220,6 +220,16 @@ async def test_a_network_file_system_is_refused(
     await broker.close()
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="mounts are Linux's")
+async def test_mounts_may_have_any_names(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    mounts = path.with_name("mounts")
+    mounts.write_bytes(b"disk /media/Ger\xe4t vfat rw 0 0\n")
+    monkeypatch.setattr(_sqlite_schema, "_MOUNTS", mounts)
+    broker = SQLiteBroker(path)
+    await broker.open()
+    await broker.close()
+
+
 @pytest.mark.parametrize(
     ("place", "kind"),
     [
@@ -711,6 +721,24 @@ async def test_a_file_that_is_damaged(broker: SQLiteBroker, path: Path) -> None:
         db.execute("DROP TABLE jobs")
     with pytest.raises(BrokerUnavailable, match="no such table"):
         await broker.enqueue([message()])
+
+
+async def test_others_that_can_not_be_looked_out_for_at_first(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    answers: list[Exception] = [sqlite3.OperationalError("busy")]
+    data_version = _sqlite_thread._data_version
+
+    def ask(db: sqlite3.Connection) -> int:
+        if answers:
+            raise answers.pop()
+        return data_version(db)
+
+    monkeypatch.setattr(_sqlite_thread, "_data_version", ask)
+    broker = SQLiteBroker(path)
+    await broker.open()
+    assert await broker.enqueue([message()]) == [True]
+    await broker.close()
 
 
 async def test_others_that_can_not_be_looked_out_for(broker: SQLiteBroker) -> None:
