@@ -131,8 +131,8 @@ class Handler(Sending[P, T], Generic[P, R, T]):
     def __init__(
         self, sender: Sender, fn: Callable[P, R], signature: Signature, settings: Settings
     ) -> None:
+        update_wrapper(self, fn)  # first, as it brings the attributes of a function along
         super().__init__(sender, signature, settings, NONE_GIVEN)
-        update_wrapper(self, fn)
         self.fn = fn
         self.name = settings.terms.name
         self.settings = settings

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple, Never, ParamSpec, Protocol, TypeVar, Unpack,
 
 from anyio.lowlevel import checkpoint
 
-from .. import _checks, _schedule
+from .. import _checks, _functions, _schedule
 from .._manager import Manager
 from .._observe import Observer
 from .._retry import Retry
@@ -36,12 +36,12 @@ from ._workforce import Describe, Workforce
 from .abc import Broker, Message, Results
 
 P = ParamSpec("P")
-R = TypeVar("R")
 T = TypeVar("T")
 
 Items = list  # which is the name of a method here
 
 _FLUSH = 5.0  # seconds that observers get to catch up when a queue is closed
+_LONGEST_ID = 120  # characters of a composite's, as its jobs get a number after it
 
 
 class Decorator(Protocol):
@@ -132,8 +132,12 @@ class JobQueue:
         self._opening = True
         try:
             await self._client.open()
-            announcer = Announcer(self._observers)
-            await announcer.open()
+            try:
+                announcer = Announcer(self._observers)
+                await announcer.open()
+            except BaseException:
+                await insist(self._client.close)
+                raise
         finally:
             self._opening = False
         workforce = Workforce(
@@ -201,7 +205,8 @@ class JobQueue:
           instead of the queue's `keep`; 0 keeps no results.
         - `observers`: told of its jobs only, beside the queue's.
 
-        A `def` function runs in a thread. Raises `ValueError` for what can't work, naming it.
+        A `def` function runs in a thread. Raises `ValueError` for what can't work, naming it; so
+        does the decorator, for a coroutine, a generator function, and a name that is taken.
         """
         if without_parentheses:
             raise TypeError("handler() takes options only: write @jobs.handler(), or with options")
@@ -223,6 +228,7 @@ class JobQueue:
         check_settings(settings, name)
 
         def decorate(fn: Callable[..., Any]) -> Handler[..., Any, Any]:
+            _functions.check(fn)
             chosen = _names.of_handler(fn) if name is None else name
             if chosen in self._handlers:
                 raise ValueError(f"name: there is a handler {chosen!r} already")
@@ -438,9 +444,6 @@ class JobQueue:
         self._schedules.append(describe)
         if self._open is not None:
             self._open.workforce.add_schedule(describe)
-
-
-_LONGEST_ID = 120  # characters, as a composite's jobs get a number after it
 
 
 def _state(state: JobState | None) -> JobState | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -25,6 +26,7 @@ from background.queues import (
     PayloadTooLarge,
     QueueError,
 )
+from background.queues._announcing import Announcer
 from background.queues.abc import Message
 from background.queues.memory import MemoryBroker
 from background.queues.sqlite import SQLiteBroker
@@ -289,6 +291,20 @@ async def test_nothing_works_before_the_queue_is_entered_or_after_it_was_left(
                 await jobs.__aenter__()
 
 
+async def test_a_queue_that_is_cancelled_while_it_opens_leaves_nothing_open(
+    broker: FaultyBroker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with anyio.CancelScope() as scope:
+
+        async def open(announcer: Announcer) -> None:
+            scope.cancel()
+            await anyio.sleep_forever()
+
+        monkeypatch.setattr(Announcer, "open", open)
+        await JobQueue(broker).__aenter__()
+    assert (broker.asked["open"], broker.asked["close"]) == (1, 1)
+
+
 async def test_a_broker_of_its_own_is_opened_and_closed(tmp_path: Any, anyio_backend: Any) -> None:
     path = tmp_path / "jobs.db"
     async with JobQueue(SQLiteBroker(path)) as jobs:
@@ -300,6 +316,27 @@ async def test_a_broker_of_its_own_is_opened_and_closed(tmp_path: Any, anyio_bac
         async with Manager() as manager:
             await jobs.start(manager)
             assert await jobs.handle(job.id).result() == 2
+
+
+async def test_the_handler_of_one_queue_can_be_one_of_another(broker: FaultyBroker) -> None:
+    """Each enqueues its own jobs, whatever both are made of."""
+    async with JobQueue(broker) as jobs, JobQueue(MemoryBroker()) as others:
+        first = jobs.handler(name="first")(add)
+        second = others.handler(name="second", queue="q")(first)
+        assert await second(1) == 2
+        await second.enqueue(1)
+        assert (await jobs.count(), await others.count("q")) == (0, 1)
+        assert [each.handler async for each in others.list()] == ["second"]
+
+
+async def numbers() -> AsyncIterator[int]:
+    yield 1
+
+
+@pytest.mark.parametrize("bad", [5, numbers])
+def test_what_can_not_be_a_handler(bad: Any) -> None:
+    with pytest.raises(ValueError, match="fn must be a function"):
+        JobQueue(MemoryBroker()).handler(name="h")(bad)
 
 
 # Results
