@@ -87,6 +87,9 @@ def chain(*steps: Step[Any]) -> Step[Any]:
 
         job = await jobs.enqueue(chain(fetch.job(url), parse.job(), store.job(table="pages")))
 
+    Results that pass from step to step, and the whole's, are plain data: nothing is made of them
+    by the annotations of a step.
+
     Raises `ValueError` without steps and for more than 50 levels, `TypeError` for what is no step.
     """
     return Chain(steps)

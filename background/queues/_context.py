@@ -58,7 +58,10 @@ class JobContext:
 
     @property
     def previous(self) -> Any:
-        """The result of the step before it in a chain: for a group a list; else `None`."""
+        """The result of the step before it in a chain: for a group a list; else `None`.
+
+        Plain data, whatever that step's function is annotated with.
+        """
         return self._run.plan.previous
 
     @property

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import random
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from math import inf
+from random import Random
 
 from . import _names
 
@@ -57,9 +57,7 @@ class Weighted(Selection):
     a finite number above 0.
     """
 
-    def __init__(
-        self, weights: Mapping[str, float], *, random: random.Random | None = None
-    ) -> None:
+    def __init__(self, weights: Mapping[str, float], *, random: Random | None = None) -> None:
         if not isinstance(weights, Mapping):  # pyright: ignore[reportUnnecessaryIsInstance]
             raise ValueError(f"weights must be a mapping of queues to numbers, not {weights!r}")
         self._names = _checked(tuple(weights))
@@ -70,7 +68,7 @@ class Weighted(Selection):
                     f"weights: that of {name} must be a finite number above 0, not {weight!r}"
                 )
         self._weights = dict(weights)
-        self._random = _source() if random is None else random
+        self._random = Random() if random is None else random
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -86,10 +84,6 @@ class Weighted(Selection):
 
     def __repr__(self) -> str:
         return f"Weighted({self._weights})"
-
-
-def _source() -> random.Random:
-    return random.Random()
 
 
 def _checked(names: tuple[str, ...]) -> tuple[str, ...]:
