@@ -81,8 +81,8 @@ class Planner:
             return self._refuse(claim, error, observers)
         try:
             return self._plan(claim, handler, observers)
-        except QueueError as error:
-            return self._refuse(claim, error, observers)
+        except Exception as failure:
+            return self._refuse(claim, failure, observers)
 
     def _plan(
         self, claim: Claim, handler: Handler[..., Any, Any], observers: tuple[Observer, ...]
@@ -108,7 +108,7 @@ class Planner:
             body.passes,
         )
 
-    def _refuse(self, claim: Claim, error: QueueError, observers: tuple[Observer, ...]) -> Plan:
+    def _refuse(self, claim: Claim, error: Exception, observers: tuple[Observer, ...]) -> Plan:
         return Plan(
             name=claim.message.handler or claim.message.id,
             fn=_raising(error),
@@ -116,7 +116,7 @@ class Planner:
         )
 
 
-def _raising(error: QueueError) -> Callable[[], Awaitable[None]]:
+def _raising(error: Exception) -> Callable[[], Awaitable[None]]:
     async def refuse() -> None:
         raise error
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 import random
 from collections import Counter
 from collections.abc import Awaitable, Callable
@@ -15,6 +16,7 @@ from opentelemetry import context as trace_context
 from .. import _checks
 from .._errors import DuplicateTask
 from .._lifecycle import Lifecycle
+from .._log import log
 from .._runner import current_handle
 from .._task import make as make_task
 from . import _tracing
@@ -207,6 +209,13 @@ class Worker:
         if self._stopped or self.now() >= held_until:  # as the answer took so long
             run.drop(None)
             return
+        try:
+            self._run(run)
+        except Exception as error:  # its lease ends, and it is tried again; but not for ever
+            log(logging.ERROR, "job %s can't be started", claim.message.id, error=error)
+            self.release(run)
+
+    def _run(self, run: JobRun) -> None:
         plan = run.plan
         context = self._context.copy()
         _tracing.attach(context, plan.trace)
@@ -215,7 +224,7 @@ class Worker:
             plan.args,
             plan.kwargs,
             timeout=plan.timeout,
-            id=claim.message.id,
+            id=run.job.id,
             name=plan.name,
             meta=plan.meta,
             observers=plan.observers,

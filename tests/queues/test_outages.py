@@ -9,6 +9,8 @@ import anyio
 import pytest
 from attempts import told_of
 from faulty import FaultyBroker
+from opentelemetry import propagate
+from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 from tenacity import AsyncRetrying, stop_after_attempt, wait_fixed
 
 from background import JobEnqueued, Manager, TaskCancelledEvent, TaskSucceeded
@@ -18,10 +20,11 @@ from background.queues import (
     JobFailed,
     JobQueue,
     JobState,
+    Ordered,
     PayloadTooLarge,
     QueueError,
 )
-from background.queues.abc import Settlement
+from background.queues.abc import Message, Settlement
 from background.testing import RecordingObserver
 
 S = JobState
@@ -220,6 +223,36 @@ async def test_what_can_not_even_be_dead_is_left_to_its_lease(
     info = await job.info()
     assert info is not None
     assert info.state is S.RUNNING
+
+
+class Broken(TraceContextTextMapPropagator):
+    """A propagator that can't read what another has written."""
+
+    def extract(self, *args: Any, **kwargs: Any) -> Any:
+        raise ArithmeticError("what is this?")
+
+
+@pytest.mark.virtual
+async def test_a_job_that_cannot_be_started_is_left_to_its_lease(
+    jobs: JobQueue,
+    manager: Manager,
+    broker: FaultyBroker,
+    log: Log,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    jobs.handler(name="h")(log.note)
+    body = b'{"args":[],"trace":{"traceparent":"?"}}'
+    await broker.enqueue([Message(id="one", handler="h", queue="q", body=body, keep=60)])
+    with monkeypatch.context() as patch:
+        patch.setattr(propagate, "extract", Broken().extract)
+        worker = await jobs.start(manager, Ordered("q"))
+        await broker.called("claim")
+        await anyio.sleep(1)
+        assert worker.in_flight == 0
+    assert "job one can't be started" in caplog.text
+    assert await jobs.handle("one").result() == 1
+    assert log.ran == [2]
 
 
 @pytest.mark.virtual
