@@ -11,8 +11,8 @@ import pytest
 
 BENCHMARKS = Path(__file__).parent / "benchmarks" / "queues"
 
-BROKERS = ["memory", "sqlite"]
-# There is no server for Windows.
+# Of Redis there is no server for Windows.
+BROKERS = ["memory", "sqlite", "nats", *([] if sys.platform == "win32" else ["redis"])]
 RAW = [] if sys.platform == "win32" else ["raw client"]
 
 # What each part has to tell of: for each broker, and besides.

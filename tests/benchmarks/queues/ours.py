@@ -13,7 +13,7 @@ from background import Manager
 from background.queues import JobQueue, Ordered
 
 #: What there is to keep jobs in.
-BROKERS = [broker for broker in ("memory", "sqlite") if is_here(broker)]
+BROKERS = [broker for broker in ("memory", "sqlite", "redis", "nats") if is_here(broker)]
 
 
 @asynccontextmanager
