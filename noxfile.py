@@ -30,6 +30,12 @@ OF_ALL_PARTS = [
     *("tests/queues/test_arguments.py", "tests/queues/test_results.py", "tests/test_readme.py"),
 ]
 
+#: Those that use what the package depends on, beside these.
+OF_DEPENDENCIES = [
+    *("tests/test_retry.py", "tests/test_threads.py", "tests/test_uvicorn.py"),
+    *("tests/queues/test_redis.py", "tests/queues/test_nats.py", "tests/queues/test_workers.py"),
+]
+
 
 def group(name: str) -> list[str]:
     return list(nox.project.dependency_groups(PROJECT, name))
@@ -73,17 +79,14 @@ def tests(session: nox.Session) -> None:
 
 @nox.session(python=PYTHONS[0])
 def lowest(session: nox.Session) -> None:
-    """The tests with the lowest versions of what the package and its extras need.
-
-    Without those of processes, signals and the like, for which versions make no difference.
-    """
+    """The lowest versions of what the package and its extras need, by the tests that use them."""
     project = PROJECT["project"]
     extras = project["optional-dependencies"]
     names = ("trio", "testing", "msgspec", "redis", "nats", "examples")
     needed = [*project["dependencies"], *(each for name in names for each in extras[name])]
     pins = [re.sub(r">=([\w.]+)(,<\w+)?", r"==\1", each) for each in needed]
     session.install("-e", ".[test]", *pins)
-    session.run("pytest", "-m", "not realtime and not fault", *session.posargs)
+    session.run("pytest", *(session.posargs or [*OF_ALL_PARTS, *OF_DEPENDENCIES]))
 
 
 @nox.session
