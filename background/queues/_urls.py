@@ -10,7 +10,7 @@ from .abc import Broker
 
 
 @contextmanager
-def _needing(extra: str) -> Generator[None]:
+def needing(extra: str) -> Generator[None]:
     """Explain an import that fails."""
     try:
         yield
@@ -32,11 +32,11 @@ def make_broker(url: str) -> Broker:
     if scheme == "sqlite":
         return _sqlite(url)
     if scheme in ("redis", "rediss", "unix"):
-        with _needing("redis"):
+        with needing("redis"):
             from .redis import RedisBroker
         return RedisBroker(url)
     if scheme in ("nats", "tls"):
-        with _needing("nats"):
+        with needing("nats"):
             from .nats import NatsBroker
         return NatsBroker(url)
     raise ValueError(

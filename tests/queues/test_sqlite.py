@@ -897,3 +897,10 @@ def test_the_cost_of_a_group_after_a_group(tmp_path: Path) -> None:
         db.execute("ROLLBACK")
     finally:
         _sqlite_schema.disconnect(db, path)
+
+
+async def test_a_thread_that_was_stopped_takes_no_call(broker: SQLiteBroker) -> None:
+    thread = thread_of(broker)
+    await broker.close()
+    with pytest.raises(BrokerUnavailable, match="is not open"):
+        await thread.call(lambda db: None, writes=False)

@@ -9,7 +9,7 @@ import pytest
 from processes import running
 
 from background.queues import JobQueue
-from background.queues._urls import make_broker
+from background.queues._urls import make_broker, needing
 from background.queues.memory import MemoryBroker
 from background.queues.nats import NatsBroker
 from background.queues.redis import RedisBroker
@@ -87,6 +87,11 @@ try:
 except ImportError as error:
     print(error)
 """
+
+
+def test_an_import_that_fails_is_explained() -> None:
+    with pytest.raises(ImportError, match="no such thing: these URLs need an extra"), needing("x"):
+        raise ImportError("no such thing")
 
 
 @pytest.mark.parametrize(("url", "extra"), [("redis://here", "redis"), ("tls://here", "nats")])
