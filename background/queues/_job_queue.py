@@ -76,7 +76,7 @@ class JobQueue:
             job = await send_email.enqueue("a@b.c", subject="hi")
             print(await job.result(timeout=10))
 
-    - `broker`: where the jobs are.
+    - `broker`: where the jobs are; this queue's alone, which opens and closes it.
     - `results`: where their results are, if not there too.
     - `observers`: told of these jobs, beside a manager's own.
     - `lease`: seconds after which the job of a worker that gives no sign of life is another's
