@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
 from contextvars import copy_context
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -13,6 +12,7 @@ from ._backend import current_backend
 from ._engine import Engine
 from ._errors import ManagerMisuse, TaskCancelled, is_fatal
 from ._handle import log_failure
+from ._insist import persist
 from ._listeners import Listeners
 from ._portal import Portal
 from ._runner import Runner
@@ -102,7 +102,7 @@ class Lifecycle:
         try:
             interrupted = await self._close(error)
             stop = partial(self.services.stop, self._settings.cancel_timeout)
-            interrupted = await self._insist(stop) or interrupted
+            interrupted = await persist(stop) or interrupted
         finally:
             for failure in self.listeners.give_up():
                 log_failure(failure.name, failure.id, failure.error)
@@ -130,18 +130,7 @@ class Lifecycle:
             else:
                 return None
         self.shutdown.force("the block was cancelled")
-        return await self._insist(self._finish_closing) or interrupted
-
-    async def _insist(self, fn: Callable[[], Awaitable[None]]) -> BaseException | None:
-        """See `fn` to its end; return a cancellation that no scope can be shielded from."""
-        interrupted: BaseException | None = None
-        while True:
-            try:
-                with anyio.CancelScope(shield=True):
-                    await fn()
-                return interrupted
-            except self._backend.cancelled as cancellation:
-                interrupted = cancellation
+        return await persist(self._finish_closing) or interrupted
 
     async def _finish_closing(self) -> None:
         await self.shutdown.wait()

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple, Never, ParamSpec, Protocol, TypeVar, Unpack,
 from anyio.lowlevel import checkpoint
 
 from .. import _checks, _functions, _schedule
+from .._insist import insist
 from .._manager import Manager
 from .._observe import Observer
 from .._retry import Retry
@@ -23,7 +24,6 @@ from ._composites import Compiler, Single, Step
 from ._errors import DuplicateJob, QueueError
 from ._handler import Handler, Settings, check_settings
 from ._info import JobInfo
-from ._insist import insist
 from ._job_handle import JobHandle
 from ._messages import Terms, message
 from ._options import NONE_GIVEN, Options, OptionsGiven, check

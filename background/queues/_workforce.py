@@ -7,6 +7,7 @@ from typing import Any
 
 from .._errors import LoopsStopped
 from .._handle import TaskHandle
+from .._insist import insist
 from .._manager import Manager
 from .._observe import Observer
 from .._states import ManagerState
@@ -14,7 +15,6 @@ from .._task import Task
 from ._announcing import Announcer
 from ._client import Client
 from ._handler import Handler
-from ._insist import insist
 from ._plan import Planner
 from ._selection import Selection
 from ._worker import Worker
