@@ -11,3 +11,6 @@ wall = time.time
 #: Told of each sync function that starts (1) or ends (-1) in a thread; likewise to be called as
 #: `_clock.on_thread()`.
 on_thread: Callable[[int], None] = lambda change: None  # noqa: E731
+
+#: The same of what is done in a thread and ends whatever time it is, as reads and writes of a file.
+on_io: Callable[[int], None] = lambda change: None  # noqa: E731

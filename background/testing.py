@@ -20,9 +20,11 @@ import asyncio
 import math
 import selectors
 import sys
+from collections import Counter
 from collections.abc import AsyncIterator, Callable, Generator
 from contextlib import contextmanager
 from datetime import datetime
+from functools import partial
 from typing import Any, Literal, TypeVar
 from weakref import WeakKeyDictionary
 
@@ -93,7 +95,21 @@ for _hook, _name in _HOOKS.items():
     setattr(RecordingObserver, _hook, _recorder_hook(_name))
 
 
-_THREAD_PATIENCE = 1.0  # seconds
+_PATIENCE = 1.0  # seconds for which virtual time waits for a function that may itself wait for it
+
+
+class _Held:
+    """What virtual time waits for, each with for how many seconds of real time."""
+
+    def __init__(self) -> None:
+        self._numbers: Counter[float] = Counter()
+
+    def change(self, change: int, patience: float) -> None:
+        self._numbers[patience] += change
+
+    @property
+    def patience(self) -> float:
+        return max((seconds for seconds, number in self._numbers.items() if number), default=0.0)
 
 
 class _JumpingSelector(selectors.DefaultSelector):
@@ -102,12 +118,13 @@ class _JumpingSelector(selectors.DefaultSelector):
     def __init__(self, jump: Callable[[float], None]) -> None:
         super().__init__()
         self._jump = jump
-        self.threads = 0
+        self.held = _Held()
 
     def select(self, timeout: float | None = None) -> list[tuple[selectors.SelectorKey, int]]:
         if timeout is None or timeout <= 0:
             return super().select(timeout)
-        ready = super().select(_THREAD_PATIENCE if self.threads else 0)
+        patience = self.held.patience
+        ready = super().select(None if patience == math.inf else patience)
         if not ready:
             self._jump(timeout)
         return ready
@@ -117,7 +134,7 @@ class VirtualTimeLoop(asyncio.SelectorEventLoop):
     """An asyncio event loop in which waiting takes no time.
 
     As soon as nothing is left to do its clock jumps to the next timer. It gives the sync functions
-    of tasks a second of real time, and waits for no other thread.
+    of tasks a second of real time, SQLite as much as it takes, and waits for no other thread.
     """
 
     def __init__(self) -> None:
@@ -125,9 +142,9 @@ class VirtualTimeLoop(asyncio.SelectorEventLoop):
         self._jumping = _JumpingSelector(self._jump)
         super().__init__(self._jumping)
 
-    def hold(self, change: int) -> None:
-        """Take note that there are more or fewer threads to wait for."""
-        self._jumping.threads += change
+    def hold(self, change: int, patience: float) -> None:
+        """Take note that there is more or less to wait for, so many seconds of real time."""
+        self._jumping.held.change(change, patience)
 
     def time(self) -> float:
         return self._virtual
@@ -159,29 +176,30 @@ def virtual_time(backend: Literal["asyncio", "trio"]) -> tuple[str, dict[str, An
     from trio.testing import MockClock
 
     clock = MockClock(autojump_threshold=0)
-    _trio_threads[clock] = 0
+    _held_by[clock] = _Held()
     return "trio", {"clock": clock}
 
 
-#: How many threads each virtual clock of trio's has to wait for.
-_trio_threads: WeakKeyDictionary[Any, int] = WeakKeyDictionary()
+#: What each virtual clock of trio's has to wait for.
+_held_by: WeakKeyDictionary[Any, _Held] = WeakKeyDictionary()
 
 
-def _hold_virtual_time(change: int) -> None:
-    """Let virtual time wait for the sync functions of tasks, on whichever loop runs."""
+def _hold(change: int, *, patience: float) -> None:
+    """Let virtual time wait, on whichever loop runs."""
     trio: Any = sys.modules.get("trio")
     if trio is not None and trio.lowlevel.in_trio_run():
         clock = trio.lowlevel.current_clock()
-        if clock in _trio_threads:
-            _trio_threads[clock] += change
-            clock.autojump_threshold = _THREAD_PATIENCE if _trio_threads[clock] else 0
+        if clock in _held_by:
+            _held_by[clock].change(change, patience)
+            clock.autojump_threshold = _held_by[clock].patience
         return
     loop = asyncio.get_running_loop()
     if isinstance(loop, VirtualTimeLoop):
-        loop.hold(change)
+        loop.hold(change, patience)
 
 
-_clock.on_thread = _hold_virtual_time
+_clock.on_thread = partial(_hold, patience=_PATIENCE)
+_clock.on_io = partial(_hold, patience=math.inf)
 
 
 @contextmanager

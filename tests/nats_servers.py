@@ -138,11 +138,11 @@ class _Holding(dict[str, Any]):
 
     def __setitem__(self, key: str, value: Any) -> None:
         super().__setitem__(key, value)
-        self._loop.hold(1)
+        self._loop.hold(1, PATIENCE)
 
     def __delitem__(self, key: str) -> None:
         super().__delitem__(key)
-        self._loop.hold(-1)
+        self._loop.hold(-1, PATIENCE)
 
 
 def make_nats_broker(prefix: str | None = None) -> NatsBroker:
@@ -182,7 +182,6 @@ async def virtually_served(broker: Any, like: Any = None) -> AsyncIterator[None]
         for each in (broker, broker._timers, broker._records, broker._jobs):
             each._clock = like._clock
     with (
-        patch.object(testing, "_THREAD_PATIENCE", PATIENCE),
         patch.object(_nats_clock, "_REFRESH", 1e9),  # the server's clock is real
         patch.object(_nats_link, "PING_INTERVAL", 1e9),
     ):
@@ -199,11 +198,11 @@ async def held(call: Awaitable[T]) -> T:
     """Await something in real time, however virtual that of the event loop is."""
     loop = asyncio.get_running_loop()
     assert isinstance(loop, testing.VirtualTimeLoop)
-    loop.hold(1)
+    loop.hold(1, PATIENCE)
     try:
         return await call
     finally:
-        loop.hold(-1)
+        loop.hold(-1, PATIENCE)
 
 
 async def remove_streams(broker: Any) -> None:

@@ -6,8 +6,10 @@ import asyncio
 import os
 import subprocess
 import sys
+import threading
 import time
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -31,9 +33,11 @@ from background import (
     TaskStarted,
     TaskSucceeded,
 )
+from background.queues.sqlite import SQLiteBroker
 from background.testing import (
     RecordingObserver,
     VirtualTimeLoop,
+    _hold,
     virtual_time,
     virtual_wall_clock,
 )
@@ -375,3 +379,34 @@ async def test_virtual_time_waits_for_the_sync_functions_of_tasks(manager: Manag
     assert len(ticks) == 61
     assert anyio.current_time() - began == 3601
     assert await manager.run_task(Task(lambda: time.sleep(0.02) or 5, timeout=5)) == 5
+
+
+async def test_virtual_time_waits_for_sqlite_as_long_as_it_takes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However slow a disk is, no timer runs out meanwhile."""
+    impatient = partial(_hold, patience=0.001)
+    monkeypatch.setattr(background._clock, "on_thread", impatient)
+    broker = SQLiteBroker(tmp_path / "jobs.db")
+    began = anyio.current_time()
+    with anyio.fail_after(1):
+        await broker.open()
+        try:
+            await broker._file.write(lambda db: time.sleep(0.02))
+        finally:
+            await broker.close()
+    assert anyio.current_time() == began
+
+
+async def test_virtual_time_goes_on_while_a_function_waits_for_it(
+    manager: Manager, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(background._clock, "on_thread", partial(_hold, patience=0.001))
+    late = threading.Event()
+
+    async def let_go() -> None:
+        await anyio.sleep(60)
+        late.set()
+
+    manager.run(let_go)
+    assert await manager.run_task(Task(lambda: late.wait(10))) is True
