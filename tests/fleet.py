@@ -90,6 +90,9 @@ class Client:
 
         return self._portal.call(result)
 
+    def dequeue(self, id: str) -> bool:
+        return self._portal.call(self._jobs.dequeue, id)
+
     def info(self, id: str) -> JobInfo:
         info = self._portal.call(self._jobs.get, id)
         assert info is not None

@@ -1,4 +1,4 @@
-"""Workers that are killed, frozen, asked to leave or blocked in the middle of jobs.
+"""Workers that are killed, frozen, asked to leave, blocked or overruled in the middle of jobs.
 
 `FAULTS=full` makes it many jobs and many faults; `-s` shows the figures.
 """
@@ -216,6 +216,27 @@ def test_a_blocked_event_loop(name: str, fleet: Fleet) -> None:
     assert "the event loop was blocked" in logged[0]
     assert ends[blocking].attempt >= 2
     assert history.refused >= 1
+
+
+def test_dequeued_by_another_process(name: str, fleet: Fleet, tmp_path: Path) -> None:
+    """What waits never runs; what runs is cancelled, long before its lease ends."""
+    never = str(tmp_path / "never")
+    with fleet.client() as client:
+        waiting = client.enqueue("hold", never)
+        assert client.dequeue(waiting)
+        worker = fleet.started(concurrency=1, lease=600.0)
+        running = client.enqueue("hold", never)
+        fleet.log.wait_for_entries(who=worker.name, what="started", job=running)
+        assert client.dequeue(running)
+        (cancelled,) = fleet.log.wait_for_entries(what="cancelled", job=running)
+        last = client.enqueue("work", 0.0)
+        assert client.wait(waiting, running, last) == ["cancelled", "cancelled", "succeeded"]
+        assert not client.dequeue(running)
+        history = fleet.history(client)
+    assert cancelled.who == worker.name
+    assert cancelled.detail == "the job was cancelled"
+    assert history.lost == [waiting]
+    assert not history.problems
 
 
 def test_a_fork_in_a_job(name: str, fleet: Fleet) -> None:
