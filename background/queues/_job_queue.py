@@ -349,6 +349,8 @@ class JobQueue:
     async def requeue(self, id: str) -> bool:
         """Make a job ready that has ended, its attempts counted anew; `False` if there is none.
 
+        A step of a chain or group runs by itself then, with the results that it had when it ended.
+
         Raises `QueueError` for a chain or group, and as `get`.
         """
         return await self._client.requeue(id)

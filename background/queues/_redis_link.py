@@ -17,7 +17,7 @@ from typing import Any
 from redis.asyncio.connection import Connection, UnixDomainSocketConnection, parse_url
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
-from redis.exceptions import ResponseError
+from redis.exceptions import RedisError, ResponseError
 
 from ._errors import BrokerUnavailable
 
@@ -49,7 +49,7 @@ class Address:
                 "driver_info": None,
             }
             connection = self.connection()
-        except (TypeError, ValueError, AttributeError):
+        except (TypeError, ValueError, AttributeError, RedisError):
             # What is wrong is not repeated, as it might be the password.
             raise ValueError(
                 "url must be like redis://host:6379/0, rediss://… for TLS or unix:///path?db=0, "

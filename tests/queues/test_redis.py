@@ -189,6 +189,7 @@ def test_every_server_that_can_be_had_here_is_tested() -> None:
         f"redis://:{SECRET}@host:port",
         "redis://host?db=x",
         f"redis://host?secret={SECRET}",
+        f"rediss://host?ssl_cert_reqs={SECRET}",
         "",
     ],
 )
