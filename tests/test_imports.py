@@ -69,6 +69,7 @@ QUEUES = [
     "_arguments",
     "abc",
     "_memory_job",
+    "_memory_changes",
     "_memory_results",
     "memory",
     "_sqlite_schema",

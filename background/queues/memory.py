@@ -11,6 +11,7 @@ import anyio
 from anyio.lowlevel import checkpoint
 
 from .. import _clock
+from ._memory_changes import Changes
 from ._memory_job import Job
 from ._memory_results import MemoryResults
 from ._states import FINAL, JobState
@@ -28,11 +29,9 @@ class MemoryBroker(Broker):
         self._jobs: dict[str, Job] = {}
         self._numbers = count()
         self._ready: dict[str, list[tuple[int, str]]] = {}  # heaps by age
-        self._changes: list[tuple[float, int, str]] = []  # a heap by time; some are out of date
+        self._changes = Changes()
         # For each job the jobs that need it, and as which of their needs.
         self._dependants: dict[str, list[tuple[Job, int]]] = {}
-        self._changed: anyio.Event | None = None  # made by the first who waits for it
-        self._ends: dict[str, anyio.Event] = {}  # by job, for those who wait for its end
 
     async def open(self) -> None:
         await checkpoint()
@@ -61,7 +60,7 @@ class MemoryBroker(Broker):
         job = self._jobs[message.id] = Job(message, next(self._numbers), now)
         needed = [self._jobs[need] for need in message.needs]
         job.blocked = len(needed)
-        self._note(job)
+        self._changes.note(job)
         for index, each in enumerate(needed):
             if each.state not in FINAL:
                 self._dependants.setdefault(each.message.id, []).append((job, index))
@@ -96,7 +95,7 @@ class MemoryBroker(Broker):
         while ending:
             job, state = ending.pop()
             job.end(state, now)
-            self._note(job)
+            self._changes.note(job)
             for dependant, index in self._dependants.pop(job.message.id, ()):
                 if (its_state := self._hear(dependant, index, job, now)) is not None:
                     ending.append((dependant, its_state))
@@ -119,7 +118,7 @@ class MemoryBroker(Broker):
         job.lease_ends = lease_ends
         job.expires = inf  # it has started in time
         job.started_at = _clock.wall()
-        self._note(job)
+        self._changes.note(job)
         return Claim(
             message=job.message,
             token=job.token,
@@ -133,7 +132,7 @@ class MemoryBroker(Broker):
     async def wait_for_work(self, queues: Sequence[str], timeout: float) -> None:
         with anyio.move_on_after(timeout):
             while not self._has_work(queues):
-                await self._wait_for_change()
+                await self._changes.wait()
 
     def _has_work(self, queues: Sequence[str]) -> bool:
         self._advance(anyio.current_time())
@@ -149,38 +148,10 @@ class MemoryBroker(Broker):
             heappop(ready)  # cancelled or expired meanwhile
         return None
 
-    async def _wait_for_change(self) -> None:
-        self._changed = self._changed or anyio.Event()
-        await self._wait_for(self._changed)
-
-    async def _wait_for(self, event: anyio.Event) -> None:
-        """Wait for an event, or until time changes a job."""
-        with anyio.move_on_at(self._changes[0][0] if self._changes else inf):
-            await event.wait()
-
-    def _note(self, job: Job) -> None:
-        """Wake those who wait, and come back to the job when time changes it."""
-        if job.state in FINAL:
-            self._tell_end(job.message.id)
-        if job.next_change < inf:
-            change = (job.next_change, job.number, job.message.id)
-            heappush(self._changes, change)
-            if self._changes[0] is change:  # sooner than they would look
-                for id in list(self._ends):
-                    self._tell_end(id)
-        if self._changed is not None:
-            self._changed.set()
-            self._changed = None
-
-    def _tell_end(self, id: str) -> None:
-        if (ended := self._ends.pop(id, None)) is not None:
-            ended.set()
-
     def _advance(self, now: float) -> Maintained:
         """Do what time has done since the last call."""
         done: dict[str, int] = dict.fromkeys(("due", "reclaimed", "expired", "forgotten"), 0)
-        while self._changes and self._changes[0][0] <= now:
-            _, number, id = heappop(self._changes)
+        for number, id in self._changes.due(now):
             job = self._jobs.get(id)
             if job is not None and job.number == number and job.next_change <= now:
                 done[self._change(job, now)] += 1
@@ -209,7 +180,7 @@ class MemoryBroker(Broker):
             job.state = JobState.READY
             ready = self._ready.setdefault(job.message.queue, [])
             heappush(ready, (job.number, job.message.id))
-        self._note(job)
+        self._changes.note(job)
 
     async def renew(self, claims: Sequence[Claim], *, lease: float) -> list[Hold]:
         await checkpoint()
@@ -222,7 +193,7 @@ class MemoryBroker(Broker):
         if job is None:
             return Hold.LOST
         job.lease_ends = lease_ends
-        self._note(job)
+        self._changes.note(job)
         return Hold.CANCELLED if job.cancelled else Hold.KEPT
 
     def _held(self, id: str, token: str) -> Job | None:
@@ -306,9 +277,7 @@ class MemoryBroker(Broker):
     async def wait(self, id: str, timeout: float) -> StoredJob | None:
         with anyio.move_on_after(timeout):
             while (job := self._jobs.get(id)) is not None and job.state not in FINAL:
-                if id not in self._ends:
-                    self._ends[id] = anyio.Event()
-                await self._wait_for(self._ends[id])
+                await self._changes.wait_for_end(id)
                 self._advance(anyio.current_time())
         return await self.get(id)
 
@@ -334,13 +303,14 @@ class MemoryBroker(Broker):
         await checkpoint()
         now = anyio.current_time()
         self._advance(now)
-        chosen = [
+        chosen = {
             job.message.id
             for job in self._chosen(None, state)
             if job.state in FINAL and job.ended <= now - older_than
-        ]
+        }
         for id in chosen:
             del self._jobs[id]
+        self._changes.forget(chosen)
         return len(chosen)
 
     async def maintain(self) -> Maintained:

@@ -7,6 +7,7 @@ from typing import Any
 import anyio
 from test_brokers import claim_one, claimed, message, settle
 
+from background.queues._memory_changes import Changes
 from background.queues._states import JobState
 from background.queues.memory import MemoryBroker
 from background.testing import virtual_time
@@ -30,14 +31,15 @@ def test_made_before_there_is_an_event_loop(anyio_backend: Any) -> None:
 def test_those_who_wait_for_a_job_are_not_woken_by_others(anyio_backend: Any) -> None:
     looks = 0
 
-    class Counting(MemoryBroker):
-        async def _wait_for(self, event: anyio.Event) -> None:
+    class Counting(Changes):
+        async def wait_for_end(self, id: str) -> None:
             nonlocal looks
             looks += 1
-            await super()._wait_for(event)
+            await super().wait_for_end(id)
 
     async def main() -> None:
-        broker = Counting()
+        broker = MemoryBroker()
+        broker._changes = Counting()
         await broker.enqueue([message(str(number)) for number in range(100)])
         async with anyio.create_task_group() as group:
             for number in range(100):
@@ -50,6 +52,14 @@ def test_those_who_wait_for_a_job_are_not_woken_by_others(anyio_backend: Any) ->
     name, options = anyio_backend
     anyio.run(main, backend=name, backend_options=options)
     assert 100 <= looks < 300  # where each of them would look at each end, it would be 5,000
+
+
+async def test_nothing_is_left_of_what_was_purged() -> None:
+    broker = MemoryBroker()
+    await broker.enqueue([message("a", expires=9999), message("b", expires=9999)])
+    await broker.cancel("a")
+    assert await broker.purge() == 1
+    assert {id for _, _, id in broker._changes._to_come} == {"b"}
 
 
 def test_who_waits_hears_of_what_is_due_sooner_than_was_known() -> None:
