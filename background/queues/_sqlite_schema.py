@@ -131,6 +131,15 @@ def disconnect(db: sqlite3.Connection, path: str) -> None:
         _open.remove((path, os.getpid()))
 
 
+def identity(path: Path) -> tuple[int, int] | None:
+    """Tell a file from any that takes its place; `None` if there is none."""
+    try:
+        found = path.stat()
+    except FileNotFoundError:
+        return None
+    return found.st_dev, found.st_ino
+
+
 def network_file_system(path: str, mounts: str) -> str | None:
     """Return the kind of the network file system that a path is on, by a list like Linux's."""
     longest, found = "", ""

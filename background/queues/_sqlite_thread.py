@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from contextvars import copy_context
 from os import getpid
+from pathlib import Path
 from queue import Empty, SimpleQueue
 from typing import Any, TypeVar
 
@@ -22,7 +23,7 @@ from anyio.lowlevel import checkpoint_if_cancelled
 from .. import _clock
 from .._backend import current_backend
 from ._errors import BrokerUnavailable
-from ._sqlite_schema import disconnect
+from ._sqlite_schema import disconnect, identity
 
 T = TypeVar("T")
 Work = Callable[[sqlite3.Connection], T]
@@ -76,6 +77,8 @@ class SQLiteThread:
         self._queue: SimpleQueue[_Call | None] = SimpleQueue()
         self._process = getpid()
         self._closed = False
+        self._file = Path(path)
+        self._identity: tuple[int, int] | None = None  # of the file that is open
         self._version = 0  # what SQLite calls the data version
         self._changed_at = 0.0
         # Not a daemon, which would be stopped in the middle of a transaction.
@@ -149,6 +152,7 @@ class SQLiteThread:
         try:
             try:
                 db = self._connect()
+                self._identity = identity(self._file)
             except Exception as error:
                 self._opening.error = self._explained(error)
                 return
@@ -218,6 +222,7 @@ class SQLiteThread:
             return True
         alone = len(wanted) == 1
         try:
+            self._check_file()
             db.execute("BEGIN IMMEDIATE" if any(each.writes for each in wanted) else "BEGIN")
             for call in wanted:
                 self._do(call, db, alone)
@@ -233,6 +238,14 @@ class SQLiteThread:
                 with suppress(sqlite3.Error):  # the next BEGIN tells
                     db.execute("ROLLBACK")
         return True
+
+    def _check_file(self) -> None:
+        """SQLite itself goes on with a file that nobody else will find."""
+        if identity(self._file) != self._identity:
+            raise BrokerUnavailable(
+                f"{self._path} was removed or replaced while it was open; once all queues that use "
+                "it have been left, it can be opened anew"
+            )
 
     def _do(self, call: _Call, db: sqlite3.Connection, alone: bool) -> None:
         call.error = None

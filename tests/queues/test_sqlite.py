@@ -723,6 +723,27 @@ async def test_a_file_that_is_damaged(broker: SQLiteBroker, path: Path) -> None:
         await broker.enqueue([message()])
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="it keeps files that are open")
+@pytest.mark.parametrize("replaced", [False, True])
+async def test_a_file_that_is_taken_away(broker: SQLiteBroker, path: Path, replaced: bool) -> None:
+    """Nothing is acknowledged that nobody would find."""
+    take_away(path, replaced=replaced)
+    for call in (broker.enqueue([message("a")]), broker.get("a"), broker.maintain()):
+        with pytest.raises(BrokerUnavailable, match="removed or replaced"):
+            await call
+    await broker.close()
+    take_away(path, replaced=False)
+    await broker.open()
+    assert await broker.enqueue([message("a")]) == [True]
+
+
+def take_away(path: Path, *, replaced: bool) -> None:
+    for each in path.parent.glob(f"{path.name}*"):
+        each.unlink()
+    if replaced:
+        path.touch()
+
+
 async def test_others_that_can_not_be_looked_out_for_at_first(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
