@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import anyio
 from tenacity import RetryError
@@ -54,14 +54,14 @@ class _Verdict:
 _make_verdict: Callable[..., _Verdict] = maker(_Verdict)
 
 
-class Owner(Protocol):
-    """What a run asks of its worker."""
+@record
+class Means:
+    """What all runs of a worker share; `release` takes one off it."""
 
     client: Client
     settler: Settler
     now: Callable[[], float]
-
-    def release(self, run: JobRun) -> None: ...
+    release: Callable[[JobRun], None]
 
 
 class JobRun:
@@ -72,7 +72,7 @@ class JobRun:
 
     __slots__ = (
         "_attempts",
-        "_owner",
+        "_means",
         "_saved",
         "_since",
         "claim",
@@ -85,9 +85,9 @@ class JobRun:
         "plan",
     )
 
-    def __init__(self, owner: Owner, claim: Claim, plan: Plan, held_until: float) -> None:
+    def __init__(self, means: Means, claim: Claim, plan: Plan, held_until: float) -> None:
         message = claim.message
-        self._owner = owner
+        self._means = means
         self.claim = claim
         self.plan = plan
         self.held_until = held_until
@@ -132,21 +132,21 @@ class JobRun:
             self.handle.cancel(reason)
 
     async def begin(self) -> None:
-        plan, owner = self.plan, self._owner
+        plan, now = self.plan, self._means.now
         if plan.policy is None:
             return
         wall = _clock.wall()
         error = self.claim.error if self.attempt > 1 else None  # else one from before a requeue
         since = None if error is None else error.get("since")
         self._since = since if isinstance(since, float) else wall
-        started = owner.now() - max(0.0, wall - self._since)
+        started = now() - max(0.0, wall - self._since)
         self._attempts = Attempts(
             plan.policy,
             plan.fn,
             plan.args,
             plan.kwargs,
             started=started,
-            clock=owner.now,
+            clock=now,
             number=self.attempt,
         )
         await self._attempts.before()
@@ -156,8 +156,8 @@ class JobRun:
         if not self.is_lost:
             reason = "shutdown" if handle is None else handle._reason
             verdict = self._judge_cancelled(reason)
-            self._owner.settler.put(self._settlement(verdict, None), self)
-        self._owner.release(self)
+            self._means.settler.put(self._settlement(verdict, None), self)
+        self._means.release(self)
 
     async def conclude(self, handle: TaskHandle[Any], outcome: Outcome) -> Outcome:
         try:
@@ -169,9 +169,9 @@ class JobRun:
                 self.drop(None)
                 raise
             self.is_settling = True
-            accepted = await self._owner.settler.settle(self._settlement(verdict, result), self)
+            accepted = await self._means.settler.settle(self._settlement(verdict, result), self)
         finally:
-            self._owner.release(self)
+            self._means.release(self)
         if accepted:
             return self._as_judged(handle, outcome, verdict)
         reason = UNSETTLED if accepted is None else LOST
@@ -196,7 +196,7 @@ class JobRun:
             return _judge_raised(error), None
         if not await self._keep(encoded):
             return self._judge_cancelled(handle._reason), None
-        with_the_job = self._owner.client.results is None or self.plan.passes
+        with_the_job = self._means.client.results is None or self.plan.passes
         return verdict, encoded if with_the_job else None
 
     def _judge_cancelled(self, reason: str | None) -> _Verdict:
@@ -223,11 +223,11 @@ class JobRun:
         assert plan.dump_result is not None
         what = f"the result of job {self.job.id}"
         plain = plan.dump_result(value)
-        return _payload.encode(what, plain, self._owner.client.max_payload, checked=True)
+        return _payload.encode(what, plain, self._means.client.max_payload, checked=True)
 
     async def _keep(self, encoded: bytes | None) -> bool:
         """Have a result kept if that is not with the job; `False` if it can't be for too long."""
-        results = self._owner.client.results
+        results = self._means.client.results
         if results is None or not (self.plan.stores or self._saved):
             return True
         outage = Outage("keeping results")
@@ -276,7 +276,7 @@ class JobRun:
 
     async def save(self, value: Any) -> None:
         """Keep an intermediate result."""
-        client, message = self._owner.client, self.claim.message
+        client, message = self._means.client, self.claim.message
         encoded = _payload.encode(f"a value of job {self.job.id}", value, client.max_payload)
         self._saved = True
         held = await client.save(message.id, self.attempt, self.claim.token, encoded, message.keep)

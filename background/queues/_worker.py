@@ -21,7 +21,7 @@ from .._runner import current_handle
 from .._task import make as make_task
 from . import _tracing
 from ._client import Client
-from ._job_run import JobRun
+from ._job_run import JobRun, Means
 from ._leases import Leases
 from ._outage import Outage
 from ._plan import Planner
@@ -54,14 +54,17 @@ class Worker:
     ) -> None:
         self.queues = queues
         self.concurrency = concurrency
-        self.client = client
-        self.settler = Settler(client.broker, life.engine.event)
-        self.now = life.engine.now
+        self._broker = client.broker
+        self._settler = Settler(client.broker, life.engine.event)
+        self._now = life.engine.now
+        self._means = Means(
+            client=client, settler=self._settler, now=self._now, release=self._release
+        )
         self._life = life
         self._planner = planner
         self._lease = lease
         self._cancel_timeout = cancel_timeout
-        self._leases = Leases(client.broker, lease, self.now)
+        self._leases = Leases(self._broker, lease, self._now)
         self._context = copy_context()
         self._context.run(trace_context.attach, trace_context.Context())
         self._runs = self._leases.held
@@ -80,10 +83,10 @@ class Worker:
     def in_flight(self) -> int:
         return len(self._runs)
 
-    def start(self) -> None:
+    def _start(self) -> None:
         """Begin to claim."""
-        self._life.engine.on_loops_stopped.add(self.stop)
-        self._serve("settling", self.settler.run)
+        self._life.engine.on_loops_stopped.add(self._stop)
+        self._serve("settling", self._settler.run)
         self._serve("leases", self._leases.run)
         self._serve("sweeping", self._sweep)
         self._serve("claiming", self._claim_jobs)
@@ -98,7 +101,7 @@ class Worker:
                 self._scopes.add(scope)
                 await fn()
 
-    def stop(self) -> None:
+    def _stop(self) -> None:
         """Claim no more; what has been claimed goes on."""
         self._stopped = True
         if self._pause is not None:
@@ -113,7 +116,7 @@ class Worker:
         Raises `ValueError` for a timeout below 0. Can be called again, and by several at once.
         """
         _checks.optional(_checks.seconds, "timeout", timeout, at_least=0)
-        self.stop()
+        self._stop()
         mine = _current_run()
         self._closing[mine] += 1
         self._tell_change()
@@ -124,7 +127,7 @@ class Worker:
                 run.hand_back()
             with anyio.move_on_after(self._cancel_timeout):
                 await self._idle(mine)
-                await self.settler.drain()
+                await self._settler.drain()
             self._stuck = self._others(mine)
         finally:
             self._closing[mine] -= 1
@@ -135,12 +138,12 @@ class Worker:
         """Stop for good, once nothing is left to be settled that will be."""
         if not self._closed and self._runs <= self._stuck:
             self._closed = True
-            self._life.engine.on_loops_stopped.discard(self.stop)
-            self.settler.close()
+            self._life.engine.on_loops_stopped.discard(self._stop)
+            self._settler.close()
             for scope in self._scopes:
                 scope.cancel()
 
-    def cancel(self, id: str) -> None:
+    def _cancel(self, id: str) -> None:
         """End the run of a job that has been cancelled, if it is here."""
         for run in list(self._runs):
             if run.job.id == id:
@@ -195,25 +198,25 @@ class Worker:
     async def _claim_some(self) -> None:
         room = self.concurrency - len(self._runs)
         queues = self.queues.draw()
-        began = self.now()
+        began = self._now()
         with anyio.CancelScope(shield=True):  # or jobs would wait for the ends of their leases
-            for claim in await self.client.broker.claim(queues, room, lease=self._lease):
-                self._start(claim, began + self._lease)
+            for claim in await self._broker.claim(queues, room, lease=self._lease):
+                self._take(claim, began + self._lease)
                 room -= 1
         if room:
-            await self.client.broker.wait_for_work(queues, _IDLE)
+            await self._broker.wait_for_work(queues, _IDLE)
 
-    def _start(self, claim: Claim, held_until: float) -> None:
-        run = JobRun(self, claim, self._planner.plan(claim), held_until)
+    def _take(self, claim: Claim, held_until: float) -> None:
+        run = JobRun(self._means, claim, self._planner.plan(claim), held_until)
         self._runs.add(run)
-        if self._stopped or self.now() >= held_until:  # as the answer took so long
+        if self._stopped or self._now() >= held_until:  # as the answer took so long
             run.drop(None)
             return
         try:
             self._run(run)
         except Exception as error:  # its lease ends, and it is tried again; but not for ever
             log(logging.ERROR, "job %s can't be started", claim.message.id, error=error)
-            self.release(run)
+            self._release(run)
 
     def _run(self, run: JobRun) -> None:
         plan = run.plan
@@ -237,7 +240,7 @@ class Worker:
         if run.is_cancelled:  # by an observer, when there was no handle yet
             run.cancel()
 
-    def release(self, run: JobRun) -> None:
+    def _release(self, run: JobRun) -> None:
         """Have room for another job in a run's place."""
         self._runs.discard(run)
         self._tell_change()
@@ -249,7 +252,7 @@ class Worker:
         interval = min(self._lease / 3, _SWEEP)
         while True:
             try:
-                await self.client.broker.maintain()
+                await self._broker.maintain()
                 outage.over()
             except Exception as error:
                 await outage.failed(error)

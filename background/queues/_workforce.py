@@ -76,7 +76,7 @@ class Workforce:
             lease=self._lease,
             cancel_timeout=settings.cancel_timeout,
         )
-        worker.start()
+        worker._start()
         self._workers.append(worker)
         if manager not in self._managers:
             self._managers.append(manager)
@@ -93,14 +93,14 @@ class Workforce:
     def cancel(self, id: str) -> None:
         """Cancel a job if it runs here, without waiting for the broker to tell."""
         for worker in self._workers:
-            worker.cancel(id)
+            worker._cancel(id)
 
     async def close(self, *, at_once: bool) -> None:
         """End loops and workers; jobs that run are waited for, or handed back at once."""
         for loop in self._loops:
             loop.cancel("the queue was left")
         for worker in self._workers:
-            worker.stop()
+            worker._stop()
         try:
             if not at_once:
                 for worker in self._workers:

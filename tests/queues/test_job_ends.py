@@ -304,7 +304,7 @@ async def test_a_native_cancellation_while_a_policy_decides(recorder: RecordingO
         worker = await jobs.start(manager, concurrency=1)
         job = await handler.enqueue()
         await asked.wait()
-        worker.stop()
+        worker._stop()
         handle = manager.get(job.id)
         assert handle is not None
         native: Any = handle._native
@@ -422,8 +422,8 @@ async def test_a_worker_that_was_closed_is_told_nothing_of_the_loops(manager: Ma
     async with jobs:
         first, second = await jobs.start(manager), await jobs.start(manager)
         told = manager._life.engine.on_loops_stopped  # type: ignore[union-attr]
-        assert told == {first.stop, second.stop}
+        assert told == {first._stop, second._stop}
         await first.close()
-        assert told == {second.stop}
+        assert told == {second._stop}
         await manager.stop_loops()
         assert told == set()

@@ -470,7 +470,7 @@ async def test_jobs_that_are_just_claimed_are_left_behind_with_their_broker(
         going_on = broker.hold("claim")
         worker = await jobs.start(manager)
         await broker.called("claim")
-        worker.stop()
+        worker._stop()
         broker.down.add("settle")
         going_on.set()
         await broker.called("settle", 2)
@@ -733,7 +733,7 @@ async def test_a_worker_cancels_a_job_that_is_just_added(
 ) -> None:
     class Tells(Observer):
         def on_task_added(self, event: TaskAdded) -> None:
-            worker.cancel(event.id)
+            worker._cancel(event.id)
 
     async with Manager(observers=[Tells()]) as manager, JobQueue(broker) as jobs:
         visit = jobs.handler(name="visit")(meter.visit)
