@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import update_wrapper
-from typing import Any, Generic, ParamSpec, Protocol, TypeVar, Unpack, cast
+from typing import Any, Generic, ParamSpec, TypeVar, Unpack, cast
 
 from .. import _checks
 from .._observe import Observer
@@ -17,6 +17,7 @@ from ._composites import Single, Step
 from ._job_handle import JobHandle
 from ._messages import Terms, message
 from ._options import NONE_GIVEN, Options, OptionsGiven, check
+from ._sender import Sender
 from .abc import Message
 
 P = ParamSpec("P")
@@ -51,19 +52,6 @@ def check_settings(settings: Settings, name: str | None) -> None:
     make_policy(settings.retry)
     _checks.optional(_checks.seconds, "timeout", settings.timeout, above=0)
     _checks.optional(_checks.seconds, "expires", settings.terms.expires, above=0)
-
-
-class Sender(Protocol):
-    """What a handler asks of the queue that it belongs to."""
-
-    @property
-    def max_payload(self) -> int: ...
-
-    async def send(
-        self, messages: Sequence[Message], options: Options, observers: tuple[Observer, ...]
-    ) -> None: ...
-
-    def handle(self, id: str) -> JobHandle[Any]: ...
 
 
 class Sending(Generic[P, T]):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping, Sequence
 from functools import partial
 from types import TracebackType
@@ -20,20 +19,21 @@ from . import _names, _payload
 from ._announcing import Announcer, checked
 from ._arguments import Signature
 from ._client import Client
-from ._composites import Compiler, Single, Step
-from ._errors import DuplicateJob, QueueError
+from ._composites import Step
+from ._errors import QueueError
 from ._handler import Handler, Settings, check_settings
 from ._info import JobInfo
 from ._job_handle import JobHandle
 from ._messages import Terms, message
-from ._options import NONE_GIVEN, Options, OptionsGiven, check
+from ._options import NONE_GIVEN, OptionsGiven, check
 from ._schedules import Aligned, Dated, describe_schedule
 from ._selection import Ordered, Selection
+from ._sender import Sender
 from ._states import JobState
 from ._urls import make_broker
 from ._worker import Worker
 from ._workforce import Describe, Workforce
-from .abc import Broker, Message, Results
+from .abc import Broker, Results
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -41,7 +41,6 @@ T = TypeVar("T")
 Items = list  # which is the name of a method here
 
 _FLUSH = 5.0  # seconds that observers get to catch up when a queue is closed
-_LONGEST_ID = 120  # characters of a composite's, as its jobs get a number after it
 
 
 class Decorator(Protocol):
@@ -106,11 +105,11 @@ class JobQueue:
         _checks.count("max_payload", max_payload)
         _checks.count("max_crashes", max_crashes)
         _checks.seconds("keep", keep, at_least=0)
-        self.max_payload = max_payload
         self._observers = checked(observers)
         self._lease = lease
         self._max_crashes = max_crashes
         self._client = Client(broker, results, max_payload=max_payload, keep=keep)
+        self._sender = Sender(self._client, lambda: self._opened().announcer, self._convert)
         self._handlers: dict[str, Handler[..., Any, Any]] = {}
         self._schedules: Items[Describe] = []
         self._open: _Open | None = None
@@ -232,8 +231,11 @@ class JobQueue:
             chosen = _names.of_handler(fn) if name is None else name
             if chosen in self._handlers:
                 raise ValueError(f"name: there is a handler {chosen!r} already")
-            self._handlers[chosen] = Handler(self, fn, Signature(fn), settings.named(chosen))
-            return self._handlers[chosen]
+            made: Handler[..., Any, Any] = Handler(
+                self._sender, fn, Signature(fn), settings.named(chosen)
+            )
+            self._handlers[chosen] = made
+            return made
 
         return decorate  # type: ignore[return-value]
 
@@ -267,7 +269,7 @@ class JobQueue:
             step: Step[Any] = what  # pyright: ignore[reportUnknownVariableType]
             if args or kwargs or options.keys() - {"id"}:
                 raise ValueError("a step has its arguments and options; only id can be given here")
-            return await self._enqueue_step(step, check(cast(OptionsGiven, options)).id)
+            return await self._sender.send_step(step, check(cast(OptionsGiven, options)).id)
         _names.check("name", what)
         if isinstance(args, str) or not isinstance(args, Sequence):  # pyright: ignore[reportUnnecessaryIsInstance]
             raise ValueError(f"args must be a list of arguments, not {args!r}")
@@ -281,42 +283,13 @@ class JobQueue:
             plain = [*args], named
             _payload.check(f"an argument for {what}", plain)
             terms, observers = Terms(name=what, queue="default", keep=self._client.keep), ()
-        made = message(terms, *plain, chosen, self.max_payload)
-        await self.send([made], chosen, observers)
+        made = message(terms, *plain, chosen, self._sender.max_payload)
+        await self._sender.send([made], chosen, observers)
         return self.handle(made.id)
-
-    async def _enqueue_step(self, step: Step[Any], id: str | None) -> JobHandle[Any]:
-        if isinstance(step, Single):
-            options = step.options if id is None else dataclasses.replace(step.options, id=id)
-            made = message(step.terms, step.args, step.kwargs, options, self.max_payload)
-            await self.send([made], options, step.observers)
-            return self.handle(made.id)
-        if id is None:
-            id = _names.new_id()
-        elif len(id) > _LONGEST_ID:
-            raise ValueError(f"id of a composite can have {_LONGEST_ID} characters, not {len(id)}")
-        elif await self._client.broker.get(id) is not None:  # its steps may be forgotten already
-            raise DuplicateJob(f"there is a job with the id {id!r}")
-        compiler = Compiler(id, "default", self._client.keep, self.max_payload)
-        messages = compiler.compile(step)
-        announcer = self._opened().announcer
-        await self._client.enqueue(messages)
-        for made, single in zip(messages, compiler.steps, strict=False):
-            announcer.tell([made], single.options, single.observers)
-        announcer.tell(messages[-1:], NONE_GIVEN, ())
-        return self.handle(id)
-
-    async def send(
-        self, messages: Sequence[Message], options: Options, observers: tuple[Observer, ...]
-    ) -> None:
-        """Enqueue messages and tell of it; for handlers."""
-        announcer = self._opened().announcer
-        await self._client.enqueue(messages)
-        announcer.tell(messages, options, observers)
 
     def handle(self, id: str) -> JobHandle[Any]:
         """Return the handle of a job whose id is known."""
-        return JobHandle(id, self._client, self._convert)
+        return self._sender.handle(id)
 
     def _convert(self, name: str | None, result: Any) -> Any:
         handler = self._handlers.get(name or "")
@@ -442,7 +415,7 @@ class JobQueue:
         kwargs: Mapping[str, Any] | None,
     ) -> None:
         _checks.instances("handler", (handler,), Handler)
-        describe = describe_schedule(self, handler, schedule, dated, args, kwargs or {})
+        describe = describe_schedule(self._sender, handler, schedule, dated, args, kwargs or {})
         self._schedules.append(describe)
         if self._open is not None:
             self._open.workforce.add_schedule(describe)

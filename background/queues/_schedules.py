@@ -18,10 +18,11 @@ from .._schedule import PATIENCE, Calendar, Schedule, Ticks
 from .._states import TaskKind
 from .._task import Task
 from ._errors import DuplicateJob
-from ._handler import Handler, Sender
+from ._handler import Handler
 from ._messages import message
 from ._options import Options
 from ._outage import Outage
+from ._sender import Sender
 
 #: Seconds for which a tick is known at least, for processes whose clocks are behind.
 _REMEMBERED = 3600.0
