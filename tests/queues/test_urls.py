@@ -67,7 +67,7 @@ def test_passwords_are_not_repeated(url: str) -> None:
 
 
 def test_a_queue_by_url_takes_the_same_keywords() -> None:
-    assert JobQueue.from_url("memory://", max_payload=5).max_payload == 5
+    assert JobQueue.from_url("memory://", max_payload=5)._client.max_payload == 5
     with pytest.raises(ValueError, match="lease"):
         JobQueue.from_url("memory://", lease=0)
 
