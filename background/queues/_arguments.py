@@ -60,16 +60,16 @@ class Signature:
         if self._unresolved:
             self._prepare_again()
         positional, named = self._binding.match(args, kwargs)
-        return (
-            [
-                value if type(value) in codec.as_is else codec.dump(value)
-                for codec, value in zip(positional, args, strict=True)
-            ],
-            {
-                name: value if type(value) in codec.as_is else codec.dump(value)
-                for codec, (name, value) in zip(named, kwargs.items(), strict=True)
-            },
-        )
+        plain = [
+            value if type(value) in codec.as_is else codec.dump(value)
+            for codec, value in zip(positional, args, strict=True)
+        ]
+        if not kwargs:
+            return plain, {}
+        return plain, {
+            name: value if type(value) in codec.as_is else codec.dump(value)
+            for codec, (name, value) in zip(named, kwargs.items(), strict=True)
+        }
 
     def load(self, args: Any, kwargs: Any) -> tuple[list[Any], dict[str, Any]]:
         """Return what the handler is to be called with. Raises `InvalidPayload`."""
@@ -81,16 +81,16 @@ class Signature:
             positional, named = self._binding.match(args, kwargs)
         except TypeError as error:
             raise InvalidPayload(str(error)) from None
-        return (
-            [
-                value if type(value) in codec.as_is else codec.load(value)
-                for codec, value in zip(positional, args, strict=True)
-            ],
-            {
-                name: value if type(value) in codec.as_is else codec.load(value)
-                for codec, (name, value) in zip(named, kwargs.items(), strict=True)
-            },
-        )
+        loaded = [
+            value if type(value) in codec.as_is else codec.load(value)
+            for codec, value in zip(positional, args, strict=True)
+        ]
+        if not kwargs:
+            return loaded, {}
+        return loaded, {
+            name: value if type(value) in codec.as_is else codec.load(value)
+            for codec, (name, value) in zip(named, kwargs.items(), strict=True)
+        }
 
     def dump_result(self, value: Any) -> Any:
         """Return a result as plain data. Raises `InvalidPayload`."""

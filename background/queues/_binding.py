@@ -17,12 +17,13 @@ class _Call(Generic[P]):
     """What a call with a certain number of positional arguments looks like.
 
     `positional` ends with a `None` if another has to follow. `named` has all names that are not
-    free for `**kwargs`, with `None` for those that are taken.
+    free for `**kwargs`, with `None` for those that are taken. `is_whole` if nothing has to follow.
     """
 
     positional: tuple[P | None, ...]
     named: Mapping[str, P | None]
     required: frozenset[str]
+    is_whole: bool
 
 
 class Binding(Generic[P]):
@@ -55,6 +56,8 @@ class Binding(Generic[P]):
         """
         given = len(args)
         call = self._calls[min(given, self._most)]
+        if call.is_whole and not kwargs and given <= self._most:
+            return call.positional, ()  # type: ignore[return-value]  # nor is there a `None` here
         positional: Sequence[P | None] = call.positional
         if given > self._most:
             positional = [*positional, *repeat(self._rest, given - self._most)]
@@ -87,4 +90,5 @@ def _call(given: int, known: Iterable[Parameter], parameters: Mapping[str, P]) -
         positional=(*(parameters[each.name] for each in taken), *([None] if by_position else [])),
         named={each.name: None if each in taken else parameters[each.name] for each in named},
         required=frozenset(each.name for each in required),
+        is_whole=not required,
     )

@@ -15,7 +15,7 @@ from . import _names
 from ._arguments import Signature
 from ._composites import Single, Step
 from ._job_handle import JobHandle
-from ._messages import Terms, message
+from ._messages import Terms, message, messages
 from ._options import NONE_GIVEN, Options, OptionsGiven, check
 from ._sender import Sender
 from .abc import Message
@@ -72,9 +72,11 @@ class Sending(Generic[P, T]):
         can't travel, `PayloadTooLarge`, `DuplicateJob` for an id that is known, and
         `BrokerUnavailable`.
         """
-        made = self._message(args, kwargs)
-        await self._sender.send([made], self._options, self._settings.observers)
-        return self._sender.handle(made.id)
+        settings, options, sender = self._settings, self._options, self._sender
+        plain_args, plain_kwargs = self._signature.dump(args, kwargs)
+        made = message(settings.terms, plain_args, plain_kwargs, options, sender.max_payload)
+        await sender.send([made], options, settings.observers)
+        return sender.handle(made.id)
 
     async def enqueue_many(
         self, calls: Iterable[Sequence[Any] | Mapping[str, Any]]
@@ -89,9 +91,11 @@ class Sending(Generic[P, T]):
         """
         if self._options.id is not None:
             raise ValueError("id can't be given to enqueue_many(): each job needs its own")
-        made = [self._message(*_split(call)) for call in calls]
-        await self._sender.send(made, self._options, self._settings.observers)
-        return [self._sender.handle(each.id) for each in made]
+        settings, options, sender = self._settings, self._options, self._sender
+        plain = (self._signature.dump(*_split(call)) for call in calls)
+        made = messages(settings.terms, plain, options, sender.max_payload)
+        await sender.send(made, options, settings.observers)
+        return [sender.handle(each.id) for each in made]
 
     def job(self, *args: P.args, **kwargs: P.kwargs) -> Step[T]:
         """Return a job that is not enqueued, for `chain()`, `group()` and `JobQueue.enqueue()`.
@@ -103,11 +107,6 @@ class Sending(Generic[P, T]):
         plain_args, plain_kwargs = self._signature.dump(args, kwargs)
         settings = self._settings
         return Single(settings.terms, plain_args, plain_kwargs, self._options, settings.observers)
-
-    def _message(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Message:
-        plain_args, plain_kwargs = self._signature.dump(args, kwargs)
-        settings, options = self._settings, self._options
-        return message(settings.terms, plain_args, plain_kwargs, options, self._sender.max_payload)
 
 
 class Handler(Sending[P, T], Generic[P, R, T]):
@@ -151,10 +150,10 @@ class Handler(Sending[P, T], Generic[P, R, T]):
 
 
 def _split(call: object) -> tuple[Sequence[Any], Mapping[str, Any]]:
-    if isinstance(call, Mapping):
-        return (), cast(Mapping[str, Any], call)
     if isinstance(call, (tuple, list)):
         return cast(Sequence[Any], call), {}
+    if isinstance(call, Mapping):
+        return (), cast(Mapping[str, Any], call)
     raise TypeError(
         "each of calls must be a tuple of arguments or a mapping of keyword arguments, "
         f"not {call!r}"

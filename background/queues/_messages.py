@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from .._record import maker, record
 from . import _payload, _tracing
 from ._body import Shape
-from ._names import new_id
-from ._options import NONE_GIVEN, Options
+from ._names import new_id, new_ids
+from ._options import Options
 from .abc import Message
 
 _make = maker(Message)
@@ -38,6 +38,27 @@ class Place:
     previous: Shape | None
 
 
+def messages(
+    terms: Terms,
+    calls: Iterable[tuple[Sequence[Any], Mapping[str, Any]]],
+    options: Options,
+    max_payload: int,
+) -> list[Message]:
+    """Return the messages of jobs, of each of which the arguments are known to be plain data.
+
+    Raises `InvalidPayload` and `PayloadTooLarge`.
+    """
+    shared = _shared(options)
+    bodies = (_body(args, kwargs, shared) for args, kwargs in calls)
+    encoded = _payload.encode_each(f"job {terms.name}", bodies, max_payload)
+    queue = options.queue or terms.queue
+    expires = terms.expires if options.expires is None else options.expires
+    return [
+        _make(id, terms.name, queue, body, terms.keep, options.delay, options.at, expires)
+        for id, body in zip(new_ids(len(encoded)), encoded, strict=True)
+    ]
+
+
 def message(
     terms: Terms,
     args: Sequence[Any],
@@ -46,17 +67,10 @@ def message(
     max_payload: int,
     place: Place | None = None,
 ) -> Message:
-    """Return the message of one job, whose arguments are known to be plain data.
-
-    Raises `InvalidPayload` and `PayloadTooLarge`.
-    """
-    body: dict[str, Any] = {"args": args}
-    if kwargs:
-        body["kwargs"] = kwargs
-    if trace := _tracing.inject():
-        body["trace"] = trace
-    if options is not NONE_GIVEN:
-        _add_options(body, options)
+    """Return the message of one job; else as `messages`."""
+    body = _body(args, kwargs, _shared(options))
+    if options.id is not None:  # another job could have it
+        body["nonce"] = new_id()
     if place is not None:
         body["passes"] = True
         if place.previous is not None:
@@ -74,16 +88,25 @@ def message(
     )
 
 
-def _add_options(body: dict[str, Any], options: Options) -> None:
+def _body(
+    args: Sequence[Any], kwargs: Mapping[str, Any], shared: Mapping[str, Any]
+) -> dict[str, Any]:
+    return {"args": args, "kwargs": kwargs, **shared} if kwargs else {"args": args, **shared}
+
+
+def _shared(options: Options) -> dict[str, Any]:
+    """Return what is the same in the bodies of all jobs of a call."""
+    shared: dict[str, Any] = {}
+    if trace := _tracing.inject():
+        shared["trace"] = trace
     if options.meta:
-        body["meta"] = meta = dict(options.meta)
+        shared["meta"] = meta = dict(options.meta)
         _payload.check("meta", meta)
     if options.timeout is not None:
-        body["timeout"] = options.timeout
+        shared["timeout"] = options.timeout
     if options.retry is not None:
-        body["retry"] = options.retry
-    if options.id is not None:  # another job could have it
-        body["nonce"] = new_id()
+        shared["retry"] = options.retry
+    return shared
 
 
 def end(

@@ -36,3 +36,9 @@ def new_id() -> str:
     Ids of about the same time are neighbours in a broker's index, which stays quick by that.
     """
     return f"{time_ns() >> 10:014x}{urandom(8).hex()}"
+
+
+def new_ids(count: int) -> list[str]:
+    """Return so many of them, which is less work than one by one."""
+    now, random = f"{time_ns() >> 10:014x}", urandom(8 * count).hex()
+    return [now + random[place : place + 16] for place in range(0, 16 * count, 16)]

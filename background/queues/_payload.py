@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
+from itertools import islice
 from typing import Any
 
 from ._errors import InvalidPayload, PayloadTooLarge
 
 _PLAIN = (str, bool, int, type(None))
+
+_TOGETHER = 100  # values that are encoded together
+_MARK = "\x1e"  # put between these
+_MARKED = ',"\\u001e",'
 
 
 def encode(what: str, value: Any, limit: int, *, checked: bool = False) -> bytes:
@@ -28,6 +33,29 @@ def encode(what: str, value: Any, limit: int, *, checked: bool = False) -> bytes
     if len(encoded) > limit:
         raise PayloadTooLarge(f"{what}: {len(encoded):,} bytes, and max_payload is {limit:,}")
     return encoded
+
+
+def encode_each(what: str, values: Iterable[Any], limit: int) -> list[bytes]:
+    """Return each of many values as `encode` does, all of which are `checked` already.
+
+    To call the encoder takes longer than it needs for a small value, so many share a call.
+    """
+    encoded: list[bytes] = []
+    left = iter(values)
+    while some := list(islice(left, _TOGETHER)):
+        try:
+            together = _encode_together(some)
+            fits = len(together) == len(some) and max(map(len, together)) <= limit
+        except (RecursionError, TypeError, ValueError):
+            together, fits = [], False
+        encoded += together if fits else [encode(what, each, limit, checked=True) for each in some]
+    return encoded
+
+
+def _encode_together(values: Sequence[Any]) -> list[bytes]:
+    """Return more than there are values if there are marks in these, too."""
+    marked = [each for value in values for each in (value, _MARK)]
+    return [each.encode() for each in _to_text(marked)[1 : -len(_MARKED)].split(_MARKED)]
 
 
 def decode(what: str, encoded: bytes, limit: float) -> Any:

@@ -41,3 +41,11 @@ def test_what_has_no_name_of_its_own_needs_one() -> None:
         _names.of_handler(partial(handler))
     with pytest.raises(ValueError, match=r"^name must be 1 to 128 letters"):
         _names.of_handler(lambda: None)
+
+
+def test_ids_are_made_in_the_order_of_time_and_only_once() -> None:
+    ids = [*_names.new_ids(100), _names.new_id(), *_names.new_ids(1), _names.new_id()]
+    assert len({*ids}) == 103
+    assert {len(each) for each in ids} == {30}
+    assert [each[:14] for each in ids] == sorted(each[:14] for each in ids)
+    assert _names.new_ids(0) == []

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from background.queues import InvalidPayload, PayloadTooLarge, QueueError
-from background.queues._payload import decode, encode
+from background.queues._payload import decode, encode, encode_each
 
 LIMIT = 1_000_000
 
@@ -104,6 +104,24 @@ def test_what_is_checked_already_is_still_no_more_than_json() -> None:
     for value in (math.nan, object(), circle(), deep(100_000), "\ud800", 10**5000):
         with pytest.raises(InvalidPayload, match=r"^args can't be sent as JSON: "):
             encode("args", [value], LIMIT, checked=True)
+
+
+@given(st.lists(plain | st.just("\x1e") | st.just(["\x1e"]), max_size=250))
+def test_many_are_encoded_as_each_of_them_is(values: list[Any]) -> None:
+    """Also those that look like what is put between them."""
+    assert encode_each("args", iter(values), LIMIT) == [encode("args", v, LIMIT) for v in values]
+
+
+def test_one_of_many_that_can_not_be_sent() -> None:
+    for wrong in (math.nan, object(), circle(), deep(100_000), "\ud800", 10**5000):
+        with pytest.raises(InvalidPayload, match=r"^args can't be sent as JSON: "):
+            encode_each("args", [1, [wrong], 2], LIMIT)
+
+
+def test_one_of_many_that_is_too_large() -> None:
+    assert encode_each("args", ["x" * 8] * 200, 10) == [b'"xxxxxxxx"'] * 200
+    with pytest.raises(PayloadTooLarge, match=r"^args: 11 bytes, and max_payload is 10$"):
+        encode_each("args", [*["x" * 8] * 150, "x" * 9], 10)
 
 
 def test_characters_may_arrive_in_escapes() -> None:
