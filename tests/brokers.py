@@ -58,9 +58,7 @@ for _, queue in ipairs(redis.call('HKEYS', prefix .. 'idle')) do
   redis.call('PUBLISH', channel, '+' .. queue)
 end
 """
-TIMES = [
-    FIELDS.index(each) + 1 for each in ("ENQUEUED", "STARTED", "FINISHED", "DUE", "EXPIRES", "AT")
-]
+TIMES = [FIELDS.index(each) + 1 for each in ("STARTED", "FINISHED", "DUE", "EXPIRES", "AT")]
 _prefixes = count()
 
 

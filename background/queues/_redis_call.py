@@ -7,9 +7,11 @@ from collections.abc import Sequence
 from hashlib import sha1
 
 from ._redis_lua import COMMON
+from ._redis_records import RECORDS
 
 #: The keys, all in one slot of a cluster; every script names all of them.
-#: - jobs: what changes of each job, by id; messages: what does not; results and errors.
+#: - jobs: what changes of each job, by id, once anything has; messages: what does not; results and
+#:   errors.
 #: - order: ids by number; ready: queue, number and id, in that order.
 #: - changing: ids of jobs that have not ended by when time changes them; kept: of those that have.
 #: - needs: which job waits for which; previous: the results of what a job needs.
@@ -26,7 +28,7 @@ VERSION = 1
 #: The fields of a record, by place. `at` is when time changes it: it is due, or expires, its lease
 #: ends, or it is forgotten.
 FIELDS = (
-    *("STATE", "QUEUE", "NUMBER", "KEEP", "ENQUEUED", "ATTEMPT", "CRASHES", "TOKEN", "STARTED"),
+    *("STATE", "QUEUE", "NUMBER", "KEEP", "ATTEMPT", "CRASHES", "TOKEN", "STARTED"),
     *("FINISHED", "DUE", "EXPIRES", "AT", "BLOCKED", "CANCELLED", "AWAITED", "JOIN", "NEEDS"),
     *("NEEDED", "RESULT", "ERROR"),
 )
@@ -43,7 +45,7 @@ class Script:
     """A script, and how it is called by its digest."""
 
     def __init__(self, *parts: str) -> None:
-        text = "".join((COMMON, *parts))
+        text = "".join((RECORDS, COMMON, *parts))
         text = re.sub(r"\bKEYS\.(\w+)", lambda name: f"KEYS[{KEYS.index(name[1]) + 1}]", text)
         text = re.sub(r"\[([A-Z]+)\]", lambda name: f"[{FIELDS.index(name[1]) + 1}]", text)
         self.text = text.encode()

@@ -17,51 +17,87 @@ return table.concat(answer)
 """)
 
 ENQUEUE = Script(r"""
-local ids, heads = {}, {}
-for i = 2, #ARGV do
-  heads[i] = {string.match(ARGV[i], HEAD)}
-  ids[i - 1] = heads[i][1]
-end
-fetch(ids)
+local ids, messages, queues = unpack(cmsgpack.unpack(ARGV[2]))
 
-local new = {}
-for i = 2, #ARGV do
-  for need in string.gmatch(heads[i][8], '[^,]+') do
-    if not new[need] and not get(need) then
-      return '?' .. 'job ' .. ids[i - 1] .. ' needs the job ' .. need .. ', which is not known'
+-- Those without a queue here have more to them than to be put there.
+local special, heads, earlier = {}, {}, {}
+for i, queue in ipairs(queues) do
+  if queue == '' then special[#special + 1] = i end
+end
+for i = 1, special[#special] or 0 do
+  if queues[i] == '' then
+    heads[i] = {string.match(messages[i], '^' .. HEAD)}
+    for need in string.gmatch(heads[i][7], '[^,]+') do
+      if not earlier[need] and not get(need) then
+        return '?' .. 'job ' .. ids[i] .. ' needs the job ' .. need .. ', which is not known'
+      end
     end
   end
-  new[ids[i - 1]] = true
+  earlier[ids[i]] = true
 end
 
 local number = call('INCRBY', KEYS.number, #ids) - #ids
-for _, id in ipairs(ids) do
-  if jobs[id] and is_over(jobs[id]) then touch(id) end
-end
-flush()
 
-local answer, messages, order = {}, {}, {}
-for i = 2, #ARGV do
-  local id = ids[i - 1]
-  answer[#answer + 1] = new[id] and not jobs[id] and '1' or '0'
-  if new[id] and not jobs[id] then
-    new[id] = false
-    messages[#messages + 1] = id
-    messages[#messages + 1] = ARGV[i]
-    order[#order + 1] = number + i - 1
-    order[#order + 1] = id
+-- Gives each id its number that has none; returns how many had none.
+local function order()
+  local numbers, new = {}, 0
+  for i, id in ipairs(ids) do numbers[2 * i - 1], numbers[2 * i] = number + i, id end
+  for first = 1, #numbers, 1000 do
+    local last = math.min(first + 999, #numbers)
+    new = new + call('ZADD', KEYS.order, 'NX', unpack(numbers, first, last))
+  end
+  return new
+end
+
+local known = {}
+if order() < #ids then
+  local unknown = {}
+  fetch(ids)
+  for _, id in ipairs(ids) do
+    if not get(id) then
+      unknown[#unknown + 1] = id
+      if jobs[id] then touch(id) end -- which forgets it, as it is over
+    end
+  end
+  flush()
+  each('ZREM', KEYS.order, unknown)
+  order()
+  for i, id in ipairs(ids) do
+    known[i] = tonumber(call('ZSCORE', KEYS.order, id)) ~= number + i
+    if not known[i] then jobs[id] = nil end
   end
 end
-each('HSET', KEYS.messages, messages)
-each('ZADD', KEYS.order, order)
 
-for i = 2, #ARGV do
-  local id, queue, handler, keep, delay, at, expires, needs = unpack(heads[i])
-  if answer[i - 1] == '1' then
+local answer, stored, ready, put = {}, {}, {}, {}
+local enqueued = ' ' .. text(now) .. ' '
+for i, id in ipairs(ids) do
+  answer[i] = known[i] and '0' or '1'
+  if not known[i] then
+    local queue, hex = queues[i], string.format('%014x', number + i)
+    stored[#stored + 1] = id
+    stored[#stored + 1] = hex .. enqueued .. id .. ' ' .. messages[i]
+    if queue ~= '' then
+      ready[#ready + 1] = 0
+      ready[#ready + 1] = queue .. '\0' .. hex .. id
+      put[queue] = (put[queue] or 0) + 1
+    end
+  end
+end
+each('ZADD', KEYS.ready, ready)
+each('HSET', KEYS.messages, stored)
+for queue, many in pairs(put) do
+  tally({[QUEUE] = queue}, 'ready', many)
+  rings[queue] = true
+end
+
+for _, i in ipairs(special) do
+  if not known[i] then
+    local queue, keep, handler, delay, at, expires, needs = unpack(heads[i])
+    local id = ids[i]
     local _, count = string.gsub(needs, '[^,]+', '')
-    local job = {'scheduled', queue, number + i - 1, tonumber(keep), now, 0, 0, false, false, false,
-      false, expires ~= '' and now + expires, false, count, false, false, handler == '', count,
-      false, false, false}
+    local job = new_record(queue, string.format('%014x', number + i), keep)
+    job[STATE], job[BLOCKED], job[JOIN], job[NEEDS] = 'scheduled', count, handler == '', count
+    job[EXPIRES] = expires ~= '' and now + expires
     jobs[id] = job
     touch(id)
     local state
@@ -72,7 +108,7 @@ for i = 2, #ARGV do
       local place = 0
       for need in string.gmatch(needs, '[^,]+') do
         place = place + 1
-        local needed = jobs[need]
+        local needed = get(need) or jobs[need]
         if state then
           -- it is dead already
         elseif FINAL[needed[STATE]] then
@@ -111,8 +147,9 @@ for q = 5, #ARGV do
     fetch(ids)
     local messages = call('HMGET', KEYS.messages, unpack(ids))
     for i, id in ipairs(ids) do
+      if jobs[id] == nil and messages[i] then learn_from_message(id, messages[i]) end
       local job = jobs[id]
-      if not job then
+      if not job or job[STATE] ~= 'ready' then
         call('ZREM', KEYS.ready, members[i])
       elseif job[EXPIRES] and job[EXPIRES] <= now then
         stop(id, 'expired')

@@ -66,15 +66,16 @@ SCAN = Script(
     r"""
 local queue, state, found, size = ARGV[4], ARGV[5], {}, 0
 for _, id in ipairs(ids) do
+  local message = call('HGET', KEYS.messages, id)
+  if message and not jobs[id] then learn_from_message(id, message) end
   local job = get(id)
   if job and (queue == '' or job[QUEUE] == queue) and (state == '' or job[STATE] == state) then
-    local message = call('HGET', KEYS.messages, id)
     show(found, id, job, message)
-    size = size + #message
-    if size > 5000000 then
-      last = call('ZSCORE', KEYS.order, id)
-      break
-    end
+  end
+  size = size + (message and #message or 0)
+  if size > 5000000 then
+    last = call('ZSCORE', KEYS.order, id)
+    break
   end
 end
 return last .. '\n' .. table.concat(found)
@@ -87,8 +88,8 @@ PURGE = Script(
     r"""
 local state, before, purged = ARGV[4], now - ARGV[5], 0
 for _, id in ipairs(ids) do
-  local job = get(id)
-  if job and FINAL[job[STATE]] and job[FINISHED] <= before
+  local job = jobs[id]
+  if job and FINAL[job[STATE]] and not is_over(job) and job[FINISHED] <= before
     and (state == '' or job[STATE] == state) then
     purged = purged + 1
     job[AT] = now

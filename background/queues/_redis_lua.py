@@ -8,61 +8,9 @@ index can tell another story than the records do.
 from __future__ import annotations
 
 COMMON = r"""
-local call = redis.call
-local FINAL = {succeeded = true, dead = true, cancelled = true, expired = true}
-local clock = call('TIME')
-local now = clock[1] + clock[2] / 1000000
-
-local jobs = {} -- by id: records as they are by now, or false
-local states, times = {}, {} -- what the indexes know of them
 local touched, is_touched = {}, {} -- ids of those that were changed
 local results = {} -- of jobs that ended just now
 local deltas, rings, ended = {}, {}, {}
-
--- Most of a script's times are the same, and one costs as much to write as a command.
-local texts = {}
-local function text(time)
-  if time and not texts[time] then texts[time] = string.format('%.17g', time) end
-  return time and texts[time] or ''
-end
-
--- Lua can't pass more than some thousand values at once.
-local function each(command, key, values)
-  for first = 1, #values, 1000 do
-    call(command, key, unpack(values, first, math.min(first + 999, #values)))
-  end
-end
-
-local function fetch(ids)
-  for first = 1, #ids, 1000 do
-    local last = math.min(first + 999, #ids)
-    local records = call('HMGET', KEYS.jobs, unpack(ids, first, last))
-    for i = first, last do
-      local id, record = ids[i], records[i - first + 1]
-      if jobs[id] == nil then
-        local job = record and cmsgpack.unpack(record)
-        jobs[id] = job
-        if job then states[id], times[id] = job[STATE], job[AT] end
-      end
-    end
-  end
-end
-
-local function is_over(job)
-  return FINAL[job[STATE]] and job[AT] <= now
-end
-
--- Returns a job unless it is not known, or any more.
-local function get(id)
-  if jobs[id] == nil then fetch({id}) end
-  local job = jobs[id]
-  return job and not is_over(job) and job
-end
-
-local function held(id, token)
-  local job = get(id)
-  return job and job[STATE] == 'running' and job[TOKEN] == token and job[AT] > now and job
-end
 
 local function touch(id)
   if not is_touched[id] then
@@ -72,7 +20,7 @@ local function touch(id)
 end
 
 local function member(id, job)
-  return string.format('%s\0%014x', job[QUEUE], job[NUMBER]) .. id
+  return job[QUEUE] .. '\0' .. job[NUMBER] .. id
 end
 
 local function tally(job, state, by)
@@ -162,11 +110,11 @@ local function finish()
   if #ended > 0 then call('PUBLISH', ARGV[1], '=' .. table.concat(ended, ' ')) end
 end
 
--- id, queue, handler, keep, delay, at, expires, needs
-local HEAD = '^([^ ]*) ([^ ]*) ([^ ]*) ([^ ]*) ([^ ]*) ([^ ]*) ([^ ]*) ([^\n]*)\n'
+-- queue, keep, handler, delay, at, expires, needs
+local HEAD = '([^ ]*) ([^ ]*) ([^ ]*) ([^ ]*) ([^ ]*) ([^ ]*) ([^\n]*)\n'
 
 local function head(id)
-  return string.match(call('HGET', KEYS.messages, id), HEAD)
+  return string.match(call('HGET', KEYS.messages, id), '^%x+ [^ ]* [^ ]* ' .. HEAD)
 end
 
 local function earlier(a, b)
@@ -202,14 +150,14 @@ local function hear(id, place, needed, state)
   job[BLOCKED] = job[BLOCKED] - 1
   touch(id)
   if job[BLOCKED] == 0 then
-    local _, _, _, _, delay, at = head(id)
+    local _, _, _, delay, at = head(id)
     return release(id, job, delay, at)
   end
 end
 
 -- Lets a job wait for others no more.
 local function unblock(id, job)
-  local _, _, _, _, _, _, _, needs = head(id)
+  local _, _, _, _, _, _, needs = head(id)
   local place, entries = 0, {}
   for need in string.gmatch(needs, '[^,]+') do
     place = place + 1
@@ -280,9 +228,9 @@ end
 local function show(shown, id, job, message)
   local result = job[RESULT] and call('HGET', KEYS.results, id)
   local error = job[ERROR] and call('HGET', KEYS.errors, id)
-  local line = string.format('%s %d %d %s %s %s %d %d %d', job[STATE], job[ATTEMPT],
-    job[CRASHES], text(job[ENQUEUED]), text(job[STARTED]), text(job[FINISHED]), #message,
-    result and #result or -1, error and #error or -1)
+  local line = string.format('%s %d %d %s %s %d %d %d', job[STATE], job[ATTEMPT], job[CRASHES],
+    text(job[STARTED]), text(job[FINISHED]), #message, result and #result or -1,
+    error and #error or -1)
   local count = #shown
   shown[count + 1], shown[count + 2] = line, '\n' .. message
   shown[count + 3], shown[count + 4] = result or '', error or ''

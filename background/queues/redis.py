@@ -15,7 +15,7 @@ from . import _redis_looks as looks
 from ._errors import BrokerUnavailable
 from ._names import check
 from ._redis_call import VERSION, Caller, Script, command
-from ._redis_format import in_parts, pack_message, pack_settlement, unpack_claims, unpack_jobs
+from ._redis_format import pack_messages, pack_settlement, unpack_claims, unpack_jobs
 from ._redis_link import Address, Link
 from ._redis_session import Session
 from ._states import FINAL, JobState
@@ -75,13 +75,12 @@ class RedisBroker(Broker):
         await self._session.close()
 
     async def enqueue(self, messages: Sequence[Message]) -> list[bool]:
-        packed = [pack_message(each) for each in messages]
-        parts = list(in_parts(packed))
+        parts = pack_messages(messages)
         if len(parts) > 1:
             await self._check_needs(messages)
         new: list[bool] = []
         for part in parts:
-            answer = await self._call(life.ENQUEUE, part)
+            answer = await self._call(life.ENQUEUE, [part])
             if answer.startswith("?"):
                 raise ValueError(answer[1:])
             new += [each == "1" for each in answer]

@@ -319,8 +319,9 @@ async def test_jobs_of_a_newer_version_are_refused(broker: RedisBroker, server: 
 
 async def test_ids_that_would_not_fit(broker: RedisBroker) -> None:
     for wrong in ("a b", "a\nb", "a\0b"):
-        with pytest.raises(ValueError, match="ids and names"):
-            await broker.enqueue([message(), message(wrong)])
+        for bad in (message(wrong), message(queue=wrong), message(handler=wrong)):
+            with pytest.raises(ValueError, match="ids and names"):
+                await broker.enqueue([message("fits"), bad])
     assert await broker.count() == 0
 
 
@@ -379,6 +380,32 @@ async def test_what_is_over_is_unknown_even_before_it_is_forgotten(broker: Redis
     assert [job.message.id async for job in broker.scan()] == ["two"]
     with pytest.raises(ValueError, match="needs the job one"):
         await broker.enqueue([message("three", needs=("one",))])
+
+
+async def test_ids_that_are_new_known_or_known_no_more_in_one_call(broker: RedisBroker) -> None:
+    await broker.enqueue([message("over", keep=5), message("ready"), message("later", delay=50)])
+    await finish(broker, await broker.claim(["q"], 1, lease=30))
+    await elapse(broker, 6)
+    needs = ("over", "ready", "new")
+    sent = [
+        *(message("ready", body=b"other"), message("over", body=b"again"), message("later")),
+        *(message("new"), message("new", body=b"other"), message("all", needs=needs)),
+    ]
+    assert await broker.enqueue(sent) == [False, True, False, True, False, True]
+    claims = await broker.claim(["q"], 9, lease=30)
+    bodies = {each.message.id: each.message.body for each in claims}
+    assert bodies == {"ready": message().body, "over": b"again", "new": message().body}
+    await finish(broker, claims)
+    assert await claimed(broker) == ["all"]
+    assert await broker.count() == 5
+    assert await broker.enqueue(sent) == [False] * 6
+
+
+async def test_a_job_can_need_one_that_is_over_within_the_same_call(broker: RedisBroker) -> None:
+    nothing = message("nothing", handler=None, keep=0)
+    assert await broker.enqueue([nothing, message(needs=("nothing",))]) == [True, True]
+    assert await claimed(broker) == ["one"]
+    assert await broker.get("nothing") is None
 
 
 async def test_more_that_has_expired_than_one_script_ends(broker: RedisBroker) -> None:
@@ -524,7 +551,8 @@ async def test_jobs_of_which_somebody_removed_a_part(broker: RedisBroker, server
     await broker.enqueue([message("a"), message("b"), message("c", delay=5), message("d")])
     await settle(broker, await claim_one(broker), JobState.SUCCEEDED)
     with Redis.from_url(server.url) as client:
-        client.hdel(f"{{{broker.prefix}}}:jobs", "a", "b", "c")
+        for name in ("jobs", "messages"):
+            client.hdel(f"{{{broker.prefix}}}:{name}", "a", "b", "c")
         assert await claimed(broker) == ["d"]
         client.zadd(f"{{{broker.prefix}}}:changing", {"c": 1})
         client.zadd(f"{{{broker.prefix}}}:kept", {"a": 1})
@@ -980,12 +1008,16 @@ async def test_a_server_that_is_a_replica_now(server: Server, anyio_backend: obj
             assert await state_of(broker) is JobState.READY
 
 
-async def test_keys_that_are_somebody_elses(broker: RedisBroker, server: Server) -> None:
+@pytest.mark.parametrize("name", ["order", "messages", "ready"])
+async def test_keys_that_are_somebody_elses(broker: RedisBroker, server: Server, name: str) -> None:
+    """What failed half-way by that can be repeated."""
     with Redis.from_url(server.url) as client:
-        client.set(f"{{{broker.prefix}}}:jobs", "mine")
+        client.set(f"{{{broker.prefix}}}:{name}", "mine")
         with pytest.raises(BrokerUnavailable, match="WRONGTYPE"):
             await broker.enqueue([message()])
-        assert set(keys(server, broker)) == {"version", "jobs"}
+        client.delete(f"{{{broker.prefix}}}:{name}")
+    assert await broker.enqueue([message()]) == [True]
+    assert await claimed(broker) == ["one"]
 
 
 # Results

@@ -1,0 +1,75 @@
+"""What the Redis broker's scripts know of jobs: their records, and how these are fetched."""
+
+from __future__ import annotations
+
+RECORDS = r"""
+local call = redis.call
+local FINAL = {succeeded = true, dead = true, cancelled = true, expired = true}
+local clock = call('TIME')
+local now = clock[1] + clock[2] / 1000000
+
+local jobs = {} -- by id: records as they are by now, or false
+local states, times = {}, {} -- what the indexes know of them
+
+-- Most of a script's times are the same, and one costs as much to write as a command.
+local texts = {}
+local function text(time)
+  if time and not texts[time] then texts[time] = string.format('%.17g', time) end
+  return time and texts[time] or ''
+end
+
+-- Lua can't pass more than some thousand values at once.
+local function each(command, key, values)
+  for first = 1, #values, 1000 do
+    call(command, key, unpack(values, first, math.min(first + 999, #values)))
+  end
+end
+
+local function learn(id, job)
+  jobs[id], states[id], times[id] = job, job[STATE], job[AT]
+end
+
+-- In the order of the fields; the number is one of 14 hexadecimal digits.
+local function new_record(queue, number, keep)
+  return {'ready', queue, number, tonumber(keep), 0, 0, false, false, false, false, false, false,
+    0, false, false, false, 0, false, false, false}
+end
+
+-- What is ready when it is enqueued has a record once something happens to it.
+local function learn_from_message(id, message)
+  local number, queue, keep = string.match(message, '^(%x+) [^ ]* [^ ]* ([^ ]*) ([^ ]*)')
+  learn(id, new_record(queue, number, keep))
+end
+
+-- Fetches the records that there are.
+local function fetch(ids)
+  for first = 1, #ids, 1000 do
+    local last = math.min(first + 999, #ids)
+    local records = call('HMGET', KEYS.jobs, unpack(ids, first, last))
+    for i = first, last do
+      local id, record = ids[i], records[i - first + 1]
+      if record and jobs[id] == nil then learn(id, cmsgpack.unpack(record)) end
+    end
+  end
+end
+
+local function is_over(job)
+  return FINAL[job[STATE]] and job[AT] <= now
+end
+
+-- Returns a job unless it is not known, or any more.
+local function get(id)
+  if jobs[id] == nil then fetch({id}) end
+  if jobs[id] == nil then
+    local message = call('HGET', KEYS.messages, id)
+    if message then learn_from_message(id, message) end
+  end
+  local job = jobs[id]
+  return job and not is_over(job) and job
+end
+
+local function held(id, token)
+  local job = get(id)
+  return job and job[STATE] == 'running' and job[TOKEN] == token and job[AT] > now and job
+end
+"""
