@@ -63,8 +63,10 @@ def decode(what: str, encoded: bytes, limit: float) -> Any:
     if len(encoded) > limit:
         raise PayloadTooLarge(f"{what}: {len(encoded):,} bytes, and max_payload is {limit:,}")
     try:
-        text = encoded.decode()
-        value = _from_text(text)
+        text = encoded.decode().strip(" \t\r\n")
+        value, end = _from_text(text)
+        if end < len(text):
+            raise ValueError(f"there is more behind its end, at character {end}")
         if "\\u" in text:
             _to_text(value).encode()  # refuses half a character, which no worker could pass on
         return value
@@ -88,9 +90,9 @@ def _finite(digits: str) -> float:
     return value
 
 
-_from_text: Callable[[str], Any] = json.JSONDecoder(
+_from_text: Callable[[str], tuple[Any, int]] = json.JSONDecoder(
     parse_constant=_refuse, parse_float=_finite
-).decode
+).raw_decode
 
 
 def check(what: str, value: Any, hint: str = "") -> None:

@@ -128,10 +128,16 @@ def test_characters_may_arrive_in_escapes() -> None:
     assert decode("args", b'"\\u017e\\ud83d\\ude00"', LIMIT) == "ž😀"
 
 
+def test_there_may_be_space_around_it() -> None:
+    assert decode("args", b' \r\n\t{"a": [1]}\n ', LIMIT) == {"a": [1]}
+
+
 CORRUPT: dict[str, bytes] = {
     "nothing": b"",
     "cut off": b'{"args":[1,2',
     "more": b"1 2",
+    "more after it": b'{"a": 1}]',
+    "space of another kind": "\u00a01".encode(),
     "no text": b"\xff\xfe",
     "not a number": b"[NaN]",
     "infinity": b"-Infinity",
