@@ -191,7 +191,7 @@ class Jobs:
 
         Returns how often time has done what.
         """
-        changed = await self._records.change(ids, lambda job, now: None, {})
+        changed = await self._records.change(ids, lambda job, now: None, {}, over=True)
         await self.follow(changed)
         by_time = Counter(each.by_time for each in changed.values() if each.by_time)
         await self._repair([each for each in changed.values() if not each.by_time])

@@ -109,11 +109,17 @@ class Records:
         }
 
     async def change(
-        self, ids: Iterable[str], change: Change, hints: Mapping[str, Stored]
+        self,
+        ids: Iterable[str],
+        change: Change,
+        hints: Mapping[str, Stored],
+        *,
+        over: bool = False,
     ) -> dict[str, Changed]:
         """Change jobs and set their timers; of one that is not known there is no job.
 
-        `hints` are what their records may be.
+        `hints` are what their records may be. Jobs whose time to be kept is `over` are not known,
+        unless these are asked for.
         """
         changed: dict[str, Changed] = {}
         left = list(dict.fromkeys(ids))
@@ -123,7 +129,7 @@ class Records:
             missing = [id for id in left if id not in hinted]
             known.update(zip(missing, await self.load(missing), strict=True))
             now = self._clock.now()
-            tried = {id: self._try(known[id], change, now) for id in left}
+            tried = {id: self._try(known[id], change, now, over=over) for id in left}
             writes = {
                 id: each for id, each in tried.items() if each.stored.record != known[id].record
             }
@@ -140,9 +146,9 @@ class Records:
             known.clear()
         return changed
 
-    def _try(self, stored: Stored, change: Change, now: float) -> Changed:
+    def _try(self, stored: Stored, change: Change, now: float, *, over: bool) -> Changed:
         try:
-            job = self.known(stored, now)
+            job = self.known(stored, -inf if over else now)
         except Unreadable as error:
             log(logging.ERROR, "%s", error)
             return Changed(stored=stored, unreadable=True)

@@ -829,19 +829,23 @@ async def waits_and_maintains(broker: NatsBroker, claims: list[Claim]) -> None:
     await broker.maintain()
 
 
-@pytest.mark.parametrize(
-    "act",
-    [enqueues, claims_some, finishes, hands_back, cancels, requeues, waits_and_maintains],
-)
+ACTS = [enqueues, claims_some, finishes, hands_back, cancels, requeues, waits_and_maintains]
+
+
+@pytest.mark.parametrize(("act", "keep"), [*((act, 60) for act in ACTS), (finishes, 0)])
 @virtual
-async def test_what_a_crash_leaves_is_put_right_by_others(act: Any) -> None:
+async def test_what_a_crash_leaves_is_put_right_by_others(act: Any, keep: float) -> None:
     """At each request in turn: every job that was stored runs or ends, and nothing is left."""
     tried = 0
     async with served_nats_broker() as other:
         for number in count():
             async with served_nats_broker(like=other) as broker:
                 await other.enqueue(
-                    [*messages(6), message("d", needs=("0000", "0001")), message("e", needs=("d",))]
+                    [
+                        *messages(6, keep=keep),
+                        message("d", needs=("0000", "0001")),
+                        message("e", needs=("d",)),
+                    ]
                 )
                 await other.enqueue([message("x", expires=31), message("s", delay=31)])
                 claims = await broker.claim(["q"], 3, lease=30)
