@@ -21,7 +21,7 @@ from unittest.mock import patch
 from processes import PATIENCE
 
 from background import testing
-from background.queues import _nats_clock, _nats_link
+from background.queues import _nats_clock, _nats_connection
 from background.queues.nats import NatsBroker
 
 T = TypeVar("T")
@@ -183,7 +183,7 @@ async def virtually_served(broker: Any, like: Any = None) -> AsyncIterator[None]
             each._clock = like._clock
     with (
         patch.object(_nats_clock, "_REFRESH", 1e9),  # the server's clock is real
-        patch.object(_nats_link, "PING_INTERVAL", 1e9),
+        patch.object(_nats_connection, "PING_INTERVAL", 1e9),
     ):
         await held(broker.open())
         try:

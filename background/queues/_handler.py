@@ -18,7 +18,6 @@ from ._job_handle import JobHandle
 from ._messages import Terms, message, messages
 from ._options import NONE_GIVEN, Options, OptionsGiven, check
 from ._sender import Sender
-from .abc import Message
 
 P = ParamSpec("P")
 R = TypeVar("R")

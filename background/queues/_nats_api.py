@@ -12,13 +12,12 @@ from nats.aio.msg import Msg
 
 from ._errors import BrokerUnavailable, PayloadTooLarge
 from ._nats_answers import Request
-from ._nats_layout import differences
 from ._nats_link import Link
+from ._nats_streams import Streams
 
 _NOT_FOUND = 404
 _WRONG_LAST = (10071, 10164)  # somebody has written meanwhile
 _NO_SEQUENCE = (10043, 10037, 10057)
-_EXISTS = 10058  # a stream, with other settings
 
 _HEADERS = 256  # bytes that are left to the headers of a message
 
@@ -28,27 +27,17 @@ _EXPECT = "Nats-Expected-Last-Subject-Sequence"
 class Api:
     """JetStream's API, over a link. All of it raises `BrokerUnavailable`."""
 
-    def __init__(self, link: Link) -> None:
+    def __init__(self, link: Link, streams: Streams) -> None:
         self.link = link
+        self._streams = streams
 
     async def _ask(self, subject: str, **body: Any) -> dict[str, Any]:
         payload = json.dumps(body).encode() if body else b""
-        (answer,) = await self.link.call([Request(f"$JS.API.{subject}", payload)])
-        return _json(answer)
-
-    def _check(self, answer: dict[str, Any]) -> dict[str, Any]:
-        if "error" in answer:
-            raise BrokerUnavailable(f"{self.link.shown}: {answer['error'].get('description')}")
+        (answer,) = await self._streams.call([Request(f"$JS.API.{subject}", payload)])
         return answer
 
-    async def ensure_stream(self, name: str, settings: dict[str, Any]) -> None:
-        """Make a stream unless it is there, with these settings."""
-        found = await self._ask(f"STREAM.INFO.{name}")
-        if found.get("error", {}).get("code") == _NOT_FOUND:
-            found = await self._ask(f"STREAM.CREATE.{name}", name=name, **settings)
-            if found.get("error", {}).get("err_code") == _EXISTS:  # since a moment ago
-                found = await self._ask(f"STREAM.INFO.{name}")
-        self._compare(f"stream {name}", settings, self._check(found))
+    def _check(self, answer: dict[str, Any]) -> dict[str, Any]:
+        return self._streams.check(answer)
 
     async def ensure_consumer(self, stream: str, name: str, settings: dict[str, Any]) -> None:
         """Make a consumer unless it is there, with these settings."""
@@ -57,14 +46,7 @@ class Api:
             found = await self._ask(
                 f"CONSUMER.DURABLE.CREATE.{stream}.{name}", stream_name=stream, config=settings
             )
-        self._compare(f"consumer {name} of stream {stream}", settings, self._check(found))
-
-    def _compare(self, what: str, settings: dict[str, Any], found: dict[str, Any]) -> None:
-        if wrong := differences(settings, found["config"]):
-            raise BrokerUnavailable(
-                f"{self.link.shown}: {what} has other settings than this broker: "
-                f"{', '.join(wrong)}; use another prefix, or change it"
-            )
+        self._streams.compare(f"consumer {name} of stream {stream}", settings, found)
 
     async def pending(self, stream: str, name: str) -> tuple[int, int] | None:
         """Return how many messages a consumer has, and how many of these are handed out."""
@@ -114,7 +96,7 @@ class Api:
 
     async def get_last(self, stream: str, subjects: Sequence[str]) -> list[dict[str, Any] | None]:
         """Return the latest message of each subject."""
-        answers = await self.link.call(
+        answers = await self._streams.call(
             [
                 Request(
                     f"$JS.API.STREAM.MSG.GET.{stream}",
@@ -123,7 +105,7 @@ class Api:
                 for subject in subjects
             ]
         )
-        return [self._message(_json(each)) for each in answers]
+        return [self._message(each) for each in answers]
 
     def _message(self, answer: dict[str, Any]) -> dict[str, Any] | None:
         if answer.get("error", {}).get("code") == _NOT_FOUND:
@@ -133,7 +115,7 @@ class Api:
 
     async def publish_all(self, requests: Sequence[Request]) -> list[int]:
         """Store messages; return their sequences."""
-        return [self._check(_json(each))["seq"] for each in await self.link.call(requests)]
+        return [self._check(each)["seq"] for each in await self._streams.call(requests)]
 
     async def max_record(self) -> int:
         """Return how many bytes a record may have."""
@@ -151,11 +133,11 @@ class Api:
                     f"a job's record, which holds its arguments and its result, has {len(record):,}"
                     f" bytes; {self.link.shown} takes {most:,} (see max_payload in its settings)"
                 )
-        answers = await self.link.call(
+        answers = await self._streams.call(
             [Request(subject, record, {_EXPECT: str(last)}) for subject, record, last in records]
         )
         found: list[int | None] = []
-        for each in map(_json, answers):
+        for each in answers:
             if each.get("error", {}).get("err_code") in _WRONG_LAST:
                 found.append(None)
             else:
@@ -167,9 +149,9 @@ class Api:
         return (await self.delete_all(stream, [sequence]))[0]
 
     async def delete_all(self, stream: str, sequences: Sequence[int]) -> list[bool]:
-        answers = await self.link.call([_deletion(stream, each) for each in sequences])
+        answers = await self._streams.call([_deletion(stream, each) for each in sequences])
         found: list[bool] = []
-        for each in map(_json, answers):
+        for each in answers:
             if each.get("error", {}).get("err_code") in _NO_SEQUENCE:
                 found.append(False)
             else:
@@ -183,14 +165,14 @@ class Api:
 
     async def purge(self, stream: str, subjects: Sequence[str]) -> None:
         """Delete all messages of subjects."""
-        answers = await self.link.call(
+        answers = await self._streams.call(
             [
                 Request(f"$JS.API.STREAM.PURGE.{stream}", json.dumps({"filter": each}).encode())
                 for each in subjects
             ]
         )
         for each in answers:
-            self._check(_json(each))
+            self._check(each)
 
     async def time(self, stream: str, subject: str) -> float:
         """Return the server's time, by storing a message."""
@@ -200,11 +182,6 @@ class Api:
         if answer is None:
             raise BrokerUnavailable(f"{self.link.shown}: a message is gone that was just stored")
         return _seconds(answer["time"])
-
-
-def _json(message: Msg) -> dict[str, Any]:
-    answer: dict[str, Any] = json.loads(message.data)
-    return answer
 
 
 def _deletion(stream: str, sequence: int) -> Request:

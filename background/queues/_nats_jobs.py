@@ -15,13 +15,15 @@ from math import inf
 from ._nats_api import Api
 from ._nats_clock import Clock
 from ._nats_job import Job, Unreadable
-from ._nats_layout import Layout
+from ._nats_layout import EVERY, EVERY_AGAIN, Layout
 from ._nats_ready import Ready
 from ._nats_records import Change, Changed, Records, Stored
 from ._nats_timers import COVER, Timer, Timers
 from ._states import FINAL, JobState
 from .abc import Message
 
+#: Seconds until changes are at their ends that were under way when streams were made again.
+_SETTLED = 60.0
 _SOME = Message(id="", handler=None, queue="", body=b"", keep=0)
 
 
@@ -191,7 +193,11 @@ class Jobs:
 
         Returns how often time has done what.
         """
-        changed = await self._records.change(ids, lambda job, now: None, {}, over=True)
+        known = dict.fromkeys(ids)
+        if signs := known.keys() & {EVERY, EVERY_AGAIN}:
+            await self._look_at_all(again=EVERY in signs)
+            known = {id: None for id in known if id not in signs}
+        changed = await self._records.change(known, lambda job, now: None, {}, over=True)
         await self.follow(changed)
         by_time = Counter(each.by_time for each in changed.values() if each.by_time)
         await self._repair([each for each in changed.values() if not each.by_time])
@@ -200,6 +206,13 @@ class Jobs:
         changing += [Timer(later, id) for id, each in changed.items() if each.unreadable]
         await self._timers.add([timer for timer in changing if timer.at < inf])
         return by_time
+
+    async def _look_at_all(self, *, again: bool) -> None:
+        """Have all jobs looked at soon, as what else was known of them may be gone."""
+        now = self._clock.now()
+        await self._timers.add(Timer(now, id) for id in await self._records.ids())
+        if again:
+            await self._timers.add([Timer(now + _SETTLED, EVERY_AGAIN)])
 
     async def _repair(self, changed: Iterable[Changed]) -> None:
         """Do once more what follows from the states that jobs are in."""

@@ -17,6 +17,8 @@ ACK_WAIT = 10.0
 #: Seconds for which nobody may have asked for jobs of a queue until its consumers go; they hold
 #: nothing, and are made again when somebody asks.
 UNUSED = 86_400
+#: Stands in a timer for all jobs, and for all once more: no job has such an id.
+EVERY, EVERY_AGAIN = "*", "**"
 
 
 def encode(name: str) -> str:

@@ -22,6 +22,8 @@ from ._states import FINAL, JobState
 
 T = TypeVar("T")
 
+_PAGE = 256  # records that are read at once
+
 
 class Stored(NamedTuple):
     """A record and its revision; nothing and 0 if there is none."""
@@ -180,12 +182,17 @@ class Records:
         """Delete records, if these are their latest revisions; return how many."""
         return sum(await self._api.delete_all(self._layout.jobs, revisions))
 
-    async def read_all(self, page: int, take: Callable[[Job], T]) -> dict[str, T]:
-        """Read all records, so many at a time; return what is taken of each."""
+    async def ids(self) -> list[str]:
+        """Return the ids of all jobs, oldest first."""
+        found = await self.read_all(lambda job: job.age)
+        return sorted(found, key=found.__getitem__)
+
+    async def read_all(self, take: Callable[[Job], T]) -> dict[str, T]:
+        """Read all records; return what is taken of each."""
         name, left = await self._api.read_all(self._layout.jobs)
         found: dict[str, T] = {}
         try:
-            while left > 0 and (messages := await self._api.fetch(self._layout.jobs, name, page)):
+            while left > 0 and (messages := await self._api.fetch(self._layout.jobs, name, _PAGE)):
                 left -= len(messages)
                 for message in messages:
                     try:

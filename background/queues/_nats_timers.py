@@ -148,4 +148,4 @@ def _width(subject: str) -> int:
 
 
 def _timers(message: dict[str, Any]) -> list[Timer]:
-    return [Timer(at, id, revision) for at, id, revision in json.loads(b64decode(message["data"]))]
+    return [Timer(*each) for each in json.loads(b64decode(message["data"]))]

@@ -21,6 +21,7 @@ from ._nats_leases import Leases
 from ._nats_link import Link
 from ._nats_ready import Offer, Ready
 from ._nats_records import Changed, Records, Stored
+from ._nats_streams import Streams
 from ._nats_timers import Timers
 from ._states import FINAL, JobState
 from .abc import Broker, Claim, Hold, Maintained, Message, Settlement, StoredJob
@@ -28,7 +29,6 @@ from .abc import Broker, Claim, Hold, Maintained, Message, Settlement, StoredJob
 _OLDEST = (2, 9)
 _POLL = 1.0  # seconds after which those who wait look for themselves, as word may get lost
 _LATER = 10.0  # seconds until others are offered a job whose record is of a newer version
-_PAGE = 256  # records that are read at once
 
 
 class NatsBroker(Broker):
@@ -42,9 +42,12 @@ class NatsBroker(Broker):
     - `tls`: for certificates of one's own.
 
     The connection is made anew as often as it takes. What is asked for without one fails after five
-    seconds, and is not done later. `enqueue` stores all jobs before the first of them can start,
-    but not in one transaction: if it raises `BrokerUnavailable`, some of the jobs may have been
-    taken, which will run. Called again, it takes the others.
+    seconds, and is not done later. Streams that are gone are made again, empty: those of a server
+    that was started again and kept them in memory, or that somebody has deleted.
+
+    `enqueue` stores all jobs before the first of them can start, but not in one transaction: if it
+    raises `BrokerUnavailable`, some of the jobs may have been taken, which will run. Called again,
+    it takes the others.
 
     A job, with its arguments and its result, is one message, for which the server's `max_payload`
     is the limit; so are the results of all that a job needs, with that job. `scan`, `count` and
@@ -64,7 +67,8 @@ class NatsBroker(Broker):
     ) -> None:
         self._layout = Layout(prefix, replicas, storage)
         self._link = Link(url, tls)
-        self._api = Api(self._link)
+        self._streams = Streams(self._link, self._layout)
+        self._api = Api(self._link, self._streams)
         self._clock = Clock(lambda: self._api.time(self._layout.timers, self._layout.clock))
         self._timers = Timers(self._api, self._layout, self._clock)
         self._ready = Ready(self._api, self._layout)
@@ -84,16 +88,15 @@ class NatsBroker(Broker):
     async def open(self) -> None:
         _require_asyncio()
         async with self._opening:
-            if self._link.is_open:
+            if self._link.connection.is_open:
                 return
-            await self._link.open()
+            await self._link.connection.open()
             try:
                 await self._check_version()
-                for name, settings in self._layout.streams.items():
-                    await self._api.ensure_stream(name, settings)
+                await self._streams.ensure()
                 await self._clock.read()
             except BaseException:
-                await self._link.close()
+                await self._link.connection.close()
                 raise
 
     async def _check_version(self) -> None:
@@ -106,12 +109,12 @@ class NatsBroker(Broker):
 
     async def close(self) -> None:
         async with self._opening:
-            await self._link.close()
+            await self._link.connection.close()
             self._leases.clear()
             self._ready.forget()
 
     async def enqueue(self, messages: Sequence[Message]) -> list[bool]:
-        self._link.check()
+        self._link.connection.check()
         await self._check_needs(messages)
         now = self._clock.now()
         jobs: dict[str, Job] = {}
@@ -276,14 +279,14 @@ class NatsBroker(Broker):
         self, *, queue: str | None = None, state: JobState | None = None
     ) -> AsyncIterator[StoredJob]:
         now = self._clock.now()
-        found = (await self._records.read_all(_PAGE, lambda job: job)).values()
+        found = (await self._records.read_all(lambda job: job)).values()
         for job in sorted(found, key=lambda job: job.age):
             if _chosen(job, queue, state, now):
                 yield job.stored()
 
     async def count(self, *, queue: str | None = None, state: JobState | None = None) -> int:
         now = self._clock.now()
-        chosen = await self._records.read_all(_PAGE, lambda job: _chosen(job, queue, state, now))
+        chosen = await self._records.read_all(lambda job: _chosen(job, queue, state, now))
         return sum(chosen.values())
 
     async def purge(self, *, state: JobState | None = None, older_than: float = 0.0) -> int:
@@ -294,11 +297,11 @@ class NatsBroker(Broker):
             ended = job.state in FINAL and (job.finished_at or 0.0) <= now - older_than
             return job.revision if ended and state in (None, job.state) else 0
 
-        revisions = await self._records.read_all(_PAGE, choose)
+        revisions = await self._records.read_all(choose)
         return await self._records.forget([each for each in revisions.values() if each])
 
     async def maintain(self) -> Maintained:
-        self._link.check()
+        self._link.connection.check()
         await self._clock.refresh()
         done = await self._advance(everything=True)
         self._leases.forget(self._clock.now())
@@ -306,7 +309,7 @@ class NatsBroker(Broker):
 
     async def _advance(self, *, everything: bool = False) -> Counter[str]:
         """See to timers that are due, to some of them at least."""
-        self._link.check()
+        self._link.connection.check()
         done: Counter[str] = Counter()
         async with self._advancing:
             while (taken := await self._timers.take()) is not None:

@@ -10,7 +10,7 @@ import re
 import signal
 import ssl
 import sys
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Coroutine, Iterator
 from contextlib import asynccontextmanager
 from itertools import count
 from pathlib import Path
@@ -33,8 +33,8 @@ from nats_servers import (
 from processes import running
 from stepping import When
 
-from background import _clock
-from background.queues import _nats_layout, _nats_link, _nats_ready, _nats_timers
+from background import Manager, _clock
+from background.queues import JobQueue, _nats_connection, _nats_layout, _nats_ready, _nats_timers
 from background.queues._errors import BrokerUnavailable, PayloadTooLarge
 from background.queues._nats_answers import Answers, Request
 from background.queues._nats_job import Job
@@ -208,14 +208,14 @@ async def test_no_jetstream() -> None:
 async def test_old_servers_are_refused(version: str) -> None:
     async with served_nats_broker() as broker:
         link: Any = broker._link
-        await held(link.close())
+        await held(link.connection.close())
         link.version = functools.partial(_later, version)
         with pytest.raises(BrokerUnavailable, match=r"2\.9 or later is needed"):
             await held(broker.open())
         for newer in ("2.9.0", "v2.12.0-RC.1", "3.0.0-dev"):
             link.version = functools.partial(_later, newer)
             await held(broker.open())
-            await held(link.close())
+            await held(link.connection.close())
         await held(broker.open())
 
 
@@ -286,12 +286,255 @@ async def test_tls(tmp_path: Path) -> None:
             await NatsBroker(url).open()
 
 
+# Streams that are gone
+
+
+@asynccontextmanager
+async def kept_in_memory() -> AsyncGenerator[tuple[NatsServer, Any]]:
+    """Give a server and a broker that keeps its jobs in the server's memory."""
+    with nats_server() as server:
+        async with opened(server, storage="memory") as broker:
+            yield server, broker
+
+
+async def restarted(server: NatsServer) -> None:
+    await asyncio.to_thread(server.restart)
+
+
+def calls_of(broker: NatsBroker, claims: list[Claim]) -> dict[str, tuple[Any, Any]]:
+    """Every call, with what it is to say when there is nothing any more."""
+    new = [message("new"), message("after", needs=("new",))]
+    return {
+        "enqueue": (lambda: broker.enqueue(new), [True] * 2),
+        "claim": (lambda: broker.claim(["q"], 1, lease=30), []),
+        "wait_for_work": (lambda: broker.wait_for_work(["q"], 0.01), None),
+        "renew": (lambda: broker.renew(claims, lease=30), [Hold.LOST]),
+        "settle": (lambda: finish(broker, claims), [False]),
+        "save": (lambda: broker.save("one", claims[0].token, b"1"), False),
+        "get": (lambda: broker.get("one"), None),
+        "wait": (lambda: broker.wait("one", 10), None),
+        "cancel": (lambda: broker.cancel("one"), None),
+        "requeue": (lambda: broker.requeue("one"), False),
+        "count": (broker.count, 0),
+        "purge": (broker.purge, 0),
+        "maintain": (broker.maintain, Maintained()),
+        "clock": (broker._clock.read, None),
+    }
+
+
+async def goes_on(broker: NatsBroker) -> None:
+    """See that everything works."""
+    assert await broker.enqueue([message("two", queue="r")]) == [True]
+    (claim,) = await broker.claim(["r"], 1, lease=30)
+    assert await finish(broker, [claim]) == [True]
+    assert await state_of(broker, "two") is JobState.SUCCEEDED
+
+
+@real
+async def test_what_was_kept_in_memory_is_gone_with_the_server_and_all_goes_on() -> None:
+    """At the first call after the server has been started again."""
+    async with kept_in_memory() as (server, broker):
+        claims: list[Claim] = []
+        for name in ("enqueue", "claim", "wait_for_work", "maintain"):
+            call, expected = calls_of(broker, claims)[name]
+            assert await broker.enqueue([message()]) == [True]
+            await restarted(server)
+            assert await call() == expected
+            await goes_on(broker)
+            await remove_streams(broker)
+
+
+@pytest.mark.parametrize("number", range(14))
+@virtual
+async def test_streams_that_somebody_deletes_are_made_again(number: int) -> None:
+    async with served_nats_broker() as broker:
+        claims: list[Claim] = []
+        call, expected = list(calls_of(broker, claims).values())[number]
+        await broker.enqueue([message()])
+        claims[:] = await broker.claim(["q"], 1, lease=30)
+        await remove_streams(broker)
+        assert await call() == expected
+        await goes_on(broker)
+
+
+@real
+async def test_a_worker_goes_on_when_its_streams_are_made_again(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    with nats_server() as server:
+        jobs = JobQueue(NatsBroker(server.url, storage="memory"), lease=0.9)
+        began, gate = asyncio.Event(), asyncio.Event()
+
+        @jobs.handler()
+        async def add(a: int, b: int) -> int:
+            return a + b
+
+        @jobs.handler()
+        async def hold() -> None:
+            began.set()
+            await gate.wait()
+
+        async with Manager() as manager, jobs:
+            worker = await jobs.start(manager)
+            assert await (await add.enqueue(1, 2)).result() == 3
+            await hold.enqueue()
+            await began.wait()
+            await restarted(server)
+            later = await eventually(lambda: add.enqueue(3, 4))
+            assert await later.result() == 7
+            while worker.in_flight:  # noqa: ASYNC110
+                await asyncio.sleep(0.01)
+            assert not gate.is_set()
+    assert "it has been made again" in caplog.text
+
+
+@real
+async def test_who_waits_for_work_goes_on_when_streams_are_made_again() -> None:
+    async with kept_in_memory() as (server, broker):
+        waiting = asyncio.create_task(eventually(lambda: broker.wait_for_work(["q"], 1000)))
+        while not broker._link._listeners:  # noqa: ASYNC110
+            await asyncio.sleep(0)
+        await restarted(server)
+        async with opened(server, storage="memory", prefix=broker._layout.prefix) as other:
+            await eventually(lambda: other.enqueue([message()]))
+            await waiting
+        assert len(await broker.claim(["q"], 5, lease=30)) == 1
+
+
+@real
+async def test_what_was_known_of_a_job_that_is_gone_changes_no_other() -> None:
+    """Neither one with the same id, nor the timer of another, at the same place as before."""
+    prefix = f"test-{token_hex(8)}"
+    options: Any = {"storage": "memory", "prefix": prefix}
+    with nats_server() as server:
+        async with opened(server, **options) as broker, opened(server, **options) as other:
+            await other.enqueue([message()])
+            old = await broker.claim(["q"], 1, lease=30)
+            await restarted(server)
+            assert await eventually(lambda: other.enqueue([message()])) == [True]
+            new = await eventually(lambda: other.claim(["q"], 1, lease=30))
+            assert (await stored(other))["timers"] == 1
+            assert await eventually(lambda: finish(broker, old)) == [False]
+            broker._leases.drop(["one"])
+            assert await broker.renew(old, lease=30) == [Hold.LOST]
+            assert (await stored(other))["timers"] == 1
+            assert await finish(other, new, result=b"new") == [True]
+            assert (await broker.get("one")).result == b"new"
+
+
+@pytest.mark.parametrize("gone", [["ready"], ["timers"], ["ready", "timers"]])
+@virtual
+async def test_jobs_outlive_the_streams_that_are_only_about_them(gone: list[str]) -> None:
+    async with served_nats_broker() as broker, served_nats_broker(like=broker) as other:
+        await broker.enqueue([*messages(3), message("late", delay=100), message("old", keep=1)])
+        await broker.enqueue([message("then", needs=("old",)), message("expires", expires=200)])
+        (first, *done) = await broker.claim(["q"], 4, lease=30)
+        assert [each.message.id for each in done] == ["0001", "0002", "old"]
+        await finish(broker, done)
+        for each in gone:
+            await broker._api._ask(f"STREAM.DELETE.{broker._layout.prefix}-{each}")
+        await other.enqueue([message("new")])
+        await other.claim(["none"], 1, lease=30)
+        seen: list[str] = []
+        for _ in range(12):
+            await asyncio.sleep(10)
+            await other.maintain()
+            claims = await other.claim(["q"], 9, lease=1000)
+            seen += [each.message.id for each in claims]
+            await finish(other, claims)
+        assert first.message.id == "0000"
+        assert sorted(seen) == ["0000", "expires", "late", "new", "then"]
+        await asyncio.sleep(200)
+        await other.maintain()
+        assert await stored(other) == EMPTY
+
+
+@virtual
+async def test_making_streams_again_is_completed_when_it_was_cut() -> None:
+    """At each request in turn."""
+    cut = 0
+    async with served_nats_broker() as broker:
+        for left in range(20):
+            await broker.enqueue([message(str(left))])
+            await broker._api._ask(f"STREAM.DELETE.{broker._layout.ready}")
+            crash = Crash(broker)
+            crash.left = left
+            try:
+                await broker.claim(["q"], 1, lease=30)
+            except BrokerUnavailable:
+                cut += 1
+            crash.left = float("inf")
+            await broker.count()
+            await broker.maintain()
+            claims: list[Claim] = []
+            async with asyncio.timeout(5):
+                while not claims:
+                    claims = await broker.claim(["q"], 9, lease=30)
+                    await asyncio.sleep(0.1)
+            assert [each.message.id for each in claims] == [str(left)]
+            await finish(broker, claims)
+            await asyncio.sleep(100)
+            await broker.maintain()
+    assert 5 < cut < 20
+
+
+@virtual
+async def test_what_was_under_way_when_timers_were_made_again_is_looked_at_later() -> None:
+    async with served_nats_broker() as broker, served_nats_broker(like=broker) as other:
+        records: Any = broker._records
+        write = records.write
+
+        async def write_late(some: Any) -> Any:
+            await broker._api._ask(f"STREAM.DELETE.{broker._layout.timers}")
+            await other.maintain()
+            return await write(some)
+
+        records.write = write_late
+        await broker.enqueue([message(delay=5)])
+        await asyncio.sleep(30)
+        assert await other.maintain() == Maintained()
+        await asyncio.sleep(31)
+        assert await other.maintain() == Maintained(due=1)
+
+
+@virtual
+async def test_streams_that_are_gone_though_they_have_been_made_again() -> None:
+    async with served_nats_broker() as broker:
+        await remove_streams(broker)
+        streams: Any = broker._streams
+        streams.ensure, ensure = functools.partial(_later, []), streams.ensure
+        with pytest.raises(BrokerUnavailable, match="stream not found"):
+            await broker.get("one")
+        with pytest.raises(BrokerUnavailable, match="has no JetStream"):
+            await broker.enqueue([message()])
+        streams.ensure = ensure
+        with pytest.raises(BrokerUnavailable, match="invalid subject"):
+            await broker._api._ask("no subject")
+
+
+@real
+async def test_streams_that_can_not_be_made_again() -> None:
+    """A call fails, as anybody else's would; the next one finds what it needs."""
+    async with opened(shared_server()) as broker:
+        await broker.enqueue([message()])
+        await remove_streams(broker)
+        settings = broker._layout.streams[broker._layout.ready]
+        settings["num_replicas"] = 3
+        for call in (broker.count, lambda: broker.claim(["q"], 1, lease=30), broker.maintain):
+            with pytest.raises(BrokerUnavailable, match="replicas > 1 not supported"):
+                await call()
+        settings["num_replicas"] = 1
+        assert await broker.enqueue([message()]) == [True]
+        assert len(await broker.claim(["q"], 1, lease=30)) == 1
+        await remove_streams(broker)
+
+
 # The connection
 
 
 @pytest.fixture
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_nats_link, "PATIENCE", 0.3)
+    monkeypatch.setattr(_nats_connection, "PATIENCE", 0.3)
 
 
 @pytest.fixture
@@ -319,8 +562,9 @@ async def test_a_server_that_is_killed_and_started_again(server: NatsServer) -> 
         assert await finish(broker, claims[:5]) == [True] * 5
         waiting = asyncio.create_task(broker.wait("0005", 60))
         await asyncio.to_thread(server.kill)
-        broker._link._changed.clear()
-        _nats_link.PATIENCE, patience = 0.2, _nats_link.PATIENCE
+        connection = broker._link.connection
+        connection._changed.clear()
+        connection.patience, patience = 0.2, connection.patience
         try:
             for call in (
                 lambda: broker.enqueue([message("lost")]),
@@ -330,10 +574,10 @@ async def test_a_server_that_is_killed_and_started_again(server: NatsServer) -> 
                 with pytest.raises(BrokerUnavailable, match=r"127\.0\.0\.1"):
                     await call()
             with pytest.raises(BrokerUnavailable, match="buffer"):
-                await broker._link._send(broker._link._client, Request("lost"), 1, {})
+                await broker._link._send(broker._link.connection._client, Request("lost"), 1, {})
             broker._link._waiting.clear()
         finally:
-            _nats_link.PATIENCE = patience
+            connection.patience = patience
         await asyncio.to_thread(server.start)
         assert await eventually(lambda: broker.count(state=JobState.SUCCEEDED)) == 5
         assert await broker.get("lost") is None
@@ -360,7 +604,7 @@ async def test_a_server_that_does_not_answer(server: NatsServer, impatient: None
 @real
 async def test_a_client_that_has_given_up_is_replaced() -> None:
     async with opened(shared_server()) as broker:
-        await broker._link._client.close()
+        await broker._link.connection._client.close()
         assert await broker.enqueue([message()]) == [True]
         assert len(await broker.claim(["q"], 1, lease=30)) == 1
         await remove_streams(broker)
@@ -398,7 +642,7 @@ async def test_closed_while_somebody_waits() -> None:
     async with served_nats_broker() as broker:
         waiting = asyncio.create_task(broker.wait_for_work(["q"], 80_000))
         await asyncio.sleep(5)
-        await held(broker._link.close())
+        await held(broker._link.connection.close())
         with pytest.raises(BrokerUnavailable, match="is not open"):
             await waiting
         await held(broker.open())
@@ -1067,8 +1311,8 @@ def test_after_a_fork_the_child_is_refused() -> None:
 @real
 async def test_what_another_process_has_opened_is_let_go() -> None:
     async with opened(shared_server()) as broker:
-        link, client = broker._link, broker._link._client
-        link._process = 0
+        link, client = broker._link, broker._link.connection._client
+        link.connection._process = 0
         with pytest.raises(BrokerUnavailable, match="before a fork"):
             await broker.count()
         await broker.close()
@@ -1094,21 +1338,11 @@ async def test_an_answer_that_came_is_not_lost_with_the_connection() -> None:
 
 
 @virtual
-async def test_streams_that_are_gone() -> None:
-    async with served_nats_broker() as broker:
-        await remove_streams(broker)
-        with pytest.raises(BrokerUnavailable, match="stream not found"):
-            await broker.count()
-        with pytest.raises(BrokerUnavailable, match="invalid subject"):
-            await broker._api._ask("no subject")
-
-
-@virtual
 async def test_a_stream_that_somebody_makes_at_the_same_time() -> None:
     async with served_nats_broker() as broker:
-        api: Any = broker._api
+        streams: Any = broker._streams
         asked: list[str] = []
-        ask = api._ask
+        ask = streams._ask
 
         async def too_early(subject: str, **body: Any) -> Any:
             asked.append(subject)
@@ -1116,11 +1350,11 @@ async def test_a_stream_that_somebody_makes_at_the_same_time() -> None:
                 return {"error": {"code": 404}}
             return await ask(subject, **body)
 
-        api._ask = too_early
+        streams._ask = too_early
         name = broker._layout.jobs
-        other = {**broker._layout.streams[name], "max_msgs_per_subject": 2}
+        broker._layout.streams[name]["max_msgs_per_subject"] = 2
         with pytest.raises(BrokerUnavailable, match="max_msgs_per_subject is 1 instead of 2"):
-            await api.ensure_stream(name, other)
+            await streams.ensure()
         assert asked == [f"STREAM.INFO.{name}", f"STREAM.CREATE.{name}", f"STREAM.INFO.{name}"]
 
 
