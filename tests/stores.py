@@ -83,7 +83,7 @@ STORES: dict[str, Store] = {
         backends=("asyncio", "uvloop"),
         own_clock=True,
         overhead=4096,
-        repair=10.0,
+        repair=2.0,
         modes={
             "sync_interval always": partial(NatsProcess, "sync_interval: always"),
             "sync_interval 2m": partial(NatsProcess, "sync_interval: 2m"),

@@ -144,11 +144,8 @@ class Api:
                 found.append(self._check(each)["seq"])
         return found
 
-    async def delete(self, stream: str, sequence: int) -> bool:
-        """Delete a message; `False` if it is not there."""
-        return (await self.delete_all(stream, [sequence]))[0]
-
     async def delete_all(self, stream: str, sequences: Sequence[int]) -> list[bool]:
+        """Delete messages; `False` for those that are not there."""
         answers = await self._streams.call([_deletion(stream, each) for each in sequences])
         found: list[bool] = []
         for each in answers:

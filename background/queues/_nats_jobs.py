@@ -17,13 +17,15 @@ from ._nats_clock import Clock
 from ._nats_job import Job, Unreadable
 from ._nats_layout import EVERY, EVERY_AGAIN, Layout
 from ._nats_ready import Ready
-from ._nats_records import Change, Changed, Records, Stored
+from ._nats_records import Change, Changed, Records, Stored, timer_of
 from ._nats_timers import COVER, Timer, Timers
 from ._states import FINAL, JobState
 from .abc import Message
 
 #: Seconds until changes are at their ends that were under way when streams were made again.
 _SETTLED = 60.0
+_LATER = 10.0  # seconds until a record is read again that is of a newer version
+_EACH = 0.002  # seconds that it may take to store a job, of many
 _SOME = Message(id="", handler=None, queue="", body=b"", keep=0)
 
 
@@ -43,8 +45,9 @@ class Jobs:
     async def create(self, jobs: Mapping[str, Job]) -> dict[str, Changed]:
         """Store new jobs; return those whose ids were new."""
         now = self._clock.now()
-        covers = await self._timers.add(Timer(now + COVER, id) for id in jobs)
-        changing = [Timer(each.next_change, id) for id, each in jobs.items()]
+        patience = COVER + len(jobs) * _EACH
+        covers = await self._timers.add(Timer(now + patience, id) for id in jobs)
+        changing = [timer_of(each, now) for each in jobs.values()]
         await self._timers.add(timer for timer in changing if timer.at < inf)
         created: dict[str, Changed] = {}
         blocked: dict[str, Job] = {}
@@ -201,8 +204,9 @@ class Jobs:
         await self.follow(changed)
         by_time = Counter(each.by_time for each in changed.values() if each.by_time)
         await self._repair([each for each in changed.values() if not each.by_time])
-        changing = [Timer(each.job.next_change, id) for id, each in changed.items() if each.job]
-        later = self._clock.now() + COVER
+        now = self._clock.now()
+        changing = [timer_of(each.job, now) for each in changed.values() if each.job]
+        later = now + _LATER
         changing += [Timer(later, id) for id, each in changed.items() if each.unreadable]
         await self._timers.add([timer for timer in changing if timer.at < inf])
         return by_time

@@ -12,8 +12,9 @@ from typing import Any
 _PREFIX = re.compile(r"[A-Za-z0-9_-]{1,64}", re.ASCII)
 _SECOND = 1_000_000_000  # durations are in nanoseconds
 
-#: Seconds after which what somebody has fetched, and died of, is handed to another.
-ACK_WAIT = 10.0
+#: Seconds after which what somebody has fetched, and died of before it was claimed, is handed to
+#: another. Who is slower than that claims in vain, but harms nobody.
+ACK_WAIT = 1.0
 #: Seconds for which nobody may have asked for jobs of a queue until its consumers go; they hold
 #: nothing, and are made again when somebody asks.
 UNUSED = 86_400

@@ -153,7 +153,7 @@ class Link:
         for event in self._listeners.get(message.subject, ()):
             event.set()
 
-    async def _prepare(self, client: Client) -> None:
+    async def _prepare(self, client: Any) -> None:
         """Have a new client take answers."""
         self._inbox = client.new_inbox()
         await client.subscribe(f"{self._inbox}.*", cb=self._answered)

@@ -17,7 +17,7 @@ from ._nats_api import Api
 from ._nats_clock import Clock
 from ._nats_job import Job, Unreadable
 from ._nats_layout import Layout
-from ._nats_timers import Timer, Timers
+from ._nats_timers import Timer, Timers, of_lease
 from ._states import FINAL, JobState
 
 T = TypeVar("T")
@@ -135,7 +135,7 @@ class Records:
             writes = {
                 id: each for id, each in tried.items() if each.stored.record != known[id].record
             }
-            timers = await self._set_timers(writes, known)
+            timers = await self._set_timers(writes, known, now)
             written = await self.write(
                 [(id, each.stored.record, each.stored.revision) for id, each in writes.items()]
             )
@@ -166,16 +166,16 @@ class Records:
         return Changed(job, Stored(record, stored.revision), value, before, by_time)
 
     async def _set_timers(
-        self, writes: Mapping[str, Changed], known: Mapping[str, Stored]
+        self, writes: Mapping[str, Changed], known: Mapping[str, Stored], now: float
     ) -> dict[str, int]:
         """Have jobs looked at when they next change, unless they are before that anyway."""
         sooner: dict[str, Timer] = {}
         for id, each in writes.items():
-            at = each.sure.next_change
+            timer = timer_of(each.sure, now)
             # A lease's timer goes with the lease.
             stale = each.before is JobState.RUNNING is not each.sure.state
-            if at < (inf if stale else Job.decode(*known[id]).next_change):
-                sooner[id] = Timer(at, id)
+            if timer.at < (inf if stale else Job.decode(*known[id]).next_change):
+                sooner[id] = timer
         return await self._timers.add(sooner.values())
 
     async def forget(self, revisions: Sequence[int]) -> int:
@@ -204,6 +204,12 @@ class Records:
         finally:
             self._api.post_delete_consumer(self._layout.jobs, name)
         return found
+
+
+def timer_of(job: Job, now: float) -> Timer:
+    """Return when to look at a job."""
+    at, id = job.next_change, job.message.id
+    return of_lease(at, id, now) if job.state is JobState.RUNNING else Timer(at, id)
 
 
 def _stored(message: Mapping[str, Any] | None) -> Stored:

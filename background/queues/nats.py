@@ -313,13 +313,11 @@ class NatsBroker(Broker):
         done: Counter[str] = Counter()
         async with self._advancing:
             while (taken := await self._timers.take()) is not None:
-                timers = [timer for each in taken for timer in each.timers]
-                forgotten = [timer.revision for timer in timers if timer.revision]
+                forgotten = [timer.revision for timer in taken.timers if timer.revision]
                 done["forgotten"] += await self._records.forget(forgotten)
-                done += await self._jobs.look_after(
-                    [timer.id for timer in timers if not timer.revision]
-                )
-                self._timers.remove({cover for each in taken for cover in each.covers})
+                looked_at = [timer.id for timer in taken.timers if not timer.revision]
+                done += await self._jobs.look_after(looked_at)
+                self._timers.remove(taken.covers)
                 if not everything:
                     break
         return done

@@ -38,6 +38,7 @@ from background.queues import JobQueue, _nats_connection, _nats_layout, _nats_re
 from background.queues._errors import BrokerUnavailable, PayloadTooLarge
 from background.queues._nats_answers import Answers, Request
 from background.queues._nats_job import Job
+from background.queues._nats_timers import of_lease
 from background.queues._states import FINAL, JobState
 from background.queues.abc import Claim, Hold, Maintained, Message, Settlement
 from background.queues.nats import NatsBroker
@@ -561,10 +562,10 @@ async def test_a_server_that_is_killed_and_started_again(server: NatsServer) -> 
         claims = await broker.claim(["q"], 10, lease=30)
         assert await finish(broker, claims[:5]) == [True] * 5
         waiting = asyncio.create_task(broker.wait("0005", 60))
-        await asyncio.to_thread(server.kill)
         connection = broker._link.connection
-        connection._changed.clear()
         connection.patience, patience = 0.2, connection.patience
+        await asyncio.to_thread(server.kill)
+        connection._changed.clear()
         try:
             for call in (
                 lambda: broker.enqueue([message("lost")]),
@@ -737,6 +738,36 @@ async def test_many_timers_that_are_due_at_once() -> None:
 
 
 @virtual
+async def test_nobody_takes_more_timers_than_can_be_seen_to_in_time(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(_nats_timers, "_AT_A_TIME", 4)
+    async with served_nats_broker() as broker:
+        for number in range(6):
+            await broker.enqueue([message(str(number), delay=10)])
+        await asyncio.sleep(11)
+        await broker.claim(["none"], 1, lease=30)
+        assert await broker.maintain() == Maintained(due=2)
+
+
+def test_others_wait_for_who_has_taken_a_timer_no_longer_than_for_a_lease() -> None:
+    covers = [of_lease(100 + lease, "one", 100).cover for lease in (0.01, 1.5, 30)]
+    assert covers == [0.25, 1.5, _nats_timers.COVER]
+
+
+@virtual
+async def test_a_clock_that_is_set_back_hides_no_timers() -> None:
+    async with served_nats_broker() as broker:
+        await broker.claim(["q"], 1, lease=30)
+        broker._clock._ahead -= 50
+        async with served_nats_broker(like=broker) as other:
+            other._clock._ahead -= 50
+            await other.enqueue([message(delay=5)])
+        await asyncio.sleep(6)
+        assert await broker.maintain() == Maintained(due=1)
+
+
+@virtual
 async def test_timers_that_several_take_at_once() -> None:
     """Each is seen to by one of them."""
     async with served_nats_broker() as broker, served_nats_broker(like=broker) as other:
@@ -746,6 +777,13 @@ async def test_timers_that_several_take_at_once() -> None:
         done = await asyncio.gather(broker.maintain(), other.maintain())
         assert sum(each.due for each in done) == 15
         assert await stored(broker) == {"jobs": 15, "ready": 15, "timers": 0}
+        for number in range(5):
+            await broker.enqueue([message(f"r-{number}", delay=10)])
+        await asyncio.sleep(11)
+        both: list[Any] = [broker._timers, other._timers]
+        taken = await asyncio.gather(*(each.take() for each in both))
+        ids = [timer.id for some in taken for timer in some.timers]
+        assert sorted(ids) == [f"r-{number}" for number in range(5)]
 
 
 # Sizes
@@ -1113,6 +1151,78 @@ async def test_what_a_crash_leaves_is_put_right_by_others(act: Any, keep: float)
             if not died:
                 break
     assert tried > 3
+
+
+async def claims_briefly(broker: NatsBroker, claims: list[Claim]) -> None:
+    await broker.claim(["q"], 3, lease=LEASE)
+
+
+async def sweeps(broker: NatsBroker, claims: list[Claim]) -> None:
+    await asyncio.sleep(LEASE + 0.01)
+    await broker.maintain()
+
+
+LEASE = 1.0  # less than what others are given for what they have begun
+SWEEP = LEASE / 3
+
+#: What a process may die of, and within how many seconds others have done it then.
+IN_TIME = {
+    claims_briefly: LEASE,
+    finishes: LEASE,
+    hands_back: LEASE,
+    sweeps: LEASE,
+    enqueues: _nats_timers.COVER + 0.1,
+    cancels: _nats_timers.COVER,
+    requeues: _nats_timers.COVER,
+}
+
+
+@pytest.mark.parametrize("act", IN_TIME)
+@virtual
+async def test_what_a_crash_leaves_is_put_right_in_time(act: Any) -> None:
+    """Within a lease and a sweep of the last one that died of it, at whichever request."""
+    tried = 0
+    async with served_nats_broker() as other:
+        for number in count():
+            async with served_nats_broker(like=other) as broker:
+                sent = [*messages(6), message("d", needs=("0000", "0001"))]
+                await other.enqueue([*sent, message("e", needs=("d",))])
+                claims = await broker.claim(["q"], 3, lease=LEASE)
+                crash = Crash(broker)
+                crash.left = number
+                died = True
+                try:
+                    await act(broker, claims)
+                except BrokerUnavailable:
+                    tried += 1
+                else:
+                    died = False
+                crash.left = 0
+                await redeliver(other)
+                until = other._clock.now() + IN_TIME[act] + SWEEP
+                while other._clock.now() + SWEEP <= until + 0.01:
+                    await asyncio.sleep(SWEEP)
+                    await other.maintain()
+                    while some := await other.claim(["q"], 10, lease=30):
+                        assert all(await finish(other, some))
+                assert await left_over(other) == [], number
+                await recover(other)
+                await other.purge()
+                crash.left = float("inf")
+            if not died:
+                break
+    assert tried > 3
+
+
+async def left_over(broker: Any) -> list[str]:
+    """The jobs that could have been run, and have not been."""
+    left: list[str] = []
+    async for stored in broker.scan():
+        job = await broker._records.get(stored.message.id)
+        later = job.state is JobState.SCHEDULED and (job.unmet or job.due > broker._clock.now())
+        if job.state not in FINAL and not later:
+            left.append(f"{job.message.id} {job.state}")
+    return left
 
 
 async def recover(broker: NatsBroker) -> list[str]:
