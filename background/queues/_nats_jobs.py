@@ -14,7 +14,8 @@ from math import inf
 
 from ._nats_api import Api
 from ._nats_clock import Clock
-from ._nats_job import Job, Unreadable
+from ._nats_format import Unreadable, encode
+from ._nats_job import Job
 from ._nats_layout import EVERY, EVERY_AGAIN, Layout
 from ._nats_ready import Ready
 from ._nats_records import Change, Changed, Records, Stored, timer_of
@@ -53,7 +54,7 @@ class Jobs:
         blocked: dict[str, Job] = {}
         left = dict.fromkeys(jobs, 0)
         while left:
-            written = await self._records.write([(id, jobs[id].encode(), left[id]) for id in left])
+            written = await self._records.write([(id, encode(jobs[id]), left[id]) for id in left])
             for id, stored in written.items():
                 if stored is not None:
                     created[id] = Changed(jobs[id], stored)
@@ -151,7 +152,7 @@ class Jobs:
         def hear(job: Job, now: float) -> None:
             for id, needed in fates[job.message.id].items():
                 job.hear(id, needed, now)
-            if len(job.encode()) > most:
+            if len(encode(job)) > most:
                 job.burst("the results of what it needs are too large to be kept with it", now)
 
         return await self._records.change(fates, hear, {})

@@ -15,7 +15,8 @@ from typing import Any, NamedTuple, TypeVar
 from .._log import log
 from ._nats_api import Api
 from ._nats_clock import Clock
-from ._nats_job import Job, Unreadable
+from ._nats_format import Unreadable, decode, encode
+from ._nats_job import Job
 from ._nats_layout import Layout
 from ._nats_timers import Timer, Timers, of_lease
 from ._states import FINAL, JobState
@@ -93,7 +94,7 @@ class Records:
         """Return the job of a record, unless its time to be kept is over."""
         if not stored.revision:
             return None
-        job = Job.decode(*stored)
+        job = decode(*stored)
         return None if job.forget_at <= now else job
 
     async def get(self, id: str) -> Job | None:
@@ -159,10 +160,10 @@ class Records:
         before = job.state
         by_time = job.advance(now)
         value = change(job, now)
-        record = job.encode()
+        record = encode(job)
         if record != stored.record and job.number is None:
             job.number = stored.revision
-            record = job.encode()
+            record = encode(job)
         return Changed(job, Stored(record, stored.revision), value, before, by_time)
 
     async def _set_timers(
@@ -174,7 +175,7 @@ class Records:
             timer = timer_of(each.sure, now)
             # A lease's timer goes with the lease.
             stale = each.before is JobState.RUNNING is not each.sure.state
-            if timer.at < (inf if stale else Job.decode(*known[id]).next_change):
+            if timer.at < (inf if stale else decode(*known[id]).next_change):
                 sooner[id] = timer
         return await self._timers.add(sooner.values())
 
@@ -196,7 +197,7 @@ class Records:
                 left -= len(messages)
                 for message in messages:
                     try:
-                        job = Job.decode(message.data, message.metadata.sequence.stream)
+                        job = decode(message.data, message.metadata.sequence.stream)
                     except Unreadable as error:
                         log(logging.ERROR, "%s", error)
                     else:

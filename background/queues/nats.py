@@ -5,30 +5,29 @@ from __future__ import annotations
 import asyncio
 import re
 import ssl
-from collections import Counter, defaultdict
-from collections.abc import AsyncIterator, Mapping, Sequence
-from itertools import count
-from secrets import token_hex
+from collections import Counter
+from collections.abc import AsyncIterator, Sequence
 from typing import Literal
 
 from ._errors import BrokerUnavailable
 from ._nats_api import Api
+from ._nats_claims import Claims
 from ._nats_clock import Clock
 from ._nats_job import Job
 from ._nats_jobs import Jobs
 from ._nats_layout import ACK_WAIT, Layout
-from ._nats_leases import Leases
 from ._nats_link import Link
-from ._nats_ready import Offer, Ready
-from ._nats_records import Changed, Records, Stored
+from ._nats_ready import Ready
+from ._nats_records import Records
 from ._nats_streams import Streams
 from ._nats_timers import Timers
 from ._states import FINAL, JobState
 from .abc import Broker, Claim, Hold, Maintained, Message, Settlement, StoredJob
 
+__all__ = ["NatsBroker"]
+
 _OLDEST = (2, 9)
 _POLL = 1.0  # seconds after which those who wait look for themselves, as word may get lost
-_LATER = 10.0  # seconds until others are offered a job whose record is of a newer version
 
 
 class NatsBroker(Broker):
@@ -76,9 +75,7 @@ class NatsBroker(Broker):
         self._jobs = Jobs(
             self._api, self._layout, self._clock, self._timers, self._ready, self._records
         )
-        self._leases = Leases(self._timers)
-        self._run = token_hex(8)  # tells this broker's claims from those of all others
-        self._claims = count(1)
+        self._claims = Claims(self._api, self._timers, self._ready, self._jobs)
         self._opening = asyncio.Lock()
         self._advancing = asyncio.Lock()
 
@@ -110,7 +107,7 @@ class NatsBroker(Broker):
     async def close(self) -> None:
         async with self._opening:
             await self._link.connection.close()
-            self._leases.clear()
+            self._claims.clear()
             self._ready.forget()
 
     async def enqueue(self, messages: Sequence[Message]) -> list[bool]:
@@ -144,38 +141,7 @@ class NatsBroker(Broker):
 
     async def claim(self, queues: Sequence[str], most: int, *, lease: float) -> list[Claim]:
         await self._advance()
-        claims: list[Claim] = []
-        try:
-            for queue in queues:
-                while len(claims) < most:
-                    offers = await self._ready.take(queue, most - len(claims))
-                    if not offers:
-                        break
-                    claims += await self._claim(offers, lease)
-        except BrokerUnavailable:
-            if not claims:
-                raise
-        return claims
-
-    async def _claim(self, offers: Sequence[Offer], lease: float) -> list[Claim]:
-        token = f"{self._run}-{next(self._claims)}"
-        hints = {each.id: Stored(each.record, each.revision) for each in offers if each.record}
-        try:
-            changed = await self._jobs.change(
-                [each.id for each in offers],
-                lambda job, now: job.claim(token, now + lease, now),
-                hints=hints,
-                covered=True,
-            )
-        except BaseException:
-            self._ready.decline(offers)
-            raise
-        unread = {id for id, each in changed.items() if each.unreadable}
-        self._ready.done(each for each in offers if each.id not in unread)
-        self._ready.decline((each for each in offers if each.id in unread), _LATER)
-        claimed = {each.id: changed[each.id] for each in offers if changed[each.id].value}
-        self._leases.add(token, claimed)
-        return [each.job.as_claim() for each in claimed.values() if each.job is not None]
+        return await self._claims.claim(queues, most, lease)
 
     async def wait_for_work(self, queues: Sequence[str], timeout: float) -> None:
         subjects = [self._layout.woken(queue) for queue in queues]
@@ -195,60 +161,13 @@ class NatsBroker(Broker):
                 await _wait(woken, pause)
 
     async def renew(self, claims: Sequence[Claim], *, lease: float) -> list[Hold]:
-        tokens: defaultdict[str, set[str]] = defaultdict(set)
-        for claim in claims:
-            tokens[claim.message.id].add(claim.token)
-
-        def renew(job: Job, now: float) -> str:
-            """Return the token that is the right one, if it is among those."""
-            token = next(filter(job.held, tokens[job.message.id]), "")
-            if token:
-                job.lease_ends = now + lease
-            return token
-
-        hints = self._leases.hints(tokens)
-        changed = await self._jobs.change(tokens, renew, hints=hints, covered=True)
-        self._leases.keep(changed)
-        return [_hold(each, changed[each.message.id]) for each in claims]
+        return await self._claims.renew(claims, lease)
 
     async def settle(self, settlements: Sequence[Settlement]) -> list[bool]:
-        accepted = [False] * len(settlements)
-        left: list[tuple[int, Settlement]] = list(enumerate(settlements))
-        while left:
-            some: dict[str, tuple[int, Settlement]] = {}
-            for place, each in reversed(left):
-                some[each.id] = place, each
-            left = [(place, each) for place, each in left if some[each.id][0] != place]
-            changed = await self._settle({id: each for id, (_, each) in some.items()})
-            for id, (place, _) in some.items():
-                accepted[place] = bool(changed[id].value)
-        return accepted
-
-    async def _settle(self, settlements: Mapping[str, Settlement]) -> dict[str, Changed]:
-        most = await self._api.max_record()
-
-        def settle(job: Job, now: float) -> bool:
-            if not job.settle(settlements[job.message.id], now):
-                return False
-            if len(job.encode()) > most:
-                job.burst("its result is too large to be kept with it", now)
-            return True
-
-        hints = self._leases.hints(settlements)
-        changed = await self._jobs.change(settlements, settle, hints=hints, covered=True)
-        self._leases.drop(id for id, each in changed.items() if each.value)
-        return changed
+        return await self._claims.settle(settlements)
 
     async def save(self, id: str, token: str, result: bytes) -> bool:
-        def save(job: Job, now: float) -> bool:
-            if not job.held(token):
-                return False
-            job.result = result
-            return True
-
-        changed = await self._jobs.change([id], save, hints=self._leases.hints([id]), covered=True)
-        self._leases.keep(changed)
-        return bool(changed[id].value)
+        return await self._claims.save(id, token, result)
 
     async def cancel(self, id: str) -> JobState | None:
         changed = await self._jobs.change([id], lambda job, now: job.cancel(now))
@@ -304,7 +223,7 @@ class NatsBroker(Broker):
         self._link.connection.check()
         await self._clock.refresh()
         done = await self._advance(everything=True)
-        self._leases.forget(self._clock.now())
+        self._claims.forget(self._clock.now())
         return Maintained(**done)
 
     async def _advance(self, *, everything: bool = False) -> Counter[str]:
@@ -328,12 +247,6 @@ def _require_asyncio() -> None:
         asyncio.get_running_loop()
     except RuntimeError:
         raise RuntimeError("NatsBroker works on asyncio only, as nats-py does") from None
-
-
-def _hold(claim: Claim, changed: Changed) -> Hold:
-    if changed.job is None or changed.value != claim.token:
-        return Hold.LOST
-    return Hold.CANCELLED if changed.job.cancelled else Hold.KEPT
 
 
 def _chosen(job: Job, queue: str | None, state: JobState | None, now: float) -> bool:

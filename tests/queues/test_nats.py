@@ -37,7 +37,7 @@ from background import Manager, _clock
 from background.queues import JobQueue, _nats_connection, _nats_layout, _nats_ready, _nats_timers
 from background.queues._errors import BrokerUnavailable, PayloadTooLarge
 from background.queues._nats_answers import Answers, Request
-from background.queues._nats_job import Job
+from background.queues._nats_format import decode
 from background.queues._nats_timers import of_lease
 from background.queues._states import FINAL, JobState
 from background.queues.abc import Claim, Hold, Maintained, Message, Settlement
@@ -416,7 +416,7 @@ async def test_what_was_known_of_a_job_that_is_gone_changes_no_other() -> None:
             new = await eventually(lambda: other.claim(["q"], 1, lease=30))
             assert (await stored(other))["timers"] == 1
             assert await eventually(lambda: finish(broker, old)) == [False]
-            broker._leases.drop(["one"])
+            broker._claims._leases.drop(["one"])
             assert await broker.renew(old, lease=30) == [Hold.LOST]
             assert (await stored(other))["timers"] == 1
             assert await finish(other, new, result=b"new") == [True]
@@ -865,7 +865,7 @@ async def test_records_of_a_newer_version_are_left_alone(caplog: pytest.LogCaptu
 def test_what_is_no_record() -> None:
     for record in (b"", b"[]", b"{}\n", b'{"v":1}\n', b"\xff"):
         with pytest.raises(BrokerUnavailable, match="revision 7"):
-            Job.decode(record, 7)
+            decode(record, 7)
 
 
 @pytest.mark.parametrize("looking", [True, False])
@@ -938,7 +938,7 @@ async def test_leases_that_nobody_settled_are_not_remembered() -> None:
         await finish(broker, [first])
         await asyncio.sleep(31)
         assert await broker.maintain() == Maintained(reclaimed=2)
-        leases: Any = broker._leases
+        leases: Any = broker._claims._leases
         assert not leases._leases
         assert not leases._covered
         assert not leases._covering
