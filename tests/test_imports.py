@@ -81,6 +81,7 @@ QUEUES = [
     "_sqlite_results",
     "sqlite",
     "_redis_lua",
+    "_redis_records",
     "_redis_call",
     "_redis_life",
     "_redis_looks",
