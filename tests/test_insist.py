@@ -1,0 +1,66 @@
+"""Cleaning up to the end, however it is cancelled."""
+
+from __future__ import annotations
+
+import asyncio
+from contextvars import copy_context
+
+import anyio
+import pytest
+
+from background._backend import current_backend
+from background._insist import insist
+from background._services import Services
+
+
+async def test_what_is_cancelled_by_a_scope_is_seen_to_its_end() -> None:
+    ends: list[float] = []
+
+    async def clean_up() -> None:
+        await anyio.sleep(5)
+        ends.append(anyio.current_time())
+
+    began = anyio.current_time()
+    with anyio.move_on_after(1):
+        await insist(clean_up)
+    assert ends == [began + 5]
+
+
+def test_what_asyncio_cancels_is_begun_again() -> None:
+    """The cancellation comes through in the end."""
+    begun: list[anyio.Event] = []
+
+    async def clean_up() -> None:
+        begun.append(anyio.Event())
+        await begun[-1].wait()
+
+    async def main() -> None:
+        task = asyncio.create_task(insist(clean_up))
+        await anyio.wait_all_tasks_blocked()
+        task.cancel()
+        await anyio.wait_all_tasks_blocked()
+        assert len(begun) == 2
+        begun[-1].set()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+
+    anyio.run(main)
+    assert len(begun) == 2
+
+
+async def test_a_service_that_has_not_begun_is_stopped_as_well() -> None:
+    backend = current_backend()
+    await backend.open()
+    services = Services(backend, copy_context())
+    ended = anyio.Event()
+
+    async def serve() -> None:
+        try:
+            await anyio.sleep_forever()
+        finally:
+            ended.set()
+
+    services.start("late", serve)
+    await services.stop(10)
+    assert ended.is_set()
+    backend.close()
