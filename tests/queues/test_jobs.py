@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -86,6 +87,27 @@ async def test_many_jobs_take_one_round_trip(
     later = await handler.options(queue="other", meta={"x": 1}).enqueue_many([(1,), (2,)])
     assert len({each.id for each in later}) == await jobs.count(queue="other") == 2
     assert await handler.enqueue_many([]) == []
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"delay": 5, "expires": 60, "queue": "other"},
+        {"at": 4e9, "timeout": 2, "retry": 3, "meta": {"x": 1}},
+    ],
+)
+async def test_one_of_many_is_enqueued_as_it_would_be_alone(
+    jobs: JobQueue, broker: FaultyBroker, options: Any
+) -> None:
+    sending = jobs.handler(expires=50, result_ttl=7)(add).options(**options)
+    alone = [await sending.enqueue(1, 2), await sending.enqueue(a=1, b=2)]
+    many = await sending.enqueue_many([(1, 2), {"a": 1, "b": 2}])
+    for one, other in zip(alone, many, strict=True):
+        stored = [await broker.get(each.id) for each in (one, other)]
+        first, second = (replace(each.message, id="") for each in stored if each is not None)
+        assert first == second
+        assert one.id != other.id
 
 
 @pytest.mark.parametrize("bad", [(), "text", 5, {"c": 1}, ("one",)])

@@ -325,6 +325,11 @@ async def test_ids_that_would_not_fit(broker: RedisBroker) -> None:
     assert await broker.count() == 0
 
 
+async def test_nothing_at_all(broker: RedisBroker, server: Server) -> None:
+    assert await broker.enqueue([]) == []
+    assert set(keys(server, broker)) == {"version"}
+
+
 async def test_numbers_come_back_as_they_were(broker: RedisBroker) -> None:
     sent = message(keep=1e9 + 1 / 3, delay=-0.1, at=1 / 3, expires=float("inf"), handler="-")
     await broker.enqueue([sent])
@@ -378,6 +383,7 @@ async def test_what_is_over_is_unknown_even_before_it_is_forgotten(broker: Redis
     assert not await broker.requeue("one")
     assert await broker.claim(["q"], 1, lease=30) == []
     assert [job.message.id async for job in broker.scan()] == ["two"]
+    assert await broker.purge() == 1
     with pytest.raises(ValueError, match="needs the job one"):
         await broker.enqueue([message("three", needs=("one",))])
 
@@ -421,7 +427,6 @@ async def test_large_jobs_are_scanned_in_parts(
 ) -> None:
     """And enqueued so."""
     monkeypatch.setattr(_redis_format, "_MOST_BYTES", 5_000_000)
-    assert await broker.enqueue(messages(20, body=b"x" * 900_000)) == [True] * 20
     answers: list[int] = []
     ask = broker._ask
 
@@ -431,6 +436,9 @@ async def test_large_jobs_are_scanned_in_parts(
         return answer
 
     monkeypatch.setattr(broker, "_ask", watch)
+    assert await broker.enqueue(messages(20, body=b"x" * 900_000)) == [True] * 20
+    assert answers == [5] * 4
+    answers.clear()
     found = [job.message.id async for job in broker.scan()]
     assert found == [each.id for each in messages(20)]
     assert len(answers) == 4
