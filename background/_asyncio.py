@@ -76,9 +76,9 @@ class AsyncioBackend(Backend):
     def is_running(self) -> bool:
         return self._loop.is_running()
 
-    def _is_cancelling(self) -> bool:
+    def is_cancelling(self) -> bool:
         task = asyncio.current_task()
-        return super()._is_cancelling() or (task is not None and task.cancelling() > 0)
+        return super().is_cancelling() or (task is not None and task.cancelling() > 0)
 
 
 class _Child(asyncio.Task[None]):

@@ -95,9 +95,10 @@ class Backend(ABC):
         """
         if isinstance(error, GeneratorExit):  # a coroutine that is thrown away with its loop
             return self.current_task() is not task
-        return isinstance(error, self.cancelled) and self._is_cancelling()
+        return isinstance(error, self.cancelled) and self.is_cancelling()
 
-    def _is_cancelling(self) -> bool:
+    def is_cancelling(self) -> bool:
+        """Tell whether somebody wants the running task cancelled."""
         return anyio.current_effective_deadline() == float("-inf")
 
 

@@ -6,10 +6,10 @@ import logging
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-import anyio
 from tenacity import RetryError
 
 from .. import _clock
+from .._backend import Backend
 from .._errors import TaskCancelled
 from .._events import Job
 from .._log import log
@@ -58,6 +58,7 @@ _make_verdict: Callable[..., _Verdict] = maker(_Verdict)
 class Means:
     """What all runs of a worker share; `release` takes one off it."""
 
+    backend: Backend
     client: Client
     settler: Settler
     now: Callable[[], float]
@@ -184,20 +185,28 @@ class JobRun:
         """Decide what is to become of the job, and give its result as it is kept with it."""
         cancelled = outcome.status is TaskStatus.CANCELLED
         if cancelled or (handle._cancelled and outcome.status is TaskStatus.FAILED):
-            return self._judge_cancelled(handle._reason), None
+            return self._judge_cancelled_run(handle, outcome), None
+        me = self._means.backend.current_task()
         try:
             verdict = await self._judge_by_policy(outcome)
             if verdict.state is not JobState.SUCCEEDED:
                 return verdict, None
             encoded = self._encode(verdict.value)
         except BaseException as error:  # of the policy's functions, or of the result
-            if isinstance(error, (anyio.get_cancelled_exc_class(), GeneratorExit)):
+            if self._means.backend.ends(me, error):
                 raise
             return _judge_raised(error), None
         if not await self._keep(encoded):
             return self._judge_cancelled(handle._reason), None
         with_the_job = self._means.client.results is None or self.plan.passes
         return verdict, encoded if with_the_job else None
+
+    def _judge_cancelled_run(self, handle: TaskHandle[Any], outcome: Outcome) -> _Verdict:
+        if handle._reason == FROM_OUTSIDE and not self._means.backend.is_cancelling():
+            # On asyncio by awaiting what others have cancelled; handed back, it would do so again.
+            assert outcome.error is not None
+            return _judge_raised(outcome.error)
+        return self._judge_cancelled(handle._reason)
 
     def _judge_cancelled(self, reason: str | None) -> _Verdict:
         back = not self.is_cancelled and reason in _HANDED_BACK

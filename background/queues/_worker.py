@@ -58,7 +58,11 @@ class Worker:
         self._settler = Settler(client.broker, life.engine.event)
         self._now = life.engine.now
         self._means = Means(
-            client=client, settler=self._settler, now=self._now, release=self._release
+            backend=life.engine._backend,
+            client=client,
+            settler=self._settler,
+            now=self._now,
+            release=self._release,
         )
         self._life = life
         self._planner = planner

@@ -144,6 +144,48 @@ async def test_a_policy_that_raises_the_worst(
     assert manager.count() == 0
 
 
+def await_cancelled() -> asyncio.Future[Any]:
+    """Make what raises a cancellation in whoever awaits it, though nobody has cancelled that."""
+    future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+    future.cancel()
+    return future
+
+
+@pytest.mark.parametrize("where", ["async", "sync", "before", "retry", "GeneratorExit"])
+@on_asyncio
+async def test_a_cancellation_that_nobody_asked_for(
+    where: str, recorder: RecordingObserver
+) -> None:
+    """The job is dead by it: handed back, it would come again and again, without being counted."""
+
+    async def waits() -> None:
+        await await_cancelled()
+
+    def raises(state: RetryCallState | None = None) -> None:
+        raise GeneratorExit if where == "GeneratorExit" else asyncio.CancelledError
+
+    functions: dict[str, Callable[..., Any]] = {"async": waits, "sync": raises}
+    strategy = {"before": "before", "retry": "retry", "GeneratorExit": "retry"}.get(where)
+    retry: Any = 5 if strategy is None else AsyncRetrying(**{strategy: raises})
+    jobs = JobQueue(MemoryBroker())
+    handler = jobs.handler(name="odd", retry=retry)(functions.get(where, broken))
+    async with Manager(observers=[recorder]) as manager, jobs:
+        await jobs.start(manager)
+        job = await handler.enqueue()
+        assert await job.wait(timeout=5) is JobState.DEAD
+        info = await job.info()
+        await manager.wait()
+    assert recorder.names(job.id) == ["enqueued", "added", "started", "failed", "dead"]
+    assert info is not None
+    assert info.error is not None
+    assert info.attempt == 1
+    assert info.error.type.rpartition(".")[2] in (
+        "TaskCancelled",
+        "CancelledError",
+        "GeneratorExit",
+    )
+
+
 # Runs that never begin
 
 
