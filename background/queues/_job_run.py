@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 LOST = "its lease was lost"
 CANCELLED = "the job was cancelled"
 UNSETTLED = "it could not be settled"
+OVER = "the attempt has ended"
 
 #: Reasons of cancellations after which another worker is to have the job at once.
 _HANDED_BACK = ("shutdown", FROM_OUTSIDE)
@@ -81,6 +82,7 @@ class JobRun:
         "held_until",
         "is_cancelled",
         "is_lost",
+        "is_over",
         "is_settling",
         "job",
         "plan",
@@ -95,6 +97,7 @@ class JobRun:
         self.handle: TaskHandle[Any] | None = None
         self.is_lost = False
         self.is_cancelled = False  # as the broker was asked to
+        self.is_over = False  # what it does from now on is none of the attempt's
         self.is_settling = False
         self.job: Job = _make_job(
             message.id, message.handler or "", message.queue, claim.attempt, claim.enqueued_at
@@ -161,6 +164,7 @@ class JobRun:
         self._means.release(self)
 
     async def conclude(self, handle: TaskHandle[Any], outcome: Outcome) -> Outcome:
+        self.is_over = True
         try:
             if self.is_lost:
                 return self._as_cancelled(handle, outcome, LOST)
@@ -287,6 +291,8 @@ class JobRun:
         """Keep an intermediate result."""
         client, message = self._means.client, self.claim.message
         encoded = _payload.encode(f"a value of job {self.job.id}", value, client.max_payload)
+        if self.is_lost or self.is_over:  # a store of results can't tell
+            raise QueueError(f"job {self.job.id}: {LOST if self.is_lost else OVER}")
         self._saved = True
         held = await client.save(message.id, self.attempt, self.claim.token, encoded, message.keep)
         if not held:

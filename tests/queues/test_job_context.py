@@ -7,7 +7,7 @@ from typing import Any
 import anyio
 import anyio.from_thread
 import pytest
-from faulty import FaultyBroker
+from faulty import FaultyBroker, MemoryResults
 from opentelemetry import baggage, context
 
 from background import Manager, TaskCancelledEvent
@@ -173,6 +173,39 @@ async def test_a_job_whose_lease_is_lost_saves_nothing(
     info = await job.info()
     assert info is not None
     assert info.result == 7
+
+
+@pytest.mark.parametrize("where", ["broker", "store"])
+@pytest.mark.parametrize("ends", ["returns", "is handed back"])
+async def test_what_outlives_a_job_saves_nothing(
+    ends: str, where: str, manager: Manager, broker: FaultyBroker
+) -> None:
+    """Its result is not replaced, nor what the next attempt saves, which has the same number."""
+    contexts: list[JobContext] = []
+    results = MemoryResults() if where == "store" else None
+    going = anyio.Event()
+
+    async with JobQueue(broker, results=results) as jobs:
+
+        @jobs.handler(name="saves")
+        async def saves() -> str:
+            contexts.append(JobContext.current())
+            if ends == "is handed back" and len(contexts) == 1:
+                going.set()
+                await anyio.sleep_forever()
+            return "the end"
+
+        worker = await jobs.start(manager)
+        job = await saves.enqueue()
+        if ends == "is handed back":
+            await going.wait()
+            await worker.close(timeout=0)
+            await jobs.start(manager)
+        assert await job.result() == "the end"
+        with pytest.raises(QueueError, match=f"job {job.id}: the attempt has ended"):
+            await contexts[0].save("too late")
+        assert await job.result() == "the end"
+        await manager.close(timeout=0)
 
 
 async def test_the_trace_context_travels_with_the_job(jobs: JobQueue, manager: Manager) -> None:
