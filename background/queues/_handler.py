@@ -11,7 +11,6 @@ from .. import _checks
 from .._observe import Observer
 from .._record import record
 from .._retry import Retry, make_policy
-from . import _names
 from ._arguments import Signature
 from ._composites import Single, Step
 from ._job_handle import JobHandle
@@ -44,10 +43,8 @@ class Settings:
         return replace(self, terms=replace(self.terms, name=name))
 
 
-def check_settings(settings: Settings, name: str | None) -> None:
+def check_settings(settings: Settings) -> None:
     """Raise `ValueError` for what can't work, naming it."""
-    _names.check("queue", settings.terms.queue)
-    _checks.optional(_names.check, "name", name)
     make_policy(settings.retry)
     _checks.optional(_checks.seconds, "timeout", settings.timeout, above=0)
     _checks.optional(_checks.seconds, "expires", settings.terms.expires, above=0)

@@ -212,8 +212,8 @@ class JobQueue:
 
         _checks.optional(_checks.seconds, "result_ttl", result_ttl, at_least=0)
         terms = Terms(
-            name=name or "",
-            queue=queue,
+            name="" if name is None else _names.check("name", name),
+            queue=_names.check("queue", queue),
             keep=result_ttl or self._client.keep,
             expires=expires,
         )
@@ -224,11 +224,11 @@ class JobQueue:
             stores=result_ttl is None or result_ttl > 0,
             observers=checked(observers),
         )
-        check_settings(settings, name)
+        check_settings(settings)
 
         def decorate(fn: Callable[..., Any]) -> Handler[..., Any, Any]:
             _functions.check(fn)
-            chosen = _names.of_handler(fn) if name is None else name
+            chosen = terms.name or _names.of_handler(fn)
             if chosen in self._handlers:
                 raise ValueError(f"name: there is a handler {chosen!r} already")
             made: Handler[..., Any, Any] = Handler(
@@ -270,19 +270,19 @@ class JobQueue:
             if args or kwargs or options.keys() - {"id"}:
                 raise ValueError("a step has its arguments and options; only id can be given here")
             return await self._sender.send_step(step, check(cast(OptionsGiven, options)).id)
-        _names.check("name", what)
+        name = _names.check("name", what)
         if isinstance(args, str) or not isinstance(args, Sequence):  # pyright: ignore[reportUnnecessaryIsInstance]
             raise ValueError(f"args must be a list of arguments, not {args!r}")
         chosen = check(cast(OptionsGiven, options)) if options else NONE_GIVEN
-        handler = self._handlers.get(what)
+        handler = self._handlers.get(name)
         named = dict(kwargs or {})
         if handler is not None:
             plain = handler.signature.dump(args, named)
             terms, observers = handler.settings.terms, handler.settings.observers
         else:
             plain = [*args], named
-            _payload.check(f"an argument for {what}", plain)
-            terms, observers = Terms(name=what, queue="default", keep=self._client.keep), ()
+            _payload.check(f"an argument for {name}", plain)
+            terms, observers = Terms(name=name, queue="default", keep=self._client.keep), ()
         made = message(terms, *plain, chosen, self._sender.max_payload)
         await self._sender.send([made], chosen, observers)
         return self.handle(made.id)
@@ -300,14 +300,17 @@ class JobQueue:
         return await self._client.info(id)
 
     async def count(self, queue: str | None = None, state: JobState | None = None) -> int:
-        """Return how many jobs there are, of a queue and in a state. Raises as `get`."""
-        return await self._client.broker.count(queue=queue, state=_state(state))
+        """Return how many jobs there are, of a queue and in a state.
+
+        Raises as `get`, and `ValueError` for what is no name or no state.
+        """
+        return await self._client.broker.count(queue=_queue(queue), state=_state(state))
 
     def list(
         self, *, queue: str | None = None, state: JobState | None = None
     ) -> AsyncIterator[JobInfo]:
-        """Go through the jobs of a queue, in a state, oldest first. Raises as `get`."""
-        return self._client.infos(queue, _state(state))
+        """Go through the jobs of a queue, in a state, oldest first. Raises as `count`."""
+        return self._client.infos(_queue(queue), _state(state))
 
     async def dequeue(self, id: str) -> bool:
         """Cancel a job: at once if it has not started; if it runs, its worker hears of it.
@@ -419,6 +422,10 @@ class JobQueue:
         self._schedules.append(describe)
         if self._open is not None:
             self._open.workforce.add_schedule(describe)
+
+
+def _queue(name: str | None) -> str | None:
+    return None if name is None else _names.check("queue", name)
 
 
 def _state(state: JobState | None) -> JobState | None:

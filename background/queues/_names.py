@@ -9,12 +9,16 @@ from time import time_ns
 _NAME = re.compile(r"[A-Za-z0-9_.:-]{1,128}", re.ASCII)
 
 
-def check(argument: str, name: object) -> None:
-    """Raise `ValueError` unless the name is made of what every broker can take."""
+def check(argument: str, name: object) -> str:
+    """Return the name as a plain `str`, which prints as what it is: a member of an `Enum` does not.
+
+    Raises `ValueError` unless it is made of what every broker can take.
+    """
     if not isinstance(name, str) or not _NAME.fullmatch(name):
         raise ValueError(
             f"{argument} must be 1 to 128 letters, digits and any of _ . : - , not {name!r}"
         )
+    return str.__str__(name)
 
 
 def of_handler(fn: object) -> str:
@@ -26,8 +30,7 @@ def of_handler(fn: object) -> str:
     if not isinstance(module, str) or not isinstance(qualname, str):
         raise ValueError(f"name must be given for {fn!r}, which has none of its own")
     name = f"{module}.{qualname.replace('<locals>.', '')}"
-    check("name", name)
-    return name
+    return check("name", name)
 
 
 def new_id() -> str:

@@ -65,7 +65,11 @@ def check(given: OptionsGiven) -> Options:
         if at.tzinfo is None:
             raise ValueError(f"at must have a time zone, such as UTC, and {at} has none")
         at = at.timestamp()
-    options = Options(**{**given, "at": at})  # type: ignore[arg-type]
+    values: dict[str, Any] = {**given, "at": at}
+    for argument in ("id", "queue"):
+        if values.get(argument) is not None:
+            values[argument] = _names.check(argument, values[argument])
+    options = Options(**values)
     _checks.seconds("delay", options.delay, at_least=0)
     _checks.optional(_checks.seconds, "at", options.at)
     if options.at is not None and options.delay:
@@ -77,8 +81,6 @@ def check(given: OptionsGiven) -> Options:
             f"retry must be a number of attempts of at least 1, not {options.retry!r}; a policy "
             "belongs to the handler, as it can't travel with a job"
         )
-    for argument in ("id", "queue"):
-        _checks.optional(_names.check, argument, getattr(options, argument))
     if options.meta is not None and not isinstance(options.meta, Mapping):  # pyright: ignore[reportUnnecessaryIsInstance]
         raise ValueError(f"meta must be a mapping, not {options.meta!r}")
     return options

@@ -67,7 +67,7 @@ class Weighted(Selection):
                 raise ValueError(
                     f"weights: that of {name} must be a finite number above 0, not {weight!r}"
                 )
-        self._weights = dict(weights)
+        self._weights = dict(zip(self._names, weights.values(), strict=True))
         self._random = Random() if random is None else random
 
     @property
@@ -89,8 +89,7 @@ class Weighted(Selection):
 def _checked(names: tuple[str, ...]) -> tuple[str, ...]:
     if not names:
         raise ValueError("queues: at least one is needed")
-    for name in names:
-        _names.check("queues: the name of one", name)
+    names = tuple(_names.check("queues: the name of one", name) for name in names)
     if len(set(names)) < len(names):
         raise ValueError(f"queues: each can be named once only, not {', '.join(names)}")
     return names

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
+from enum import Enum
 from typing import Any
 
 import anyio
@@ -24,8 +25,10 @@ from background.queues import (
     JobFailed,
     JobQueue,
     JobState,
+    Ordered,
     PayloadTooLarge,
     QueueError,
+    Weighted,
 )
 from background.queues._announcing import Announcer
 from background.queues.abc import Message
@@ -143,6 +146,36 @@ async def test_options_of_a_job(jobs: JobQueue, manager: Manager) -> None:
     assert (info.attempt, info.started_at, info.finished_at) == (0, None, None)
     assert info.error is info.result is None
     assert b"[1]" in info.payload
+
+
+class Name(str, Enum):  # noqa: UP042 - which prints as Name.ID, unlike a StrEnum
+    HANDLER = "h"
+    HERE = "here"
+    THERE = "there"
+    ID = "the-id"
+
+
+@pytest.mark.parametrize(
+    "queues", [Ordered(Name.HERE, Name.THERE), Weighted({Name.HERE: 1, Name.THERE: 1})]
+)
+async def test_names_may_be_of_an_enumeration(
+    queues: Ordered | Weighted, jobs: JobQueue, manager: Manager, broker: FaultyBroker
+) -> None:
+    """Whoever uses the plain names finds the same handlers, queues and jobs."""
+    handler = jobs.handler(name=Name.HANDLER, queue=Name.HERE)(add)
+    first = await handler.enqueue(1)
+    second = await handler.options(id=Name.ID, queue=Name.THERE).enqueue(2)
+    third = await jobs.enqueue(Name.HANDLER, [3])
+    found = [await broker.get(id) for id in (first.id, "the-id", third.id)]
+    told = [(each.message.handler, each.message.queue) for each in found if each is not None]
+    assert told == [("h", "here"), ("h", "there"), ("h", "here")]
+    assert {type(name) for each in told for name in each} == {str}
+    await jobs.start(manager, queues)
+    assert [await job.result() for job in (first, second, third)] == [2, 3, 4]
+    assert await jobs.count(Name.HERE) == await jobs.count("here") == 2
+    assert [info.id async for info in jobs.list(queue=Name.THERE)] == ["the-id"]
+    with pytest.raises(ValueError, match="queue"):
+        await jobs.count("two words")
 
 
 @pytest.mark.virtual

@@ -11,7 +11,7 @@ from background.queues import _names
 
 @pytest.mark.parametrize("name", ["a", "mail", "Aa0_.:-", "x" * 128])
 def test_good_names(name: str) -> None:
-    _names.check("queue", name)
+    assert _names.check("queue", name) == name
 
 
 @pytest.mark.parametrize("name", ["", "x" * 129, "a b", "a/b", "é", "a\n", "*", None, 1, b"a"])
