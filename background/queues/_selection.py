@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import sys
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from math import inf
+from math import log
 from random import Random
 
 from . import _names
+
+_HEAVIEST = sys.float_info.max  # as an int may be more than a float can hold
 
 
 class Selection(ABC):
@@ -63,7 +66,7 @@ class Weighted(Selection):
         self._names = _checked(tuple(weights))
         for name, weight in weights.items():
             number = isinstance(weight, (int, float)) and not isinstance(weight, bool)  # pyright: ignore[reportUnnecessaryIsInstance]
-            if not (number and 0 < weight < inf):
+            if not (number and 0 < weight <= _HEAVIEST):
                 raise ValueError(
                     f"weights: that of {name} must be a finite number above 0, not {weight!r}"
                 )
@@ -77,8 +80,9 @@ class Weighted(Selection):
     def draw(self) -> tuple[str, ...]:
         # With keys of random() ** (1 / weight) the largest come first just as often as their
         # weights ask for: Efraimidis and Spirakis, https://doi.org/10.1016/j.ipl.2005.11.003
+        # These are the keys' logarithms, of which no two are the same for small or large weights.
         keys = {
-            name: self._random.random() ** (1 / weight) for name, weight in self._weights.items()
+            name: log(1 - self._random.random()) / weight for name, weight in self._weights.items()
         }
         return tuple(sorted(keys, key=keys.__getitem__, reverse=True))
 

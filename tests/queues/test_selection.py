@@ -28,6 +28,14 @@ def test_weights_are_how_often_a_queue_comes_first() -> None:
     assert repr(weighted) == "Weighted({'high': 3, 'low': 1})"
 
 
+@pytest.mark.parametrize("unit", [1e-300, 1e-5, 1e-3, 1e17, 1e307])
+def test_weights_count_by_what_they_are_to_each_other(unit: float) -> None:
+    seed = 3
+    weighted = Weighted({"low": unit, "high": 3 * unit}, random=Random(seed))
+    drawn = Counter(weighted.draw()[0] for _ in range(4000))
+    assert 2900 < drawn["high"] < 3100, seed
+
+
 def test_the_rest_is_drawn_by_weight_too() -> None:
     seed = 2
     weighted = Weighted({"a": 2, "b": 1, "c": 1}, random=Random(seed))
@@ -66,6 +74,7 @@ def test_names_that_cannot_be_those_of_queues(names: Any) -> None:
         ({"a": None}, "weights"),
         ({"a": float("inf")}, "weights"),
         ({"a": float("nan")}, "weights"),
+        ({"a": 10**400}, "weights"),
         (["a"], "weights"),
         ("a", "weights"),
     ],
