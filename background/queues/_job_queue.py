@@ -271,8 +271,7 @@ class JobQueue:
                 raise ValueError("a step has its arguments and options; only id can be given here")
             return await self._sender.send_step(step, check(cast(OptionsGiven, options)).id)
         name = _names.check("name", what)
-        if isinstance(args, str) or not isinstance(args, Sequence):  # pyright: ignore[reportUnnecessaryIsInstance]
-            raise ValueError(f"args must be a list of arguments, not {args!r}")
+        _check_args(args)
         chosen = check(cast(OptionsGiven, options)) if options else NONE_GIVEN
         handler = self._handlers.get(name)
         named = dict(kwargs or {})
@@ -418,10 +417,16 @@ class JobQueue:
         kwargs: Mapping[str, Any] | None,
     ) -> None:
         _checks.instances("handler", (handler,), Handler)
+        _check_args(args)
         describe = describe_schedule(self._sender, handler, schedule, dated, args, kwargs or {})
         self._schedules.append(describe)
         if self._open is not None:
             self._open.workforce.add_schedule(describe)
+
+
+def _check_args(args: object) -> None:
+    if isinstance(args, (str, bytes, bytearray)) or not isinstance(args, Sequence):
+        raise ValueError(f"args must be a list of arguments, not {args!r}")
 
 
 def _queue(name: str | None) -> str | None:

@@ -209,6 +209,9 @@ def test_what_cannot_be_scheduled() -> None:
         jobs.every(60, handler)
     with pytest.raises(InvalidPayload):
         jobs.every(60, handler, args=["x"])
+    for args in ("x", b"x", 5, {1}):  # an only argument's comma is soon forgotten
+        with pytest.raises(ValueError, match="args must be a list"):
+            jobs.cron("* * * * *", handler, args=args)  # type: ignore[arg-type]
     assert jobs._schedules == []
 
 
