@@ -140,7 +140,8 @@ class JobRun:
         if plan.policy is None:
             return
         wall = _clock.wall()
-        error = self.claim.error if self.attempt > 1 else None  # else one from before a requeue
+        has_failed = self.attempt - 1 > self.claim.crashes
+        error = self.claim.error if has_failed else None  # else one from before a requeue
         since = None if error is None else error.get("since")
         self._since = since if isinstance(since, float) else wall
         started = now() - max(0.0, wall - self._since)

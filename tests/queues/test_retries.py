@@ -303,6 +303,13 @@ async def test_a_policy_counts_its_time_from_the_first_attempt(
         times.clear()
         await live(job, 40)
         assert times == [100, 110, 120, 130]
+        await elapse(broker.real, 60)
+        assert await front.requeue(job.id)
+        times.clear()
+        assert len(await broker.real.claim(["default"], 1, lease=1)) == 1  # by one that crashes
+        await elapse(broker.real, 5)
+        await live(job, 40)
+        assert times == [205, 215, 225, 235]
 
 
 @pytest.mark.virtual
