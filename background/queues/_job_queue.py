@@ -271,7 +271,7 @@ class JobQueue:
                 raise ValueError("a step has its arguments and options; only id can be given here")
             return await self._sender.send_step(step, check(cast(OptionsGiven, options)).id)
         name = _names.check("name", what)
-        _check_args(args)
+        _check_call(args, kwargs)
         chosen = check(cast(OptionsGiven, options)) if options else NONE_GIVEN
         handler = self._handlers.get(name)
         named = dict(kwargs or {})
@@ -287,16 +287,19 @@ class JobQueue:
         return self.handle(made.id)
 
     def handle(self, id: str) -> JobHandle[Any]:
-        """Return the handle of a job whose id is known."""
-        return self._sender.handle(id)
+        """Return the handle of a job whose id is known. Raises `ValueError` for what is no id."""
+        return self._sender.handle(_names.check("id", id))
 
     def _convert(self, name: str | None, result: Any) -> Any:
         handler = self._handlers.get(name or "")
         return result if handler is None else handler.signature.load_result(result)
 
     async def get(self, id: str) -> JobInfo | None:
-        """Return a job as it is now; `None` if it is not known. Raises `BrokerUnavailable`."""
-        return await self._client.info(id)
+        """Return a job as it is now; `None` if it is not known.
+
+        Raises `BrokerUnavailable`, and `ValueError` for what is no id.
+        """
+        return await self._client.info(_names.check("id", id))
 
     async def count(self, queue: str | None = None, state: JobState | None = None) -> int:
         """Return how many jobs there are, of a queue and in a state.
@@ -316,6 +319,7 @@ class JobQueue:
 
         Returns `False` if there is no such job or it has ended. Raises as `get`.
         """
+        id = _names.check("id", id)
         cancelled = await self._client.cancel(id)
         if self._open is not None:
             self._open.workforce.cancel(id)
@@ -328,7 +332,7 @@ class JobQueue:
 
         Raises `QueueError` for a chain or group, and as `get`.
         """
-        return await self._client.requeue(id)
+        return await self._client.requeue(_names.check("id", id))
 
     async def purge(self, *, state: JobState | None = None, older_than: float = 0.0) -> int:
         """Forget jobs that ended at least `older_than` seconds ago; return how many."""
@@ -380,8 +384,9 @@ class JobQueue:
     ) -> None:
         """Enqueue a job whenever a cron expression says so, read in the time zone `tz`.
 
-        Each process with a worker looks after it, and each tick is enqueued once. A tick that all
-        of them miss by more than a minute is skipped.
+        Each process with a worker looks after it, and each tick is enqueued once, if the arguments
+        look the same in all of them: a set does not. A tick that all of them miss by more than a
+        minute is skipped.
 
             jobs.cron("0 3 * * *", clean_up, tz="Europe/Prague")
 
@@ -417,16 +422,18 @@ class JobQueue:
         kwargs: Mapping[str, Any] | None,
     ) -> None:
         _checks.instances("handler", (handler,), Handler)
-        _check_args(args)
+        _check_call(args, kwargs)
         describe = describe_schedule(self._sender, handler, schedule, dated, args, kwargs or {})
         self._schedules.append(describe)
         if self._open is not None:
             self._open.workforce.add_schedule(describe)
 
 
-def _check_args(args: object) -> None:
+def _check_call(args: object, kwargs: object) -> None:
     if isinstance(args, (str, bytes, bytearray)) or not isinstance(args, Sequence):
         raise ValueError(f"args must be a list of arguments, not {args!r}")
+    if kwargs is not None and not isinstance(kwargs, Mapping):
+        raise ValueError(f"kwargs must be a mapping of arguments by name, not {kwargs!r}")
 
 
 def _queue(name: str | None) -> str | None:

@@ -62,7 +62,7 @@ def check(given: OptionsGiven) -> Options:
         )
     at = given.get("at")
     if isinstance(at, datetime):
-        if at.tzinfo is None:
+        if at.utcoffset() is None:
             raise ValueError(f"at must have a time zone, such as UTC, and {at} has none")
         at = at.timestamp()
     values: dict[str, Any] = {**given, "at": at}

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from math import log
 from random import Random
 
+from .. import _checks
 from . import _names
 
 _HEAVIEST = sys.float_info.max  # as an int may be more than a float can hold
@@ -71,6 +72,8 @@ class Weighted(Selection):
                     f"weights: that of {name} must be a finite number above 0, not {weight!r}"
                 )
         self._weights = dict(zip(self._names, weights.values(), strict=True))
+        if random is not None:
+            _checks.instances("random", (random,), Random)
         self._random = Random() if random is None else random
 
     @property

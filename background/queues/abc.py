@@ -213,7 +213,8 @@ class Broker(ABC):
 class Results(ABC):
     """Keeps results elsewhere than the broker does, for `JobQueue(results=…)`.
 
-    A key is up to 160 letters, digits and any of `_ . : -`; no two attempts of a job have the same.
+    A key is up to 160 letters, digits and any of `_ . : -`. Attempts of a job have different ones,
+    unless the number of one comes again, as that of one that was handed back does.
     """
 
     @abstractmethod

@@ -528,6 +528,15 @@ async def test_what_is_asked_about_a_job_that_is_not_known(jobs: JobQueue) -> No
     assert not await jobs.requeue("nobody")
 
 
+async def test_what_is_no_id_is_refused(jobs: JobQueue) -> None:
+    for id in ("", "a b", "\ud800", 5, None, ["a"]):
+        for ask in (jobs.get, jobs.dequeue, jobs.requeue):
+            with pytest.raises(ValueError, match=r"^id must be"):
+                await ask(id)  # type: ignore[arg-type]
+        with pytest.raises(ValueError, match=r"^id must be"):
+            jobs.handle(id)  # type: ignore[arg-type]
+
+
 async def test_results_that_are_not_kept(jobs: JobQueue, manager: Manager) -> None:
     handler = jobs.handler(name="none", result_ttl=0)(add)
     await jobs.start(manager)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from datetime import UTC, datetime, timedelta, timezone
+from datetime import UTC, datetime, timedelta, timezone, tzinfo
 from typing import Any
 
 import pytest
@@ -32,6 +32,13 @@ def test_times_may_be_given_as_datetimes() -> None:
     assert check({"at": 5}).at == 5
 
 
+class Nowhere(tzinfo):
+    """A time zone that does not know how far it is from UTC."""
+
+    def utcoffset(self, dt: datetime | None, /) -> None:
+        return None
+
+
 @pytest.mark.parametrize(
     ("option", "value"),
     [
@@ -44,6 +51,7 @@ def test_times_may_be_given_as_datetimes() -> None:
         ("at", math.inf),
         ("at", "tomorrow"),
         ("at", datetime(2030, 1, 1)),
+        ("at", datetime(2030, 1, 1, tzinfo=Nowhere())),
         ("id", ""),
         ("id", "a b"),
         ("id", "x" * 129),

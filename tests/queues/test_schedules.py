@@ -212,6 +212,9 @@ def test_what_cannot_be_scheduled() -> None:
     for args in ("x", b"x", 5, {1}):  # an only argument's comma is soon forgotten
         with pytest.raises(ValueError, match="args must be a list"):
             jobs.cron("* * * * *", handler, args=args)  # type: ignore[arg-type]
+    for kwargs in (["a"], "a", 5):
+        with pytest.raises(ValueError, match="kwargs must be a mapping"):
+            jobs.every(60, handler, kwargs=kwargs)  # type: ignore[arg-type]
     assert jobs._schedules == []
 
 

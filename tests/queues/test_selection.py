@@ -84,6 +84,11 @@ def test_weights_that_cannot_work(weights: Any, named: str) -> None:
         Weighted(weights)
 
 
+def test_chance_that_cannot_be() -> None:
+    with pytest.raises(ValueError, match="random must be of type Random, not 5"):
+        Weighted({"a": 1}, random=5)  # type: ignore[arg-type]
+
+
 def test_a_selection_is_not_made_by_itself() -> None:
     with pytest.raises(TypeError):
         Selection()  # type: ignore[abstract]
