@@ -7,6 +7,7 @@ ones, which are younger: so there are two consumers a queue.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
@@ -18,6 +19,7 @@ from ._nats_api import Api
 from ._nats_job import Job
 from ._nats_layout import Layout
 
+_A_WHILE = 0.1  # seconds until nobody is expected to take more
 _SMALL = 16_384  # bytes of a record that a message brings along
 _LATENESS = 0.01  # seconds by which consumers may be behind what is stored
 _EXPECTED = 1_000  # jobs that are looked out for at most
@@ -42,8 +44,12 @@ class Ready:
         self._layout = layout
         self._known: set[str] = set()  # queues with consumers
         self._expected: dict[tuple[str, bool], set[str]] = {}
+        self._done: list[str] = []  # where to say so of offers that are
+        self._saying: asyncio.TimerHandle | None = None
+        self._more = False  # there may be more offers than were taken
 
     def forget(self) -> None:
+        self._say_done()
         self._known.clear()
         self._expected.clear()
 
@@ -74,6 +80,8 @@ class Ready:
             if isinstance(error, BrokerUnavailable):
                 self._known.discard(queue)  # old servers say nothing at all if there is no consumer
             raise
+        self._more = len(offers) >= most
+        self._say_done()
         return offers
 
     async def _take(self, queue: str, most: int, offers: list[Offer], *, again: bool) -> None:
@@ -105,8 +113,24 @@ class Ready:
             self._known.add(queue)
 
     def done(self, offers: Iterable[Offer]) -> None:
-        for each in offers:
-            self._api.link.post(each.message.reply, b"+ACK")
+        """Have offers forgotten: at once, or while there are more of them, after the next take.
+
+        Servers look through all of a stream's subjects for a consumer that is to have the first
+        message there is: ever longer, the more jobs are ready. So what was taken last stays there.
+        """
+        self._done += [each.message.reply for each in offers]
+        if not self._more:
+            self._say_done()
+        elif self._saying is None:
+            self._saying = asyncio.get_running_loop().call_later(_A_WHILE, self._say_done)
+
+    def _say_done(self) -> None:
+        if self._saying is not None:
+            self._saying.cancel()
+            self._saying = None
+        replies, self._done = self._done, []
+        for each in replies:
+            self._api.link.post(each, b"+ACK")
 
     def decline(self, offers: Iterable[Offer], delay: float = 0.0) -> None:
         self._api.link.decline((each.message for each in offers), delay)

@@ -909,6 +909,42 @@ async def test_what_was_just_stored_is_found(monkeypatch: pytest.MonkeyPatch) ->
 
 
 @virtual
+async def test_what_was_taken_last_is_there_while_there_is_more() -> None:
+    """Or else what a claim costs would grow with the number of jobs that are ready."""
+    async with served_nats_broker() as broker:
+        await broker.enqueue(messages(9))
+        for most, left in ((2, 9), (2, 7)):
+            await broker.claim(["q"], most, lease=30)
+            await broker.get("0000")
+            assert await ready_at_last(broker, left) == left
+        await asyncio.sleep(0.2)  # after which nobody is expected to take more
+        assert await ready_at_last(broker, 5) == 5
+        assert len(await broker.claim(["q"], 9, lease=30)) == 5
+        assert await ready_at_last(broker, 0) == 0
+
+
+async def ready_at_last(broker: NatsBroker, expected: int) -> int:
+    """How many jobs are offered once the server has seen to what it was told, or in the end."""
+    for _ in range(500):
+        left = (await stored(broker))["ready"]
+        if left <= expected:
+            break
+    return left
+
+
+@virtual
+async def test_two_that_take_at_the_same_time() -> None:
+    async with served_nats_broker() as broker:
+        await broker.enqueue(messages(9))
+        ready = broker._ready
+        for offers in [await ready.take("q", 2), await ready.take("q", 2)]:
+            ready.done(offers)
+        assert await ready_at_last(broker, 9) == 9
+        await asyncio.sleep(0.2)
+        assert await ready_at_last(broker, 5) == 5
+
+
+@virtual
 async def test_settlements_of_the_same_job_in_one_call() -> None:
     async with served_nats_broker() as broker:
         await broker.enqueue([message()])
@@ -981,7 +1017,7 @@ async def _fail(message: str, *args: Any, **options: Any) -> None:
 async def test_nothing_is_left_of_leases_once_all_of_a_claim_are_settled() -> None:
     async with served_nats_broker() as broker:
         await broker.enqueue(messages(3, keep=0))
-        one, two, three = await broker.claim(["q"], 3, lease=30)
+        one, two, three = await broker.claim(["q"], 9, lease=30)
         await finish(broker, [one, three])
         assert await stored(broker) == {"jobs": 1, "ready": 0, "timers": 1}
         await finish(broker, [two])
