@@ -42,7 +42,8 @@ class NatsBroker(Broker):
 
     The connection is made anew as often as it takes. What is asked for without one fails after five
     seconds, and is not done later. Streams that are gone are made again, empty: those of a server
-    that was started again and kept them in memory, or that somebody has deleted.
+    that was started again and kept them in memory, or that somebody has deleted. A server before
+    2.10 numbers anew what is in them: after that, leave all queues and enter them again.
 
     `enqueue` stores all jobs before the first of them can start, but not in one transaction: if it
     raises `BrokerUnavailable`, some of the jobs may have been taken, which will run. Called again,

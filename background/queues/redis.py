@@ -21,6 +21,8 @@ from ._redis_session import Session
 from ._states import FINAL, JobState
 from .abc import Broker, Claim, Hold, Maintained, Message, Results, Settlement, StoredJob
 
+__all__ = ["RedisBroker", "RedisResults"]
+
 _CHUNK = 500  # jobs that one script changes or reads at most, where there may be millions
 _LOOK = 1.0  # seconds after which those who wait look, though they heard nothing
 _FOR_EVER = 1e12  # seconds, from which the server could not count
