@@ -23,6 +23,7 @@ from ._messages import message
 from ._options import Options
 from ._outage import Outage
 from ._sender import Sender
+from .abc import Message
 
 #: Seconds for which a tick is known at least, for processes whose clocks are behind.
 _REMEMBERED = 3600.0
@@ -105,11 +106,15 @@ def describe_schedule(
     terms = replace(settings.terms, keep=max(settings.terms.keep, _REMEMBERED))
     first = id_of(handler.name, schedule, plain_args, plain_kwargs)
 
+    def make(options: Options) -> Message:
+        return message(terms, plain_args, plain_kwargs, options, sender.max_payload)
+
+    make(Options(id=first))  # or each tick would be tried again for ever
+
     async def enqueue(id: str) -> None:
         options = Options(id=id)
-        made = message(terms, plain_args, plain_kwargs, options, sender.max_payload)
         with suppress(DuplicateJob):
-            await sender.send([made], options, settings.observers)
+            await sender.send([make(options)], options, settings.observers)
 
     def describe() -> Task[None]:
         ticker = Ticker(first, dated, enqueue)

@@ -16,7 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from background import InvalidTask, Manager, TaskKind, _clock
-from background.queues import InvalidPayload, JobQueue, JobState
+from background.queues import InvalidPayload, JobQueue, JobState, PayloadTooLarge
 from background.queues._schedules import Aligned, Ticker, id_of
 from background.queues.memory import MemoryBroker
 
@@ -190,6 +190,14 @@ async def test_schedules_end_with_their_queue(broker: FaultyBroker) -> None:
     assert await broker.count(state=JobState.SUCCEEDED) == 2
 
 
+def _length(text: str) -> int:
+    return len(text)
+
+
+def _half(number: float) -> float:
+    return number / 2
+
+
 def test_what_cannot_be_scheduled() -> None:
     jobs = JobQueue(MemoryBroker())
 
@@ -209,6 +217,10 @@ def test_what_cannot_be_scheduled() -> None:
         jobs.every(60, handler)
     with pytest.raises(InvalidPayload):
         jobs.every(60, handler, args=["x"])
+    with pytest.raises(PayloadTooLarge):
+        jobs.every(60, jobs.handler(name="text")(_length), args=["x" * 2_000_000])
+    with pytest.raises(InvalidPayload, match="be sent as JSON"):
+        jobs.cron("* * * * *", jobs.handler(name="float")(_half), args=[float("inf")])
     for args in ("x", b"x", 5, {1}):  # an only argument's comma is soon forgotten
         with pytest.raises(ValueError, match="args must be a list"):
             jobs.cron("* * * * *", handler, args=args)  # type: ignore[arg-type]
