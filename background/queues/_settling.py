@@ -158,4 +158,7 @@ class Settler:
         if job is None:
             return settlement.state in FINAL  # and was kept for less than all this took
         counted = batch.holders[place].attempt - (settlement.state is JobState.READY)
-        return job.attempt == counted and job.state in (settlement.state, JobState.READY)
+        states = {settlement.state}
+        if settlement.state not in FINAL:  # it may be due by now
+            states.add(JobState.READY)
+        return job.attempt == counted and job.state in states

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import anyio
 import pytest
+from brokers import elapse
 from faulty import FaultyBroker
 from test_brokers import claim_one, message, settlement, state_of
 
@@ -30,3 +31,19 @@ async def test_what_came_just_before_the_end_is_settled(broker: FaultyBroker) ->
         group.cancel_scope.cancel()
     assert batch.answers[place] is True
     assert await state_of(broker) is JobState.SUCCEEDED
+
+
+@pytest.mark.parametrize("state", [JobState.SUCCEEDED, JobState.DEAD, JobState.CANCELLED])
+async def test_what_is_ready_again_has_not_ended(broker: FaultyBroker, state: JobState) -> None:
+    """Its lease was over before the settlement came through, at the second try."""
+    await broker.enqueue([message()])
+    claim = await claim_one(broker)
+    await elapse(broker.real, 60)
+    assert (await broker.maintain()).reclaimed == 1
+    broker.fail("settle")
+    settler = Settler(broker, type(anyio.Event()))
+    async with anyio.create_task_group() as group:
+        group.start_soon(settler.run)
+        assert await settler.settle(settlement(claim, state), Holder()) is False
+        group.cancel_scope.cancel()
+    assert await state_of(broker) is JobState.READY
