@@ -68,8 +68,10 @@ class Jobs:
                     blocked[id] = known
         # Some that were known may be there of a call that died before it came to this.
         needs = {id: [job.message.needs[n] for n in job.unmet] for id, job in blocked.items()}
+        # And some that are new may have ended already, if storing all of them took that long.
+        late = self._clock.now() > now + patience / 2
         for id in created:
-            needs[id] = [need for need in jobs[id].message.needs if need not in created]
+            needs[id] = [need for need in jobs[id].message.needs if late or need not in created]
         await self._link(needs)
         await self.follow(created)
         self._timers.remove(set(covers.values()))

@@ -1285,6 +1285,36 @@ async def redeliver(broker: Any) -> None:
 
 
 @virtual
+async def test_what_a_process_enqueues_that_stalls_for_long() -> None:
+    """At each request in turn: others may have run the first jobs before the last are stored."""
+    async with served_nats_broker() as other:
+        for number in count():
+            async with served_nats_broker(like=other) as broker:
+                call, sent = broker._link._call, count()
+
+                async def stalling(requests: Any, at: int = number, call: Any = call) -> Any:
+                    answers: list[Any] = []
+                    for each in requests:
+                        if next(sent) == at:  # noqa: B023
+                            await recover(other)
+                        answers += await call([each])
+                    return answers
+
+                broker._link._call = stalling  # type: ignore[method-assign]
+                large = {"body": b"[]" * 10_000, "keep": 10_000}
+                a, b = message("a", **large), message("b", needs=("a",), **large)
+                await broker.enqueue([a, b, message("c", needs=("a", "b"), **large)])
+                stalled = next(sent) > number
+                await recover(other)
+                states = [await state_of(other, id) for id in ("a", "b", "c")]
+                assert states == [JobState.SUCCEEDED] * 3, number
+                assert await other.purge() == 3
+            if not stalled:
+                break
+    assert number > 4
+
+
+@virtual
 async def test_enqueued_again_after_a_crash_all_jobs_are_there() -> None:
     """However many had been taken when the connection was lost."""
     async with served_nats_broker() as other:
