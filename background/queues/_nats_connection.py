@@ -126,7 +126,13 @@ class Connection:
         """Return a client that has a connection, or tries to have one again."""
         async with self._connecting:
             if self._client is None or self._client.is_closed:
-                self._client = await self._connect()
+                client = await self._connect()
+                try:
+                    self.check()  # it may have been closed meanwhile
+                except BrokerUnavailable:
+                    self._end(client)
+                    raise
+                self._client = client
             return self._client
 
     async def _connect(self) -> Client:

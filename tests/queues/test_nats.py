@@ -638,6 +638,33 @@ async def test_word_comes_at_once() -> None:
         await remove_streams(broker)
 
 
+@real
+async def test_closed_while_somebody_connects() -> None:
+    """Nothing is left open, and who wanted a connection hears that it is closed."""
+    clients: list[Any] = []
+    going_on = asyncio.Event()
+
+    async def prepare(client: Any) -> None:
+        clients.append(client)
+        if len(clients) == 2:
+            await going_on.wait()
+
+    url = shared_server().url
+    connection = _nats_connection.Connection(url, None, prepare, lambda: None)
+    await connection.open()
+    await clients[0].close()
+    connecting = asyncio.create_task(connection.connected())
+    while len(clients) < 2:  # noqa: ASYNC110
+        await asyncio.sleep(0)
+    await connection.close()
+    going_on.set()
+    with pytest.raises(BrokerUnavailable, match="is not open"):
+        await connecting
+    assert connection.current is None
+    while not clients[1].is_closed:  # noqa: ASYNC110
+        await asyncio.sleep(0)
+
+
 @virtual
 async def test_closed_while_somebody_waits() -> None:
     async with served_nats_broker() as broker:
