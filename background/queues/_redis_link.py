@@ -19,6 +19,7 @@ from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.exceptions import RedisError, ResponseError
 
+from .. import _checks
 from ._errors import BrokerUnavailable
 
 _MOST_TOGETHER = 100  # calls that are sent at once
@@ -31,9 +32,13 @@ _OURS = (
 
 
 class Address:
-    """Where the server is, and how a connection is made; its text has no secrets."""
+    """Where the server is, and how a connection is made; its text has no secrets.
+
+    Raises `ValueError` for a URL or a timeout that can't work.
+    """
 
     def __init__(self, url: str, timeout: float) -> None:
+        _checks.seconds("timeout", timeout, above=0)
         try:
             options: dict[str, Any] = dict(parse_url(url))
             for name in _OURS:

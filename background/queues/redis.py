@@ -43,18 +43,17 @@ class RedisBroker(Broker):
     `appendfsync always` nothing is lost, by default Redis may lose the last minutes if it is
     killed. It must not evict keys (`maxmemory-policy noeviction`). All times are the server's.
 
-    A call is one script, or one for each 500 jobs. Up to 5,000 messages, of 64 MB
-    together, are enqueued all or none; of more, a part may have been if the connection is lost.
+    A call is one script, or one for each 500 jobs. Up to 5,000 messages, of 64 MB together, are
+    enqueued all or none; of more, a part may have been if the connection is lost.
 
-    Raises `ValueError` for a URL or a prefix that can't be.
+    Raises `ValueError` for a URL, a prefix or a timeout that can't be.
     """
 
     def __init__(self, url: str, *, prefix: str = "background", timeout: float = 5.0) -> None:
-        check("prefix", prefix)
+        self.prefix = check("prefix", prefix)
         self._address = Address(url, timeout)
-        self.prefix = prefix
-        self._channel = f"{{{prefix}}}:events:{self._address.db}"
-        self._caller = Caller(prefix, self._channel)
+        self._channel = f"{{{self.prefix}}}:events:{self._address.db}"
+        self._caller = Caller(self.prefix, self._channel)
         self._session = Session(self._address, self._channel, self._check_jobs)
         self._id = token_hex(8)  # tells this broker's claims from those of all others
         self._claims = count(1)
@@ -237,9 +236,8 @@ class RedisResults(Results):
     """
 
     def __init__(self, url: str, *, prefix: str = "background", timeout: float = 5.0) -> None:
-        check("prefix", prefix)
+        self.prefix = check("prefix", prefix)
         self._address = Address(url, timeout)
-        self.prefix = prefix
         self._session = Session(self._address)
 
     def __repr__(self) -> str:

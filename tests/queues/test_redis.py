@@ -200,6 +200,13 @@ def test_urls_that_can_not_be(url: str) -> None:
     assert caught.value.__suppress_context__
 
 
+@pytest.mark.parametrize("make", [RedisBroker, RedisResults])
+@pytest.mark.parametrize("timeout", [0, -1, float("inf"), "5", None])
+def test_timeouts_that_can_not_be(make: Any, timeout: Any) -> None:
+    with pytest.raises(ValueError, match="timeout must be"):
+        make("redis://host", timeout=timeout)
+
+
 def test_prefixes_that_can_not_be() -> None:
     with pytest.raises(ValueError, match="prefix"):
         RedisBroker("redis://host", prefix="{a}")
