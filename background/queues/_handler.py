@@ -65,8 +65,8 @@ class Sending(Generic[P, T]):
         """Have the handler called with these arguments, in whichever process works it off.
 
         Raises `TypeError` for arguments that the handler does not take, `InvalidPayload` for what
-        can't travel, `PayloadTooLarge`, `DuplicateJob` for an id that is known, and
-        `BrokerUnavailable`.
+        can't travel, `PayloadTooLarge`, `DuplicateJob` for an id that is known,
+        `BrokerUnavailable`, and `QueueError` where the queue is not open.
         """
         settings, options, sender = self._settings, self._options, self._sender
         plain_args, plain_kwargs = self._signature.dump(args, kwargs)

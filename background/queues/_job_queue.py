@@ -353,8 +353,8 @@ class JobQueue:
         At a shutdown request or when its loops stop, it claims no more; jobs that run end when they
         do, or are cancelled with the manager's other tasks and handed back at once.
 
-        Raises `ValueError` for what can't work, `ManagerNotRunning`, and `LoopsStopped` for a
-        manager that is shutting down.
+        Raises `ValueError` for what can't work, `QueueError` where the queue is not open,
+        `ManagerNotRunning`, and `LoopsStopped` for a manager that is shutting down.
         """
         workforce = self._opened().workforce
         _checks.instances("manager", (manager,), Manager)

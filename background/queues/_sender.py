@@ -50,6 +50,7 @@ class Sender:
 
     async def send_step(self, step: Step[T], id: str | None) -> JobHandle[T]:
         """Enqueue what `job()`, `chain()` or `group()` made, by this id if one is given."""
+        announcer = self._announcer()
         if isinstance(step, Single):
             options = step.options if id is None else dataclasses.replace(step.options, id=id)
             made = message(step.terms, step.args, step.kwargs, options, self.max_payload)
@@ -63,7 +64,6 @@ class Sender:
             raise DuplicateJob(f"there is a job with the id {id!r}")
         compiler = Compiler(id, "default", self._client.keep, self.max_payload)
         messages = compiler.compile(step)
-        announcer = self._announcer()
         await self._client.enqueue(messages)
         for made, single in zip(messages, compiler.steps, strict=False):
             announcer.tell([made], single.options, single.observers)

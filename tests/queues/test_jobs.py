@@ -29,6 +29,7 @@ from background.queues import (
     PayloadTooLarge,
     QueueError,
     Weighted,
+    chain,
 )
 from background.queues._announcing import Announcer
 from background.queues.abc import Message
@@ -338,6 +339,9 @@ async def test_nothing_works_before_the_queue_is_entered_or_after_it_was_left(
     for _ in range(2):
         with pytest.raises(QueueError, match="not open"):
             await handler.enqueue(1)
+        with pytest.raises(QueueError, match="not open"):
+            await jobs.enqueue(chain(handler.job(1)), id="some")
+        assert broker.asked["get"] == 0
         with pytest.raises(QueueError, match="not open"):
             await jobs.start(manager)
         async with jobs:
