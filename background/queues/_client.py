@@ -224,4 +224,4 @@ def previous(id: str, shape: Any, results: Sequence[bytes | None]) -> Any:
     try:
         return _body.pick(shape, decoded)
     except IndexError:
-        raise InvalidPayload(f"job {id} needs fewer jobs than it has results for") from None
+        raise InvalidPayload(f"job {id} asks for results of more jobs than it needs") from None

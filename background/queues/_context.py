@@ -11,12 +11,14 @@ from ._job_run import JobRun
 
 
 class JobContext:
-    """The job whose function is running.
+    """The job whose function is running, for that function and all that it calls.
 
-    async def resize(path: str) -> str:
-        context = JobContext.current()
-        await context.save({"step": "reading"})
-        …
+    Made by `JobContext.current()`:
+
+        async def resize(path: str) -> str:
+            context = JobContext.current()
+            await context.save({"step": "reading"})
+            …
     """
 
     __slots__ = ("_run",)

@@ -20,7 +20,7 @@ ENQUEUE = Script(r"""
 local ids, messages, queues = unpack(cmsgpack.unpack(ARGV[2]))
 
 -- Those without a queue here have more to them than to be put there.
-local special, heads, earlier = {}, {}, {}
+local special, heads, before = {}, {}, {}
 for i, queue in ipairs(queues) do
   if queue == '' then special[#special + 1] = i end
 end
@@ -28,12 +28,12 @@ for i = 1, special[#special] or 0 do
   if queues[i] == '' then
     heads[i] = {string.match(messages[i], '^' .. HEAD)}
     for need in string.gmatch(heads[i][7], '[^,]+') do
-      if not earlier[need] and not get(need) then
+      if not before[need] and not get(need) then
         return '?' .. 'job ' .. ids[i] .. ' needs the job ' .. need .. ', which is not known'
       end
     end
   end
-  earlier[ids[i]] = true
+  before[ids[i]] = true
 end
 
 local number = call('INCRBY', KEYS.number, #ids) - #ids
