@@ -13,6 +13,7 @@ from math import inf
 from typing import Any, NamedTuple, TypeVar
 
 from .._log import log
+from ._errors import BrokerUnavailable
 from ._nats_api import Api
 from ._nats_clock import Clock
 from ._nats_format import Unreadable, decode, encode
@@ -193,7 +194,13 @@ class Records:
         name, left = await self._api.read_all(self._layout.jobs)
         found: dict[str, T] = {}
         try:
-            while left > 0 and (messages := await self._api.fetch(self._layout.jobs, name, _PAGE)):
+            while left > 0:
+                messages = await self._api.fetch(self._layout.jobs, name, _PAGE)
+                if messages is None:  # the consumer is gone, as with the server that had it
+                    shown = self._api.link.shown
+                    raise BrokerUnavailable(f"{shown}: the jobs can't be read to their end")
+                if not messages:
+                    break
                 left -= len(messages)
                 for message in messages:
                     try:

@@ -666,6 +666,33 @@ async def test_closed_while_somebody_connects() -> None:
 
 
 @virtual
+async def test_who_reads_all_jobs_hears_if_that_can_not_be_done() -> None:
+    """Instead of counting those that have been read, as if they were all."""
+    async with served_nats_broker() as broker:
+        await broker.enqueue(messages(3))
+        api: Any = broker._api
+        read_all = api.read_all
+
+        async def interrupted(stream: str) -> tuple[str, int]:
+            name, size = await read_all(stream)
+            await api._ask(f"CONSUMER.DELETE.{stream}.{name}")
+            return name, size
+
+        async def emptied(stream: str) -> tuple[str, int]:
+            name, size = await read_all(stream)
+            await api._ask(f"STREAM.PURGE.{stream}")
+            return name, size
+
+        api.read_all = interrupted
+        with pytest.raises(BrokerUnavailable, match="can't be read to their end"):
+            await broker.count()
+        api.read_all = read_all
+        assert await broker.count() == 3
+        api.read_all = emptied
+        assert await broker.count() == 0
+
+
+@virtual
 async def test_closed_while_somebody_waits() -> None:
     async with served_nats_broker() as broker:
         waiting = asyncio.create_task(broker.wait_for_work(["q"], 80_000))
