@@ -32,7 +32,8 @@ class JobHandle(Generic[T]):
 
         Raises `JobFailed` for a job that is dead, with the error of the step that failed if it is a
         chain or group, `JobCancelled`, `JobExpired`, `TimeoutError`, `QueueError` for a job that is
-        not known or whose result is not kept, and `BrokerUnavailable` after 30 s without a broker.
+        not known or whose result is not kept, `InvalidPayload` for a result that is not what the
+        handler's annotation says now, and `BrokerUnavailable` after 30 s without a broker.
         """
         _checks.optional(_checks.seconds, "timeout", timeout, at_least=0)
         job = await self._client.wait(self.id, inf if timeout is None else timeout)

@@ -73,6 +73,10 @@ class Timers:
         self._seen_at = -inf
         self.next = -inf  # when there may be something to do, as far as is known
 
+    def forget(self) -> None:
+        """Rely on nothing that was seen before."""
+        self._seen, self._seen_at, self.next = {}, -inf, -inf
+
     async def add(self, timers: Iterable[Timer]) -> dict[str, int]:
         """Add timers; return of each job the sequence of its message."""
         parts = self._parts(timers, self._clock.now())

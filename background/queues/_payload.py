@@ -36,7 +36,7 @@ def encode(what: str, value: Any, limit: int, *, checked: bool = False) -> bytes
 
 
 def encode_each(what: str, values: Iterable[Any], limit: int) -> list[bytes]:
-    """Return each of many values as `encode` does, all of which are `checked` already.
+    """Return each of many lists or mappings as `encode` does, all of which are `checked` already.
 
     To call the encoder takes longer than it needs for a small value, so many share a call.
     """

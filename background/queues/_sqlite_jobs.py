@@ -156,6 +156,7 @@ def requeue(db: sqlite3.Connection, id: str, now: float) -> bool:
     row = db.execute(sql.REQUEUE, (id, now)).fetchone()
     if row is None:
         return False
+    db.execute(sql.DROP_NEEDS, (row[0],))
     if row[1] is None:
         db.execute(sql.ENDS_BY_TIME, ("succeeded", now, now, 0, row[0]))
         needs.hear(db, [id], now)

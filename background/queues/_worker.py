@@ -84,6 +84,10 @@ class Worker:
         self._scopes: set[anyio.CancelScope] = set()
 
     @property
+    def _is_closed(self) -> bool:
+        return self._closed and not self._runs
+
+    @property
     def in_flight(self) -> int:
         return len(self._runs)
 
@@ -103,7 +107,10 @@ class Worker:
         if not self._closed:
             with anyio.CancelScope() as scope:
                 self._scopes.add(scope)
-                await fn()
+                try:
+                    await fn()
+                finally:
+                    self._scopes.discard(scope)
 
     def _stop(self) -> None:
         """Claim no more; what has been claimed goes on."""
@@ -144,7 +151,7 @@ class Worker:
             self._closed = True
             self._life.engine.on_loops_stopped.discard(self._stop)
             self._settler.close()
-            for scope in self._scopes:
+            for scope in list(self._scopes):
                 scope.cancel()
 
     def _cancel(self, id: str) -> None:

@@ -77,6 +77,7 @@ class Workforce:
             cancel_timeout=settings.cancel_timeout,
         )
         worker._start()
+        self._workers = [each for each in self._workers if not each._is_closed]
         self._workers.append(worker)
         if manager not in self._managers:
             self._managers.append(manager)

@@ -110,6 +110,7 @@ class NatsBroker(Broker):
             await self._link.connection.close()
             self._claims.clear()
             self._ready.forget()
+            self._timers.forget()
 
     async def enqueue(self, messages: Sequence[Message]) -> list[bool]:
         self._link.connection.check()

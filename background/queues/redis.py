@@ -43,8 +43,9 @@ class RedisBroker(Broker):
     `appendfsync always` nothing is lost, by default Redis may lose the last minutes if it is
     killed. It must not evict keys (`maxmemory-policy noeviction`). All times are the server's.
 
-    A call is one script, or one for each 500 jobs. Up to 5,000 messages, of 64 MB together, are
-    enqueued all or none; of more, a part may have been if the connection is lost.
+    A call is one script, or one for each 500 jobs, which are the most that are claimed at once. Up
+    to 5,000 messages, of 64 MB together, are enqueued all or none; of more, a part may have been if
+    the connection is lost.
 
     Raises `ValueError` for a URL, a prefix or a timeout that can't be.
     """
@@ -105,15 +106,8 @@ class RedisBroker(Broker):
 
     async def claim(self, queues: Sequence[str], most: int, *, lease: float) -> list[Claim]:
         token = f"{self._id}-{next(self._claims)}"
-        claims: list[Claim] = []
-        while len(claims) < most:
-            some = min(most - len(claims), _CHUNK)
-            values = _encoded(token, lease, some, *queues)
-            found = unpack_claims(await self._ask(life.CLAIM, values), token)
-            claims += found
-            if len(found) < some:
-                break
-        return claims
+        values = _encoded(token, lease, min(most, _CHUNK), *queues)
+        return unpack_claims(await self._ask(life.CLAIM, values), token)
 
     async def wait_for_work(self, queues: Sequence[str], timeout: float) -> None:
         listener = self._session.listener

@@ -694,6 +694,20 @@ async def test_requeued_what_was_dead_needs_nothing_any_more(broker: Broker) -> 
     assert (await run(broker)).message.id == "b"
 
 
+async def test_requeued_though_it_was_blocked_it_waits_for_nothing(broker: Broker) -> None:
+    """Nor does it hear of what comes of that."""
+    await broker.enqueue([message("a"), message("b", needs=("a",), queue="r")])
+    assert await broker.cancel("b") is JobState.SCHEDULED
+    assert await broker.requeue("b")
+    claim = await claim_one(broker, "r")
+    assert claim.previous == (None,)
+    await run(broker)
+    job = await broker.get("b")
+    assert job is not None
+    assert (job.state, job.previous) == (JobState.RUNNING, (None,))
+    assert await settle(broker, claim, JobState.SUCCEEDED)
+
+
 async def test_nothing_is_enqueued_that_needs_an_unknown_job(broker: Broker) -> None:
     await broker.enqueue([message("known")])
     wrong = [message("a", needs=("known",)), message("b", needs=("a", "c")), message("c")]
