@@ -701,7 +701,7 @@ async def test_requeued_though_it_was_blocked_it_waits_for_nothing(broker: Broke
     assert await broker.requeue("b")
     claim = await claim_one(broker, "r")
     assert claim.previous == (None,)
-    await run(broker)
+    await run(broker, result=b"1")
     job = await broker.get("b")
     assert job is not None
     assert (job.state, job.previous) == (JobState.RUNNING, (None,))
