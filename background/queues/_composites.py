@@ -59,7 +59,7 @@ class Composite(Step[T]):
             if not isinstance(step, Step):  # pyright: ignore[reportUnnecessaryIsInstance]
                 raise TypeError(
                     f"a step of {name}() must be made by handler.job(), chain() or group(), "
-                    f"not {step!r}"
+                    f"not {step!r}; several are given as {name}(*steps)"
                 )
         self.steps = steps
         self.depth = 1 + max(step.depth for step in steps)

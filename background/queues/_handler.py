@@ -69,7 +69,10 @@ class Sending(Generic[P, T]):
         `BrokerUnavailable`, and `QueueError` where the queue is not open.
         """
         settings, options, sender = self._settings, self._options, self._sender
-        plain_args, plain_kwargs = self._signature.dump(args, kwargs)
+        try:
+            plain_args, plain_kwargs = self._signature.dump(args, kwargs)
+        except TypeError as error:
+            raise TypeError(f"{error}{_hint(error, kwargs)}") from None
         made = message(settings.terms, plain_args, plain_kwargs, options, sender.max_payload)
         await sender.send([made], options, settings.observers)
         return sender.handle(made.id)
@@ -143,6 +146,14 @@ class Handler(Sending[P, T], Generic[P, R, T]):
 
     def __repr__(self) -> str:
         return f"<Handler {self.name!r}>"
+
+
+def _hint(error: TypeError, kwargs: Mapping[str, Any]) -> str:
+    """Say where options belong that were given among the arguments."""
+    options = [name for name in kwargs if name in OptionsGiven.__annotations__]
+    if not any(f"'{name}'" in str(error) for name in options):
+        return ""
+    return "; options go before the arguments, as in handler.options(delay=5).enqueue(…)"
 
 
 def _split(call: object) -> tuple[Sequence[Any], Mapping[str, Any]]:

@@ -21,7 +21,7 @@ from ._arguments import Signature
 from ._client import Client
 from ._composites import Step
 from ._errors import QueueError
-from ._handler import Handler, Settings, check_settings
+from ._handler import Handler, Sending, Settings, check_settings
 from ._info import JobInfo
 from ._job_handle import JobHandle
 from ._messages import Terms, message
@@ -270,6 +270,8 @@ class JobQueue:
             if args or kwargs or options.keys() - {"id"}:
                 raise ValueError("a step has its arguments and options; only id can be given here")
             return await self._sender.send_step(step, check(cast(OptionsGiven, options)).id)
+        if isinstance(what, Sending):
+            raise TypeError("a handler has a way of its own: write handler.enqueue(…)")
         name = _names.check("name", what)
         _check_call(args, kwargs)
         chosen = check(cast(OptionsGiven, options)) if options else NONE_GIVEN
@@ -385,8 +387,8 @@ class JobQueue:
         """Enqueue a job whenever a cron expression says so, read in the time zone `tz`.
 
         Each process with a worker looks after it, and each tick is enqueued once, if the arguments
-        look the same in all of them: a set does not. A tick that all of them miss by more than a
-        minute is skipped.
+        look the same in all of them: a set does not. Of the ticks that all of them miss the latest
+        is made up for, within a minute.
 
             jobs.cron("0 3 * * *", clean_up, tz="Europe/Prague")
 
@@ -441,4 +443,6 @@ def _queue(name: str | None) -> str | None:
 
 
 def _state(state: JobState | None) -> JobState | None:
+    if state is not None and state not in list(JobState):
+        raise ValueError(f"state must be one of {', '.join(JobState)}, not {state!r}")
     return None if state is None else JobState(state)

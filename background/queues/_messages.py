@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from .. import _clock
 from .._record import maker, record
 from . import _payload, _tracing
 from ._body import Shape
@@ -46,13 +47,13 @@ def messages(
 ) -> list[Message]:
     """Return the messages of jobs, of each of which the arguments are known to be plain data.
 
-    Raises `InvalidPayload` and `PayloadTooLarge`.
+    Raises `InvalidPayload` and `PayloadTooLarge`, and `ValueError` for what would expire before it
+    is due.
     """
     shared = _shared(options)
     bodies = (_body(args, kwargs, shared) for args, kwargs in calls)
     encoded = _payload.encode_each(f"job {terms.name}", bodies, max_payload)
-    queue = options.queue or terms.queue
-    expires = terms.expires if options.expires is None else options.expires
+    queue, expires = options.queue or terms.queue, _expires(terms, options)
     return [
         _make(id, terms.name, queue, body, terms.keep, options.delay, options.at, expires)
         for id, body in zip(new_ids(len(encoded)), encoded, strict=True)
@@ -83,9 +84,21 @@ def message(
         terms.keep,
         options.delay,
         options.at,
-        terms.expires if options.expires is None else options.expires,
+        _expires(terms, options),
         () if place is None else place.needs,
     )
+
+
+def _expires(terms: Terms, options: Options) -> float | None:
+    expires = terms.expires if options.expires is None else options.expires
+    if expires is not None:
+        delay = options.delay if options.at is None else options.at - _clock.wall()
+        if expires <= delay:
+            raise ValueError(
+                f"expires must be more than the delay: what may start after {delay:g} s can't be "
+                f"started within {expires:g} s"
+            )
+    return expires
 
 
 def _body(

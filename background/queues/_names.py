@@ -16,7 +16,7 @@ def check(argument: str, name: object) -> str:
     """
     if not isinstance(name, str) or not _NAME.fullmatch(name):
         raise ValueError(
-            f"{argument} must be 1 to 128 letters, digits and any of _ . : - , not {name!r}"
+            f"{argument} must be 1 to 128 letters, digits and any of '_.:-', not {name!r}"
         )
     return str.__str__(name)
 

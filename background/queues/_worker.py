@@ -219,6 +219,9 @@ class Worker:
 
     def _take(self, claim: Claim, held_until: float) -> None:
         run = JobRun(self._means, claim, self._planner.plan(claim), held_until)
+        if claim.crashes:
+            text = "job %s of %s: its worker died, or lost its lease; this is attempt %d"
+            log(logging.WARNING, text, run.job.id, run.job.handler, claim.attempt)
         self._runs.add(run)
         if self._stopped or self._now() >= held_until:  # as the answer took so long
             run.drop(None)

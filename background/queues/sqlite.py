@@ -223,7 +223,8 @@ class SQLiteBroker(Broker):
             self._warned = True
             warnings.warn(
                 f"several connections change {self.path}, which before SQLite 3.51.3 can damage it "
-                f"in rare cases; this is SQLite {sqlite3.sqlite_version}",
+                f"in rare cases, and this is SQLite {sqlite3.sqlite_version}: use a newer one, or "
+                "one process, or a server",
                 RuntimeWarning,
                 stacklevel=3,
             )

@@ -77,6 +77,10 @@ async def test_arguments_are_checked_when_a_job_is_enqueued(
         await handler.enqueue("one")  # type: ignore[arg-type]
     with pytest.raises(TypeError):
         await jobs.enqueue(handler.name, [1, 2, 3])
+    with pytest.raises(TypeError, match=r"'delay'; options go before the arguments, as in handler"):
+        await handler.enqueue(1, delay=5)  # type: ignore[call-arg]
+    with pytest.raises(TypeError, match=r"write handler\.enqueue"):
+        await jobs.enqueue(handler, [1])  # type: ignore[call-overload]
     assert broker.asked["enqueue"] == 0
 
 
@@ -98,7 +102,7 @@ async def test_many_jobs_take_one_round_trip(
     [
         {},
         {"delay": 5, "expires": 60, "queue": "other"},
-        {"at": 4e9, "timeout": 2, "retry": 3, "meta": {"x": 1}},
+        {"at": 4e9, "expires": 5e9, "timeout": 2, "retry": 3, "meta": {"x": 1}},
     ],
 )
 async def test_one_of_many_is_enqueued_as_it_would_be_alone(
@@ -194,7 +198,12 @@ async def test_delayed_and_expiring_jobs(
     await note.options(delay=10).enqueue()
     await note.options(at=wall + 20).enqueue()
     at = datetime.fromtimestamp(wall, UTC) + timedelta(seconds=40)
-    expiring = await note.options(at=at).enqueue()
+    for options in ({"at": at}, {"delay": 30}, {"delay": 5, "expires": 5}):
+        with pytest.raises(ValueError, match=r"^expires must be more than the delay: "):
+            await note.options(**options).enqueue()  # type: ignore[arg-type]
+        with pytest.raises(ValueError, match=r"^expires must be more than the delay: "):
+            await note.options(**options).enqueue_many([()])  # type: ignore[arg-type]
+    expiring = await note.options(delay=25, queue="nobody").enqueue()
     late = await note.options(at=at, expires=100).enqueue()
     assert await jobs.count(state=S.SCHEDULED) == 4
     await jobs.start(manager)
@@ -624,7 +633,7 @@ async def test_jobs_are_counted_listed_and_purged(
     assert await jobs.purge(state=S.SUCCEEDED) == 3
     assert [info.id async for info in jobs.list()] == [other.id]
     for wrong in (lambda: jobs.count(state="odd"), lambda: jobs.purge(state="odd")):  # type: ignore[arg-type, return-value]
-        with pytest.raises(ValueError, match="odd"):
+        with pytest.raises(ValueError, match=r"^state must be one of scheduled, ready, .*'odd'"):
             await wrong()
     with pytest.raises(ValueError, match="odd"):
         jobs.list(state="odd")  # type: ignore[arg-type]
@@ -905,7 +914,10 @@ async def test_a_job_whose_handler_is_not_known_is_dead(
 
 @pytest.mark.virtual
 async def test_a_job_that_workers_die_of_is_dead(
-    manager: Manager, broker: FaultyBroker, recorder: RecordingObserver
+    manager: Manager,
+    broker: FaultyBroker,
+    recorder: RecordingObserver,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     ran: list[int] = []
     async with JobQueue(broker, max_crashes=2) as jobs:
@@ -924,6 +936,7 @@ async def test_a_job_that_workers_die_of_is_dead(
             await poison.result()
         assert await poor.result() is None
         assert ran == [2]
+        assert "job poor of h: its worker died, or lost its lease" in caplog.text
         await manager.close(timeout=0)
     assert recorder.names().count("dead") == 1
 
