@@ -15,6 +15,7 @@ from unittest.mock import patch
 
 from anyio.from_thread import BlockingPortal, start_blocking_portal
 from history import PATIENCE, End, History, Log
+from opentelemetry.context import Context, attach
 from stores import Store
 
 from background.queues import JobInfo, JobQueue
@@ -50,10 +51,12 @@ class Client:
     def broker(self) -> Broker:
         return self._jobs._client.broker
 
-    def enqueue(self, name: str, *args: Any, **options: Any) -> str:
-        """Enqueue a job, and return its id."""
+    def enqueue(self, name: str, *args: Any, context: Context | None = None, **options: Any) -> str:
+        """Enqueue a job, in a trace context if one is given, and return its id."""
 
         async def enqueue() -> str:
+            if context is not None:
+                attach(context)
             job = await self._jobs.enqueue(name, args, queue=self._queue, **options)
             return job.id
 

@@ -23,6 +23,7 @@ sys.path.append(str(Path(__file__).parent.parent))
 
 import anyio
 from history import Notes
+from opentelemetry import propagate
 from signalled import BACKENDS
 
 from background import (
@@ -157,6 +158,20 @@ def declare(jobs: JobQueue, notes: Notes, queue: str, backend: str) -> None:
         return len(text)
 
     @handler()
+    async def beat() -> None:
+        note("started")
+        note("returned")
+
+    @handler()
+    async def carry() -> dict[str, str]:
+        """Return the trace context that it runs in."""
+        note("started")
+        carrier: dict[str, str] = {}
+        propagate.inject(carrier)
+        note("returned")
+        return carrier
+
+    @handler()
     async def echo(value: Any) -> Any:
         note("started")
         note("returned")
@@ -211,6 +226,8 @@ async def main(options: argparse.Namespace, notes: Notes) -> None:
         observers=[Noting(notes)],
     )
     declare(jobs, notes, options.queue, options.backend)
+    if options.every:
+        jobs.every(options.every, jobs._handlers["beat"])
     signals = {signal.SIGTERM, signal.SIGINT}
     manager = Manager(signals=signals, grace=options.grace, observers=[Leaving(notes)])
     async with manager, jobs:
@@ -250,6 +267,7 @@ def parsed(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--concurrency", type=int, default=4)
     parser.add_argument("--grace", type=float, default=0.0)
     parser.add_argument("--max-crashes", type=int, default=3)
+    parser.add_argument("--every", type=float, default=0.0, help="seconds between two beats")
     parser.add_argument("--clock", type=float, default=0.0, help="seconds that its clock is ahead")
     return parser.parse_args(arguments)
 
