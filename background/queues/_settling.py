@@ -17,6 +17,7 @@ from ._outage import Outage
 from ._states import FINAL, JobState
 from .abc import Broker, Settlement
 
+_SINCE_THEN = (JobState.RUNNING, JobState.SUCCEEDED)
 _REFUSALS = (QueueError, ValueError)  # which trying again does not mend
 
 
@@ -158,6 +159,9 @@ class Settler:
         if job is None:
             return settlement.state in FINAL  # and was kept for less than all this took
         counted = batch.holders[place].attempt - (settlement.state is JobState.READY)
+        if settlement.state is JobState.SCHEDULED and job.attempt == counted + 1:
+            # The next attempt has begun, which sees the error of this one if that was accepted.
+            return job.state in _SINCE_THEN and job.error == settlement.error
         states = {settlement.state}
         if settlement.state not in FINAL:  # it may be due by now
             states.add(JobState.READY)

@@ -6,7 +6,7 @@ import anyio
 import pytest
 from brokers import elapse
 from faulty import FaultyBroker
-from test_brokers import claim_one, message, settlement, state_of
+from test_brokers import LEASE, claim_one, message, settlement, state_of
 
 from background.queues import JobState
 from background.queues._settling import Settler
@@ -47,3 +47,27 @@ async def test_what_is_ready_again_has_not_ended(broker: FaultyBroker, state: Jo
         assert await settler.settle(settlement(claim, state), Holder()) is False
         group.cancel_scope.cancel()
     assert await state_of(broker) is JobState.READY
+
+
+@pytest.mark.parametrize("accepted", [True, False])
+async def test_the_next_attempt_tells_what_became_of_a_settlement(
+    broker: FaultyBroker, accepted: bool
+) -> None:
+    """It follows a failure, or the end of a lease, if nothing is known but that it has begun."""
+    await broker.enqueue([message()])
+    claim = await claim_one(broker)
+    (broker.lose if accepted else broker.fail)("settle")
+    settler = Settler(broker, type(anyio.Event()))
+    async with anyio.create_task_group() as group:
+        group.start_soon(settler.run)
+        failed = settlement(claim, JobState.SCHEDULED, error={"type": "E"})
+        batch, place = settler.put(failed, Holder())
+        await broker.called("settle")
+        go_on = broker.hold("settle")
+        if not accepted:
+            await elapse(broker.real, LEASE + 1)
+        assert (await claim_one(broker)).attempt == 2
+        go_on.set()
+        await batch.done.wait()
+        group.cancel_scope.cancel()
+    assert batch.answers[place] is accepted
