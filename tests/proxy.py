@@ -164,12 +164,13 @@ class Proxy:
                 break
             if cut is Cut.AFTER:
                 connection.answers_cut = True
-            if not connection.silent and connection.server is not None:
+            passes = not connection.silent
+            if cut is Cut.SILENTLY:
+                connection.silent = True  # before the server can answer
+            if passes and connection.server is not None:
                 sent = piece[: len(piece) // 2] if cut is Cut.WITHIN else piece
                 if not _sent(connection.server, sent):
                     break
-            if cut is Cut.SILENTLY:
-                connection.silent = True
             if cut is Cut.WITHIN:
                 break
         self._end(connection)
