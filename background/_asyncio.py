@@ -10,11 +10,13 @@ from collections.abc import Callable, Coroutine
 from contextlib import suppress
 from contextvars import Context, copy_context
 from inspect import CORO_CREATED, getcoroutinestate
-from typing import Any
+from typing import Any, TypeVar
 
 import anyio
 
 from ._backend import Backend
+
+T = TypeVar("T")
 
 
 class AsyncioBackend(Backend):
@@ -27,23 +29,17 @@ class AsyncioBackend(Backend):
         self._loop = asyncio.get_running_loop()
         self.now = self._loop.time
 
-    async def open(self) -> None:
-        pass
-
-    def close(self) -> None:
-        pass
-
     def spawn(
         self,
-        coroutine: Coroutine[Any, Any, None],
+        fn: Callable[[T], Coroutine[Any, Any, None]],
+        subject: T,
         *,
         name: str,
         context: Context,
-        on_lost: Callable[[Any], None],
-        subject: object,
+        on_lost: Callable[[T], None],
     ) -> object:
         # Not by the loop's task factory: an eager one would run the task inside the submission.
-        child = _Child(coroutine, loop=self._loop, name=name, context=context)
+        child = _Child(fn(subject), loop=self._loop, name=name, context=context)
         child.backend = self
         child.context = context
         child.on_lost = on_lost

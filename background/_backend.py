@@ -9,12 +9,16 @@ from __future__ import annotations
 
 import sys
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine
 from contextvars import Context
-from typing import Any
+from typing import Any, ParamSpec, TypeVar
 
 import anyio
 from anyio.lowlevel import current_token
+
+P = ParamSpec("P")
+R = TypeVar("R")
+T = TypeVar("T")
 
 
 class Backend(ABC):
@@ -35,28 +39,24 @@ class Backend(ABC):
         self.event = type(anyio.Event())
 
     @abstractmethod
-    async def open(self) -> None:
-        """Make ready to spawn."""
-
-    @abstractmethod
-    def close(self) -> None:
-        """Spawn no more; what still runs is left behind."""
-
-    @abstractmethod
     def spawn(
         self,
-        coroutine: Coroutine[Any, Any, None],
+        fn: Callable[[T], Coroutine[Any, Any, None]],
+        subject: T,
         *,
         name: str,
         context: Context,
-        on_lost: Callable[[Any], None],
-        subject: object,
+        on_lost: Callable[[T], None],
     ) -> object:
-        """Start a task that must not raise, in `context`.
+        """Start `fn(subject)`, which must not raise, as a task in `context`.
 
         Returns what has to be kept for as long as the task runs. `on_lost` is called with the
-        subject if the task was cancelled before the coroutine had its first step.
+        subject if the task was cancelled before it had its first step.
         """
+
+    def interruptible(self, fn: Callable[P, Awaitable[R]]) -> Callable[P, Awaitable[R]]:
+        """Return a function of people's own as it has to be called for a Ctrl-C to reach it."""
+        return fn
 
     def call_soon(self, fn: Callable[[], object], context: Context) -> None:
         """Call `fn` in the event loop, in `context`; for other threads and signal handlers.

@@ -174,7 +174,7 @@ class Listener:
         me = self._backend.current_task()
         try:
             with anyio.CancelScope():  # which can't be left if the hook leaves one open
-                await self.observer.watch(manager)
+                await self._backend.interruptible(self.observer.watch)(manager)
         except BaseException as error:
             if self._backend.ends(me, error):
                 raise

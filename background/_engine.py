@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from contextvars import Context
 from functools import partial
 from itertools import count
@@ -158,14 +158,17 @@ class Engine:
                 self.timer.abandon()
 
     def _start(self, handle: TaskHandle[Any], context: Context) -> None:
-        handle._coroutine = self._runner.run(handle)
         handle._native = self._backend.spawn(
-            handle._coroutine,
+            self._run,
+            handle,
             name=handle.task.name or "",
             context=context,
             on_lost=self._on_lost,
-            subject=handle,
         )
+
+    def _run(self, handle: TaskHandle[Any]) -> Coroutine[Any, Any, None]:
+        handle._coroutine = coroutine = self._runner.run(handle)
+        return coroutine
 
     def _lost(self, handle: TaskHandle[Any]) -> None:
         if _is_waiting(handle):

@@ -18,6 +18,7 @@ from ._errors import TaskCancelled, TaskExpired
 from ._log import log
 from ._states import TaskKind, TaskStatus
 from ._task import Task
+from ._uninterrupted import uninterrupted
 
 if TYPE_CHECKING:
     from ._dispatch import Hooks
@@ -155,6 +156,7 @@ class TaskHandle(Generic[T]):
     def meta(self) -> Mapping[str, Any]:
         return self.task.meta
 
+    @uninterrupted
     async def wait(self) -> TaskStatus:
         """Wait until the task has ended and return how; never raises for the task's fate."""
         if self.status in FINAL:
@@ -202,6 +204,7 @@ class TaskHandle(Generic[T]):
     def __await__(self) -> Generator[Any, Any, T]:
         return self.result().__await__()
 
+    @uninterrupted
     def cancel(self, reason: str | None = None) -> bool:
         """Cancel the task; return whether it was still outstanding.
 

@@ -8,9 +8,10 @@ import anyio
 
 
 async def persist(fn: Callable[[], Awaitable[None]]) -> BaseException | None:
-    """See `fn` to its end, called again where it is cancelled natively, which no shield keeps out.
+    """See `fn` to its end, called again after what no shield keeps out.
 
-    Returns the latest such cancellation.
+    That are asyncio's own cancellations, and a KeyboardInterrupt in trio's main task. Returns the
+    latest of them.
     """
     interrupted: BaseException | None = None
     while True:
@@ -18,13 +19,13 @@ async def persist(fn: Callable[[], Awaitable[None]]) -> BaseException | None:
             with anyio.CancelScope(shield=True):
                 await fn()
             break
-        except anyio.get_cancelled_exc_class() as cancellation:
-            interrupted = cancellation
+        except (anyio.get_cancelled_exc_class(), KeyboardInterrupt) as interruption:
+            interrupted = interruption
     return interrupted
 
 
 async def insist(fn: Callable[[], Awaitable[None]]) -> None:
-    """As `persist`, and raise the cancellation, if there was one."""
+    """As `persist`, and raise the interruption, if there was one."""
     interrupted = await persist(fn)
     if interrupted is not None:
         raise interrupted

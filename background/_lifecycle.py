@@ -63,11 +63,10 @@ class Lifecycle:
             on_fatal=self._on_fatal,
         )
 
-    async def open(self, manager: Manager) -> None:
+    def open(self, manager: Manager) -> None:
         """Start everything. Raises `ManagerMisuse` where signals can't be handled."""
         if self._settings.signals:
             self._signals = SignalHandlers(self._settings.signals, manager, self._backend.call_soon)
-        await self._backend.open()
         self._start_timer()
         self.listeners.watch(manager)
         self._body.__enter__()
@@ -107,7 +106,6 @@ class Lifecycle:
             for failure in self.listeners.give_up():
                 log_failure(failure.name, failure.id, failure.error)
             self.portal.close()
-            self._backend.close()
             if self._signals is not None:
                 self._signals.restore()
         if misplaced:
@@ -119,14 +117,14 @@ class Lifecycle:
         return self._exit_body(error, interrupted)
 
     async def _close(self, error: BaseException | None) -> BaseException | None:
-        """Close as the body's end asks for; return a cancellation that came in between."""
+        """Close as the body's end asks for; return what interrupted it."""
         interrupted: BaseException | None = None
         if error is None or isinstance(error, Exception):
             try:
                 self.shutdown.begin("the block was left")
                 await self._finish_closing()
-            except self._backend.cancelled as cancellation:
-                interrupted = cancellation
+            except (self._backend.cancelled, KeyboardInterrupt) as interruption:
+                interrupted = interruption
             else:
                 return None
         self.shutdown.force("the block was cancelled")

@@ -24,6 +24,7 @@ from ._runner import current_handle
 from ._settings import Settings, known_signals
 from ._states import ManagerState, TaskKind, TaskStatus
 from ._task import Task, describe_loop, describe_one_off
+from ._uninterrupted import uninterrupted
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -87,7 +88,6 @@ class Manager:
             cancel_timeout=cancel_timeout,
         )
         self._life: Lifecycle | None = None
-        self._entering = False
         self._closed_unused: CloseReport | None = None
 
     @property
@@ -105,26 +105,21 @@ class Manager:
             return self._life.shutdown.state
         return ManagerState.NEW if self._closed_unused is None else ManagerState.CLOSED
 
+    @uninterrupted
     async def __aenter__(self) -> Manager:
         if self._closed_unused is not None:
             raise ManagerClosed(f"manager {self.name!r} was closed before it was entered")
-        if self._entering or self._life is not None:
+        if self._life is not None:
             raise ManagerMisuse(
                 f"manager {self.name!r} has been entered before; make a new one each time"
             )
         life = Lifecycle(self._settings)
-        self._entering = True
-        try:
-            await life.open(self)
-        finally:
-            self._entering = False
+        life.open(self)
         self._life = life
         life.take_signals()
-        if self._closed_unused is not None:  # meanwhile
-            await life.leave(None)
-            raise ManagerClosed(f"manager {self.name!r} was closed before it was entered")
         return self
 
+    @uninterrupted
     async def __aexit__(
         self,
         exc_type: type[BaseException] | None,
@@ -181,6 +176,7 @@ class Manager:
         """
         return self.run_task(describe_loop(fn, args, kwargs, schedule=_schedule.cron(expression)))
 
+    @uninterrupted
     def run_task(self, task: Task[T]) -> TaskHandle[T]:
         """Submit a task and return its handle at once; may be called from any thread.
 
@@ -196,6 +192,7 @@ class Manager:
             return life.engine.add(task, context)
         return life.portal.call(partial(self._add, life, task))
 
+    @uninterrupted
     async def submit(self, task: Task[T]) -> TaskHandle[T]:
         """As `run_task`, but wait for room instead of raising `ManagerFull`, oldest waiter first.
 
@@ -233,6 +230,7 @@ class Manager:
 
     # Waiting and shutting down
 
+    @uninterrupted
     async def wait(self) -> None:
         """Wait until no one-off is outstanding; those that are submitted meanwhile prolong it.
 
@@ -242,6 +240,7 @@ class Manager:
         await checkpoint()
         await outstanding.idle_beside(current_handle.get(), TaskKind.ONE_OFF)
 
+    @uninterrupted
     async def stop_loops(self) -> None:
         """Let each loop finish its current iteration and start no other; wait until all have ended.
 
@@ -252,6 +251,7 @@ class Manager:
         await checkpoint()
         await engine.outstanding.idle_beside(current_handle.get(), TaskKind.LOOP)
 
+    @uninterrupted
     async def close(self, *, timeout: float | EllipsisType | None = ...) -> CloseReport:
         """Take no more tasks, wait for one-offs, stop loops, and report what became of them.
 
@@ -282,6 +282,7 @@ class Manager:
         await checkpoint()
         await requested.wait()
 
+    @uninterrupted
     def request_shutdown(self) -> None:
         """Do what a shutdown signal does; may be called from any thread.
 
@@ -294,6 +295,7 @@ class Manager:
 
     # Looking and cancelling
 
+    @uninterrupted
     def cancel(self, id: str, *, reason: str | None = None) -> bool:
         """Cancel an outstanding task; `False` if there is none with this id."""
         handle = self.get(id)
@@ -331,6 +333,7 @@ class Manager:
             events_dropped=0 if life is None else life.listeners.complaints.missed,
         )
 
+    @uninterrupted
     def report_stall(self, id: str, *, elapsed: float) -> None:
         """Tell the observers of a running task that its attempt takes long; for `watch()` services.
 

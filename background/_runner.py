@@ -37,6 +37,7 @@ class Runner:
         self.settle: Settle  # set by the engine
         self.limiter = anyio.CapacityLimiter(threads)
         self._backend = backend
+        self._interruptible = backend.interruptible
         self._policy = policy
         self._judges = policy is not None and judges_success(policy)
 
@@ -69,7 +70,7 @@ class Runner:
                     # Nearly every task ends here, having needed no more than this.
                     try:
                         if task.timeout is None and is_async(task.fn):
-                            value = await task.fn(*task.args, **task.kwargs)
+                            value = await self._interruptible(task.fn)(*task.args, **task.kwargs)
                         else:
                             value = await self._attempt(handle)
                     except Exception as raised:
@@ -184,7 +185,7 @@ class Runner:
     async def _call(self, handle: TaskHandle[Any]) -> Any:
         task = handle.task
         if is_async(task.fn):
-            return await task.fn(*task.args, **task.kwargs)
+            return await self._interruptible(task.fn)(*task.args, **task.kwargs)
 
         answers: list[Any] = []
         abandoned = False

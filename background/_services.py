@@ -31,11 +31,11 @@ class Services:
         """
         service = _Service(fn, on_lost)
         self._running[service] = self._backend.spawn(
-            self._serve(service),
+            self._serve,
+            service,
             name=name,
             context=self._context.copy(),
             on_lost=self._lost,
-            subject=service,
         )
 
     async def _serve(self, service: _Service) -> None:

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine
 from contextvars import Context
 from functools import partial
-from typing import Any
+from typing import Any, ParamSpec, TypeVar
 
 import trio
 
 from ._backend import Backend
+from ._uninterrupted import awaiting_protection
+
+P = ParamSpec("P")
+R = TypeVar("R")
+T = TypeVar("T")
 
 
 class TrioBackend(Backend):
@@ -21,35 +26,24 @@ class TrioBackend(Backend):
     def __init__(self) -> None:
         super().__init__()
         self._token = trio.lowlevel.current_trio_token()
-        self._opened = trio.Event()
-        self._closed = trio.Event()
-        self._nursery: trio.Nursery
-
-    async def open(self) -> None:
-        trio.lowlevel.spawn_system_task(self._hold)
-        with trio.CancelScope(shield=True):  # takes no longer than the task takes to start
-            await self._opened.wait()
-
-    async def _hold(self) -> None:
-        async with trio.open_nursery() as self._nursery:
-            self._opened.set()
-            await self._closed.wait()
-
-    def close(self) -> None:
-        self._closed.set()
+        while awaiting_protection:
+            trio.lowlevel.enable_ki_protection(awaiting_protection.pop())
 
     def spawn(
         self,
-        coroutine: Coroutine[Any, Any, None],
+        fn: Callable[[T], Coroutine[Any, Any, None]],
+        subject: T,
         *,
         name: str,
         context: Context,
-        on_lost: Callable[[Any], None],
-        subject: object,
+        on_lost: Callable[[T], None],
     ) -> object:
-        # Every task of trio's has its first step, so that none is lost.
-        context.run(partial(self._nursery.start_soon, lambda: coroutine, name=name))
-        return None  # the nursery keeps it
+        # Every task of trio's has its first step, so that none is lost; and a system task is
+        # protected from KeyboardInterrupt.
+        return trio.lowlevel.spawn_system_task(fn, subject, name=name, context=context)
+
+    def interruptible(self, fn: Callable[P, Awaitable[R]]) -> Callable[P, Awaitable[R]]:
+        return partial(_interruptible, fn)
 
     def _call_soon(self, fn: Callable[[], object], context: Context) -> None:
         self._token.run_sync_soon(context.run, fn)
@@ -66,3 +60,8 @@ class TrioBackend(Backend):
     def is_running(self) -> bool:
         running = trio.lowlevel.in_trio_run()
         return running and trio.lowlevel.current_trio_token() is self._token
+
+
+@trio.lowlevel.disable_ki_protection
+async def _interruptible(fn: Callable[P, Awaitable[R]], /, *args: P.args, **kwargs: P.kwargs) -> R:
+    return await fn(*args, **kwargs)

@@ -21,6 +21,7 @@ LAYERS = [
     "_checks",
     "_log",
     "_insist",
+    "_uninterrupted",
     "_record",
     "_events",
     "_observe",

@@ -50,7 +50,6 @@ def test_what_asyncio_cancels_is_begun_again() -> None:
 
 async def test_a_service_that_has_not_begun_is_stopped_as_well() -> None:
     backend = current_backend()
-    await backend.open()
     services = Services(backend, copy_context())
     ended = anyio.Event()
 
@@ -63,4 +62,3 @@ async def test_a_service_that_has_not_begun_is_stopped_as_well() -> None:
     services.start("late", serve)
     await services.stop(10)
     assert ended.is_set()
-    backend.close()

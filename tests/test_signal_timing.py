@@ -139,3 +139,15 @@ def test_signals_at_any_line(cases: Cases, backend: str) -> None:
     for case in found:
         check_end(case)
         check_events(case)
+
+
+def test_ctrl_c_at_any_line_of_a_manager_that_handles_no_signals(
+    cases: Cases, backend: str
+) -> None:
+    """What raises it does so in the program's own task, and the manager is left by it."""
+    found = [case for case in cases.of(backend, "unhandled") if "signal in" in case["output"]]
+    print(f"Ctrl-C tried at lines = {len(found)}, of {LINES}")
+    assert len(found) > 0.9 * LINES
+    for case in found:
+        check_end(case)
+        check_events(case)

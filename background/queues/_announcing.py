@@ -37,16 +37,12 @@ class Announcer:
     """Tells a queue's observers, those of handlers, and those of the managers it works for."""
 
     def __init__(self, observers: tuple[Observer, ...]) -> None:
-        self._backend = current_backend()
+        backend = current_backend()
         self._observers = observers
         self._fatal: list[BaseException] = []
-        self._services = Services(self._backend, copy_context())
-        self._own = Listeners(observers, self._backend, self._services.start, self._fatal.append)
+        self._services = Services(backend, copy_context())
+        self._own = Listeners(observers, backend, self._services.start, self._fatal.append)
         self._lives: list[Lifecycle] = []
-
-    async def open(self) -> None:
-        """Make ready for `async def` hooks."""
-        await self._backend.open()
 
     def join(self, life: Lifecycle) -> None:
         """Tell a manager's observers, too."""
@@ -76,7 +72,6 @@ class Announcer:
         await self._own.flush(timeout)
         self._own.give_up()
         await self._services.stop(timeout)
-        self._backend.close()
         self._raise_fatal()
 
     def _raise_fatal(self) -> None:

@@ -130,13 +130,8 @@ class JobQueue:
             raise QueueError("the queue is open already")
         self._opening = True
         try:
+            announcer = Announcer(self._observers)
             await self._client.open()
-            try:
-                announcer = Announcer(self._observers)
-                await announcer.open()
-            except BaseException:
-                await insist(self._client.close)
-                raise
         finally:
             self._opening = False
         workforce = Workforce(

@@ -49,6 +49,7 @@ OURS = str(Path(background.__file__).parent)
 LONG = AsyncRetrying(stop=stop_after_attempt(2), wait=wait_fixed(3600))
 
 Send = Callable[[], None]
+Signals = tuple[signal.Signals, ...]
 Case = tuple[dict[str, Any], Callable[[], None]]
 
 
@@ -79,8 +80,8 @@ class Reporter(Observer):
 
 
 def make_manager(*observers: Observer, **options: Any) -> Manager:
-    options = {"grace": None, "cancel_timeout": 0.1, **options}
-    return Manager(observers=[Reporter(), *observers], signals=set(SIGNALS), **options)
+    options = {"grace": None, "cancel_timeout": 0.1, "signals": SIGNALS, **options}
+    return Manager(observers=[Reporter(), *observers], **options)
 
 
 async def broken() -> None:
@@ -90,9 +91,9 @@ async def broken() -> None:
 # Signals at any line of the package
 
 
-async def does_a_little_of_everything() -> None:
+async def does_a_little_of_everything(signals: Signals) -> None:
     """Everything there is to do between entering and leaving, once."""
-    async with make_manager() as manager:
+    async with make_manager(signals=signals) as manager:
         manager.every(3600, checkpoint)
         manager.after(3600, checkpoint)
         manager.run_task(Task(broken, retry=LONG, lifespan=0.01))
@@ -122,11 +123,13 @@ class SignalAtLine:
         return self
 
 
-def traced(backend: str, send: Send, lines: Iterable[int]) -> None:
+def traced(backend: str, signals: Signals, send: Send, lines: Iterable[int]) -> None:
     tracer = SignalAtLine(send, lines)
     sys.settrace(tracer)
-    anyio.run(does_a_little_of_everything, **BACKENDS[backend])
-    sys.settrace(None)
+    try:
+        anyio.run(does_a_little_of_everything, signals, **BACKENDS[backend])
+    finally:
+        sys.settrace(None)
     say("lines:", tracer.passed)
 
 
@@ -321,14 +324,23 @@ def moments(backend: str) -> Iterator[Case]:
                 yield case, partial(anyio.run, moment, send, **BACKENDS[backend])
 
 
-def lines(backend: str, last: int, seed: int, count: int) -> Iterator[Case]:
+def lines(backend: str, seed: int, count: int) -> Iterator[Case]:
     """One signal at each of so many lines, and two signals at half as many pairs."""
     chance = random.Random(seed)
+    last = count_lines(backend, SIGNALS)
     for number in SIGNALS:
         places = [sorted(chance.sample(range(1, last), k=1 + (n % 3 == 2))) for n in range(count)]
         for at in places:
             case = {"case": "lines", "signal": number, "times": len(at), "at": at}
-            yield case, partial(traced, backend, partial(send_to_myself, number, 1), at)
+            yield case, partial(traced, backend, SIGNALS, partial(send_to_myself, number, 1), at)
+
+
+def unhandled(backend: str, seed: int, count: int) -> Iterator[Case]:
+    """A Ctrl-C at each of so many lines, of which the manager is not told."""
+    send = partial(send_to_myself, signal.SIGINT, 1)
+    for at in random.Random(seed).sample(range(1, count_lines(backend, ())), k=count):
+        case = {"case": "unhandled", "signal": signal.SIGINT, "times": 1, "at": [at]}
+        yield case, partial(traced, backend, (), send, [at])
 
 
 class Children:
@@ -375,12 +387,12 @@ class Children:
             self.reap()
 
 
-def count_lines(backend: str) -> int:
+def count_lines(backend: str, signals: Signals) -> int:
     """How many lines of the package a run passes that nothing interrupts."""
     with tempfile.TemporaryFile("w+", encoding="utf-8") as output:
         if not os.fork():
             os.dup2(output.fileno(), 1)
-            traced(backend, lambda: None, [])
+            traced(backend, signals, lambda: None, [])
             sys.exit()
         os.wait()
         output.seek(0)
@@ -401,9 +413,10 @@ def main(backend: str, seed: str, count: str) -> None:
     for case, program in moments(backend):
         children.start(case, program)
     children.finish()
-    for case, program in lines(backend, count_lines(backend), int(seed), int(count)):
-        children.start(case, program)
-    children.finish()
+    for cases in lines, unhandled:
+        for case, program in cases(backend, int(seed), int(count)):
+            children.start(case, program)
+        children.finish()
     print("last of", backend, flush=True)
 
 
