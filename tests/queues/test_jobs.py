@@ -31,7 +31,6 @@ from background.queues import (
     Weighted,
     chain,
 )
-from background.queues._announcing import Announcer
 from background.queues.abc import Message
 from background.queues.memory import MemoryBroker
 from background.queues.sqlite import SQLiteBroker
@@ -364,12 +363,12 @@ async def test_a_queue_that_is_cancelled_while_it_opens_leaves_nothing_open(
 ) -> None:
     with anyio.CancelScope() as scope:
 
-        async def open(announcer: Announcer) -> None:
+        async def open(results: MemoryResults) -> None:
             scope.cancel()
             await anyio.sleep_forever()
 
-        monkeypatch.setattr(Announcer, "open", open)
-        await JobQueue(broker).__aenter__()
+        monkeypatch.setattr(MemoryResults, "open", open)
+        await JobQueue(broker, results=MemoryResults()).__aenter__()
     assert (broker.asked["open"], broker.asked["close"]) == (1, 1)
 
 
