@@ -9,6 +9,7 @@ from typing import Any
 
 import anyio
 
+from .._uninterrupted import uninterrupted
 from . import _body, _failure, _payload
 from ._body import Body
 from ._errors import BrokerUnavailable, DuplicateJob, InvalidPayload, QueueError
@@ -149,6 +150,7 @@ class Client:
         job = await self.broker.get(id)
         return None if job is None else await self._info(job)
 
+    @uninterrupted
     async def infos(self, queue: str | None, state: JobState | None) -> AsyncIterator[JobInfo]:
         async for job in self.broker.scan(queue=queue, state=state):
             yield await self._info(job)

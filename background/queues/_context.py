@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from .._runner import current_handle
+from .._uninterrupted import uninterrupted
 from ._errors import QueueError
 from ._job_run import JobRun
 
@@ -71,6 +72,7 @@ class JobContext:
         """What was given as `options(meta=…)`."""
         return self._run.plan.meta
 
+    @uninterrupted
     async def save(self, value: Any) -> None:
         """Keep an intermediate result, for whoever asks for the job's info meanwhile.
 

@@ -11,6 +11,7 @@ from .. import _checks
 from .._observe import Observer
 from .._record import record
 from .._retry import Retry, make_policy
+from .._uninterrupted import uninterrupted
 from ._arguments import Signature
 from ._composites import Single, Step
 from ._job_handle import JobHandle
@@ -61,6 +62,7 @@ class Sending(Generic[P, T]):
         self._settings = settings
         self._options = options
 
+    @uninterrupted
     async def enqueue(self, *args: P.args, **kwargs: P.kwargs) -> JobHandle[T]:
         """Have the handler called with these arguments, in whichever process works it off.
 
@@ -77,6 +79,7 @@ class Sending(Generic[P, T]):
         await sender.send([made], options, settings.observers)
         return sender.handle(made.id)
 
+    @uninterrupted
     async def enqueue_many(
         self, calls: Iterable[Sequence[Any] | Mapping[str, Any]]
     ) -> list[JobHandle[T]]:

@@ -7,6 +7,7 @@ from math import inf
 from typing import Any, Generic, TypeVar
 
 from .. import _checks
+from .._uninterrupted import uninterrupted
 from ._client import Client
 from ._errors import JobCancelled, JobExpired
 from ._info import JobInfo
@@ -25,6 +26,7 @@ class JobHandle(Generic[T]):
         self._client = client
         self._convert = convert
 
+    @uninterrupted
     async def result(self, timeout: float | None = None) -> T:
         """Wait for the job and return what its handler returned.
 
@@ -46,15 +48,18 @@ class JobHandle(Generic[T]):
         value: T = self._convert(job.message.handler, await self._client.result(job))
         return value
 
+    @uninterrupted
     async def wait(self, timeout: float | None = None) -> JobState:
         """Wait until the job has ended and return how; raises nothing for the job's fate."""
         _checks.optional(_checks.seconds, "timeout", timeout, at_least=0)
         return (await self._client.wait(self.id, inf if timeout is None else timeout)).state
 
+    @uninterrupted
     async def info(self) -> JobInfo | None:
         """Return the job as it is now; `None` if it is not known."""
         return await self._client.info(self.id)
 
+    @uninterrupted
     async def cancel(self) -> bool:
         """Cancel the job: one that runs is told within two seconds. `False` if it has ended."""
         return await self._client.cancel(self.id)

@@ -15,6 +15,7 @@ from .._manager import Manager
 from .._observe import Observer
 from .._retry import Retry
 from .._schedule import Cron, Schedule
+from .._uninterrupted import uninterrupted
 from . import _names, _payload
 from ._announcing import Announcer, checked
 from ._arguments import Signature
@@ -125,6 +126,7 @@ class JobQueue:
         """
         return cls(make_broker(url), **options)
 
+    @uninterrupted
     async def __aenter__(self) -> JobQueue:
         if self._open is not None or self._opening:
             raise QueueError("the queue is open already")
@@ -145,6 +147,7 @@ class JobQueue:
         self._open = _Open(announcer, workforce)
         return self
 
+    @uninterrupted
     async def __aexit__(
         self,
         exc_type: type[BaseException] | None,
@@ -246,6 +249,7 @@ class JobQueue:
     ) -> JobHandle[Any]: ...
     @overload
     async def enqueue(self, what: Step[T], *, id: str | None = ...) -> JobHandle[T]: ...
+    @uninterrupted
     async def enqueue(
         self,
         what: Any,
@@ -291,6 +295,7 @@ class JobQueue:
         handler = self._handlers.get(name or "")
         return result if handler is None else handler.signature.load_result(result)
 
+    @uninterrupted
     async def get(self, id: str) -> JobInfo | None:
         """Return a job as it is now; `None` if it is not known.
 
@@ -298,6 +303,7 @@ class JobQueue:
         """
         return await self._client.info(_names.check("id", id))
 
+    @uninterrupted
     async def count(self, queue: str | None = None, state: JobState | None = None) -> int:
         """Return how many jobs there are, of a queue and in a state.
 
@@ -311,6 +317,7 @@ class JobQueue:
         """Go through the jobs of a queue, in a state, oldest first. Raises as `count`."""
         return self._client.infos(_queue(queue), _state(state))
 
+    @uninterrupted
     async def dequeue(self, id: str) -> bool:
         """Cancel a job: at once if it has not started; if it runs, its worker hears of it.
 
@@ -322,6 +329,7 @@ class JobQueue:
             self._open.workforce.cancel(id)
         return cancelled
 
+    @uninterrupted
     async def requeue(self, id: str) -> bool:
         """Make a job ready that has ended, its attempts counted anew; `False` if there is none.
 
@@ -331,6 +339,7 @@ class JobQueue:
         """
         return await self._client.requeue(_names.check("id", id))
 
+    @uninterrupted
     async def purge(self, *, state: JobState | None = None, older_than: float = 0.0) -> int:
         """Forget jobs that ended at least `older_than` seconds ago; return how many."""
         _checks.seconds("older_than", older_than, at_least=0)
@@ -338,6 +347,7 @@ class JobQueue:
 
     # Workers
 
+    @uninterrupted
     async def start(
         self, manager: Manager, queues: Selection | None = None, *, concurrency: int = 10
     ) -> Worker:

@@ -18,7 +18,9 @@ from .._errors import DuplicateTask
 from .._lifecycle import Lifecycle
 from .._log import log
 from .._runner import current_handle
+from .._states import ManagerState
 from .._task import make as make_task
+from .._uninterrupted import uninterrupted
 from . import _tracing
 from ._client import Client
 from ._job_run import JobRun, Means
@@ -98,6 +100,7 @@ class Worker:
         self._serve("leases", self._leases.run)
         self._serve("sweeping", self._sweep)
         self._serve("claiming", self._claim_jobs)
+        self._serve("noticing the end", self._notice_end)
 
     def _serve(self, name: str, fn: Callable[[], Awaitable[None]]) -> None:
         again = partial(self._serve, name, fn)  # unlike the manager, it can't do without
@@ -118,6 +121,7 @@ class Worker:
         if self._pause is not None:
             self._pause.cancel()
 
+    @uninterrupted
     async def close(self, *, timeout: float | None = None) -> None:
         """Claim no more, and wait for the jobs that run.
 
@@ -168,16 +172,16 @@ class Worker:
 
     async def _idle(self, mine: JobRun | None) -> None:
         """Wait until there are no other jobs, and no more to come."""
-        async with anyio.create_task_group() as group:
-            group.start_soon(self._give_up, group.cancel_scope)
-            while self._others(mine) or self._claiming:
-                await self._change()
-            group.cancel_scope.cancel()
+        while self._others(mine) or self._claiming:
+            if self._life.shutdown.state is ManagerState.CLOSED:
+                return  # the manager waits no longer either, for jobs that are stuck
+            await self._change()
 
-    async def _give_up(self, waiting: anyio.CancelScope) -> None:
-        """Wait no longer than the manager itself does, for jobs that are stuck."""
-        await self._life.shutdown.wait()
-        waiting.cancel()
+    async def _notice_end(self) -> None:
+        try:
+            await self._life.shutdown.wait()
+        finally:
+            self._tell_change()
 
     async def _change(self) -> None:
         self._waiting = True

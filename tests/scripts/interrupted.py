@@ -50,6 +50,7 @@ LONG = AsyncRetrying(stop=stop_after_attempt(2), wait=wait_fixed(3600))
 
 Send = Callable[[], None]
 Signals = tuple[signal.Signals, ...]
+Program = Callable[[], Awaitable[None]]
 Case = tuple[dict[str, Any], Callable[[], None]]
 
 
@@ -123,11 +124,11 @@ class SignalAtLine:
         return self
 
 
-def traced(backend: str, signals: Signals, send: Send, lines: Iterable[int]) -> None:
+def traced(program: Program, backend: str, send: Send, lines: Iterable[int]) -> None:
     tracer = SignalAtLine(send, lines)
     sys.settrace(tracer)
     try:
-        anyio.run(does_a_little_of_everything, signals, **BACKENDS[backend])
+        anyio.run(program, **BACKENDS[backend])
     finally:
         sys.settrace(None)
     say("lines:", tracer.passed)
@@ -327,20 +328,22 @@ def moments(backend: str) -> Iterator[Case]:
 def lines(backend: str, seed: int, count: int) -> Iterator[Case]:
     """One signal at each of so many lines, and two signals at half as many pairs."""
     chance = random.Random(seed)
-    last = count_lines(backend, SIGNALS)
+    program = partial(does_a_little_of_everything, SIGNALS)
+    last = count_lines(program, backend)
     for number in SIGNALS:
         places = [sorted(chance.sample(range(1, last), k=1 + (n % 3 == 2))) for n in range(count)]
         for at in places:
             case = {"case": "lines", "signal": number, "times": len(at), "at": at}
-            yield case, partial(traced, backend, SIGNALS, partial(send_to_myself, number, 1), at)
+            yield case, partial(traced, program, backend, partial(send_to_myself, number, 1), at)
 
 
 def unhandled(backend: str, seed: int, count: int) -> Iterator[Case]:
     """A Ctrl-C at each of so many lines, of which the manager is not told."""
+    program = partial(does_a_little_of_everything, ())
     send = partial(send_to_myself, signal.SIGINT, 1)
-    for at in random.Random(seed).sample(range(1, count_lines(backend, ())), k=count):
+    for at in random.Random(seed).sample(range(1, count_lines(program, backend)), k=count):
         case = {"case": "unhandled", "signal": signal.SIGINT, "times": 1, "at": [at]}
-        yield case, partial(traced, backend, (), send, [at])
+        yield case, partial(traced, program, backend, send, [at])
 
 
 class Children:
@@ -387,14 +390,15 @@ class Children:
             self.reap()
 
 
-def count_lines(backend: str, signals: Signals) -> int:
+def count_lines(program: Program, backend: str) -> int:
     """How many lines of the package a run passes that nothing interrupts."""
     with tempfile.TemporaryFile("w+", encoding="utf-8") as output:
-        if not os.fork():
+        pid = os.fork()
+        if not pid:
             os.dup2(output.fileno(), 1)
-            traced(backend, signals, lambda: None, [])
+            traced(program, backend, lambda: None, [])
             sys.exit()
-        os.wait()
+        os.waitpid(pid, 0)
         output.seek(0)
         return int(output.read().split()[-1])
 
