@@ -71,11 +71,7 @@ class Sending(Generic[P, T]):
         `BrokerUnavailable`, and `QueueError` where the queue is not open.
         """
         settings, options, sender = self._settings, self._options, self._sender
-        try:
-            plain_args, plain_kwargs = self._signature.dump(args, kwargs)
-        except TypeError as error:
-            raise TypeError(f"{error}{_hint(error, kwargs)}") from None
-        made = message(settings.terms, plain_args, plain_kwargs, options, sender.max_payload)
+        made = message(settings.terms, *self._dump(args, kwargs), options, sender.max_payload)
         await sender.send([made], options, settings.observers)
         return sender.handle(made.id)
 
@@ -94,7 +90,7 @@ class Sending(Generic[P, T]):
         if self._options.id is not None:
             raise ValueError("id can't be given to enqueue_many(): each job needs its own")
         settings, options, sender = self._settings, self._options, self._sender
-        plain = (self._signature.dump(*_split(call)) for call in calls)
+        plain = (self._dump(*_split(call)) for call in calls)
         made = messages(settings.terms, plain, options, sender.max_payload)
         await sender.send(made, options, settings.observers)
         return [sender.handle(each.id) for each in made]
@@ -106,9 +102,16 @@ class Sending(Generic[P, T]):
         """
         if self._options.id is not None:
             raise ValueError("id can't be given to a step: give it to jobs.enqueue(step, id=…)")
-        plain_args, plain_kwargs = self._signature.dump(args, kwargs)
-        settings = self._settings
-        return Single(settings.terms, plain_args, plain_kwargs, self._options, settings.observers)
+        plain, settings = self._dump(args, kwargs), self._settings
+        return Single(settings.terms, *plain, self._options, settings.observers)
+
+    def _dump(
+        self, args: Sequence[Any], kwargs: Mapping[str, Any]
+    ) -> tuple[list[Any], dict[str, Any]]:
+        try:
+            return self._signature.dump(args, kwargs)
+        except TypeError as error:
+            raise TypeError(f"{error}{_hint(error, kwargs)}") from None
 
 
 class Handler(Sending[P, T], Generic[P, R, T]):

@@ -76,8 +76,13 @@ async def test_arguments_are_checked_when_a_job_is_enqueued(
         await handler.enqueue("one")  # type: ignore[arg-type]
     with pytest.raises(TypeError):
         await jobs.enqueue(handler.name, [1, 2, 3])
-    with pytest.raises(TypeError, match=r"'delay'; options go before the arguments, as in handler"):
+    hint = r"'delay'; options go before the arguments, as in handler"
+    with pytest.raises(TypeError, match=hint):
         await handler.enqueue(1, delay=5)  # type: ignore[call-arg]
+    with pytest.raises(TypeError, match=hint):
+        await handler.enqueue_many([{"a": 1, "delay": 5}])
+    with pytest.raises(TypeError, match=hint):
+        handler.job(1, delay=5)  # type: ignore[call-arg]
     with pytest.raises(TypeError, match=r"write handler\.enqueue"):
         await jobs.enqueue(handler, [1])  # type: ignore[call-overload]
     assert broker.asked["enqueue"] == 0
