@@ -8,10 +8,9 @@ import anyio
 
 
 async def persist(fn: Callable[[], Awaitable[None]]) -> BaseException | None:
-    """See `fn` to its end, called again after what no shield keeps out.
+    """See `fn` to its end, called again after what no shield keeps out; return the latest of that.
 
-    That are asyncio's own cancellations, and a KeyboardInterrupt in trio's main task. Returns the
-    latest of them.
+    On asyncio this is a native cancellation, in trio's main task a KeyboardInterrupt.
     """
     interrupted: BaseException | None = None
     while True:
