@@ -21,7 +21,7 @@ pytestmark = pytest.mark.skipif(
 )
 
 SCRIPT = Path(__file__).parent.parent / "scripts" / "interrupted_jobs.py"
-LINES = 12  # for each backend, signal, and way to handle it; the script takes any number
+LINES = 6  # for each backend, signal, and way to handle it; the script takes any number
 BACKENDS = ["asyncio", "uvloop", "trio"]
 
 
