@@ -10,7 +10,7 @@ from brokers import Kind
 from faulty import FaultyBroker
 
 from background import Manager
-from background.queues import JobQueue
+from background.queues import JobQueue, _leases
 
 
 @pytest.fixture
@@ -20,6 +20,12 @@ async def broker(
     """A broker that is open for as long as the test runs, whoever else opens and closes it."""
     async with broker_kind.opened(broker_kind.make(tmp_path)) as real:
         yield FaultyBroker(real)
+
+
+@pytest.fixture
+def renewing_often(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have workers ask the broker soon, with a lease that no slow machine loses."""
+    monkeypatch.setattr(_leases, "_OFTEN", 0.1)
 
 
 @pytest.fixture

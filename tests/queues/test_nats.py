@@ -359,11 +359,12 @@ async def test_streams_that_somebody_deletes_are_made_again(number: int) -> None
 
 
 @real
+@pytest.mark.usefixtures("renewing_often")
 async def test_a_worker_goes_on_when_its_streams_are_made_again(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     with nats_server() as server:
-        jobs = JobQueue(NatsBroker(server.url, storage="memory"), lease=0.9)
+        jobs = JobQueue(NatsBroker(server.url, storage="memory"))
         began, gate = asyncio.Event(), asyncio.Event()
 
         @jobs.handler()

@@ -366,11 +366,12 @@ async def test_what_cannot_be_settled_is_given_up_with_the_manager(
 # Leases
 
 
+@pytest.mark.usefixtures("renewing_often")
 async def test_a_job_that_another_has_is_cancelled_here(
     broker: FaultyBroker, manager: Manager, recorder: RecordingObserver, log: Log
 ) -> None:
     """And can no longer change what becomes of it."""
-    async with JobQueue(broker, lease=0.3) as jobs:
+    async with JobQueue(broker) as jobs:
         handler = jobs.handler(name="h")(log.wait)
         worker = await jobs.start(manager, concurrency=1)
         job = await handler.enqueue()
@@ -403,13 +404,14 @@ async def test_a_job_that_another_has_is_not_settled_here(
         assert await job.result() == 7
 
 
+@pytest.mark.usefixtures("renewing_often")
 async def test_a_job_that_another_has_is_not_begun(
     broker: FaultyBroker, recorder: RecordingObserver, log: Log
 ) -> None:
     """Where it has been waiting for the manager's limit."""
     async with (
         Manager(limit=1, observers=[recorder]) as manager,
-        JobQueue(broker, lease=0.3) as jobs,
+        JobQueue(broker) as jobs,
     ):
         handler = jobs.handler(name="h")(log.wait)
         first, second = await handler.enqueue_many([(), ()])
@@ -426,10 +428,11 @@ async def test_a_job_that_another_has_is_not_begun(
     assert log.ran == [1]
 
 
+@pytest.mark.usefixtures("renewing_often")
 async def test_a_job_that_ends_while_leases_are_renewed(
     broker: FaultyBroker, manager: Manager, recorder: RecordingObserver, log: Log
 ) -> None:
-    async with JobQueue(broker, lease=0.3) as jobs:
+    async with JobQueue(broker) as jobs:
         handler = jobs.handler(name="h")(log.wait)
         await jobs.start(manager)
         job = await handler.enqueue()
@@ -444,11 +447,12 @@ async def test_a_job_that_ends_while_leases_are_renewed(
     assert told_of(recorder, job.id) == ["added", "started", "succeeded"]
 
 
+@pytest.mark.usefixtures("renewing_often")
 async def test_a_lease_that_a_settlement_has_ended_is_not_missed(
     broker: FaultyBroker, manager: Manager, log: Log, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Though a renewal hears of that before the settlement has its answer."""
-    async with JobQueue(broker, lease=0.6) as jobs:
+    async with JobQueue(broker) as jobs:
         handler = jobs.handler(name="h")(log.note)
         await jobs.start(manager)
         broker.lose("settle")

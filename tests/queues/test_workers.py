@@ -651,10 +651,11 @@ async def test_a_running_job_is_cancelled_by_its_queue(
     assert not await jobs.dequeue(job.id)
 
 
+@pytest.mark.usefixtures("renewing_often")
 async def test_a_running_job_is_cancelled_from_elsewhere(
     broker: FaultyBroker, manager: Manager, recorder: RecordingObserver, meter: Meter
 ) -> None:
-    async with JobQueue(broker, lease=0.3) as jobs, JobQueue(broker) as front:
+    async with JobQueue(broker) as jobs, JobQueue(broker) as front:
         visit = jobs.handler(name="visit", retry=9)(meter.visit)
         await jobs.start(manager)
         job = await visit.enqueue(1)
