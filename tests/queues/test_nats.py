@@ -26,6 +26,7 @@ from nats_servers import (
     NatsServer,
     held,
     nats_server,
+    remove_stream,
     remove_streams,
     served_nats_broker,
     shared_server,
@@ -434,7 +435,7 @@ async def test_jobs_outlive_the_streams_that_are_only_about_them(gone: list[str]
         assert [each.message.id for each in done] == ["0001", "0002", "old"]
         await finish(broker, done)
         for each in gone:
-            await broker._api._ask(f"STREAM.DELETE.{broker._layout.prefix}-{each}")
+            await remove_stream(broker, f"{broker._layout.prefix}-{each}")
         await other.enqueue([message("new")])
         await other.claim(["none"], 1, lease=30)
         seen: list[str] = []
@@ -458,7 +459,7 @@ async def test_making_streams_again_is_completed_when_it_was_cut() -> None:
     async with served_nats_broker() as broker:
         for left in range(20):
             await broker.enqueue([message(str(left))])
-            await broker._api._ask(f"STREAM.DELETE.{broker._layout.ready}")
+            await remove_stream(broker, broker._layout.ready)
             crash = Crash(broker)
             crash.left = left
             try:
@@ -487,7 +488,7 @@ async def test_what_was_under_way_when_timers_were_made_again_is_looked_at_later
         write = records.write
 
         async def write_late(some: Any) -> Any:
-            await broker._api._ask(f"STREAM.DELETE.{broker._layout.timers}")
+            await remove_stream(broker, broker._layout.timers)
             await other.maintain()
             return await write(some)
 

@@ -293,7 +293,7 @@ async def test_a_settlement_is_repeated(
 async def test_the_answer_to_every_settlement_may_be_lost(
     jobs: JobQueue, manager: Manager, broker: FaultyBroker, recorder: RecordingObserver
 ) -> None:
-    """Whether it was of an attempt, of a failure, or of a job handed back."""
+    """Whether it was of a failure, after which the next attempt may begin first, or of an end."""
 
     @jobs.handler(name="shaky", retry=TWICE)
     async def shaky() -> int:
@@ -312,10 +312,8 @@ async def test_the_answer_to_every_settlement_may_be_lost(
     assert await job.result() == 2
     assert await (await fails.enqueue()).wait() is S.DEAD
     await worker.close()
-    assert told_of(recorder, job.id) == [
-        *["added", "started", "retrying"],
-        *["added", "started", "succeeded"],
-    ]
+    told = told_of(recorder, job.id)
+    assert sorted(told) == ["added", "added", "retrying", "started", "started", "succeeded"]
 
 
 async def test_a_job_handed_back_may_be_with_another_when_the_answer_is_lost(
