@@ -19,6 +19,7 @@ from secrets import token_hex
 from typing import Any, TypeVar
 from unittest.mock import patch
 
+import anyio
 from processes import PATIENCE
 
 from background import testing
@@ -218,7 +219,7 @@ async def remove_stream(broker: Any, stream: str) -> None:
     to make a stream where they still are.
     """
     await broker._api._ask(f"STREAM.DELETE.{stream}")
-    gone = asyncio.to_thread(_wait_until_gone, shared_server().folder / _STREAMS / stream)
+    gone = anyio.to_thread.run_sync(_wait_until_gone, shared_server().folder / _STREAMS / stream)
     virtual = isinstance(asyncio.get_running_loop(), testing.VirtualTimeLoop)
     await (held(gone) if virtual else gone)
 
