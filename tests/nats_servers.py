@@ -10,7 +10,6 @@ import sys
 import sysconfig
 import tempfile
 import threading
-import time
 from collections.abc import AsyncIterator, Awaitable, Iterator
 from contextlib import ExitStack, asynccontextmanager, contextmanager
 from functools import cache
@@ -19,7 +18,6 @@ from secrets import token_hex
 from typing import Any, TypeVar
 from unittest.mock import patch
 
-import anyio
 from processes import PATIENCE
 
 from background import testing
@@ -27,8 +25,6 @@ from background.queues import _nats_clock, _nats_connection
 from background.queues.nats import NatsBroker
 
 T = TypeVar("T")
-
-_STREAMS = Path("store", "jetstream", "$G", "streams")  # of a server's folder
 
 #: Ends its command when its own stdin is closed, as it is however the process of the tests ends.
 _GUARD = '"$@" & server=$!; read -r _; kill -9 $server; wait'
@@ -51,7 +47,7 @@ class NatsServer:
     """
 
     def __init__(self, folder: Path, config: str = "", *, jetstream: bool = True) -> None:
-        self.folder = folder
+        self._folder = folder
         self._config = config
         self._jetstream = jetstream
         self._popen: subprocess.Popen[str] | None = None
@@ -65,8 +61,8 @@ class NatsServer:
 
     def start(self) -> None:
         """Start it, and wait until it is ready."""
-        path = self.folder / "server.conf"
-        store = f"jetstream {{ store_dir: {str(self.folder / 'store')!r} }}\n"
+        path = self._folder / "server.conf"
+        store = f"jetstream {{ store_dir: {str(self._folder / 'store')!r} }}\n"
         lines = [f"listen: '127.0.0.1:{self.port}'", store if self._jetstream else "", self._config]
         path.write_text("\n".join(lines), encoding="utf-8")
         guard = [] if sys.platform == "win32" else ["/bin/sh", "-c", _GUARD, "guard"]
@@ -211,19 +207,4 @@ async def held(call: Awaitable[T]) -> T:
 
 async def remove_streams(broker: Any) -> None:
     for stream in broker._layout.streams:
-        await remove_stream(broker, stream)
-
-
-async def remove_stream(broker: Any, stream: str) -> None:
-    """Delete a stream, and wait for its files to go: a server may be late with that, and refuses
-    to make a stream where they still are.
-    """
-    await broker._api._ask(f"STREAM.DELETE.{stream}")
-    gone = anyio.to_thread.run_sync(_wait_until_gone, shared_server().folder / _STREAMS / stream)
-    virtual = isinstance(asyncio.get_running_loop(), testing.VirtualTimeLoop)
-    await (held(gone) if virtual else gone)
-
-
-def _wait_until_gone(folder: Path) -> None:
-    while folder.exists():
-        time.sleep(0.001)
+        await broker._api._ask(f"STREAM.DELETE.{stream}")

@@ -26,7 +26,6 @@ from nats_servers import (
     NatsServer,
     held,
     nats_server,
-    remove_stream,
     remove_streams,
     served_nats_broker,
     shared_server,
@@ -355,8 +354,19 @@ async def test_streams_that_somebody_deletes_are_made_again(number: int) -> None
         await broker.enqueue([message()])
         claims[:] = await broker.claim(["q"], 1, lease=30)
         await remove_streams(broker)
-        assert await call() == expected
+        assert await despite_old_files(call) == expected
         await goes_on(broker)
+
+
+async def despite_old_files(call: Callable[[], Awaitable[Any]]) -> Any:
+    """Call again where the server has not removed a stream's files yet, and can't make another."""
+    for _ in range(50):
+        try:
+            return await call()
+        except BrokerUnavailable as error:
+            if "error creating store" not in str(error):
+                raise
+    return await call()
 
 
 @real
@@ -435,7 +445,7 @@ async def test_jobs_outlive_the_streams_that_are_only_about_them(gone: list[str]
         assert [each.message.id for each in done] == ["0001", "0002", "old"]
         await finish(broker, done)
         for each in gone:
-            await remove_stream(broker, f"{broker._layout.prefix}-{each}")
+            await broker._api._ask(f"STREAM.DELETE.{broker._layout.prefix}-{each}")
         await other.enqueue([message("new")])
         await other.claim(["none"], 1, lease=30)
         seen: list[str] = []
@@ -459,7 +469,7 @@ async def test_making_streams_again_is_completed_when_it_was_cut() -> None:
     async with served_nats_broker() as broker:
         for left in range(20):
             await broker.enqueue([message(str(left))])
-            await remove_stream(broker, broker._layout.ready)
+            await broker._api._ask(f"STREAM.DELETE.{broker._layout.ready}")
             crash = Crash(broker)
             crash.left = left
             try:
@@ -488,7 +498,7 @@ async def test_what_was_under_way_when_timers_were_made_again_is_looked_at_later
         write = records.write
 
         async def write_late(some: Any) -> Any:
-            await remove_stream(broker, broker._layout.timers)
+            await broker._api._ask(f"STREAM.DELETE.{broker._layout.timers}")
             await other.maintain()
             return await write(some)
 
