@@ -32,9 +32,9 @@ from ._events import (
     TaskStarted,
     TaskSucceeded,
 )
-from ._handle import TaskHandle
+from ._execution.handle import TaskHandle
 from ._manager import Manager
-from ._observe import Observer
+from ._observer import Observer
 from ._report import CloseReport, Health
 from ._retry import Retry
 from ._schedule import Schedule, cron, every

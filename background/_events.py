@@ -9,8 +9,8 @@ from collections.abc import Callable, Mapping
 from traceback import FrameSummary
 from typing import TYPE_CHECKING, Any
 
-from ._record import record
 from ._states import TaskKind
+from ._support.frozen import record
 
 if TYPE_CHECKING:
     from ._report import CloseReport

@@ -12,19 +12,21 @@ from typing import Any, ParamSpec, TypeVar, overload
 from anyio.lowlevel import checkpoint
 from tenacity.wait import wait_base, wait_random_exponential
 
-from . import _checks, _schedule, _telling
+from . import _schedule
+from ._config import Settings, known_signals
 from ._errors import InvalidTask, LoopsStopped, ManagerClosed, ManagerMisuse, ManagerNotRunning
-from ._handle import TaskHandle
-from ._lifecycle import Lifecycle
-from ._observe import Observer
-from ._outstanding import Absence
+from ._eventloop.protection import uninterrupted
+from ._execution import emit
+from ._execution.handle import TaskHandle
+from ._execution.registry import Absence
+from ._execution.runner import current_handle
+from ._lifecycle.runtime import Lifecycle
+from ._observer import Observer
 from ._report import CloseReport, Health
 from ._retry import Retry, make_policy
-from ._runner import current_handle
-from ._settings import Settings, known_signals
 from ._states import ManagerState, TaskKind, TaskStatus
+from ._support import validation
 from ._task import Task, describe_loop, describe_one_off
-from ._uninterrupted import uninterrupted
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -77,7 +79,7 @@ class Manager:
     ) -> None:
         self._settings = Settings(
             name=name,
-            observers=_checks.collected("observers", observers),
+            observers=validation.collected("observers", observers),
             policy=make_policy(retry),
             limit=limit,
             capacity=capacity,
@@ -164,7 +166,7 @@ class Manager:
         self, interval: float, fn: Callable[P, object], /, *args: P.args, **kwargs: P.kwargs
     ) -> TaskHandle[None]:
         """Run a function every `interval` seconds, the first time at once. Raises as `run_task`."""
-        _checks.seconds("interval", interval, at_least=_schedule.SHORTEST, error=InvalidTask)
+        validation.seconds("interval", interval, at_least=_schedule.SHORTEST, error=InvalidTask)
         return self.run_task(describe_loop(fn, args, kwargs, schedule=_schedule.every(interval)))
 
     def cron(
@@ -264,7 +266,7 @@ class Manager:
         wait; every call returns the same report. Cancelling it does not stop the closing.
         """
         if timeout is not None and timeout is not ...:
-            _checks.seconds("timeout", timeout, at_least=0)
+            validation.seconds("timeout", timeout, at_least=0)
         if self._life is None:
             report = self._closed_unused = self._closed_unused or CloseReport()
             await checkpoint()
@@ -341,7 +343,7 @@ class Manager:
         """
         handle = self.get(id)
         if handle is not None:
-            _telling.stalled(handle, elapsed)
+            emit.stalled(handle, elapsed)
 
     def _on_signal(self, *, owns_process: bool) -> None:
         self._entered().shutdown.request(owns_process=owns_process)

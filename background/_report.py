@@ -8,11 +8,11 @@ from traceback import FrameSummary, format_list
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
-from ._record import record
 from ._states import ManagerState, TaskKind
+from ._support.frozen import record
 
 if TYPE_CHECKING:
-    from ._handle import TaskHandle
+    from ._execution.handle import TaskHandle
 
 
 @record

@@ -13,9 +13,9 @@ from collections.abc import Callable
 from dataclasses import field
 from datetime import UTC, datetime, tzinfo
 
-from . import _checks
 from ._errors import InvalidTask
-from ._record import record
+from ._support import validation
+from ._support.frozen import record
 
 SHORTEST = 1e-6  # seconds between ticks
 
@@ -149,8 +149,8 @@ def every(seconds: float, *, jitter: float = 0.0) -> Schedule:
     Raises `InvalidTask` unless `seconds` is at least a microsecond and `jitter` between 0 and
     `seconds`.
     """
-    _checks.seconds("seconds", seconds, at_least=SHORTEST, error=InvalidTask)
-    _checks.seconds("jitter", jitter, at_least=0, error=InvalidTask)
+    validation.seconds("seconds", seconds, at_least=SHORTEST, error=InvalidTask)
+    validation.seconds("jitter", jitter, at_least=0, error=InvalidTask)
     if jitter > seconds:
         raise InvalidTask(
             f"jitter must be at most the {seconds:g} seconds between ticks, not {jitter!r}"

@@ -9,13 +9,13 @@ from inspect import CO_COROUTINE
 from types import FunctionType, MappingProxyType
 from typing import TYPE_CHECKING, Any, Generic, TypedDict, TypeVar, Unpack, overload
 
-from . import _checks, _functions
 from ._errors import InvalidTask
-from ._observe import Observer, check_observers, overrides
-from ._record import EMPTY, empty, maker, record
+from ._observer import Observer, check_observers, overrides
 from ._retry import Retry, make_policy
 from ._schedule import Schedule
 from ._states import TaskKind
+from ._support import callables, validation
+from ._support.frozen import EMPTY, empty, maker, record
 
 T = TypeVar("T")
 FnT = TypeVar("FnT", bound=Callable[..., Any])
@@ -117,12 +117,12 @@ class Task(Generic[T]):
     def __post_init__(self) -> None:
         if isinstance(self.fn, Task):
             raise InvalidTask("fn must be a function; a Task is for run_task()")
-        _functions.check(self.fn)
+        callables.check(self.fn)
         for option, value in _options_of(self.fn).items():
             if getattr(self, option) == _DEFAULTS[option]:
                 object.__setattr__(self, option, value)
         if self.name is None:
-            object.__setattr__(self, "name", _functions.name_of(self.fn))
+            object.__setattr__(self, "name", callables.name_of(self.fn))
         if self.args.__class__ is not tuple:
             self._collect("args")
         if self.kwargs is not EMPTY:
@@ -137,16 +137,16 @@ class Task(Generic[T]):
         self._check_rest()
 
     def _collect(self, argument: str) -> None:
-        values = _checks.collected(argument, getattr(self, argument), error=InvalidTask)
+        values = validation.collected(argument, getattr(self, argument), error=InvalidTask)
         object.__setattr__(self, argument, values)
 
     def _check_times(self) -> None:
         if self.delay != 0.0 or self.delay.__class__ is not float:
-            _checks.seconds("delay", self.delay, at_least=0, error=InvalidTask)
+            validation.seconds("delay", self.delay, at_least=0, error=InvalidTask)
         for argument in ("timeout", "lifespan", "stall_after"):
             value = getattr(self, argument)
             if value is not None:
-                _checks.seconds(argument, value, above=0, error=InvalidTask)
+                validation.seconds(argument, value, above=0, error=InvalidTask)
         if self.lifespan is not None and self.lifespan <= self.delay:
             raise InvalidTask(
                 f"lifespan must be longer than the delay of {self.delay:g} s, "
@@ -164,9 +164,9 @@ class Task(Generic[T]):
                     f"{argument} is for loops; give kind=TaskKind.LOOP too, or leave it out"
                 )
         if self.max_failures is not None:
-            _checks.count("max_failures", self.max_failures, error=InvalidTask)
+            validation.count("max_failures", self.max_failures, error=InvalidTask)
         if self.schedule is not None:
-            _checks.instances("schedule", (self.schedule,), Schedule, error=InvalidTask)
+            validation.instances("schedule", (self.schedule,), Schedule, error=InvalidTask)
 
     def _check_rest(self) -> None:
         if self.retry is not None:
@@ -178,7 +178,7 @@ class Task(Generic[T]):
         if self.critical.__class__ is not bool:
             raise InvalidTask(f"critical must be True or False, not {self.critical!r}")
         if self.context is not None:
-            _checks.instances("context", (self.context,), contextvars.Context, error=InvalidTask)
+            validation.instances("context", (self.context,), contextvars.Context, error=InvalidTask)
 
 
 #: Makes one without checks.
@@ -233,12 +233,12 @@ def describe_one_off(
     """Describe a one-off; refuse a function that `@task` declares a loop."""
     if _is_plain(fn):
         if delay.__class__ is not float or delay != 0.0:
-            _checks.seconds("delay", delay, at_least=0, error=InvalidTask)
+            validation.seconds("delay", delay, at_least=0, error=InvalidTask)
         named = MappingProxyType(kwargs) if kwargs else EMPTY
         return make(fn, args, named, delay=delay, name=fn.__qualname__)
     if _options_of(fn).get("kind") is TaskKind.LOOP:
         raise InvalidTask(
-            f"fn is declared a loop by @task: start {_functions.name_of(fn)} with loop()"
+            f"fn is declared a loop by @task: start {callables.name_of(fn)} with loop()"
         )
     return Task(fn, args=args, kwargs=kwargs, delay=delay)
 

@@ -31,10 +31,10 @@ from weakref import WeakKeyDictionary
 import anyio
 import pytest
 
-from . import _clock
 from ._events import JobDead, JobEnqueued, ManagerClosedEvent, ManagerClosingEvent, TaskEvent
 from ._manager import Manager
-from ._observe import Observer
+from ._observer import Observer
+from ._support import clock
 
 Event = TaskEvent | JobEnqueued | JobDead | ManagerClosingEvent | ManagerClosedEvent
 E = TypeVar("E", bound=Event)
@@ -175,9 +175,9 @@ def virtual_time(backend: Literal["asyncio", "trio"]) -> tuple[str, dict[str, An
         return "asyncio", {"loop_factory": VirtualTimeLoop}
     from trio.testing import MockClock
 
-    clock = MockClock(autojump_threshold=0)
-    _held_by[clock] = _Held()
-    return "trio", {"clock": clock}
+    mock = MockClock(autojump_threshold=0)
+    _held_by[mock] = _Held()
+    return "trio", {"clock": mock}
 
 
 #: What each virtual clock of trio's has to wait for.
@@ -188,29 +188,29 @@ def _hold(change: int, *, patience: float) -> None:
     """Let virtual time wait, on whichever loop runs."""
     trio: Any = sys.modules.get("trio")
     if trio is not None and trio.lowlevel.in_trio_run():
-        clock = trio.lowlevel.current_clock()
-        if clock in _held_by:
-            _held_by[clock].change(change, patience)
-            clock.autojump_threshold = _held_by[clock].patience
+        mock = trio.lowlevel.current_clock()
+        if mock in _held_by:
+            _held_by[mock].change(change, patience)
+            mock.autojump_threshold = _held_by[mock].patience
         return
     loop = asyncio.get_running_loop()
     if isinstance(loop, VirtualTimeLoop):
         loop.hold(change, patience)
 
 
-_clock.on_thread = partial(_hold, patience=_PATIENCE)
-_clock.on_io = partial(_hold, patience=math.inf)
+clock.on_thread = partial(_hold, patience=_PATIENCE)
+clock.on_io = partial(_hold, patience=math.inf)
 
 
 @contextmanager
 def virtual_wall_clock(start: datetime) -> Generator[None]:
     """Let cron schedules and event times start from `start` and follow the event loop's clock."""
-    real, began, epoch = _clock.wall, anyio.current_time(), start.timestamp()
-    _clock.wall = lambda: epoch + anyio.current_time() - began
+    real, began, epoch = clock.wall, anyio.current_time(), start.timestamp()
+    clock.wall = lambda: epoch + anyio.current_time() - began
     try:
         yield
     finally:
-        _clock.wall = real
+        clock.wall = real
 
 
 @pytest.fixture

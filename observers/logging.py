@@ -22,13 +22,13 @@ from .._events import (
     TaskStarted,
     TaskSucceeded,
 )
-from .._observe import Observer
+from .._observer import Observer
 from .._states import TaskKind
 from ._log_levels import Levels, numbers
 from ._log_text import described, escaped, quoted, stack_lines
 
 if TYPE_CHECKING:
-    from .._handle import TaskHandle
+    from .._execution.handle import TaskHandle
 
 _FATES = ("succeeded", "failed", "cancelled", "expired", "not_started", "stuck")
 

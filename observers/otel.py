@@ -22,7 +22,7 @@ from .._events import (
     TaskStarted,
     TaskSucceeded,
 )
-from .._observe import Observer
+from .._observer import Observer
 from ._otel_metrics import Instruments
 from ._otel_span import Attributes, Run, job_attributes, task_attributes
 

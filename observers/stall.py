@@ -19,7 +19,7 @@ from .._events import (
     TaskStarted,
     TaskSucceeded,
 )
-from .._observe import Observer
+from .._observer import Observer
 from .._states import TaskStatus
 
 if TYPE_CHECKING:

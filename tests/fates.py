@@ -10,15 +10,7 @@ import anyio
 from tenacity import AsyncRetrying, retry_if_result, stop_after_attempt, wait_fixed
 
 import background
-from background import (
-    CloseReport,
-    Manager,
-    Observer,
-    Task,
-    TaskHandle,
-    TaskKind,
-    every,
-)
+from background import CloseReport, Manager, Observer, Task, TaskHandle, TaskKind, every
 from background.queues import JobHandle, JobQueue, JobState, Worker
 from background.queues.memory import MemoryBroker
 from background.testing import RecordingObserver

@@ -12,17 +12,9 @@ import anyio
 import pytest
 from anyio.lowlevel import checkpoint
 
-from background import (
-    Manager,
-    ManagerClosedEvent,
-    Observer,
-    Task,
-    TaskHandle,
-    TaskKind,
-    TaskStatus,
-)
-from background._asyncio import _replace
-from background._backend import current_backend
+from background import Manager, ManagerClosedEvent, Observer, Task, TaskHandle, TaskKind, TaskStatus
+from background._eventloop._asyncio import _replace
+from background._eventloop.backend import current_backend
 from background.testing import RecordingObserver
 
 

@@ -25,7 +25,8 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from processes import running
 
-from background import Manager, Task, TaskKind, TaskStarted, TaskSucceeded, _clock, cron
+from background import Manager, Task, TaskKind, TaskStarted, TaskSucceeded, cron
+from background._support import clock as system_clock
 from background.testing import RecordingObserver, virtual_time, virtual_wall_clock
 
 posix = pytest.mark.skipif(sys.platform == "win32", reason="Windows can't stop a process")
@@ -106,7 +107,7 @@ class WallClock:
 @pytest.fixture
 async def wall(anyio_backend: object, monkeypatch: pytest.MonkeyPatch) -> WallClock:
     clock = WallClock()
-    monkeypatch.setattr(_clock, "wall", clock)
+    monkeypatch.setattr(system_clock, "wall", clock)
     return clock
 
 
@@ -244,7 +245,7 @@ def test_random_moves(
         grid.append(anyio.current_time())
 
     async def program() -> None:
-        _clock.wall = wall = WallClock()
+        system_clock.wall = wall = WallClock()
         async with Manager() as manager:
             manager.every(interval, note)
             manager.cron(expression, wall.tick)
@@ -261,11 +262,11 @@ def test_random_moves(
         assert grid == pytest.approx(expected, abs=HAIR)
         assert ended - grid[-1] <= interval + HAIR
 
-    real, (name, options) = _clock.wall, virtual_time(backend)  # type: ignore[arg-type]
+    real, (name, options) = system_clock.wall, virtual_time(backend)  # type: ignore[arg-type]
     try:
         anyio.run(program, backend=name, backend_options=options)
     finally:
-        _clock.wall = real
+        system_clock.wall = real
 
 
 async def test_event_times_follow_the_wall_clock_and_durations_do_not(
@@ -337,7 +338,7 @@ async def ran(manager: Manager, expression: str, tz: str, noon: datetime) -> lis
     runs: list[float] = []
 
     async def tick() -> None:
-        runs.append(round(_clock.wall(), 3))
+        runs.append(round(system_clock.wall(), 3))
 
     with virtual_wall_clock(noon.replace(tzinfo=ZoneInfo(tz))):
         schedule = cron(expression, tz=tz)
@@ -395,7 +396,7 @@ async def test_a_fixed_rate_does_not_know_of_daylight_saving(manager: Manager, c
     runs: list[float] = []
 
     async def tick() -> None:
-        runs.append(round(_clock.wall(), 3))
+        runs.append(round(system_clock.wall(), 3))
 
     with virtual_wall_clock(noon.replace(tzinfo=ZoneInfo(tz))):
         manager.every(HOUR, tick)

@@ -50,7 +50,7 @@ from background import (
     TaskSucceeded,
     every,
 )
-from background._record import empty, maker, record
+from background._support.frozen import empty, maker, record
 from background.testing import RecordingObserver, virtual_wall_clock
 
 

@@ -25,7 +25,7 @@ from background import (
     TaskStatus,
     every,
 )
-from background._stack import of_coroutine, of_thread
+from background._support.stacks import of_coroutine, of_thread
 from background.testing import RecordingObserver, virtual_wall_clock
 
 DAY_ONE = datetime(2025, 1, 1, tzinfo=UTC)

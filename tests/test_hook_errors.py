@@ -12,15 +12,7 @@ import anyio
 import pytest
 from fates import HOOKS, TWICE, broken, everything_happens, fine, have_a_job_die, nap
 
-from background import (
-    Manager,
-    ManagerState,
-    Observer,
-    Task,
-    TaskHandle,
-    TaskStatus,
-    TaskSucceeded,
-)
+from background import Manager, ManagerState, Observer, Task, TaskHandle, TaskStatus, TaskSucceeded
 from background.testing import RecordingObserver
 
 

@@ -10,16 +10,8 @@ import anyio.lowlevel
 import pytest
 from fates import EVENTS, HOOKS, broken, everything_happens, fine
 
-from background import (
-    Job,
-    Manager,
-    Observer,
-    TaskAdded,
-    TaskFailed,
-    TaskStarted,
-    TaskSucceeded,
-    _telling,
-)
+from background import Job, Manager, Observer, TaskAdded, TaskFailed, TaskStarted, TaskSucceeded
+from background._execution import emit
 from background.testing import RecordingObserver
 
 
@@ -147,9 +139,9 @@ def counting_events(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
     for kind in set(EVENTS) - {Job}:  # which events have a part in
         monkeypatch.setattr(kind, "__init__", counting_init(kind.__init__))
-    for name, value in list(vars(_telling).items()):
+    for name, value in list(vars(emit).items()):
         if getattr(value, "__name__", None) == "make":
-            monkeypatch.setattr(_telling, name, counting_maker(value))
+            monkeypatch.setattr(emit, name, counting_maker(value))
     return made
 
 

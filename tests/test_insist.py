@@ -8,9 +8,9 @@ from contextvars import copy_context
 import anyio
 import pytest
 
-from background._backend import current_backend
-from background._insist import insist
-from background._services import Services
+from background._eventloop.backend import current_backend
+from background._eventloop.interruption import insist
+from background._eventloop.services import Services
 
 
 async def test_what_is_cancelled_by_a_scope_is_seen_to_its_end() -> None:

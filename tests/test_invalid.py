@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 import tenacity
 from anyio.lowlevel import checkpoint
+from labels import label
 
 from background import (
     BackgroundError,
@@ -117,8 +118,7 @@ BAD_TASK_OPTIONS: list[tuple[str, dict[str, Any]]] = [
 
 
 def name_of(value: object) -> str:
-    text = value.__name__ if callable(value) and hasattr(value, "__name__") else str(value)
-    text = type(value).__name__ if " object at 0x" in text else text
+    text = value.__name__ if callable(value) and hasattr(value, "__name__") else label(value)
     return text if len(text) < 60 else text[:57] + "..."
 
 

@@ -10,6 +10,7 @@ import anyio
 import pytest
 import tenacity
 from anyio.lowlevel import checkpoint
+from labels import label
 from tenacity import (
     AsyncRetrying,
     RetryCallState,
@@ -231,7 +232,7 @@ async def test_delay_of_a_policy_counts_from_the_first_attempt(manager: Manager)
         (tenacity.retry_never, 1),
         (tenacity.retry_always, 3),
     ],
-    ids=str,
+    ids=label,
 )
 async def test_retry_predicates(manager: Manager, retry: Any, calls: int) -> None:
     flaky = Flaky()
@@ -904,7 +905,7 @@ async def test_one_off_in_backoff_keeps_its_policy_while_closing() -> None:
 @pytest.mark.parametrize(
     "retry",
     [0, -1, True, False, 2.0, "3", tenacity.Retrying(), AsyncRetrying, stop_after_attempt(3)],
-    ids=str,
+    ids=label,
 )
 def test_what_is_no_policy_is_refused(retry: Any) -> None:
     with pytest.raises(InvalidTask, match=r"^retry must be "):

@@ -14,8 +14,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from background import InvalidTask, Manager, Schedule, Task, TaskKind, _clock, cron, every
+from background import InvalidTask, Manager, Schedule, Task, TaskKind, cron, every
 from background._schedule import Cron, Every, Ticks
+from background._support import clock as system_clock
 from background.testing import RecordingObserver, virtual_wall_clock
 
 HAIR = 1e-6
@@ -385,7 +386,7 @@ class WallClock:
 @pytest.fixture
 async def wall_clock(anyio_backend: object, monkeypatch: pytest.MonkeyPatch) -> WallClock:
     clock = WallClock(utc(2025, 1, 1))
-    monkeypatch.setattr(_clock, "wall", clock)
+    monkeypatch.setattr(system_clock, "wall", clock)
     return clock
 
 
@@ -393,7 +394,9 @@ def note(times: list[str]) -> Callable[[], None]:
     """Return a function that takes down what the wall clock says."""
 
     def take_down() -> None:
-        times.append(datetime.fromtimestamp(round(_clock.wall(), 3), UTC).strftime("%H:%M:%S"))
+        times.append(
+            datetime.fromtimestamp(round(system_clock.wall(), 3), UTC).strftime("%H:%M:%S")
+        )
 
     return take_down
 
@@ -402,7 +405,7 @@ async def test_a_cron_loop_follows_the_wall_clock(manager: Manager) -> None:
     times: list[datetime] = []
 
     async def tick() -> None:
-        times.append(datetime.fromtimestamp(round(_clock.wall(), 3), UTC))
+        times.append(datetime.fromtimestamp(round(system_clock.wall(), 3), UTC))
 
     with virtual_wall_clock(utc(2024, 12, 31, 23, 57)):
         manager.cron("*/5 * * * *", tick)
@@ -417,7 +420,7 @@ async def test_a_cron_loop_in_another_zone_survives_the_change_to_summer_time(
     times: list[datetime] = []
 
     async def tick() -> None:
-        times.append(datetime.fromtimestamp(round(_clock.wall(), 3), UTC))
+        times.append(datetime.fromtimestamp(round(system_clock.wall(), 3), UTC))
 
     with virtual_wall_clock(utc(2025, 3, 28, 12)):
         schedule = cron("30 2 * * *", tz=PRAGUE)

@@ -18,8 +18,8 @@ from anyio.lowlevel import checkpoint
 from processes import PATIENCE, Process, running
 
 from background import Manager, ManagerMisuse, ManagerState, TaskCancelled, TaskStatus
-from background._lifecycle import _is_of_shutdown
-from background._signals import SignalHandlers
+from background._lifecycle.runtime import _is_of_shutdown
+from background._lifecycle.signals import SignalHandlers
 
 posix = pytest.mark.skipif(
     sys.platform == "win32", reason="no process can be sent SIGINT or SIGTERM on Windows"

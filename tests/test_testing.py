@@ -33,6 +33,7 @@ from background import (
     TaskStarted,
     TaskSucceeded,
 )
+from background._support import clock as system_clock
 from background.queues.sqlite import SQLiteBroker
 from background.testing import (
     RecordingObserver,
@@ -269,9 +270,9 @@ async def test_wall_clock_is_restored() -> None:
     """Also when the block fails, and each of two that nest restores the one before it."""
     with virtual_wall_clock(datetime(2030, 1, 1, tzinfo=UTC)):
         with virtual_wall_clock(datetime(1999, 1, 1, tzinfo=UTC)):
-            assert background._clock.wall() < datetime(2000, 1, 1, tzinfo=UTC).timestamp()
-        assert background._clock.wall() == datetime(2030, 1, 1, tzinfo=UTC).timestamp()
-    assert background._clock.wall is time.time
+            assert system_clock.wall() < datetime(2000, 1, 1, tzinfo=UTC).timestamp()
+        assert system_clock.wall() == datetime(2030, 1, 1, tzinfo=UTC).timestamp()
+    assert system_clock.wall is time.time
 
     def fail() -> None:
         with virtual_wall_clock(datetime(2030, 1, 1, tzinfo=UTC)):
@@ -279,7 +280,7 @@ async def test_wall_clock_is_restored() -> None:
 
     with pytest.raises(ValueError, match="inside"):
         fail()
-    assert background._clock.wall is time.time
+    assert system_clock.wall is time.time
 
 
 # Fixtures
@@ -386,7 +387,7 @@ async def test_virtual_time_waits_for_sqlite_as_long_as_it_takes(
 ) -> None:
     """However slow a disk is, no timer runs out meanwhile."""
     impatient = partial(_hold, patience=0.001)
-    monkeypatch.setattr(background._clock, "on_thread", impatient)
+    monkeypatch.setattr(system_clock, "on_thread", impatient)
     broker = SQLiteBroker(tmp_path / "jobs.db")
     began = anyio.current_time()
     with anyio.fail_after(1):
@@ -401,7 +402,7 @@ async def test_virtual_time_waits_for_sqlite_as_long_as_it_takes(
 async def test_virtual_time_goes_on_while_a_function_waits_for_it(
     manager: Manager, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(background._clock, "on_thread", partial(_hold, patience=0.001))
+    monkeypatch.setattr(system_clock, "on_thread", partial(_hold, patience=0.001))
     late = threading.Event()
 
     async def let_go() -> None:

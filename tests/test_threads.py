@@ -37,7 +37,7 @@ from background import (
     TaskStatus,
     every,
 )
-from background._portal import Portal
+from background._eventloop.portal import Portal
 from background.testing import RecordingObserver
 
 pytestmark = pytest.mark.realtime

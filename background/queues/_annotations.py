@@ -11,8 +11,8 @@ from importlib import import_module
 from types import SimpleNamespace
 from typing import Any, NoReturn, ParamSpecArgs, ParamSpecKwargs
 
-from .._functions import is_async
-from .._record import record
+from .._support.callables import is_async
+from .._support.frozen import record
 
 NOTHING = inspect.Parameter.empty
 

@@ -6,23 +6,23 @@ from collections.abc import Collection, Sequence
 from contextvars import copy_context
 from typing import TYPE_CHECKING
 
-from .. import _checks, _clock
-from .._backend import current_backend
+from .._eventloop.backend import current_backend
+from .._eventloop.services import Services
 from .._events import Job, JobEnqueued
-from .._listeners import Listeners
-from .._observe import Observer, check_observers, overrides
-from .._services import Services
+from .._notify.subscriber import Listeners
+from .._observer import Observer, check_observers, overrides
 from .._states import ManagerState
+from .._support import clock, validation
 from ._options import Options
 from .abc import Message
 
 if TYPE_CHECKING:
-    from .._lifecycle import Lifecycle
+    from .._lifecycle.runtime import Lifecycle
 
 
 def checked(observers: Collection[Observer]) -> tuple[Observer, ...]:
     """Return observers of jobs. Raises `ValueError` for what can't be one."""
-    collected = _checks.collected("observers", observers)
+    collected = validation.collected("observers", observers)
     check_observers(collected, ValueError)
     for each in collected:
         if overrides(each, "watch"):
@@ -80,7 +80,7 @@ class Announcer:
 
 
 def _event(message: Message, options: Options) -> JobEnqueued:
-    now = _clock.wall()
+    now = clock.wall()
     delay = message.delay if message.at is None else max(0.0, message.at - now)
     job = Job(
         id=message.id,

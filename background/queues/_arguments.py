@@ -7,7 +7,7 @@ from contextlib import suppress
 from importlib.util import find_spec
 from typing import Any, Protocol
 
-from .._functions import name_of
+from .._support.callables import name_of
 from ._annotations import NOTHING, Hint, of_parameters, of_result, signature_of
 from ._binding import Binding
 from ._errors import InvalidPayload

@@ -7,7 +7,7 @@ from inspect import Parameter, Signature
 from itertools import repeat
 from typing import Any, Generic, TypeVar
 
-from .._record import record
+from .._support.frozen import record
 
 P = TypeVar("P")
 

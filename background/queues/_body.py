@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import field
 from typing import Any
 
-from .._record import empty, maker, record
+from .._support.frozen import empty, maker, record
 from . import _payload
 from ._errors import InvalidPayload
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import anyio
 
-from .._uninterrupted import uninterrupted
+from .._eventloop.protection import uninterrupted
 from . import _body, _failure, _payload
 from ._body import Body
 from ._errors import BrokerUnavailable, DuplicateJob, InvalidPayload, QueueError

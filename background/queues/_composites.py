@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, Generic, TypeVar
 
-from .._observe import Observer
+from .._observer import Observer
 from ._body import DEEPEST, Shape
 from ._messages import Place, Terms, end, message
 from ._options import Options

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from .._runner import current_handle
-from .._uninterrupted import uninterrupted
+from .._eventloop.protection import uninterrupted
+from .._execution.runner import current_handle
 from ._errors import QueueError
 from ._job_run import JobRun
 

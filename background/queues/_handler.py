@@ -7,11 +7,11 @@ from dataclasses import replace
 from functools import update_wrapper
 from typing import Any, Generic, ParamSpec, TypeVar, Unpack, cast
 
-from .. import _checks
-from .._observe import Observer
-from .._record import record
+from .._eventloop.protection import uninterrupted
+from .._observer import Observer
 from .._retry import Retry, make_policy
-from .._uninterrupted import uninterrupted
+from .._support import validation
+from .._support.frozen import record
 from ._arguments import Signature
 from ._composites import Single, Step
 from ._job_handle import JobHandle
@@ -47,8 +47,8 @@ class Settings:
 def check_settings(settings: Settings) -> None:
     """Raise `ValueError` for what can't work, naming it."""
     make_policy(settings.retry)
-    _checks.optional(_checks.seconds, "timeout", settings.timeout, above=0)
-    _checks.optional(_checks.seconds, "expires", settings.terms.expires, above=0)
+    validation.optional(validation.seconds, "timeout", settings.timeout, above=0)
+    validation.optional(validation.seconds, "expires", settings.terms.expires, above=0)
 
 
 class Sending(Generic[P, T]):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from .._record import record
+from .._support.frozen import record
 from ._errors import JobFailed
 from ._states import JobState
 

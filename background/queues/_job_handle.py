@@ -6,8 +6,8 @@ from collections.abc import Callable
 from math import inf
 from typing import Any, Generic, TypeVar
 
-from .. import _checks
-from .._uninterrupted import uninterrupted
+from .._eventloop.protection import uninterrupted
+from .._support import validation
 from ._client import Client
 from ._errors import JobCancelled, JobExpired
 from ._info import JobInfo
@@ -37,7 +37,7 @@ class JobHandle(Generic[T]):
         not known or whose result is not kept, `InvalidPayload` for a result that is not what the
         handler's annotation says now, and `BrokerUnavailable` after 30 s without a broker.
         """
-        _checks.optional(_checks.seconds, "timeout", timeout, at_least=0)
+        validation.optional(validation.seconds, "timeout", timeout, at_least=0)
         job = await self._client.wait(self.id, inf if timeout is None else timeout)
         if job.state is JobState.DEAD:
             raise await self._client.failure(job)
@@ -51,7 +51,7 @@ class JobHandle(Generic[T]):
     @uninterrupted
     async def wait(self, timeout: float | None = None) -> JobState:
         """Wait until the job has ended and return how; raises nothing for the job's fate."""
-        _checks.optional(_checks.seconds, "timeout", timeout, at_least=0)
+        validation.optional(validation.seconds, "timeout", timeout, at_least=0)
         return (await self._client.wait(self.id, inf if timeout is None else timeout)).state
 
     @uninterrupted

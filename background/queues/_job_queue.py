@@ -9,13 +9,14 @@ from typing import Any, NamedTuple, Never, ParamSpec, Protocol, TypeVar, Unpack,
 
 from anyio.lowlevel import checkpoint
 
-from .. import _checks, _functions, _schedule
-from .._insist import insist
+from .. import _schedule
+from .._eventloop.interruption import insist
+from .._eventloop.protection import uninterrupted
 from .._manager import Manager
-from .._observe import Observer
+from .._observer import Observer
 from .._retry import Retry
 from .._schedule import Cron, Schedule
-from .._uninterrupted import uninterrupted
+from .._support import callables, validation
 from . import _names, _payload
 from ._announcing import Announcer, checked
 from ._arguments import Signature
@@ -99,13 +100,13 @@ class JobQueue:
         max_crashes: int = 3,
         keep: float = 86_400.0,
     ) -> None:
-        _checks.instances("broker", (broker,), Broker)
+        validation.instances("broker", (broker,), Broker)
         if results is not None:
-            _checks.instances("results", (results,), Results)
-        _checks.seconds("lease", lease, at_least=0.1)
-        _checks.count("max_payload", max_payload)
-        _checks.count("max_crashes", max_crashes)
-        _checks.seconds("keep", keep, at_least=0)
+            validation.instances("results", (results,), Results)
+        validation.seconds("lease", lease, at_least=0.1)
+        validation.count("max_payload", max_payload)
+        validation.count("max_crashes", max_crashes)
+        validation.seconds("keep", keep, at_least=0)
         self._observers = checked(observers)
         self._lease = lease
         self._max_crashes = max_crashes
@@ -208,7 +209,7 @@ class JobQueue:
         if without_parentheses:
             raise TypeError("handler() takes options only: write @jobs.handler(), or with options")
 
-        _checks.optional(_checks.seconds, "result_ttl", result_ttl, at_least=0)
+        validation.optional(validation.seconds, "result_ttl", result_ttl, at_least=0)
         terms = Terms(
             name="" if name is None else _names.check("name", name),
             queue=_names.check("queue", queue),
@@ -225,7 +226,7 @@ class JobQueue:
         check_settings(settings)
 
         def decorate(fn: Callable[..., Any]) -> Handler[..., Any, Any]:
-            _functions.check(fn)
+            callables.check(fn)
             chosen = terms.name or _names.of_handler(fn)
             if chosen in self._handlers:
                 raise ValueError(f"name: there is a handler {chosen!r} already")
@@ -342,7 +343,7 @@ class JobQueue:
     @uninterrupted
     async def purge(self, *, state: JobState | None = None, older_than: float = 0.0) -> int:
         """Forget jobs that ended at least `older_than` seconds ago; return how many."""
-        _checks.seconds("older_than", older_than, at_least=0)
+        validation.seconds("older_than", older_than, at_least=0)
         return await self._client.broker.purge(state=_state(state), older_than=older_than)
 
     # Workers
@@ -364,8 +365,8 @@ class JobQueue:
         `ManagerNotRunning`, and `LoopsStopped` for a manager that is shutting down.
         """
         workforce = self._opened().workforce
-        _checks.instances("manager", (manager,), Manager)
-        _checks.count("concurrency", concurrency)
+        validation.instances("manager", (manager,), Manager)
+        validation.count("concurrency", concurrency)
         chosen = self._selection(queues)
         await checkpoint()
         return workforce.start(manager, chosen, concurrency, self._schedules)
@@ -416,7 +417,7 @@ class JobQueue:
         Ticks are the multiples of `seconds` since the epoch. Raises as `enqueue`, and `ValueError`
         for less than a tenth of a second.
         """
-        _checks.seconds("seconds", seconds, at_least=0.1)
+        validation.seconds("seconds", seconds, at_least=0.1)
         schedule = Aligned(seconds=seconds)
         self._add_schedule(schedule, schedule, handler, args, kwargs)
 
@@ -428,7 +429,7 @@ class JobQueue:
         args: Sequence[Any],
         kwargs: Mapping[str, Any] | None,
     ) -> None:
-        _checks.instances("handler", (handler,), Handler)
+        validation.instances("handler", (handler,), Handler)
         _check_call(args, kwargs)
         describe = describe_schedule(self._sender, handler, schedule, dated, args, kwargs or {})
         self._schedules.append(describe)

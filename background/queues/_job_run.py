@@ -8,16 +8,16 @@ from typing import TYPE_CHECKING, Any
 
 from tenacity import RetryError
 
-from .. import _clock
-from .._backend import Backend
 from .._errors import TaskCancelled
+from .._eventloop.backend import Backend
 from .._events import Job
-from .._log import log
-from .._outcome import Outcome
-from .._record import maker, record
+from .._execution.outcome import Outcome
+from .._execution.runner import FROM_OUTSIDE
 from .._retry import Attempts
-from .._runner import FROM_OUTSIDE
 from .._states import TaskStatus
+from .._support import clock
+from .._support.frozen import maker, record
+from .._support.log import log
 from . import _failure, _payload
 from ._client import Client, key
 from ._errors import QueueError
@@ -28,7 +28,7 @@ from ._states import JobState
 from .abc import Claim, Settlement
 
 if TYPE_CHECKING:
-    from .._handle import TaskHandle
+    from .._execution.handle import TaskHandle
 
 LOST = "its lease was lost"
 CANCELLED = "the job was cancelled"
@@ -139,7 +139,7 @@ class JobRun:
         plan, now = self.plan, self._means.now
         if plan.policy is None:
             return
-        wall = _clock.wall()
+        wall = clock.wall()
         has_failed = self.attempt - 1 > self.claim.crashes
         error = self.claim.error if has_failed else None  # else one from before a requeue
         since = None if error is None else error.get("since")

@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import anyio
 
-from .._log import log
+from .._support.log import log
 from ._errors import BrokerUnavailable
 from ._job_run import JobRun
 from .abc import Broker, Hold

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from math import inf
 from typing import Any
 
-from .. import _clock
+from .._support import clock
 from ._states import FINAL, JobState
 from .abc import Message, StoredJob
 
@@ -15,7 +15,7 @@ class Job:
     """One job; times are the event loop's, but for those that people get to see."""
 
     def __init__(self, message: Message, number: int, now: float) -> None:
-        wall = _clock.wall()
+        wall = clock.wall()
         self.message = message
         self.number = number
         self.state = JobState.SCHEDULED
@@ -48,13 +48,13 @@ class Job:
     def schedule(self, now: float) -> None:
         """Let it be due after its delay."""
         at = self.message.at
-        delay = self.message.delay if at is None else at - _clock.wall()
+        delay = self.message.delay if at is None else at - clock.wall()
         self.due = now + max(0.0, delay)
 
     def end(self, state: JobState, now: float) -> None:
         self.state = state
         self.token = ""
-        self.finished_at = _clock.wall()
+        self.finished_at = clock.wall()
         self.ended = now
         self.forget = now + self.message.keep
 

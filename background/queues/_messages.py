@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from .. import _clock
-from .._record import maker, record
+from .._support import clock
+from .._support.frozen import maker, record
 from . import _payload, _tracing
 from ._body import Shape
 from ._names import new_id, new_ids
@@ -92,7 +92,7 @@ def message(
 def _expires(terms: Terms, options: Options) -> float | None:
     expires = terms.expires if options.expires is None else options.expires
     if expires is not None:
-        delay = options.delay if options.at is None else options.at - _clock.wall()
+        delay = options.delay if options.at is None else options.at - clock.wall()
         if expires <= delay:
             raise ValueError(
                 f"expires must be more than the delay: what may start after {delay:g} s can't be "

@@ -18,7 +18,7 @@ from urllib.parse import urlsplit
 from nats.aio.client import Client
 from nats.errors import Error as ClientError
 
-from .._log import log
+from .._support.log import log
 from ._errors import BrokerUnavailable
 
 #: Seconds until a call fails that nobody answers, and one that finds no connection.

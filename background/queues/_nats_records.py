@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from math import inf
 from typing import Any, NamedTuple, TypeVar
 
-from .._log import log
+from .._support.log import log
 from ._errors import BrokerUnavailable
 from ._nats_api import Api
 from ._nats_clock import Clock

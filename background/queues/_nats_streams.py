@@ -11,8 +11,8 @@ import logging
 from collections.abc import Sequence
 from typing import Any
 
-from .. import _clock
-from .._log import log
+from .._support import clock
+from .._support.log import log
 from ._errors import BrokerUnavailable
 from ._nats_answers import Request
 from ._nats_layout import EVERY, Layout, differences
@@ -74,7 +74,7 @@ class Streams:
         self._incomplete |= self._layout.jobs not in (name, *made)
         # No sequence means anything else than it did in the stream that is gone, which somebody
         # may still have in mind. Servers before 2.10 begin with 1.
-        first = int(_clock.wall() * 1_000_000)
+        first = int(clock.wall() * 1_000_000)
         found = await self._ask(f"STREAM.CREATE.{name}", name=name, first_seq=first, **settings)
         if found.get("error", {}).get("err_code") == _EXISTS:  # since a moment ago
             return await self._ask(f"STREAM.INFO.{name}")

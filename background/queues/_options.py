@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from datetime import datetime
 from typing import Any, TypedDict
 
-from .. import _checks
-from .._record import record
+from .._support import validation
+from .._support.frozen import record
 from . import _names
 
 
@@ -70,12 +70,12 @@ def check(given: OptionsGiven) -> Options:
         if values.get(argument) is not None:
             values[argument] = _names.check(argument, values[argument])
     options = Options(**values)
-    _checks.seconds("delay", options.delay, at_least=0)
-    _checks.optional(_checks.seconds, "at", options.at)
+    validation.seconds("delay", options.delay, at_least=0)
+    validation.optional(validation.seconds, "at", options.at)
     if options.at is not None and options.delay:
         raise ValueError("delay and at can't both be given: each says when the job may start")
     for argument in ("expires", "timeout"):
-        _checks.optional(_checks.seconds, argument, getattr(options, argument), above=0)
+        validation.optional(validation.seconds, argument, getattr(options, argument), above=0)
     if options.retry is not None and not _is_count(options.retry):
         raise ValueError(
             f"retry must be a number of attempts of at least 1, not {options.retry!r}; a policy "

@@ -7,7 +7,7 @@ import random
 
 import anyio
 
-from .._log import log
+from .._support.log import log
 from ._errors import BrokerUnavailable
 
 _PAUSES = (0.05, 2.0)  # seconds before the broker is asked again: at first, and at most

@@ -9,9 +9,9 @@ from typing import Any
 
 from tenacity import AsyncRetrying
 
-from .._observe import Observer
-from .._record import EMPTY, empty, maker, record
+from .._observer import Observer
 from .._retry import make_policy
+from .._support.frozen import EMPTY, empty, maker, record
 from . import _body
 from ._client import previous
 from ._errors import QueueError, UnknownHandler

@@ -8,7 +8,7 @@ from functools import lru_cache
 from struct import Struct
 from typing import Any
 
-from .._record import maker
+from .._support.frozen import maker
 from ._states import JobState
 from .abc import Claim, Message, Settlement, StoredJob
 

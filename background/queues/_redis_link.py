@@ -19,7 +19,7 @@ from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.exceptions import RedisError, ResponseError
 
-from .. import _checks
+from .._support import validation
 from ._errors import BrokerUnavailable
 
 _MOST_TOGETHER = 100  # calls that are sent at once
@@ -38,7 +38,7 @@ class Address:
     """
 
     def __init__(self, url: str, timeout: float) -> None:
-        _checks.seconds("timeout", timeout, above=0)
+        validation.seconds("timeout", timeout, above=0)
         try:
             options: dict[str, Any] = dict(parse_url(url))
             for name in _OURS:

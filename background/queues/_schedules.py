@@ -11,11 +11,11 @@ from typing import Any, Protocol
 
 import anyio
 
-from .. import _clock
-from .._record import record
-from .._runner import current_handle
+from .._execution.runner import current_handle
 from .._schedule import PATIENCE, Calendar, Schedule, Ticks
 from .._states import TaskKind
+from .._support import clock
+from .._support.frozen import record
 from .._task import Task
 from ._errors import DuplicateJob
 from ._handler import Handler
@@ -62,7 +62,7 @@ class Ticker:
 
     async def tick(self) -> None:
         """Enqueue the job of the tick that has come, trying again until the loops stop."""
-        tick = self._latest(_clock.wall())
+        tick = self._latest(clock.wall())
         if tick is None:
             return
         self._last = tick

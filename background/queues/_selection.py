@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from math import log
 from random import Random
 
-from .. import _checks
+from .._support import validation
 from . import _names
 
 _HEAVIEST = sys.float_info.max  # as an int may be more than a float can hold
@@ -73,7 +73,7 @@ class Weighted(Selection):
                 )
         self._weights = dict(zip(self._names, weights.values(), strict=True))
         if random is not None:
-            _checks.instances("random", (random,), Random)
+            validation.instances("random", (random,), Random)
         self._random = Random() if random is None else random
 
     @property

@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
-from .._observe import Observer
+from .._observer import Observer
 from . import _names
 from ._announcing import Announcer
 from ._client import Client

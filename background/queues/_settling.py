@@ -10,7 +10,7 @@ from typing import Protocol
 import anyio
 from anyio.lowlevel import checkpoint
 
-from .._log import log
+from .._support.log import log
 from ._errors import BrokerUnavailable, QueueError
 from ._failure import describe
 from ._outage import Outage

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from math import inf
 from typing import Any
 
-from .._record import maker
+from .._support.frozen import maker
 from . import _sqlite_needs as needs
 from . import _sqlite_statements as sql
 from ._states import FINAL, JobState

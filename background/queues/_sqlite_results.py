@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sqlite3
 
-from .. import _clock
+from .._support import clock
 from ._sqlite_file import SQLiteFile, Synchronous
 from .abc import Results
 
@@ -34,7 +34,7 @@ class SQLiteResults(Results):
         await self._file.close()
 
     async def save(self, key: str, result: bytes, *, keep: float) -> None:
-        now = _clock.wall()
+        now = clock.wall()
 
         def work(db: sqlite3.Connection) -> None:
             db.execute(_FORGET, (now,))
@@ -43,7 +43,7 @@ class SQLiteResults(Results):
         await self._file.write(work)
 
     async def get(self, key: str) -> bytes | None:
-        now = _clock.wall()
+        now = clock.wall()
 
         def work(db: sqlite3.Connection) -> bytes | None:
             row = db.execute(_GET, (key, now)).fetchone()

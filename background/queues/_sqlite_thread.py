@@ -20,8 +20,8 @@ from typing import Any, TypeVar
 from anyio import CancelScope, Event, to_thread
 from anyio.lowlevel import checkpoint_if_cancelled
 
-from .. import _clock
-from .._backend import current_backend
+from .._eventloop.backend import current_backend
+from .._support import clock
 from ._errors import BrokerUnavailable
 from ._sqlite_schema import disconnect, identity
 
@@ -92,7 +92,7 @@ class SQLiteThread:
     async def start(self) -> None:
         """Start the thread and open the connection. Raises `BrokerUnavailable`."""
         self._thread.start()
-        _clock.on_io(1)  # until `_deliver` is called for the opening
+        clock.on_io(1)  # until `_deliver` is called for the opening
         with CancelScope(shield=True):
             await self._opening.done.wait()
             if self._opening.error is not None:
@@ -113,12 +113,12 @@ class SQLiteThread:
             await self._join()
 
     async def _join(self) -> None:
-        _clock.on_io(1)
+        clock.on_io(1)
         try:
             await self._ended.wait()  # without a second thread that waits
             await to_thread.run_sync(self._thread.join)
         finally:
-            _clock.on_io(-1)
+            clock.on_io(-1)
 
     async def call(self, work: Work[T], *, writes: bool) -> T:
         """Have work done in a transaction, and return once that is committed.
@@ -133,7 +133,7 @@ class SQLiteThread:
         if self._closed:
             raise BrokerUnavailable(f"{self._path} is not open")
         call = self._new_call(work, writes)
-        _clock.on_io(1)
+        clock.on_io(1)
         self._queue.put(call)
         try:
             with CancelScope(shield=True):  # for no longer than transactions take
@@ -281,7 +281,7 @@ class SQLiteThread:
 
     def _deliver(self, calls: Sequence[_Call]) -> None:
         for call in calls:
-            _clock.on_io(-1)
+            clock.on_io(-1)
             call.done.set()
 
 

@@ -13,14 +13,14 @@ from functools import partial
 import anyio
 from opentelemetry import context as trace_context
 
-from .. import _checks
 from .._errors import DuplicateTask
-from .._lifecycle import Lifecycle
-from .._log import log
-from .._runner import current_handle
+from .._eventloop.protection import uninterrupted
+from .._execution.runner import current_handle
+from .._lifecycle.runtime import Lifecycle
 from .._states import ManagerState
+from .._support import validation
+from .._support.log import log
 from .._task import make as make_task
-from .._uninterrupted import uninterrupted
 from . import _tracing
 from ._client import Client
 from ._job_run import JobRun, Means
@@ -130,7 +130,7 @@ class Worker:
 
         Raises `ValueError` for a timeout below 0. Can be called again, and by several at once.
         """
-        _checks.optional(_checks.seconds, "timeout", timeout, at_least=0)
+        validation.optional(validation.seconds, "timeout", timeout, at_least=0)
         self._stop()
         mine = _current_run()
         self._closing[mine] += 1

@@ -6,10 +6,10 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from .._errors import LoopsStopped
-from .._handle import TaskHandle
-from .._insist import insist
+from .._eventloop.interruption import insist
+from .._execution.handle import TaskHandle
 from .._manager import Manager
-from .._observe import Observer
+from .._observer import Observer
 from .._states import ManagerState
 from .._task import Task
 from ._announcing import Announcer

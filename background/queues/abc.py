@@ -15,7 +15,7 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from enum import Enum
 from typing import Any
 
-from .._record import record
+from .._support.frozen import record
 from ._states import JobState
 
 

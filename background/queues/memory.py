@@ -10,7 +10,7 @@ from math import inf
 import anyio
 from anyio.lowlevel import checkpoint
 
-from .. import _clock
+from .._support import clock
 from ._memory_changes import Changes
 from ._memory_job import Job
 from ._memory_results import MemoryResults
@@ -117,7 +117,7 @@ class MemoryBroker(Broker):
         job.token = str(next(self._numbers))
         job.lease_ends = lease_ends
         job.expires = inf  # it has started in time
-        job.started_at = _clock.wall()
+        job.started_at = clock.wall()
         self._changes.note(job)
         return Claim(
             message=job.message,

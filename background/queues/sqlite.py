@@ -14,7 +14,7 @@ from secrets import token_hex
 
 import anyio
 
-from .. import _clock
+from .._support import clock
 from . import _sqlite_jobs as jobs
 from ._sqlite_file import SQLiteFile, Synchronous
 from ._sqlite_results import SQLiteResults
@@ -63,13 +63,13 @@ class SQLiteBroker(Broker):
         self._wake_all()
 
     async def enqueue(self, messages: Sequence[Message]) -> list[bool]:
-        new = await self._file.write(partial(jobs.enqueue, messages=messages, now=_clock.wall()))
+        new = await self._file.write(partial(jobs.enqueue, messages=messages, now=clock.wall()))
         self._wake_workers()
         return new
 
     async def claim(self, queues: Sequence[str], most: int, *, lease: float) -> list[Claim]:
         token = f"{self._run}-{next(self._claims)}"
-        now = _clock.wall()
+        now = clock.wall()
         claims, changed = await self._file.write(
             partial(jobs.claim, queues=queues, most=most, token=token, now=now, lease=lease)
         )
@@ -91,11 +91,11 @@ class SQLiteBroker(Broker):
 
     async def renew(self, claims: Sequence[Claim], *, lease: float) -> list[Hold]:
         return await self._file.write(
-            partial(jobs.renew, claims=claims, now=_clock.wall(), lease=lease)
+            partial(jobs.renew, claims=claims, now=clock.wall(), lease=lease)
         )
 
     async def settle(self, settlements: Sequence[Settlement]) -> list[bool]:
-        work = partial(jobs.settle, settlements=settlements, now=_clock.wall())
+        work = partial(jobs.settle, settlements=settlements, now=clock.wall())
         accepted, others_change = await self._file.write(work)
         if others_change:
             self._wake_all()
@@ -107,28 +107,28 @@ class SQLiteBroker(Broker):
         return accepted
 
     async def save(self, id: str, token: str, result: bytes) -> bool:
-        work = partial(jobs.save, id=id, token=token, result=result, now=_clock.wall())
+        work = partial(jobs.save, id=id, token=token, result=result, now=clock.wall())
         return await self._file.write(work)
 
     async def cancel(self, id: str) -> JobState | None:
-        state = await self._file.write(partial(jobs.cancel, id=id, now=_clock.wall()))
+        state = await self._file.write(partial(jobs.cancel, id=id, now=clock.wall()))
         self._wake_all()
         return state
 
     async def requeue(self, id: str) -> bool:
-        done = await self._file.write(partial(jobs.requeue, id=id, now=_clock.wall()))
+        done = await self._file.write(partial(jobs.requeue, id=id, now=clock.wall()))
         self._wake_all()
         return done
 
     async def get(self, id: str) -> StoredJob | None:
-        job, _ = await self._file.read(partial(jobs.get, id=id, now=_clock.wall()))
+        job, _ = await self._file.read(partial(jobs.get, id=id, now=clock.wall()))
         return job
 
     async def wait(self, id: str, timeout: float) -> StoredJob | None:
         with self._file.watched(), anyio.move_on_after(timeout):
             while True:
                 with self._waiting(id) as ended:
-                    work = partial(jobs.get, id=id, now=_clock.wall())
+                    work = partial(jobs.get, id=id, now=clock.wall())
                     job, at = await self._file.read(work)
                     self._warn()
                     if job is None or job.state in FINAL:
@@ -142,18 +142,18 @@ class SQLiteBroker(Broker):
         last: int | None = 0
         while last is not None:
             found, last = await self._file.read(
-                partial(jobs.page, after=last, queue=queue, state=state, now=_clock.wall())
+                partial(jobs.page, after=last, queue=queue, state=state, now=clock.wall())
             )
             for job in found:
                 yield job
 
     async def count(self, *, queue: str | None = None, state: JobState | None = None) -> int:
         return await self._file.read(
-            partial(jobs.count, queue=queue, state=state, now=_clock.wall())
+            partial(jobs.count, queue=queue, state=state, now=clock.wall())
         )
 
     async def purge(self, *, state: JobState | None = None, older_than: float = 0.0) -> int:
-        before = _clock.wall() - older_than
+        before = clock.wall() - older_than
         purged = 0
         last: int | None = 0
         while last is not None:
@@ -167,7 +167,7 @@ class SQLiteBroker(Broker):
     async def maintain(self) -> Maintained:
         done, complete = Maintained(), False
         while not complete:
-            part, complete = await self._file.write(partial(jobs.maintain, now=_clock.wall()))
+            part, complete = await self._file.write(partial(jobs.maintain, now=clock.wall()))
             done = Maintained(
                 due=done.due + part.due,
                 reclaimed=done.reclaimed + part.reclaimed,
@@ -193,7 +193,7 @@ class SQLiteBroker(Broker):
 
     async def _wait(self, changed: anyio.Event, at: float) -> None:
         """Wait for an event, or until time changes a job, and make up for that."""
-        now = _clock.wall()
+        now = clock.wall()
         if at > now:
             seconds = inf if at == inf else max(at - now, _SOON)
             with anyio.move_on_after(seconds):

@@ -14,7 +14,8 @@ from attempts import told_of
 from brokers import elapse
 from faulty import FaultyBroker, MemoryResults
 
-from background import JobDead, JobEnqueued, Manager, _clock
+from background import JobDead, JobEnqueued, Manager
+from background._support import clock
 from background.queues import (
     BrokerUnavailable,
     DuplicateJob,
@@ -198,7 +199,7 @@ async def test_delayed_and_expiring_jobs(
     async def note() -> None:
         times.append(round(anyio.current_time() - began))
 
-    wall = _clock.wall()
+    wall = clock.wall()
     await note.options(delay=10).enqueue()
     await note.options(at=wall + 20).enqueue()
     at = datetime.fromtimestamp(wall, UTC) + timedelta(seconds=40)
@@ -314,7 +315,7 @@ async def test_observers_hear_of_jobs_that_are_enqueued(
         await jobs.enqueue("h", [3])
         await jobs.enqueue("unknown", [3])
         await jobs.enqueue(handler.job(4))
-        await jobs.enqueue(handler.options(at=_clock.wall() + 60, meta={"m": 1}).job(4))
+        await jobs.enqueue(handler.options(at=clock.wall() + 60, meta={"m": 1}).job(4))
         assert recorder.names().count("enqueued") == 6
         assert of_queue.names().count("enqueued") == 7
         assert of_handler.names().count("enqueued") == 6

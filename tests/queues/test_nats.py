@@ -33,7 +33,8 @@ from nats_servers import (
 from processes import running
 from stepping import When
 
-from background import Manager, _clock
+from background import Manager
+from background._support import clock as system_clock
 from background.queues import JobQueue, _nats_connection, _nats_layout, _nats_ready, _nats_timers
 from background.queues._errors import BrokerUnavailable, PayloadTooLarge
 from background.queues._nats_answers import Answers, Request
@@ -748,9 +749,9 @@ async def test_calls_of_many_tasks_at_once() -> None:
 
 @virtual
 async def test_a_wrong_clock_of_a_host_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    wall = _clock.wall
+    wall = system_clock.wall
     async with served_nats_broker() as broker:
-        monkeypatch.setattr(_clock, "wall", lambda: wall() + 3600)
+        monkeypatch.setattr(system_clock, "wall", lambda: wall() + 3600)
         await broker.enqueue([message(), message("late", delay=30)])
         claims = await broker.claim(["q"], 5, lease=30)
         assert [each.message.id for each in claims] == ["one"]
@@ -767,10 +768,10 @@ async def test_the_servers_clock_is_read_again_now_and_then(
         clock: Any = broker._clock
         clock._ahead += 500
         await broker.maintain()
-        assert clock.now() > _clock.wall() + 400
+        assert clock.now() > system_clock.wall() + 400
         monkeypatch.setattr("background.queues._nats_clock._REFRESH", -1)
         await broker.maintain()
-        assert abs(clock.now() - _clock.wall()) < SOON
+        assert abs(clock.now() - system_clock.wall()) < SOON
 
 
 @virtual

@@ -15,7 +15,8 @@ from faulty import FaultyBroker
 from hypothesis import given
 from hypothesis import strategies as st
 
-from background import InvalidTask, Manager, TaskKind, _clock
+from background import InvalidTask, Manager, TaskKind
+from background._support import clock
 from background.queues import InvalidPayload, JobQueue, JobState, PayloadTooLarge
 from background.queues._schedules import Aligned, Ticker, id_of
 from background.queues.memory import MemoryBroker
@@ -36,7 +37,7 @@ async def process(
         @jobs.handler(name="note", result_ttl=0)
         async def note(what: str = "") -> None:
             if ran is not None:
-                ran.append(round(_clock.wall() - START, 3))
+                ran.append(round(clock.wall() - START, 3))
 
         for kind, when in schedules:
             getattr(jobs, kind)(when, note)
@@ -112,15 +113,15 @@ async def test_cron_in_a_time_zone(broker: FaultyBroker) -> None:
 
 async def test_clocks_that_differ(broker: FaultyBroker, monkeypatch: pytest.MonkeyPatch) -> None:
     """A process whose clock is behind finds what has been enqueued already."""
-    ahead = _clock.wall
+    ahead = clock.wall
     async with process(broker, None, ("every", 60)):
         await anyio.sleep(100)
         assert await broker.count() == 1
-        monkeypatch.setattr(_clock, "wall", lambda: ahead() - 50)
+        monkeypatch.setattr(clock, "wall", lambda: ahead() - 50)
         async with process(broker, None, ("every", 60)):
             await anyio.sleep(15)  # for which it is one minute now
             assert await broker.count() == 1
-            monkeypatch.setattr(_clock, "wall", ahead)
+            monkeypatch.setattr(clock, "wall", ahead)
 
 
 async def test_ticks_that_all_have_missed(
@@ -130,11 +131,11 @@ async def test_ticks_that_all_have_missed(
     ran: list[float] = []
     async with process(broker, ran, ("every", 600)):
         await anyio.sleep(590)
-        real = _clock.wall
-        monkeypatch.setattr(_clock, "wall", lambda: real() + 3000)  # the host was asleep
+        real = clock.wall
+        monkeypatch.setattr(clock, "wall", lambda: real() + 3000)  # the host was asleep
         await anyio.sleep(300)
     assert ran == [3600]
-    monkeypatch.setattr(_clock, "wall", real)
+    monkeypatch.setattr(clock, "wall", real)
 
 
 async def test_a_broker_that_is_away_at_the_tick(

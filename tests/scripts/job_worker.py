@@ -34,8 +34,8 @@ from background import (
     TaskFailed,
     TaskRetrying,
     TaskSucceeded,
-    _clock,
 )
+from background._support import clock
 from background.queues import JobContext, JobQueue, Ordered, QueueError
 
 _BEAT = 0.1  # seconds between two looks at whether this process was stopped
@@ -148,7 +148,7 @@ def declare(jobs: JobQueue, notes: Notes, queue: str, backend: str) -> None:
     async def shift(seconds: float) -> None:
         """Move the wall clock of this process."""
         note("started")
-        _clock.wall = lambda: time.time() + seconds
+        clock.wall = lambda: time.time() + seconds
         note("returned")
 
     @handler()
@@ -277,7 +277,7 @@ def run(*arguments: str) -> None:
     options = parsed(arguments)
     warnings.filterwarnings("ignore", "several connections")
     if options.clock:
-        _clock.wall = lambda: time.time() + options.clock
+        clock.wall = lambda: time.time() + options.clock
     notes = Notes(options.history, options.name)
     logger = logging.getLogger("background")
     logger.addHandler(Logging(notes))

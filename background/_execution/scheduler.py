@@ -16,22 +16,23 @@ from typing import Any
 
 from tenacity.wait import wait_base
 
-from . import _clock, _telling
-from ._admission import Admission
-from ._backend import Backend
-from ._errors import DuplicateTask, InvalidTask, is_fatal
-from ._events import Job
-from ._handle import FINAL, TaskHandle
-from ._listeners import Listeners
-from ._outcome import Durable, Outcome
-from ._outstanding import Outstanding
-from ._portal import Portal
-from ._retry import pause_after_failures
-from ._runner import FROM_OUTSIDE, Runner
-from ._schedule import Schedule, Ticks
-from ._states import TaskKind, TaskStatus
-from ._task import Task
-from ._timer import Timer
+from .._errors import DuplicateTask, InvalidTask, is_fatal
+from .._eventloop.backend import Backend
+from .._eventloop.portal import Portal
+from .._events import Job
+from .._notify.subscriber import Listeners
+from .._retry import pause_after_failures
+from .._schedule import Schedule, Ticks
+from .._states import TaskKind, TaskStatus
+from .._support import clock
+from .._task import Task
+from . import emit
+from .capacity import Admission
+from .handle import FINAL, TaskHandle
+from .outcome import Durable, Outcome
+from .registry import Outstanding
+from .runner import FROM_OUTSIDE, Runner
+from .timer import Timer
 
 _NO_CONTEXT = Context()
 
@@ -99,7 +100,7 @@ class Engine:
             id = task.id
         if self.admission.bounded and task.kind is TaskKind.ONE_OFF and not reserved:
             self.admission.require()
-        now, wall = self.now(), _clock.wall()
+        now, wall = self.now(), clock.wall()
         hooks = self._listeners.hooks
         handle: TaskHandle[Any] = TaskHandle(task, id, self, hooks, context, now, wall)
         if job is not None:
@@ -110,7 +111,7 @@ class Engine:
             handle._hooks = self._listeners.hooks_for(task.observers)
         self.outstanding.add(handle)
         if handle._hooks.on_task_added:
-            _telling.added(handle)
+            emit.added(handle)
         if handle.status is TaskStatus.WAITING:  # else an observer cancelled it
             self._start_when_due(handle, now)
         return handle
@@ -143,7 +144,7 @@ class Engine:
         else:
             try:
                 if handle._ticks is not None:
-                    handle._due = handle._ticks.confirm(handle._due, now, _clock.wall())
+                    handle._due = handle._ticks.confirm(handle._due, now, clock.wall())
             except Exception as error:  # which would end the timer, and with it everybody's waiting
                 self._end_loop(handle, error, 0.0)
             else:
@@ -189,7 +190,7 @@ class Engine:
         """Let a loop wait for its next iteration, or end it if the loops have stopped."""
         handle._coroutine = handle._native = handle._pause = None
         handle.status = TaskStatus.WAITING
-        _telling.done(handle, outcome, final=False)
+        emit.done(handle, outcome, final=False)
         if outcome.error is not None and is_fatal(outcome.error):
             self._on_fatal(outcome.error)
         if not _is_waiting(handle):  # an observer ended it
@@ -217,7 +218,7 @@ class Engine:
 
     def _next_due(self, handle: TaskHandle[Any], outcome: Outcome, now: float) -> float:
         if handle._ticks is not None:
-            return handle._ticks.next(now, _clock.wall(), outcome.duration)
+            return handle._ticks.next(now, clock.wall(), outcome.duration)
         if outcome.error is None or self._loop_backoff is None:
             return now
         return now + pause_after_failures(self._loop_backoff, handle._failures, outcome.error)
@@ -232,7 +233,7 @@ class Engine:
     ) -> None:
         task = handle.task
         handle.status = status
-        handle.finished_at = _clock.wall()
+        handle.finished_at = clock.wall()
         handle._reason = handle._reason or reason
         self.outstanding.remove(handle)
         if self.admission.waiting:
@@ -252,7 +253,7 @@ class Engine:
             durable.drop(handle)
         if self.on_end is not None:
             self.on_end(handle)  # first, or else closing that a hook begins would count it
-        _telling.ended(handle, outcome)
+        emit.ended(handle, outcome)
         if task.observers:
             self._listeners.release(task.observers)
         if handle._done is not None:

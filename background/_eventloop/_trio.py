@@ -9,8 +9,8 @@ from typing import Any, ParamSpec, TypeVar
 
 import trio
 
-from ._backend import Backend
-from ._uninterrupted import awaiting_protection
+from .backend import Backend
+from .protection import awaiting_protection
 
 P = ParamSpec("P")
 R = TypeVar("R")

@@ -12,10 +12,10 @@ from functools import partial
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
-from ._errors import ManagerMisuse
+from .._errors import ManagerMisuse
 
 if TYPE_CHECKING:
-    from ._manager import Manager
+    from .._manager import Manager
 
 _MOST_UNHEARD = 2  # signals that a blocked event loop may leave; the next one ends the process
 

@@ -9,9 +9,9 @@ from inspect import iscoroutinefunction
 from tenacity import AsyncRetrying
 from tenacity.wait import wait_base
 
-from . import _checks
-from ._observe import Observer, check_observers, overrides
-from ._record import record
+from ._observer import Observer, check_observers, overrides
+from ._support import validation
+from ._support.frozen import record
 
 _UNCATCHABLE = {
     getattr(signal, name, None)
@@ -38,19 +38,19 @@ class Settings:
         if not (isinstance(self.name, str) and self.name):  # pyright: ignore[reportUnnecessaryIsInstance]
             raise ValueError(f"name must be a string that is not empty, not {self.name!r}")
         _check_standing(self.observers)
-        _checks.optional(_checks.count, "limit", self.limit)
-        _checks.optional(_checks.count, "capacity", self.capacity)
+        validation.optional(validation.count, "limit", self.limit)
+        validation.optional(validation.count, "capacity", self.capacity)
         if self.loop_backoff is not None and (
             not callable(self.loop_backoff) or isinstance(self.loop_backoff, type)
         ):
             raise ValueError(
                 f"loop_backoff must be a tenacity wait strategy or None, not {self.loop_backoff!r}"
             )
-        _checks.count("threads", self.threads)
+        validation.count("threads", self.threads)
         for each in self.signals & _UNCATCHABLE:
             raise ValueError(f"signals can't contain {each.name}, which no process can handle")
-        _checks.optional(_checks.seconds, "grace", self.grace, at_least=0)
-        _checks.seconds("cancel_timeout", self.cancel_timeout, at_least=0)
+        validation.optional(validation.seconds, "grace", self.grace, at_least=0)
+        validation.seconds("cancel_timeout", self.cancel_timeout, at_least=0)
 
 
 def _check_standing(observers: tuple[Observer, ...]) -> None:
@@ -62,7 +62,7 @@ def _check_standing(observers: tuple[Observer, ...]) -> None:
 
 def known_signals(signals: Collection[signal.Signals]) -> frozenset[signal.Signals]:
     """Return the signals, also where plain numbers were given. Raises `ValueError`."""
-    given = _checks.collected("signals", signals)
+    given = validation.collected("signals", signals)
     try:
         return frozenset(signal.Signals(each) for each in given)
     except ValueError as error:

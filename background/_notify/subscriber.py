@@ -8,12 +8,12 @@ from typing import Any
 
 import anyio
 
-from ._backend import Backend
-from ._complaints import Complaints
-from ._dispatch import Hooks, Listener, Order
-from ._events import TaskFailed
-from ._observe import Observer, overrides
-from ._outbox import Start
+from .._eventloop.backend import Backend
+from .._events import TaskFailed
+from .._observer import Observer, overrides
+from .buffer import Start
+from .dispatcher import Hooks, Listener, Order
+from .hook_errors import Complaints
 
 
 class Listeners:

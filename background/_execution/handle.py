@@ -13,18 +13,18 @@ from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 import anyio
 from anyio.lowlevel import checkpoint
 
-from . import _stack
-from ._errors import TaskCancelled, TaskExpired
-from ._log import log
-from ._states import TaskKind, TaskStatus
-from ._task import Task
-from ._uninterrupted import uninterrupted
+from .._errors import TaskCancelled, TaskExpired
+from .._eventloop.protection import uninterrupted
+from .._states import TaskKind, TaskStatus
+from .._support import stacks
+from .._support.log import log
+from .._task import Task
 
 if TYPE_CHECKING:
-    from ._dispatch import Hooks
-    from ._events import Job
-    from ._outcome import Durable
-    from ._schedule import Ticks
+    from .._events import Job
+    from .._notify.dispatcher import Hooks
+    from .._schedule import Ticks
+    from .outcome import Durable
 
 T = TypeVar("T")
 
@@ -221,8 +221,8 @@ class TaskHandle(Generic[T]):
         if self.status is not TaskStatus.RUNNING:
             return []
         if self._thread is not None:
-            return _stack.of_thread(self._thread, THREAD_ENTRY)
-        return _stack.of_coroutine(self._coroutine)
+            return stacks.of_thread(self._thread, THREAD_ENTRY)
+        return stacks.of_coroutine(self._coroutine)
 
     def __repr__(self) -> str:
         return f"<TaskHandle {self.name!r} {self.id} {self.status}>"

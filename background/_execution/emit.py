@@ -7,8 +7,7 @@ from typing import Any
 
 from tenacity import RetryError
 
-from . import _clock
-from ._events import (
+from .._events import (
     JobDead,
     TaskAdded,
     TaskCancelledEvent,
@@ -19,10 +18,11 @@ from ._events import (
     TaskStarted,
     TaskSucceeded,
 )
-from ._handle import TaskHandle, log_failure
-from ._outcome import Outcome
-from ._record import maker
-from ._states import TaskStatus
+from .._states import TaskStatus
+from .._support import clock
+from .._support.frozen import maker
+from .handle import TaskHandle, log_failure
+from .outcome import Outcome
 
 _added = maker(TaskAdded)
 _started = maker(TaskStarted)
@@ -81,7 +81,7 @@ def started(handle: TaskHandle[Any], queued_for: float) -> TaskStarted:
 def retrying(handle: TaskHandle[Any], error: Exception | None, delay: float) -> None:
     hooks = handle._hooks
     if hooks.on_task_retrying:
-        event = _retrying(*_identity(handle, _clock.wall()), error, delay)
+        event = _retrying(*_identity(handle, clock.wall()), error, delay)
         hooks.tell(hooks.on_task_retrying, event)
 
 
@@ -99,7 +99,7 @@ def done(handle: TaskHandle[Any], outcome: Outcome, *, final: bool) -> None:
             task.meta,
             handle.iteration,
             handle.attempt,
-            _clock.wall(),
+            clock.wall(),
             handle.job,
             outcome.duration,
             final,
@@ -114,7 +114,7 @@ def _done_failed(handle: TaskHandle[Any], outcome: Outcome, *, final: bool) -> N
     awaited = final and handle._waiters > 0
     unless_told = partial(_hear_of, handle, error, awaited)
     if hooks.on_task_failed:
-        event = _failed(*_identity(handle, _clock.wall()), error, outcome.duration, final)
+        event = _failed(*_identity(handle, clock.wall()), error, outcome.duration, final)
         hooks.tell(hooks.on_task_failed, event, unless_told)
     else:
         unless_told(False)
@@ -135,12 +135,12 @@ def ended(handle: TaskHandle[Any], outcome: Outcome | None) -> None:
     duration = None if outcome is None else outcome.duration
     if handle.status is TaskStatus.CANCELLED:
         if hooks.on_task_cancelled:
-            event = _cancelled(*_identity(handle, _clock.wall()), handle._reason, duration)
+            event = _cancelled(*_identity(handle, clock.wall()), handle._reason, duration)
             hooks.tell(hooks.on_task_cancelled, event)
     elif handle.status is TaskStatus.EXPIRED:
         if hooks.on_task_expired:
             lifespan = handle.task.lifespan or 0.0
-            expired = _expired(*_identity(handle, _clock.wall()), lifespan, duration)
+            expired = _expired(*_identity(handle, clock.wall()), lifespan, duration)
             hooks.tell(hooks.on_task_expired, expired)
     elif outcome is not None and outcome.retry_in is not None:
         refused = isinstance(outcome.error, RetryError)
@@ -158,7 +158,7 @@ def _dead(handle: TaskHandle[Any], outcome: Outcome) -> None:
     assert job is not None
     assert error is not None
     if hooks.on_job_dead:
-        event = JobDead(job=job, meta=handle.meta, time=_clock.wall(), error=error)
+        event = JobDead(job=job, meta=handle.meta, time=clock.wall(), error=error)
         hooks.tell(hooks.on_job_dead, event)
 
 
@@ -166,5 +166,5 @@ def stalled(handle: TaskHandle[Any], elapsed: float) -> None:
     hooks = handle._hooks
     if hooks.on_task_stalled and handle.status is TaskStatus.RUNNING:
         stack = tuple(handle.stack())
-        event = _stalled(*_identity(handle, _clock.wall()), elapsed, stack)
+        event = _stalled(*_identity(handle, clock.wall()), elapsed, stack)
         hooks.tell(hooks.on_task_stalled, event)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections import Counter
 
-from ._log import log
+from .._support.log import log
 
 
 class Complaints:

@@ -8,7 +8,7 @@ from typing import Any
 
 import anyio
 
-from ._backend import Backend
+from .backend import Backend
 
 Fn = Callable[[], Coroutine[Any, Any, None]]
 OnLost = Callable[[], None]

@@ -6,8 +6,8 @@ from collections import deque
 
 import anyio
 
-from ._errors import ManagerFull
-from ._outstanding import Outstanding
+from .._errors import ManagerFull
+from .registry import Outstanding
 
 
 class Admission:

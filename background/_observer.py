@@ -7,7 +7,6 @@ from contextlib import AbstractContextManager, nullcontext
 from inspect import iscoroutinefunction
 from typing import TYPE_CHECKING
 
-from . import _checks
 from ._events import (
     JobDead,
     JobEnqueued,
@@ -22,6 +21,7 @@ from ._events import (
     TaskStarted,
     TaskSucceeded,
 )
+from ._support import validation
 
 if TYPE_CHECKING:
     from ._manager import Manager
@@ -99,7 +99,7 @@ def overrides(observer: Observer, name: str) -> bool:
 
 def check_observers(observers: tuple[Observer, ...], error: type[Exception]) -> None:
     """Refuse what can't be told of a task."""
-    _checks.instances("observers", observers, Observer, error=error)
+    validation.instances("observers", observers, Observer, error=error)
     for observer in observers:
         if iscoroutinefunction(observer.around_task):
             raise error(

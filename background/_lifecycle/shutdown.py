@@ -11,16 +11,16 @@ from typing import Any
 import anyio
 from anyio.lowlevel import checkpoint
 
-from . import _clock
-from ._backend import Backend
-from ._engine import Engine
-from ._events import ManagerClosedEvent, ManagerClosingEvent
-from ._handle import TaskHandle
-from ._listeners import Listeners
-from ._outstanding import Absence
-from ._report import CloseReport
-from ._services import Services
-from ._states import ManagerState, TaskKind, TaskStatus
+from .._eventloop.backend import Backend
+from .._eventloop.services import Services
+from .._events import ManagerClosedEvent, ManagerClosingEvent
+from .._execution.handle import TaskHandle
+from .._execution.registry import Absence
+from .._execution.scheduler import Engine
+from .._notify.subscriber import Listeners
+from .._report import CloseReport
+from .._states import ManagerState, TaskKind, TaskStatus
+from .._support import clock
 
 _TURNS = 4  # of the event loop, in which a cancelled task ends that has nothing to clean up
 
@@ -127,7 +127,7 @@ class Shutdown:
         hooks = self._listeners.hooks
         if hooks.on_manager_closing:
             event = ManagerClosingEvent(
-                name=self._name, time=_clock.wall(), reason=reason, outstanding=outstanding
+                name=self._name, time=clock.wall(), reason=reason, outstanding=outstanding
             )
             hooks.tell(hooks.on_manager_closing, event)
         self.engine.admission.close()
@@ -166,7 +166,7 @@ class Shutdown:
         if hooks.on_manager_closed:
             event = ManagerClosedEvent(
                 name=self._name,
-                time=_clock.wall(),
+                time=clock.wall(),
                 duration=self._backend.now() - self._began,
                 report=self.report,
             )

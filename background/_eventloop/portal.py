@@ -9,8 +9,8 @@ from functools import partial
 from threading import Lock, get_ident
 from typing import Any, TypeVar
 
-from ._backend import Backend
-from ._errors import ManagerClosed, ManagerMisuse
+from .._errors import ManagerClosed, ManagerMisuse
+from .backend import Backend
 
 R = TypeVar("R")
 

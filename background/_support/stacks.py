@@ -10,6 +10,7 @@ from types import AsyncGeneratorType, CoroutineType, FrameType, GeneratorType
 from typing import Any
 
 _SUSPENDABLE: tuple[type[Any], ...] = (CoroutineType, GeneratorType, AsyncGeneratorType)
+_LIBRARY = __name__.partition(".")[0]  # the package at the root
 _WRAPPERS = {"coroutine_wrapper", "async_generator_asend", "async_generator_athrow"}
 
 
@@ -79,7 +80,8 @@ def _callees(caller: FrameType) -> Iterator[FrameType]:
 
 
 def _is_ours(frame: FrameType) -> bool:
-    return frame.f_globals.get("__package__") == __package__
+    package: object = frame.f_globals.get("__package__")
+    return isinstance(package, str) and package.partition(".")[0] == _LIBRARY
 
 
 def _summarise(frames: Iterable[FrameType]) -> list[FrameSummary]:

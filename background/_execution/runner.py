@@ -12,15 +12,16 @@ import anyio
 from anyio.lowlevel import checkpoint_if_cancelled
 from tenacity import AsyncRetrying
 
-from . import _clock, _stack, _telling
-from ._backend import Backend
-from ._dispatch import Around
-from ._errors import TaskCancelled, TaskExpired
-from ._functions import is_async
-from ._handle import TaskHandle
-from ._outcome import Durable, Outcome, Settle
-from ._retry import Attempts, judges_success, make_policy
-from ._states import TaskKind, TaskStatus
+from .._errors import TaskCancelled, TaskExpired
+from .._eventloop.backend import Backend
+from .._notify.dispatcher import Around
+from .._retry import Attempts, judges_success, make_policy
+from .._states import TaskKind, TaskStatus
+from .._support import clock, stacks
+from .._support.callables import is_async
+from . import emit
+from .handle import TaskHandle
+from .outcome import Durable, Outcome, Settle
 
 #: The task that the running code belongs to.
 current_handle: ContextVar[TaskHandle[Any] | None] = ContextVar("background_task", default=None)
@@ -83,7 +84,7 @@ class Runner:
         except self._backend.cancelled:
             handle._reason = handle._reason or FROM_OUTSIDE
         except BaseException as raised:
-            status, error = TaskStatus.FAILED, _stack.without_ours(raised)
+            status, error = TaskStatus.FAILED, stacks.without_ours(raised)
         duration = self._backend.now() - began
         if status is TaskStatus.CANCELLED:
             if scope.cancelled_caught and not handle._cancelled:
@@ -115,7 +116,7 @@ class Runner:
         if handle._expires < inf:
             scope.deadline = handle._expires
         handle.status = TaskStatus.RUNNING
-        handle.started_at = _clock.wall()
+        handle.started_at = clock.wall()
         handle.attempt = 1 if handle.job is None else handle.job.attempt
         if handle.task.kind is TaskKind.LOOP:
             handle.iteration += 1
@@ -123,7 +124,7 @@ class Runner:
         if not hooks.on_task_started and not hooks.around:
             return None
         late = self._backend.now() - handle._due
-        event = _telling.started(handle, late if late > 0.0 else 0.0)
+        event = emit.started(handle, late if late > 0.0 else 0.0)
         return Around(hooks.around, event) if hooks.around else None
 
     async def _attempts(
@@ -134,9 +135,9 @@ class Runner:
         failure: Exception | None = None,
     ) -> Any:
         """Go on until the policy is content or gives up; `failure` is that of a first attempt."""
-        task, scope, clock = handle.task, handle._scope, self._backend.now
+        task, scope, now = handle.task, handle._scope, self._backend.now
         assert scope is not None
-        attempts = Attempts(policy, task.fn, task.args, task.kwargs, started=began, clock=clock)
+        attempts = Attempts(policy, task.fn, task.args, task.kwargs, started=began, clock=now)
         while True:
             error: Exception | None = None
             if failure is None:
@@ -165,7 +166,7 @@ class Runner:
         if handle.kind is TaskKind.LOOP and self.loops_stopped:
             return False
         handle.status = TaskStatus.RETRYING
-        _telling.retrying(handle, error, delay)
+        emit.retrying(handle, error, delay)
         with anyio.CancelScope() as handle._pause:
             await attempts.pause(delay)
         handle._pause = None
@@ -203,7 +204,7 @@ class Runner:
                 _close(answers)
             return None
 
-        _clock.on_thread(1)
+        clock.on_thread(1)
         try:
             error = await anyio.to_thread.run_sync(call_in_thread, limiter=self.limiter)
         except BaseException:  # asyncio can take a task away from its thread, whose end nobody sees
@@ -211,7 +212,7 @@ class Runner:
             _close(answers)
             raise
         finally:
-            _clock.on_thread(-1)
+            clock.on_thread(-1)
         if error is not None:
             try:
                 raise error

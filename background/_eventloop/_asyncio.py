@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 
 import anyio
 
-from ._backend import Backend
+from .backend import Backend
 
 T = TypeVar("T")
 

@@ -11,12 +11,12 @@ from typing import Any
 
 import anyio
 
-from ._backend import Backend
-from ._complaints import Complaints
-from ._errors import is_fatal
-from ._events import TaskStarted
-from ._observe import Observer, overrides
-from ._outbox import Call, Outbox, Start
+from .._errors import is_fatal
+from .._eventloop.backend import Backend
+from .._events import TaskStarted
+from .._observer import Observer, overrides
+from .buffer import Call, Outbox, Start
+from .hook_errors import Complaints
 
 Then = Callable[[bool], None]
 

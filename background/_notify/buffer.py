@@ -9,8 +9,8 @@ from typing import Any, NamedTuple
 
 import anyio
 
-from ._backend import Backend
-from ._complaints import Complaints
+from .._eventloop.backend import Backend
+from .hook_errors import Complaints
 
 Start = Callable[[str, Callable[[], Coroutine[Any, Any, None]], Callable[[], None] | None], None]
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, Protocol
 
-from ._handle import TaskHandle
-from ._states import TaskStatus
+from .._states import TaskStatus
+from .handle import TaskHandle
 
 
 class Outcome:

@@ -10,8 +10,8 @@ from typing import Any
 import anyio
 from anyio.lowlevel import checkpoint
 
-from ._handle import TaskHandle
-from ._states import TaskKind
+from .._states import TaskKind
+from .handle import TaskHandle
 
 
 class Absence(IntEnum):

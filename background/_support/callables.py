@@ -15,7 +15,7 @@ from inspect import (
 from types import FunctionType
 from typing import Any
 
-from ._errors import InvalidTask
+from .._errors import InvalidTask
 
 
 def is_async(fn: Callable[..., Any]) -> bool:

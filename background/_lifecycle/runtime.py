@@ -8,23 +8,23 @@ from typing import TYPE_CHECKING, Any
 
 import anyio
 
-from ._backend import current_backend
-from ._engine import Engine
-from ._errors import ManagerMisuse, TaskCancelled, is_fatal
-from ._handle import log_failure
-from ._insist import persist
-from ._listeners import Listeners
-from ._portal import Portal
-from ._runner import Runner
-from ._services import Services
-from ._settings import Settings
-from ._shutdown import Shutdown
-from ._signals import SignalHandlers
-from ._states import ManagerState, TaskKind
-from ._task import Task
+from .._config import Settings
+from .._errors import ManagerMisuse, TaskCancelled, is_fatal
+from .._eventloop.backend import current_backend
+from .._eventloop.interruption import persist
+from .._eventloop.portal import Portal
+from .._eventloop.services import Services
+from .._execution.handle import log_failure
+from .._execution.runner import Runner
+from .._execution.scheduler import Engine
+from .._notify.subscriber import Listeners
+from .._states import ManagerState, TaskKind
+from .._task import Task
+from .shutdown import Shutdown
+from .signals import SignalHandlers
 
 if TYPE_CHECKING:
-    from ._manager import Manager
+    from .._manager import Manager
 
 
 class Lifecycle:

@@ -1,0 +1,1 @@
+"""What anyio does not offer: native child tasks, calls from threads, services."""

@@ -1,0 +1,1 @@
+"""Entering a manager, shutting it down, and leaving it."""

@@ -1,0 +1,1 @@
+"""Events delivered to observers, never at the expense of tasks."""
