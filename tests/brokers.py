@@ -18,10 +18,10 @@ from clocks import SOON
 from nats_servers import make_nats_broker, served, virtually_served
 from redis import Redis
 
-from background.queues._redis_call import FIELDS
 from background.queues.abc import Broker, Results
 from background.queues.memory import MemoryBroker, MemoryResults
 from background.queues.redis import RedisBroker, RedisResults
+from background.queues.redis.script import FIELDS
 from background.queues.sqlite import SQLiteBroker, SQLiteResults
 from background.testing import virtual_wall_clock
 

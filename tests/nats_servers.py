@@ -21,7 +21,6 @@ from unittest.mock import patch
 from processes import PATIENCE
 
 from background import testing
-from background.queues import _nats_clock, _nats_connection
 from background.queues.nats import NatsBroker
 
 T = TypeVar("T")
@@ -182,8 +181,8 @@ async def virtually_served(broker: Any, like: Any = None) -> AsyncIterator[None]
         for each in (broker, broker._timers, broker._records, broker._jobs):
             each._clock = like._clock
     with (
-        patch.object(_nats_clock, "_REFRESH", 1e9),  # the server's clock is real
-        patch.object(_nats_connection, "PING_INTERVAL", 1e9),
+        patch("background.queues.nats.clock._REFRESH", 1e9),  # the server's clock is real
+        patch("background.queues.nats.connection.PING_INTERVAL", 1e9),
     ):
         await held(broker.open())
         try:

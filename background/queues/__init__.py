@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from ._composites import Step, chain, group
-from ._context import JobContext
+from ._enqueue.composites import Step, chain, group
+from ._enqueue.handle import JobHandle
+from ._enqueue.handler import Handler
 from ._errors import (
     BrokerUnavailable,
     DuplicateJob,
@@ -15,13 +16,12 @@ from ._errors import (
     QueueError,
     UnknownHandler,
 )
-from ._handler import Handler
 from ._info import JobInfo
-from ._job_handle import JobHandle
-from ._job_queue import JobQueue
-from ._selection import Ordered, Weighted
+from ._queue import JobQueue
 from ._states import JobState
-from ._worker import Worker
+from ._worker.context import JobContext
+from ._worker.selection import Ordered, Weighted
+from ._worker.worker import Worker
 
 __all__ = [
     "BrokerUnavailable",

@@ -10,8 +10,8 @@ from typing import Any
 import anyio
 
 from .._eventloop.protection import uninterrupted
-from . import _body, _failure, _payload
-from ._body import Body
+from ._codec import errors, json_data
+from ._codec.body import Body, decode, pick
 from ._errors import BrokerUnavailable, DuplicateJob, InvalidPayload, QueueError
 from ._info import JobInfo
 from ._states import FINAL, JobState
@@ -175,7 +175,7 @@ class Client:
             enqueued_at=job.enqueued_at,
             started_at=job.started_at,
             finished_at=job.finished_at,
-            error=None if job.error is None else _failure.failed(message.id, job.error),
+            error=None if job.error is None else errors.failed(message.id, job.error),
             result=result,
             args=None if body is None else body.args,
             kwargs=None if body is None else body.kwargs,
@@ -184,7 +184,7 @@ class Client:
         )
 
     def _body(self, job: StoredJob) -> Body:
-        return _body.decode(f"job {job.message.id}", job.message.body, inf)
+        return decode(f"job {job.message.id}", job.message.body, inf)
 
     async def result(self, job: StoredJob) -> Any:
         """Return a job's result as plain data. Raises `QueueError` if none is kept."""
@@ -196,13 +196,13 @@ class Client:
             encoded = await self.results.get(key(id, job.attempt))
         if encoded is None:
             raise QueueError(f"job {id} is {job.state}, and no result of it is kept")
-        return _payload.decode(f"the result of job {id}", encoded, inf)
+        return json_data.decode(f"the result of job {id}", encoded, inf)
 
     async def failure(self, job: StoredJob) -> Exception:
         """Return the error of a job that is dead, or of the one because of which it is."""
         while (cause := await self._cause(job)) is not None:
             job = cause
-        return _failure.failed(job.message.id, job.error)
+        return errors.failed(job.message.id, job.error)
 
     async def _cause(self, job: StoredJob) -> StoredJob | None:
         for need in job.message.needs:
@@ -220,10 +220,10 @@ def key(id: str, attempt: int) -> str:
 def previous(id: str, shape: Any, results: Sequence[bytes | None]) -> Any:
     """Return the results of what a job needed. Raises `InvalidPayload`."""
     decoded = [
-        None if each is None else _payload.decode(f"a result that job {id} needs", each, inf)
+        None if each is None else json_data.decode(f"a result that job {id} needs", each, inf)
         for each in results
     ]
     try:
-        return _body.pick(shape, decoded)
+        return pick(shape, decoded)
     except IndexError:
         raise InvalidPayload(f"job {id} asks for results of more jobs than it needs") from None

@@ -26,18 +26,18 @@ def make_broker(url: str) -> Broker:
         raise ValueError(f"url must be a string such as 'sqlite:///jobs.db', not {url!r}")
     scheme = url.partition(":")[0].lower()
     if scheme == "memory":
-        from .memory import MemoryBroker
+        from .memory.broker import MemoryBroker
 
         return MemoryBroker()
     if scheme == "sqlite":
         return _sqlite(url)
     if scheme in ("redis", "rediss", "unix"):
         with needing("redis"):
-            from .redis import RedisBroker
+            from .redis.broker import RedisBroker
         return RedisBroker(url)
     if scheme in ("nats", "tls"):
         with needing("nats"):
-            from .nats import NatsBroker
+            from .nats.broker import NatsBroker
         return NatsBroker(url)
     raise ValueError(
         f"url must begin with memory:, sqlite:, redis:, rediss:, unix:, nats: or tls:, "
@@ -46,7 +46,7 @@ def make_broker(url: str) -> Broker:
 
 
 def _sqlite(url: str) -> Broker:
-    from .sqlite import SQLiteBroker
+    from .sqlite.broker import SQLiteBroker
 
     parts = urlsplit(url)
     if parts.netloc or not parts.path.startswith("/") or len(parts.path) < 2:

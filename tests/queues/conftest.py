@@ -10,7 +10,7 @@ from brokers import Kind
 from faulty import FaultyBroker
 
 from background import Manager
-from background.queues import JobQueue, _leases
+from background.queues import JobQueue
 
 
 @pytest.fixture
@@ -25,7 +25,7 @@ async def broker(
 @pytest.fixture
 def renewing_often(monkeypatch: pytest.MonkeyPatch) -> None:
     """Have workers ask the broker soon, with a lease that no slow machine loses."""
-    monkeypatch.setattr(_leases, "_OFTEN", 0.1)
+    monkeypatch.setattr("background.queues._worker.heartbeat._OFTEN", 0.1)
 
 
 @pytest.fixture

@@ -10,7 +10,13 @@ from uuid import UUID
 
 import pytest
 
-from background.queues._annotations import NOTHING, Hint, of_parameters, of_result, signature_of
+from background.queues._codec.annotations import (
+    NOTHING,
+    Hint,
+    of_parameters,
+    of_result,
+    signature_of,
+)
 
 if TYPE_CHECKING:
     from nowhere import Missing  # type: ignore[import-not-found]

@@ -29,8 +29,8 @@ from zoo import (
 )
 
 from background.queues import InvalidPayload
-from background.queues._arguments import Signature
-from background.queues._payload import decode, encode
+from background.queues._codec.arguments import Signature
+from background.queues._codec.json_data import decode, encode
 
 if TYPE_CHECKING:
     from nowhere import Missing  # type: ignore[import-not-found]
@@ -364,7 +364,7 @@ import sys
 sys.modules["msgspec"] = None
 from datetime import datetime
 from background.queues import InvalidPayload
-from background.queues._arguments import Signature
+from background.queues._codec.arguments import Signature
 
 def fn(to: str, when: datetime | str | None = None, **others: int) -> int: ...
 
@@ -405,7 +405,7 @@ def test_pydantic_is_not_imported_for_others() -> None:
     code = (
         "import sys, datetime, background.queues\n"
         "assert 'msgspec' not in sys.modules\n"
-        "from background.queues._arguments import Signature\n"
+        "from background.queues._codec.arguments import Signature\n"
         "def fn(x: datetime.date | None, y: complex = 0): ...\n"
         "print(Signature(fn).load(['2030-01-01'], {})[0])\n"
         "try: Signature(fn).dump((None, 1j), {})\n"

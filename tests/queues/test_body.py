@@ -11,10 +11,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from background.queues import InvalidPayload, PayloadTooLarge
-from background.queues._body import DEEPEST, Body, decode, pick
 from background.queues._client import previous
-from background.queues._messages import Place, Terms, message
-from background.queues._options import check
+from background.queues._codec.body import DEEPEST, Body, decode, pick
+from background.queues._enqueue.messages import Place, Terms, message
+from background.queues._enqueue.options import check
 
 TERMS = Terms(name="h", queue="q", keep=60)
 

@@ -13,7 +13,7 @@ from fates import broken, fine
 from background import JobDead, JobEnqueued, Manager, Observer, TaskStatus
 from background.observers import StallObserver
 from background.queues import JobQueue, JobState, chain, group
-from background.queues._announcing import Announcer
+from background.queues._enqueue.announcer import Announcer
 from background.queues.memory import MemoryBroker
 from background.testing import RecordingObserver
 

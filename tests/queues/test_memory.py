@@ -7,9 +7,9 @@ from typing import Any
 import anyio
 from test_brokers import claim_one, claimed, message, settle
 
-from background.queues._memory_changes import Changes
 from background.queues._states import JobState
 from background.queues.memory import MemoryBroker
+from background.queues.memory.changes import Changes
 from background.testing import virtual_time
 
 

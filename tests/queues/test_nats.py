@@ -35,14 +35,16 @@ from stepping import When
 
 from background import Manager
 from background._support import clock as system_clock
-from background.queues import JobQueue, _nats_connection, _nats_layout, _nats_ready, _nats_timers
+from background.queues import JobQueue
 from background.queues._errors import BrokerUnavailable, PayloadTooLarge
-from background.queues._nats_answers import Answers, Request
-from background.queues._nats_format import decode
-from background.queues._nats_timers import of_lease
 from background.queues._states import FINAL, JobState
 from background.queues.abc import Claim, Hold, Maintained, Message, Settlement
-from background.queues.nats import NatsBroker
+from background.queues.nats import NatsBroker, timer_wheel
+from background.queues.nats.codec import decode
+from background.queues.nats.connection import Connection
+from background.queues.nats.layout import Layout, encode
+from background.queues.nats.requests import Answers, Request
+from background.queues.nats.timer_wheel import of_lease
 from background.testing import VirtualTimeLoop
 
 SCRIPT = Path(__file__).parents[1] / "scripts" / "nats_worker.py"
@@ -154,11 +156,11 @@ def test_secrets_are_not_shown() -> None:
 
 def test_names_as_tokens_of_subjects() -> None:
     names = ["a.b", "a:b", "a=b", "a-b_C", "." * 128, ":" * 128]
-    tokens = [_nats_layout.encode(name) for name in names]
+    tokens = [encode(name) for name in names]
     assert len(set(tokens)) == len(names)
     assert not [each for each in tokens if set(each) & set(".:*> ")]
-    layout = _nats_layout.Layout("p", 1, "file")
-    consumers = [layout.consumer(name, again=True)[0] for name in names]
+    names_of = Layout("p", 1, "file")
+    consumers = [names_of.consumer(name, again=True)[0] for name in names]
     assert len(set(consumers)) == len(names)
     assert max(map(len, consumers)) < 200
 
@@ -548,7 +550,7 @@ async def test_streams_that_can_not_be_made_again() -> None:
 
 @pytest.fixture
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_nats_connection, "PATIENCE", 0.3)
+    monkeypatch.setattr("background.queues.nats.connection.PATIENCE", 0.3)
 
 
 @pytest.fixture
@@ -663,7 +665,7 @@ async def test_closed_while_somebody_connects() -> None:
             await going_on.wait()
 
     url = shared_server().url
-    connection = _nats_connection.Connection(url, None, prepare, lambda: None)
+    connection = Connection(url, None, prepare, lambda: None)
     await connection.open()
     await clients[0].close()
     connecting = asyncio.create_task(connection.connected())
@@ -769,7 +771,7 @@ async def test_the_servers_clock_is_read_again_now_and_then(
         clock._ahead += 500
         await broker.maintain()
         assert clock.now() > system_clock.wall() + 400
-        monkeypatch.setattr("background.queues._nats_clock._REFRESH", -1)
+        monkeypatch.setattr("background.queues.nats.clock._REFRESH", -1)
         await broker.maintain()
         assert abs(clock.now() - system_clock.wall()) < SOON
 
@@ -808,7 +810,7 @@ async def test_many_timers_that_are_due_at_once() -> None:
 async def test_nobody_takes_more_timers_than_can_be_seen_to_in_time(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(_nats_timers, "_AT_A_TIME", 4)
+    monkeypatch.setattr("background.queues.nats.timer_wheel._AT_A_TIME", 4)
     async with served_nats_broker() as broker:
         for number in range(6):
             await broker.enqueue([message(str(number), delay=10)])
@@ -819,7 +821,7 @@ async def test_nobody_takes_more_timers_than_can_be_seen_to_in_time(
 
 def test_others_wait_for_who_has_taken_a_timer_no_longer_than_for_a_lease() -> None:
     covers = [of_lease(100 + lease, "one", 100).cover for lease in (0.01, 1.5, 30)]
-    assert covers == [0.25, 1.5, _nats_timers.COVER]
+    assert covers == [0.25, 1.5, timer_wheel.COVER]
 
 
 @virtual
@@ -964,7 +966,7 @@ async def test_consumers_with_other_settings_are_refused() -> None:
 @virtual
 async def test_what_was_just_stored_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
     """Though a consumer hears of it a moment after whoever has stored it."""
-    monkeypatch.setattr(_nats_ready, "_EXPECTED", 2)
+    monkeypatch.setattr("background.queues.nats.ready_queue._EXPECTED", 2)
     async with served_nats_broker() as broker:
         for number in range(100):
             await broker.enqueue([message(f"{number}-{n}") for n in range(3)])
@@ -1274,9 +1276,9 @@ IN_TIME = {
     finishes: LEASE,
     hands_back: LEASE,
     sweeps: LEASE,
-    enqueues: _nats_timers.COVER + 0.1,
-    cancels: _nats_timers.COVER,
-    requeues: _nats_timers.COVER,
+    enqueues: timer_wheel.COVER + 0.1,
+    cancels: timer_wheel.COVER,
+    requeues: timer_wheel.COVER,
 }
 
 
@@ -1501,9 +1503,9 @@ async def test_cancelled_while_opening_or_closing(action: str, how: How) -> None
 async def test_what_a_process_took_that_died_is_handed_to_another(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(_nats_layout, "ACK_WAIT", 0.2)
-    monkeypatch.setattr("background.queues.nats.ACK_WAIT", 0.2)
-    monkeypatch.setattr("background.queues.nats._POLL", 0.05)
+    monkeypatch.setattr("background.queues.nats.layout.ACK_WAIT", 0.2)
+    monkeypatch.setattr("background.queues.nats.broker.ACK_WAIT", 0.2)
+    monkeypatch.setattr("background.queues.nats.broker._POLL", 0.05)
     async with opened(shared_server()) as broker:
         await broker.enqueue([message()])
         assert len(await broker._ready.take("q", 1)) == 1
@@ -1638,7 +1640,7 @@ async def test_what_was_claimed_before_the_connection_was_lost_is_not_lost() -> 
 
 @virtual
 async def test_timers_are_dealt_with_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_nats_timers, "_CHUNK", 3)
+    monkeypatch.setattr("background.queues.nats.timer_wheel._CHUNK", 3)
     async with served_nats_broker() as broker:
         for number in range(10):
             await broker.enqueue([message(str(number), delay=10)])

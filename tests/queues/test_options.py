@@ -10,7 +10,7 @@ import pytest
 
 from background import Manager, Observer
 from background.queues import JobQueue
-from background.queues._options import NONE_GIVEN, Options, check
+from background.queues._enqueue.options import NONE_GIVEN, Options, check
 from background.queues.memory import MemoryBroker
 
 

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from background.queues import InvalidPayload, PayloadTooLarge, QueueError
-from background.queues._payload import decode, encode, encode_each
+from background.queues._codec.json_data import decode, encode, encode_each
 
 LIMIT = 1_000_000
 

@@ -28,19 +28,12 @@ from servers import Server
 from stepping import When
 from test_brokers import LEASE, claim_one, claimed, message, settle, settlement, state_of
 
-from background.queues import (
-    _redis_call,
-    _redis_format,
-    _redis_life,
-    _redis_listener,
-    _redis_looks,
-    _redis_session,
-)
-from background.queues import redis as module
 from background.queues._errors import BrokerUnavailable
 from background.queues._states import JobState
 from background.queues.abc import Claim, Hold, Maintained, Message
-from background.queues.redis import RedisBroker, RedisResults
+from background.queues.redis import RedisBroker, RedisResults, queries, transitions
+from background.queues.redis import broker as module
+from background.queues.redis.script import KEYS, Script
 from background.testing import virtual_time
 
 SCRIPT = Path(__file__).parents[1] / "scripts" / "redis_fork.py"
@@ -301,7 +294,7 @@ async def test_tls(tmp_path: Path, server: Server, anyio_backend: object) -> Non
 
 
 async def test_a_server_that_is_too_old(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_redis_session, "_OLDEST", (99,))
+    monkeypatch.setattr("background.queues.redis.session._OLDEST", (99,))
     with pytest.raises(BrokerUnavailable, match=r"/0: Redis \d.* is too old: 6.2 is needed"):
         await RedisBroker(server.url).open()
 
@@ -348,7 +341,7 @@ async def test_large_numbers_are_dealt_with_in_parts(
 ) -> None:
     """So that no script keeps others waiting."""
     monkeypatch.setattr(module, "_CHUNK", 4)
-    monkeypatch.setattr(_redis_format, "_MOST_AT_ONCE", 3)
+    monkeypatch.setattr("background.queues.redis.codec._MOST_AT_ONCE", 3)
     await broker.enqueue([*messages(10, delay=5), message("z", queue="r")])
     assert [job.message.id async for job in broker.scan(queue="r")] == ["z"]
     assert len([job async for job in broker.scan()]) == 11
@@ -371,7 +364,7 @@ async def test_large_numbers_are_dealt_with_in_parts(
 async def test_of_many_messages_none_is_enqueued_that_needs_an_unknown_job(
     broker: RedisBroker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(_redis_format, "_MOST_AT_ONCE", 3)
+    monkeypatch.setattr("background.queues.redis.codec._MOST_AT_ONCE", 3)
     chain = [message("0"), *(message(str(n), needs=(str(n - 1), "0")) for n in range(1, 8))]
     with pytest.raises(ValueError, match="job x needs the job y, which is not known"):
         await broker.enqueue([*chain, message("x", needs=("3", "y"))])
@@ -434,7 +427,7 @@ async def test_large_jobs_are_scanned_in_parts(
     broker: RedisBroker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """And enqueued so."""
-    monkeypatch.setattr(_redis_format, "_MOST_BYTES", 5_000_000)
+    monkeypatch.setattr("background.queues.redis.codec._MOST_BYTES", 5_000_000)
     answers: list[int] = []
     ask = broker._ask
 
@@ -503,7 +496,7 @@ async def use_everything(broker: RedisBroker, server: Server) -> None:
 async def test_nothing_is_left_when_jobs_are_forgotten(broker: RedisBroker, server: Server) -> None:
     """But the number of the latest, and for a while who waits."""
     await use_everything(broker, server)
-    assert set(keys(server, broker)) == set(_redis_call.KEYS)
+    assert set(keys(server, broker)) == set(KEYS)
     assert await broker.count() == 56
     async for job in broker.scan():
         await broker.cancel(job.message.id)
@@ -539,10 +532,8 @@ async def test_nothing_is_left_of_jobs_that_are_not_kept(
 
 def test_scripts_touch_no_keys_but_those_they_name() -> None:
     """Which is what a cluster asks for."""
-    modules = (_redis_life, _redis_looks)
-    scripts = [
-        each for of in modules for each in vars(of).values() if isinstance(each, _redis_call.Script)
-    ]
+    modules = (transitions, queries)
+    scripts = [each for of in modules for each in vars(of).values() if isinstance(each, Script)]
     assert len(scripts) == 15
     for script in scripts:
         commands = re.findall(r"\b(?:call|each)\('(\w+)'(, KEYS\[\d+\])?", script.text.decode())
@@ -661,7 +652,7 @@ async def test_without_news_who_waits_looks(
 ) -> None:
     """As when the connection that listens is lost, which is made anew."""
     monkeypatch.setattr(module, "_LOOK", 0.02)
-    monkeypatch.setattr(_redis_listener, "_AGAIN", 0.01)
+    monkeypatch.setattr("background.queues.redis.pubsub._AGAIN", 0.01)
     await broker.wait_for_work(["q"], 0.01)
     with Redis.from_url(server.url) as client, anyio.fail_after(SOON):
         async with anyio.create_task_group() as group:
@@ -683,7 +674,7 @@ async def test_news_that_were_missed(
 ) -> None:
     """As soon as the connection that listens is back, all look that wait."""
     monkeypatch.setattr(module, "_LOOK", 1000.0)
-    monkeypatch.setattr(_redis_listener, "_AGAIN", 0.1)
+    monkeypatch.setattr("background.queues.redis.pubsub._AGAIN", 0.1)
     with Redis.from_url(server.url) as client, anyio.fail_after(SOON):
         async with anyio.create_task_group() as group:
             group.start_soon(broker.wait_for_work, ["q"], 1000)
@@ -947,7 +938,7 @@ async def test_connections_that_are_half_open_or_cut(
     server: Server, anyio_backend: object, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The next call makes a new one."""
-    monkeypatch.setattr(_redis_listener, "_AGAIN", 0.01)
+    monkeypatch.setattr("background.queues.redis.pubsub._AGAIN", 0.01)
     prefix = make_redis(server.name, Path()).prefix
     async with (
         Relay(server.port) as relay,

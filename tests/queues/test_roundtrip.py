@@ -34,8 +34,8 @@ from zoo import (
 )
 
 from background.queues import InvalidPayload
-from background.queues._arguments import Signature
-from background.queues._payload import decode, encode
+from background.queues._codec.arguments import Signature
+from background.queues._codec.json_data import decode, encode
 
 LIMIT = 1_000_000
 

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from background import InvalidTask, Manager, TaskKind
 from background._support import clock
 from background.queues import InvalidPayload, JobQueue, JobState, PayloadTooLarge
-from background.queues._schedules import Aligned, Ticker, id_of
+from background.queues._enqueue.schedules import Aligned, Ticker, id_of
 from background.queues.memory import MemoryBroker
 
 pytestmark = pytest.mark.virtual

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from background.queues import Ordered, Weighted
-from background.queues._selection import Selection
+from background.queues._worker.selection import Selection
 
 
 def test_ordered_queues_keep_their_order() -> None:

@@ -9,7 +9,7 @@ from faulty import FaultyBroker
 from test_brokers import LEASE, claim_one, message, settlement, state_of
 
 from background.queues import JobState
-from background.queues._settling import Settler
+from background.queues._worker.completer import Settler
 
 pytestmark = pytest.mark.virtual
 

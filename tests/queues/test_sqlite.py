@@ -22,12 +22,12 @@ from injection import How, Point, World
 from processes import running
 from stepping import When
 
-from background.queues import _sqlite_jobs, _sqlite_schema, _sqlite_statements, _sqlite_thread
-from background.queues import sqlite as module
 from background.queues._errors import BrokerUnavailable
 from background.queues._states import JobState
 from background.queues.abc import Claim, Maintained, Message, Settlement
-from background.queues.sqlite import SQLiteBroker
+from background.queues.sqlite import SQLiteBroker, schema, statements, transitions
+from background.queues.sqlite import broker as module
+from background.queues.sqlite.thread import _data_version
 from background.testing import virtual_time, virtual_wall_clock
 
 SCRIPT = Path(__file__).parents[1] / "scripts" / "sqlite_worker.py"
@@ -196,14 +196,14 @@ async def test_what_can_not_be_opened(tmp_path: Path, place: str) -> None:
 
 
 async def test_an_old_sqlite_is_refused(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_sqlite_schema, "_OLDEST", (99,))
+    monkeypatch.setattr("background.queues.sqlite.schema._OLDEST", (99,))
     with pytest.raises(BrokerUnavailable, match="too old"):
         await SQLiteBroker(path).open()
 
 
 def test_without_wal_there_is_no_broker() -> None:
     with closing(sqlite3.connect(":memory:")) as db, pytest.raises(sqlite3.Error, match="WAL"):
-        _sqlite_schema._use_wal(db)
+        schema._use_wal(db)
 
 
 async def test_a_network_file_system_is_refused(
@@ -211,7 +211,7 @@ async def test_a_network_file_system_is_refused(
 ) -> None:
     mounts = path.with_name("mounts")
     mounts.write_text(f"server:/ {path.parent} nfs4 rw 0 0\n")
-    monkeypatch.setattr(_sqlite_schema, "_MOUNTS", mounts)
+    monkeypatch.setattr("background.queues.sqlite.schema._MOUNTS", mounts)
     with pytest.raises(BrokerUnavailable, match="nfs4"):
         await SQLiteBroker(path).open()
     mounts.unlink()
@@ -224,7 +224,7 @@ async def test_a_network_file_system_is_refused(
 async def test_mounts_may_have_any_names(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     mounts = path.with_name("mounts")
     mounts.write_bytes(b"disk /media/Ger\xe4t vfat rw 0 0\n")
-    monkeypatch.setattr(_sqlite_schema, "_MOUNTS", mounts)
+    monkeypatch.setattr("background.queues.sqlite.schema._MOUNTS", mounts)
     broker = SQLiteBroker(path)
     await broker.open()
     await broker.close()
@@ -248,7 +248,7 @@ disk /home/b ext4 rw 0 0
 server:/ /my\\040files ext4 rw 0 0
 server:/ /my\\040files cifs rw 0 0
 """
-    assert _sqlite_schema.network_file_system(place, mounts) == kind
+    assert schema.network_file_system(place, mounts) == kind
 
 
 # Versions of the file
@@ -270,7 +270,7 @@ async def test_a_file_of_version_1(path: Path) -> None:
     await broker.close()
     with other_connection(path) as db:
         versions = db.execute("PRAGMA user_version").fetchone()
-    assert versions == (len(_sqlite_schema.MIGRATIONS),)
+    assert versions == (len(schema.MIGRATIONS),)
 
 
 async def test_a_file_of_a_newer_version_is_refused(path: Path) -> None:
@@ -286,7 +286,7 @@ def test_migrations_are_applied_once_and_in_order(path: Path) -> None:
     steps = [["CREATE TABLE a (x)"], ["ALTER TABLE a ADD y", "INSERT INTO a VALUES (1, 2)"]]
     with other_connection(path) as db:
         for known in (1, 2, 2):
-            _sqlite_schema.migrate(db, "", steps[:known])
+            schema.migrate(db, "", steps[:known])
             assert db.execute("PRAGMA user_version").fetchone() == (known,)
         assert db.execute("SELECT x, y FROM a").fetchall() == [(1, 2)]
 
@@ -294,7 +294,7 @@ def test_migrations_are_applied_once_and_in_order(path: Path) -> None:
 def test_a_migration_that_fails_leaves_the_file_as_it_was(path: Path) -> None:
     with other_connection(path) as db:
         with pytest.raises(sqlite3.OperationalError):
-            _sqlite_schema.migrate(db, "", [["CREATE TABLE a (x)"], ["DROP TABLE b"]])
+            schema.migrate(db, "", [["CREATE TABLE a (x)"], ["DROP TABLE b"]])
         assert db.execute("SELECT count(*) FROM sqlite_schema").fetchone() == (0,)
         assert db.execute("PRAGMA user_version").fetchone() == (0,)
 
@@ -316,24 +316,24 @@ def plan(path: Path, statement: str) -> list[str]:
 @pytest.mark.parametrize("name", HOT)
 async def test_no_statement_looks_at_all_jobs(broker: SQLiteBroker, path: Path, name: str) -> None:
     """So that jobs cost the same however many there are; nothing is sorted either."""
-    details = plan(path, getattr(_sqlite_statements, name))
+    details = plan(path, getattr(statements, name))
     assert not [each for each in details if "SCAN" in each or "TEMP B-TREE" in each]
 
 
 async def test_jobs_are_claimed_by_the_index_of_those_that_are_ready(
     broker: SQLiteBroker, path: Path
 ) -> None:
-    details = plan(path, _sqlite_statements.CLAIM)
+    details = plan(path, statements.CLAIM)
     assert any("jobs_ready (queue=?)" in each for each in details)
-    assert any("jobs_changing" in each for each in plan(path, _sqlite_statements.CHANGING))
-    assert any("jobs_kept" in each for each in plan(path, _sqlite_statements.FORGET_SOME))
+    assert any("jobs_changing" in each for each in plan(path, statements.CHANGING))
+    assert any("jobs_kept" in each for each in plan(path, statements.FORGET_SOME))
 
 
 async def test_large_numbers_are_dealt_with_in_parts(
     broker: SQLiteBroker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """So that no transaction keeps others waiting."""
-    monkeypatch.setattr(_sqlite_jobs, "CHUNK", 4)
+    monkeypatch.setattr("background.queues.sqlite.transitions.CHUNK", 4)
     await broker.enqueue([*messages(10, delay=5), message("z", queue="r")])
     assert [job.message.id async for job in broker.scan(queue="r")] == ["z"]
     assert len([job async for job in broker.scan()]) == 11
@@ -594,7 +594,7 @@ def test_an_event_loop_that_ends_without_closing(backend: Any, path: Path) -> No
 async def test_the_thread_ends_with_the_main_thread(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(_sqlite_thread, "_IDLE", 0.01)
+    monkeypatch.setattr("background.queues.sqlite.thread._IDLE", 0.01)
     broker = SQLiteBroker(path)
     await broker.open()
     with monkeypatch.context() as patch:
@@ -610,7 +610,7 @@ async def test_the_thread_ends_with_the_main_thread(
 async def test_locked_for_too_long(
     path: Path, monkeypatch: pytest.MonkeyPatch, anyio_backend: object
 ) -> None:
-    monkeypatch.setattr(_sqlite_schema, "BUSY_TIMEOUT", 0.02)
+    monkeypatch.setattr("background.queues.sqlite.schema.BUSY_TIMEOUT", 0.02)
     broker = SQLiteBroker(path)
     await broker.open()
     with other_connection(path) as db:
@@ -630,7 +630,7 @@ async def test_locked_while_it_is_made(path: Path, monkeypatch: pytest.MonkeyPat
         db.execute("CREATE TABLE other (x)")
         db.execute("BEGIN IMMEDIATE")
         with monkeypatch.context() as patch:
-            patch.setattr(_sqlite_schema, "BUSY_TIMEOUT", -1)
+            patch.setattr("background.queues.sqlite.schema.BUSY_TIMEOUT", -1)
             with pytest.raises(BrokerUnavailable, match="locked"):
                 await broker.open()
         tries: list[float] = []
@@ -640,7 +640,7 @@ async def test_locked_while_it_is_made(path: Path, monkeypatch: pytest.MonkeyPat
             db.execute("ROLLBACK")
 
         with monkeypatch.context() as patch:
-            patch.setattr(_sqlite_schema.time, "sleep", give_way)
+            patch.setattr(schema.time, "sleep", give_way)
             await broker.open()
     assert len(tries) == 1
     assert await broker.count() == 0
@@ -748,14 +748,13 @@ async def test_others_that_can_not_be_looked_out_for_at_first(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     answers: list[Exception] = [sqlite3.OperationalError("busy")]
-    data_version = _sqlite_thread._data_version
 
     def ask(db: sqlite3.Connection) -> int:
         if answers:
             raise answers.pop()
-        return data_version(db)
+        return _data_version(db)
 
-    monkeypatch.setattr(_sqlite_thread, "_data_version", ask)
+    monkeypatch.setattr("background.queues.sqlite.thread._data_version", ask)
     broker = SQLiteBroker(path)
     await broker.open()
     assert await broker.enqueue([message()]) == [True]
@@ -865,14 +864,14 @@ def test_after_a_fork_the_child_is_refused(path: Path, backend: str) -> None:
 
 async def test_what_was_open_before_a_fork_is_not_opened_again(path: Path) -> None:
     """As SQLite would take the locks of the parent for the child's."""
-    _sqlite_schema._open.append((str(path), 0))
+    schema._open.append((str(path), 0))
     with pytest.raises(BrokerUnavailable, match="was forked"):
         await SQLiteBroker(path).open()
-    _sqlite_schema._open.remove((str(path), 0))
+    schema._open.remove((str(path), 0))
     broker = SQLiteBroker(path)
     await broker.open()
     await broker.close()
-    assert (str(path), os.getpid()) not in _sqlite_schema._open
+    assert (str(path), os.getpid()) not in schema._open
 
 
 async def test_what_another_process_has_opened_is_refused(broker: SQLiteBroker) -> None:
@@ -907,17 +906,17 @@ def test_the_cost_of_a_group_after_a_group(tmp_path: Path) -> None:
             done += 1
 
         db.set_progress_handler(count, 100)
-        _sqlite_jobs.enqueue(db, [*first, *second], 0.0)
+        transitions.enqueue(db, [*first, *second], 0.0)
         return done
 
     path = str(tmp_path / "jobs.db")
-    db = _sqlite_schema.connect(path, "NORMAL")
+    db = schema.connect(path, "NORMAL")
     try:
         db.execute("BEGIN IMMEDIATE")
         assert steps(160) < 5 * steps(80)
         db.execute("ROLLBACK")
     finally:
-        _sqlite_schema.disconnect(db, path)
+        schema.disconnect(db, path)
 
 
 async def test_a_thread_that_was_stopped_takes_no_call(broker: SQLiteBroker) -> None:

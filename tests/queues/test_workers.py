@@ -35,7 +35,7 @@ from background.queues import (
     Ordered,
     Weighted,
 )
-from background.queues._settling import Settler
+from background.queues._worker.completer import Settler
 from background.testing import RecordingObserver
 
 S = JobState

@@ -1,0 +1,1 @@
+"""Arguments, results and errors as the bytes that a broker stores."""

@@ -1,0 +1,112 @@
+"""What a job's body says to the worker that runs it, and to those who ask for the job."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import field
+from typing import Any
+
+from ..._support.frozen import empty, maker, record
+from .._errors import InvalidPayload
+from . import json_data
+
+#: Which of the needed jobs' results are meant: one, by its place among them, or a list of such.
+Shape = int | list["Shape"]
+
+DEEPEST = 50  # levels of composites within each other
+
+
+@record
+class Body:
+    """A job's body; what has its default is left out where it travels.
+
+    - `meta`, `timeout`, `retry`: see `Options`.
+    - `trace`: the trace context of whoever enqueued it.
+    - `previous`: how the results of what it needs are put together.
+    - `passes`: whether other jobs need its result.
+    - `members`: the ids of all jobs of a composite, in that which stands for it.
+    - `nonce`: tells it from another job with the same id.
+    """
+
+    args: list[Any]
+    kwargs: dict[str, Any]
+    meta: Mapping[str, Any] = field(default_factory=empty)
+    trace: Mapping[str, str] = field(default_factory=empty)
+    timeout: float | None = None
+    retry: int | None = None
+    previous: Shape | None = None
+    passes: bool = False
+    members: Sequence[str] = ()
+    nonce: str = ""
+
+
+_make = maker(Body)
+
+
+def decode(what: str, encoded: bytes, limit: float) -> Body:
+    """Return the body that was encoded. Raises `InvalidPayload` and `PayloadTooLarge`."""
+    given = json_data.decode(what, encoded, limit)
+    if not _is_dict(given):
+        raise InvalidPayload(f"{what} is no JSON object")
+    if len(given) == 1 and _is_list(given.get("args")):  # as most do
+        return _make(given["args"], {})
+    fields: dict[str, Any] = {"args": [], "kwargs": {}}
+    fields |= {name: given[name] for name in _FITS if name in given}
+    for name, value in fields.items():
+        if not _FITS[name](value):
+            raise InvalidPayload(f"{what}: its {name} can't be {value!r:.100}")
+    return Body(**fields)
+
+
+def pick(shape: Shape | None, results: list[Any]) -> Any:
+    """Put the results of needed jobs together as a shape says."""
+    if shape is None:
+        return None
+    return results[shape] if isinstance(shape, int) else [pick(each, results) for each in shape]
+
+
+def _is_text_by_text(value: Any) -> bool:
+    return _is_dict(value) and _are_texts(value.values())
+
+
+def _is_list_of_texts(value: Any) -> bool:
+    return _is_list(value) and _are_texts(value)
+
+
+def _is_dict(value: Any) -> bool:
+    return type(value) is dict
+
+
+def _is_list(value: Any) -> bool:
+    return type(value) is list
+
+
+def _are_texts(values: Iterable[Any]) -> bool:
+    return all(type(each) is str for each in values)
+
+
+def _is_seconds(value: Any) -> bool:
+    return type(value) in (int, float) and value > 0
+
+
+def _is_shape(value: Any) -> bool:
+    level: list[Any] = [value]
+    for _ in range(DEEPEST + 1):
+        if not all(_is_list(each) or (type(each) is int and each >= 0) for each in level):
+            return False
+        level = [inner for each in level if _is_list(each) for inner in each]
+    return not level
+
+
+_FITS: Mapping[str, Callable[[Any], bool]] = {
+    "args": _is_list,
+    "kwargs": _is_dict,
+    "meta": _is_dict,
+    "trace": _is_text_by_text,
+    "timeout": _is_seconds,
+    "retry": lambda value: type(value) is int and value > 0,
+    "previous": _is_shape,
+    "passes": lambda value: type(value) is bool,
+    "members": _is_list_of_texts,
+    "nonce": lambda value: type(value) is str,
+}

@@ -1,0 +1,51 @@
+"""Errors as the texts that are kept of them."""
+
+from __future__ import annotations
+
+import traceback
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from .._errors import JobFailed
+
+_LONGEST = 10_000  # characters of a message or a traceback; what is cut is in the middle
+
+
+def describe(error: BaseException) -> dict[str, Any]:
+    """Return an error's type, message and traceback as texts."""
+    return {
+        "type": _shortened(_text(error, _name)),
+        "message": _shortened(_text(error, str)),
+        "traceback": _shortened(_text(error, _trace)),
+    }
+
+
+def failed(id: str, error: Mapping[str, Any] | None) -> JobFailed:
+    """Return the error that a dead job's handle raises."""
+    given = error or {}
+    texts = (given.get(name) for name in ("type", "message", "traceback"))
+    kind, message, trace = (each if isinstance(each, str) else "" for each in texts)
+    return JobFailed(id, kind or "unknown", message, trace)
+
+
+def _name(error: BaseException) -> str:
+    kind = type(error)
+    name = kind.__qualname__
+    return name if kind.__module__ == "builtins" else f"{kind.__module__}.{name}"
+
+
+def _trace(error: BaseException) -> str:
+    return "".join(traceback.format_exception(error))
+
+
+def _text(error: BaseException, of: Callable[[BaseException], str]) -> str:
+    try:
+        return of(error)
+    except Exception:  # of methods and attributes of the error's own
+        return "(can't be printed)"
+
+
+def _shortened(text: str) -> str:
+    text = text.encode(errors="backslashreplace").decode()  # half a character can't travel
+    half = _LONGEST // 2
+    return text if len(text) <= _LONGEST else f"{text[:half]}\n…\n{text[-half:]}"

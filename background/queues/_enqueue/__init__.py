@@ -1,0 +1,1 @@
+"""From a call of a handler to a message at the broker."""

@@ -1,0 +1,7 @@
+"""Jobs in NATS JetStream."""
+
+from __future__ import annotations
+
+from .broker import NatsBroker
+
+__all__ = ["NatsBroker"]

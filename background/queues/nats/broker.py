@@ -1,0 +1,265 @@
+"""Jobs in NATS JetStream: durable, shared by any number of hosts, for asyncio only."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import ssl
+from collections import Counter
+from collections.abc import AsyncIterator, Sequence
+from typing import Literal
+
+from .._errors import BrokerUnavailable
+from .._states import FINAL, JobState
+from ..abc import Broker, Claim, Hold, Maintained, Message, Settlement, StoredJob
+from .claims import Claims
+from .clock import Clock
+from .effects import Jobs
+from .jetstream import Api
+from .job import Job
+from .layout import ACK_WAIT, Layout
+from .link import Link
+from .ready_queue import Ready
+from .records import Records
+from .streams import Streams
+from .timer_wheel import Timers
+
+_OLDEST = (2, 9)
+_POLL = 1.0  # seconds after which those who wait look for themselves, as word may get lost
+
+
+class NatsBroker(Broker):
+    """Keeps jobs in a NATS server's JetStream, from version 2.9 on; for one asyncio event loop.
+
+    - `url`: like `nats://user:password@host:4222`, or `nats://token@host`, or `tls://…`; or several
+      of them, of one cluster, joined by commas.
+    - `prefix`: begins the names of all that it keeps on the server, so that several can share one.
+    - `replicas`, `storage`: what its streams are made with. Streams that are there already have to
+      agree.
+    - `tls`: for certificates of one's own.
+
+    The connection is made anew as often as it takes. What is asked for without one fails after five
+    seconds, and is not done later. Streams that are gone are made again, empty: those of a server
+    that was started again and kept them in memory, or that somebody has deleted. A server before
+    2.10 numbers anew what is in them: after that, leave all queues and enter them again.
+
+    `enqueue` stores all jobs before the first of them can start, but not in one transaction: if it
+    raises `BrokerUnavailable`, some of the jobs may have been taken, which will run. Called again,
+    it takes the others.
+
+    A job, with its arguments and its result, is one message, for which the server's `max_payload`
+    is the limit; so are the results of all that a job needs, with that job. `scan`, `count` and
+    `purge` read all jobs. All times are those of the server's clock.
+
+    Raises `ValueError` for a URL or a prefix that can't be used.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        *,
+        prefix: str = "background",
+        replicas: int = 1,
+        storage: Literal["file", "memory"] = "file",
+        tls: ssl.SSLContext | None = None,
+    ) -> None:
+        self._layout = Layout(prefix, replicas, storage)
+        self._link = Link(url, tls)
+        self._streams = Streams(self._link, self._layout)
+        self._api = Api(self._link, self._streams)
+        self._clock = Clock(lambda: self._api.time(self._layout.timers, self._layout.clock))
+        self._timers = Timers(self._api, self._layout, self._clock)
+        self._ready = Ready(self._api, self._layout)
+        self._records = Records(self._api, self._layout, self._clock, self._timers)
+        self._jobs = Jobs(
+            self._api, self._layout, self._clock, self._timers, self._ready, self._records
+        )
+        self._claims = Claims(self._api, self._timers, self._ready, self._jobs)
+        self._opening = asyncio.Lock()
+        self._advancing = asyncio.Lock()
+
+    def __repr__(self) -> str:
+        return f"<NatsBroker {self._link.shown} prefix={self._layout.prefix!r}>"
+
+    async def open(self) -> None:
+        _require_asyncio()
+        async with self._opening:
+            if self._link.connection.is_open:
+                return
+            await self._link.connection.open()
+            try:
+                await self._check_version()
+                await self._streams.ensure()
+                await self._clock.read()
+            except BaseException:
+                await self._link.connection.close()
+                raise
+
+    async def _check_version(self) -> None:
+        version = await self._link.version()
+        numbers = re.match(r"v?(\d+)\.(\d+)", version)
+        if numbers is None or tuple(map(int, numbers.groups())) < _OLDEST:
+            raise BrokerUnavailable(
+                f"{self._link.shown} is NATS {version or 'of no version'}; 2.9 or later is needed"
+            )
+
+    async def close(self) -> None:
+        async with self._opening:
+            await self._link.connection.close()
+            self._claims.clear()
+            self._ready.forget()
+            self._timers.forget()
+
+    async def enqueue(self, messages: Sequence[Message]) -> list[bool]:
+        self._link.connection.check()
+        await self._check_needs(messages)
+        now = self._clock.now()
+        jobs: dict[str, Job] = {}
+        for message in messages:
+            if message.id not in jobs:
+                for need in message.needs:
+                    if need in jobs and message.id not in jobs[need].dependants:
+                        jobs[need].dependants.append(message.id)
+                jobs[message.id] = Job(message, now)
+                jobs[message.id].begin()
+        created = await self._jobs.create(jobs) if jobs else {}
+        return [created.pop(message.id, None) is not None for message in messages]
+
+    async def _check_needs(self, messages: Sequence[Message]) -> None:
+        new: set[str] = set()
+        needed: dict[str, str] = {}
+        for message in messages:
+            for need in message.needs:
+                if need not in new:
+                    needed.setdefault(need, message.id)
+            new.add(message.id)
+        now = self._clock.now()
+        found = await self._records.load(list(needed))
+        for (need, id), stored in zip(needed.items(), found, strict=True):
+            if self._records.known(stored, now) is None:
+                raise ValueError(f"job {id} needs the job {need}, which is not known")
+
+    async def claim(self, queues: Sequence[str], most: int, *, lease: float) -> list[Claim]:
+        await self._advance()
+        return await self._claims.claim(queues, most, lease)
+
+    async def wait_for_work(self, queues: Sequence[str], timeout: float) -> None:
+        subjects = [self._layout.woken(queue) for queue in queues]
+        taken_since = self._clock.now()
+        deadline = taken_since + timeout
+        async with self._link.listening(*subjects) as woken:
+            while True:
+                await self._advance()
+                found, taken = await self._ready.look(queues)
+                now = self._clock.now()
+                if not taken:
+                    taken_since = now
+                # What somebody has died of who had taken it can be had after a time.
+                if found or woken.is_set() or now >= min(deadline, taken_since + ACK_WAIT):
+                    return
+                pause = min(_POLL, deadline - now, max(0.001, self._timers.next - now))
+                await _wait(woken, pause)
+
+    async def renew(self, claims: Sequence[Claim], *, lease: float) -> list[Hold]:
+        return await self._claims.renew(claims, lease)
+
+    async def settle(self, settlements: Sequence[Settlement]) -> list[bool]:
+        return await self._claims.settle(settlements)
+
+    async def save(self, id: str, token: str, result: bytes) -> bool:
+        return await self._claims.save(id, token, result)
+
+    async def cancel(self, id: str) -> JobState | None:
+        changed = await self._jobs.change([id], lambda job, now: job.cancel(now))
+        state: JobState | None = changed[id].value
+        return state
+
+    async def requeue(self, id: str) -> bool:
+        changed = await self._jobs.change([id], lambda job, now: job.requeue(now))
+        return bool(changed[id].value)
+
+    async def get(self, id: str) -> StoredJob | None:
+        job = await self._records.get(id)
+        return None if job is None else job.stored()
+
+    async def wait(self, id: str, timeout: float) -> StoredJob | None:
+        deadline = self._clock.now() + timeout
+        async with self._link.listening(self._layout.ended(id)) as ended:
+            while True:
+                ended.clear()
+                await self._advance()
+                job = await self._records.get(id)
+                now = self._clock.now()
+                if job is None or job.state in FINAL or now >= deadline:
+                    return None if job is None else job.stored()
+                await _wait(ended, min(_POLL, deadline - now))
+
+    async def scan(
+        self, *, queue: str | None = None, state: JobState | None = None
+    ) -> AsyncIterator[StoredJob]:
+        now = self._clock.now()
+        found = (await self._records.read_all(lambda job: job)).values()
+        for job in sorted(found, key=lambda job: job.age):
+            if _chosen(job, queue, state, now):
+                yield job.stored()
+
+    async def count(self, *, queue: str | None = None, state: JobState | None = None) -> int:
+        now = self._clock.now()
+        chosen = await self._records.read_all(lambda job: _chosen(job, queue, state, now))
+        return sum(chosen.values())
+
+    async def purge(self, *, state: JobState | None = None, older_than: float = 0.0) -> int:
+        now = self._clock.now()
+
+        def choose(job: Job) -> int:
+            """Return the revision of a job to be forgotten, or 0."""
+            ended = job.state in FINAL and (job.finished_at or 0.0) <= now - older_than
+            return job.revision if ended and state in (None, job.state) else 0
+
+        revisions = await self._records.read_all(choose)
+        return await self._records.forget([each for each in revisions.values() if each])
+
+    async def maintain(self) -> Maintained:
+        self._link.connection.check()
+        await self._clock.refresh()
+        done = await self._advance(everything=True)
+        self._claims.forget(self._clock.now())
+        return Maintained(**done)
+
+    async def _advance(self, *, everything: bool = False) -> Counter[str]:
+        """See to timers that are due, to some of them at least."""
+        self._link.connection.check()
+        done: Counter[str] = Counter()
+        async with self._advancing:
+            while (taken := await self._timers.take()) is not None:
+                forgotten = [timer.revision for timer in taken.timers if timer.revision]
+                done["forgotten"] += await self._records.forget(forgotten)
+                looked_at = [timer.id for timer in taken.timers if not timer.revision]
+                done += await self._jobs.look_after(looked_at)
+                self._timers.remove(taken.covers)
+                if not everything:
+                    break
+        return done
+
+
+def _require_asyncio() -> None:
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        raise RuntimeError("NatsBroker works on asyncio only, as nats-py does") from None
+
+
+def _chosen(job: Job, queue: str | None, state: JobState | None, now: float) -> bool:
+    return (
+        queue in (None, job.message.queue)
+        and state in (None, job.state)
+        and (job.state not in FINAL or job.forget_at > now)
+    )
+
+
+async def _wait(event: asyncio.Event, seconds: float) -> None:
+    try:
+        async with asyncio.timeout(seconds):
+            await event.wait()
+    except TimeoutError:
+        pass

@@ -1,0 +1,136 @@
+"""Who holds which job of the NATS broker: claims, and what only their holder may do."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from itertools import count
+from secrets import token_hex
+
+from .._errors import BrokerUnavailable
+from ..abc import Claim, Hold, Settlement
+from .codec import encode
+from .effects import Jobs
+from .jetstream import Api
+from .job import Job
+from .leases import Leases
+from .ready_queue import Offer, Ready
+from .records import Changed, Stored
+from .timer_wheel import Timers
+
+_LATER = 10.0  # seconds until others are offered a job whose record is of a newer version
+
+
+class Claims:
+    """The claims of one broker."""
+
+    def __init__(self, api: Api, timers: Timers, ready: Ready, jobs: Jobs) -> None:
+        self._api = api
+        self._ready = ready
+        self._jobs = jobs
+        self._leases = Leases(timers)
+        self._run = token_hex(8)  # tells this broker's claims from those of all others
+        self._numbers = count(1)
+
+    def forget(self, now: float) -> None:
+        """Forget what nobody has settled whose lease has ended."""
+        self._leases.forget(now)
+
+    def clear(self) -> None:
+        self._leases.clear()
+
+    async def claim(self, queues: Sequence[str], most: int, lease: float) -> list[Claim]:
+        claims: list[Claim] = []
+        try:
+            for queue in queues:
+                while len(claims) < most:
+                    offers = await self._ready.take(queue, most - len(claims))
+                    if not offers:
+                        break
+                    claims += await self._claim(offers, lease)
+        except BrokerUnavailable:
+            if not claims:
+                raise
+        return claims
+
+    async def _claim(self, offers: Sequence[Offer], lease: float) -> list[Claim]:
+        token = f"{self._run}-{next(self._numbers)}"
+        hints = {each.id: Stored(each.record, each.revision) for each in offers if each.record}
+        try:
+            changed = await self._jobs.change(
+                [each.id for each in offers],
+                lambda job, now: job.claim(token, now + lease, now),
+                hints=hints,
+                covered=True,
+            )
+        except BaseException:
+            self._ready.decline(offers)
+            raise
+        unread = {id for id, each in changed.items() if each.unreadable}
+        self._ready.done(each for each in offers if each.id not in unread)
+        self._ready.decline((each for each in offers if each.id in unread), _LATER)
+        claimed = {each.id: changed[each.id] for each in offers if changed[each.id].value}
+        self._leases.add(token, claimed)
+        return [each.job.as_claim() for each in claimed.values() if each.job is not None]
+
+    async def renew(self, claims: Sequence[Claim], lease: float) -> list[Hold]:
+        tokens: defaultdict[str, set[str]] = defaultdict(set)
+        for claim in claims:
+            tokens[claim.message.id].add(claim.token)
+
+        def renew(job: Job, now: float) -> str:
+            """Return the token that is the right one, if it is among those."""
+            token = next(filter(job.held, tokens[job.message.id]), "")
+            if token:
+                job.lease_ends = now + lease
+            return token
+
+        hints = self._leases.hints(tokens)
+        changed = await self._jobs.change(tokens, renew, hints=hints, covered=True)
+        self._leases.keep(changed)
+        return [_hold(each, changed[each.message.id]) for each in claims]
+
+    async def settle(self, settlements: Sequence[Settlement]) -> list[bool]:
+        accepted = [False] * len(settlements)
+        left: list[tuple[int, Settlement]] = list(enumerate(settlements))
+        while left:
+            some: dict[str, tuple[int, Settlement]] = {}
+            for place, each in reversed(left):
+                some[each.id] = place, each
+            left = [(place, each) for place, each in left if some[each.id][0] != place]
+            changed = await self._settle({id: each for id, (_, each) in some.items()})
+            for id, (place, _) in some.items():
+                accepted[place] = bool(changed[id].value)
+        return accepted
+
+    async def _settle(self, settlements: Mapping[str, Settlement]) -> dict[str, Changed]:
+        most = await self._api.max_record()
+
+        def settle(job: Job, now: float) -> bool:
+            if not job.settle(settlements[job.message.id], now):
+                return False
+            if len(encode(job)) > most:
+                job.burst("its result is too large to be kept with it", now)
+            return True
+
+        hints = self._leases.hints(settlements)
+        changed = await self._jobs.change(settlements, settle, hints=hints, covered=True)
+        self._leases.drop(id for id, each in changed.items() if each.value)
+        return changed
+
+    async def save(self, id: str, token: str, result: bytes) -> bool:
+        def save(job: Job, now: float) -> bool:
+            if not job.held(token):
+                return False
+            job.result = result
+            return True
+
+        changed = await self._jobs.change([id], save, hints=self._leases.hints([id]), covered=True)
+        self._leases.keep(changed)
+        return bool(changed[id].value)
+
+
+def _hold(claim: Claim, changed: Changed) -> Hold:
+    if changed.job is None or changed.value != claim.token:
+        return Hold.LOST
+    return Hold.CANCELLED if changed.job.cancelled else Hold.KEPT

@@ -1,0 +1,222 @@
+"""One connection to Redis, on which calls are sent as they come and answered in their order.
+
+It belongs to a task of its own, so that cancelling who called never comes between a request and
+its answer. Whatever waits while the server is busy is sent together.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Callable
+from contextlib import suppress
+from contextvars import Context
+from os import getpid
+from typing import Any
+
+from redis.asyncio.connection import Connection, UnixDomainSocketConnection, parse_url
+from redis.asyncio.retry import Retry
+from redis.backoff import NoBackoff
+from redis.exceptions import RedisError, ResponseError
+
+from ..._support import validation
+from .._errors import BrokerUnavailable
+
+_MOST_TOGETHER = 100  # calls that are sent at once
+
+#: What a URL may say of waiting and retrying is the broker's own business.
+_OURS = (
+    *("socket_timeout", "socket_connect_timeout", "retry_on_timeout", "retry_on_error", "protocol"),
+    *("health_check_interval", "decode_responses", "max_connections", "timeout"),
+)
+
+
+class Address:
+    """Where the server is, and how a connection is made; its text has no secrets.
+
+    Raises `ValueError` for a URL or a timeout that can't work.
+    """
+
+    def __init__(self, url: str, timeout: float) -> None:
+        validation.seconds("timeout", timeout, above=0)
+        try:
+            options: dict[str, Any] = dict(parse_url(url))
+            for name in _OURS:
+                options.pop(name, None)
+            self._class: Callable[..., Any] = options.pop("connection_class", Connection)
+            self.timeout = timeout
+            self._options = {
+                **options,
+                "socket_timeout": None,  # each call has its timeout here
+                "socket_connect_timeout": timeout,
+                "retry": Retry(NoBackoff(), 0),
+                "protocol": 2,
+                "driver_info": None,
+            }
+            connection = self.connection()
+        except (TypeError, ValueError, AttributeError, RedisError):
+            # What is wrong is not repeated, as it might be the password.
+            raise ValueError(
+                "url must be like redis://host:6379/0, rediss://… for TLS or unix:///path?db=0, "
+                "with options that redis-py knows, and passwords quoted as in any URL"
+            ) from None
+        self.db = int(connection.db)
+        self._text = _text(connection)
+
+    def __str__(self) -> str:
+        return self._text
+
+    def connection(self) -> Any:
+        """Return a new connection of redis-py's, which is not connected yet."""
+        return self._class(**self._options)
+
+
+def _text(connection: Any) -> str:
+    if isinstance(connection, UnixDomainSocketConnection):
+        return f"unix://{connection.path}?db={connection.db}"
+    scheme = "redis" if type(connection) is Connection else "rediss"
+    return f"{scheme}://{connection.host}:{connection.port}/{connection.db}"
+
+
+class _Call:
+    """A request on its way, and who waits for its answer."""
+
+    __slots__ = ("answer", "request")
+
+    def __init__(self, request: bytes, answer: asyncio.Future[Any]) -> None:
+        self.request = request
+        self.answer = answer
+
+    def succeed(self, value: Any) -> None:
+        if not self.answer.done():
+            self.answer.set_result(value)
+
+    def fail(self, error: BrokerUnavailable) -> None:
+        if not self.answer.done():
+            self.answer.set_exception(error)
+
+
+class Link:
+    """A connection that is made when it is needed, and made anew after it was lost."""
+
+    def __init__(self, address: Address) -> None:
+        self._address = address
+        self._connection = address.connection()
+        self._process = getpid()
+        self._is_open = True
+        self._waiting: deque[_Call] = deque()
+        self._sent: deque[_Call] = deque()
+        self._bell = asyncio.Event()
+        self._loop = asyncio.get_running_loop()
+        self._task = self._loop.create_task(
+            self._serve(), name=f"connection to {address}", context=Context()
+        )
+
+    @property
+    def is_inherited(self) -> bool:
+        """Whether this process has got it by a fork."""
+        return self._process != getpid()
+
+    async def call(self, request: bytes) -> Any:
+        """Return the answer to a request, which may be a `ResponseError`.
+
+        Raises `BrokerUnavailable`.
+        """
+        if self.is_inherited:
+            raise BrokerUnavailable(
+                f"{self._address} was opened by another process, before a fork; "
+                "open a broker in each process"
+            )
+        if not self._is_open:
+            raise self._not_open()
+        call = _Call(request, self._loop.create_future())
+        self._waiting.append(call)
+        self._bell.set()
+        return await call.answer
+
+    async def close(self) -> None:
+        """Disconnect; whoever still waits hears that it is not open."""
+        self._task.cancel()
+        await asyncio.wait([self._task])
+
+    async def _serve(self) -> None:
+        try:
+            while True:
+                await self._bell.wait()
+                self._bell.clear()
+                while self._waiting:
+                    await self._exchange()
+        finally:
+            self._is_open = False
+            self._fail(self._sent, self._not_open())
+            self._fail(self._waiting, self._not_open())
+            await disconnect(self._connection)
+
+    def _not_open(self) -> BrokerUnavailable:
+        return BrokerUnavailable(f"{self._address} is not open")
+
+    def _fail(self, calls: deque[_Call], error: BrokerUnavailable) -> None:
+        while calls:
+            calls.popleft().fail(error)
+
+    async def _exchange(self) -> None:
+        """Send what waits, and read the answers."""
+        while self._waiting and len(self._sent) < _MOST_TOGETHER:
+            call = self._waiting.popleft()
+            if not call.answer.done():  # nobody has withdrawn it
+                self._sent.append(call)
+        if not self._sent:
+            return
+        try:
+            async with asyncio.timeout(self._address.timeout) as limit:
+                await self._connect()
+                await self._connection.send_packed_command(
+                    b"".join([each.request for each in self._sent])
+                )
+                while self._sent:
+                    value = await self._read()
+                    self._sent.popleft().succeed(value)
+                    limit.reschedule(self._loop.time() + self._address.timeout)
+                    await self._leave_if_read_only(value)
+        except Exception as error:
+            self._fail(self._sent, explained(self._address, error))
+            await disconnect(self._connection, at_once=True)
+
+    async def _connect(self) -> None:
+        # While nothing was asked nothing may come: if it does, it is that the server has closed.
+        if self._connection.is_connected and await self._connection.can_read():
+            await disconnect(self._connection, at_once=True)
+        await self._connection.connect()
+
+    async def _read(self) -> Any:
+        try:
+            return await self._connection.read_response()
+        except ResponseError as error:
+            return error
+
+    async def _leave_if_read_only(self, value: Any) -> None:
+        """Look for the master anew once this is none any more, which its address may know."""
+        if isinstance(value, ResponseError) and "READONLY" in text(value) and not self._sent:
+            await disconnect(self._connection, at_once=True)
+
+
+async def disconnect(connection: Any, *, at_once: bool = False) -> None:
+    """Close a connection, however that ends."""
+    with suppress(Exception):
+        await connection.disconnect(nowait=at_once)
+
+
+def explained(address: Address, error: Exception) -> BrokerUnavailable:
+    """Return the error to raise for one of redis-py, or of the system."""
+    reason = text(error)
+    if isinstance(error, TimeoutError):
+        reason = f"no answer within {address.timeout:g} s"
+    unavailable = BrokerUnavailable(f"{address}: {reason}")
+    unavailable.__cause__ = error
+    return unavailable
+
+
+def text(error: Exception) -> str:
+    """Return what an error says, with the server's word for it, which redis-py takes away."""
+    code = getattr(error, "status_code", None)
+    return f"{code} {error}" if code else str(error)

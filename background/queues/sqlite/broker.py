@@ -1,0 +1,227 @@
+"""Jobs in a SQLite file: durable, shared by the processes of one host, and nothing to install."""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+import warnings
+from collections.abc import AsyncIterator, Generator, Sequence
+from contextlib import contextmanager
+from functools import partial
+from itertools import count
+from math import inf
+from secrets import token_hex
+
+import anyio
+
+from ..._support import clock
+from .._states import FINAL, JobState
+from ..abc import Broker, Claim, Hold, Maintained, Message, Settlement, StoredJob
+from . import transitions as jobs
+from .connection import SQLiteFile, Synchronous
+
+_MENDED = (3, 51, 3)  # of a race between two connections that write, https://sqlite.org/wal.html
+_SOON = 0.001  # seconds by which a clock may be read too early
+
+
+class SQLiteBroker(Broker):
+    """Keeps jobs in a file, for any number of processes on one host; for one event loop.
+
+    The file is made for its owner alone (mode 0600). What has been enqueued or settled outlives the
+    process. With `synchronous="NORMAL"` the last moments may be lost if the system loses power;
+    with `"FULL"` nothing is, and each transaction waits for the disk.
+
+    All times are those of the host's wall clock. A `RuntimeWarning` tells once of other connections
+    that change the file while SQLite is older than 3.51.3: in rare cases these can damage it.
+
+    Raises `ValueError` for a file in memory, and for another `synchronous`.
+    """
+
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        synchronous: Synchronous = "NORMAL",
+    ) -> None:
+        self._file = SQLiteFile(path, synchronous, self._changed_by_others)
+        self.path = self._file.path
+        self._warned = sqlite3.sqlite_version_info >= _MENDED
+        self._shared = False  # with other connections that change the file
+        self._run = token_hex(8)  # tells this broker's claims from those of all others
+        self._claims = count(1)
+        self._work_changed = anyio.Event()
+        self._ends: dict[str, set[anyio.Event]] = {}  # of those who wait for a job's end
+
+    async def open(self) -> None:
+        await self._file.open()
+
+    async def close(self) -> None:
+        await self._file.close()
+        self._wake_all()
+
+    async def enqueue(self, messages: Sequence[Message]) -> list[bool]:
+        new = await self._file.write(partial(jobs.enqueue, messages=messages, now=clock.wall()))
+        self._wake_workers()
+        return new
+
+    async def claim(self, queues: Sequence[str], most: int, *, lease: float) -> list[Claim]:
+        token = f"{self._run}-{next(self._claims)}"
+        now = clock.wall()
+        claims, changed = await self._file.write(
+            partial(jobs.claim, queues=queues, most=most, token=token, now=now, lease=lease)
+        )
+        if changed:
+            self._wake_all()
+        elif claims:
+            self._wake_workers()  # there are leases that may end
+        return claims
+
+    async def wait_for_work(self, queues: Sequence[str], timeout: float) -> None:
+        with self._file.watched(), anyio.move_on_after(timeout):
+            while True:
+                changed = self._work_changed
+                at = await self._file.read(partial(jobs.look, queues=queues))
+                self._warn()
+                if at == 0.0:
+                    return
+                await self._wait(changed, at)
+
+    async def renew(self, claims: Sequence[Claim], *, lease: float) -> list[Hold]:
+        return await self._file.write(
+            partial(jobs.renew, claims=claims, now=clock.wall(), lease=lease)
+        )
+
+    async def settle(self, settlements: Sequence[Settlement]) -> list[bool]:
+        work = partial(jobs.settle, settlements=settlements, now=clock.wall())
+        accepted, others_change = await self._file.write(work)
+        if others_change:
+            self._wake_all()
+            return accepted
+        for each in settlements:
+            self._wake_waiters(each.id)
+        if any(each.state not in FINAL for each in settlements):
+            self._wake_workers()
+        return accepted
+
+    async def save(self, id: str, token: str, result: bytes) -> bool:
+        work = partial(jobs.save, id=id, token=token, result=result, now=clock.wall())
+        return await self._file.write(work)
+
+    async def cancel(self, id: str) -> JobState | None:
+        state = await self._file.write(partial(jobs.cancel, id=id, now=clock.wall()))
+        self._wake_all()
+        return state
+
+    async def requeue(self, id: str) -> bool:
+        done = await self._file.write(partial(jobs.requeue, id=id, now=clock.wall()))
+        self._wake_all()
+        return done
+
+    async def get(self, id: str) -> StoredJob | None:
+        job, _ = await self._file.read(partial(jobs.get, id=id, now=clock.wall()))
+        return job
+
+    async def wait(self, id: str, timeout: float) -> StoredJob | None:
+        with self._file.watched(), anyio.move_on_after(timeout):
+            while True:
+                with self._waiting(id) as ended:
+                    work = partial(jobs.get, id=id, now=clock.wall())
+                    job, at = await self._file.read(work)
+                    self._warn()
+                    if job is None or job.state in FINAL:
+                        return job
+                    await self._wait(ended, at)
+        return await self.get(id)
+
+    async def scan(
+        self, *, queue: str | None = None, state: JobState | None = None
+    ) -> AsyncIterator[StoredJob]:
+        last: int | None = 0
+        while last is not None:
+            found, last = await self._file.read(
+                partial(jobs.page, after=last, queue=queue, state=state, now=clock.wall())
+            )
+            for job in found:
+                yield job
+
+    async def count(self, *, queue: str | None = None, state: JobState | None = None) -> int:
+        return await self._file.read(
+            partial(jobs.count, queue=queue, state=state, now=clock.wall())
+        )
+
+    async def purge(self, *, state: JobState | None = None, older_than: float = 0.0) -> int:
+        before = clock.wall() - older_than
+        purged = 0
+        last: int | None = 0
+        while last is not None:
+            some, last = await self._file.write(
+                partial(jobs.purge, after=last, state=state, before=before)
+            )
+            purged += some
+        self._wake_all()
+        return purged
+
+    async def maintain(self) -> Maintained:
+        done, complete = Maintained(), False
+        while not complete:
+            part, complete = await self._file.write(partial(jobs.maintain, now=clock.wall()))
+            done = Maintained(
+                due=done.due + part.due,
+                reclaimed=done.reclaimed + part.reclaimed,
+                expired=done.expired + part.expired,
+                forgotten=done.forgotten + part.forgotten,
+            )
+        if done != Maintained():
+            self._wake_all()
+        return done
+
+    @contextmanager
+    def _waiting(self, id: str) -> Generator[anyio.Event]:
+        """Give an event that is set once the job may have ended."""
+        event = anyio.Event()
+        events = self._ends.setdefault(id, set())
+        events.add(event)
+        try:
+            yield event
+        finally:
+            events.discard(event)
+            if not events:
+                del self._ends[id]
+
+    async def _wait(self, changed: anyio.Event, at: float) -> None:
+        """Wait for an event, or until time changes a job, and make up for that."""
+        now = clock.wall()
+        if at > now:
+            seconds = inf if at == inf else max(at - now, _SOON)
+            with anyio.move_on_after(seconds):
+                await changed.wait()
+        elif await self._file.write(partial(jobs.advance, now=now)) != Maintained():
+            self._wake_all()
+
+    def _wake_workers(self) -> None:
+        changed, self._work_changed = self._work_changed, anyio.Event()
+        changed.set()
+
+    def _wake_waiters(self, id: str) -> None:
+        for event in self._ends.get(id, ()):
+            event.set()
+
+    def _wake_all(self) -> None:
+        self._wake_workers()
+        for id in self._ends:
+            self._wake_waiters(id)
+
+    def _changed_by_others(self) -> None:
+        self._shared = True
+        self._wake_all()
+
+    def _warn(self) -> None:
+        if self._shared and not self._warned:
+            self._warned = True
+            warnings.warn(
+                f"several connections change {self.path}, which before SQLite 3.51.3 can damage it "
+                f"in rare cases, and this is SQLite {sqlite3.sqlite_version}: use a newer one, or "
+                "one process, or a server",
+                RuntimeWarning,
+                stacklevel=3,
+            )

@@ -1,0 +1,84 @@
+"""A SQLite file that is open or not: the same for jobs and for results."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Literal, TypeVar
+
+import anyio
+
+from .._errors import BrokerUnavailable
+from .schema import connect
+from .thread import SQLiteThread, Work
+
+T = TypeVar("T")
+
+Synchronous = Literal["NORMAL", "FULL"]
+
+
+class SQLiteFile:
+    """One file, and while it is open the thread of its connection; for one event loop.
+
+    `on_foreign_change` is called when other connections change it, as long as it is watched.
+    Raises `ValueError` for a file in memory, and for another `synchronous`.
+    """
+
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        synchronous: Synchronous,
+        on_foreign_change: Callable[[], None],
+    ) -> None:
+        name = os.fspath(path)
+        if name in ("", ":memory:"):
+            raise ValueError(f"path {name!r} is no file; MemoryBroker keeps jobs in memory")
+        if synchronous not in ("NORMAL", "FULL"):
+            raise ValueError(f'synchronous is "NORMAL" or "FULL", not {synchronous!r}')
+        self.path = str(Path(name).absolute())
+        self._connect = partial(connect, self.path, synchronous)
+        self._on_foreign_change = on_foreign_change
+        self._thread: SQLiteThread | None = None
+        self._opening = anyio.Lock()  # or closing
+
+    async def open(self) -> None:
+        async with self._opening:
+            if self._thread is not None:
+                return
+            thread = SQLiteThread(self.path, self._connect, self._on_foreign_change)
+            try:
+                await thread.start()
+            except BaseException:
+                thread.abandon()
+                raise
+            self._thread = thread
+
+    async def close(self) -> None:
+        async with self._opening:
+            thread, self._thread = self._thread, None
+            if thread is not None:
+                await thread.stop()
+
+    async def read(self, work: Work[T]) -> T:
+        return await self._opened().call(work, writes=False)
+
+    async def write(self, work: Work[T]) -> T:
+        return await self._opened().call(work, writes=True)
+
+    @contextmanager
+    def watched(self) -> Generator[None]:
+        """Take note of what other connections do."""
+        thread = self._opened()
+        thread.watchers += 1
+        try:
+            yield
+        finally:
+            thread.watchers -= 1
+
+    def _opened(self) -> SQLiteThread:
+        if self._thread is None:
+            raise BrokerUnavailable(f"{self.path} is not open")
+        return self._thread

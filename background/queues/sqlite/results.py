@@ -1,0 +1,58 @@
+"""Results in a SQLite file, be it the broker's or another one."""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+
+from ..._support import clock
+from ..abc import Results
+from .connection import SQLiteFile, Synchronous
+
+_SAVE = "INSERT OR REPLACE INTO results (key, result, until) VALUES (?, ?, ?)"
+_FORGET = "DELETE FROM results WHERE until <= ?"
+_GET = "SELECT result FROM results WHERE key = ? AND until > ?"
+_DELETE = "DELETE FROM results WHERE key = ?"
+
+
+class SQLiteResults(Results):
+    """Keeps results in a file, for any number of processes on one host; for one event loop.
+
+    Made, and opened, as `SQLiteBroker` is; one file may be both's.
+    """
+
+    def __init__(
+        self, path: str | os.PathLike[str], *, synchronous: Synchronous = "NORMAL"
+    ) -> None:
+        self._file = SQLiteFile(path, synchronous, lambda: None)
+        self.path = self._file.path
+
+    async def open(self) -> None:
+        await self._file.open()
+
+    async def close(self) -> None:
+        await self._file.close()
+
+    async def save(self, key: str, result: bytes, *, keep: float) -> None:
+        now = clock.wall()
+
+        def work(db: sqlite3.Connection) -> None:
+            db.execute(_FORGET, (now,))
+            db.execute(_SAVE, (key, result, now + keep))
+
+        await self._file.write(work)
+
+    async def get(self, key: str) -> bytes | None:
+        now = clock.wall()
+
+        def work(db: sqlite3.Connection) -> bytes | None:
+            row = db.execute(_GET, (key, now)).fetchone()
+            return None if row is None else row[0]
+
+        return await self._file.read(work)
+
+    async def delete(self, key: str) -> None:
+        def work(db: sqlite3.Connection) -> None:
+            db.execute(_DELETE, (key,))
+
+        await self._file.write(work)
