@@ -7,35 +7,35 @@ class BackgroundError(Exception):
     """The root of this library's errors."""
 
 
-class ManagerMisuse(BackgroundError, RuntimeError):
+class ManagerMisuseError(BackgroundError, RuntimeError):
     """A manager was used from a place where it can't work; the message says from where it can."""
 
 
-class ManagerNotRunning(BackgroundError):
+class ManagerNotRunningError(BackgroundError):
     """The manager has not been entered yet."""
 
 
-class ManagerClosed(BackgroundError):
+class ManagerClosedError(BackgroundError):
     """The manager is closing or closed and takes no more tasks."""
 
 
-class LoopsStopped(ManagerClosed):
+class LoopsStoppedError(ManagerClosedError):
     """The manager's loops have been stopped and it takes no more of them."""
 
 
-class ManagerFull(BackgroundError):
+class ManagerFullError(BackgroundError):
     """As many one-off tasks are outstanding as the manager's `capacity` allows."""
 
 
-class DuplicateTask(BackgroundError):
+class DuplicateTaskError(BackgroundError):
     """An outstanding task has the same id."""
 
 
-class InvalidTask(BackgroundError, ValueError):
+class InvalidTaskError(BackgroundError, ValueError):
     """A task can't be run as described; the message names the argument."""
 
 
-class TaskCancelled(BackgroundError):
+class TaskCancelledError(BackgroundError):
     """The awaited task was cancelled.
 
     `reason` is what was given to `cancel()`, if anything; `"shutdown"` when the manager closed
@@ -54,7 +54,7 @@ class TaskCancelled(BackgroundError):
         return f"task {self.name!r} ({self.id}) was cancelled{because}"
 
 
-class TaskExpired(BackgroundError):
+class TaskExpiredError(BackgroundError):
     """The awaited task's `lifespan` ended before the task did."""
 
     def __init__(self, name: str, id: str, lifespan: float) -> None:

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 @record
-class Job:
+class JobRef:
     """A durable job: the task that runs one has it, and so have the events of both.
 
     `attempt` counts the attempts in all processes from 1 and is 0 before the first; `enqueued_at`
@@ -47,7 +47,7 @@ class TaskEvent:
     iteration: int
     attempt: int
     time: float
-    job: Job | None = None
+    job: JobRef | None = None
 
 
 @record
@@ -99,8 +99,8 @@ class TaskFailed(TaskEvent):
 
 
 @record
-class TaskCancelledEvent(TaskEvent):
-    """The task ended by being cancelled; `reason` as in the error `TaskCancelled`.
+class TaskCancelled(TaskEvent):
+    """The task ended by being cancelled; `reason` as in the error `TaskCancelledError`.
 
     `duration` is `None` when no run or iteration was under way.
     """
@@ -110,7 +110,7 @@ class TaskCancelledEvent(TaskEvent):
 
 
 @record
-class TaskExpiredEvent(TaskEvent):
+class TaskExpired(TaskEvent):
     """The task ended with its lifespan of `lifespan` seconds.
 
     `duration` is `None` when no run or iteration was under way.
@@ -132,7 +132,7 @@ class TaskStalled(TaskEvent):
 class JobEnqueued:
     """A durable job was taken by the broker; it may start in `delay` seconds."""
 
-    job: Job
+    job: JobRef
     meta: Mapping[str, Any]
     time: float
     delay: float
@@ -142,14 +142,14 @@ class JobEnqueued:
 class JobDead:
     """A durable job has given up, because of `error`; it stays where it can be requeued."""
 
-    job: Job
+    job: JobRef
     meta: Mapping[str, Any]
     time: float
     error: BaseException
 
 
 @record
-class ManagerClosingEvent:
+class ManagerClosing:
     """The manager has stopped taking tasks, for `reason`, and `outstanding` are left."""
 
     name: str
@@ -159,7 +159,7 @@ class ManagerClosingEvent:
 
 
 @record
-class ManagerClosedEvent:
+class ManagerClosed:
     """The manager has closed, `duration` seconds after it began to."""
 
     name: str

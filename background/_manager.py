@@ -14,7 +14,13 @@ from tenacity.wait import wait_base, wait_random_exponential
 
 from . import _schedule
 from ._config import Settings, known_signals
-from ._errors import InvalidTask, LoopsStopped, ManagerClosed, ManagerMisuse, ManagerNotRunning
+from ._errors import (
+    InvalidTaskError,
+    LoopsStoppedError,
+    ManagerClosedError,
+    ManagerMisuseError,
+    ManagerNotRunningError,
+)
 from ._eventloop.protection import uninterrupted
 from ._execution import emit
 from ._execution.handle import TaskHandle
@@ -50,7 +56,7 @@ class Manager:
     - `retry`: the policy of tasks that have none: a `tenacity.AsyncRetrying`, a number of attempts,
       or `None` (default) for a single attempt.
     - `limit`: most one-off tasks under way at once, backoff included; others wait, oldest first.
-    - `capacity`: most one-off tasks outstanding; above it `run()` raises `ManagerFull`.
+    - `capacity`: most one-off tasks outstanding; above it `run()` raises `ManagerFullError`.
     - `loop_backoff`: a tenacity wait strategy for the pause after a failed iteration of a loop that
       has no schedule; default: exponential from 0.1 s to 30 s, with jitter. `None`: no pause.
     - `threads`: most sync functions in threads at once (default 40).
@@ -110,9 +116,9 @@ class Manager:
     @uninterrupted
     async def __aenter__(self) -> Manager:
         if self._closed_unused is not None:
-            raise ManagerClosed(f"manager {self.name!r} was closed before it was entered")
+            raise ManagerClosedError(f"manager {self.name!r} was closed before it was entered")
         if self._life is not None:
-            raise ManagerMisuse(
+            raise ManagerMisuseError(
                 f"manager {self.name!r} has been entered before; make a new one each time"
             )
         life = Lifecycle(self._settings)
@@ -166,7 +172,9 @@ class Manager:
         self, interval: float, fn: Callable[P, object], /, *args: P.args, **kwargs: P.kwargs
     ) -> TaskHandle[None]:
         """Run a function every `interval` seconds, the first time at once. Raises as `run_task`."""
-        validation.seconds("interval", interval, at_least=_schedule.SHORTEST, error=InvalidTask)
+        validation.seconds(
+            "interval", interval, at_least=_schedule.SHORTEST, error=InvalidTaskError
+        )
         return self.run_task(describe_loop(fn, args, kwargs, schedule=_schedule.every(interval)))
 
     def cron(
@@ -182,9 +190,9 @@ class Manager:
     def run_task(self, task: Task[T]) -> TaskHandle[T]:
         """Submit a task and return its handle at once; may be called from any thread.
 
-        Raises `InvalidTask` for what can't work, `ManagerFull` above the capacity, `DuplicateTask`
-        for an id in use, `LoopsStopped` for a loop once they were stopped, `ManagerClosed` once
-        closing has begun, and `ManagerNotRunning` before the manager is entered.
+        Raises `InvalidTaskError` for what can't work, `ManagerFullError` above the capacity, `DuplicateTaskError`
+        for an id in use, `LoopsStoppedError` for a loop once they were stopped, `ManagerClosedError` once
+        closing has begun, and `ManagerNotRunningError` before the manager is entered.
         """
         life = self._life
         if life is None or not life.takes(task):
@@ -196,7 +204,7 @@ class Manager:
 
     @uninterrupted
     async def submit(self, task: Task[T]) -> TaskHandle[T]:
-        """As `run_task`, but wait for room instead of raising `ManagerFull`, oldest waiter first.
+        """As `run_task`, but wait for room instead of raising `ManagerFullError`, oldest waiter first.
 
         Cancelled, it has submitted nothing.
         """
@@ -220,12 +228,14 @@ class Manager:
 
     def _accepting(self, task: Task[Any]) -> Lifecycle:
         if not isinstance(task, Task):  # pyright: ignore[reportUnnecessaryIsInstance]
-            raise InvalidTask(f"task must be a Task, not {task!r}; a function is for run()")
+            raise InvalidTaskError(f"task must be a Task, not {task!r}; a function is for run()")
         life = self._entered()
         if life.shutdown.state in (ManagerState.CLOSING, ManagerState.CLOSED):
-            raise ManagerClosed(f"manager {self.name!r} is {self.state} and takes no more tasks")
+            raise ManagerClosedError(
+                f"manager {self.name!r} is {self.state} and takes no more tasks"
+            )
         if task.kind is TaskKind.LOOP and life.runner.loops_stopped:
-            raise LoopsStopped(
+            raise LoopsStoppedError(
                 f"the loops of manager {self.name!r} have stopped and it takes no more of them"
             )
         return life
@@ -351,8 +361,8 @@ class Manager:
     def _entered(self) -> Lifecycle:
         if self._life is None:
             if self._closed_unused is not None:
-                raise ManagerClosed(f"manager {self.name!r} was closed before it was entered")
-            raise ManagerNotRunning(
+                raise ManagerClosedError(f"manager {self.name!r} was closed before it was entered")
+            raise ManagerNotRunningError(
                 f"manager {self.name!r} is not running yet: enter it with `async with`"
             )
         return self._life

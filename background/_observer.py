@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING
 from ._events import (
     JobDead,
     JobEnqueued,
-    ManagerClosedEvent,
-    ManagerClosingEvent,
+    ManagerClosed,
+    ManagerClosing,
     TaskAdded,
-    TaskCancelledEvent,
-    TaskExpiredEvent,
+    TaskCancelled,
+    TaskExpired,
     TaskFailed,
     TaskRetrying,
     TaskStalled,
@@ -54,10 +54,10 @@ class Observer:
     def on_task_failed(self, event: TaskFailed) -> Awaitable[None] | None:
         """A run or an iteration failed and its policy has given up."""
 
-    def on_task_cancelled(self, event: TaskCancelledEvent) -> Awaitable[None] | None:
+    def on_task_cancelled(self, event: TaskCancelled) -> Awaitable[None] | None:
         """A task ended by being cancelled."""
 
-    def on_task_expired(self, event: TaskExpiredEvent) -> Awaitable[None] | None:
+    def on_task_expired(self, event: TaskExpired) -> Awaitable[None] | None:
         """A task's lifespan ended before the task did."""
 
     def on_task_stalled(self, event: TaskStalled) -> Awaitable[None] | None:
@@ -69,10 +69,10 @@ class Observer:
     def on_job_dead(self, event: JobDead) -> Awaitable[None] | None:
         """A durable job that this process ran has given up; told after `on_task_failed`."""
 
-    def on_manager_closing(self, event: ManagerClosingEvent) -> Awaitable[None] | None:
+    def on_manager_closing(self, event: ManagerClosing) -> Awaitable[None] | None:
         """The manager takes no more tasks."""
 
-    def on_manager_closed(self, event: ManagerClosedEvent) -> Awaitable[None] | None:
+    def on_manager_closed(self, event: ManagerClosed) -> Awaitable[None] | None:
         """The manager has closed."""
 
     def around_task(self, event: TaskStarted) -> AbstractContextManager[object]:

@@ -26,7 +26,7 @@ from tenacity import (
 from tenacity.before import before_nothing
 from tenacity.wait import wait_base
 
-from ._errors import InvalidTask
+from ._errors import InvalidTaskError
 
 Retry = AsyncRetrying | int | None
 
@@ -42,14 +42,14 @@ def _policy_of(attempts: int) -> AsyncRetrying:
 def make_policy(retry: Retry) -> AsyncRetrying | None:
     """Return the policy that `retry` stands for; `None` means a single attempt.
 
-    Raises `InvalidTask` for anything but an `AsyncRetrying`, a whole number of attempts or `None`.
+    Raises `InvalidTaskError` for anything but an `AsyncRetrying`, a whole number of attempts or `None`.
     """
     if isinstance(retry, AsyncRetrying):
         return retry if retry.enabled else None
     if retry is None:
         return None
     if isinstance(retry, bool) or not isinstance(retry, int) or retry < 1:  # pyright: ignore[reportUnnecessaryIsInstance]
-        raise InvalidTask(
+        raise InvalidTaskError(
             "retry must be a tenacity.AsyncRetrying, a number of attempts of at least 1, or None, "
             f"not {retry!r}"
         )

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from dataclasses import field
 from datetime import UTC, datetime, tzinfo
 
-from ._errors import InvalidTask
+from ._errors import InvalidTaskError
 from ._support import validation
 from ._support.frozen import record
 
@@ -146,13 +146,13 @@ def every(seconds: float, *, jitter: float = 0.0) -> Schedule:
     loops of many processes; the grid itself does not move. A tick that falls into a running
     iteration is skipped.
 
-    Raises `InvalidTask` unless `seconds` is at least a microsecond and `jitter` between 0 and
+    Raises `InvalidTaskError` unless `seconds` is at least a microsecond and `jitter` between 0 and
     `seconds`.
     """
-    validation.seconds("seconds", seconds, at_least=SHORTEST, error=InvalidTask)
-    validation.seconds("jitter", jitter, at_least=0, error=InvalidTask)
+    validation.seconds("seconds", seconds, at_least=SHORTEST, error=InvalidTaskError)
+    validation.seconds("jitter", jitter, at_least=0, error=InvalidTaskError)
     if jitter > seconds:
-        raise InvalidTask(
+        raise InvalidTaskError(
             f"jitter must be at most the {seconds:g} seconds between ticks, not {jitter!r}"
         )
     return Every(seconds=seconds, jitter=jitter)
@@ -167,21 +167,25 @@ def cron(expression: str, *, tz: str = "UTC") -> Schedule:
     Lord Howe Island, ticks within that hour may be missed.) A tick that falls into a running
     iteration, or that the process or the clock jumped over by more than a minute, is skipped.
 
-    Raises `InvalidTask` for an expression that is wrong or never due, and for an unknown zone.
+    Raises `InvalidTaskError` for an expression that is wrong or never due, and for an unknown zone.
     """
     from cronsim import CronSimError
 
     if not isinstance(expression, str):  # pyright: ignore[reportUnnecessaryIsInstance]
-        raise InvalidTask(f"expression must be a string such as '0 3 * * *', not {expression!r}")
+        raise InvalidTaskError(
+            f"expression must be a string such as '0 3 * * *', not {expression!r}"
+        )
     schedule = Cron(
         expression=_ALIASES.get(expression.strip().lower(), expression), tz=tz, zone=_zone(tz)
     )
     try:
         schedule.after(0.0)
     except CronSimError as error:
-        raise InvalidTask(f"expression {expression!r} is not a cron expression: {error}") from None
+        raise InvalidTaskError(
+            f"expression {expression!r} is not a cron expression: {error}"
+        ) from None
     except StopIteration:
-        raise InvalidTask(f"expression {expression!r} is never due") from None
+        raise InvalidTaskError(f"expression {expression!r} is never due") from None
     return schedule
 
 
@@ -193,4 +197,6 @@ def _zone(tz: str) -> tzinfo:
     try:
         return ZoneInfo(tz)
     except (ZoneInfoNotFoundError, ValueError, TypeError, OSError):
-        raise InvalidTask(f"tz must be a time zone such as 'Europe/Prague', not {tz!r}") from None
+        raise InvalidTaskError(
+            f"tz must be a time zone such as 'Europe/Prague', not {tz!r}"
+        ) from None

@@ -9,7 +9,7 @@ from inspect import CO_COROUTINE
 from types import FunctionType, MappingProxyType
 from typing import TYPE_CHECKING, Any, Generic, TypedDict, TypeVar, Unpack, overload
 
-from ._errors import InvalidTask
+from ._errors import InvalidTaskError
 from ._observer import Observer, check_observers, overrides
 from ._retry import Retry, make_policy
 from ._schedule import Schedule
@@ -71,7 +71,7 @@ class Task(Generic[T]):
     - `stall_after`: seconds, instead of what the manager's `StallObserver` was given.
     - `context`: the context variables to start from; default: a copy of the submitter's.
 
-    Raises `InvalidTask` for an argument that can't work, naming it.
+    Raises `InvalidTaskError` for an argument that can't work, naming it.
     """
 
     fn: Callable[..., Awaitable[T] | T] = field(kw_only=False)
@@ -116,7 +116,7 @@ class Task(Generic[T]):
 
     def __post_init__(self) -> None:
         if isinstance(self.fn, Task):
-            raise InvalidTask("fn must be a function; a Task is for run_task()")
+            raise InvalidTaskError("fn must be a function; a Task is for run_task()")
         callables.check(self.fn)
         for option, value in _options_of(self.fn).items():
             if getattr(self, option) == _DEFAULTS[option]:
@@ -137,36 +137,36 @@ class Task(Generic[T]):
         self._check_rest()
 
     def _collect(self, argument: str) -> None:
-        values = validation.collected(argument, getattr(self, argument), error=InvalidTask)
+        values = validation.collected(argument, getattr(self, argument), error=InvalidTaskError)
         object.__setattr__(self, argument, values)
 
     def _check_times(self) -> None:
         if self.delay != 0.0 or self.delay.__class__ is not float:
-            validation.seconds("delay", self.delay, at_least=0, error=InvalidTask)
+            validation.seconds("delay", self.delay, at_least=0, error=InvalidTaskError)
         for argument in ("timeout", "lifespan", "stall_after"):
             value = getattr(self, argument)
             if value is not None:
-                validation.seconds(argument, value, above=0, error=InvalidTask)
+                validation.seconds(argument, value, above=0, error=InvalidTaskError)
         if self.lifespan is not None and self.lifespan <= self.delay:
-            raise InvalidTask(
+            raise InvalidTaskError(
                 f"lifespan must be longer than the delay of {self.delay:g} s, "
                 f"not {self.lifespan!r}; it counts from submission"
             )
 
     def _check_loop(self) -> None:
         if not isinstance(self.kind, TaskKind):  # pyright: ignore[reportUnnecessaryIsInstance]
-            raise InvalidTask(f"kind must be a TaskKind, not {self.kind!r}")
+            raise InvalidTaskError(f"kind must be a TaskKind, not {self.kind!r}")
         if self.schedule is None and self.max_failures is None:
             return
         for argument in ("schedule", "max_failures"):
             if self.kind is TaskKind.ONE_OFF and getattr(self, argument) is not None:
-                raise InvalidTask(
+                raise InvalidTaskError(
                     f"{argument} is for loops; give kind=TaskKind.LOOP too, or leave it out"
                 )
         if self.max_failures is not None:
-            validation.count("max_failures", self.max_failures, error=InvalidTask)
+            validation.count("max_failures", self.max_failures, error=InvalidTaskError)
         if self.schedule is not None:
-            validation.instances("schedule", (self.schedule,), Schedule, error=InvalidTask)
+            validation.instances("schedule", (self.schedule,), Schedule, error=InvalidTaskError)
 
     def _check_rest(self) -> None:
         if self.retry is not None:
@@ -174,11 +174,15 @@ class Task(Generic[T]):
         for argument in ("id", "name"):
             value = getattr(self, argument)
             if value is not None and not (isinstance(value, str) and value):
-                raise InvalidTask(f"{argument} must be a string that is not empty, not {value!r}")
+                raise InvalidTaskError(
+                    f"{argument} must be a string that is not empty, not {value!r}"
+                )
         if self.critical.__class__ is not bool:
-            raise InvalidTask(f"critical must be True or False, not {self.critical!r}")
+            raise InvalidTaskError(f"critical must be True or False, not {self.critical!r}")
         if self.context is not None:
-            validation.instances("context", (self.context,), contextvars.Context, error=InvalidTask)
+            validation.instances(
+                "context", (self.context,), contextvars.Context, error=InvalidTaskError
+            )
 
 
 #: Makes one without checks.
@@ -201,7 +205,7 @@ def task(**options: Unpack[TaskOptions]) -> Callable[[FnT], FnT]:
         @task(retry=3, timeout=10)
         async def fetch(url: str) -> bytes: ...
 
-    Raises `InvalidTask` when the function is decorated, for options that can't work, and
+    Raises `InvalidTaskError` when the function is decorated, for options that can't work, and
     `TypeError` for one that does not exist.
     """
     unknown = options.keys() - _DEFAULTS.keys()
@@ -233,11 +237,11 @@ def describe_one_off(
     """Describe a one-off; refuse a function that `@task` declares a loop."""
     if _is_plain(fn):
         if delay.__class__ is not float or delay != 0.0:
-            validation.seconds("delay", delay, at_least=0, error=InvalidTask)
+            validation.seconds("delay", delay, at_least=0, error=InvalidTaskError)
         named = MappingProxyType(kwargs) if kwargs else EMPTY
         return make(fn, args, named, delay=delay, name=fn.__qualname__)
     if _options_of(fn).get("kind") is TaskKind.LOOP:
-        raise InvalidTask(
+        raise InvalidTaskError(
             f"fn is declared a loop by @task: start {callables.name_of(fn)} with loop()"
         )
     return Task(fn, args=args, kwargs=kwargs, delay=delay)
@@ -260,10 +264,10 @@ def describe_loop(
 
 
 def _check_visiting(observers: tuple[Observer, ...]) -> None:
-    check_observers(observers, InvalidTask)
+    check_observers(observers, InvalidTaskError)
     for observer in observers:
         if overrides(observer, "watch"):
-            raise InvalidTask(
+            raise InvalidTaskError(
                 f"observers of a task can't watch(): give the {type(observer).__name__} to "
                 "Manager(observers=…) instead"
             )
@@ -271,5 +275,5 @@ def _check_visiting(observers: tuple[Observer, ...]) -> None:
 
 def _as_mapping(argument: str, value: Any) -> Mapping[str, Any]:
     if not isinstance(value, Mapping) or not all(isinstance(key, str) for key in value):  # pyright: ignore[reportUnknownVariableType]
-        raise InvalidTask(f"{argument} must be a mapping with strings as keys, not {value!r}")
+        raise InvalidTaskError(f"{argument} must be a mapping with strings as keys, not {value!r}")
     return MappingProxyType(dict(value))  # pyright: ignore[reportUnknownArgumentType]

@@ -31,12 +31,12 @@ from weakref import WeakKeyDictionary
 import anyio
 import pytest
 
-from ._events import JobDead, JobEnqueued, ManagerClosedEvent, ManagerClosingEvent, TaskEvent
+from ._events import JobDead, JobEnqueued, ManagerClosed, ManagerClosing, TaskEvent
 from ._manager import Manager
 from ._observer import Observer
 from ._support import clock
 
-Event = TaskEvent | JobEnqueued | JobDead | ManagerClosingEvent | ManagerClosedEvent
+Event = TaskEvent | JobEnqueued | JobDead | ManagerClosing | ManagerClosed
 E = TypeVar("E", bound=Event)
 
 _HOOKS = {name: name.split("_", 2)[2] for name in vars(Observer) if name.startswith("on_")}

@@ -16,7 +16,7 @@ import anyio
 
 from background import (
     Manager,
-    ManagerClosedEvent,
+    ManagerClosed,
     Observer,
     Task,
     TaskFailed,
@@ -52,7 +52,7 @@ class Dashboard(Observer):
         await anyio.sleep(0.05)  # stands for a call to a pager
         print(f"ALERT {event.meta['team']}: {event.name} failed: {event.error!r}")
 
-    def on_manager_closed(self, event: ManagerClosedEvent) -> None:
+    def on_manager_closed(self, event: ManagerClosed) -> None:
         print(f"closed after {event.duration:.1f} s: {event.report}")
 
     @contextmanager

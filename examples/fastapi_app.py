@@ -28,7 +28,7 @@ import uvicorn
 from fastapi import Depends, FastAPI, HTTPException, Request, Response
 from fastapi.responses import JSONResponse
 
-from background import Manager, ManagerClosed, ManagerFull, task
+from background import Manager, ManagerClosedError, ManagerFullError, task
 from background.observers import LoggingObserver
 
 logging.basicConfig(level=logging.INFO, format="%(levelname)s:     %(message)s")
@@ -97,8 +97,8 @@ async def get_health(manager: Background, response: Response) -> dict[str, Any]:
     return asdict(health)
 
 
-@app.exception_handler(ManagerFull)
-@app.exception_handler(ManagerClosed)
+@app.exception_handler(ManagerFullError)
+@app.exception_handler(ManagerClosedError)
 async def unavailable(request: Request, error: Exception) -> JSONResponse:
     return JSONResponse({"detail": str(error)}, 503, {"Retry-After": "5"})
 

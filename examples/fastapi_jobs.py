@@ -28,7 +28,7 @@ from fastapi.responses import JSONResponse
 
 from background import Manager
 from background.observers import LoggingObserver
-from background.queues import BrokerUnavailable, DuplicateJob, JobQueue
+from background.queues import BrokerUnavailableError, DuplicateJobError, JobQueue
 
 logging.basicConfig(level=logging.INFO, format="%(levelname)s:     %(message)s")
 
@@ -81,12 +81,12 @@ async def delete_job(id: str) -> dict[str, bool]:
     return {"cancelled": await jobs.dequeue(id)}
 
 
-@app.exception_handler(DuplicateJob)
+@app.exception_handler(DuplicateJobError)
 async def conflict(request: Request, error: Exception) -> JSONResponse:
     return JSONResponse({"detail": str(error)}, 409)
 
 
-@app.exception_handler(BrokerUnavailable)
+@app.exception_handler(BrokerUnavailableError)
 async def unavailable(request: Request, error: Exception) -> JSONResponse:
     return JSONResponse({"detail": str(error)}, 503, {"Retry-After": "5"})
 

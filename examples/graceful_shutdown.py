@@ -17,7 +17,7 @@ from itertools import count
 
 import anyio
 
-from background import Manager, ManagerClosedEvent, ManagerClosingEvent, Observer
+from background import Manager, ManagerClosed, ManagerClosing, Observer
 
 # On Windows a process is asked to stop by Ctrl-C or Ctrl-Break; SIGTERM can't be handled there.
 SIGNALS = {signal.SIGINT, getattr(signal, "SIGBREAK", signal.SIGTERM)}
@@ -26,10 +26,10 @@ SIGNALS = {signal.SIGINT, getattr(signal, "SIGBREAK", signal.SIGTERM)}
 class Reporter(Observer):
     """Prints here, as nothing after the block is reached when a signal ends the process."""
 
-    def on_manager_closing(self, event: ManagerClosingEvent) -> None:
+    def on_manager_closing(self, event: ManagerClosing) -> None:
         print(f"closing, {event.outstanding} left", flush=True)
 
-    def on_manager_closed(self, event: ManagerClosedEvent) -> None:
+    def on_manager_closed(self, event: ManagerClosed) -> None:
         print(f"closed: {event.report}", flush=True)
 
 

@@ -18,7 +18,15 @@ import anyio
 
 from background import Manager
 from background.observers import LoggingObserver
-from background.queues import DuplicateJob, JobContext, JobQueue, JobState, Ordered, chain, group
+from background.queues import (
+    DuplicateJobError,
+    JobContext,
+    JobQueue,
+    JobState,
+    Ordered,
+    chain,
+    group,
+)
 
 jobs = JobQueue.from_url(sys.argv[1] if sys.argv[1:] else "sqlite:///jobs.db", lease=3)
 
@@ -52,7 +60,7 @@ async def main() -> None:
         left = [await jobs.count(state=state) for state in LEFT]
         print(f"{sum(left)} jobs are left from before")
         receipts = await send_receipt.enqueue_many((order,) for order in range(1, 6))
-        with suppress(DuplicateJob):  # if it is left from before
+        with suppress(DuplicateJobError):  # if it is left from before
             await send_receipt.options(delay=1, id="order-6").enqueue(6)
         months = [count_sales.job(month) for month in (1, 2, 3)]
         quarter = await jobs.enqueue(chain(group(*months), add_up.job()))

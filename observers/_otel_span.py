@@ -11,7 +11,7 @@ from anyio import current_time
 from opentelemetry import context, trace
 from opentelemetry.trace import SpanKind
 
-from .._events import Job, TaskEvent, TaskStarted
+from .._events import JobRef, TaskEvent, TaskStarted
 from ._otel_metrics import Instruments
 
 Attributes = dict[str, str | int | float]
@@ -104,7 +104,7 @@ def task_attributes(event: TaskEvent) -> Attributes:
     return attributes
 
 
-def job_attributes(job: Job) -> Attributes:
+def job_attributes(job: JobRef) -> Attributes:
     """Return the attributes of what is measured of jobs."""
     return {"background.job.handler": job.handler, "background.job.queue": job.queue}
 

@@ -7,15 +7,15 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Unpack
 
 from .._events import (
-    Job,
     JobDead,
     JobEnqueued,
-    ManagerClosedEvent,
-    ManagerClosingEvent,
+    JobRef,
+    ManagerClosed,
+    ManagerClosing,
     TaskAdded,
-    TaskCancelledEvent,
+    TaskCancelled,
     TaskEvent,
-    TaskExpiredEvent,
+    TaskExpired,
     TaskFailed,
     TaskRetrying,
     TaskStalled,
@@ -106,7 +106,7 @@ class LoggingObserver(Observer):
             fields = {"error": error, "duration": event.duration, "final": event.final}
             self._log(level, event, fields, text, *args, failure=event.error)
 
-    def on_task_cancelled(self, event: TaskCancelledEvent) -> None:
+    def on_task_cancelled(self, event: TaskCancelled) -> None:
         stopped = event.kind is TaskKind.LOOP and event.reason == "stopped"
         if level := self._enabled("stopped" if stopped else "cancelled"):
             fate = "was stopped" if stopped else "was cancelled"
@@ -114,7 +114,7 @@ class LoggingObserver(Observer):
             fields = {"reason": event.reason, "duration": event.duration}
             self._log(level, event, fields, "%s%s%s", fate, _after(event.duration), because)
 
-    def on_task_expired(self, event: TaskExpiredEvent) -> None:
+    def on_task_expired(self, event: TaskExpired) -> None:
         if level := self._enabled("expired"):
             text = "outlived its lifespan of %g s%s"
             fields = {"lifespan": event.lifespan, "duration": event.duration}
@@ -139,14 +139,14 @@ class LoggingObserver(Observer):
             args = (event.job.attempt, error)
             self._log_job(level, event, {"error": error}, "is dead after attempt %d: %s", *args)
 
-    def on_manager_closing(self, event: ManagerClosingEvent) -> None:
+    def on_manager_closing(self, event: ManagerClosing) -> None:
         if level := self._enabled("closing"):
             text = "manager %s is closing: %s; outstanding tasks: %d"
             args = (quoted(event.name), escaped(event.reason), event.outstanding)
             fields = {"reason": event.reason, "outstanding": event.outstanding}
             self._logger.log(level, text, *args, extra={"manager_name": event.name, **fields})
 
-    def on_manager_closed(self, event: ManagerClosedEvent) -> None:
+    def on_manager_closed(self, event: ManagerClosed) -> None:
         report = event.report
         if level := self._enabled("stuck" if report.stuck else "closed"):
             counts = {fate: len(getattr(report, fate)) for fate in _FATES}
@@ -221,7 +221,7 @@ def _job(name: str, id: str) -> str:
     return f"job {quoted(name)} ({escaped(id)})"
 
 
-def _job_fields(job: Job) -> Mapping[str, object]:
+def _job_fields(job: JobRef) -> Mapping[str, object]:
     return {
         "job_id": job.id,
         "job_handler": job.handler,

@@ -13,9 +13,9 @@ from .._events import (
     JobDead,
     JobEnqueued,
     TaskAdded,
-    TaskCancelledEvent,
+    TaskCancelled,
     TaskEvent,
-    TaskExpiredEvent,
+    TaskExpired,
     TaskFailed,
     TaskRetrying,
     TaskStalled,
@@ -107,12 +107,12 @@ class OpenTelemetryObserver(Observer):
         span = self._ended(event, "failed", event.duration, final=event.final, error=_type(error))
         _record(error, span)
 
-    def on_task_cancelled(self, event: TaskCancelledEvent) -> None:
+    def on_task_cancelled(self, event: TaskCancelled) -> None:
         span = self._ended(event, "cancelled", event.duration)
         if event.reason is not None:
             span.set_attribute("background.task.cancel_reason", event.reason)
 
-    def on_task_expired(self, event: TaskExpiredEvent) -> None:
+    def on_task_expired(self, event: TaskExpired) -> None:
         span = self._ended(event, "expired", event.duration, error="expired")
         span.set_status(StatusCode.ERROR, f"outlived its lifespan of {event.lifespan:g} s")
 

@@ -12,8 +12,8 @@ import anyio
 from anyio.lowlevel import checkpoint, current_token
 
 from .._events import (
-    TaskCancelledEvent,
-    TaskExpiredEvent,
+    TaskCancelled,
+    TaskExpired,
     TaskFailed,
     TaskRetrying,
     TaskStarted,
@@ -87,10 +87,10 @@ class StallObserver(Observer):
     def on_task_failed(self, event: TaskFailed) -> None:
         self._forget(event.id)
 
-    def on_task_cancelled(self, event: TaskCancelledEvent) -> None:
+    def on_task_cancelled(self, event: TaskCancelled) -> None:
         self._forget(event.id)
 
-    def on_task_expired(self, event: TaskExpiredEvent) -> None:
+    def on_task_expired(self, event: TaskExpired) -> None:
         self._forget(event.id)
 
     async def watch(self, manager: Manager) -> None:

@@ -15,7 +15,7 @@ import trio
 from anyio.lowlevel import current_token
 from clocks import SOON
 
-from background import Manager, ManagerClosedEvent, ManagerState, TaskHandle, TaskKind
+from background import Manager, ManagerClosed, ManagerState, TaskHandle, TaskKind
 from background.testing import RecordingObserver
 
 _GRAMMAR = {
@@ -67,7 +67,7 @@ def untrue_report(
     told = {event.id for event in between if hasattr(event, "id")}
     late = {event.id for event in events[names.index("closed") :] if hasattr(event, "id")}
     ended = sorted(each.id for each in handles if each.id in told - late)
-    (closed,) = recorder.of(ManagerClosedEvent)
+    (closed,) = recorder.of(ManagerClosed)
     report = closed.report
     if report.stuck or sorted(each.id for part in _parts(report) for each in part[1]) != ended:
         yield f"{manager!r} reported {report!r} after {names}"

@@ -8,7 +8,7 @@ has a `broker_kind`, it runs on what those need; marked `virtual`, for those in 
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from typing import Any
 
 import pytest
@@ -42,6 +42,16 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     elif "anyio_backend" in metafunc.fixturenames:
         real = metafunc.definition.get_closest_marker("realtime") is not None
         metafunc.parametrize("anyio_backend", REAL if real else VIRTUAL, indirect=True)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport() -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Make captured text printable, as pytest-xdist can't send surrogates."""
+    report = yield
+    report.sections = [
+        (name, text.encode(errors="backslashreplace").decode()) for name, text in report.sections
+    ]
+    return report
 
 
 @pytest.fixture

@@ -9,12 +9,12 @@ from typing import TypeVar
 import anyio
 from anyio.lowlevel import checkpoint
 
-from background.queues import BrokerUnavailable, JobState
+from background.queues import BrokerUnavailableError, JobState
 from background.queues.abc import (
     Broker,
     Claim,
-    Hold,
-    Maintained,
+    LeaseStatus,
+    MaintenanceStats,
     Message,
     Results,
     Settlement,
@@ -29,7 +29,7 @@ class FaultyBroker(Broker):
 
     - `asked`: how often each method was called; `claims`: what was handed out, in order;
       `settled`: how many of those were taken back.
-    - `down`: methods that raise `BrokerUnavailable` for as long as they are in it.
+    - `down`: methods that raise `BrokerUnavailableError` for as long as they are in it.
     """
 
     def __init__(self, real: Broker) -> None:
@@ -45,10 +45,10 @@ class FaultyBroker(Broker):
         self._changed = anyio.Event()
 
     def fail(self, *names: str, error: Exception | None = None, times: int = 1) -> None:
-        """Have methods raise so often; default: `BrokerUnavailable`."""
+        """Have methods raise so often; default: `BrokerUnavailableError`."""
         for name in names:
             faults = self._faults.setdefault(name, deque())
-            faults.extend([error or BrokerUnavailable(f"{name}: no broker")] * times)
+            faults.extend([error or BrokerUnavailableError(f"{name}: no broker")] * times)
 
     def lose(self, name: str, times: int = 1) -> None:
         """Have a method do its work, and lose the answer."""
@@ -72,14 +72,14 @@ class FaultyBroker(Broker):
             await self._held[name].wait()
         if name in self.down:
             await checkpoint()
-            raise BrokerUnavailable(f"{name}: no broker")
+            raise BrokerUnavailableError(f"{name}: no broker")
         if self._faults.get(name):
             await checkpoint()
             raise self._faults[name].popleft()
         answer = await call()
         if self._lose[name]:
             self._lose[name] -= 1
-            raise BrokerUnavailable(f"{name}: the answer was lost")
+            raise BrokerUnavailableError(f"{name}: the answer was lost")
         return answer
 
     async def open(self) -> None:
@@ -102,7 +102,7 @@ class FaultyBroker(Broker):
     async def wait_for_work(self, queues: Sequence[str], timeout: float) -> None:
         await self._through("wait_for_work", lambda: self.real.wait_for_work(queues, timeout))
 
-    async def renew(self, claims: Sequence[Claim], *, lease: float) -> list[Hold]:
+    async def renew(self, claims: Sequence[Claim], *, lease: float) -> list[LeaseStatus]:
         return await self._through("renew", lambda: self.real.renew(claims, lease=lease))
 
     async def settle(self, settlements: Sequence[Settlement]) -> list[bool]:
@@ -139,7 +139,7 @@ class FaultyBroker(Broker):
             "purge", lambda: self.real.purge(state=state, older_than=older_than)
         )
 
-    async def maintain(self) -> Maintained:
+    async def maintain(self) -> MaintenanceStats:
         return await self._through("maintain", lambda: self.real.maintain())
 
 
@@ -155,13 +155,13 @@ class MemoryResults(Results):
     async def _reach(self) -> None:
         await checkpoint()
         if self.down or not self.is_open:
-            raise BrokerUnavailable("no store of results")
+            raise BrokerUnavailableError("no store of results")
 
     async def open(self) -> None:
         self.is_open = True
         try:
             await self._reach()
-        except BrokerUnavailable:
+        except BrokerUnavailableError:
             self.is_open = False
             raise
 

@@ -93,13 +93,13 @@ class Model(Tasks):
     def add(self, plan: Plan, *, admitted: bool = False) -> str:
         one_off = plan.kind is TaskKind.ONE_OFF
         if self.is_closing:
-            return "ManagerClosed"
+            return "ManagerClosedError"
         if not one_off and self.loops_stopped:
-            return "LoopsStopped"
+            return "LoopsStoppedError"
         if plan.id is not None and plan.id in [row.plan.id for row in self.outstanding()]:
-            return "DuplicateTask"
+            return "DuplicateTaskError"
         if one_off and not admitted and not self._has_room():
-            return "ManagerFull"
+            return "ManagerFullError"
         self.take(plan)
         return "added"
 

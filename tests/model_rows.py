@@ -72,8 +72,8 @@ class Row:
         return {
             TaskStatus.SUCCEEDED: self.plan.number if not self.is_loop else None,
             TaskStatus.FAILED: self.error,
-            TaskStatus.CANCELLED: ("TaskCancelled", self.reason),
-            TaskStatus.EXPIRED: "TaskExpired",
+            TaskStatus.CANCELLED: ("TaskCancelledError", self.reason),
+            TaskStatus.EXPIRED: "TaskExpiredError",
         }[self.status]
 
     def look(self) -> tuple[object, ...]:

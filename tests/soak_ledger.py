@@ -8,13 +8,13 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from background import (
-    ManagerClosedEvent,
-    ManagerClosingEvent,
+    ManagerClosed,
+    ManagerClosing,
     Observer,
     TaskAdded,
-    TaskCancelledEvent,
+    TaskCancelled,
     TaskEvent,
-    TaskExpiredEvent,
+    TaskExpired,
     TaskFailed,
     TaskHandle,
     TaskKind,
@@ -121,16 +121,16 @@ class Ledger(Observer):
         else:
             self._step(event, "between iterations", _UNDER_WAY)
 
-    def on_task_cancelled(self, event: TaskCancelledEvent) -> None:
+    def on_task_cancelled(self, event: TaskCancelled) -> None:
         self._end(event, TaskStatus.CANCELLED, _OUTSTANDING)
 
-    def on_task_expired(self, event: TaskExpiredEvent) -> None:
+    def on_task_expired(self, event: TaskExpired) -> None:
         self._end(event, TaskStatus.EXPIRED, _OUTSTANDING)
 
-    def on_manager_closing(self, event: ManagerClosingEvent) -> None:
+    def on_manager_closing(self, event: ManagerClosing) -> None:
         self.closings.append("closing")
 
-    def on_manager_closed(self, event: ManagerClosedEvent) -> None:
+    def on_manager_closed(self, event: ManagerClosed) -> None:
         self.closings.append("closed")
 
     def balance(self) -> None:

@@ -17,15 +17,15 @@ from tenacity import AsyncRetrying, RetryError, retry_if_result, stop_after_atte
 
 from background import (
     BackgroundError,
-    DuplicateTask,
+    DuplicateTaskError,
     Manager,
-    ManagerClosed,
-    ManagerFull,
+    ManagerClosedError,
+    ManagerFullError,
     ManagerState,
     Schedule,
     Task,
-    TaskCancelled,
-    TaskExpired,
+    TaskCancelledError,
+    TaskExpiredError,
     TaskHandle,
     TaskKind,
     cron,
@@ -132,19 +132,21 @@ class Load:
             await self._manager.wait()
         elif tasks := self._manager.tasks():
             handle = random.choice(tasks)
-            with suppress(SoakError, TimeoutError, RetryError, TaskCancelled, TaskExpired):
+            with suppress(
+                SoakError, TimeoutError, RetryError, TaskCancelledError, TaskExpiredError
+            ):
                 await (handle.wait() if roll < 0.8 else handle.result())
 
     def _accept(self, submit: Callable[..., TaskHandle[Any]], *args: Any) -> None:
         try:
             self._ledger.accepted.append(submit(*args))
-        except (ManagerFull, ManagerClosed, DuplicateTask) as error:
+        except (ManagerFullError, ManagerClosedError, DuplicateTaskError) as error:
             self._totals.refused[type(error).__name__] += 1
 
     async def _accept_later(self, submit: Callable[..., Any], task: Task[Any]) -> None:
         try:
             self._ledger.accepted.append(await submit(task))
-        except (ManagerFull, ManagerClosed, DuplicateTask) as error:
+        except (ManagerFullError, ManagerClosedError, DuplicateTaskError) as error:
             self._totals.refused[type(error).__name__] += 1
 
     def _act(self, random: Random) -> None:

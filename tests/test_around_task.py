@@ -15,8 +15,8 @@ from background import (
     Manager,
     Observer,
     Task,
-    TaskCancelled,
-    TaskExpired,
+    TaskCancelledError,
+    TaskExpiredError,
     TaskFailed,
     TaskStarted,
     TaskStatus,
@@ -206,7 +206,7 @@ async def test_exit_gets_the_cancellation_as_an_error() -> None:
         handle.cancel("enough")
         await handle.wait()
     (error,) = observer.errors
-    assert isinstance(error, TaskCancelled)
+    assert isinstance(error, TaskCancelledError)
     assert (error.name, error.id, error.reason) == ("sleepy", handle.id, "enough")
 
 
@@ -216,7 +216,7 @@ async def test_exit_gets_the_end_of_the_lifespan_as_an_error() -> None:
         handle = manager.run_task(Task(nap, name="sleepy", lifespan=2))
         await handle.wait()
     (error,) = observer.errors
-    assert isinstance(error, TaskExpired)
+    assert isinstance(error, TaskExpiredError)
     assert (error.name, error.id, error.lifespan) == ("sleepy", handle.id, 2)
 
 

@@ -12,7 +12,7 @@ import anyio
 import pytest
 from anyio.lowlevel import checkpoint
 
-from background import Manager, ManagerClosedEvent, Observer, Task, TaskHandle, TaskKind, TaskStatus
+from background import Manager, ManagerClosed, Observer, Task, TaskHandle, TaskKind, TaskStatus
 from background._eventloop._asyncio import _replace
 from background._eventloop.backend import current_backend
 from background.testing import RecordingObserver
@@ -126,7 +126,7 @@ def test_closing_that_the_loop_cancels_while_observers_catch_up_still_ends() -> 
         async with Manager(observers=[Slow(), recorder], cancel_timeout=0.1) as manager:
             handle = manager.run(checkpoint)
             closing = asyncio.create_task(manager.close())
-            await recorder.wait_for(ManagerClosedEvent)
+            await recorder.wait_for(ManagerClosed)
             native("background closing").cancel()
             report = await closing
             assert report.succeeded == (handle,)

@@ -19,18 +19,18 @@ from tenacity import AsyncRetrying, stop_after_attempt, wait_fixed
 from background import (
     BackgroundError,
     CloseReport,
-    LoopsStopped,
+    LoopsStoppedError,
     Manager,
     ManagerClosed,
-    ManagerClosedEvent,
-    ManagerClosingEvent,
-    ManagerMisuse,
-    ManagerNotRunning,
+    ManagerClosedError,
+    ManagerClosing,
+    ManagerMisuseError,
+    ManagerNotRunningError,
     ManagerState,
     Observer,
     Task,
     TaskCancelled,
-    TaskCancelledEvent,
+    TaskCancelledError,
     TaskHandle,
     TaskKind,
     TaskStarted,
@@ -117,7 +117,7 @@ async def test_the_report_has_every_fate(recorder: RecordingObserver, clock: Clo
         assert report.stuck[0].status is TaskStatus.RUNNING
         assert list(report.stacks) == ["stuck"]
         assert report.stacks["stuck"][0].name == "cleans_up"
-        (event,) = recorder.of(ManagerClosedEvent)
+        (event,) = recorder.of(ManagerClosed)
         assert event.report is report
         assert event.duration == pytest.approx(15)
         release.set()
@@ -169,7 +169,7 @@ async def test_closing_lets_a_loop_finish_its_iteration(manager: Manager, clock:
     assert clock.now == 20
     assert handle.iteration == 2
     assert report.cancelled == (handle,)
-    with pytest.raises(TaskCancelled, match="stopped"):
+    with pytest.raises(TaskCancelledError, match="stopped"):
         await handle
 
 
@@ -181,11 +181,11 @@ async def test_delayed_tasks_are_cancelled_at_once(
     await anyio.sleep(1)
     async with anyio.create_task_group() as group:
         group.start_soon(manager.close)
-        with pytest.raises(TaskCancelled) as caught:
+        with pytest.raises(TaskCancelledError) as caught:
             await delayed
         assert clock.now == 1
     assert caught.value.reason == "shutdown"
-    (event,) = recorder.of(TaskCancelledEvent)
+    (event,) = recorder.of(TaskCancelled)
     assert (event.id, event.reason, event.duration) == (delayed.id, "shutdown", None)
     report = await manager.close()
     assert report.not_started == (delayed,)
@@ -229,7 +229,7 @@ async def test_queued_tasks_that_miss_the_deadline_have_not_started(
         "cancelled": [handles[1].id],
         "not_started": [handles[2].id, handles[3].id],
     }
-    reasons = {event.id: event.reason for event in recorder.of(TaskCancelledEvent)}
+    reasons = {event.id: event.reason for event in recorder.of(TaskCancelled)}
     assert reasons == {handle.id: "shutdown" for handle in handles[1:]}
     assert all(handle.started_at is None for handle in handles[2:])
 
@@ -254,7 +254,7 @@ async def test_tasks_in_backoff_keep_their_policy_until_the_deadline(
     assert clock.now == 110
     assert handle.attempt == 2
     assert report.cancelled == (handle,)
-    with pytest.raises(TaskCancelled, match="shutdown"):
+    with pytest.raises(TaskCancelledError, match="shutdown"):
         await handle
 
 
@@ -278,7 +278,7 @@ async def test_no_time_at_all(manager: Manager, recorder: RecordingObserver, clo
     report = await manager.close(timeout=0)
     assert clock.now == 0
     assert report.cancelled == (handle,)
-    assert recorder.of(TaskCancelledEvent)[0].reason == "shutdown"
+    assert recorder.of(TaskCancelled)[0].reason == "shutdown"
 
 
 async def test_no_time_at_all_for_what_has_not_made_a_step(manager: Manager) -> None:
@@ -477,7 +477,7 @@ async def test_closing_is_told_once(manager: Manager, recorder: RecordingObserve
         for _ in range(3):
             group.start_soon(manager.close)
     await manager.close()
-    (closing,) = recorder.of(ManagerClosingEvent)
+    (closing,) = recorder.of(ManagerClosing)
     assert (closing.name, closing.outstanding) == ("test", 1)
     assert recorder.names()[-1] == "closed"
     assert recorder.names().count("closed") == 1
@@ -557,7 +557,7 @@ async def test_inside_a_loop(manager: Manager, clock: Clock) -> None:
 
     handle = manager.loop(closer)
     other = manager.loop(anyio.sleep, 10)
-    with pytest.raises(TaskCancelled, match="stopped"):
+    with pytest.raises(TaskCancelledError, match="stopped"):
         await handle
     assert clock.now == 10
     assert handle.iteration == 1
@@ -786,7 +786,7 @@ async def test_stopping_loops_inside_a_loop(manager: Manager, clock: Clock) -> N
     handles = [manager.loop(stops), manager.loop(stops)]
     manager.loop(anyio.sleep, 10)
     for handle in handles:
-        with pytest.raises(TaskCancelled, match="stopped"):
+        with pytest.raises(TaskCancelledError, match="stopped"):
             await handle
     assert ended == [10, 10]
     assert manager.count() == 0
@@ -801,7 +801,7 @@ async def test_stopping_loops_concurrently_and_again(manager: Manager, clock: Cl
             group.start_soon(manager.stop_loops)
     assert clock.now == 10
     await manager.stop_loops()
-    with pytest.raises(LoopsStopped):
+    with pytest.raises(LoopsStoppedError):
         manager.loop(checkpoint)
     await manager.run(checkpoint)
 
@@ -852,11 +852,11 @@ async def test_a_shutdown_request(recorder: RecordingObserver) -> None:
         assert manager.state is ManagerState.STOPPING
         await manager.shutdown_requested()
         assert waiting.status is TaskStatus.CANCELLED
-        with pytest.raises(LoopsStopped):
+        with pytest.raises(LoopsStoppedError):
             manager.loop(checkpoint)
         await manager.run(checkpoint)
         await delayed
-        assert recorder.of(ManagerClosingEvent) == []
+        assert recorder.of(ManagerClosing) == []
     assert manager.state is ManagerState.CLOSED
 
 
@@ -904,10 +904,10 @@ async def test_when_nobody_closes_the_end_of_the_grace_does(
     async with Manager(grace=10, observers=[recorder]) as manager:
         handle = manager.run(ages)
         manager.request_shutdown()
-        with pytest.raises(TaskCancelled, match="shutdown"):
+        with pytest.raises(TaskCancelledError, match="shutdown"):
             await handle
         assert clock.now == 10
-        (closing,) = recorder.of(ManagerClosingEvent)
+        (closing,) = recorder.of(ManagerClosing)
         assert "grace" in closing.reason
         await anyio.sleep(1)
         assert manager.state is ManagerState.CLOSED
@@ -974,7 +974,7 @@ async def test_a_second_request_cancels_at_once(clock: Clock, recorder: Recordin
         assert manager.state is ManagerState.CLOSING
         assert await handle.wait() is TaskStatus.CANCELLED
         assert clock.now == 1
-        assert recorder.of(ManagerClosingEvent)[0].reason == "a second shutdown request"
+        assert recorder.of(ManagerClosing)[0].reason == "a second shutdown request"
         assert (await manager.close()).cancelled == (handle,)
 
 
@@ -1117,13 +1117,13 @@ async def each_refusal(manager: Manager, error: type[BackgroundError], match: st
 
 async def test_before_entering_everything_says_so() -> None:
     manager = Manager(name="early")
-    await each_refusal(manager, ManagerNotRunning, "'early' is not running yet")
+    await each_refusal(manager, ManagerNotRunningError, "'early' is not running yet")
     for wait in WAITS.values():
-        with pytest.raises(ManagerNotRunning, match="not running yet"):
+        with pytest.raises(ManagerNotRunningError, match="not running yet"):
             await wait(manager)
-    with pytest.raises(ManagerNotRunning):
+    with pytest.raises(ManagerNotRunningError):
         manager.request_shutdown()
-    with pytest.raises(ManagerNotRunning):
+    with pytest.raises(ManagerNotRunningError):
         await manager.__aexit__(None, None, None)
     assert (manager.tasks(), manager.count(), manager.get("1")) == ([], 0, None)
     assert manager.cancel("1") is False
@@ -1137,14 +1137,14 @@ async def test_closed_before_it_was_entered() -> None:
     assert report == CloseReport()
     assert await manager.close(timeout=0) is report
     assert manager.state is ManagerState.CLOSED
-    with pytest.raises(ManagerClosed, match="'unused' was closed before it was entered"):
+    with pytest.raises(ManagerClosedError, match="'unused' was closed before it was entered"):
         async with manager:
             pass
-    await each_refusal(manager, ManagerClosed, "closed before it was entered")
+    await each_refusal(manager, ManagerClosedError, "closed before it was entered")
     for wait in WAITS.values():
-        with pytest.raises(ManagerClosed):
+        with pytest.raises(ManagerClosedError):
             await wait(manager)
-    with pytest.raises(ManagerClosed):
+    with pytest.raises(ManagerClosedError):
         manager.request_shutdown()
     assert (manager.tasks(), manager.count(), manager.get("1")) == ([], 0, None)
 
@@ -1156,13 +1156,15 @@ async def test_while_closing_and_after_nothing_is_taken(recorder: RecordingObser
             group.start_soon(manager.close)
             await anyio.sleep(1)
             assert manager.state is ManagerState.CLOSING
-            await each_refusal(manager, ManagerClosed, "'late' is closing and takes no more tasks")
+            await each_refusal(
+                manager, ManagerClosedError, "'late' is closing and takes no more tasks"
+            )
             assert manager.count() == 1
-        await each_refusal(manager, ManagerClosed, "'late' is closed and takes no more tasks")
+        await each_refusal(manager, ManagerClosedError, "'late' is closed and takes no more tasks")
         await manager.wait()
         await manager.stop_loops()
         await manager.shutdown_requested()
-    await each_refusal(manager, ManagerClosed, "'late' is closed")
+    await each_refusal(manager, ManagerClosedError, "'late' is closed")
     assert recorder.names().count("added") == 1
 
 
@@ -1171,10 +1173,10 @@ async def test_a_manager_is_entered_once(when: str) -> None:
     match = "has been entered before; make a new one each time"
     async with Manager() as manager:
         if when == "inside":
-            with pytest.raises(ManagerMisuse, match=match):
+            with pytest.raises(ManagerMisuseError, match=match):
                 await manager.__aenter__()
             await manager.run(checkpoint)
-    with pytest.raises(ManagerMisuse, match=match):
+    with pytest.raises(ManagerMisuseError, match=match):
         await manager.__aenter__()
 
 
@@ -1186,7 +1188,7 @@ async def test_a_closing_manager_lets_go_who_waits_for_room() -> None:
         async def submit() -> None:
             try:
                 await manager.submit(Task(checkpoint))
-            except ManagerClosed as error:
+            except ManagerClosedError as error:
                 errors.append(error)
 
         async with anyio.create_task_group() as group:
@@ -1207,16 +1209,21 @@ async def test_a_foreign_event_loop_is_refused(manager: Manager, method: str) ->
         call = WAITS.get(method, lambda manager: manager.close())
         await call(manager)
 
-    with pytest.raises(ManagerMisuse, match=rf"{re.escape(method)}\(\) must be awaited in"):
+    with pytest.raises(ManagerMisuseError, match=rf"{re.escape(method)}\(\) must be awaited in"):
         await anyio.to_thread.run_sync(anyio.run, foreign)
     assert manager.state is ManagerState.RUNNING
 
 
 async def test_only_exceptions_are_errors_of_the_managers() -> None:
     """Everything that a manager refuses can be caught as one."""
-    for error in (ManagerNotRunning, ManagerClosed, LoopsStopped, ManagerMisuse):
+    for error in (
+        ManagerNotRunningError,
+        ManagerClosedError,
+        LoopsStoppedError,
+        ManagerMisuseError,
+    ):
         assert issubclass(error, BackgroundError)
-    assert issubclass(LoopsStopped, ManagerClosed)
+    assert issubclass(LoopsStoppedError, ManagerClosedError)
 
 
 async def test_observers_that_are_slow_hold_closing_back_for_a_while_only(clock: Clock) -> None:

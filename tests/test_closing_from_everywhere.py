@@ -26,8 +26,8 @@ from fates import TWICE, broken, fine, nap
 from background import (
     CloseReport,
     Manager,
-    ManagerClosed,
-    ManagerMisuse,
+    ManagerClosedError,
+    ManagerMisuseError,
     ManagerState,
     Observer,
     Task,
@@ -202,7 +202,7 @@ async def test_before_the_start(anyio_backend: object) -> None:
             group.start_soon(close)
     assert all(each is reports[0] for each in reports)
     assert manager.state is ManagerState.CLOSED
-    with pytest.raises(ManagerClosed):
+    with pytest.raises(ManagerClosedError):
         await manager.__aenter__()
 
 
@@ -224,7 +224,7 @@ async def test_closing_while_it_is_entered(first: str, steps: int) -> None:
         if first == "close":
             for _ in range(steps):
                 await checkpoint()
-        with suppress(ManagerClosed):
+        with suppress(ManagerClosedError):
             async with manager:
                 manager.run(fine)
                 await anyio.sleep(1)
@@ -246,7 +246,7 @@ async def test_entering_twice_at_once() -> None:
             async with manager:
                 await manager.run(fine)
             outcomes.append("left")
-        except ManagerMisuse:
+        except ManagerMisuseError:
             outcomes.append("refused")
 
     async with anyio.create_task_group() as group:

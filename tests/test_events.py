@@ -32,15 +32,15 @@ from background import (
     JobDead,
     JobEnqueued,
     Manager,
-    ManagerClosedEvent,
-    ManagerClosingEvent,
+    ManagerClosed,
+    ManagerClosing,
     Task,
     TaskAdded,
     TaskCancelled,
-    TaskCancelledEvent,
+    TaskCancelledError,
     TaskEvent,
     TaskExpired,
-    TaskExpiredEvent,
+    TaskExpiredError,
     TaskFailed,
     TaskKind,
     TaskRetrying,
@@ -301,17 +301,17 @@ async def test_cancelled_has_reason_and_duration(
     name: str, reason: str, duration: float | None, recorder: RecordingObserver
 ) -> None:
     handle = await meet(FATES[name], recorder)
-    (event,) = recorder.of(TaskCancelledEvent, handle.id)
+    (event,) = recorder.of(TaskCancelled, handle.id)
     assert event.reason == reason
     assert event.duration == (duration if duration is None else pytest.approx(duration))
-    with pytest.raises(TaskCancelled) as caught:
+    with pytest.raises(TaskCancelledError) as caught:
         await handle
     assert caught.value.reason == reason
 
 
 async def test_cancelled_without_a_reason(manager: Manager, recorder: RecordingObserver) -> None:
     manager.run(nap).cancel()
-    (event,) = recorder.of(TaskCancelledEvent)
+    (event,) = recorder.of(TaskCancelled)
     assert event.reason is None
 
 
@@ -329,10 +329,10 @@ async def test_expired_has_lifespan_and_duration(
     name: str, lifespan: float, duration: float | None, recorder: RecordingObserver
 ) -> None:
     handle = await meet(FATES[name], recorder)
-    (event,) = recorder.of(TaskExpiredEvent, handle.id)
+    (event,) = recorder.of(TaskExpired, handle.id)
     assert event.lifespan == lifespan
     assert event.duration == (duration if duration is None else pytest.approx(duration))
-    with pytest.raises(TaskExpired):
+    with pytest.raises(TaskExpiredError):
         await handle
 
 
@@ -380,8 +380,8 @@ async def test_events_of_the_manager(recorder: RecordingObserver) -> None:
             await handles[1]
             await anyio.sleep(1)
             report = await manager.close()
-    (closing,) = recorder.of(ManagerClosingEvent)
-    (closed,) = recorder.of(ManagerClosedEvent)
+    (closing,) = recorder.of(ManagerClosing)
+    (closed,) = recorder.of(ManagerClosed)
     assert closing.name == closed.name == "mail"
     assert closing.reason == "close() was called"
     assert closing.outstanding == 2

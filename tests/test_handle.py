@@ -18,8 +18,8 @@ from clocks import SOON, ages
 from background import (
     Manager,
     Task,
-    TaskCancelled,
-    TaskExpired,
+    TaskCancelledError,
+    TaskExpiredError,
     TaskHandle,
     TaskKind,
     TaskStatus,
@@ -165,7 +165,7 @@ async def test_a_cancelled_tasks_result_raises(manager: Manager) -> None:
     handle = manager.run(ages)
     await anyio.wait_all_tasks_blocked()
     assert handle.cancel("not wanted")
-    with pytest.raises(TaskCancelled, match="was cancelled: not wanted") as caught:
+    with pytest.raises(TaskCancelledError, match="was cancelled: not wanted") as caught:
         await handle
     error = caught.value
     assert (error.name, error.id, error.reason) == (handle.name, handle.id, "not wanted")
@@ -176,14 +176,16 @@ async def test_a_cancelled_tasks_result_raises(manager: Manager) -> None:
 async def test_a_cancellation_without_a_reason(manager: Manager) -> None:
     handle = manager.after(10, returns, 1)
     handle.cancel()
-    with pytest.raises(TaskCancelled, match=r"was cancelled$") as caught:
+    with pytest.raises(TaskCancelledError, match=r"was cancelled$") as caught:
         await handle
     assert caught.value.reason is None
 
 
 async def test_an_expired_tasks_result_raises(manager: Manager) -> None:
     handle = manager.run_task(Task(ages, lifespan=2.5, name="nap"))
-    with pytest.raises(TaskExpired, match=r"'nap' .* outlived its lifespan of 2\.5 s") as caught:
+    with pytest.raises(
+        TaskExpiredError, match=r"'nap' .* outlived its lifespan of 2\.5 s"
+    ) as caught:
         await handle
     assert (caught.value.name, caught.value.id, caught.value.lifespan) == ("nap", handle.id, 2.5)
     assert await handle.wait() is TaskStatus.EXPIRED
@@ -192,7 +194,7 @@ async def test_an_expired_tasks_result_raises(manager: Manager) -> None:
 async def test_a_stopped_loops_result_raises(manager: Manager) -> None:
     handle = manager.every(10, checkpoint)
     await manager.stop_loops()
-    with pytest.raises(TaskCancelled, match="stopped") as caught:
+    with pytest.raises(TaskCancelledError, match="stopped") as caught:
         await handle
     assert caught.value.reason == "stopped"
 
@@ -345,7 +347,7 @@ async def test_what_cancel_returns_and_which_reason_counts(manager: Manager) -> 
     assert handle.status is TaskStatus.RUNNING
     assert await handle.wait() is TaskStatus.CANCELLED
     assert handle.cancel("third") is False
-    with pytest.raises(TaskCancelled) as caught:
+    with pytest.raises(TaskCancelledError) as caught:
         await handle
     assert caught.value.reason == "first"
 
@@ -383,7 +385,7 @@ async def test_cancelling_by_id(manager: Manager) -> None:
     handle = manager.run_task(Task(ages, id="one"))
     assert manager.cancel("other") is False
     assert manager.cancel("one", reason="why not") is True
-    with pytest.raises(TaskCancelled, match="why not"):
+    with pytest.raises(TaskCancelledError, match="why not"):
         await handle
     assert manager.cancel("one") is False
 
@@ -395,7 +397,7 @@ async def test_a_task_that_cancels_itself(manager: Manager) -> None:
         raise AssertionError("not reached")
 
     handle = manager.run(work)
-    with pytest.raises(TaskCancelled, match="myself"):
+    with pytest.raises(TaskCancelledError, match="myself"):
         await handle
 
 
@@ -432,7 +434,7 @@ async def test_cancelling_in_backoff(manager: Manager) -> None:
     while handle.status is not TaskStatus.RETRYING:
         await checkpoint()
     assert handle.cancel("enough")
-    with pytest.raises(TaskCancelled, match="enough"):
+    with pytest.raises(TaskCancelledError, match="enough"):
         await handle
     assert handle.attempt == 1
 
@@ -471,7 +473,7 @@ async def test_a_thread_can_ask_whether_it_is_cancelled(manager: Manager) -> Non
     handle.cancel("no")
     await checkpoint()
     cancelled.set()
-    with pytest.raises(TaskCancelled, match="no"):
+    with pytest.raises(TaskCancelledError, match="no"):
         await handle
 
 
@@ -480,7 +482,7 @@ async def test_cancelling_from_another_thread(manager: Manager) -> None:
     handle = manager.run(ages)
     await anyio.wait_all_tasks_blocked()
     assert await anyio.to_thread.run_sync(handle.cancel, "from afar") is True
-    with pytest.raises(TaskCancelled, match="from afar"):
+    with pytest.raises(TaskCancelledError, match="from afar"):
         await handle
     assert await anyio.to_thread.run_sync(handle.cancel) is False
 
@@ -488,7 +490,7 @@ async def test_cancelling_from_another_thread(manager: Manager) -> None:
 @pytest.mark.realtime
 async def test_waiting_in_a_foreign_event_loop_is_explained(manager: Manager) -> None:
     """It would wait for ever: the manager's event loop can't wake it."""
-    from background import ManagerMisuse
+    from background import ManagerMisuseError
 
     release = anyio.Event()
     handle = manager.run(release.wait)
@@ -497,7 +499,7 @@ async def test_waiting_in_a_foreign_event_loop_is_explained(manager: Manager) ->
         with anyio.fail_after(0.5):
             await handle.wait()
 
-    with pytest.raises(ManagerMisuse, match="event loop"):
+    with pytest.raises(ManagerMisuseError, match="event loop"):
         await anyio.to_thread.run_sync(anyio.run, foreign)
     release.set()
     await handle

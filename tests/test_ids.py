@@ -9,13 +9,13 @@ import pytest
 from anyio.lowlevel import checkpoint
 
 from background import (
-    DuplicateTask,
+    DuplicateTaskError,
     Manager,
     Observer,
     Task,
-    TaskCancelled,
+    TaskCancelledError,
     TaskEvent,
-    TaskExpired,
+    TaskExpiredError,
     TaskHandle,
     TaskKind,
     TaskStatus,
@@ -51,7 +51,7 @@ async def test_second_task_with_the_same_id_is_refused(
 ) -> None:
     handle = manager.run_task(Task(anyio.sleep_forever, id="same", **first))
     await settle()
-    with pytest.raises(DuplicateTask, match="'same'"):
+    with pytest.raises(DuplicateTaskError, match="'same'"):
         manager.run_task(Task(anyio.sleep_forever, id="same", **second))
     assert manager.tasks() == [handle]
     assert recorder.names().count("added") == 1
@@ -61,7 +61,7 @@ async def test_queued_task_keeps_its_id() -> None:
     async with Manager(limit=1) as manager:
         blocker = manager.run(anyio.sleep_forever)
         manager.run_task(Task(checkpoint, id="same"))
-        with pytest.raises(DuplicateTask):
+        with pytest.raises(DuplicateTaskError):
             manager.run_task(Task(checkpoint, id="same"))
         blocker.cancel()
 
@@ -69,7 +69,7 @@ async def test_queued_task_keeps_its_id() -> None:
 async def test_duplicate_that_would_not_fit_either_is_a_duplicate() -> None:
     async with Manager(capacity=1) as manager:
         handle = manager.run_task(Task(anyio.sleep_forever, id="same"))
-        with pytest.raises(DuplicateTask):
+        with pytest.raises(DuplicateTaskError):
             manager.run_task(Task(checkpoint, id="same"))
         handle.cancel()
 
@@ -87,7 +87,7 @@ async def cancel_it(manager: Manager) -> None:
     handle = manager.run_task(Task(anyio.sleep_forever, id="same"))
     await settle()
     handle.cancel()
-    with pytest.raises(TaskCancelled):
+    with pytest.raises(TaskCancelledError):
         await handle
 
 
@@ -100,7 +100,7 @@ async def cancel_it_before_its_first_step(manager: Manager) -> None:
 
 
 async def expire_it(manager: Manager) -> None:
-    with pytest.raises(TaskExpired):
+    with pytest.raises(TaskExpiredError):
         await manager.run_task(Task(anyio.sleep_forever, id="same", lifespan=0.001))
 
 
@@ -148,13 +148,13 @@ async def test_id_is_free_for_the_observer_that_is_told_of_the_end() -> None:
 
 
 async def test_observer_that_submits_the_same_id_while_it_is_taken_is_refused() -> None:
-    refused: list[DuplicateTask] = []
+    refused: list[DuplicateTaskError] = []
 
     class Twice(Observer):
         def on_task_added(self, event: TaskEvent) -> None:
             try:
                 manager.run_task(Task(checkpoint, id=event.id))
-            except DuplicateTask as error:
+            except DuplicateTaskError as error:
                 refused.append(error)
 
     async with Manager(observers=[Twice()]) as manager:
@@ -174,7 +174,7 @@ async def test_id_in_a_functions_options(manager: Manager) -> None:
         await anyio.sleep_forever()
 
     manager.run(work)
-    with pytest.raises(DuplicateTask):
+    with pytest.raises(DuplicateTaskError):
         manager.run(work)
 
 
@@ -207,7 +207,7 @@ async def test_cancel_by_id(manager: Manager) -> None:
     handle = manager.run_task(Task(anyio.sleep_forever, id="a"))
     await settle()
     assert manager.cancel("a", reason="enough") is True
-    with pytest.raises(TaskCancelled, match="enough") as info:
+    with pytest.raises(TaskCancelledError, match="enough") as info:
         await handle
     assert (info.value.id, info.value.name, info.value.reason) == ("a", "sleep_forever", "enough")
     assert manager.cancel("a") is False
@@ -231,7 +231,7 @@ async def test_cancel_again_while_the_task_cleans_up(manager: Manager) -> None:
     assert manager.cancel("a", reason="second") is True
     assert manager.get("a") is handle
     go_on.set()
-    with pytest.raises(TaskCancelled, match="first"):
+    with pytest.raises(TaskCancelledError, match="first"):
         await handle
 
 
@@ -239,7 +239,7 @@ async def test_cancel_without_a_reason(manager: Manager) -> None:
     handle = manager.run(anyio.sleep_forever)
     await settle()
     handle.cancel()
-    with pytest.raises(TaskCancelled, match=r"was cancelled$"):
+    with pytest.raises(TaskCancelledError, match=r"was cancelled$"):
         await handle
 
 
@@ -249,7 +249,7 @@ async def test_task_cancels_itself(manager: Manager) -> None:
         await checkpoint()
         raise AssertionError("unreachable")
 
-    with pytest.raises(TaskCancelled, match="by itself"):
+    with pytest.raises(TaskCancelledError, match="by itself"):
         await manager.run_task(Task(work, id="me"))
 
 

@@ -22,12 +22,12 @@ from trio._core import _run as trio_run
 
 from background import (
     Manager,
-    ManagerClosed,
-    ManagerFull,
+    ManagerClosedError,
+    ManagerFullError,
     ManagerState,
     Observer,
     Task,
-    TaskCancelled,
+    TaskCancelledError,
     TaskHandle,
     TaskKind,
     TaskStatus,
@@ -221,7 +221,7 @@ class InBlock:
             async with world.manager(*observers, **self.block.options or {}):
                 await self.block.body(world)
 
-        outcome = await world.drive(stay(), *self.block.errors, ManagerClosed)
+        outcome = await world.drive(stay(), *self.block.errors, ManagerClosedError)
         if world.injected_at is not None:
             assert world.ended_at - world.injected_at <= self.block.within
         elif self.block.errors and not world.steps.acted:
@@ -351,7 +351,7 @@ async def takes_exactly_one(world: World) -> None:
     manager = world.collector.manager
     await manager.wait()
     manager.run(nap, 1)
-    with pytest.raises(ManagerFull):
+    with pytest.raises(ManagerFullError):
         manager.run(nap, 1)
 
 
@@ -401,7 +401,7 @@ async def submit_until_closing(world: World) -> None:
     async with world.manager(capacity=1) as manager, anyio.create_task_group() as others:
         manager.run(nap, 2)
         others.start_soon(later, manager.close)
-        outcome = await world.drive(manager.submit(Task(nap)), ManagerClosed)
+        outcome = await world.drive(manager.submit(Task(nap)), ManagerClosedError)
         ended_at_once(world, outcome)
         assert outcome.cancelled or outcome.error
     assert len(world.handles) == 1
@@ -480,7 +480,7 @@ async def close(world: World) -> None:
         manager.run(nap, 2)
         outcome = await world.drive(manager.close())
         ended_at_once(world, outcome)
-        with pytest.raises(ManagerClosed):
+        with pytest.raises(ManagerClosedError):
             manager.run(nap)
         report = await manager.close()
         assert outcome.cancelled or outcome.value is report
@@ -533,7 +533,7 @@ async def close_before_entering(world: World) -> None:
     ended_at_once(world, await world.drive(unused.close()))
     async with world.manager():
         assert (await unused.close()).succeeded == ()
-    with pytest.raises(ManagerClosed):
+    with pytest.raises(ManagerClosedError):
         await unused.__aenter__()
 
 
@@ -575,7 +575,7 @@ def test_waiting_for_a_task(
             others.start_soon(later, partial(cancels, handle))
             if ended:
                 await handle.wait()
-            outcome = await world.drive(method(handle), ValueError, TaskCancelled)
+            outcome = await world.drive(method(handle), ValueError, TaskCancelledError)
             ended_at_once(world, outcome)
             status = await handle.wait()
         assert status == {nap: "succeeded", broken: "failed"}.get(fn, "cancelled")

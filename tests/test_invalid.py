@@ -19,11 +19,11 @@ from labels import label
 
 from background import (
     BackgroundError,
-    InvalidTask,
-    LoopsStopped,
+    InvalidTaskError,
+    LoopsStoppedError,
     Manager,
-    ManagerClosed,
-    ManagerNotRunning,
+    ManagerClosedError,
+    ManagerNotRunningError,
     Observer,
     Task,
     TaskKind,
@@ -124,7 +124,7 @@ def name_of(value: object) -> str:
 
 @pytest.mark.parametrize(("argument", "options"), BAD_TASK_OPTIONS, ids=name_of)
 def test_bad_option_of_a_task(argument: str, options: dict[str, Any]) -> None:
-    with pytest.raises(InvalidTask, match=rf"^{argument} ") as info:
+    with pytest.raises(InvalidTaskError, match=rf"^{argument} ") as info:
         Task(work, **options)
     assert isinstance(info.value, BackgroundError)
     assert isinstance(info.value, ValueError)
@@ -182,7 +182,7 @@ def no_functions() -> list[tuple[Any, str]]:
 
 @pytest.mark.parametrize(("fn", "hint"), no_functions(), ids=name_of)
 def test_what_is_no_function(fn: Any, hint: str) -> None:
-    with pytest.raises(InvalidTask, match=rf"^fn must be a function, not .*{hint}"):
+    with pytest.raises(InvalidTaskError, match=rf"^fn must be a function, not .*{hint}"):
         Task(fn)
 
 
@@ -205,7 +205,9 @@ async def test_coroutine_instead_of_a_function(
     manager: Manager, recorder: RecordingObserver, submit: Submit
 ) -> None:
     """It says what to do, and there is no warning that the coroutine was never awaited."""
-    with pytest.raises(InvalidTask, match=r"^fn .* not a coroutine: pass work and its arguments"):
+    with pytest.raises(
+        InvalidTaskError, match=r"^fn .* not a coroutine: pass work and its arguments"
+    ):
         submit(manager, work(1))
     gc.collect()
     assert manager.count() == 0
@@ -217,7 +219,7 @@ async def test_coroutine_instead_of_a_function(
 async def test_no_way_takes_what_is_no_function(
     manager: Manager, recorder: RecordingObserver, submit: Submit, fn: Any
 ) -> None:
-    with pytest.raises(InvalidTask, match=r"^fn "):
+    with pytest.raises(InvalidTaskError, match=r"^fn "):
         submit(manager, fn)
     assert manager.count() == 0
     assert recorder.events == []
@@ -225,7 +227,7 @@ async def test_no_way_takes_what_is_no_function(
 
 @ways
 def test_coroutine_for_a_manager_that_is_not_running(submit: Submit) -> None:
-    with pytest.raises(InvalidTask, match=r"^fn "):
+    with pytest.raises(InvalidTaskError, match=r"^fn "):
         submit(Manager(), work(1))
     gc.collect()
 
@@ -233,7 +235,7 @@ def test_coroutine_for_a_manager_that_is_not_running(submit: Submit) -> None:
 def test_future_instead_of_a_function() -> None:
     async def main() -> None:
         native = asyncio.ensure_future(work())
-        with pytest.raises(InvalidTask, match="pass the function that makes it"):
+        with pytest.raises(InvalidTaskError, match="pass the function that makes it"):
             Task(native)  # type: ignore[arg-type]
         await native
 
@@ -270,7 +272,7 @@ async def test_bad_argument_of_a_submission(
     argument: str,
     call: Callable[[Manager], Any],
 ) -> None:
-    with pytest.raises(InvalidTask, match=rf"^{argument} "):
+    with pytest.raises(InvalidTaskError, match=rf"^{argument} "):
         call(manager)
     assert manager.count() == 0
     assert recorder.events == []
@@ -281,7 +283,7 @@ async def test_refused_task_leaves_nothing_behind() -> None:
     own = RecordingObserver()
     async with Manager(capacity=1) as manager:
         for options in ({"delay": -1}, {"lifespan": 0}, {"retry": 0}):
-            with pytest.raises(InvalidTask):
+            with pytest.raises(InvalidTaskError):
                 manager.run_task(Task(work, id="same", observers=(own,), **options))
         await manager.run_task(Task(work, id="same", observers=(own,)))
     assert own.names() == ["added", "started", "succeeded"]
@@ -292,12 +294,12 @@ async def test_manager_that_takes_no_tasks(
     recorder: RecordingObserver, submit: Submit, anyio_backend: object
 ) -> None:
     manager = Manager(name="mail", observers=[recorder])
-    with pytest.raises(ManagerNotRunning, match="'mail' is not running yet"):
+    with pytest.raises(ManagerNotRunningError, match="'mail' is not running yet"):
         submit(manager, functools.partial(work, 1))
     async with manager:
         pass
     told = len(recorder.events)
-    with pytest.raises(ManagerClosed, match="'mail' is closed"):
+    with pytest.raises(ManagerClosedError, match="'mail' is closed"):
         submit(manager, functools.partial(work, 2))
     assert len(recorder.events) == told
 
@@ -307,7 +309,7 @@ async def test_loop_for_a_manager_whose_loops_have_stopped(
     manager: Manager, recorder: RecordingObserver, way: str
 ) -> None:
     await manager.stop_loops()
-    with pytest.raises(LoopsStopped, match="'test'"):
+    with pytest.raises(LoopsStoppedError, match="'test'"):
         WAYS[way](manager, work)
     assert recorder.events == []
     await manager.run(work)
@@ -318,13 +320,13 @@ async def test_loop_for_a_manager_whose_loops_have_stopped(
 
 @pytest.mark.parametrize("value", NO_DURATION, ids=name_of)
 def test_bad_seconds_of_every(value: Any) -> None:
-    with pytest.raises(InvalidTask, match=r"^seconds "):
+    with pytest.raises(InvalidTaskError, match=r"^seconds "):
         every(value)
 
 
 @pytest.mark.parametrize("value", [-1, 61, *NO_SECONDS], ids=name_of)
 def test_bad_jitter_of_every(value: Any) -> None:
-    with pytest.raises(InvalidTask, match=r"^jitter "):
+    with pytest.raises(InvalidTaskError, match=r"^jitter "):
         every(60, jitter=value)
 
 
@@ -332,7 +334,7 @@ def test_bad_jitter_of_every(value: Any) -> None:
     "value", ["", " ", "* * * *", "60 * * * *", "nonsense", "@sometimes", "0 0 31 2 *", None, 3]
 )
 def test_bad_expression_of_cron(value: Any) -> None:
-    with pytest.raises(InvalidTask, match=r"^expression "):
+    with pytest.raises(InvalidTaskError, match=r"^expression "):
         cron(value)
 
 
@@ -340,7 +342,7 @@ def test_bad_expression_of_cron(value: Any) -> None:
     "value", ["", "Mars/Base", "../../etc/passwd", "/etc/localtime", "Europe", None, 3, b"UTC"]
 )
 def test_bad_zone_of_cron(value: Any) -> None:
-    with pytest.raises(InvalidTask, match=r"^tz "):
+    with pytest.raises(InvalidTaskError, match=r"^tz "):
         cron("@daily", tz=value)
 
 
@@ -419,7 +421,7 @@ async def test_bad_timeout_of_close_before_the_manager_was_entered(anyio_backend
 
 async def test_a_task_is_no_function(manager: Manager) -> None:
     """Its arguments are not repeated, as they may be secret."""
-    with pytest.raises(InvalidTask) as caught:
+    with pytest.raises(InvalidTaskError) as caught:
         manager.run(Task(str, args=("secret",)))  # type: ignore[arg-type]
     assert str(caught.value) == "fn must be a function; a Task is for run_task()"
     assert manager.count() == 0

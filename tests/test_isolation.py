@@ -14,10 +14,10 @@ from anyio.lowlevel import checkpoint
 from tenacity import AsyncRetrying, retry_if_exception, wait_none
 
 from background import (
-    DuplicateTask,
+    DuplicateTaskError,
     Manager,
     Task,
-    TaskCancelled,
+    TaskCancelledError,
     TaskFailed,
     TaskKind,
     TaskStatus,
@@ -92,8 +92,8 @@ async def until(condition: Callable[[], object]) -> None:
         Odd("odd"),
         ExceptionGroup("several", [ValueError("one"), TypeError("two")]),
         BaseExceptionGroup("odd ones", [Odd("one"), ValueError("two")]),
-        DuplicateTask("an error of this library's own"),
-        TaskCancelled("another task", "id", None),
+        DuplicateTaskError("an error of this library's own"),
+        TaskCancelledError("another task", "id", None),
     ],
     ids=lambda error: type(error).__name__,
 )
@@ -476,7 +476,7 @@ async def test_group_of_nothing_but_the_cancellation_is_a_cancellation() -> None
         handle = manager.run(wrap)
         await until(lambda: handle.status is TaskStatus.RUNNING)
         handle.cancel("enough")
-        with pytest.raises(TaskCancelled, match="enough"):
+        with pytest.raises(TaskCancelledError, match="enough"):
             await handle
 
 
@@ -537,7 +537,7 @@ def test_awaiting_a_cancelled_future(uvloop: bool) -> None:
     async def main() -> None:
         async with Manager(retry=ALWAYS) as manager:
             handle = manager.run(await_cancelled)
-            with pytest.raises(TaskCancelled, match="from outside the manager"):
+            with pytest.raises(TaskCancelledError, match="from outside the manager"):
                 await handle
             assert handle.attempt == 1
             await manager.run(checkpoint)
@@ -561,7 +561,7 @@ def test_native_cancellation_of_a_running_task(kind: TaskKind, uvloop: bool) -> 
             await until(lambda: native is not None)
             assert native is not None
             native.cancel()
-            with pytest.raises(TaskCancelled, match="from outside the manager"):
+            with pytest.raises(TaskCancelledError, match="from outside the manager"):
                 await handle
             assert manager.count() == 0
             await manager.run(checkpoint)

@@ -22,14 +22,14 @@ from background import (
     CloseReport,
     Manager,
     ManagerClosed,
-    ManagerClosedEvent,
-    ManagerClosingEvent,
-    ManagerMisuse,
+    ManagerClosedError,
+    ManagerClosing,
+    ManagerMisuseError,
     ManagerState,
     Observer,
     Task,
     TaskCancelled,
-    TaskCancelledEvent,
+    TaskCancelledError,
     TaskFailed,
     TaskHandle,
     TaskKind,
@@ -56,7 +56,7 @@ async def fails_after(seconds: float, error: BaseException) -> None:
 
 
 def report_to(recorder: RecordingObserver) -> CloseReport:
-    (event,) = recorder.of(ManagerClosedEvent)
+    (event,) = recorder.of(ManagerClosed)
     return event.report
 
 
@@ -82,7 +82,7 @@ async def test_leaving_by_return_waits_as_closing_does(
         (loop,),
         (delayed,),
     )
-    assert recorder.of(ManagerClosingEvent)[0].reason == "the block was left"
+    assert recorder.of(ManagerClosing)[0].reason == "the block was left"
     assert await manager.close() is report
 
 
@@ -153,7 +153,7 @@ async def test_tasks_submitted_by_tasks_while_leaving_are_refused(clock: Clock) 
         await anyio.sleep(1)
         try:
             manager.run(checkpoint)
-        except ManagerClosed as error:
+        except ManagerClosedError as error:
             errors.append(error)
 
     async with Manager() as manager:
@@ -196,14 +196,14 @@ async def test_cancelling_the_body_cancels_the_tasks(
     assert set(report.cancelled) == {tasks[0], tasks[3], tasks[4]}
     assert report.stuck == (tasks[1],)
     assert report.not_started == (tasks[2],)
-    reasons = {event.id: event.reason for event in recorder.of(TaskCancelledEvent)}
+    reasons = {event.id: event.reason for event in recorder.of(TaskCancelled)}
     assert reasons == {
         tasks[0].id: "shutdown",
         tasks[2].id: "shutdown",
         tasks[3].id: "shutdown",
         tasks[4].id: "stopped",
     }
-    assert recorder.of(ManagerClosingEvent)[0].reason == "the block was cancelled"
+    assert recorder.of(ManagerClosing)[0].reason == "the block was cancelled"
     await tasks[1].wait()
 
 
@@ -342,7 +342,7 @@ async def test_nested_managers_close_from_the_inside_out(clock: Clock) -> None:
         def __init__(self, name: str) -> None:
             self.name = name
 
-        def on_manager_closed(self, event: ManagerClosedEvent) -> None:
+        def on_manager_closed(self, event: ManagerClosed) -> None:
             order.append(f"{self.name} at {clock.now:g}")
 
     async with (
@@ -557,7 +557,7 @@ async def test_left_in_another_task(
         handles.append(manager.loop(anyio.sleep, 3))
         try:
             await manager.__aexit__(type(error) if error else None, error, None)
-        except ManagerMisuse as misuse:
+        except ManagerMisuseError as misuse:
             caught.append(misuse)
         leave.set()
 
@@ -604,7 +604,7 @@ async def test_a_generator_that_another_task_finishes(clock: Clock) -> None:
         await halfway.wait()
         try:
             await anext(generator, None)
-        except ManagerMisuse as error:
+        except ManagerMisuseError as error:
             caught.append(error)
         finished.set()
 
@@ -793,7 +793,7 @@ def test_cancelling_the_native_task_while_it_leaves(run: Run) -> None:
 
     async def main() -> None:
         task = asyncio.create_task(serve())
-        await until(lambda: recorder.of(ManagerClosingEvent) != [])
+        await until(lambda: recorder.of(ManagerClosing) != [])
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
             await task
@@ -1049,7 +1049,7 @@ def test_a_task_that_a_native_cancellation_hits(run: Run) -> None:
         recorder = RecordingObserver()
         async with Manager(observers=[recorder], retry=5) as manager:
             handle = manager.run(stops_itself)
-            with pytest.raises(TaskCancelled, match="outside the manager"):
+            with pytest.raises(TaskCancelledError, match="outside the manager"):
                 await handle
             assert await manager.run(asyncio.sleep, 0, "fine") == "fine"
         assert recorder.names(handle.id) == ["added", "started", "cancelled"]

@@ -12,14 +12,14 @@ from anyio.lowlevel import checkpoint
 from tenacity import AsyncRetrying, stop_after_attempt, wait_fixed
 
 from background import (
-    DuplicateTask,
-    InvalidTask,
-    LoopsStopped,
+    DuplicateTaskError,
+    InvalidTaskError,
+    LoopsStoppedError,
     Manager,
-    ManagerClosed,
-    ManagerFull,
-    ManagerMisuse,
-    ManagerNotRunning,
+    ManagerClosedError,
+    ManagerFullError,
+    ManagerMisuseError,
+    ManagerNotRunningError,
     Observer,
     Task,
     TaskEvent,
@@ -170,9 +170,9 @@ async def test_manager_takes_no_more_than_its_capacity(recorder: RecordingObserv
         first = manager.run(anyio.sleep, 10)
         manager.run(anyio.sleep, 10)
         manager.after(10, checkpoint)
-        with pytest.raises(ManagerFull, match=r"3.*submit"):
+        with pytest.raises(ManagerFullError, match=r"3.*submit"):
             manager.run(checkpoint)
-        with pytest.raises(ManagerFull):
+        with pytest.raises(ManagerFullError):
             manager.after(10, checkpoint)
         assert manager.count() == 3
         assert len(recorder.events) == 3
@@ -180,7 +180,7 @@ async def test_manager_takes_no_more_than_its_capacity(recorder: RecordingObserv
         first.cancel()
         await first.wait()
         manager.run(checkpoint)
-        with pytest.raises(ManagerFull):
+        with pytest.raises(ManagerFullError):
             manager.run(checkpoint)
 
 
@@ -198,7 +198,7 @@ async def test_refused_task_can_be_submitted_again() -> None:
     task = Task(checkpoint, id="same")
     async with Manager(capacity=1) as manager:
         blocker = manager.run(anyio.sleep, 1)
-        with pytest.raises(ManagerFull):
+        with pytest.raises(ManagerFullError):
             manager.run_task(task)
         await blocker
         await manager.run_task(task)
@@ -257,7 +257,7 @@ async def test_run_does_not_overtake_those_who_wait() -> None:
         group.start_soon(manager.submit, Task(gauge, args=("waiting",)))
         await settle()
         await first.wait()
-        with pytest.raises(ManagerFull):
+        with pytest.raises(ManagerFullError):
             manager.run(gauge, "overtaking")
     assert gauge.order == ["first", "waiting"]
 
@@ -276,14 +276,14 @@ async def test_submit_does_not_overtake_those_who_wait() -> None:
 async def test_observer_does_not_overtake_those_who_wait() -> None:
     """Not even one that submits in the very moment in which a task ends."""
     gauge = Gauge()
-    refused: list[ManagerFull] = []
+    refused: list[ManagerFullError] = []
 
     class Follower(Observer):
         def on_task_succeeded(self, event: TaskEvent) -> None:
             if event.name == "first":
                 try:
                     manager.run(gauge, "overtaking")
-                except ManagerFull as error:
+                except ManagerFullError as error:
                     refused.append(error)
 
     async with (
@@ -306,7 +306,7 @@ async def test_observer_has_the_room_that_submit_leaves() -> None:
             if event.name == "first":
                 try:
                     manager.run(checkpoint)
-                except ManagerFull as error:
+                except ManagerFullError as error:
                     refused.append(error)
 
     async with Manager(capacity=2, observers=[Follower()]) as manager:
@@ -390,13 +390,13 @@ async def test_room_and_cancellation_in_one_step(first: str) -> None:
 
 async def test_refused_submit_gives_the_room_to_the_next() -> None:
     gauge = Gauge()
-    refused: list[DuplicateTask] = []
+    refused: list[DuplicateTaskError] = []
     async with Manager(capacity=2) as manager, anyio.create_task_group() as group:
 
         async def submit_twin() -> None:
             try:
                 await manager.submit(Task(gauge, id="twin"))
-            except DuplicateTask as error:
+            except DuplicateTaskError as error:
                 refused.append(error)
 
         manager.run_task(Task(anyio.sleep, args=(100,), id="twin"))
@@ -413,7 +413,7 @@ async def test_submit_of_a_duplicate_takes_no_room() -> None:
     async with Manager(capacity=2) as manager:
         manager.run_task(Task(anyio.sleep, args=(10,), id="same"))
         for _ in range(3):
-            with pytest.raises(DuplicateTask):
+            with pytest.raises(DuplicateTaskError):
                 await manager.submit(Task(checkpoint, id="same"))
         manager.run(checkpoint)
 
@@ -424,7 +424,7 @@ async def test_closing_sends_those_who_wait_away() -> None:
     async def try_to_submit() -> None:
         try:
             await manager.submit(Task(checkpoint))
-        except ManagerClosed as error:
+        except ManagerClosedError as error:
             outcomes.append(type(error).__name__)
 
     async with Manager(capacity=1) as manager, anyio.create_task_group() as group:
@@ -435,7 +435,7 @@ async def test_closing_sends_those_who_wait_away() -> None:
         began = anyio.current_time()
         await manager.close()
         assert anyio.current_time() - began == pytest.approx(10)
-    assert outcomes == ["ManagerClosed"] * 5
+    assert outcomes == ["ManagerClosedError"] * 5
 
 
 async def test_those_who_wait_hear_of_the_closing_at_once() -> None:
@@ -443,7 +443,7 @@ async def test_those_who_wait_hear_of_the_closing_at_once() -> None:
         manager.run(anyio.sleep, 10)
         began = anyio.current_time()
         group.start_soon(manager.close)
-        with pytest.raises(ManagerClosed):
+        with pytest.raises(ManagerClosedError):
             await manager.submit(Task(checkpoint))
         assert anyio.current_time() == began
 
@@ -451,14 +451,14 @@ async def test_those_who_wait_hear_of_the_closing_at_once() -> None:
 async def test_submit_after_closing_began() -> None:
     async with Manager() as manager:
         await manager.close()
-        with pytest.raises(ManagerClosed):
+        with pytest.raises(ManagerClosedError):
             await manager.submit(Task(checkpoint))
-    with pytest.raises(ManagerClosed):
+    with pytest.raises(ManagerClosedError):
         await manager.submit(Task(checkpoint))
 
 
 async def test_submit_before_the_manager_was_entered(anyio_backend: object) -> None:
-    with pytest.raises(ManagerNotRunning):
+    with pytest.raises(ManagerNotRunningError):
         await Manager().submit(Task(checkpoint))
 
 
@@ -471,7 +471,7 @@ async def test_submit_of_a_loop_needs_no_room() -> None:
         await settle()
         await manager.stop_loops()
         assert loop.iteration > 0
-        with pytest.raises(LoopsStopped):
+        with pytest.raises(LoopsStoppedError):
             await manager.submit(Task(checkpoint, kind=TaskKind.LOOP))
 
 
@@ -479,11 +479,11 @@ async def test_loops_that_stop_while_submit_has_its_checkpoint() -> None:
     """On trio the checkpoint may be over before; in neither case does a loop go on."""
     async with Manager() as manager, anyio.create_task_group() as group:
         group.start_soon(manager.stop_loops)
-        with contextlib.suppress(LoopsStopped):
+        with contextlib.suppress(LoopsStoppedError):
             await manager.submit(Task(anyio.sleep, args=(1,), kind=TaskKind.LOOP))
         await anyio.sleep(10)
         assert manager.count() == 0
-        with pytest.raises(LoopsStopped):
+        with pytest.raises(LoopsStoppedError):
             await manager.submit(Task(checkpoint, kind=TaskKind.LOOP))
 
 
@@ -496,7 +496,7 @@ async def test_submit_is_a_checkpoint(manager: Manager) -> None:
 
 
 async def test_submit_takes_a_task(manager: Manager) -> None:
-    with pytest.raises(InvalidTask, match=r"^task must be a Task"):
+    with pytest.raises(InvalidTaskError, match=r"^task must be a Task"):
         await manager.submit(checkpoint)  # type: ignore[arg-type]
 
 
@@ -506,7 +506,7 @@ async def test_what_is_awaited_needs_the_managers_event_loop(manager: Manager, m
     arguments = (Task(checkpoint),) if method == "submit" else ()
 
     async def elsewhere() -> None:
-        with pytest.raises(ManagerMisuse, match=rf"{method}\(\)"):
+        with pytest.raises(ManagerMisuseError, match=rf"{method}\(\)"):
             await getattr(manager, method)(*arguments)
 
     await anyio.to_thread.run_sync(anyio.run, elsewhere)
@@ -538,7 +538,7 @@ async def test_stress_of_limit_and_capacity_together() -> None:
         await manager.wait()
         for _ in range(5):
             manager.run(checkpoint)
-        with pytest.raises(ManagerFull):
+        with pytest.raises(ManagerFullError):
             manager.run(checkpoint)
     assert done == 400
     assert gauge.most == 3

@@ -17,11 +17,11 @@ from fates import FATES, JOBS, LOOP, TWICE, broken, everything_happens, fine, me
 from tenacity import AsyncRetrying, retry_if_result, stop_after_attempt, wait_fixed
 
 from background import (
-    Job,
     JobDead,
     JobEnqueued,
+    JobRef,
     Manager,
-    ManagerClosingEvent,
+    ManagerClosing,
     Task,
     TaskAdded,
     TaskFailed,
@@ -229,7 +229,7 @@ async def test_a_dead_job_has_one_traceback(observer: LoggingObserver, log: List
     assert "failed after" in record.getMessage()
 
 
-JOB = Job(id="7", handler="send", queue="mail", attempt=2, enqueued_at=100.0)
+JOB = JobRef(id="7", handler="send", queue="mail", attempt=2, enqueued_at=100.0)
 
 
 def test_a_clock_that_is_behind_that_of_the_enqueuer(
@@ -444,7 +444,7 @@ async def test_nobody_can_forge_a_line(log: ListHandler, observer: LoggingObserv
 def test_nobody_can_forge_a_line_of_a_stack(log: ListHandler, observer: LoggingObserver) -> None:
     stack = (FrameSummary(EVIL, 1, EVIL, line=EVIL), FrameSummary("a.py", 2, "f", line=""))
     observer.on_task_stalled(event(TaskStalled, elapsed=1.0, stack=stack))
-    observer.on_manager_closing(ManagerClosingEvent(name="m", time=0.0, reason=EVIL, outstanding=0))
+    observer.on_manager_closing(ManagerClosing(name="m", time=0.0, reason=EVIL, outstanding=0))
     stalled, closing = log.messages
     assert all(line.isprintable() for line in stalled.split("\n"))
     assert len(stalled.split("\n")) == 4
@@ -453,7 +453,7 @@ def test_nobody_can_forge_a_line_of_a_stack(log: ListHandler, observer: LoggingO
 
 def test_nobody_can_forge_a_line_by_a_job(log: ListHandler, observer: LoggingObserver) -> None:
     """What another process has put into the broker is escaped, too."""
-    job = Job(id=EVIL, handler=EVIL, queue=EVIL, attempt=1, enqueued_at=0.0)
+    job = JobRef(id=EVIL, handler=EVIL, queue=EVIL, attempt=1, enqueued_at=0.0)
     error = EvilError(EVIL)
     observer.on_job_enqueued(JobEnqueued(job=job, meta={}, time=0.0, delay=0.0))
     observer.on_job_dead(JobDead(job=job, meta={}, time=0.0, error=error))

@@ -17,13 +17,13 @@ from tenacity import AsyncRetrying, RetryCallState, stop_after_attempt, wait_fix
 from tenacity.wait import wait_base
 
 from background import (
-    LoopsStopped,
+    LoopsStoppedError,
     Manager,
     Task,
     TaskCancelled,
-    TaskCancelledEvent,
+    TaskCancelledError,
     TaskExpired,
-    TaskExpiredEvent,
+    TaskExpiredError,
     TaskFailed,
     TaskHandle,
     TaskKind,
@@ -450,7 +450,7 @@ async def test_each_iteration_is_told_and_the_end_once(
     assert [event.iteration for event in recorder.of(TaskStarted)] == [1, 2, 3]
     assert all(event.attempt == 1 for event in recorder.of(TaskStarted))
     assert not any(event.final for event in recorder.of(TaskSucceeded))
-    (ended,) = recorder.of(TaskCancelledEvent)
+    (ended,) = recorder.of(TaskCancelled)
     assert (ended.reason, ended.duration, ended.iteration) == ("stopped", None, 3)
 
 
@@ -485,7 +485,7 @@ async def test_a_running_iteration_finishes_and_none_follows(
     assert clock.times == [10, 20]
     assert clock.now == 20
     assert recorder.names()[-2:] == ["succeeded", "cancelled"]
-    with pytest.raises(TaskCancelled, match="stopped"):
+    with pytest.raises(TaskCancelledError, match="stopped"):
         await handle
 
 
@@ -560,9 +560,9 @@ async def test_stopped_loops_take_no_more_loops_but_one_offs(manager: Manager) -
         lambda: manager.cron("* * * * *", checkpoint),
         lambda: manager.run_task(loop_task(checkpoint)),
     ):
-        with pytest.raises(LoopsStopped, match="have stopped"):
+        with pytest.raises(LoopsStoppedError, match="have stopped"):
             start()
-    with pytest.raises(LoopsStopped):
+    with pytest.raises(LoopsStoppedError):
         await manager.submit(loop_task(checkpoint))
     await manager.run(checkpoint)
 
@@ -589,7 +589,7 @@ async def test_an_observer_that_cancels_a_loop_on_its_success_ends_it() -> None:
     observer.on_task_succeeded = cancel_it  # type: ignore[method-assign]
     async with Manager(observers=[observer]) as manager:
         handle = manager.loop(checkpoint)
-        with pytest.raises(TaskCancelled, match="once is enough"):
+        with pytest.raises(TaskCancelledError, match="once is enough"):
             await handle
     assert handle.iteration == 1
     assert observer.names(handle.id)[-1] == "cancelled"
@@ -604,7 +604,7 @@ async def test_an_observer_that_stops_the_loops_on_a_success_ends_them() -> None
     observer.on_task_succeeded = shut_down  # type: ignore[method-assign]
     async with Manager(observers=[observer]) as manager:
         handle = manager.loop(checkpoint)
-        with pytest.raises(TaskCancelled, match="stopped"):
+        with pytest.raises(TaskCancelledError, match="stopped"):
             await handle
     assert handle.iteration == 1
     assert observer.names().count("cancelled") == 1
@@ -615,7 +615,7 @@ async def test_an_observer_that_stops_the_loops_on_a_success_ends_them() -> None
 
 async def cancelled(handle: TaskHandle[Any]) -> str | None:
     with anyio.fail_after(1000):
-        with pytest.raises(TaskCancelled) as caught:
+        with pytest.raises(TaskCancelledError) as caught:
             await handle
     return caught.value.reason
 
@@ -625,7 +625,7 @@ async def test_cancelling_a_running_loop(manager: Manager, recorder: RecordingOb
     await anyio.sleep(12)
     assert handle.cancel("enough")
     assert await cancelled(handle) == "enough"
-    (ended,) = recorder.of(TaskCancelledEvent)
+    (ended,) = recorder.of(TaskCancelled)
     assert ended.iteration == 2
     assert ended.duration == pytest.approx(2)
     assert recorder.names() == ["added", "started", "succeeded", "started", "cancelled"]
@@ -636,7 +636,7 @@ async def test_cancelling_a_waiting_loop(manager: Manager, recorder: RecordingOb
     await anyio.sleep(5)
     assert handle.cancel("enough")
     assert handle.status is TaskStatus.CANCELLED
-    assert recorder.of(TaskCancelledEvent)[0].duration is None
+    assert recorder.of(TaskCancelled)[0].duration is None
     await anyio.sleep(20)
     assert handle.iteration == 1
 
@@ -706,7 +706,7 @@ async def test_a_loop_that_never_awaits_can_cancel_itself(manager: Manager) -> N
 
     handle = manager.loop(work)
     with anyio.fail_after(SOON):
-        with pytest.raises(TaskCancelled, match="three times"):
+        with pytest.raises(TaskCancelledError, match="three times"):
             await handle
     assert handle.iteration == 3
 
@@ -723,7 +723,7 @@ async def test_a_sync_loop_is_cancelled_when_its_thread_returns(manager: Manager
     assert await anyio.to_thread.run_sync(entered.wait, SOON)
     assert handle.cancel("enough")
     release.set()
-    with pytest.raises(TaskCancelled, match="enough"):
+    with pytest.raises(TaskCancelledError, match="enough"):
         await handle
     assert handle.iteration == 1
 
@@ -748,10 +748,10 @@ async def test_a_loop_ends_with_its_lifespan(state: str, clock: Clock) -> None:
     recorder = RecordingObserver()
     async with Manager(observers=[recorder], loop_backoff=hour) as manager:
         handle = manager.run_task(tasks[state])
-        with pytest.raises(TaskExpired, match="10 s"):
+        with pytest.raises(TaskExpiredError, match="10 s"):
             await handle
         assert clock.now == 10
-        (ended,) = recorder.of(TaskExpiredEvent)
+        (ended,) = recorder.of(TaskExpired)
         assert recorder.names()[-1] == "expired"
         assert len(FATES & set(recorder.names()[-1:])) == 1
         under_way = state in ("running", "retrying")

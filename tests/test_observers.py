@@ -14,9 +14,9 @@ from background import (
     Task,
     TaskAdded,
     TaskCancelled,
-    TaskCancelledEvent,
+    TaskCancelledError,
     TaskEvent,
-    TaskExpiredEvent,
+    TaskExpired,
     TaskHandle,
     TaskStatus,
     TaskSucceeded,
@@ -37,7 +37,7 @@ async def test_one_final_event(fate: Fate, recorder: RecordingObserver) -> None:
     ends = [
         each
         for each in recorder.of(TaskEvent, handle.id)
-        if isinstance(each, (TaskCancelledEvent, TaskExpiredEvent)) or getattr(each, "final", False)
+        if isinstance(each, (TaskCancelled, TaskExpired)) or getattr(each, "final", False)
     ]
     assert ends == [recorder.of(TaskEvent, handle.id)[-1]]
     assert recorder.names(handle.id)[-1] == handle.status
@@ -137,7 +137,7 @@ async def test_one_off_cancelled_when_added_never_starts(recorder: RecordingObse
         handle = manager.run(work)
         assert handle.status is TaskStatus.CANCELLED
         assert manager.count() == 0
-        with pytest.raises(TaskCancelled, match="no"):
+        with pytest.raises(TaskCancelledError, match="no"):
             await handle
         await manager.run(work)
     assert recorder.names(handle.id) == ["added", "cancelled"]

@@ -44,7 +44,7 @@ from processes import running
 from telemetry import Telemetry, attributes, ids
 from tenacity import AsyncRetrying, retry_if_result, stop_after_attempt, wait_fixed
 
-from background import Job, Manager, Observer, Task, TaskKind, TaskStarted, every
+from background import JobRef, Manager, Observer, Task, TaskKind, TaskStarted, every
 from background.observers.otel import OpenTelemetryObserver
 from background.queues import JobQueue
 from background.queues.memory import MemoryBroker
@@ -648,7 +648,7 @@ async def test_times_until_jobs_start(
 
 async def test_a_job_from_a_host_whose_clock_is_ahead(telemetry: Telemetry) -> None:
     """No time until its start is negative, which the SDK would refuse with a warning."""
-    job = Job(id="7", handler="send", queue="mail", attempt=1, enqueued_at=100.0)
+    job = JobRef(id="7", handler="send", queue="mail", attempt=1, enqueued_at=100.0)
     names = [field.name for field in dataclasses.fields(TaskStarted)]
     fields: dict[str, Any] = {**dict.fromkeys(names), "id": "7", "name": "send", "job": job}
     fields |= {"kind": TaskKind.ONE_OFF, "time": 40.0, "queued_for": 0.0, "fn": fine}

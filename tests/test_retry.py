@@ -36,12 +36,12 @@ from tenacity import (
 )
 
 from background import (
-    InvalidTask,
+    InvalidTaskError,
     Manager,
     Task,
     TaskCancelled,
-    TaskCancelledEvent,
-    TaskExpired,
+    TaskCancelledError,
+    TaskExpiredError,
     TaskFailed,
     TaskHandle,
     TaskKind,
@@ -605,7 +605,7 @@ async def test_cancellation_is_never_retried(
     handle = manager.run_task(Task(work, retry=policy, kind=kind))
     await anyio.sleep(1)
     assert handle.cancel("enough")
-    with pytest.raises(TaskCancelled, match="enough"):
+    with pytest.raises(TaskCancelledError, match="enough"):
         await handle
     await anyio.sleep(100)
     assert calls == 1
@@ -635,7 +635,7 @@ async def test_end_of_the_lifespan_is_not_retried(
     manager: Manager, recorder: RecordingObserver, policy: Any
 ) -> None:
     handle = manager.run_task(Task(anyio.sleep_forever, retry=policy, lifespan=5))
-    with pytest.raises(TaskExpired):
+    with pytest.raises(TaskExpiredError):
         await handle
     assert recorder.names() == ["added", "started", "expired"]
 
@@ -654,7 +654,7 @@ async def test_cancellation_by_the_policys_own_hook(manager: Manager) -> None:
     flaky = Flaky()
     policy = quick(after=lambda state: handle.cancel("in a hook") and None)
     handle = manager.run_task(Task(flaky, retry=policy))
-    with pytest.raises(TaskCancelled, match="in a hook"):
+    with pytest.raises(TaskCancelledError, match="in a hook"):
         await handle
     assert len(flaky.calls) == 1
 
@@ -785,12 +785,12 @@ async def test_cancel_during_backoff(manager: Manager, recorder: RecordingObserv
     await anyio.sleep(5)
     assert handle.cancel("enough")
     began = anyio.current_time()
-    with pytest.raises(TaskCancelled, match="enough"):
+    with pytest.raises(TaskCancelledError, match="enough"):
         await handle
     assert anyio.current_time() == began
     assert len(flaky.calls) == 1
     assert recorder.names() == ["added", "started", "retrying", "cancelled"]
-    assert recorder.of(TaskCancelledEvent)[0].duration == pytest.approx(5)
+    assert recorder.of(TaskCancelled)[0].duration == pytest.approx(5)
 
 
 async def test_lifespan_that_ends_during_backoff(
@@ -799,7 +799,7 @@ async def test_lifespan_that_ends_during_backoff(
     flaky = Flaky()
     began = anyio.current_time()
     handle = manager.run_task(Task(flaky, retry=quick(wait=wait_fixed(10)), lifespan=5))
-    with pytest.raises(TaskExpired, match="5 s"):
+    with pytest.raises(TaskExpiredError, match="5 s"):
         await handle
     assert anyio.current_time() - began == pytest.approx(5)
     assert len(flaky.calls) == 1
@@ -861,7 +861,7 @@ async def test_loops_that_stop_cut_the_backoff_of_an_iteration_short(
     assert loop.status is TaskStatus.CANCELLED
     assert recorder.names() == ["added", "started", "retrying", "failed", "cancelled"]
     assert recorder.of(TaskFailed)[0].error is loop.error
-    assert recorder.of(TaskCancelledEvent)[0].reason == "stopped"
+    assert recorder.of(TaskCancelled)[0].reason == "stopped"
 
 
 async def test_no_further_attempt_of_an_iteration_once_the_loops_have_stopped(
@@ -908,9 +908,9 @@ async def test_one_off_in_backoff_keeps_its_policy_while_closing() -> None:
     ids=label,
 )
 def test_what_is_no_policy_is_refused(retry: Any) -> None:
-    with pytest.raises(InvalidTask, match=r"^retry must be "):
+    with pytest.raises(InvalidTaskError, match=r"^retry must be "):
         Task(checkpoint, retry=retry)
-    with pytest.raises(InvalidTask, match=r"^retry must be "):
+    with pytest.raises(InvalidTaskError, match=r"^retry must be "):
         Manager(retry=retry)
 
 

@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from background import InvalidTask, Manager, Schedule, Task, TaskKind, cron, every
+from background import InvalidTaskError, Manager, Schedule, Task, TaskKind, cron, every
 from background._schedule import Cron, Every, Ticks
 from background._support import clock as system_clock
 from background.testing import RecordingObserver, virtual_wall_clock
@@ -52,13 +52,13 @@ def cron_ticks(expression: str, start: datetime, end: datetime, tz: str = "UTC")
 
 @pytest.mark.parametrize("seconds", [0, -1, math.nan, math.inf, True, "60", None])
 def test_an_interval_that_cannot_work_is_refused(seconds: object) -> None:
-    with pytest.raises(InvalidTask, match="seconds must be"):
+    with pytest.raises(InvalidTaskError, match="seconds must be"):
         every(seconds)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("jitter", [-0.1, 60.1, math.nan, math.inf, False, "1"])
 def test_a_jitter_that_cannot_work_is_refused(jitter: object) -> None:
-    with pytest.raises(InvalidTask, match="jitter must be"):
+    with pytest.raises(InvalidTaskError, match="jitter must be"):
         every(60, jitter=jitter)  # type: ignore[arg-type]
 
 
@@ -222,19 +222,19 @@ def test_a_tick_that_jitter_may_still_put_off_is_not_missed() -> None:
     ["", "* * * *", "60 * * * *", "* * * * * * *", "a * * * *", "@reboot", "*/0 * * * *", "5-1"],
 )
 def test_an_expression_that_is_wrong_is_refused(expression: str) -> None:
-    with pytest.raises(InvalidTask, match=r"expression .* is not a cron expression"):
+    with pytest.raises(InvalidTaskError, match=r"expression .* is not a cron expression"):
         cron(expression)
 
 
 @pytest.mark.parametrize("expression", [None, 5, b"* * * * *", ["*"] * 5])
 def test_an_expression_that_is_no_string_is_refused(expression: object) -> None:
-    with pytest.raises(InvalidTask, match="expression must be a string"):
+    with pytest.raises(InvalidTaskError, match="expression must be a string"):
         cron(expression)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("expression", ["0 0 30 2 *", "0 0 31 4,6,9,11 *", "* * * 2 1#6", NEVER])
 def test_a_date_that_never_comes_is_refused(expression: str) -> None:
-    with pytest.raises(InvalidTask, match="expression"):
+    with pytest.raises(InvalidTaskError, match="expression"):
         cron(expression)
 
 
@@ -242,7 +242,7 @@ def test_a_date_that_never_comes_is_refused(expression: str) -> None:
     "tz", ["Mars/Olympus", "", "../etc/passwd", "/etc/localtime", None, 1, "a\0"]
 )
 def test_an_unknown_zone_is_refused(tz: object) -> None:
-    with pytest.raises(InvalidTask, match="tz must be a time zone"):
+    with pytest.raises(InvalidTaskError, match="tz must be a time zone"):
         cron("@daily", tz=tz)  # type: ignore[arg-type]
 
 
@@ -560,7 +560,7 @@ async def test_a_schedule_that_cannot_start_leaves_nothing_behind(
 ) -> None:
     """A delay of many thousand years has no calendar: refused at the call, and not half taken."""
     task = Task(note([]), kind=TaskKind.LOOP, schedule=cron("@daily"), delay=1e12)
-    with pytest.raises(InvalidTask, match="delay"):
+    with pytest.raises(InvalidTaskError, match="delay"):
         manager.run_task(task)
     assert manager.count() == 0
     assert recorder.names() == []

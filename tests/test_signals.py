@@ -17,7 +17,7 @@ import pytest
 from anyio.lowlevel import checkpoint
 from processes import PATIENCE, Process, running
 
-from background import Manager, ManagerMisuse, ManagerState, TaskCancelled, TaskStatus
+from background import Manager, ManagerMisuseError, ManagerState, TaskCancelledError, TaskStatus
 from background._lifecycle.runtime import _is_of_shutdown
 from background._lifecycle.signals import SignalHandlers
 
@@ -517,7 +517,7 @@ def test_signals_need_the_main_thread(seen: Seen) -> None:
             pass
 
     error = in_another_thread(program)
-    assert isinstance(error, ManagerMisuse)
+    assert isinstance(error, ManagerMisuseError)
     assert "main thread" in str(error)
     assert "request_shutdown()" in str(error)
     assert manager.state is ManagerState.NEW
@@ -564,8 +564,8 @@ def test_signal_under_plain_asyncio(seen: Seen) -> None:
 
 
 def test_what_a_shutdown_does_to_a_body_that_waits_is_not_the_bodys_own_error() -> None:
-    cancelled = TaskCancelled("name", "id", "shutdown")
+    cancelled = TaskCancelledError("name", "id", "shutdown")
     assert _is_of_shutdown(cancelled)
     assert _is_of_shutdown(ExceptionGroup("two", [cancelled, ExceptionGroup("one", [cancelled])]))
     assert not _is_of_shutdown(ExceptionGroup("two", [cancelled, ValueError()]))
-    assert not _is_of_shutdown(TaskCancelled("name", "id", "enough"))
+    assert not _is_of_shutdown(TaskCancelledError("name", "id", "enough"))

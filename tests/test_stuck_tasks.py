@@ -21,10 +21,10 @@ from fates import nap
 
 from background import (
     Manager,
-    ManagerClosed,
+    ManagerClosedError,
     ManagerState,
     Task,
-    TaskCancelled,
+    TaskCancelledError,
     TaskHandle,
     TaskKind,
     TaskStatus,
@@ -252,7 +252,7 @@ async def test_what_waits_beside_a_stuck_task(way: str, recorder: RecordingObser
     ended: list[str] = []
 
     async def note(name: str, awaitable: Awaitable[object]) -> None:
-        with suppress(ManagerClosed, TaskCancelled):
+        with suppress(ManagerClosedError, TaskCancelledError):
             await awaitable
         ended.append(name)
 

@@ -12,12 +12,12 @@ import pytest
 from anyio.lowlevel import checkpoint
 
 from background import (
-    InvalidTask,
+    InvalidTaskError,
     Manager,
     Observer,
     Task,
     TaskEvent,
-    TaskExpired,
+    TaskExpiredError,
     TaskKind,
     TaskStatus,
     every,
@@ -245,9 +245,9 @@ async def test_lifespan_of_the_function_counts_with_the_delay_of_the_call(
     async def slow() -> None:
         await anyio.sleep_forever()
 
-    with pytest.raises(InvalidTask, match=r"^lifespan must be longer than the delay"):
+    with pytest.raises(InvalidTaskError, match=r"^lifespan must be longer than the delay"):
         manager.after(10, slow)
-    with pytest.raises(TaskExpired):
+    with pytest.raises(TaskExpiredError):
         await manager.after(9, slow)
 
 
@@ -278,7 +278,7 @@ async def test_function_that_is_declared_a_loop_is_no_one_off(
 ) -> None:
     decorated = decorate(schedule=every(60), name="ticker")
     for submit in (manager.run, functools.partial(manager.after, 5)):
-        with pytest.raises(InvalidTask, match=r"decorated.*loop\(\)"):
+        with pytest.raises(InvalidTaskError, match=r"decorated.*loop\(\)"):
             submit(decorated)
     assert manager.count() == 0
     assert recorder.events == []
@@ -312,13 +312,13 @@ def test_bad_option_fails_when_the_function_is_decorated(
     options: dict[str, Any], argument: str
 ) -> None:
     decorator = task(**options)
-    with pytest.raises(InvalidTask, match=rf"^{argument} "):
+    with pytest.raises(InvalidTaskError, match=rf"^{argument} "):
         decorator(work)
     assert Task(work).retry is None
 
 
 def test_what_is_no_function_is_not_decorated() -> None:
-    with pytest.raises(InvalidTask, match=r"^fn "):
+    with pytest.raises(InvalidTaskError, match=r"^fn "):
         task(retry=3)(5)  # type: ignore[type-var]
 
 
@@ -333,7 +333,7 @@ class Watcher(Observer):
 
 
 def test_watching_observer_is_refused() -> None:
-    with pytest.raises(InvalidTask, match=r"^observers .*Watcher"):
+    with pytest.raises(InvalidTaskError, match=r"^observers .*Watcher"):
         task(observers=(Watcher(),))(work)
 
 

@@ -15,13 +15,13 @@ from fates import FATES, LOOP, TWICE, Fate, broken, everything_happens, fine, me
 
 from background import (
     CloseReport,
-    InvalidTask,
+    InvalidTaskError,
     Manager,
-    ManagerClosingEvent,
+    ManagerClosing,
     Observer,
     Task,
     TaskAdded,
-    TaskCancelledEvent,
+    TaskCancelled,
     TaskEvent,
     TaskStarted,
     TaskStatus,
@@ -176,7 +176,7 @@ def test_async_around_task_is_refused() -> None:
         async def around_task(self, event: TaskStarted) -> None:  # type: ignore[override]
             pass
 
-    with pytest.raises(InvalidTask, match=r"^observers: Wrong\.around_task must be a def"):
+    with pytest.raises(InvalidTaskError, match=r"^observers: Wrong\.around_task must be a def"):
         Task(fine, observers=(Wrong(),))
 
 
@@ -204,7 +204,7 @@ class Plain(Observer):
     def on_task_succeeded(self, event: TaskSucceeded) -> None:
         pass
 
-    def on_task_cancelled(self, event: TaskCancelledEvent) -> None:
+    def on_task_cancelled(self, event: TaskCancelled) -> None:
         pass
 
 
@@ -326,7 +326,7 @@ async def test_observer_of_a_task_that_another_observer_ends_at_once() -> None:
             await anyio.sleep(1)
             kept.append(type(event))
 
-        async def on_task_cancelled(self, event: TaskCancelledEvent) -> None:
+        async def on_task_cancelled(self, event: TaskCancelled) -> None:
             await anyio.sleep(1)
             kept.append(type(event))
 
@@ -336,7 +336,7 @@ async def test_observer_of_a_task_that_another_observer_ends_at_once() -> None:
 
     async with Manager(observers=[Cancelling()]) as manager:
         manager.run_task(Task(nap, observers=(Own(),)))
-    assert kept == [TaskAdded, TaskCancelledEvent]
+    assert kept == [TaskAdded, TaskCancelled]
 
 
 class ShutsDown(Observer):
@@ -357,7 +357,7 @@ async def test_the_report_counts_no_task_whose_end_began_the_closing(
         last = manager.run_task(Task(anyio.sleep, args=(9,), observers=(ShutsDown(manager),)))
         last.cancel()
         report = await manager.close()
-    (closing,) = recorder.of(ManagerClosingEvent)
+    (closing,) = recorder.of(ManagerClosing)
     assert closing.outstanding == 0
     assert report == CloseReport()
 

@@ -20,12 +20,12 @@ from fates import HOOKS, JOBS, Flaky, broken, everything_happens, fine, meet_job
 
 import background
 from background import (
-    Job,
     JobDead,
     JobEnqueued,
+    JobRef,
     Manager,
-    ManagerClosedEvent,
-    ManagerClosingEvent,
+    ManagerClosed,
+    ManagerClosing,
     ManagerState,
     Task,
     TaskAdded,
@@ -70,7 +70,7 @@ async def test_recorder_finds_jobs_by_id(recorder: RecordingObserver) -> None:
 
 def test_recorder_finds_a_job_whose_task_has_another_id(recorder: RecordingObserver) -> None:
     """As one has that runs beside an attempt which has lost its lease."""
-    job = Job(id="7", handler="send", queue="mail", attempt=2, enqueued_at=0.0)
+    job = JobRef(id="7", handler="send", queue="mail", attempt=2, enqueued_at=0.0)
     names = ("id", "name", "kind", "meta", "iteration", "attempt", "time", "duration", "final")
     fields: dict[str, Any] = {**dict.fromkeys(names), "id": "x-1"}
     recorder.on_task_succeeded(TaskSucceeded(**fields, job=job))
@@ -100,8 +100,8 @@ async def test_recorder_finds_events_by_class(recorder: RecordingObserver) -> No
     assert [event.id for event in recorder.of(TaskAdded, "two")] == ["two"]
     assert len(recorder.of(TaskEvent)) == 6
     assert len(recorder.of(TaskEvent, "one")) == 3
-    assert len(recorder.of(ManagerClosingEvent)) == 1
-    assert recorder.of(ManagerClosedEvent, "one") == []
+    assert len(recorder.of(ManagerClosing)) == 1
+    assert recorder.of(ManagerClosed, "one") == []
 
 
 async def test_waiting_for_an_event(manager: Manager, recorder: RecordingObserver) -> None:
@@ -310,7 +310,7 @@ THEIR_TESTS = """
 import anyio
 import pytest
 
-from background import ManagerState, TaskCancelledEvent
+from background import ManagerState, TaskCancelled
 from background.testing import RecordingObserver
 
 kept = []
@@ -336,7 +336,7 @@ def test_closed():
     for manager, recorder in kept:
         assert manager.state is ManagerState.CLOSED
         assert recorder.names()[-1] == "closed"
-        reasons = {event.reason for event in recorder.of(TaskCancelledEvent)}
+        reasons = {event.reason for event in recorder.of(TaskCancelled)}
         assert reasons == {"shutdown", "stopped"}
 
 

@@ -21,16 +21,16 @@ from anyio.lowlevel import checkpoint
 from tenacity import AsyncRetrying, stop_after_attempt, wait_none
 
 from background import (
-    DuplicateTask,
-    InvalidTask,
-    LoopsStopped,
+    DuplicateTaskError,
+    InvalidTaskError,
+    LoopsStoppedError,
     Manager,
-    ManagerClosed,
-    ManagerFull,
-    ManagerNotRunning,
+    ManagerClosedError,
+    ManagerFullError,
+    ManagerNotRunningError,
     Observer,
     Task,
-    TaskCancelled,
+    TaskCancelledError,
     TaskEvent,
     TaskHandle,
     TaskKind,
@@ -338,7 +338,7 @@ async def test_cancelled_function_ends_when_it_returns(
     assert handle.status is TaskStatus.RUNNING
     assert gate.inside == 1
     gate.open.set()
-    with pytest.raises(TaskCancelled, match="enough"):
+    with pytest.raises(TaskCancelledError, match="enough"):
         await handle
     assert recorder.names() == ["added", "started", "cancelled"]
 
@@ -388,7 +388,7 @@ async def test_function_may_ask_whether_it_was_cancelled(manager: Manager) -> No
     handle = manager.run_task(Task(work, retry=3))
     await elsewhere(lambda: entered.wait(PATIENCE))
     handle.cancel("enough")
-    with pytest.raises(TaskCancelled, match="enough"):
+    with pytest.raises(TaskCancelledError, match="enough"):
         await handle
     assert handle.attempt == 1
 
@@ -539,20 +539,20 @@ async def test_added_is_told_before_the_submission_returns(
 async def test_submission_that_fails_in_another_thread() -> None:
     async with Manager(capacity=1) as manager:
         blocker = manager.run_task(Task(anyio.sleep_forever, id="same"))
-        with pytest.raises(DuplicateTask, match="same"):
+        with pytest.raises(DuplicateTaskError, match="same"):
             await elsewhere(lambda: manager.run_task(Task(checkpoint, id="same")))
-        with pytest.raises(ManagerFull):
+        with pytest.raises(ManagerFullError):
             await elsewhere(lambda: manager.run(checkpoint))
-        with pytest.raises(InvalidTask, match=r"^delay "):
+        with pytest.raises(InvalidTaskError, match=r"^delay "):
             await elsewhere(lambda: manager.after(-1, checkpoint))
-        with pytest.raises(InvalidTask, match=r"^fn "):
+        with pytest.raises(InvalidTaskError, match=r"^fn "):
             await elsewhere(lambda: manager.run(add_async(1, 2)))  # type: ignore[arg-type]
         await manager.stop_loops()
-        with pytest.raises(LoopsStopped):
+        with pytest.raises(LoopsStoppedError):
             await elsewhere(lambda: manager.loop(checkpoint))
         assert manager.tasks() == [blocker]
         blocker.cancel()
-    with pytest.raises(ManagerNotRunning):
+    with pytest.raises(ManagerNotRunningError):
         await elsewhere(lambda: Manager().run(checkpoint))
 
 
@@ -569,7 +569,7 @@ async def test_cancel_from_another_thread(manager: Manager, how: str) -> None:
     await until(lambda: running.status is TaskStatus.RUNNING and loop.iteration == 1)
     for handle in (running, delayed, loop):
         assert await elsewhere(lambda handle=handle: cancel(handle)) is True
-        with pytest.raises(TaskCancelled, match="from afar"):
+        with pytest.raises(TaskCancelledError, match="from afar"):
             await handle
         assert await elsewhere(lambda handle=handle: cancel(handle)) is False
 
@@ -708,7 +708,7 @@ async def test_closing_manager_takes_nothing_from_other_threads() -> None:
             group.start_soon(manager.close)
             await until(lambda: manager.state == "closing")
             for submit in (manager.run, manager.loop):
-                with pytest.raises(ManagerClosed):
+                with pytest.raises(ManagerClosedError):
                     await elsewhere(functools.partial(submit, checkpoint))
             assert await elsewhere(handle.cancel)
     assert handle.status is TaskStatus.CANCELLED
@@ -718,7 +718,7 @@ async def test_closed_manager_takes_nothing_from_other_threads() -> None:
     async with Manager() as manager:
         handle = manager.run(checkpoint)
     for submit in (manager.run, manager.loop):
-        with pytest.raises(ManagerClosed):
+        with pytest.raises(ManagerClosedError):
             await elsewhere(functools.partial(submit, checkpoint))
     assert await elsewhere(handle.cancel) is False
     assert await elsewhere(lambda: manager.cancel("none")) is False
@@ -735,7 +735,7 @@ async def test_threads_that_submit_until_the_manager_closes(round: int) -> None:
         try:
             while True:
                 handles.append(manager.run(add_async, 1))
-        except ManagerClosed:
+        except ManagerClosedError:
             refused.release()
 
     async with Manager() as manager:
@@ -765,10 +765,10 @@ def test_event_loop_that_has_ended(anyio_backend: Any) -> None:
         functools.partial(manager.after, 10, checkpoint),
         functools.partial(manager.loop, checkpoint),
     ):
-        assert isinstance(in_new_thread(call), ManagerClosed)
-        with pytest.raises(ManagerClosed):
+        assert isinstance(in_new_thread(call), ManagerClosedError)
+        with pytest.raises(ManagerClosedError):
             call()
-    assert isinstance(in_new_thread(handle.cancel), ManagerClosed)
+    assert isinstance(in_new_thread(handle.cancel), ManagerClosedError)
 
 
 def test_event_loop_of_another_thread_that_has_ended(anyio_backend: Any) -> None:
@@ -785,8 +785,8 @@ def test_event_loop_of_another_thread_that_has_ended(anyio_backend: Any) -> None
 
     assert in_new_thread(run_in_thread) is None
     for _ in range(3):
-        assert isinstance(in_new_thread(lambda: manager.run(checkpoint)), ManagerClosed)
-    with pytest.raises(ManagerClosed):
+        assert isinstance(in_new_thread(lambda: manager.run(checkpoint)), ManagerClosedError)
+    with pytest.raises(ManagerClosedError):
         manager.run(checkpoint)
 
 
@@ -816,7 +816,7 @@ def test_manager_in_another_thread_serves_the_main_thread(anyio_backend: Any) ->
         thread.join(PATIENCE)
     assert not thread.is_alive()
     assert handle.status is TaskStatus.SUCCEEDED
-    with pytest.raises(ManagerClosed):
+    with pytest.raises(ManagerClosedError):
         manager.run(work)
 
 
@@ -862,7 +862,7 @@ def test_portal_that_closes_before_a_call_has_its_turn() -> None:
         assert backend.called.wait(PATIENCE)
         portal.close()
     backend.calls[0]()
-    assert isinstance(raised[0], ManagerClosed)
+    assert isinstance(raised[0], ManagerClosedError)
     assert turns == []
 
 
@@ -872,7 +872,7 @@ def test_portal_that_has_closed() -> None:
     portal.close()
     with calling(portal, lambda: None) as raised:
         pass
-    assert isinstance(raised[0], ManagerClosed)
+    assert isinstance(raised[0], ManagerClosedError)
     assert backend.calls == []
 
 
@@ -915,4 +915,4 @@ def test_asyncio_loop_that_is_closed_with_a_manager_in_it() -> None:
 
     loop.run_until_complete(enter_and_leave())
     loop.close()
-    assert isinstance(in_new_thread(lambda: manager.run(checkpoint)), ManagerClosed)
+    assert isinstance(in_new_thread(lambda: manager.run(checkpoint)), ManagerClosedError)

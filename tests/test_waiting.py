@@ -20,10 +20,10 @@ from background import (
     Observer,
     Task,
     TaskCancelled,
-    TaskCancelledEvent,
+    TaskCancelledError,
     TaskEvent,
     TaskExpired,
-    TaskExpiredEvent,
+    TaskExpiredError,
     TaskHandle,
     TaskKind,
     TaskStarted,
@@ -245,12 +245,12 @@ async def test_cancelling_what_waits_ends_it_at_once(
     assert handle.started_at is None
     assert handle.finished_at is not None
     assert not handle.cancel("again")
-    with pytest.raises(TaskCancelled, match="enough"):
+    with pytest.raises(TaskCancelledError, match="enough"):
         await handle
     await anyio.sleep(4000)
     assert recorder.names() == ["added", "cancelled"]
-    assert recorder.of(TaskCancelledEvent)[0].duration is None
-    assert recorder.of(TaskCancelledEvent)[0].attempt == 0
+    assert recorder.of(TaskCancelled)[0].duration is None
+    assert recorder.of(TaskCancelled)[0].attempt == 0
 
 
 @pytest.mark.parametrize("kind", TaskKind)
@@ -289,7 +289,7 @@ async def test_loop_that_is_cancelled_between_two_ticks(
     assert loop.status is TaskStatus.CANCELLED
     await anyio.sleep(1000)
     assert recorder.names() == ["added", "started", "succeeded", "cancelled"]
-    assert recorder.of(TaskCancelledEvent)[0].reason == "enough"
+    assert recorder.of(TaskCancelled)[0].reason == "enough"
 
 
 @pytest.mark.parametrize(
@@ -305,12 +305,12 @@ async def test_lifespan_that_ends_while_a_loop_waits(
 ) -> None:
     began = anyio.current_time()
     loop = manager.run_task(Task(checkpoint, lifespan=50, **options))
-    with pytest.raises(TaskExpired, match="50 s"):
+    with pytest.raises(TaskExpiredError, match="50 s"):
         await loop
     assert anyio.current_time() - began == pytest.approx(50)
     assert recorder.names()[-1] == "expired"
-    assert recorder.of(TaskExpiredEvent)[0].duration is None
-    assert recorder.of(TaskExpiredEvent)[0].lifespan == 50
+    assert recorder.of(TaskExpired)[0].duration is None
+    assert recorder.of(TaskExpired)[0].lifespan == 50
 
 
 async def test_lifespan_that_ends_in_the_queue(recorder: RecordingObserver) -> None:
@@ -333,11 +333,11 @@ async def test_lifespan_that_ends_while_a_task_runs(
     manager: Manager, recorder: RecordingObserver
 ) -> None:
     handle = manager.run_task(Task(anyio.sleep_forever, delay=10, lifespan=30))
-    with pytest.raises(TaskExpired) as info:
+    with pytest.raises(TaskExpiredError) as info:
         await handle
     assert (info.value.name, info.value.id, info.value.lifespan) == (handle.name, handle.id, 30)
     assert recorder.names() == ["added", "started", "expired"]
-    assert recorder.of(TaskExpiredEvent)[0].duration == pytest.approx(20)
+    assert recorder.of(TaskExpired)[0].duration == pytest.approx(20)
 
 
 async def test_lifespan_that_does_not_end_harms_nobody(manager: Manager) -> None:
@@ -378,7 +378,7 @@ async def test_cancellation_and_lifespan_at_the_same_time(manager: Manager) -> N
     await anyio.sleep(9)
     handle.cancel("just before")
     await anyio.sleep(10)
-    with pytest.raises(TaskCancelled, match="just before"):
+    with pytest.raises(TaskCancelledError, match="just before"):
         await handle
 
 

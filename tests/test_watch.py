@@ -10,7 +10,7 @@ import anyio
 import pytest
 from fates import fine, nap
 
-from background import InvalidTask, Manager, ManagerState, Observer, Task, TaskStarted
+from background import InvalidTaskError, Manager, ManagerState, Observer, Task, TaskStarted
 from background.testing import RecordingObserver
 
 flavour = ContextVar("flavour", default="none")
@@ -169,7 +169,7 @@ async def test_wrong_kind_of_hook_is_refused(hook: str) -> None:
 
 
 def test_watching_observer_of_a_task_is_refused() -> None:
-    with pytest.raises(InvalidTask, match=r"give the Watching to Manager\(observers=…\)"):
+    with pytest.raises(InvalidTaskError, match=r"give the Watching to Manager\(observers=…\)"):
         Task(fine, observers=(Watching(),))
 
 

@@ -16,15 +16,15 @@ from background import (
     BackgroundError,
     CloseReport,
     Manager,
-    ManagerClosedEvent,
-    ManagerClosingEvent,
+    ManagerClosed,
+    ManagerClosing,
     Observer,
     Task,
     TaskCancelled,
-    TaskCancelledEvent,
+    TaskCancelledError,
     TaskEvent,
     TaskExpired,
-    TaskExpiredEvent,
+    TaskExpiredError,
     TaskHandle,
     TaskKind,
     TaskStatus,
@@ -44,7 +44,7 @@ ABOUT = {  # what an event says beside the task's identity
 }
 
 
-ENDS = (TaskCancelledEvent, TaskExpiredEvent)  # beside what says that it is final
+ENDS = (TaskCancelled, TaskExpired)  # beside what says that it is final
 
 
 class Left(Exception):
@@ -214,9 +214,9 @@ class World:
         names, events = self.recorder.names(), self.recorder.events
         for name, event in zip(names[self._read :], events[self._read :], strict=True):
             match event:
-                case ManagerClosingEvent():
+                case ManagerClosing():
                     self._note(0, name, event, event.outstanding)
-                case ManagerClosedEvent():
+                case ManagerClosed():
                     self._note(0, name, event, fates(event.report))
                 case _:
                     counts = event.iteration, event.attempt
@@ -238,7 +238,7 @@ class World:
         """Check what holds when the block has been left and every task has ended."""
         ends = {number: [] for number in self.handles}
         for place, event in enumerate(self.recorder.events):
-            if isinstance(event, ManagerClosedEvent):
+            if isinstance(event, ManagerClosed):
                 closed, report = place, event.report
             elif isinstance(event, ENDS) or getattr(event, "final", False):
                 ends[event.meta["number"]].append(place)
@@ -251,9 +251,9 @@ class World:
         """Return what awaiting a task comes to."""
         try:
             return await self.handles[number]
-        except TaskCancelled as error:
-            return "TaskCancelled", error.reason
-        except (TaskExpired, TimeoutError, ValueError) as error:
+        except TaskCancelledError as error:
+            return "TaskCancelledError", error.reason
+        except (TaskExpiredError, TimeoutError, ValueError) as error:
             return plain(error)
 
 

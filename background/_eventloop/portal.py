@@ -9,7 +9,7 @@ from functools import partial
 from threading import Lock, get_ident
 from typing import Any, TypeVar
 
-from .._errors import ManagerClosed, ManagerMisuse
+from .._errors import ManagerClosedError, ManagerMisuseError
 from .backend import Backend
 
 R = TypeVar("R")
@@ -36,9 +36,9 @@ class Portal:
         return get_ident() == self._thread and self._backend.current_task() is not None
 
     def require_here(self, method: str) -> None:
-        """Raise `ManagerMisuse` unless the caller is in the event loop's own thread."""
+        """Raise `ManagerMisuseError` unless the caller is in the event loop's own thread."""
         if not self.is_here:
-            raise ManagerMisuse(
+            raise ManagerMisuseError(
                 f"{method}() must be awaited in the event loop that entered the manager; from "
                 "other threads use run_task(), cancel() and request_shutdown()"
             )
@@ -46,18 +46,18 @@ class Portal:
     def call(self, fn: Callable[[], R]) -> R:
         """Call `fn` in the event loop, with the caller's context variables.
 
-        Raises `ManagerClosed` if the portal is closed, also while the call waits for its turn.
+        Raises `ManagerClosedError` if the portal is closed, also while the call waits for its turn.
         """
         if self.is_here:
             if not self._backend.is_running():
-                raise ManagerClosed("the manager's event loop has ended")
+                raise ManagerClosedError("the manager's event loop has ended")
             return fn() if self._backend.current_task() else self._call_outside_of_tasks(fn)
         future: Future[R] = Future()
         context = copy_context()
         answer = partial(self._answer, future, fn)
         with self._lock:
             if self._closed:
-                raise ManagerClosed("the manager has closed")
+                raise ManagerClosedError("the manager has closed")
             self._pending.add(future)
         try:
             self._backend.call_soon(answer, context)
@@ -65,7 +65,7 @@ class Portal:
         except RuntimeError as error:
             if future.done():
                 raise
-            raise ManagerClosed("the manager's event loop has ended") from error
+            raise ManagerClosedError("the manager's event loop has ended") from error
         finally:
             with self._lock:
                 self._pending.discard(future)
@@ -91,4 +91,4 @@ class Portal:
             self._closed = True
             pending, self._pending = self._pending, set()
         for future in pending:
-            future.set_exception(ManagerClosed("the manager has closed"))
+            future.set_exception(ManagerClosedError("the manager has closed"))

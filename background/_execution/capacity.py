@@ -6,7 +6,7 @@ from collections import deque
 
 import anyio
 
-from .._errors import ManagerFull
+from .._errors import ManagerFullError
 from .registry import Outstanding
 
 
@@ -25,9 +25,9 @@ class Admission:
         return self._outstanding.one_offs + self._reserved < self._capacity
 
     def require(self) -> None:
-        """Raise `ManagerFull` unless there is room."""
+        """Raise `ManagerFullError` unless there is room."""
         if not self._has_room():
-            raise ManagerFull(
+            raise ManagerFullError(
                 f"the manager's capacity of {self._capacity} outstanding one-off tasks is used up; "
                 "await submit() to wait for room"
             )

@@ -10,8 +10,8 @@ from tenacity import RetryError
 from .._events import (
     JobDead,
     TaskAdded,
-    TaskCancelledEvent,
-    TaskExpiredEvent,
+    TaskCancelled,
+    TaskExpired,
     TaskFailed,
     TaskRetrying,
     TaskStalled,
@@ -29,8 +29,8 @@ _started = maker(TaskStarted)
 _retrying = maker(TaskRetrying)
 _succeeded = maker(TaskSucceeded)
 _failed = maker(TaskFailed)
-_cancelled = maker(TaskCancelledEvent)
-_expired = maker(TaskExpiredEvent)
+_cancelled = maker(TaskCancelled)
+_expired = maker(TaskExpired)
 _stalled = maker(TaskStalled)
 
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 import anyio
 from anyio.lowlevel import checkpoint
 
-from .._errors import TaskCancelled, TaskExpired
+from .._errors import TaskCancelledError, TaskExpiredError
 from .._eventloop.protection import uninterrupted
 from .._states import TaskKind, TaskStatus
 from .._support import stacks
@@ -21,7 +21,7 @@ from .._support.log import log
 from .._task import Task
 
 if TYPE_CHECKING:
-    from .._events import Job
+    from .._events import JobRef
     from .._notify.dispatcher import Hooks
     from .._schedule import Ticks
     from .outcome import Durable
@@ -120,7 +120,7 @@ class TaskHandle(Generic[T]):
         self.started_at: float | None = None
         self.finished_at: float | None = None
         self.error: BaseException | None = None
-        self.job: Job | None = None
+        self.job: JobRef | None = None
         self._durable: Durable | None = None
         self._owner = owner
         self._hooks = hooks
@@ -185,16 +185,16 @@ class TaskHandle(Generic[T]):
     async def result(self) -> T:
         """Wait for the task and return what its function returned.
 
-        Raises the task's own error if it failed, `TaskCancelled` if it was cancelled (also when a
-        loop was stopped) and `TaskExpired` if its lifespan ended first. Any number of waiters may
+        Raises the task's own error if it failed, `TaskCancelledError` if it was cancelled (also when a
+        loop was stopped) and `TaskExpiredError` if its lifespan ended first. Any number of waiters may
         wait; cancelling one of them does not touch the task.
         """
         status = await self.wait()
         if status is TaskStatus.CANCELLED:
-            raise TaskCancelled(self.name, self.id, self._reason)
+            raise TaskCancelledError(self.name, self.id, self._reason)
         if status is TaskStatus.EXPIRED:
             assert self.task.lifespan is not None
-            raise TaskExpired(self.name, self.id, self.task.lifespan)
+            raise TaskExpiredError(self.name, self.id, self.task.lifespan)
         if status is TaskStatus.FAILED:
             assert self.error is not None
             # Raising adds to the traceback in place: each waiter starts from the task's own.

@@ -12,7 +12,7 @@ import anyio
 from anyio.lowlevel import checkpoint_if_cancelled
 from tenacity import AsyncRetrying
 
-from .._errors import TaskCancelled, TaskExpired
+from .._errors import TaskCancelledError, TaskExpiredError
 from .._eventloop.backend import Backend
 from .._notify.dispatcher import Around
 from .._retry import Attempts, judges_success, make_policy
@@ -89,9 +89,9 @@ class Runner:
         if status is TaskStatus.CANCELLED:
             if scope.cancelled_caught and not handle._cancelled:
                 status = TaskStatus.EXPIRED
-                error = TaskExpired(handle.name, handle.id, task.lifespan or 0.0)
+                error = TaskExpiredError(handle.name, handle.id, task.lifespan or 0.0)
             else:
-                error = TaskCancelled(handle.name, handle.id, handle._reason)
+                error = TaskCancelledError(handle.name, handle.id, handle._reason)
         outcome = Outcome(status, duration, value, error)
         if durable is not None:
             outcome = await self._conclude(handle, durable, outcome)
@@ -108,7 +108,7 @@ class Runner:
             return await durable.conclude(handle, outcome)
         except self._backend.cancelled:  # but the event loop, when it ends
             handle._reason = FROM_OUTSIDE
-            error = TaskCancelled(handle.name, handle.id, FROM_OUTSIDE)
+            error = TaskCancelledError(handle.name, handle.id, FROM_OUTSIDE)
             return Outcome(TaskStatus.CANCELLED, outcome.duration, None, error)
 
     def _begin(self, handle: TaskHandle[Any], scope: anyio.CancelScope) -> Around | None:

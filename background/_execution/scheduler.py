@@ -16,10 +16,10 @@ from typing import Any
 
 from tenacity.wait import wait_base
 
-from .._errors import DuplicateTask, InvalidTask, is_fatal
+from .._errors import DuplicateTaskError, InvalidTaskError, is_fatal
 from .._eventloop.backend import Backend
 from .._eventloop.portal import Portal
-from .._events import Job
+from .._events import JobRef
 from .._notify.subscriber import Listeners
 from .._retry import pause_after_failures
 from .._schedule import Schedule, Ticks
@@ -80,19 +80,19 @@ class Engine:
         context: Context,
         *,
         reserved: bool = False,
-        job: Job | None = None,
+        job: JobRef | None = None,
         durable: Durable | None = None,
     ) -> TaskHandle[Any]:
         """Take a task, tell its observers, and let it start as soon as it may.
 
         `job` and `durable` come with a task that is an attempt of a durable job.
 
-        Raises `DuplicateTask`, and `ManagerFull` unless room for it is `reserved`.
+        Raises `DuplicateTaskError`, and `ManagerFullError` unless room for it is `reserved`.
         """
         if task.id is None:
             id = self._new_id()
         elif task.id in self.outstanding.handles:
-            raise DuplicateTask(
+            raise DuplicateTaskError(
                 f"a task with the id {task.id!r} is outstanding; its handle is "
                 f"manager.get({task.id!r})"
             )
@@ -283,7 +283,7 @@ class Engine:
         return True
 
     def require_here(self, method: str) -> None:
-        """Raise `ManagerMisuse` in any other thread than the event loop's."""
+        """Raise `ManagerMisuseError` in any other thread than the event loop's."""
         self._portal.require_here(method)
 
     def stop_loops(self) -> None:
@@ -311,7 +311,7 @@ def _first_tick(schedule: Schedule, delay: float, now: float, wall: float) -> tu
         ticks = schedule.ticks(now + delay, wall + delay)
         return ticks, ticks.next(now + delay, wall + delay)
     except (ArithmeticError, OSError, StopIteration, ValueError) as error:
-        raise InvalidTask(
+        raise InvalidTaskError(
             f"schedule {schedule!r} has no tick after a delay of {delay:g} s"
         ) from error
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import anyio
 
 from .._config import Settings
-from .._errors import ManagerMisuse, TaskCancelled, is_fatal
+from .._errors import ManagerMisuseError, TaskCancelledError, is_fatal
 from .._eventloop.backend import current_backend
 from .._eventloop.interruption import persist
 from .._eventloop.portal import Portal
@@ -64,7 +64,7 @@ class Lifecycle:
         )
 
     def open(self, manager: Manager) -> None:
-        """Start everything. Raises `ManagerMisuse` where signals can't be handled."""
+        """Start everything. Raises `ManagerMisuseError` where signals can't be handled."""
         if self._settings.signals:
             self._signals = SignalHandlers(self._settings.signals, manager, self._backend.call_soon)
         self._start_timer()
@@ -109,7 +109,7 @@ class Lifecycle:
             if self._signals is not None:
                 self._signals.restore()
         if misplaced:
-            raise ManagerMisuse(
+            raise ManagerMisuseError(
                 "a manager must be left in the task that entered it, and this one was not: enter "
                 "and leave it in one `async with` statement, not in a generator or a fixture that "
                 "another task resumes. Its tasks have been seen to the end"
@@ -162,4 +162,4 @@ def _is_of_shutdown(error: BaseException) -> bool:
     """Tell whether a body failed only because it waited for tasks that the shutdown cancelled."""
     if isinstance(error, ExceptionGroup):
         return all(map(_is_of_shutdown, error.exceptions))  # pyright: ignore[reportUnknownMemberType, reportUnknownArgumentType]
-    return isinstance(error, TaskCancelled) and error.reason == "shutdown"
+    return isinstance(error, TaskCancelledError) and error.reason == "shutdown"

@@ -13,7 +13,7 @@ from anyio.lowlevel import checkpoint
 
 from .._eventloop.backend import Backend
 from .._eventloop.services import Services
-from .._events import ManagerClosedEvent, ManagerClosingEvent
+from .._events import ManagerClosed, ManagerClosing
 from .._execution.handle import TaskHandle
 from .._execution.registry import Absence
 from .._execution.scheduler import Engine
@@ -126,7 +126,7 @@ class Shutdown:
         outstanding = self.engine.outstanding.count()
         hooks = self._listeners.hooks
         if hooks.on_manager_closing:
-            event = ManagerClosingEvent(
+            event = ManagerClosing(
                 name=self._name, time=clock.wall(), reason=reason, outstanding=outstanding
             )
             hooks.tell(hooks.on_manager_closing, event)
@@ -164,7 +164,7 @@ class Shutdown:
         self.report = self._make_report()
         hooks = self._listeners.hooks
         if hooks.on_manager_closed:
-            event = ManagerClosedEvent(
+            event = ManagerClosed(
                 name=self._name,
                 time=clock.wall(),
                 duration=self._backend.now() - self._began,

@@ -12,7 +12,7 @@ from functools import partial
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
-from .._errors import ManagerMisuse
+from .._errors import ManagerMisuseError
 
 if TYPE_CHECKING:
     from .._manager import Manager
@@ -28,14 +28,14 @@ class SignalHandlers:
     A signal that was left to its default ends the process after all, once the manager has closed;
     so does a SIGINT that the event loop itself would have answered.
 
-    Raises `ManagerMisuse` outside the main thread.
+    Raises `ManagerMisuseError` outside the main thread.
     """
 
     def __init__(
         self, signals: Collection[signal.Signals], manager: Manager, call_soon: Callable[..., None]
     ) -> None:
         if threading.current_thread() is not threading.main_thread():
-            raise ManagerMisuse(
+            raise ManagerMisuseError(
                 "signals= works in the main thread only, as Python handles signals nowhere else; "
                 "leave it out here and call request_shutdown() instead"
             )

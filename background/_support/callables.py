@@ -15,7 +15,7 @@ from inspect import (
 from types import FunctionType
 from typing import Any
 
-from .._errors import InvalidTask
+from .._errors import InvalidTaskError
 
 
 def is_async(fn: Callable[..., Any]) -> bool:
@@ -30,16 +30,16 @@ def check(fn: Any) -> None:
     if iscoroutine(fn):
         name = fn.__qualname__
         fn.close()
-        raise InvalidTask(
+        raise InvalidTaskError(
             f"fn must be a function, not a coroutine: pass {name} and its arguments, not {name}(…)"
         )
     if not callable(fn):
         hint = "; pass the function that makes it" if isawaitable(fn) else ""
-        raise InvalidTask(f"fn must be a function, not {fn!r}{hint}")
+        raise InvalidTaskError(f"fn must be a function, not {fn!r}{hint}")
     if any(
         isasyncgenfunction(each) or isgeneratorfunction(each) for each in (fn, type(fn).__call__)
     ):
-        raise InvalidTask(
+        raise InvalidTaskError(
             f"fn must be a function, not the generator function {name_of(fn)}, which would never "
             "be iterated; call it from a function that does"
         )

@@ -6,15 +6,15 @@ from ._enqueue.composites import Step, chain, group
 from ._enqueue.handle import JobHandle
 from ._enqueue.handler import Handler
 from ._errors import (
-    BrokerUnavailable,
-    DuplicateJob,
-    InvalidPayload,
-    JobCancelled,
-    JobExpired,
-    JobFailed,
-    PayloadTooLarge,
+    BrokerUnavailableError,
+    DuplicateJobError,
+    InvalidPayloadError,
+    JobCancelledError,
+    JobExpiredError,
+    JobFailedError,
+    PayloadTooLargeError,
     QueueError,
-    UnknownHandler,
+    UnknownHandlerError,
 )
 from ._info import JobInfo
 from ._queue import JobQueue
@@ -24,23 +24,23 @@ from ._worker.selection import Ordered, Weighted
 from ._worker.worker import Worker
 
 __all__ = [
-    "BrokerUnavailable",
-    "DuplicateJob",
+    "BrokerUnavailableError",
+    "DuplicateJobError",
     "Handler",
-    "InvalidPayload",
-    "JobCancelled",
+    "InvalidPayloadError",
+    "JobCancelledError",
     "JobContext",
-    "JobExpired",
-    "JobFailed",
+    "JobExpiredError",
+    "JobFailedError",
     "JobHandle",
     "JobInfo",
     "JobQueue",
     "JobState",
     "Ordered",
-    "PayloadTooLarge",
+    "PayloadTooLargeError",
     "QueueError",
     "Step",
-    "UnknownHandler",
+    "UnknownHandlerError",
     "Weighted",
     "Worker",
     "chain",

@@ -8,7 +8,7 @@ import random
 import anyio
 
 from .._support.log import log
-from ._errors import BrokerUnavailable
+from ._errors import BrokerUnavailableError
 
 _PAUSES = (0.05, 2.0)  # seconds before the broker is asked again: at first, and at most
 
@@ -22,7 +22,7 @@ class Outage:
 
     async def failed(self, error: Exception) -> None:
         """Take note of a failure, and wait before the next try: longer each time."""
-        known = isinstance(error, BrokerUnavailable)
+        known = isinstance(error, BrokerUnavailableError)
         if not self._pause or not known:
             traced = None if known else error
             log(logging.WARNING, "%s: %s; trying again", self._what, error, error=traced)

@@ -12,7 +12,7 @@ import anyio
 from .._eventloop.protection import uninterrupted
 from ._codec import errors, json_data
 from ._codec.body import Body, decode, pick
-from ._errors import BrokerUnavailable, DuplicateJob, InvalidPayload, QueueError
+from ._errors import BrokerUnavailableError, DuplicateJobError, InvalidPayloadError, QueueError
 from ._info import JobInfo
 from ._states import FINAL, JobState
 from .abc import Broker, Message, Results, StoredJob
@@ -53,7 +53,7 @@ class Client:
     async def enqueue(self, messages: Sequence[Message]) -> None:
         """Have jobs taken, all or none; one whose answer was lost is asked for again.
 
-        Raises `DuplicateJob` for an id that is known, and `BrokerUnavailable`.
+        Raises `DuplicateJobError` for an id that is known, and `BrokerUnavailableError`.
         """
         new, repeated = await self._insist(messages)
         if all(new):
@@ -70,7 +70,7 @@ class Client:
             for message in reversed(messages):  # of a composite, which must not run in part
                 if message.id not in taken:
                     await self.broker.cancel(message.id)
-            raise DuplicateJob(
+            raise DuplicateJobError(
                 f"there is a job with the id {taken[0]!r}; ids can be used again when the job is "
                 "no longer kept"
             )
@@ -80,7 +80,7 @@ class Client:
         for pause in _PAUSES:
             try:
                 return await self.broker.enqueue(messages), repeated
-            except BrokerUnavailable:
+            except BrokerUnavailableError:
                 repeated = True
                 await anyio.sleep(pause)
         return await self.broker.enqueue(messages), repeated
@@ -92,14 +92,14 @@ class Client:
     async def wait(self, id: str, timeout: float) -> StoredJob:
         """Return a job when it has ended.
 
-        Raises `TimeoutError`, `QueueError` for one that is not known, and `BrokerUnavailable`.
+        Raises `TimeoutError`, `QueueError` for one that is not known, and `BrokerUnavailableError`.
         """
         now = anyio.current_time()
         deadline, given_up = now + timeout, now + _PATIENCE
         while True:
             try:
                 job = await self.broker.wait(id, min(deadline - now, _PATIENCE))
-            except BrokerUnavailable:
+            except BrokerUnavailableError:
                 now = anyio.current_time()
                 if now >= min(given_up, deadline):
                     raise
@@ -158,11 +158,11 @@ class Client:
     async def _info(self, job: StoredJob) -> JobInfo:
         message = job.message
         body = result = None
-        with suppress(InvalidPayload):
+        with suppress(InvalidPayloadError):
             body = self._body(job)
         try:
             result = await self.result(job)
-        except BrokerUnavailable:
+        except BrokerUnavailableError:
             raise
         except QueueError:
             pass  # there is none
@@ -218,7 +218,7 @@ def key(id: str, attempt: int) -> str:
 
 
 def previous(id: str, shape: Any, results: Sequence[bytes | None]) -> Any:
-    """Return the results of what a job needed. Raises `InvalidPayload`."""
+    """Return the results of what a job needed. Raises `InvalidPayloadError`."""
     decoded = [
         None if each is None else json_data.decode(f"a result that job {id} needs", each, inf)
         for each in results
@@ -226,4 +226,4 @@ def previous(id: str, shape: Any, results: Sequence[bytes | None]) -> Any:
     try:
         return pick(shape, decoded)
     except IndexError:
-        raise InvalidPayload(f"job {id} asks for results of more jobs than it needs") from None
+        raise InvalidPayloadError(f"job {id} asks for results of more jobs than it needs") from None

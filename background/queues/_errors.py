@@ -9,27 +9,27 @@ class QueueError(BackgroundError):
     """The root of the errors of durable jobs."""
 
 
-class DuplicateJob(QueueError):
+class DuplicateJobError(QueueError):
     """A job with the same id exists already, or its traces are still kept."""
 
 
-class UnknownHandler(QueueError):
+class UnknownHandlerError(QueueError):
     """There is no handler of this name here."""
 
 
-class PayloadTooLarge(QueueError):
+class PayloadTooLargeError(QueueError):
     """A job's arguments or its result take more bytes than `max_payload` allows."""
 
 
-class InvalidPayload(QueueError, ValueError):
+class InvalidPayloadError(QueueError, ValueError):
     """A job's arguments or its result are not what can be sent, or not what was asked for."""
 
 
-class BrokerUnavailable(QueueError):
+class BrokerUnavailableError(QueueError):
     """The broker can't be reached; what was asked for may or may not have been done."""
 
 
-class JobFailed(QueueError):
+class JobFailedError(QueueError):
     """The awaited job has given up.
 
     `type`, `message` and `traceback` are texts that tell of its last error.
@@ -47,7 +47,7 @@ class JobFailed(QueueError):
         return f"job {self.id} failed: {because}"
 
 
-class JobCancelled(QueueError):
+class JobCancelledError(QueueError):
     """The awaited job was cancelled."""
 
     def __init__(self, id: str) -> None:
@@ -58,7 +58,7 @@ class JobCancelled(QueueError):
         return f"job {self.id} was cancelled"
 
 
-class JobExpired(QueueError):
+class JobExpiredError(QueueError):
     """The awaited job had not started by the time when it expired."""
 
     def __init__(self, id: str) -> None:

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from .._support.frozen import record
-from ._errors import JobFailed
+from ._errors import JobFailedError
 from ._states import JobState
 
 
@@ -31,7 +31,7 @@ class JobInfo:
     enqueued_at: float
     started_at: float | None
     finished_at: float | None
-    error: JobFailed | None
+    error: JobFailedError | None
     result: Any
     args: Sequence[Any] | None
     kwargs: Mapping[str, Any] | None

@@ -301,7 +301,7 @@ class JobQueue:
     async def get(self, id: str) -> JobInfo | None:
         """Return a job as it is now; `None` if it is not known.
 
-        Raises `BrokerUnavailable`, and `ValueError` for what is no id.
+        Raises `BrokerUnavailableError`, and `ValueError` for what is no id.
         """
         return await self._client.info(_names.check("id", id))
 
@@ -363,7 +363,7 @@ class JobQueue:
         do, or are cancelled with the manager's other tasks and handed back at once.
 
         Raises `ValueError` for what can't work, `QueueError` where the queue is not open,
-        `ManagerNotRunning`, and `LoopsStopped` for a manager that is shutting down.
+        `ManagerNotRunningError`, and `LoopsStoppedError` for a manager that is shutting down.
         """
         workforce = self._opened().workforce
         validation.instances("manager", (manager,), Manager)
@@ -399,7 +399,7 @@ class JobQueue:
 
             jobs.cron("0 3 * * *", clean_up, tz="Europe/Prague")
 
-        Raises as `enqueue`, and `InvalidTask` for an expression or a zone that is wrong.
+        Raises as `enqueue`, and `InvalidTaskError` for an expression or a zone that is wrong.
         """
         schedule = _schedule.cron(expression, tz=tz)
         assert isinstance(schedule, Cron)

@@ -5,7 +5,7 @@ own clock, where it has one; callers give it seconds from now, or seconds since 
 is to happen `at` a time. It knows nothing of handlers, policies and arguments: it stores bytes.
 
 Every method may be cancelled at any `await`. What it was about to do has then been done or not, and
-the broker goes on working. `BrokerUnavailable` says the same of a connection that was lost.
+the broker goes on working. `BrokerUnavailableError` says the same of a connection that was lost.
 """
 
 from __future__ import annotations
@@ -83,7 +83,7 @@ class Settlement:
     error: Mapping[str, Any] | None = None
 
 
-class Hold(Enum):
+class LeaseStatus(Enum):
     """How a claim stands when it is renewed."""
 
     KEPT = "kept"
@@ -110,7 +110,7 @@ class StoredJob:
 
 
 @record
-class Maintained:
+class MaintenanceStats:
     """What a pass of maintenance has done, in numbers of jobs."""
 
     due: int = 0  #: scheduled ones that are ready now
@@ -124,7 +124,7 @@ class Broker(ABC):
 
     @abstractmethod
     async def open(self) -> None:
-        """Connect. Raises `BrokerUnavailable`."""
+        """Connect. Raises `BrokerUnavailableError`."""
 
     @abstractmethod
     async def close(self) -> None:
@@ -152,7 +152,7 @@ class Broker(ABC):
         """Wait until there may be something to claim, or for `timeout` seconds."""
 
     @abstractmethod
-    async def renew(self, claims: Sequence[Claim], *, lease: float) -> list[Hold]:
+    async def renew(self, claims: Sequence[Claim], *, lease: float) -> list[LeaseStatus]:
         """Let leases end `lease` seconds from now, and tell of each claim how it stands.
 
         A lease that has ended is lost, also before anybody else has the job.
@@ -203,7 +203,7 @@ class Broker(ABC):
         """Forget jobs that ended at least `older_than` seconds ago; return how many."""
 
     @abstractmethod
-    async def maintain(self) -> Maintained:
+    async def maintain(self) -> MaintenanceStats:
         """Do what is due: scheduled jobs, ended leases, expired jobs, and those kept long enough.
 
         Safe to run in any number of processes, at any time.
@@ -219,7 +219,7 @@ class Results(ABC):
 
     @abstractmethod
     async def open(self) -> None:
-        """Connect. Raises `BrokerUnavailable`, as does everything else."""
+        """Connect. Raises `BrokerUnavailableError`, as does everything else."""
 
     @abstractmethod
     async def close(self) -> None:

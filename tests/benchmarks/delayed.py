@@ -137,7 +137,7 @@ def times(samples: dict[str, list[Costs]], tasks: int, loop: str) -> list[Row]:
 
 
 def totals(samples: dict[str, list[Costs]], tasks: int) -> list[Row]:
-    """Hold what all of them take against the goals."""
+    """LeaseStatus what all of them take against the goals."""
     rows = [
         Row(
             what=f"{tasks:,} delayed, CPU while idle",

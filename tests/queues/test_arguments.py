@@ -28,7 +28,7 @@ from zoo import (
     Tree,
 )
 
-from background.queues import InvalidPayload
+from background.queues import InvalidPayloadError
 from background.queues._codec.arguments import Signature
 from background.queues._codec.json_data import decode, encode
 
@@ -47,7 +47,7 @@ def there_and_back(fn: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
 
 
 def refusal(fn: Callable[..., Any], *args: Any, **kwargs: Any) -> str:
-    with pytest.raises(InvalidPayload) as caught:
+    with pytest.raises(InvalidPayloadError) as caught:
         Signature(fn).dump(args, kwargs)
     return str(caught.value)
 
@@ -82,9 +82,9 @@ def test_a_result_travels_by_the_return_annotation() -> None:
     signature = Signature(schedule)
     assert signature.dump_result({Colour.RED: Point(1, 2)}) == {"red": {"x": 1, "y": 2}}
     assert signature.load_result({"red": {"x": 1, "y": 2}}) == {Colour.RED: Point(1, 2)}
-    with pytest.raises(InvalidPayload, match=r"^the result: Expected `int`, got `str` - at "):
+    with pytest.raises(InvalidPayloadError, match=r"^the result: Expected `int`, got `str` - at "):
         signature.dump_result({Colour.RED: Point("1")})  # type: ignore[arg-type]
-    with pytest.raises(InvalidPayload, match=r"^the result: Invalid enum value 'pink'"):
+    with pytest.raises(InvalidPayloadError, match=r"^the result: Invalid enum value 'pink'"):
         signature.load_result({"pink": {"x": 1}})
 
 
@@ -99,7 +99,7 @@ def test_a_result_that_is_none_of() -> None:
 
     assert Signature(fn).dump_result(None) is None
     assert Signature(fn).load_result(None) is None
-    with pytest.raises(InvalidPayload, match=r"^the result: Expected `null`, got `int`$"):
+    with pytest.raises(InvalidPayloadError, match=r"^the result: Expected `null`, got `int`$"):
         Signature(fn).dump_result(1)
 
 
@@ -116,13 +116,13 @@ def test_a_call_that_does_not_fit(args: Any, kwargs: Any, reason: str) -> None:
     """It is the caller's mistake, or else a job that no worker could run."""
     with pytest.raises(TypeError, match=reason):
         Signature(send_email).dump(args, kwargs)
-    with pytest.raises(InvalidPayload, match=reason):
+    with pytest.raises(InvalidPayloadError, match=reason):
         Signature(send_email).load([*args], kwargs)
 
 
 @pytest.mark.parametrize(("args", "kwargs"), [({}, {}), ([], []), (None, {}), ("ab", {}), (1, 2)])
 def test_arguments_are_a_list_and_a_dict(args: Any, kwargs: Any) -> None:
-    with pytest.raises(InvalidPayload, match=r"^the arguments are not a list and a dict$"):
+    with pytest.raises(InvalidPayloadError, match=r"^the arguments are not a list and a dict$"):
         Signature(send_email).load(args, kwargs)
 
 
@@ -204,7 +204,9 @@ def test_names_may_be_defined_below_the_handler(monkeypatch: pytest.MonkeyPatch)
     names["dataclass"] = dataclass
     exec("@dataclass\nclass Outer:\n    it: 'Inner'\ndef fn(x: 'Outer', y: 'Inner'): ...", names)
     early, late = Signature(names["fn"]), Signature(names["fn"])
-    with pytest.raises(InvalidPayload, match=r"can't be resolved: name 'Inner' is not defined$"):
+    with pytest.raises(
+        InvalidPayloadError, match=r"can't be resolved: name 'Inner' is not defined$"
+    ):
         early.dump((names["Outer"](1), 1), {})
     exec("@dataclass\nclass Inner:\n    n: int", names)
     outer = names["Outer"](names["Inner"](1))
@@ -248,7 +250,7 @@ def test_what_is_never_sent_may_be_of_any_type() -> None:
     def fn(to: str, circle: Circle | None = None) -> None: ...
 
     assert there_and_back(fn, "a@b.c") == (["a@b.c"], {})
-    with pytest.raises(InvalidPayload, match=r"^argument 'circle': Expected `Circle"):
+    with pytest.raises(InvalidPayloadError, match=r"^argument 'circle': Expected `Circle"):
         Signature(fn).load(["a@b.c", {"radius": 1}], {})
 
 
@@ -288,7 +290,7 @@ def test_values_whose_own_methods_fail_are_invalid() -> None:
     def fn(x: Nasty) -> None: ...
 
     assert refusal(fn, Nasty(1)) == "argument 'x': KeyError"
-    with pytest.raises(InvalidPayload, match=r"^argument 'x': KeyError$"):
+    with pytest.raises(InvalidPayloadError, match=r"^argument 'x': KeyError$"):
         Signature(fn).load([{"n": -1}], {})
 
 
@@ -326,17 +328,17 @@ def test_what_is_nested_too_deep_is_invalid_on_both_sides(annotation: Any) -> No
         deep(100_000, lambda inner: {"next": inner}),
         deep(100_000, lambda inner: {"next": [inner]}),
     ):
-        with pytest.raises(InvalidPayload, match=r"^argument 'x': "):
+        with pytest.raises(InvalidPayloadError, match=r"^argument 'x': "):
             signature.dump((value,), {})
-        with pytest.raises(InvalidPayload, match=r"^the result: "):
+        with pytest.raises(InvalidPayloadError, match=r"^the result: "):
             signature.dump_result(value)
         if type(value) is annotation:
             assert signature.load([value], {})[0][0].__class__ is annotation
             assert signature.load_result(value).__class__ is annotation
             continue
-        with pytest.raises(InvalidPayload, match=r"^argument 'x': "):
+        with pytest.raises(InvalidPayloadError, match=r"^argument 'x': "):
             signature.load([value], {})
-        with pytest.raises(InvalidPayload, match=r"^the result: "):
+        with pytest.raises(InvalidPayloadError, match=r"^the result: "):
             signature.load_result(value)
 
 
@@ -363,7 +365,7 @@ WITHOUT = """
 import sys
 sys.modules["msgspec"] = None
 from datetime import datetime
-from background.queues import InvalidPayload
+from background.queues import InvalidPayloadError
 from background.queues._codec.arguments import Signature
 
 def fn(to: str, when: datetime | str | None = None, **others: int) -> int: ...
@@ -375,7 +377,7 @@ assert signature.dump_result("x") == signature.load_result("x") == "x"
 for use in (lambda: signature.dump(("a", datetime.max), {}), lambda: signature.load([], {})):
     try:
         use()
-    except InvalidPayload as error:
+    except InvalidPayloadError as error:
         print(error)
 try:
     signature.dump((), {})

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from background.queues import InvalidPayload, PayloadTooLarge
+from background.queues import InvalidPayloadError, PayloadTooLargeError
 from background.queues._client import previous
 from background.queues._codec.body import DEEPEST, Body, decode, pick
 from background.queues._enqueue.messages import Place, Terms, message
@@ -74,18 +74,18 @@ def test_what_later_versions_add_is_left_alone() -> None:
     ],
 )
 def test_a_field_of_another_type_is_named(field: str, value: Any) -> None:
-    with pytest.raises(InvalidPayload, match=f"it: its {field} can't be"):
+    with pytest.raises(InvalidPayloadError, match=f"it: its {field} can't be"):
         decode("it", json.dumps({field: value}).encode(), inf)
 
 
 @pytest.mark.parametrize("body", [b"[]", b"1", b'"text"', b"null"])
 def test_a_body_is_an_object(body: bytes) -> None:
-    with pytest.raises(InvalidPayload, match="it is no JSON object"):
+    with pytest.raises(InvalidPayloadError, match="it is no JSON object"):
         decode("it", body, inf)
 
 
 def test_a_body_has_a_limit() -> None:
-    with pytest.raises(PayloadTooLarge, match="it: 12 bytes"):
+    with pytest.raises(PayloadTooLargeError, match="it: 12 bytes"):
         decode("it", b'{"args":[5]}', 11)
 
 
@@ -105,7 +105,7 @@ def test_shapes_are_as_deep_as_composites() -> None:
     for _ in range(DEEPEST):
         shape = [shape]
     assert decode("it", json.dumps({"previous": shape}).encode(), inf).previous == shape
-    with pytest.raises(InvalidPayload):
+    with pytest.raises(InvalidPayloadError):
         decode("it", json.dumps({"previous": [shape]}).encode(), inf)
 
 
@@ -117,7 +117,7 @@ def test_results_are_put_together() -> None:
 
 
 def test_results_that_are_missing_or_broken() -> None:
-    with pytest.raises(InvalidPayload, match="job it"):
+    with pytest.raises(InvalidPayloadError, match="job it"):
         previous("it", [0, 1], [b"1"])
-    with pytest.raises(InvalidPayload, match="a result that job it needs"):
+    with pytest.raises(InvalidPayloadError, match="a result that job it needs"):
         previous("it", 0, [b"{"])

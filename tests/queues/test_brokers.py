@@ -11,7 +11,15 @@ import pytest
 from brokers import Kind, elapse
 
 from background.queues._states import FINAL, JobState
-from background.queues.abc import Broker, Claim, Hold, Maintained, Message, Settlement, StoredJob
+from background.queues.abc import (
+    Broker,
+    Claim,
+    LeaseStatus,
+    MaintenanceStats,
+    Message,
+    Settlement,
+    StoredJob,
+)
 
 LEASE = 30.0
 
@@ -200,7 +208,7 @@ async def test_a_lease_that_ends_frees_the_job(broker: Broker) -> None:
     assert (claim.attempt, claim.crashes) == (2, 1)
     for state in (JobState.SUCCEEDED, JobState.DEAD, JobState.SCHEDULED, JobState.READY):
         assert not await settle(broker, late, state, result=b"late")
-    assert await broker.renew([late, claim], lease=LEASE) == [Hold.LOST, Hold.KEPT]
+    assert await broker.renew([late, claim], lease=LEASE) == [LeaseStatus.LOST, LeaseStatus.KEPT]
     assert await settle(broker, claim, JobState.SUCCEEDED, result=b"1")
     job = await broker.get("one")
     assert job is not None
@@ -212,7 +220,7 @@ async def test_a_lease_that_ended_is_lost_before_anybody_else_has_the_job(broker
     late = await claim_one(broker)
     await elapse(broker, LEASE + 1)
     await broker.maintain()
-    assert await broker.renew([late], lease=LEASE) == [Hold.LOST]
+    assert await broker.renew([late], lease=LEASE) == [LeaseStatus.LOST]
     assert not await settle(broker, late, JobState.SUCCEEDED)
     assert await claimed(broker) == ["one"]
 
@@ -222,10 +230,10 @@ async def test_a_renewed_lease_goes_on(broker: Broker) -> None:
     one, two = await broker.claim(["q"], 2, lease=LEASE)
     for _ in range(5):
         await elapse(broker, LEASE - 1)
-        assert await broker.renew([one], lease=LEASE) == [Hold.KEPT]
+        assert await broker.renew([one], lease=LEASE) == [LeaseStatus.KEPT]
         await broker.maintain()
     assert await state_of(broker) is JobState.RUNNING
-    assert await broker.renew([two], lease=LEASE) == [Hold.LOST]
+    assert await broker.renew([two], lease=LEASE) == [LeaseStatus.LOST]
     assert await settle(broker, one, JobState.SUCCEEDED)
 
 
@@ -285,7 +293,7 @@ async def test_who_runs_a_job_hears_that_it_is_cancelled(broker: Broker) -> None
     claim = await claim_one(broker)
     assert await broker.cancel("one") is JobState.RUNNING
     assert await state_of(broker) is JobState.RUNNING
-    assert await broker.renew([claim], lease=LEASE) == [Hold.CANCELLED]
+    assert await broker.renew([claim], lease=LEASE) == [LeaseStatus.CANCELLED]
     assert await settle(broker, claim, JobState.CANCELLED)
     assert await state_of(broker) is JobState.CANCELLED
 
@@ -369,7 +377,7 @@ async def test_requeueing_starts_anew(broker: Broker, state: JobState) -> None:
     assert (job.state, job.attempt, job.result, job.finished_at) == (JobState.READY, 0, None, None)
     again = await claim_one(broker)
     assert (again.attempt, again.crashes) == (1, 0)
-    assert await broker.renew([again], lease=LEASE) == [Hold.KEPT]
+    assert await broker.renew([again], lease=LEASE) == [LeaseStatus.KEPT]
     assert not await settle(broker, claim, JobState.SUCCEEDED)
 
 
@@ -418,13 +426,13 @@ async def test_purging(broker: Broker) -> None:
 async def test_maintenance_tells_what_it_did(broker: Broker) -> None:
     await broker.enqueue([message("a", keep=5), message("b", delay=1), message("c", expires=1)])
     (claim,) = await broker.claim(["q"], 1, lease=1)
-    assert await broker.maintain() == Maintained()
+    assert await broker.maintain() == MaintenanceStats()
     await elapse(broker, 1.1)
-    assert await broker.maintain() == Maintained(due=1, reclaimed=1, expired=1)
+    assert await broker.maintain() == MaintenanceStats(due=1, reclaimed=1, expired=1)
     claim = await claim_one(broker)
     await settle(broker, claim, JobState.SUCCEEDED)
     await elapse(broker, 5.1)
-    assert await broker.maintain() == Maintained(forgotten=1)
+    assert await broker.maintain() == MaintenanceStats(forgotten=1)
 
 
 async def test_waiting_for_work(broker: Broker, broker_kind: Kind) -> None:
@@ -670,7 +678,7 @@ async def test_what_needs_a_job_that_did_not_succeed_is_dead(broker: Broker, end
         assert job is not None
         assert job.state is JobState.DEAD
         assert job.error is not None
-        assert job.error["type"] == "JobFailed"
+        assert job.error["type"] == "JobFailedError"
         assert needed is None or job.error["message"] == f"job {needed}"
     await elapse(broker, 20)
     assert await claimed(broker) == []

@@ -13,12 +13,12 @@ from faulty import FaultyBroker, MemoryResults
 
 from background import JobEnqueued, Manager
 from background.queues import (
-    BrokerUnavailable,
-    DuplicateJob,
+    BrokerUnavailableError,
+    DuplicateJobError,
     Handler,
-    JobCancelled,
+    JobCancelledError,
     JobContext,
-    JobFailed,
+    JobFailedError,
     JobQueue,
     JobState,
     QueueError,
@@ -167,7 +167,7 @@ async def test_a_failed_step_ends_the_chain(
     fails = failing(jobs)
     await jobs.start(manager)
     job = await jobs.enqueue(chain(note.job("a"), fails.job(), note.job("b"), note.job("c")))
-    with pytest.raises(JobFailed, match="by itself") as caught:
+    with pytest.raises(JobFailedError, match="by itself") as caught:
         await job.result()
     assert (caught.value.id, caught.value.type) == (f"{job.id}.2", "test_composites.Odd")
     assert "raise Odd" in caught.value.traceback
@@ -178,7 +178,7 @@ async def test_a_failed_step_ends_the_chain(
     states = [info.state async for info in jobs.list()]
     assert states == [S.SUCCEEDED, S.DEAD, S.DEAD, S.DEAD, S.DEAD]
     assert told_of(recorder, f"{job.id}.3") == []
-    with pytest.raises(JobFailed, match=f"{job.id}.2"):
+    with pytest.raises(JobFailedError, match=f"{job.id}.2"):
         await jobs.handle(f"{job.id}.4").result()
     assert await jobs.handle(f"{job.id}.1").result() == ["a", None]
 
@@ -191,7 +191,7 @@ async def test_a_failed_member_fails_the_group_and_the_others_go_on(
     job = await jobs.enqueue(
         chain(group(note.job("a"), fails.job(), chain(note.job("b"), note.job("c"))), note.job("d"))
     )
-    with pytest.raises(JobFailed, match="by itself"):
+    with pytest.raises(JobFailedError, match="by itself"):
         await job.result()
     assert await jobs.handle(f"{job.id}.4").result() == ["c", ["b", None]]
     assert await jobs.handle(f"{job.id}.5").wait() is S.DEAD
@@ -202,7 +202,7 @@ async def test_a_cancelled_step_is_what_the_handle_tells_of(
 ) -> None:
     job = await jobs.enqueue(chain(note.job("a"), note.job("b"), note.job("c")))
     assert await jobs.dequeue(f"{job.id}.2")
-    with pytest.raises(JobFailed, match=f"job {job.id}.2, which it needs, is cancelled"):
+    with pytest.raises(JobFailedError, match=f"job {job.id}.2, which it needs, is cancelled"):
         await job.result()
     await jobs.start(manager)
     assert await jobs.handle(f"{job.id}.1").result() == ["a", None]
@@ -215,7 +215,7 @@ async def test_an_expired_step_is_what_the_handle_tells_of(
     await jobs.start(manager)
     first, second = note.options(delay=10).job("a"), note.options(expires=5).job("b")
     job = await jobs.enqueue(chain(first, second))
-    with pytest.raises(JobFailed, match=f"job {job.id}.2, which it needs, is expired"):
+    with pytest.raises(JobFailedError, match=f"job {job.id}.2, which it needs, is expired"):
         await job.result()
 
 
@@ -236,7 +236,7 @@ async def test_a_composite_is_cancelled_as_a_whole(
     await started.wait()
     await jobs.handle(f"{job.id}.3").wait()
     assert await jobs.dequeue(job.id)
-    with pytest.raises(JobCancelled, match=f"job {job.id} was cancelled"):
+    with pytest.raises(JobCancelledError, match=f"job {job.id} was cancelled"):
         await job.result()
     assert await jobs.handle(f"{job.id}.2").wait() is S.CANCELLED
     states = {info.id: info.state async for info in jobs.list()}
@@ -256,7 +256,7 @@ async def test_cancelling_a_composite_is_taken_up_again_where_the_broker_was_los
 ) -> None:
     job = await jobs.enqueue(chain(note.job("a"), note.job("b")))
     broker.lose("cancel")
-    with pytest.raises(BrokerUnavailable):
+    with pytest.raises(BrokerUnavailableError):
         await job.cancel()
     assert await jobs.count(state=S.CANCELLED) == 1
     assert await job.cancel()
@@ -268,7 +268,7 @@ async def test_the_id_of_a_composite_is_taken(jobs: JobQueue, manager: Manager, 
     await jobs.start(manager)
     job = await jobs.enqueue(chain(note.job("a")), id="mine")
     for _ in range(2):
-        with pytest.raises(DuplicateJob, match="'mine'"):
+        with pytest.raises(DuplicateJobError, match="'mine'"):
             await jobs.enqueue(group(note.job("b")), id="mine")
         assert await job.result() == ["a", None]
     await jobs.purge()
@@ -279,7 +279,7 @@ async def test_a_composite_with_a_step_whose_id_is_taken_does_not_run(
     jobs: JobQueue, note: Note
 ) -> None:
     await note.options(id="mine.2", delay=60).enqueue("foreign")
-    with pytest.raises(DuplicateJob, match=r"'mine\.2'"):
+    with pytest.raises(DuplicateJobError, match=r"'mine\.2'"):
         await jobs.enqueue(chain(note.job("a"), note.job("b"), note.job("c")), id="mine")
     states = {info.id: info.state async for info in jobs.list()}
     assert states.pop("mine.2") is S.SCHEDULED
@@ -416,7 +416,7 @@ class LosingBroker(MemoryBroker):
         gate, self.gate = self.gate, None
         if gate is not None:
             await gate.wait()
-            raise BrokerUnavailable("lost")
+            raise BrokerUnavailableError("lost")
         return await super().enqueue(messages)
 
 
@@ -429,7 +429,7 @@ async def test_a_lost_composite_does_not_cancel_the_same_of_somebody_else(manage
         return number
 
     async def late() -> None:
-        with pytest.raises(DuplicateJob):
+        with pytest.raises(DuplicateJobError):
             await jobs.enqueue(chain(same.job(1), same.job(2)), id="c")
 
     async with jobs:

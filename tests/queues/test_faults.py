@@ -17,7 +17,7 @@ from fleet import Client, Fleet
 from proxy import Cut, Proxy, proxied
 from stores import FULL, NAMES, SERVED, STORES
 
-from background.queues import JobState, PayloadTooLarge
+from background.queues import JobState, PayloadTooLargeError
 
 pytestmark = [
     pytest.mark.fault,
@@ -238,7 +238,7 @@ def peak_of_enqueuing(client: Client, size: int) -> float:
     large = "x" * size
     tracemalloc.start()
     try:
-        with pytest.raises(PayloadTooLarge, match="max_payload is 1,048,576"):
+        with pytest.raises(PayloadTooLargeError, match="max_payload is 1,048,576"):
             client.enqueue("echo", large)
         return tracemalloc.get_traced_memory()[1] / 1e6
     finally:
@@ -258,7 +258,7 @@ def test_payloads(name: str, fleet: Fleet) -> None:
     most = LIMIT - len('{"args":[""]}') - STORES[name].overhead
     with fleet.client() as client:
         good = [client.enqueue("measure", "x" * most)]
-        with pytest.raises(PayloadTooLarge, match="max_payload is"):
+        with pytest.raises(PayloadTooLargeError, match="max_payload is"):
             client.enqueue("echo", "x" * (LIMIT + 1 - len('{"args":[""]}')))
         refusing = peak_of_enqueuing(client, size)
         bad = {f"{fleet.queue}-{number}": body for number, body in enumerate(CORRUPT)}

@@ -23,7 +23,7 @@ from stepping import Step, When
 from tenacity import AsyncRetrying, stop_after_attempt, wait_none
 from trio._core import _run as trio_run
 
-from background import LoopsStopped, Manager
+from background import LoopsStoppedError, Manager
 from background.queues import JobContext, JobQueue, JobState, QueueError, chain, group
 from background.queues._states import FINAL
 
@@ -267,7 +267,7 @@ def test_blocks(body: Body, store: str, backend: str) -> None:
 async def interfere(world: World, broker: FaultyBroker) -> None:
     async with Manager() as manager, queue(broker) as jobs:
         world.host = manager
-        with suppress(LoopsStopped):  # by a shutdown before they start
+        with suppress(LoopsStoppedError):  # by a shutdown before they start
             await work(manager, jobs)
         await anyio.sleep(0.2)
 

@@ -10,14 +10,14 @@ import pytest
 from faulty import FaultyBroker, MemoryResults
 from opentelemetry import baggage, context
 
-from background import Manager, TaskCancelledEvent
+from background import Manager, TaskCancelled
 from background.queues import (
-    BrokerUnavailable,
-    InvalidPayload,
+    BrokerUnavailableError,
+    InvalidPayloadError,
     JobContext,
     JobQueue,
     JobState,
-    PayloadTooLarge,
+    PayloadTooLargeError,
     QueueError,
     chain,
 )
@@ -134,12 +134,12 @@ async def test_what_cannot_be_saved(manager: Manager, broker: FaultyBroker) -> N
         @jobs.handler(name="saves")
         async def saves() -> str:
             it = JobContext.current()
-            with pytest.raises(InvalidPayload, match="a value of job"):
+            with pytest.raises(InvalidPayloadError, match="a value of job"):
                 await it.save(object())
-            with pytest.raises(PayloadTooLarge):
+            with pytest.raises(PayloadTooLargeError):
                 await it.save("x" * 101)
             broker.fail("save")
-            with pytest.raises(BrokerUnavailable):
+            with pytest.raises(BrokerUnavailableError):
                 await it.save(1)
             return "fine"
 
@@ -167,7 +167,7 @@ async def test_a_job_whose_lease_is_lost_saves_nothing(
 
     await jobs.start(manager)
     job = await saves.enqueue()
-    event = await recorder.wait_for(TaskCancelledEvent)
+    event = await recorder.wait_for(TaskCancelled)
     assert event.reason == "its lease was lost"
     assert str(errors[0]) == f"job {job.id}: its lease was lost"
     info = await job.info()

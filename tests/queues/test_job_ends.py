@@ -21,7 +21,7 @@ from tenacity import (
     wait_fixed,
 )
 
-from background import JobDead, Manager, Observer, TaskAdded, TaskCancelledEvent, TaskHandle
+from background import JobDead, Manager, Observer, TaskAdded, TaskCancelled, TaskHandle
 from background._retry import Attempts
 from background.queues import JobHandle, JobQueue, JobState, Ordered
 from background.queues.abc import Settlement
@@ -51,7 +51,7 @@ async def state_of(job: JobHandle[Any]) -> JobState:
 
 
 def cancelled_reasons(recorder: RecordingObserver) -> list[str | None]:
-    return [event.reason for event in recorder.of(TaskCancelledEvent)]
+    return [event.reason for event in recorder.of(TaskCancelled)]
 
 
 def on_asyncio(test: Callable[..., Any]) -> Callable[..., None]:
@@ -180,7 +180,7 @@ async def test_a_cancellation_that_nobody_asked_for(
     assert info.error is not None
     assert info.attempt == 1
     assert info.error.type.rpartition(".")[2] in (
-        "TaskCancelled",
+        "TaskCancelledError",
         "CancelledError",
         "GeneratorExit",
     )
@@ -268,7 +268,7 @@ async def test_a_job_that_is_cancelled_natively_before_its_first_step() -> None:
         executioner.manager = manager
         worker = await jobs.start(manager)
         job = await handler.enqueue()
-        await recorder.wait_for(TaskCancelledEvent)
+        await recorder.wait_for(TaskCancelled)
         executioner.act = lambda handle: None
         assert await job.wait(timeout=5) is JobState.SUCCEEDED
         await worker.close()

@@ -324,7 +324,7 @@ async def test_a_job_of_an_unknown_handler_is_told_to_be_dead(
         assert await job.wait() is JobState.DEAD
     (dead,) = recorder.of(JobDead)
     assert (dead.job.id, dead.job.handler, dead.job.attempt) == (job.id, "unknown", 1)
-    assert type(dead.error).__name__ == "UnknownHandler"
+    assert type(dead.error).__name__ == "UnknownHandlerError"
 
 
 # What observers can't be

@@ -17,17 +17,17 @@ from faulty import FaultyBroker, MemoryResults
 from background import JobDead, JobEnqueued, Manager
 from background._support import clock
 from background.queues import (
-    BrokerUnavailable,
-    DuplicateJob,
-    InvalidPayload,
-    JobCancelled,
+    BrokerUnavailableError,
+    DuplicateJobError,
+    InvalidPayloadError,
+    JobCancelledError,
     JobContext,
-    JobExpired,
-    JobFailed,
+    JobExpiredError,
+    JobFailedError,
     JobQueue,
     JobState,
     Ordered,
-    PayloadTooLarge,
+    PayloadTooLargeError,
     QueueError,
     Weighted,
     chain,
@@ -73,7 +73,7 @@ async def test_arguments_are_checked_when_a_job_is_enqueued(
         await handler.enqueue()  # type: ignore[call-arg]
     with pytest.raises(TypeError, match="c"):
         await handler.enqueue(1, c=2)  # type: ignore[call-arg]
-    with pytest.raises(InvalidPayload, match="'a'"):
+    with pytest.raises(InvalidPayloadError, match="'a'"):
         await handler.enqueue("one")  # type: ignore[arg-type]
     with pytest.raises(TypeError):
         await jobs.enqueue(handler.name, [1, 2, 3])
@@ -126,7 +126,7 @@ async def test_one_of_many_is_enqueued_as_it_would_be_alone(
 @pytest.mark.parametrize("bad", [(), "text", 5, {"c": 1}, ("one",)])
 async def test_one_call_that_is_refused_enqueues_none(jobs: JobQueue, bad: Any) -> None:
     handler = jobs.handler()(add)
-    with pytest.raises((TypeError, InvalidPayload)):
+    with pytest.raises((TypeError, InvalidPayloadError)):
         await handler.enqueue_many([(1,), bad])
     assert await jobs.count() == 0
 
@@ -212,7 +212,7 @@ async def test_delayed_and_expiring_jobs(
     late = await note.options(at=at, expires=100).enqueue()
     assert await jobs.count(state=S.SCHEDULED) == 4
     await jobs.start(manager)
-    with pytest.raises(JobExpired, match=f"job {expiring.id} expired") as caught:
+    with pytest.raises(JobExpiredError, match=f"job {expiring.id} expired") as caught:
         await expiring.result()
     assert caught.value.id == expiring.id
     assert await expiring.wait() is S.EXPIRED
@@ -227,11 +227,11 @@ async def test_an_id_is_taken_for_as_long_as_its_job_is_known(
     await jobs.start(manager)
     job = await handler.options(id="one").enqueue(1)
     for _ in range(2):
-        with pytest.raises(DuplicateJob, match="'one'"):
+        with pytest.raises(DuplicateJobError, match="'one'"):
             await handler.options(id="one").enqueue(1)
-        with pytest.raises(DuplicateJob):
+        with pytest.raises(DuplicateJobError):
             await jobs.enqueue(handler.name, [1], id="one")
-        with pytest.raises(DuplicateJob):
+        with pytest.raises(DuplicateJobError):
             await jobs.enqueue(handler.job(1), id="one")
         assert await job.result() == 2
     assert await jobs.purge() == 1
@@ -244,7 +244,7 @@ async def test_a_name_is_enough_for_a_handler_elsewhere(
     jobs.handler(name="there", queue="far")(add)
     async with JobQueue(broker) as front:
         job = await front.enqueue("there", [1], {"b": 5}, queue="far", meta={"k": [1]})
-        with pytest.raises(InvalidPayload, match="argument for there"):
+        with pytest.raises(InvalidPayloadError, match="argument for there"):
             await front.enqueue("there", [object()])
         await jobs.start(manager)
         assert await job.result() == 6
@@ -382,7 +382,7 @@ async def test_a_broker_of_its_own_is_opened_and_closed(tmp_path: Any, anyio_bac
     path = tmp_path / "jobs.db"
     async with JobQueue(SQLiteBroker(path)) as jobs:
         job = await jobs.handler(name="h")(add).enqueue(1)
-    with pytest.raises(BrokerUnavailable, match="not open"):
+    with pytest.raises(BrokerUnavailableError, match="not open"):
         await job.info()
     async with JobQueue.from_url(f"sqlite:///{path}", keep=5) as jobs:
         jobs.handler(name="h")(add)
@@ -428,7 +428,9 @@ async def test_the_error_of_a_job_that_failed(
 
     await jobs.start(manager)
     job = await fails.options(meta={"m": 1}).enqueue("no way")
-    with pytest.raises(JobFailed, match=f"job {job.id} failed: test_jobs.Odd: no way") as caught:
+    with pytest.raises(
+        JobFailedError, match=f"job {job.id} failed: test_jobs.Odd: no way"
+    ) as caught:
         await job.result()
     error = caught.value
     assert (error.id, error.type, error.message) == (job.id, "test_jobs.Odd", "no way")
@@ -452,7 +454,7 @@ async def test_an_error_may_say_anything(jobs: JobQueue, manager: Manager, text:
 
     await jobs.start(manager)
     job = await fails.enqueue()
-    with pytest.raises(JobFailed, match=r"ValueError") as caught:
+    with pytest.raises(JobFailedError, match=r"ValueError") as caught:
         await job.result()
     assert caught.value.message.startswith(text[:5].replace("\ud800", r"\ud800"))
     assert len(caught.value.message) < 11_000
@@ -471,7 +473,7 @@ async def test_errors_that_cannot_be_printed(jobs: JobQueue, manager: Manager) -
 
     await jobs.start(manager)
     job = await fails.enqueue()
-    with pytest.raises(JobFailed, match=r"Mute: \(can't be printed\)"):
+    with pytest.raises(JobFailedError, match=r"Mute: \(can't be printed\)"):
         await job.result()
 
 
@@ -506,7 +508,7 @@ async def test_errors_that_cannot_be_described_are_failures_all_the_same(
 
     await jobs.start(manager)
     job = await fails.enqueue()
-    with pytest.raises(JobFailed) as caught:
+    with pytest.raises(JobFailedError) as caught:
         await job.result(timeout=10)
     assert kind in caught.value.type
     assert len(caught.value.type) < 11_000
@@ -517,7 +519,7 @@ async def test_a_cancelled_job_says_so(jobs: JobQueue) -> None:
     job = await jobs.handler()(add).enqueue(1)
     assert await job.cancel()
     assert not await job.cancel()
-    with pytest.raises(JobCancelled, match=f"job {job.id} was cancelled") as caught:
+    with pytest.raises(JobCancelledError, match=f"job {job.id} was cancelled") as caught:
         await job.result()
     assert caught.value.id == job.id
     assert await job.wait() is S.CANCELLED
@@ -600,9 +602,9 @@ async def test_a_result_that_cannot_travel_is_the_jobs_failure(
             return object()
 
         await jobs.start(manager)
-        with pytest.raises(JobFailed, match="PayloadTooLarge: the result of job"):
+        with pytest.raises(JobFailedError, match="PayloadTooLargeError: the result of job"):
             await (await big.enqueue()).result()
-        with pytest.raises(JobFailed, match="InvalidPayload: the result"):
+        with pytest.raises(JobFailedError, match="InvalidPayloadError: the result"):
             await (await odd.enqueue()).result()
 
 
@@ -781,9 +783,9 @@ async def test_a_result_waits_for_the_store_to_come_back(
         assert await job.wait() is S.SUCCEEDED
         assert await job.result() == 7
         results.down = True
-        with pytest.raises(BrokerUnavailable):
+        with pytest.raises(BrokerUnavailableError):
             await job.result()
-        with pytest.raises(BrokerUnavailable):
+        with pytest.raises(BrokerUnavailableError):
             await job.info()
         results.down = False
 
@@ -811,18 +813,18 @@ async def test_a_queue_opens_both_stores_or_none(broker: FaultyBroker) -> None:
     results = MemoryResults()
     results.down = True
     jobs = JobQueue(broker, results=results)
-    with pytest.raises(BrokerUnavailable):
+    with pytest.raises(BrokerUnavailableError):
         await jobs.__aenter__()
     assert (broker.asked["open"], broker.asked["close"]) == (1, 1)
     results.down = False
     broker.fail("open")
-    with pytest.raises(BrokerUnavailable):
+    with pytest.raises(BrokerUnavailableError):
         await jobs.__aenter__()
     assert not results.is_open
     async with jobs:
         assert results.is_open
         broker.fail("close")
-        with pytest.raises(BrokerUnavailable):
+        with pytest.raises(BrokerUnavailableError):
             await jobs.__aexit__(None, None, None)
         assert not results.is_open
         await jobs.__aenter__()
@@ -834,11 +836,11 @@ async def test_a_queue_opens_both_stores_or_none(broker: FaultyBroker) -> None:
 async def test_arguments_have_a_limit_when_enqueued(broker: FaultyBroker) -> None:
     async with JobQueue(broker, max_payload=100) as jobs:
         handler = jobs.handler(name="h")(add)
-        with pytest.raises(PayloadTooLarge, match="max_payload is 100"):
+        with pytest.raises(PayloadTooLargeError, match="max_payload is 100"):
             await handler.enqueue(10**101)
-        with pytest.raises(PayloadTooLarge):
+        with pytest.raises(PayloadTooLargeError):
             await handler.enqueue_many([(1,), (10**101,)])
-        with pytest.raises(InvalidPayload, match="meta"):
+        with pytest.raises(InvalidPayloadError, match="meta"):
             await handler.options(meta={"x": object()}).enqueue(1)
         assert await jobs.count() == 0
 
@@ -879,7 +881,7 @@ async def test_a_body_that_cannot_be_run_is_dead_and_kept(
         worker = await jobs.start(manager)
         for each, what in zip(sent, BODIES, strict=True):
             job = jobs.handle(each.id)
-            with pytest.raises(JobFailed, match=r"InvalidPayload|PayloadTooLarge"):
+            with pytest.raises(JobFailedError, match=r"InvalidPayloadError|PayloadTooLargeError"):
                 await job.result()
             info = await job.info()
             assert info is not None, what
@@ -906,7 +908,7 @@ async def test_a_job_whose_handler_is_not_known_is_dead(
     handler = jobs.handler(name="known")(add)
     await jobs.start(manager)
     job = await jobs.enqueue("other", [1])
-    with pytest.raises(JobFailed, match=r"UnknownHandler: no handler 'other'"):
+    with pytest.raises(JobFailedError, match=r"UnknownHandlerError: no handler 'other'"):
         await job.result()
     info = await job.info()
     assert info is not None
@@ -937,7 +939,7 @@ async def test_a_job_that_workers_die_of_is_dead(
             assert len(claims) == 3 - crashes
             await elapse(broker.real, 2)
         await jobs.start(manager)
-        with pytest.raises(JobFailed, match="its worker died 2 times"):
+        with pytest.raises(JobFailedError, match="its worker died 2 times"):
             await poison.result()
         assert await poor.result() is None
         assert ran == [2]

@@ -36,9 +36,9 @@ from stepping import When
 from background import Manager
 from background._support import clock as system_clock
 from background.queues import JobQueue
-from background.queues._errors import BrokerUnavailable, PayloadTooLarge
+from background.queues._errors import BrokerUnavailableError, PayloadTooLargeError
 from background.queues._states import FINAL, JobState
-from background.queues.abc import Claim, Hold, Maintained, Message, Settlement
+from background.queues.abc import Claim, LeaseStatus, MaintenanceStats, Message, Settlement
 from background.queues.nats import NatsBroker, timer_wheel
 from background.queues.nats.codec import decode
 from background.queues.nats.connection import Connection
@@ -180,7 +180,7 @@ def test_asyncio_only(anyio_backend_name: str) -> None:
     async def main() -> None:
         await NatsBroker("nats://127.0.0.1:1").open()
 
-    expected = RuntimeError if anyio_backend_name == "trio" else BrokerUnavailable
+    expected = RuntimeError if anyio_backend_name == "trio" else BrokerUnavailableError
     with pytest.raises(expected):
         anyio.run(main, backend=anyio_backend_name)
 
@@ -191,10 +191,10 @@ def test_asyncio_only(anyio_backend_name: str) -> None:
 @real
 async def test_no_server() -> None:
     broker = NatsBroker("nats://me:secret@127.0.0.1:1,nats://127.0.0.1:2")
-    with pytest.raises(BrokerUnavailable, match=r"nats://127\.0\.0\.1:1,.*onnect") as caught:
+    with pytest.raises(BrokerUnavailableError, match=r"nats://127\.0\.0\.1:1,.*onnect") as caught:
         await broker.open()
     assert "secret" not in str(caught.value)
-    with pytest.raises(BrokerUnavailable, match="is not open"):
+    with pytest.raises(BrokerUnavailableError, match="is not open"):
         await broker.get("one")
     await broker.close()
 
@@ -203,7 +203,7 @@ async def test_no_server() -> None:
 async def test_no_jetstream() -> None:
     with nats_server(jetstream=False) as server:
         broker = NatsBroker(server.url)
-        with pytest.raises(BrokerUnavailable, match="has no JetStream to keep jobs in"):
+        with pytest.raises(BrokerUnavailableError, match="has no JetStream to keep jobs in"):
             await broker.open()
 
 
@@ -214,7 +214,7 @@ async def test_old_servers_are_refused(version: str) -> None:
         link: Any = broker._link
         await held(link.connection.close())
         link.version = functools.partial(_later, version)
-        with pytest.raises(BrokerUnavailable, match=r"2\.9 or later is needed"):
+        with pytest.raises(BrokerUnavailableError, match=r"2\.9 or later is needed"):
             await held(broker.open())
         for newer in ("2.9.0", "v2.12.0-RC.1", "3.0.0-dev"):
             link.version = functools.partial(_later, newer)
@@ -234,7 +234,7 @@ async def test_streams_with_other_settings_are_refused() -> None:
         prefix = broker._layout.prefix
         other = NatsBroker(server.url, prefix=prefix)
         expected = f"stream KV_{prefix}-jobs has other settings .*: storage is 'memory' instead of"
-        with pytest.raises(BrokerUnavailable, match=expected):
+        with pytest.raises(BrokerUnavailableError, match=expected):
             await other.open()
         await remove_streams(broker)
 
@@ -268,7 +268,7 @@ async def test_credentials(config: str, right: str, wrong: str) -> None:
             assert await broker.count() == 0
             assert "s3cret" not in repr(broker)
         broker = NatsBroker(server.url.replace("//", f"//{wrong}@"))
-        with pytest.raises(BrokerUnavailable, match="Authorization") as caught:
+        with pytest.raises(BrokerUnavailableError, match="Authorization") as caught:
             await broker.open()
         assert "wr0ng" not in str(caught.value)
 
@@ -286,7 +286,7 @@ async def test_tls(tmp_path: Path) -> None:
         url = server.url.replace("nats:", "tls:")
         async with opened(server, url=url, tls=context) as broker:
             assert await broker.enqueue([message()]) == [True]
-        with pytest.raises(BrokerUnavailable, match="CERTIFICATE_VERIFY_FAILED"):
+        with pytest.raises(BrokerUnavailableError, match="CERTIFICATE_VERIFY_FAILED"):
             await NatsBroker(url).open()
 
 
@@ -312,7 +312,7 @@ def calls_of(broker: NatsBroker, claims: list[Claim]) -> dict[str, tuple[Any, An
         "enqueue": (lambda: broker.enqueue(new), [True] * 2),
         "claim": (lambda: broker.claim(["q"], 1, lease=30), []),
         "wait_for_work": (lambda: broker.wait_for_work(["q"], 0.01), None),
-        "renew": (lambda: broker.renew(claims, lease=30), [Hold.LOST]),
+        "renew": (lambda: broker.renew(claims, lease=30), [LeaseStatus.LOST]),
         "settle": (lambda: finish(broker, claims), [False]),
         "save": (lambda: broker.save("one", claims[0].token, b"1"), False),
         "get": (lambda: broker.get("one"), None),
@@ -321,7 +321,7 @@ def calls_of(broker: NatsBroker, claims: list[Claim]) -> dict[str, tuple[Any, An
         "requeue": (lambda: broker.requeue("one"), False),
         "count": (broker.count, 0),
         "purge": (broker.purge, 0),
-        "maintain": (broker.maintain, Maintained()),
+        "maintain": (broker.maintain, MaintenanceStats()),
         "clock": (broker._clock.read, None),
     }
 
@@ -366,7 +366,7 @@ async def despite_old_files(call: Callable[[], Awaitable[Any]]) -> Any:
     for _ in range(50):
         try:
             return await call()
-        except BrokerUnavailable as error:
+        except BrokerUnavailableError as error:
             if "error creating store" not in str(error):
                 raise
     return await call()
@@ -432,7 +432,7 @@ async def test_what_was_known_of_a_job_that_is_gone_changes_no_other() -> None:
             assert (await stored(other))["timers"] == 1
             assert await eventually(lambda: finish(broker, old)) == [False]
             broker._claims._leases.drop(["one"])
-            assert await broker.renew(old, lease=30) == [Hold.LOST]
+            assert await broker.renew(old, lease=30) == [LeaseStatus.LOST]
             assert (await stored(other))["timers"] == 1
             assert await finish(other, new, result=b"new") == [True]
             assert (await broker.get("one")).result == b"new"
@@ -477,7 +477,7 @@ async def test_making_streams_again_is_completed_when_it_was_cut() -> None:
             crash.left = left
             try:
                 await broker.claim(["q"], 1, lease=30)
-            except BrokerUnavailable:
+            except BrokerUnavailableError:
                 cut += 1
             crash.left = float("inf")
             await broker.count()
@@ -508,9 +508,9 @@ async def test_what_was_under_way_when_timers_were_made_again_is_looked_at_later
         records.write = write_late
         await broker.enqueue([message(delay=5)])
         await asyncio.sleep(30)
-        assert await other.maintain() == Maintained()
+        assert await other.maintain() == MaintenanceStats()
         await asyncio.sleep(31)
-        assert await other.maintain() == Maintained(due=1)
+        assert await other.maintain() == MaintenanceStats(due=1)
 
 
 @virtual
@@ -519,12 +519,12 @@ async def test_streams_that_are_gone_though_they_have_been_made_again() -> None:
         await remove_streams(broker)
         streams: Any = broker._streams
         streams.ensure, ensure = functools.partial(_later, []), streams.ensure
-        with pytest.raises(BrokerUnavailable, match="stream not found"):
+        with pytest.raises(BrokerUnavailableError, match="stream not found"):
             await broker.get("one")
-        with pytest.raises(BrokerUnavailable, match="has no JetStream"):
+        with pytest.raises(BrokerUnavailableError, match="has no JetStream"):
             await broker.enqueue([message()])
         streams.ensure = ensure
-        with pytest.raises(BrokerUnavailable, match="invalid subject"):
+        with pytest.raises(BrokerUnavailableError, match="invalid subject"):
             await broker._api._ask("no subject")
 
 
@@ -537,7 +537,7 @@ async def test_streams_that_can_not_be_made_again() -> None:
         settings = broker._layout.streams[broker._layout.ready]
         settings["num_replicas"] = 3
         for call in (broker.count, lambda: broker.claim(["q"], 1, lease=30), broker.maintain):
-            with pytest.raises(BrokerUnavailable, match="replicas > 1 not supported"):
+            with pytest.raises(BrokerUnavailableError, match="replicas > 1 not supported"):
                 await call()
         settings["num_replicas"] = 1
         assert await broker.enqueue([message()]) == [True]
@@ -565,7 +565,7 @@ async def eventually(call: Callable[[], Awaitable[Any]]) -> Any:
         while True:
             try:
                 return await call()
-            except BrokerUnavailable:
+            except BrokerUnavailableError:
                 await asyncio.sleep(0.01)
 
 
@@ -587,9 +587,9 @@ async def test_a_server_that_is_killed_and_started_again(server: NatsServer) -> 
                 lambda: broker.claim(["q"], 1, lease=30),
                 lambda: waiting,
             ):
-                with pytest.raises(BrokerUnavailable, match=r"127\.0\.0\.1"):
+                with pytest.raises(BrokerUnavailableError, match=r"127\.0\.0\.1"):
                     await call()
-            with pytest.raises(BrokerUnavailable, match="buffer"):
+            with pytest.raises(BrokerUnavailableError, match="buffer"):
                 await broker._link._send(broker._link.connection._client, Request("lost"), 1, {})
             broker._link._waiting.clear()
         finally:
@@ -608,7 +608,7 @@ async def test_a_server_that_does_not_answer(server: NatsServer, impatient: None
     async with opened(server) as broker:
         os.kill(server.pid, signal.SIGSTOP)
         try:
-            with pytest.raises(BrokerUnavailable, match=r"did not answer within 0\.3 s"):
+            with pytest.raises(BrokerUnavailableError, match=r"did not answer within 0\.3 s"):
                 await broker.enqueue([message()])
         finally:
             os.kill(server.pid, signal.SIGCONT)
@@ -673,7 +673,7 @@ async def test_closed_while_somebody_connects() -> None:
         await asyncio.sleep(0)
     await connection.close()
     going_on.set()
-    with pytest.raises(BrokerUnavailable, match="is not open"):
+    with pytest.raises(BrokerUnavailableError, match="is not open"):
         await connecting
     assert connection.current is None
     while not clients[1].is_closed:  # noqa: ASYNC110
@@ -699,7 +699,7 @@ async def test_who_reads_all_jobs_hears_if_that_can_not_be_done() -> None:
             return name, size
 
         api.read_all = interrupted
-        with pytest.raises(BrokerUnavailable, match="can't be read to their end"):
+        with pytest.raises(BrokerUnavailableError, match="can't be read to their end"):
             await broker.count()
         api.read_all = read_all
         assert await broker.count() == 3
@@ -713,7 +713,7 @@ async def test_closed_while_somebody_waits() -> None:
         waiting = asyncio.create_task(broker.wait_for_work(["q"], 80_000))
         await asyncio.sleep(5)
         await held(broker._link.connection.close())
-        with pytest.raises(BrokerUnavailable, match="is not open"):
+        with pytest.raises(BrokerUnavailableError, match="is not open"):
             await waiting
         await held(broker.open())
 
@@ -722,7 +722,7 @@ def test_another_event_loop_is_refused() -> None:
     broker: Any = NatsBroker(shared_server().url, prefix=f"test-{token_hex(8)}")
 
     async def use() -> None:
-        with pytest.raises(BrokerUnavailable, match="opened in another event loop"):
+        with pytest.raises(BrokerUnavailableError, match="opened in another event loop"):
             await broker.count()
 
     with asyncio.Runner() as first, asyncio.Runner() as second:
@@ -758,8 +758,8 @@ async def test_a_wrong_clock_of_a_host_changes_nothing(monkeypatch: pytest.Monke
         claims = await broker.claim(["q"], 5, lease=30)
         assert [each.message.id for each in claims] == ["one"]
         assert abs(claims[0].enqueued_at - wall()) < SOON
-        assert await broker.renew(claims, lease=30) == [Hold.KEPT]
-        assert await broker.maintain() == Maintained()
+        assert await broker.renew(claims, lease=30) == [LeaseStatus.KEPT]
+        assert await broker.maintain() == MaintenanceStats()
 
 
 @virtual
@@ -802,7 +802,7 @@ async def test_many_timers_that_are_due_at_once() -> None:
         for part in range(3):
             await broker.enqueue([message(f"{part}-{n}", delay=10) for n in range(400)])
         await asyncio.sleep(11)
-        assert await broker.maintain() == Maintained(due=1200)
+        assert await broker.maintain() == MaintenanceStats(due=1200)
         assert await broker.count(state=JobState.READY) == 1200
 
 
@@ -816,7 +816,7 @@ async def test_nobody_takes_more_timers_than_can_be_seen_to_in_time(
             await broker.enqueue([message(str(number), delay=10)])
         await asyncio.sleep(11)
         await broker.claim(["none"], 1, lease=30)
-        assert await broker.maintain() == Maintained(due=2)
+        assert await broker.maintain() == MaintenanceStats(due=2)
 
 
 def test_others_wait_for_who_has_taken_a_timer_no_longer_than_for_a_lease() -> None:
@@ -833,7 +833,7 @@ async def test_a_clock_that_is_set_back_hides_no_timers() -> None:
             other._clock._ahead -= 50
             await other.enqueue([message(delay=5)])
         await asyncio.sleep(6)
-        assert await broker.maintain() == Maintained(due=1)
+        assert await broker.maintain() == MaintenanceStats(due=1)
 
 
 @virtual
@@ -862,21 +862,21 @@ async def test_timers_that_several_take_at_once() -> None:
 async def test_a_job_that_is_too_large() -> None:
     async with served_nats_broker() as broker:
         most = await broker._api.max_record()
-        with pytest.raises(PayloadTooLarge, match="max_payload"):
+        with pytest.raises(PayloadTooLargeError, match="max_payload"):
             await broker.enqueue([message(), message("two", body=b"x" * most)])
         assert await broker.count() == 0
         half = b"x" * (most // 2)
         sent = [message(body=half), message("two"), message("both", needs=("one", "two"))]
         await broker.enqueue(sent)
         one, two = await broker.claim(["q"], 2, lease=30)
-        with pytest.raises(PayloadTooLarge):
+        with pytest.raises(PayloadTooLargeError):
             await broker.save("one", one.token, half)
         assert await finish(broker, [one], result=half) == [True]
         job = await broker.get("one")
         assert job is not None
         assert (job.state, job.result) == (JobState.DEAD, None)
         assert job.error is not None
-        assert job.error["type"] == "PayloadTooLarge"
+        assert job.error["type"] == "PayloadTooLargeError"
         assert await state_of(broker, "both") is JobState.DEAD
         await finish(broker, [two])
 
@@ -918,22 +918,24 @@ async def test_records_of_a_newer_version_are_left_alone(caplog: pytest.LogCaptu
         claims = await broker.claim(["q"], 5, lease=30)
         assert [each.message.id for each in claims] == ["two"]
         assert await broker.enqueue([message(), message("four")]) == [False, True]
-        with pytest.raises(BrokerUnavailable, match="by this version of the library: version 2"):
+        with pytest.raises(
+            BrokerUnavailableError, match="by this version of the library: version 2"
+        ):
             await broker.get("one")
         assert await broker.count() == 2
         await asyncio.sleep(6)
-        assert await broker.maintain() == Maintained()
+        assert await broker.maintain() == MaintenanceStats()
         (known,) = await broker._records.load(["three"])
         old = known.record.replace(b'"v":2', b'"v":1')
         await api.replace([(broker._layout.job("three"), old, known.revision)])
         await asyncio.sleep(11)
-        assert await broker.maintain() == Maintained(due=1)
+        assert await broker.maintain() == MaintenanceStats(due=1)
     assert "version 2" in caplog.text
 
 
 def test_what_is_no_record() -> None:
     for record in (b"", b"[]", b"{}\n", b'{"v":1}\n', b"\xff"):
-        with pytest.raises(BrokerUnavailable, match="revision 7"):
+        with pytest.raises(BrokerUnavailableError, match="revision 7"):
             decode(record, 7)
 
 
@@ -959,7 +961,7 @@ async def test_consumers_with_other_settings_are_refused() -> None:
         name, settings = broker._layout.consumer("q", again=True)
         other = {**settings, "ack_wait": 5_000_000_000}
         await broker._api.ensure_consumer(broker._layout.ready, name, other)
-        with pytest.raises(BrokerUnavailable, match="ack_wait is 5000000000 instead of"):
+        with pytest.raises(BrokerUnavailableError, match="ack_wait is 5000000000 instead of"):
             await broker.claim(["q"], 1, lease=30)
 
 
@@ -1026,9 +1028,9 @@ async def test_changes_by_others_while_it_is_held() -> None:
     async with served_nats_broker() as broker, served_nats_broker(like=broker) as other:
         await broker.enqueue([message()])
         claims = await broker.claim(["q"], 1, lease=30)
-        assert await other.renew(claims, lease=60) == [Hold.KEPT]
+        assert await other.renew(claims, lease=60) == [LeaseStatus.KEPT]
         assert await other.save("one", claims[0].token, b"half")
-        assert await broker.renew(claims, lease=90) == [Hold.KEPT]
+        assert await broker.renew(claims, lease=90) == [LeaseStatus.KEPT]
         await asyncio.sleep(80)
         await other.maintain()
         assert await finish(broker, claims, result=b"1") == [True]
@@ -1042,7 +1044,7 @@ async def test_leases_that_nobody_settled_are_not_remembered() -> None:
         (first, *_) = await broker.claim(["q"], 3, lease=30)
         await finish(broker, [first])
         await asyncio.sleep(31)
-        assert await broker.maintain() == Maintained(reclaimed=2)
+        assert await broker.maintain() == MaintenanceStats(reclaimed=2)
         leases: Any = broker._claims._leases
         assert not leases._leases
         assert not leases._covered
@@ -1057,7 +1059,7 @@ async def test_a_delay_that_is_longer_than_the_lease() -> None:
         again = Settlement(id="one", token=claim.token, state=JobState.SCHEDULED, delay=100)
         assert await broker.settle([again]) == [True]
         await asyncio.sleep(101)
-        assert await broker.maintain() == Maintained(due=1)
+        assert await broker.maintain() == MaintenanceStats(due=1)
 
 
 @virtual
@@ -1066,7 +1068,7 @@ async def test_what_could_not_be_claimed_is_left_to_others_at_once() -> None:
         await other.enqueue(messages(3))
         jobs: Any = broker._jobs
         jobs.change = functools.partial(_fail, "lost")
-        with pytest.raises(BrokerUnavailable, match="lost"):
+        with pytest.raises(BrokerUnavailableError, match="lost"):
             await broker.claim(["q"], 3, lease=30)
         seen: list[str] = []
         async with asyncio.timeout(SOON):
@@ -1076,7 +1078,7 @@ async def test_what_could_not_be_claimed_is_left_to_others_at_once() -> None:
 
 
 async def _fail(message: str, *args: Any, **options: Any) -> None:
-    raise BrokerUnavailable(message)
+    raise BrokerUnavailableError(message)
 
 
 # Nothing is left
@@ -1147,7 +1149,7 @@ class Crash:
         self._link._call, self._link.post, self._link.fetch = self.call, self.post, self.fetch
 
     def _die(self) -> None:
-        raise BrokerUnavailable("the process has died")
+        raise BrokerUnavailableError("the process has died")
 
     async def call(self, requests: Any) -> Any:
         if self.left < len(requests):
@@ -1240,7 +1242,7 @@ async def test_what_a_crash_leaves_is_put_right_by_others(act: Any, keep: float)
                 crash.left = number
                 try:
                     await act(broker, claims)
-                except BrokerUnavailable as error:
+                except BrokerUnavailableError as error:
                     assert str(error) == "the process has died"  # noqa: PT017
                     tried += 1
                     died = True
@@ -1298,7 +1300,7 @@ async def test_what_a_crash_leaves_is_put_right_in_time(act: Any) -> None:
                 died = True
                 try:
                     await act(broker, claims)
-                except BrokerUnavailable:
+                except BrokerUnavailableError:
                     tried += 1
                 else:
                     died = False
@@ -1393,7 +1395,7 @@ async def test_enqueued_again_after_a_crash_all_jobs_are_there() -> None:
                 crash.left = number
                 try:
                     await enqueues(broker, await needed(other))
-                except BrokerUnavailable:
+                except BrokerUnavailableError:
                     await enqueues(other, [])
                     died = True
                 else:
@@ -1558,7 +1560,7 @@ async def test_what_another_process_has_opened_is_let_go() -> None:
     async with opened(shared_server()) as broker:
         link, client = broker._link, broker._link.connection._client
         link.connection._process = 0
-        with pytest.raises(BrokerUnavailable, match="before a fork"):
+        with pytest.raises(BrokerUnavailableError, match="before a fork"):
             await broker.count()
         await broker.close()
         link.post("nobody")
@@ -1598,7 +1600,7 @@ async def test_a_stream_that_somebody_makes_at_the_same_time() -> None:
         streams._ask = too_early
         name = broker._layout.jobs
         broker._layout.streams[name]["max_msgs_per_subject"] = 2
-        with pytest.raises(BrokerUnavailable, match="max_msgs_per_subject is 1 instead of 2"):
+        with pytest.raises(BrokerUnavailableError, match="max_msgs_per_subject is 1 instead of 2"):
             await streams.ensure()
         assert asked == [f"STREAM.INFO.{name}", f"STREAM.CREATE.{name}", f"STREAM.INFO.{name}"]
 
@@ -1615,7 +1617,7 @@ async def test_a_clock_that_can_not_be_read() -> None:
             return sequences
 
         api.publish_all = publish_and_lose
-        with pytest.raises(BrokerUnavailable, match="a message is gone that was just stored"):
+        with pytest.raises(BrokerUnavailableError, match="a message is gone that was just stored"):
             await broker._clock.read()
 
 
@@ -1628,13 +1630,13 @@ async def test_what_was_claimed_before_the_connection_was_lost_is_not_lost() -> 
 
         async def take_or_fail(queue: str, most: int) -> Any:
             if queue == "r":
-                raise BrokerUnavailable("lost")
+                raise BrokerUnavailableError("lost")
             return await take(queue, most)
 
         ready.take = take_or_fail
         claims = await broker.claim(["q", "r"], 5, lease=30)
         assert [each.message.id for each in claims] == ["one"]
-        with pytest.raises(BrokerUnavailable, match="lost"):
+        with pytest.raises(BrokerUnavailableError, match="lost"):
             await broker.claim(["r"], 5, lease=30)
 
 
@@ -1646,4 +1648,4 @@ async def test_timers_are_dealt_with_in_parts(monkeypatch: pytest.MonkeyPatch) -
             await broker.enqueue([message(str(number), delay=10)])
         await broker.enqueue(messages(10, delay=10))
         await asyncio.sleep(11)
-        assert await broker.maintain() == Maintained(due=20)
+        assert await broker.maintain() == MaintenanceStats(due=20)

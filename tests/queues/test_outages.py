@@ -13,15 +13,15 @@ from opentelemetry import propagate
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 from tenacity import AsyncRetrying, stop_after_attempt, wait_fixed
 
-from background import JobEnqueued, Manager, TaskCancelledEvent, TaskSucceeded
+from background import JobEnqueued, Manager, TaskCancelled, TaskSucceeded
 from background.queues import (
-    BrokerUnavailable,
+    BrokerUnavailableError,
     JobContext,
-    JobFailed,
+    JobFailedError,
     JobQueue,
     JobState,
     Ordered,
-    PayloadTooLarge,
+    PayloadTooLargeError,
     QueueError,
 )
 from background.queues.abc import Message, Settlement
@@ -106,11 +106,11 @@ async def test_a_broker_that_stays_away_is_told_of(
     handler = jobs.handler(name="h")(log.note)
     job = await handler.enqueue()
     broker.down |= {"enqueue", "get", "cancel", "requeue", "count", "purge"}
-    with pytest.raises(BrokerUnavailable):
+    with pytest.raises(BrokerUnavailableError):
         await handler.enqueue()
     assert broker.asked["enqueue"] == 5
     for ask in (job.info, job.cancel, jobs.count, jobs.purge):
-        with pytest.raises(BrokerUnavailable):
+        with pytest.raises(BrokerUnavailableError):
             await ask()
     broker.down.clear()
     assert await jobs.count() == 1
@@ -127,7 +127,7 @@ async def test_those_who_wait_bear_with_an_outage(
     broker.fail("wait", times=3)
     assert await job.result() == 1
     broker.fail("wait")
-    with pytest.raises(BrokerUnavailable):
+    with pytest.raises(BrokerUnavailableError):
         await job.result(timeout=0)
 
 
@@ -138,10 +138,10 @@ async def test_those_who_wait_are_told_of_a_long_outage(
     job = await jobs.handler(name="h")(log.note).enqueue()
     broker.down.add("wait")
     began = anyio.current_time()
-    with pytest.raises(BrokerUnavailable):
+    with pytest.raises(BrokerUnavailableError):
         await job.result()
     assert 29 < anyio.current_time() - began < 32
-    with pytest.raises(BrokerUnavailable):
+    with pytest.raises(BrokerUnavailableError):
         await job.wait(timeout=5)
     assert 34 < anyio.current_time() - began < 38
     broker.down.clear()
@@ -201,13 +201,13 @@ async def test_what_the_broker_refuses_to_settle_is_dead_and_holds_nobody_up(
     handler = jobs.handler(name="h")(log.note)
     made = await handler.enqueue_many([(), ()])
     # Both together, then one of them alone.
-    broker.fail("settle", error=PayloadTooLarge("no room for this"), times=2)
+    broker.fail("settle", error=PayloadTooLargeError("no room for this"), times=2)
     await jobs.start(manager, concurrency=2)
     by_state = {await each.wait(): each for each in made}
     assert by_state.keys() == {S.DEAD, S.SUCCEEDED}
-    with pytest.raises(JobFailed, match="no room for this") as failed:
+    with pytest.raises(JobFailedError, match="no room for this") as failed:
         await by_state[S.DEAD].result()
-    assert failed.value.type.endswith("PayloadTooLarge")
+    assert failed.value.type.endswith("PayloadTooLargeError")
     assert await (await handler.enqueue()).result() == 3
 
 
@@ -215,10 +215,10 @@ async def test_what_can_not_even_be_dead_is_left_to_its_lease(
     jobs: JobQueue, manager: Manager, broker: FaultyBroker, recorder: RecordingObserver, log: Log
 ) -> None:
     handler = jobs.handler(name="h")(log.note)
-    broker.fail("settle", error=PayloadTooLarge("no room for this"), times=2)
+    broker.fail("settle", error=PayloadTooLargeError("no room for this"), times=2)
     await jobs.start(manager)
     job = await handler.enqueue()
-    event = await recorder.wait_for(TaskCancelledEvent)
+    event = await recorder.wait_for(TaskCancelled)
     assert event.reason == "it could not be settled"
     info = await job.info()
     assert info is not None
@@ -353,7 +353,7 @@ async def test_what_cannot_be_settled_is_given_up_with_the_manager(
         await broker.called("settle", 2)
         manager.request_shutdown()
     assert told_of(recorder, job.id) == ["added", "started", "cancelled"]
-    assert recorder.of(TaskCancelledEvent)[0].reason == "it could not be settled"
+    assert recorder.of(TaskCancelled)[0].reason == "it could not be settled"
     assert "1 jobs could not be settled" in caplog.text
     broker.down.clear()
     stored = await broker.get(job.id)
@@ -379,7 +379,7 @@ async def test_a_job_that_another_has_is_cancelled_here(
         stolen = Settlement(id=job.id, token=claim.token, state=S.SUCCEEDED, result=b"7")
         assert await broker.real.settle([stolen]) == [True]
         await log.cancelled.wait()
-        event = await recorder.wait_for(TaskCancelledEvent)
+        event = await recorder.wait_for(TaskCancelled)
         assert (event.id, event.reason) == (job.id, "its lease was lost")
         assert await job.result() == 7
         assert worker.in_flight == 0
@@ -397,7 +397,7 @@ async def test_a_job_that_another_has_is_not_settled_here(
         stolen = Settlement(id=job.id, token=claim.token, state=S.SUCCEEDED, result=b"7")
         assert await broker.real.settle([stolen]) == [True]
         log.finish.set()
-        event = await recorder.wait_for(TaskCancelledEvent)
+        event = await recorder.wait_for(TaskCancelled)
         assert event.reason == "its lease was lost"
         assert await job.result() == 7
 
@@ -418,7 +418,7 @@ async def test_a_job_that_another_has_is_not_begun(
         claim = broker.claims[1]
         stolen = Settlement(id=second.id, token=claim.token, state=S.SUCCEEDED, result=b"7")
         assert await broker.real.settle([stolen]) == [True]
-        event = await recorder.wait_for(TaskCancelledEvent)
+        event = await recorder.wait_for(TaskCancelled)
         assert (event.id, event.reason) == (second.id, "its lease was lost")
         log.finish.set()
         assert await first.result() == 1
@@ -441,7 +441,7 @@ async def test_a_job_that_ends_while_leases_are_renewed(
         assert await job.result() == 1
         going_on.set()
         await broker.called("renew", 1)
-    assert recorder.of(TaskCancelledEvent) == []
+    assert recorder.of(TaskCancelled) == []
     assert told_of(recorder, job.id) == ["added", "started", "succeeded"]
 
 
@@ -487,7 +487,7 @@ async def test_leases_that_cannot_be_renewed_are_given_up(
         broker.hold("renew")
     else:
         broker.fail("renew", error=ZeroDivisionError(), times=100)
-    event = await recorder.wait_for(TaskCancelledEvent)
+    event = await recorder.wait_for(TaskCancelled)
     assert (event.id, event.reason) == (job.id, "its lease was lost")
     assert 29 < anyio.current_time() - began < 35
     assert log.ran[0] == 1
@@ -532,7 +532,7 @@ async def test_a_job_whose_lease_was_lost_runs_elsewhere_meanwhile(
     broker.fail("renew", times=50)
     assert await job.result() == 2
     assert ran == [1, 2]
-    event = await recorder.wait_for(TaskCancelledEvent)
+    event = await recorder.wait_for(TaskCancelled)
     assert event.reason == "its lease was lost"
     assert await job.result() == 2
     assert len(recorder.of(TaskSucceeded)) == 1

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from background.queues import InvalidPayload, PayloadTooLarge, QueueError
+from background.queues import InvalidPayloadError, PayloadTooLargeError, QueueError
 from background.queues._codec.json_data import decode, encode, encode_each
 
 LIMIT = 1_000_000
@@ -92,7 +92,7 @@ REFUSED: dict[str, tuple[Any, str]] = {
 
 @pytest.mark.parametrize(("value", "message"), REFUSED.values(), ids=REFUSED)
 def test_what_json_would_change_is_refused(value: Any, message: str) -> None:
-    with pytest.raises(InvalidPayload) as caught:
+    with pytest.raises(InvalidPayloadError) as caught:
         encode("args", value, LIMIT)
     assert str(caught.value).startswith(message)
     assert isinstance(caught.value, (QueueError, ValueError))
@@ -102,7 +102,7 @@ def test_what_is_checked_already_is_still_no_more_than_json() -> None:
     """What looking through it does not find, the encoder does."""
     assert encode("args", [1, "a"], LIMIT, checked=True) == b'[1,"a"]'
     for value in (math.nan, object(), circle(), deep(100_000), "\ud800", 10**5000):
-        with pytest.raises(InvalidPayload, match=r"^args can't be sent as JSON: "):
+        with pytest.raises(InvalidPayloadError, match=r"^args can't be sent as JSON: "):
             encode("args", [value], LIMIT, checked=True)
 
 
@@ -114,13 +114,13 @@ def test_many_are_encoded_as_each_of_them_is(values: list[Any]) -> None:
 
 def test_one_of_many_that_can_not_be_sent() -> None:
     for wrong in (math.nan, object(), circle(), deep(100_000), "\ud800", 10**5000):
-        with pytest.raises(InvalidPayload, match=r"^args can't be sent as JSON: "):
+        with pytest.raises(InvalidPayloadError, match=r"^args can't be sent as JSON: "):
             encode_each("args", [1, [wrong], 2], LIMIT)
 
 
 def test_one_of_many_that_is_too_large() -> None:
     assert encode_each("args", ["x" * 8] * 200, 10) == [b'"xxxxxxxx"'] * 200
-    with pytest.raises(PayloadTooLarge, match=r"^args: 11 bytes, and max_payload is 10$"):
+    with pytest.raises(PayloadTooLargeError, match=r"^args: 11 bytes, and max_payload is 10$"):
         encode_each("args", [*["x" * 8] * 150, "x" * 9], 10)
 
 
@@ -150,7 +150,7 @@ CORRUPT: dict[str, bytes] = {
 
 @pytest.mark.parametrize("encoded", CORRUPT.values(), ids=CORRUPT)
 def test_what_is_not_json_is_refused(encoded: bytes) -> None:
-    with pytest.raises(InvalidPayload, match=r"^result is not JSON: "):
+    with pytest.raises(InvalidPayloadError, match=r"^result is not JSON: "):
         decode("result", encoded, LIMIT)
 
 
@@ -160,7 +160,7 @@ def test_the_limit_is_the_most_that_is_sent_and_read() -> None:
     assert len(encoded) == 10
     assert decode("args", encoded, 10) == value
     message = "^args: 10 bytes, and max_payload is 9$"
-    with pytest.raises(PayloadTooLarge, match=message):
+    with pytest.raises(PayloadTooLargeError, match=message):
         encode("args", value, 9)
-    with pytest.raises(PayloadTooLarge, match=message):
+    with pytest.raises(PayloadTooLargeError, match=message):
         decode("args", encoded, 9)

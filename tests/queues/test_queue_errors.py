@@ -8,13 +8,13 @@ import pickle
 import pytest
 
 from background import BackgroundError
-from background.queues import JobCancelled, JobExpired, JobFailed, QueueError
+from background.queues import JobCancelledError, JobExpiredError, JobFailedError, QueueError
 
 TEXTS = {
-    JobFailed("7", "ValueError", "broken", "Traceback…"): "job 7 failed: ValueError: broken",
-    JobFailed("7", "KeyboardInterrupt", ""): "job 7 failed: KeyboardInterrupt",
-    JobCancelled("7"): "job 7 was cancelled",
-    JobExpired("7"): "job 7 expired before it could start",
+    JobFailedError("7", "ValueError", "broken", "Traceback…"): "job 7 failed: ValueError: broken",
+    JobFailedError("7", "KeyboardInterrupt", ""): "job 7 failed: KeyboardInterrupt",
+    JobCancelledError("7"): "job 7 was cancelled",
+    JobExpiredError("7"): "job 7 expired before it could start",
 }
 
 

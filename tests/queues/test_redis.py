@@ -28,9 +28,9 @@ from servers import Server
 from stepping import When
 from test_brokers import LEASE, claim_one, claimed, message, settle, settlement, state_of
 
-from background.queues._errors import BrokerUnavailable
+from background.queues._errors import BrokerUnavailableError
 from background.queues._states import JobState
-from background.queues.abc import Claim, Hold, Maintained, Message
+from background.queues.abc import Claim, LeaseStatus, MaintenanceStats, Message
 from background.queues.redis import RedisBroker, RedisResults, queries, transitions
 from background.queues.redis import broker as module
 from background.queues.redis.script import KEYS, Script
@@ -245,7 +245,7 @@ async def test_a_password_and_a_database(
         async with open_broker(f"unix://:{QUOTED}@{own.socket}?db=3") as broker:
             assert await broker.count() == 1
         for wrong in (own.url, own.url.replace("//", f"//:x{QUOTED}@")):
-            with pytest.raises(BrokerUnavailable) as caught:
+            with pytest.raises(BrokerUnavailableError) as caught:
                 await RedisBroker(wrong).open()
             assert re.search(r"/0: .*(auth|invalid|password)", str(caught.value), re.IGNORECASE)
             assert "s3cr3t" not in repr(caught.value)
@@ -262,7 +262,7 @@ async def test_a_user_who_may_not_do_all_that_it_takes(
         async with open_broker(url, prefix="jobs") as broker:
             await broker.enqueue([message()])
             assert await claimed(broker) == ["one"]
-        with pytest.raises(BrokerUnavailable, match=r"NOPERM .*permission"):
+        with pytest.raises(BrokerUnavailableError, match=r"NOPERM .*permission"):
             await RedisBroker(url, prefix="other").open()
 
 
@@ -286,7 +286,7 @@ async def test_tls(tmp_path: Path, server: Server, anyio_backend: object) -> Non
             assert await claimed(broker) == ["one"]
         with what_a_loop_complains_of() as complaints:
             for wrong in (trusting, relay.url, relay.url.replace("rediss", "redis")):
-                with pytest.raises(BrokerUnavailable, match=r"rediss?://127"):
+                with pytest.raises(BrokerUnavailableError, match=r"rediss?://127"):
                     await RedisBroker(wrong, timeout=1).open()
         assert all(isinstance(each["exception"], OSError) for each in complaints)  # of the relay
     del broker
@@ -295,13 +295,15 @@ async def test_tls(tmp_path: Path, server: Server, anyio_backend: object) -> Non
 
 async def test_a_server_that_is_too_old(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("background.queues.redis.session._OLDEST", (99,))
-    with pytest.raises(BrokerUnavailable, match=r"/0: Redis \d.* is too old: 6.2 is needed"):
+    with pytest.raises(BrokerUnavailableError, match=r"/0: Redis \d.* is too old: 6.2 is needed"):
         await RedisBroker(server.url).open()
 
 
 async def test_a_server_that_is_far_too_old(server: Server, anyio_backend: object) -> None:
     """Before 6.0 there was no such command as HELLO."""
-    refused = pytest.raises(BrokerUnavailable, match=r"Redis 6\.2 .* needed; .* unknown command")
+    refused = pytest.raises(
+        BrokerUnavailableError, match=r"Redis 6\.2 .* needed; .* unknown command"
+    )
     with own_server(server.name, "--rename-command", "HELLO", "") as own, refused:
         await RedisBroker(own.url).open()
 
@@ -310,7 +312,7 @@ async def test_jobs_of_a_newer_version_are_refused(broker: RedisBroker, server: 
     with Redis.from_url(server.url) as client:
         assert client.get(f"{{{broker.prefix}}}:version") == b"1"
         client.set(f"{{{broker.prefix}}}:version", 99)
-    with pytest.raises(BrokerUnavailable, match="have version 99, made by a newer version"):
+    with pytest.raises(BrokerUnavailableError, match="have version 99, made by a newer version"):
         await RedisBroker(server.url, prefix=broker.prefix).open()
 
 
@@ -346,14 +348,14 @@ async def test_large_numbers_are_dealt_with_in_parts(
     assert [job.message.id async for job in broker.scan(queue="r")] == ["z"]
     assert len([job async for job in broker.scan()]) == 11
     await elapse(broker, 6)
-    assert await broker.maintain() == Maintained(due=10)
+    assert await broker.maintain() == MaintenanceStats(due=10)
     claims = [each for _ in range(3) for each in await broker.claim(["q"], 10, lease=30)]
     assert [each.message.id for each in claims] == [f"{number:04}" for number in range(10)]
-    assert await broker.renew(claims, lease=30) == [Hold.KEPT] * 10
+    assert await broker.renew(claims, lease=30) == [LeaseStatus.KEPT] * 10
     assert await finish(broker, claims) == [True] * 10
     assert await broker.purge(state=JobState.DEAD) == 0
     await elapse(broker, 61)
-    assert await broker.maintain() == Maintained(forgotten=10)
+    assert await broker.maintain() == MaintenanceStats(forgotten=10)
     await broker.enqueue(messages(12))
     while claims := await broker.claim(["q"], 12, lease=30):
         await finish(broker, claims)
@@ -564,7 +566,7 @@ async def test_jobs_of_which_somebody_removed_a_part(broker: RedisBroker, server
         client.zadd(f"{{{broker.prefix}}}:changing", {"c": 1})
         client.zadd(f"{{{broker.prefix}}}:kept", {"a": 1})
     await broker.maintain()
-    assert await broker.maintain() == Maintained()
+    assert await broker.maintain() == MaintenanceStats()
     assert [job.message.id async for job in broker.scan()] == ["d"]
 
 
@@ -688,7 +690,7 @@ async def test_closed_while_somebody_waits(broker: RedisBroker) -> None:
     refused: list[str] = []
 
     async def wait(call: Any) -> None:
-        with pytest.raises(BrokerUnavailable, match="not open"):
+        with pytest.raises(BrokerUnavailableError, match="not open"):
             await call()
         refused.append("")
 
@@ -718,7 +720,7 @@ async def test_opening_and_closing_again(server: Server) -> None:
             group.start_soon(broker.close)
         assert asyncio.all_tasks() == tasks
         for call in (broker.count, partial(broker.wait, "one", 1), partial(broker.get, "one")):
-            with pytest.raises(BrokerUnavailable, match="not open"):
+            with pytest.raises(BrokerUnavailableError, match="not open"):
                 await call()
 
 
@@ -855,7 +857,7 @@ async def test_what_another_process_has_opened_is_refused(
     """It is not even closed, as the sockets are the other's; opened again, it is one's own."""
     link: Any = broker._session.link
     link._process = 0
-    with pytest.raises(BrokerUnavailable, match="before a fork"):
+    with pytest.raises(BrokerUnavailableError, match="before a fork"):
         await broker.count()
     if closes:
         await broker.close()
@@ -864,7 +866,7 @@ async def test_what_another_process_has_opened_is_refused(
     assert broker._session.link is not link
     link._process = os.getpid()
     await link.close()
-    with pytest.raises(BrokerUnavailable, match="not open"):
+    with pytest.raises(BrokerUnavailableError, match="not open"):
         await link.call(b"")
 
 
@@ -904,7 +906,7 @@ async def test_a_server_that_is_killed_and_started_again(
                         settled.extend(each.message.id for each in claims)
 
             async def until_killed(fn: Any, *args: Any) -> None:
-                with pytest.raises(BrokerUnavailable, match="redis://127"):
+                with pytest.raises(BrokerUnavailableError, match="redis://127"):
                     await fn(*args)
                 ends.append(fn)
 
@@ -916,7 +918,7 @@ async def test_a_server_that_is_killed_and_started_again(
                 await until(lambda: len(settled) >= 50)
                 await anyio.to_thread.run_sync(own.kill)
             assert len(ends) == 6
-            with pytest.raises(BrokerUnavailable, match="redis://127"):
+            with pytest.raises(BrokerUnavailableError, match="redis://127"):
                 await broker.count()
             await anyio.to_thread.run_sync(own.start)
             found = {job.message.id: job.state async for job in broker.scan()}
@@ -930,7 +932,7 @@ async def test_a_server_that_is_killed_and_started_again(
 async def test_a_server_that_never_answers(server: Server, anyio_backend: object) -> None:
     async with Relay(server.port) as relay:
         relay.swallows = True
-        with pytest.raises(BrokerUnavailable, match=r"no answer within 0\.1 s$"):
+        with pytest.raises(BrokerUnavailableError, match=r"no answer within 0\.1 s$"):
             await RedisBroker(relay.url, timeout=0.1).open()
 
 
@@ -946,7 +948,7 @@ async def test_connections_that_are_half_open_or_cut(
     ):
         await broker.wait_for_work(["q"], 0.01)
         relay.swallows = True
-        with pytest.raises(BrokerUnavailable, match=r"no answer within 0\.3 s"):
+        with pytest.raises(BrokerUnavailableError, match=r"no answer within 0\.3 s"):
             await broker.enqueue([message()])
         relay.swallows = False
         assert await broker.enqueue([message()]) == [True]
@@ -958,7 +960,7 @@ async def test_connections_that_are_half_open_or_cut(
             relay.swallows = True
 
             async def cut() -> None:
-                with pytest.raises(BrokerUnavailable, match="closed"):
+                with pytest.raises(BrokerUnavailableError, match="closed"):
                     await broker.enqueue([message("two")])
 
             group.start_soon(cut)
@@ -972,7 +974,7 @@ async def test_waiting_for_a_server_that_has_gone(server: Server, anyio_backend:
     with own_server(server.name) as own:
         async with open_broker(own.url) as broker:
             own.kill()
-            with pytest.raises(BrokerUnavailable, match="redis://127"):
+            with pytest.raises(BrokerUnavailableError, match="redis://127"):
                 await broker.wait_for_work(["q"], 1000)
 
 
@@ -984,9 +986,9 @@ async def test_a_server_without_memory(server: Server, anyio_backend: object) ->
             (first,) = await broker.claim(["q"], 1, lease=30)
             client.config_set("maxmemory", 1)
             for sent in (message("more"), message("more", handler=None)):
-                with pytest.raises(BrokerUnavailable, match="OOM"):
+                with pytest.raises(BrokerUnavailableError, match="OOM"):
                     await broker.enqueue([sent])
-            assert await broker.renew([first], lease=30) == [Hold.KEPT]
+            assert await broker.renew([first], lease=30) == [LeaseStatus.KEPT]
             assert await broker.save("0000", first.token, b"1")
             await wait_in_vain(broker, own)
             claims = await broker.claim(["q"], 10, lease=30)
@@ -1007,7 +1009,7 @@ async def test_a_server_that_is_a_replica_now(server: Server, anyio_backend: obj
             client.replicaof("127.0.0.1", 1)
             before = client.info("stats")["total_connections_received"]
             for _ in range(2):
-                with pytest.raises(BrokerUnavailable, match="READONLY"):
+                with pytest.raises(BrokerUnavailableError, match="READONLY"):
                     await broker.enqueue([message()])
             assert client.info("stats")["total_connections_received"] == before + 1
             client.replicaof("no", "one")
@@ -1020,7 +1022,7 @@ async def test_keys_that_are_somebody_elses(broker: RedisBroker, server: Server,
     """What failed half-way by that can be repeated."""
     with Redis.from_url(server.url) as client:
         client.set(f"{{{broker.prefix}}}:{name}", "mine")
-        with pytest.raises(BrokerUnavailable, match="WRONGTYPE"):
+        with pytest.raises(BrokerUnavailableError, match="WRONGTYPE"):
             await broker.enqueue([message()])
         client.delete(f"{{{broker.prefix}}}:{name}")
     assert await broker.enqueue([message()]) == [True]
@@ -1047,7 +1049,7 @@ async def test_results_for_ever_and_for_no_time(server: Server, keep: float) -> 
     assert left == -1 if keep else left in (-2, 0, 1)
     await store.delete("one")
     await store.close()
-    with pytest.raises(BrokerUnavailable, match="not open"):
+    with pytest.raises(BrokerUnavailableError, match="not open"):
         await store.get("one")
 
 
@@ -1056,6 +1058,6 @@ async def test_results_that_a_server_refuses(server: Server, anyio_backend: obje
         store = RedisResults(own.url)
         await store.open()
         client.replicaof("127.0.0.1", 1)
-        with pytest.raises(BrokerUnavailable, match="READONLY"):
+        with pytest.raises(BrokerUnavailableError, match="READONLY"):
             await store.save("one", b"1", keep=60)
         await store.close()

@@ -26,17 +26,17 @@ from tenacity import (
 from background import (
     JobDead,
     Manager,
-    TaskCancelledEvent,
+    TaskCancelled,
     TaskFailed,
     TaskRetrying,
     TaskStarted,
     TaskSucceeded,
 )
-from background.queues import JobContext, JobFailed, JobHandle, JobQueue, JobState
+from background.queues import JobContext, JobFailedError, JobHandle, JobQueue, JobState
 from background.testing import RecordingObserver
 
 S = JobState
-ENDS = (TaskSucceeded, TaskFailed, TaskCancelledEvent)
+ENDS = (TaskSucceeded, TaskFailed, TaskCancelled)
 
 
 def policy(attempts: int, **options: Any) -> AsyncRetrying:
@@ -102,7 +102,7 @@ async def test_attempts_until_the_policy_gives_up(
     handler = jobs.handler(name="h", retry=policy(3))(shaky)
     await jobs.start(manager)
     job = await handler.enqueue()
-    with pytest.raises(JobFailed, match="ValueError: 2"):
+    with pytest.raises(JobFailedError, match="ValueError: 2"):
         await job.result()
     dead = await recorder.wait_for(JobDead)
     assert dead.job.attempt == 3
@@ -142,7 +142,7 @@ async def test_a_policy_picks_errors(jobs: JobQueue, manager: Manager) -> None:
     some = policy(9, retry=retry_if_exception_type(ValueError))
     handler = jobs.handler(name="h", retry=some)(shaky)
     await jobs.start(manager)
-    with pytest.raises(JobFailed, match="KeyError"):
+    with pytest.raises(JobFailedError, match="KeyError"):
         await (await handler.enqueue()).result()
     assert shaky.attempts == [1, 2]
 
@@ -158,7 +158,7 @@ async def test_a_policy_refuses_results(
     job = await attempt.enqueue(9)
     assert await job.result() == 3
     assert [each.error for each in ends(recorder, job)[:2]] == [None, None]
-    with pytest.raises(JobFailed, match="RetryError"):
+    with pytest.raises(JobFailedError, match="RetryError"):
         await (await attempt.enqueue(1)).result()
     failed = await recorder.wait_for(TaskFailed)
     assert isinstance(failed.error, RetryError)
@@ -226,7 +226,7 @@ async def test_a_policy_that_fails_itself(jobs: JobQueue, manager: Manager) -> N
         )
         if not number:
             await jobs.start(manager)
-        with pytest.raises(JobFailed, match="ZeroDivisionError: of the policy"):
+        with pytest.raises(JobFailedError, match="ZeroDivisionError: of the policy"):
             await (await handler.enqueue()).result()
 
 

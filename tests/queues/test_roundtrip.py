@@ -33,7 +33,7 @@ from zoo import (
     Tree,
 )
 
-from background.queues import InvalidPayload
+from background.queues import InvalidPayloadError
 from background.queues._codec.arguments import Signature
 from background.queues._codec.json_data import decode, encode
 
@@ -181,8 +181,8 @@ def test_whatever_arrives_is_loaded_or_invalid(name: str, value: Any) -> None:
     signature = SIGNATURES[name]
     try:
         args, kwargs = signature.load([value], {"y": value})
-    except InvalidPayload:
-        with pytest.raises(InvalidPayload, match=r"^the result: "):
+    except InvalidPayloadError:
+        with pytest.raises(InvalidPayloadError, match=r"^the result: "):
             signature.load_result(value)
     else:
         assert signature.load(*signature.dump(args, kwargs)) == (args, kwargs)
@@ -194,7 +194,7 @@ def test_whatever_is_nested_is_loaded_or_invalid(name: str) -> None:
     value: Any = None
     for _ in range(20_000):
         value = [{"next": value}]
-    with suppress(InvalidPayload):
+    with suppress(InvalidPayloadError):
         assert SIGNATURES[name].load_result(value).__class__ is list
 
 
@@ -211,7 +211,7 @@ def test_what_another_annotation_admits_is_sent_only_if_it_comes_back(
     signature, value = SIGNATURES[name], sent[1]
     try:
         args, kwargs = signature.dump((value,), {})
-    except InvalidPayload:
+    except InvalidPayloadError:
         assert sent[0] != name
     else:
         again = signature.load(args, kwargs)[0][0]

@@ -15,9 +15,9 @@ from faulty import FaultyBroker
 from hypothesis import given
 from hypothesis import strategies as st
 
-from background import InvalidTask, Manager, TaskKind
+from background import InvalidTaskError, Manager, TaskKind
 from background._support import clock
-from background.queues import InvalidPayload, JobQueue, JobState, PayloadTooLarge
+from background.queues import InvalidPayloadError, JobQueue, JobState, PayloadTooLargeError
 from background.queues._enqueue.schedules import Aligned, Ticker, id_of
 from background.queues.memory import MemoryBroker
 
@@ -205,9 +205,9 @@ def test_what_cannot_be_scheduled() -> None:
     @jobs.handler(name="h")
     async def handler(number: int) -> None: ...
 
-    with pytest.raises(InvalidTask, match="expression"):
+    with pytest.raises(InvalidTaskError, match="expression"):
         jobs.cron("nonsense", handler, args=[1])
-    with pytest.raises(InvalidTask, match="tz"):
+    with pytest.raises(InvalidTaskError, match="tz"):
         jobs.cron("* * * * *", handler, tz="Nowhere", args=[1])
     for seconds in (0, 0.05, -1, "60", None, float("inf")):
         with pytest.raises(ValueError, match="seconds"):
@@ -216,11 +216,11 @@ def test_what_cannot_be_scheduled() -> None:
         jobs.every(60, "h", args=[1])  # type: ignore[arg-type]
     with pytest.raises(TypeError):
         jobs.every(60, handler)
-    with pytest.raises(InvalidPayload):
+    with pytest.raises(InvalidPayloadError):
         jobs.every(60, handler, args=["x"])
-    with pytest.raises(PayloadTooLarge):
+    with pytest.raises(PayloadTooLargeError):
         jobs.every(60, jobs.handler(name="text")(_length), args=["x" * 2_000_000])
-    with pytest.raises(InvalidPayload, match="be sent as JSON"):
+    with pytest.raises(InvalidPayloadError, match="be sent as JSON"):
         jobs.cron("* * * * *", jobs.handler(name="float")(_half), args=[float("inf")])
     for args in ("x", b"x", 5, {1}):  # an only argument's comma is soon forgotten
         with pytest.raises(ValueError, match="args must be a list"):

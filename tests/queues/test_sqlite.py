@@ -22,9 +22,9 @@ from injection import How, Point, World
 from processes import running
 from stepping import When
 
-from background.queues._errors import BrokerUnavailable
+from background.queues._errors import BrokerUnavailableError
 from background.queues._states import JobState
-from background.queues.abc import Claim, Maintained, Message, Settlement
+from background.queues.abc import Claim, MaintenanceStats, Message, Settlement
 from background.queues.sqlite import SQLiteBroker, schema, statements, transitions
 from background.queues.sqlite import broker as module
 from background.queues.sqlite.thread import _data_version
@@ -188,16 +188,16 @@ async def test_jobs_outlive_the_broker(path: Path) -> None:
 async def test_what_can_not_be_opened(tmp_path: Path, place: str) -> None:
     (tmp_path / "text").write_text("This is not a database." * 100)
     broker = SQLiteBroker(tmp_path / place)
-    with pytest.raises(BrokerUnavailable, match=re.escape(str(tmp_path / place))):
+    with pytest.raises(BrokerUnavailableError, match=re.escape(str(tmp_path / place))):
         await broker.open()
-    with pytest.raises(BrokerUnavailable, match="not open"):
+    with pytest.raises(BrokerUnavailableError, match="not open"):
         await broker.get("one")
     await broker.close()
 
 
 async def test_an_old_sqlite_is_refused(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("background.queues.sqlite.schema._OLDEST", (99,))
-    with pytest.raises(BrokerUnavailable, match="too old"):
+    with pytest.raises(BrokerUnavailableError, match="too old"):
         await SQLiteBroker(path).open()
 
 
@@ -212,7 +212,7 @@ async def test_a_network_file_system_is_refused(
     mounts = path.with_name("mounts")
     mounts.write_text(f"server:/ {path.parent} nfs4 rw 0 0\n")
     monkeypatch.setattr("background.queues.sqlite.schema._MOUNTS", mounts)
-    with pytest.raises(BrokerUnavailable, match="nfs4"):
+    with pytest.raises(BrokerUnavailableError, match="nfs4"):
         await SQLiteBroker(path).open()
     mounts.unlink()
     broker = SQLiteBroker(path)
@@ -277,7 +277,7 @@ async def test_a_file_of_a_newer_version_is_refused(path: Path) -> None:
     with other_connection(path) as db:
         db.execute("PRAGMA user_version = 99")
     with pytest.raises(
-        BrokerUnavailable, match=r"jobs\.db has version 99, made by a newer version"
+        BrokerUnavailableError, match=r"jobs\.db has version 99, made by a newer version"
     ):
         await SQLiteBroker(path).open()
 
@@ -338,11 +338,11 @@ async def test_large_numbers_are_dealt_with_in_parts(
     assert [job.message.id async for job in broker.scan(queue="r")] == ["z"]
     assert len([job async for job in broker.scan()]) == 11
     await anyio.sleep(6)
-    assert await broker.maintain() == Maintained(due=10)
+    assert await broker.maintain() == MaintenanceStats(due=10)
     await finish(broker, await broker.claim(["q"], 10, lease=30))
     assert await broker.purge(state=JobState.DEAD) == 0
     await anyio.sleep(61)
-    assert await broker.maintain() == Maintained(forgotten=10)
+    assert await broker.maintain() == MaintenanceStats(forgotten=10)
     await broker.enqueue(messages(12))
     await finish(broker, await broker.claim(["q"], 12, lease=30))
     assert await broker.purge(state=JobState.SUCCEEDED) == 12
@@ -504,7 +504,7 @@ async def test_opening_and_closing_again(path: Path) -> None:
             group.start_soon(broker.close)
             group.start_soon(broker.close)
         assert not threads_of(path)
-        with pytest.raises(BrokerUnavailable, match="not open"):
+        with pytest.raises(BrokerUnavailableError, match="not open"):
             await broker.count()
     assert threading.active_count() <= threads + 1  # which anyio keeps for later
 
@@ -538,7 +538,7 @@ async def test_cancelled_while_opening_or_closing(
 
 async def test_closed_while_somebody_waits(broker: SQLiteBroker) -> None:
     async def wait() -> None:
-        with pytest.raises(BrokerUnavailable, match="not open"):
+        with pytest.raises(BrokerUnavailableError, match="not open"):
             await broker.wait_for_work(["q"], 80_000)
         refused.append(True)
 
@@ -615,7 +615,7 @@ async def test_locked_for_too_long(
     await broker.open()
     with other_connection(path) as db:
         db.execute("BEGIN IMMEDIATE")
-        with pytest.raises(BrokerUnavailable, match=r"jobs\.db: database is locked"):
+        with pytest.raises(BrokerUnavailableError, match=r"jobs\.db: database is locked"):
             await broker.enqueue([message()])
         assert await broker.get("one") is None
         db.execute("ROLLBACK")
@@ -631,7 +631,7 @@ async def test_locked_while_it_is_made(path: Path, monkeypatch: pytest.MonkeyPat
         db.execute("BEGIN IMMEDIATE")
         with monkeypatch.context() as patch:
             patch.setattr("background.queues.sqlite.schema.BUSY_TIMEOUT", -1)
-            with pytest.raises(BrokerUnavailable, match="locked"):
+            with pytest.raises(BrokerUnavailableError, match="locked"):
                 await broker.open()
         tries: list[float] = []
 
@@ -668,7 +668,7 @@ async def test_a_full_disk(broker: SQLiteBroker, path: Path) -> None:
     with full_disk(broker, path) as leave:
         await leave(20)
         accepted = 0
-        with pytest.raises(BrokerUnavailable, match=r"jobs\.db: database or disk is full"):
+        with pytest.raises(BrokerUnavailableError, match=r"jobs\.db: database or disk is full"):
             while await broker.enqueue(messages(accepted + 5, body=b"x" * 1000)):
                 accepted += 5
         assert accepted
@@ -686,7 +686,7 @@ async def test_a_full_disk_spoils_nothing_for_calls_that_need_no_room(
     broker: SQLiteBroker, path: Path, what: str
 ) -> None:
     """Though SQLite may take back the whole transaction that they shared."""
-    refused: list[BrokerUnavailable] = []
+    refused: list[BrokerUnavailableError] = []
     accepted: list[bool] = []
     large = b"x" * 1_000_000
     await broker.enqueue([message("held")])
@@ -694,7 +694,7 @@ async def test_a_full_disk_spoils_nothing_for_calls_that_need_no_room(
     success = Settlement(id="held", token=claim.token, state=JobState.SUCCEEDED, result=large)
 
     async def enqueue_large() -> None:
-        with pytest.raises(BrokerUnavailable) as caught:
+        with pytest.raises(BrokerUnavailableError) as caught:
             if what == "job":
                 await broker.enqueue([message("large", body=large)])
             else:
@@ -719,7 +719,7 @@ async def test_a_file_that_is_damaged(broker: SQLiteBroker, path: Path) -> None:
     await broker.enqueue([message()])
     with other_connection(path) as db:
         db.execute("DROP TABLE jobs")
-    with pytest.raises(BrokerUnavailable, match="no such table"):
+    with pytest.raises(BrokerUnavailableError, match="no such table"):
         await broker.enqueue([message()])
 
 
@@ -729,7 +729,7 @@ async def test_a_file_that_is_taken_away(broker: SQLiteBroker, path: Path, repla
     """Nothing is acknowledged that nobody would find."""
     take_away(path, replaced=replaced)
     for call in (broker.enqueue([message("a")]), broker.get("a"), broker.maintain()):
-        with pytest.raises(BrokerUnavailable, match="removed or replaced"):
+        with pytest.raises(BrokerUnavailableError, match="removed or replaced"):
             await call
     await broker.close()
     take_away(path, replaced=False)
@@ -865,7 +865,7 @@ def test_after_a_fork_the_child_is_refused(path: Path, backend: str) -> None:
 async def test_what_was_open_before_a_fork_is_not_opened_again(path: Path) -> None:
     """As SQLite would take the locks of the parent for the child's."""
     schema._open.append((str(path), 0))
-    with pytest.raises(BrokerUnavailable, match="was forked"):
+    with pytest.raises(BrokerUnavailableError, match="was forked"):
         await SQLiteBroker(path).open()
     schema._open.remove((str(path), 0))
     broker = SQLiteBroker(path)
@@ -878,7 +878,7 @@ async def test_what_another_process_has_opened_is_refused(broker: SQLiteBroker) 
     """As there is no thread that would answer; closing it waits for none."""
     thread = thread_of(broker)
     thread._process = 0
-    with pytest.raises(BrokerUnavailable, match="before a fork"):
+    with pytest.raises(BrokerUnavailableError, match="before a fork"):
         await broker.count()
     await thread.stop()
     thread._process = os.getpid()
@@ -922,5 +922,5 @@ def test_the_cost_of_a_group_after_a_group(tmp_path: Path) -> None:
 async def test_a_thread_that_was_stopped_takes_no_call(broker: SQLiteBroker) -> None:
     thread = thread_of(broker)
     await broker.close()
-    with pytest.raises(BrokerUnavailable, match="is not open"):
+    with pytest.raises(BrokerUnavailableError, match="is not open"):
         await thread.call(lambda db: None, writes=False)

@@ -16,19 +16,19 @@ from faulty import FaultyBroker
 
 from background import (
     CloseReport,
-    LoopsStopped,
+    LoopsStoppedError,
     Manager,
-    ManagerFull,
-    ManagerNotRunning,
+    ManagerFullError,
+    ManagerNotRunningError,
     Observer,
     TaskAdded,
-    TaskCancelledEvent,
+    TaskCancelled,
     TaskFailed,
 )
 from background.queues import (
     Handler,
     JobContext,
-    JobFailed,
+    JobFailedError,
     JobHandle,
     JobQueue,
     JobState,
@@ -230,7 +230,9 @@ async def test_a_timeout_ends_an_attempt(jobs: JobQueue, manager: Manager) -> No
         await anyio.sleep_forever()
 
     await jobs.start(manager)
-    with pytest.raises(JobFailed, match=r"TimeoutError: an attempt of task 'hangs' took longer"):
+    with pytest.raises(
+        JobFailedError, match=r"TimeoutError: an attempt of task 'hangs' took longer"
+    ):
         await (await hangs.enqueue()).result()
 
 
@@ -243,7 +245,7 @@ async def test_a_managers_limit_holds_for_jobs_and_its_capacity_does_not(
         worker = await jobs.start(manager, concurrency=4)
         await meter.reach(2)
         assert (worker.in_flight, manager.count()) == (4, 4)
-        with pytest.raises(ManagerFull):
+        with pytest.raises(ManagerFullError):
             manager.run(anyio.sleep, 0)
         meter.open.set()
         assert [await each.result() for each in made] == [*range(6)]
@@ -272,13 +274,13 @@ async def test_what_cannot_be_started(jobs: JobQueue, manager: Manager, visit: A
         await jobs.start("manager")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="queues"):
         await jobs.start(manager, ["default"])  # type: ignore[arg-type]
-    with pytest.raises(ManagerNotRunning):
+    with pytest.raises(ManagerNotRunningError):
         await jobs.start(Manager())
     async with Manager() as other:
         other.request_shutdown()
-        with pytest.raises(LoopsStopped):
+        with pytest.raises(LoopsStoppedError):
             await jobs.start(other)
-    with pytest.raises(LoopsStopped):
+    with pytest.raises(LoopsStoppedError):
         await jobs.start(other)
 
 
@@ -547,7 +549,7 @@ async def test_jobs_are_handed_back_when_the_grace_time_is_over(
     assert meter.cancelled == 2
     for each in made:
         assert await has_ended(broker, each.id) == (S.READY, 0)
-    assert [each.reason for each in recorder.of(TaskCancelledEvent)] == ["shutdown"] * 2
+    assert [each.reason for each in recorder.of(TaskCancelled)] == ["shutdown"] * 2
 
 
 async def test_a_queue_goes_on_with_another_manager(broker: FaultyBroker, meter: Meter) -> None:
@@ -645,7 +647,7 @@ async def test_a_running_job_is_cancelled_by_its_queue(
     await meter.reach(1)
     assert await jobs.dequeue(job.id)
     assert await job.wait() is S.CANCELLED
-    event = await recorder.wait_for(TaskCancelledEvent)
+    event = await recorder.wait_for(TaskCancelled)
     assert (event.id, event.reason) == (job.id, "the job was cancelled")
     assert told_of(recorder, job.id) == ["added", "started", "cancelled"]
     assert not await jobs.dequeue(job.id)
@@ -662,7 +664,7 @@ async def test_a_running_job_is_cancelled_from_elsewhere(
         await meter.reach(1)
         assert await front.dequeue(job.id)
         assert await front.handle(job.id).wait() is S.CANCELLED
-        event = await recorder.wait_for(TaskCancelledEvent)
+        event = await recorder.wait_for(TaskCancelled)
         assert event.reason == "the job was cancelled"
     assert meter.cancelled == 1
 
@@ -679,7 +681,7 @@ async def test_a_job_is_cancelled_as_the_task_that_it_is(
     assert (handle.job.id, handle.name) == (job.id, "visit")
     assert manager.cancel(job.id, reason="enough")
     assert await job.wait() is S.CANCELLED
-    event = await recorder.wait_for(TaskCancelledEvent)
+    event = await recorder.wait_for(TaskCancelled)
     assert event.reason == "enough"
 
 

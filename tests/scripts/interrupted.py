@@ -30,8 +30,8 @@ from tenacity import AsyncRetrying, stop_after_attempt, wait_fixed
 import background
 from background import (
     Manager,
-    ManagerClosedEvent,
-    ManagerClosingEvent,
+    ManagerClosed,
+    ManagerClosing,
     Observer,
     Task,
     TaskAdded,
@@ -76,7 +76,7 @@ class Reporter(Observer):
         if event.final:
             self._ended(event)
 
-    def on_manager_closed(self, event: ManagerClosedEvent) -> None:
+    def on_manager_closed(self, event: ManagerClosed) -> None:
         say("closed:", event.report.summary)
 
 
@@ -167,7 +167,7 @@ async def while_observers_catch_up(send: Send) -> None:
     """In an `async def` hook that never ends."""
 
     class Endless(Observer):
-        async def on_manager_closed(self, event: ManagerClosedEvent) -> None:
+        async def on_manager_closed(self, event: ManagerClosed) -> None:
             send()
             await anyio.sleep_forever()
 
@@ -186,7 +186,7 @@ async def while_closing_waits(send: Send) -> None:
     closing = anyio.Event()
 
     class Closing(Observer):
-        def on_manager_closing(self, event: ManagerClosingEvent) -> None:
+        def on_manager_closing(self, event: ManagerClosing) -> None:
             closing.set()
 
     async with make_manager(Closing(), grace=0.1) as manager:

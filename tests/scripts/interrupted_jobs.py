@@ -27,7 +27,7 @@ from interrupted import (
 )
 from signalled import BACKENDS
 
-from background import LoopsStopped
+from background import LoopsStoppedError
 from background.queues import JobQueue
 from background.queues.sqlite import SQLiteBroker
 
@@ -52,7 +52,7 @@ async def works_jobs_off(path: Path, signals: Signals) -> None:
             say("kept", each.id)
         try:
             await jobs.start(manager, concurrency=2)
-        except LoopsStopped:  # by a signal that came first
+        except LoopsStoppedError:  # by a signal that came first
             return
         assert await first.result() == 2
         late = await doubling.options(delay=3600).enqueue(4)

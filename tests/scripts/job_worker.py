@@ -28,9 +28,9 @@ from signalled import BACKENDS
 
 from background import (
     Manager,
-    ManagerClosedEvent,
+    ManagerClosed,
     Observer,
-    TaskCancelledEvent,
+    TaskCancelled,
     TaskFailed,
     TaskRetrying,
     TaskSucceeded,
@@ -59,7 +59,7 @@ class Noting(Observer):
     def on_task_failed(self, event: TaskFailed) -> None:
         self._note("failed", event, repr(event.error))
 
-    def on_task_cancelled(self, event: TaskCancelledEvent) -> None:
+    def on_task_cancelled(self, event: TaskCancelled) -> None:
         self._note("cancelled", event, event.reason or "")
 
 
@@ -73,7 +73,7 @@ class Leaving(Observer):
         await manager.shutdown_requested()
         self._notes.add("shutdown requested")
 
-    def on_manager_closed(self, event: ManagerClosedEvent) -> None:
+    def on_manager_closed(self, event: ManagerClosed) -> None:
         self._notes.add("memory", detail=f"{memory():.1f}")
 
 

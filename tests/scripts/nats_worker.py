@@ -13,7 +13,7 @@ import os
 import sys
 import warnings
 
-from background.queues._errors import BrokerUnavailable
+from background.queues._errors import BrokerUnavailableError
 from background.queues._states import JobState
 from background.queues.abc import Settlement
 from background.queues.nats import NatsBroker
@@ -59,7 +59,7 @@ def run_child(broker: NatsBroker) -> None:
 async def use_inherited(broker: NatsBroker) -> None:
     try:
         await broker.count()
-    except BrokerUnavailable as error:
+    except BrokerUnavailableError as error:
         say(f"refused: {error}")
     await broker.close()
     await broker.open()

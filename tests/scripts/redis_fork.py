@@ -11,7 +11,7 @@ import warnings
 
 import anyio
 
-from background.queues._errors import BrokerUnavailable
+from background.queues._errors import BrokerUnavailableError
 from background.queues.redis import RedisBroker
 
 
@@ -35,7 +35,7 @@ def run_child(broker: RedisBroker) -> None:
 async def use_inherited(broker: RedisBroker) -> None:
     try:
         await broker.count()
-    except BrokerUnavailable as error:
+    except BrokerUnavailableError as error:
         say(f"refused: {error}")
     await broker.close()
     await broker.open()

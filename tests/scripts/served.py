@@ -20,11 +20,11 @@ from fastapi.responses import JSONResponse
 from background import (
     Manager,
     ManagerClosed,
-    ManagerClosedEvent,
-    ManagerClosingEvent,
+    ManagerClosedError,
+    ManagerClosing,
     Observer,
     TaskAdded,
-    TaskCancelledEvent,
+    TaskCancelled,
     TaskKind,
 )
 
@@ -43,17 +43,17 @@ class Reporter(Observer):
     async def on_task_added(self, event: TaskAdded) -> None:
         pass
 
-    def on_task_cancelled(self, event: TaskCancelledEvent) -> None:
+    def on_task_cancelled(self, event: TaskCancelled) -> None:
         if event.kind is TaskKind.LOOP and event.iteration:
             say("loop", event.reason)
         else:
             say(event.name, "cancelled:", event.reason)
 
-    async def on_manager_closing(self, event: ManagerClosingEvent) -> None:
+    async def on_manager_closing(self, event: ManagerClosing) -> None:
         say("closing:", event.reason)
         closing.set()
 
-    def on_manager_closed(self, event: ManagerClosedEvent) -> None:
+    def on_manager_closed(self, event: ManagerClosed) -> None:
         say("report:", event.report)
 
 
@@ -126,12 +126,12 @@ def post_too_late(request: Request) -> None:
     served.wait()
     try:
         request.state.manager.run(job, request.state.manager, "too late job")
-    except ManagerClosed as error:
+    except ManagerClosedError as error:
         say("refused:", error)
 
 
-@app.exception_handler(ManagerClosed)
-async def refuse(request: Request, error: ManagerClosed) -> JSONResponse:
+@app.exception_handler(ManagerClosedError)
+async def refuse(request: Request, error: ManagerClosedError) -> JSONResponse:
     say("refused:", error)
     return JSONResponse({"detail": str(error)}, 503)
 

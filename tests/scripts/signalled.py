@@ -16,10 +16,10 @@ import anyio
 from anyio.lowlevel import checkpoint
 
 from background import (
-    LoopsStopped,
+    LoopsStoppedError,
     Manager,
-    ManagerClosedEvent,
-    ManagerClosingEvent,
+    ManagerClosed,
+    ManagerClosing,
     Observer,
     TaskKind,
 )
@@ -37,7 +37,7 @@ def say(*words: object) -> None:
 
 
 class Reporter(Observer):
-    def on_manager_closed(self, event: ManagerClosedEvent) -> None:
+    def on_manager_closed(self, event: ManagerClosed) -> None:
         say(f"{event.name}:", event.report)
 
 
@@ -63,7 +63,7 @@ async def drains() -> None:
     closing = anyio.Event()
 
     class Release(Observer):
-        def on_manager_closing(self, event: ManagerClosingEvent) -> None:
+        def on_manager_closing(self, event: ManagerClosing) -> None:
             closing.set()
 
     async def job() -> None:
@@ -79,7 +79,7 @@ async def drains() -> None:
         manager.run(job)
         try:
             manager.loop(checkpoint)
-        except LoopsStopped:
+        except LoopsStoppedError:
             say("no more loops")
         await manager.stop_loops()
         say("loops left:", manager.count(TaskKind.LOOP))

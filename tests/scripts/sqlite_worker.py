@@ -17,7 +17,7 @@ from typing import Any
 import anyio
 from signalled import BACKENDS
 
-from background.queues._errors import BrokerUnavailable
+from background.queues._errors import BrokerUnavailableError
 from background.queues._states import JobState
 from background.queues.abc import Settlement
 from background.queues.sqlite import SQLiteBroker
@@ -67,7 +67,7 @@ async def use_inherited(broker: SQLiteBroker) -> None:
     for use in (broker.count, broker.close, broker.open):
         try:
             await use()
-        except BrokerUnavailable as error:
+        except BrokerUnavailableError as error:
             say(f"refused: {error}")
     other = SQLiteBroker(f"{broker.path}.other")
     await other.open()

@@ -24,20 +24,20 @@ from tenacity import AsyncRetrying
 from background import (
     CloseReport,
     Health,
-    Job,
     JobDead,
     JobEnqueued,
+    JobRef,
     Manager,
-    ManagerClosedEvent,
-    ManagerClosingEvent,
+    ManagerClosed,
+    ManagerClosing,
     ManagerState,
     Observer,
     Retry,
     Schedule,
     Task,
     TaskAdded,
-    TaskCancelledEvent,
-    TaskExpiredEvent,
+    TaskCancelled,
+    TaskExpired,
     TaskFailed,
     TaskHandle,
     TaskKind,
@@ -338,7 +338,7 @@ class Everything(Observer):
         assert_type(event.iteration, int)
         assert_type(event.attempt, int)
         assert_type(event.time, float)
-        assert_type(event.job, Job | None)
+        assert_type(event.job, JobRef | None)
 
     async def on_task_started(self, event: TaskStarted) -> None:
         assert_type(event.queued_for, float)
@@ -355,12 +355,12 @@ class Everything(Observer):
         assert_type(event.error, BaseException)
         return nothing()
 
-    def on_task_cancelled(self, event: TaskCancelledEvent) -> Awaitable[None] | None:
+    def on_task_cancelled(self, event: TaskCancelled) -> Awaitable[None] | None:
         assert_type(event.reason, str | None)
         assert_type(event.duration, float | None)
         return None if event.duration is None else nothing()
 
-    async def on_task_expired(self, event: TaskExpiredEvent) -> None:
+    async def on_task_expired(self, event: TaskExpired) -> None:
         assert_type(event.lifespan, float)
 
     def on_task_stalled(self, event: TaskStalled) -> None:
@@ -368,7 +368,7 @@ class Everything(Observer):
         assert_type(event.stack, tuple[FrameSummary, ...])
 
     def on_job_enqueued(self, event: JobEnqueued) -> None:
-        assert_type(event.job, Job)
+        assert_type(event.job, JobRef)
         assert_type(event.job.enqueued_at, float)
         assert_type(event.delay, float)
 
@@ -377,11 +377,11 @@ class Everything(Observer):
         assert_type(event.error, BaseException)
         assert_type(event.meta, Mapping[str, Any])
 
-    async def on_manager_closing(self, event: ManagerClosingEvent) -> None:
+    async def on_manager_closing(self, event: ManagerClosing) -> None:
         assert_type(event.reason, str)
         assert_type(event.outstanding, int)
 
-    def on_manager_closed(self, event: ManagerClosedEvent) -> None:
+    def on_manager_closed(self, event: ManagerClosed) -> None:
         assert_type(event.report, CloseReport)
         assert_type(event.report.failed, tuple[TaskHandle[Any], ...])
 

@@ -18,7 +18,7 @@ from background import Manager, Observer
 from background.queues import (
     Handler,
     JobContext,
-    JobFailed,
+    JobFailedError,
     JobHandle,
     JobInfo,
     JobQueue,
@@ -168,7 +168,7 @@ async def queue(manager: Manager, broker: Broker, results: Results) -> None:
         await entered.count("queue", JobState.READY)
         async for info in entered.list(queue="q", state=JobState.DEAD):
             assert_type(info, JobInfo)
-            assert_type(info.error, JobFailed | None)
+            assert_type(info.error, JobFailedError | None)
             assert_type(info.args, Sequence[Any] | None)
             assert_type(info.meta, Mapping[str, Any])
             assert_type(info.state, JobState)

@@ -8,7 +8,7 @@ from importlib.util import find_spec
 from typing import Any, Protocol
 
 from ..._support.callables import name_of
-from .._errors import InvalidPayload
+from .._errors import InvalidPayloadError
 from .annotations import NOTHING, Hint, of_parameters, of_result, signature_of
 from .binding import Binding
 from .json_data import check
@@ -54,7 +54,7 @@ class Signature:
     ) -> tuple[list[Any], dict[str, Any]]:
         """Return arguments as plain data.
 
-        Raises `TypeError` if the handler can't be called with them, and `InvalidPayload` for one
+        Raises `TypeError` if the handler can't be called with them, and `InvalidPayloadError` for one
         that would not come back as it is. Numbers that are not finite may be left to `encode`.
         """
         if self._unresolved:
@@ -72,15 +72,15 @@ class Signature:
         }
 
     def load(self, args: Any, kwargs: Any) -> tuple[list[Any], dict[str, Any]]:
-        """Return what the handler is to be called with. Raises `InvalidPayload`."""
+        """Return what the handler is to be called with. Raises `InvalidPayloadError`."""
         if args.__class__ is not list or kwargs.__class__ is not dict:
-            raise InvalidPayload("the arguments are not a list and a dict")
+            raise InvalidPayloadError("the arguments are not a list and a dict")
         if self._unresolved:
             self._prepare_again()
         try:
             positional, named = self._binding.match(args, kwargs)
         except TypeError as error:
-            raise InvalidPayload(str(error)) from None
+            raise InvalidPayloadError(str(error)) from None
         loaded = [
             value if type(value) in codec.as_is else codec.load(value)
             for codec, value in zip(positional, args, strict=True)
@@ -93,13 +93,13 @@ class Signature:
         }
 
     def dump_result(self, value: Any) -> Any:
-        """Return a result as plain data. Raises `InvalidPayload`."""
+        """Return a result as plain data. Raises `InvalidPayloadError`."""
         if self._unresolved:
             self._prepare_again()
         return value if type(value) in self._result.as_is else self._result.dump(value)
 
     def load_result(self, value: Any) -> Any:
-        """Return what `dump_result` was given. Raises `InvalidPayload`."""
+        """Return what `dump_result` was given. Raises `InvalidPayloadError`."""
         if self._unresolved:
             self._prepare_again()
         return value if type(value) in self._result.as_is else self._result.load(value)

@@ -7,7 +7,7 @@ from dataclasses import field
 from typing import Any
 
 from ..._support.frozen import empty, maker, record
-from .._errors import InvalidPayload
+from .._errors import InvalidPayloadError
 from . import json_data
 
 #: Which of the needed jobs' results are meant: one, by its place among them, or a list of such.
@@ -44,17 +44,17 @@ _make = maker(Body)
 
 
 def decode(what: str, encoded: bytes, limit: float) -> Body:
-    """Return the body that was encoded. Raises `InvalidPayload` and `PayloadTooLarge`."""
+    """Return the body that was encoded. Raises `InvalidPayloadError` and `PayloadTooLargeError`."""
     given = json_data.decode(what, encoded, limit)
     if not _is_dict(given):
-        raise InvalidPayload(f"{what} is no JSON object")
+        raise InvalidPayloadError(f"{what} is no JSON object")
     if len(given) == 1 and _is_list(given.get("args")):  # as most do
         return _make(given["args"], {})
     fields: dict[str, Any] = {"args": [], "kwargs": {}}
     fields |= {name: given[name] for name in _FITS if name in given}
     for name, value in fields.items():
         if not _FITS[name](value):
-            raise InvalidPayload(f"{what}: its {name} can't be {value!r:.100}")
+            raise InvalidPayloadError(f"{what}: its {name} can't be {value!r:.100}")
     return Body(**fields)
 
 

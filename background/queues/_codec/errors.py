@@ -6,7 +6,7 @@ import traceback
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from .._errors import JobFailed
+from .._errors import JobFailedError
 
 _LONGEST = 10_000  # characters of a message or a traceback; what is cut is in the middle
 
@@ -20,12 +20,12 @@ def describe(error: BaseException) -> dict[str, Any]:
     }
 
 
-def failed(id: str, error: Mapping[str, Any] | None) -> JobFailed:
+def failed(id: str, error: Mapping[str, Any] | None) -> JobFailedError:
     """Return the error that a dead job's handle raises."""
     given = error or {}
     texts = (given.get(name) for name in ("type", "message", "traceback"))
     kind, message, trace = (each if isinstance(each, str) else "" for each in texts)
-    return JobFailed(id, kind or "unknown", message, trace)
+    return JobFailedError(id, kind or "unknown", message, trace)
 
 
 def _name(error: BaseException) -> str:

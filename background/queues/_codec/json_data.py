@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Sequence
 from itertools import islice
 from typing import Any
 
-from .._errors import InvalidPayload, PayloadTooLarge
+from .._errors import InvalidPayloadError, PayloadTooLargeError
 
 _PLAIN = (str, bool, int, type(None))
 
@@ -20,8 +20,8 @@ _MARKED = ',"\\u001e",'
 def encode(what: str, value: Any, limit: int, *, checked: bool = False) -> bytes:
     """Return plain data as JSON.
 
-    `what` names the value in errors. Tuples become lists. Raises `InvalidPayload` for anything that
-    is not plain data, and `PayloadTooLarge` above `limit` bytes. What is `checked` already, because
+    `what` names the value in errors. Tuples become lists. Raises `InvalidPayloadError` for anything that
+    is not plain data, and `PayloadTooLargeError` above `limit` bytes. What is `checked` already, because
     all of it comes from `Signature`, is not looked through again.
     """
     if not checked:
@@ -29,9 +29,9 @@ def encode(what: str, value: Any, limit: int, *, checked: bool = False) -> bytes
     try:
         encoded = _to_text(value).encode()
     except (RecursionError, TypeError, UnicodeEncodeError, ValueError) as error:
-        raise InvalidPayload(f"{what} can't be sent as JSON: {error}") from None
+        raise InvalidPayloadError(f"{what} can't be sent as JSON: {error}") from None
     if len(encoded) > limit:
-        raise PayloadTooLarge(f"{what}: {len(encoded):,} bytes, and max_payload is {limit:,}")
+        raise PayloadTooLargeError(f"{what}: {len(encoded):,} bytes, and max_payload is {limit:,}")
     return encoded
 
 
@@ -59,9 +59,9 @@ def _encode_together(values: Sequence[Any]) -> list[bytes]:
 
 
 def decode(what: str, encoded: bytes, limit: float) -> Any:
-    """Return what `encode` was given. Raises `InvalidPayload` and `PayloadTooLarge`."""
+    """Return what `encode` was given. Raises `InvalidPayloadError` and `PayloadTooLargeError`."""
     if len(encoded) > limit:
-        raise PayloadTooLarge(f"{what}: {len(encoded):,} bytes, and max_payload is {limit:,}")
+        raise PayloadTooLargeError(f"{what}: {len(encoded):,} bytes, and max_payload is {limit:,}")
     try:
         text = encoded.decode().strip(" \t\r\n")
         value, end = _from_text(text)
@@ -71,7 +71,7 @@ def decode(what: str, encoded: bytes, limit: float) -> Any:
             _to_text(value).encode()  # refuses half a character, which no worker could pass on
         return value
     except (RecursionError, UnicodeDecodeError, ValueError) as error:
-        raise InvalidPayload(f"{what} is not JSON: {error}") from None
+        raise InvalidPayloadError(f"{what} is not JSON: {error}") from None
 
 
 _to_text: Callable[[Any], str] = json.JSONEncoder(
@@ -107,7 +107,7 @@ def check(what: str, value: Any, hint: str = "") -> None:
         kind = each.__class__
         if kind is float:
             if not math.isfinite(each):
-                raise InvalidPayload(f"{what} holds {each!r}, which JSON can't express")
+                raise InvalidPayloadError(f"{what} holds {each!r}, which JSON can't express")
         elif kind in (list, tuple, dict):
             if id(each) in seen:
                 continue  # looked at already; what holds itself, the encoder refuses
@@ -118,7 +118,7 @@ def check(what: str, value: Any, hint: str = "") -> None:
             else:
                 left.extend(each)
         elif kind not in _PLAIN:
-            raise InvalidPayload(
+            raise InvalidPayloadError(
                 f"{what} holds a {kind.__qualname__}: only str, int, float, bool, None, and lists "
                 f"and dicts of them can be sent{hint}"
             )
@@ -127,4 +127,6 @@ def check(what: str, value: Any, hint: str = "") -> None:
 def _check_keys(what: str, value: dict[Any, Any], hint: str) -> None:
     for key in value:
         if type(key) is not str:
-            raise InvalidPayload(f"{what} holds a dict with the key {key!r}, which is no str{hint}")
+            raise InvalidPayloadError(
+                f"{what} holds a dict with the key {key!r}, which is no str{hint}"
+            )

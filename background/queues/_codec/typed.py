@@ -8,7 +8,7 @@ from typing import Any
 
 import msgspec
 
-from .._errors import InvalidPayload
+from .._errors import InvalidPayloadError
 from . import models
 from .same import same
 
@@ -32,7 +32,7 @@ class Typed:
         msgspec.json.Decoder(self._holder)
 
     def dump(self, value: Any) -> Any:
-        """Return plain data that comes back as the same value. Raises `InvalidPayload`."""
+        """Return plain data that comes back as the same value. Raises `InvalidPayloadError`."""
         try:
             plain = msgspec.to_builtins(value, str_keys=True, enc_hook=_encode)
             again = self._convert(plain)
@@ -42,14 +42,14 @@ class Typed:
         if not alike:
             sent, got = type(value).__qualname__, type(again).__qualname__
             back = "changed" if type(again) is type(value) else f"as a {got}"
-            raise InvalidPayload(
+            raise InvalidPayloadError(
                 f"{self._what}: a {sent} would come back {back}; annotate all of it with the types "
                 "that are sent"
             )
         return plain
 
     def load(self, value: Any) -> Any:
-        """Return plain data as what is annotated. Raises `InvalidPayload`."""
+        """Return plain data as what is annotated. Raises `InvalidPayloadError`."""
         try:
             return self._convert(value)
         except Exception as error:
@@ -59,9 +59,9 @@ class Typed:
         holder: Any = msgspec.convert({"it": plain}, self._holder, str_keys=True, dec_hook=_decode)
         return holder.it
 
-    def _invalid(self, error: Exception) -> InvalidPayload:
+    def _invalid(self, error: Exception) -> InvalidPayloadError:
         reason = str(error).replace("`$.it", "`$").removesuffix(" - at `$`")
-        return InvalidPayload(f"{self._what}: {reason or type(error).__name__}")
+        return InvalidPayloadError(f"{self._what}: {reason or type(error).__name__}")
 
 
 def _members(annotation: Any) -> tuple[Any, ...]:

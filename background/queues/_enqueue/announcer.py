@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from ..._eventloop.backend import current_backend
 from ..._eventloop.services import Services
-from ..._events import Job, JobEnqueued
+from ..._events import JobEnqueued, JobRef
 from ..._notify.subscriber import Listeners
 from ..._observer import Observer, check_observers, overrides
 from ..._states import ManagerState
@@ -82,7 +82,7 @@ class Announcer:
 def _event(message: Message, options: Options) -> JobEnqueued:
     now = clock.wall()
     delay = message.delay if message.at is None else max(0.0, message.at - now)
-    job = Job(
+    job = JobRef(
         id=message.id,
         handler=message.handler or "",
         queue=message.queue,

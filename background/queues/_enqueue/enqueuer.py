@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 from ..._observer import Observer
 from .. import _names
 from .._client import Client
-from .._errors import DuplicateJob
+from .._errors import DuplicateJobError
 from ..abc import Message
 from .announcer import Announcer
 from .composites import Compiler, Single, Step
@@ -61,7 +61,7 @@ class Sender:
         elif len(id) > _LONGEST_ID:
             raise ValueError(f"id of a composite can have {_LONGEST_ID} characters, not {len(id)}")
         elif await self._client.broker.get(id) is not None:  # its steps may be forgotten already
-            raise DuplicateJob(f"there is a job with the id {id!r}")
+            raise DuplicateJobError(f"there is a job with the id {id!r}")
         compiler = Compiler(id, "default", self._client.keep, self.max_payload)
         messages = compiler.compile(step)
         await self._client.enqueue(messages)

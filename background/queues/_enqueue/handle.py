@@ -9,7 +9,7 @@ from typing import Any, Generic, TypeVar
 from ..._eventloop.protection import uninterrupted
 from ..._support import validation
 from .._client import Client
-from .._errors import JobCancelled, JobExpired
+from .._errors import JobCancelledError, JobExpiredError
 from .._info import JobInfo
 from .._states import JobState
 
@@ -32,19 +32,19 @@ class JobHandle(Generic[T]):
 
         - `timeout`: seconds to wait at most (default: as long as it takes).
 
-        Raises `JobFailed` for a job that is dead, with the error of the step that failed if it is a
-        chain or group, `JobCancelled`, `JobExpired`, `TimeoutError`, `QueueError` for a job that is
-        not known or whose result is not kept, `InvalidPayload` for a result that is not what the
-        handler's annotation says now, and `BrokerUnavailable` after 30 s without a broker.
+        Raises `JobFailedError` for a job that is dead, with the error of the step that failed if it is a
+        chain or group, `JobCancelledError`, `JobExpiredError`, `TimeoutError`, `QueueError` for a job that is
+        not known or whose result is not kept, `InvalidPayloadError` for a result that is not what the
+        handler's annotation says now, and `BrokerUnavailableError` after 30 s without a broker.
         """
         validation.optional(validation.seconds, "timeout", timeout, at_least=0)
         job = await self._client.wait(self.id, inf if timeout is None else timeout)
         if job.state is JobState.DEAD:
             raise await self._client.failure(job)
         if job.state is JobState.CANCELLED:
-            raise JobCancelled(self.id)
+            raise JobCancelledError(self.id)
         if job.state is JobState.EXPIRED:
-            raise JobExpired(self.id)
+            raise JobExpiredError(self.id)
         value: T = self._convert(job.message.handler, await self._client.result(job))
         return value
 

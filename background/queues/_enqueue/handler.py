@@ -66,9 +66,9 @@ class Sending(Generic[P, T]):
     async def enqueue(self, *args: P.args, **kwargs: P.kwargs) -> JobHandle[T]:
         """Have the handler called with these arguments, in whichever process works it off.
 
-        Raises `TypeError` for arguments that the handler does not take, `InvalidPayload` for what
-        can't travel, `PayloadTooLarge`, `DuplicateJob` for an id that is known,
-        `BrokerUnavailable`, and `QueueError` where the queue is not open.
+        Raises `TypeError` for arguments that the handler does not take, `InvalidPayloadError` for what
+        can't travel, `PayloadTooLargeError`, `DuplicateJobError` for an id that is known,
+        `BrokerUnavailableError`, and `QueueError` where the queue is not open.
         """
         settings, options, sender = self._settings, self._options, self._sender
         made = message(settings.terms, *self._dump(args, kwargs), options, sender.max_payload)

@@ -48,7 +48,7 @@ def messages(
 ) -> list[Message]:
     """Return the messages of jobs, of each of which the arguments are known to be plain data.
 
-    Raises `InvalidPayload` and `PayloadTooLarge`, and `ValueError` for what would expire before it
+    Raises `InvalidPayloadError` and `PayloadTooLargeError`, and `ValueError` for what would expire before it
     is due.
     """
     shared = _shared(options)

@@ -18,7 +18,7 @@ from ..._support import clock
 from ..._support.frozen import record
 from ..._task import Task
 from .._backoff import Outage
-from .._errors import DuplicateJob
+from .._errors import DuplicateJobError
 from ..abc import Message
 from .enqueuer import Sender
 from .handler import Handler
@@ -113,7 +113,7 @@ def describe_schedule(
 
     async def enqueue(id: str) -> None:
         options = Options(id=id)
-        with suppress(DuplicateJob):
+        with suppress(DuplicateJobError):
             await sender.send([make(options)], options, settings.observers)
 
     def describe() -> Task[None]:

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 from tenacity import RetryError
 
-from ..._errors import TaskCancelled
+from ..._errors import TaskCancelledError
 from ..._eventloop.backend import Backend
-from ..._events import Job
+from ..._events import JobRef
 from ..._execution.outcome import Outcome
 from ..._execution.runner import FROM_OUTSIDE
 from ..._retry import Attempts
@@ -38,7 +38,7 @@ OVER = "the attempt has ended"
 #: Reasons of cancellations after which another worker is to have the job at once.
 _HANDED_BACK = ("shutdown", FROM_OUTSIDE)
 
-_make_job = maker(Job)
+_make_job = maker(JobRef)
 _make_settlement = maker(Settlement)
 
 
@@ -99,7 +99,7 @@ class JobRun:
         self.is_cancelled = False  # as the broker was asked to
         self.is_over = False  # what it does from now on is none of the attempt's
         self.is_settling = False
-        self.job: Job = _make_job(
+        self.job: JobRef = _make_job(
             message.id, message.handler or "", message.queue, claim.attempt, claim.enqueued_at
         )
         self._attempts: Attempts | None = None
@@ -285,7 +285,7 @@ class JobRun:
 
     def _as_cancelled(self, handle: TaskHandle[Any], outcome: Outcome, reason: str) -> Outcome:
         handle._reason = reason
-        error = TaskCancelled(handle.name, handle.id, reason)
+        error = TaskCancelledError(handle.name, handle.id, reason)
         return Outcome(TaskStatus.CANCELLED, outcome.duration, None, error)
 
     async def save(self, value: Any) -> None:

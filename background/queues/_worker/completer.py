@@ -13,7 +13,7 @@ from anyio.lowlevel import checkpoint
 from ..._support.log import log
 from .._backoff import Outage
 from .._codec.errors import describe
-from .._errors import BrokerUnavailable, QueueError
+from .._errors import BrokerUnavailableError, QueueError
 from .._states import FINAL, JobState
 from ..abc import Broker, Settlement
 
@@ -122,7 +122,7 @@ class Settler:
                 if repeated:
                     answers = [await self._look(batch, *each) for each in enumerate(answers)]
             except Exception as error:
-                if isinstance(error, _REFUSALS) and not isinstance(error, BrokerUnavailable):
+                if isinstance(error, _REFUSALS) and not isinstance(error, BrokerUnavailableError):
                     return await self._refused(batch, error)
                 if self._closed or all(holder.gives_up for holder in batch.holders):
                     count = len(batch.settlements)

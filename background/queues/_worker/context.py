@@ -79,7 +79,7 @@ class JobContext:
         The result takes its place when the job succeeds. In a sync function:
         `anyio.from_thread.run(context.save, value)`.
 
-        Raises `InvalidPayload` and `PayloadTooLarge`, `BrokerUnavailable`, and `QueueError` when
+        Raises `InvalidPayloadError` and `PayloadTooLargeError`, `BrokerUnavailableError`, and `QueueError` when
         the job is no longer this worker's.
         """
         await self._run.save(value)

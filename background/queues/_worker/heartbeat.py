@@ -8,8 +8,8 @@ from collections.abc import Callable
 import anyio
 
 from ..._support.log import log
-from .._errors import BrokerUnavailable
-from ..abc import Broker, Hold
+from .._errors import BrokerUnavailableError
+from ..abc import Broker, LeaseStatus
 from .attempt import JobRun
 
 _OFTEN = 2.0  # seconds after which a worker hears of a cancellation, at the latest
@@ -45,11 +45,11 @@ class Leases:
     async def _renew(self, runs: list[JobRun]) -> None:
         began = self._now()
         left = min(run.held_until for run in runs) - began
-        holds: list[Hold] = []
+        holds: list[LeaseStatus] = []
         try:
             with anyio.fail_after(max(left, self._interval)):  # a broker may give no answer at all
                 holds = await self._broker.renew([run.claim for run in runs], lease=self._lease)
-        except BrokerUnavailable as error:
+        except BrokerUnavailableError as error:
             self._miss(runs, error)
             return
         except Exception as error:
@@ -59,13 +59,13 @@ class Leases:
         for run, hold in zip(runs, holds, strict=True):
             if run not in self.held:
                 continue  # it was settled meanwhile
-            if hold is Hold.LOST:
+            if hold is LeaseStatus.LOST:
                 # What has ended it may be the settlement that is on its way, whose answer tells.
                 if not run.is_settling or run.held_until <= began:
                     run.lose()
             else:
                 run.held_until = began + self._lease
-                if hold is Hold.CANCELLED:
+                if hold is LeaseStatus.CANCELLED:
                     run.cancel()
 
     def _miss(self, runs: list[JobRun], error: Exception) -> None:

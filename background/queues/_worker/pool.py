@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from ..._errors import LoopsStopped
+from ..._errors import LoopsStoppedError
 from ..._eventloop.interruption import insist
 from ..._execution.handle import TaskHandle
 from ..._manager import Manager
@@ -54,11 +54,13 @@ class Workforce:
     ) -> Worker:
         """Start a worker, and the first time for a manager the loops of schedules.
 
-        Raises `ManagerNotRunning`, and `LoopsStopped` for a manager that shuts down.
+        Raises `ManagerNotRunningError`, and `LoopsStoppedError` for a manager that shuts down.
         """
         life = manager._here("start")
         if manager.state is not ManagerState.RUNNING or life.runner.loops_stopped:
-            raise LoopsStopped(f"manager {manager.name!r} takes no more workers: it shuts down")
+            raise LoopsStoppedError(
+                f"manager {manager.name!r} takes no more workers: it shuts down"
+            )
         settings = manager._settings
         planner = Planner(
             self._handlers,

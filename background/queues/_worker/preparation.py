@@ -15,11 +15,11 @@ from ..._support.frozen import EMPTY, empty, maker, record
 from .._client import previous
 from .._codec.body import decode
 from .._enqueue.handler import Handler
-from .._errors import QueueError, UnknownHandler
+from .._errors import QueueError, UnknownHandlerError
 from ..abc import Claim
 
 
-class WorkerDied(QueueError):
+class WorkerDiedError(QueueError):
     """Every worker that ran the job has died while it did."""
 
 
@@ -71,13 +71,13 @@ class Planner:
         message = claim.message
         handler = self._handlers.get(message.handler or "")
         if handler is None:
-            error: QueueError = UnknownHandler(
+            error: QueueError = UnknownHandlerError(
                 f"no handler {message.handler!r} here, for a job of the queue {message.queue!r}"
             )
             return self._refuse(claim, error, self._observers)
         observers = self._observers + handler.settings.observers
         if claim.crashes >= self._max_crashes:
-            error = WorkerDied(f"its worker died {claim.crashes} times while it ran the job")
+            error = WorkerDiedError(f"its worker died {claim.crashes} times while it ran the job")
             return self._refuse(claim, error, observers)
         try:
             return self._plan(claim, handler, observers)

@@ -13,7 +13,7 @@ from functools import partial
 import anyio
 from opentelemetry import context as trace_context
 
-from ..._errors import DuplicateTask
+from ..._errors import DuplicateTaskError
 from ..._eventloop.protection import uninterrupted
 from ..._execution.runner import current_handle
 from ..._lifecycle.runtime import Lifecycle
@@ -253,7 +253,7 @@ class Worker:
         add = partial(self._life.engine.add, context=context, reserved=True, job=run.job)
         try:
             run.handle = add(task, durable=run)
-        except DuplicateTask:  # it is still at an attempt of the same job, whose lease it lost
+        except DuplicateTaskError:  # it is still at an attempt of the same job, whose lease it lost
             run.handle = add(dataclasses.replace(task, id=None), durable=run)
         if run.is_cancelled:  # by an observer, when there was no handle yet
             run.cancel()

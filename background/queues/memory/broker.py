@@ -12,9 +12,9 @@ from anyio.lowlevel import checkpoint
 
 from ..._support import clock
 from .._states import FINAL, JobState
-from ..abc import Broker, Claim, Hold, Maintained, Message, Settlement, StoredJob
+from ..abc import Broker, Claim, LeaseStatus, MaintenanceStats, Message, Settlement, StoredJob
 from .changes import Changes
-from .job import Job
+from .job import MemoryJob
 
 _WAITING = (JobState.SCHEDULED, JobState.READY)
 
@@ -23,12 +23,12 @@ class MemoryBroker(Broker):
     """Keeps jobs for as long as the process lives; for one event loop."""
 
     def __init__(self) -> None:
-        self._jobs: dict[str, Job] = {}
+        self._jobs: dict[str, MemoryJob] = {}
         self._numbers = count()
         self._ready: dict[str, list[tuple[int, str]]] = {}  # heaps by age
         self._changes = Changes()
         # For each job the jobs that need it, and as which of their needs.
-        self._dependants: dict[str, list[tuple[Job, int]]] = {}
+        self._dependants: dict[str, list[tuple[MemoryJob, int]]] = {}
 
     async def open(self) -> None:
         await checkpoint()
@@ -54,7 +54,7 @@ class MemoryBroker(Broker):
     def _add(self, message: Message, now: float) -> bool:
         if message.id in self._jobs:
             return False
-        job = self._jobs[message.id] = Job(message, next(self._numbers), now)
+        job = self._jobs[message.id] = MemoryJob(message, next(self._numbers), now)
         needed = [self._jobs[need] for need in message.needs]
         job.blocked = len(needed)
         self._changes.note(job)
@@ -68,13 +68,13 @@ class MemoryBroker(Broker):
             self._move_on(job, now)
         return True
 
-    def _hear(self, job: Job, index: int, needed: Job, now: float) -> JobState | None:
+    def _hear(self, job: MemoryJob, index: int, needed: MemoryJob, now: float) -> JobState | None:
         """Take note that a job has ended that this one needs; return how this one ends by that."""
         if job.state is not JobState.SCHEDULED or not job.blocked:
             return None
         if needed.state is not JobState.SUCCEEDED:
             message = f"job {needed.message.id}, which it needs, is {needed.state}"
-            job.error = {"type": "JobFailed", "message": message}
+            job.error = {"type": "JobFailedError", "message": message}
             return JobState.DEAD
         job.previous[index] = needed.result
         job.blocked -= 1
@@ -86,7 +86,7 @@ class MemoryBroker(Broker):
         self._move_on(job, now)
         return None
 
-    def _end(self, job: Job, state: JobState, now: float) -> None:
+    def _end(self, job: MemoryJob, state: JobState, now: float) -> None:
         """End a job, and those that end by that, however many."""
         ending = [(job, state)]
         while ending:
@@ -108,7 +108,7 @@ class MemoryBroker(Broker):
                 claims.append(self._claim(job, now + lease))
         return claims
 
-    def _claim(self, job: Job, lease_ends: float) -> Claim:
+    def _claim(self, job: MemoryJob, lease_ends: float) -> Claim:
         job.state = JobState.RUNNING
         job.attempt += 1
         job.token = str(next(self._numbers))
@@ -135,7 +135,7 @@ class MemoryBroker(Broker):
         self._advance(anyio.current_time())
         return any(self._next_ready(queue) is not None for queue in queues)
 
-    def _next_ready(self, queue: str) -> Job | None:
+    def _next_ready(self, queue: str) -> MemoryJob | None:
         """Return the oldest job that is ready, leaving it where it is."""
         ready = self._ready.get(queue, [])
         while ready:
@@ -145,16 +145,16 @@ class MemoryBroker(Broker):
             heappop(ready)  # cancelled or expired meanwhile
         return None
 
-    def _advance(self, now: float) -> Maintained:
+    def _advance(self, now: float) -> MaintenanceStats:
         """Do what time has done since the last call."""
         done: dict[str, int] = dict.fromkeys(("due", "reclaimed", "expired", "forgotten"), 0)
         for number, id in self._changes.due(now):
             job = self._jobs.get(id)
             if job is not None and job.number == number and job.next_change <= now:
                 done[self._change(job, now)] += 1
-        return Maintained(**done)
+        return MaintenanceStats(**done)
 
-    def _change(self, job: Job, now: float) -> str:
+    def _change(self, job: MemoryJob, now: float) -> str:
         if job.state in FINAL:
             del self._jobs[job.message.id]
             return "forgotten"
@@ -169,7 +169,7 @@ class MemoryBroker(Broker):
         self._move_on(job, now)
         return "due"
 
-    def _move_on(self, job: Job, now: float) -> None:
+    def _move_on(self, job: MemoryJob, now: float) -> None:
         """Make a scheduled job ready if it is due."""
         if job.due <= now and job.message.handler is None:
             self._end(job, JobState.SUCCEEDED, now)
@@ -179,21 +179,21 @@ class MemoryBroker(Broker):
             heappush(ready, (job.number, job.message.id))
         self._changes.note(job)
 
-    async def renew(self, claims: Sequence[Claim], *, lease: float) -> list[Hold]:
+    async def renew(self, claims: Sequence[Claim], *, lease: float) -> list[LeaseStatus]:
         await checkpoint()
         now = anyio.current_time()
         self._advance(now)
         return [self._renew(claim, now + lease) for claim in claims]
 
-    def _renew(self, claim: Claim, lease_ends: float) -> Hold:
+    def _renew(self, claim: Claim, lease_ends: float) -> LeaseStatus:
         job = self._held(claim.message.id, claim.token)
         if job is None:
-            return Hold.LOST
+            return LeaseStatus.LOST
         job.lease_ends = lease_ends
         self._changes.note(job)
-        return Hold.CANCELLED if job.cancelled else Hold.KEPT
+        return LeaseStatus.CANCELLED if job.cancelled else LeaseStatus.KEPT
 
-    def _held(self, id: str, token: str) -> Job | None:
+    def _held(self, id: str, token: str) -> MemoryJob | None:
         job = self._jobs.get(id)
         return job if job is not None and job.token == token else None
 
@@ -220,7 +220,7 @@ class MemoryBroker(Broker):
         self._give_back(job, now)
         return True
 
-    def _give_back(self, job: Job, now: float) -> None:
+    def _give_back(self, job: MemoryJob, now: float) -> None:
         job.token = ""
         if job.cancelled:
             self._end(job, JobState.CANCELLED, now)
@@ -291,7 +291,7 @@ class MemoryBroker(Broker):
         self._advance(anyio.current_time())
         return sum(1 for _ in self._chosen(queue, state))
 
-    def _chosen(self, queue: str | None, state: JobState | None) -> Iterator[Job]:
+    def _chosen(self, queue: str | None, state: JobState | None) -> Iterator[MemoryJob]:
         for job in self._jobs.values():
             if queue in (None, job.message.queue) and state in (None, job.state):
                 yield job
@@ -310,6 +310,6 @@ class MemoryBroker(Broker):
         self._changes.forget(chosen)
         return len(chosen)
 
-    async def maintain(self) -> Maintained:
+    async def maintain(self) -> MaintenanceStats:
         await checkpoint()
         return self._advance(anyio.current_time())

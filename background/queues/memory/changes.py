@@ -9,7 +9,7 @@ from math import inf
 import anyio
 
 from .._states import FINAL
-from .job import Job
+from .job import MemoryJob
 
 
 class Changes:
@@ -20,7 +20,7 @@ class Changes:
         self._any: anyio.Event | None = None  # made by the first who waits for it
         self._ends: dict[str, anyio.Event] = {}  # by job, for those who wait for its end
 
-    def note(self, job: Job) -> None:
+    def note(self, job: MemoryJob) -> None:
         """Wake those who wait, and come back to the job when time changes it."""
         if job.state in FINAL:
             self._tell_end(job.message.id)

@@ -11,7 +11,7 @@ from .._states import FINAL, JobState
 from ..abc import Message, StoredJob
 
 
-class Job:
+class MemoryJob:
     """One job; times are the event loop's, but for those that people get to see."""
 
     def __init__(self, message: Message, number: int, now: float) -> None:

@@ -9,14 +9,14 @@ from collections import Counter
 from collections.abc import AsyncIterator, Sequence
 from typing import Literal
 
-from .._errors import BrokerUnavailable
+from .._errors import BrokerUnavailableError
 from .._states import FINAL, JobState
-from ..abc import Broker, Claim, Hold, Maintained, Message, Settlement, StoredJob
+from ..abc import Broker, Claim, LeaseStatus, MaintenanceStats, Message, Settlement, StoredJob
 from .claims import Claims
 from .clock import Clock
 from .effects import Jobs
 from .jetstream import Api
-from .job import Job
+from .job import NatsJob
 from .layout import ACK_WAIT, Layout
 from .link import Link
 from .ready_queue import Ready
@@ -44,7 +44,7 @@ class NatsBroker(Broker):
     2.10 numbers anew what is in them: after that, leave all queues and enter them again.
 
     `enqueue` stores all jobs before the first of them can start, but not in one transaction: if it
-    raises `BrokerUnavailable`, some of the jobs may have been taken, which will run. Called again,
+    raises `BrokerUnavailableError`, some of the jobs may have been taken, which will run. Called again,
     it takes the others.
 
     A job, with its arguments and its result, is one message, for which the server's `max_payload`
@@ -99,7 +99,7 @@ class NatsBroker(Broker):
         version = await self._link.version()
         numbers = re.match(r"v?(\d+)\.(\d+)", version)
         if numbers is None or tuple(map(int, numbers.groups())) < _OLDEST:
-            raise BrokerUnavailable(
+            raise BrokerUnavailableError(
                 f"{self._link.shown} is NATS {version or 'of no version'}; 2.9 or later is needed"
             )
 
@@ -114,13 +114,13 @@ class NatsBroker(Broker):
         self._link.connection.check()
         await self._check_needs(messages)
         now = self._clock.now()
-        jobs: dict[str, Job] = {}
+        jobs: dict[str, NatsJob] = {}
         for message in messages:
             if message.id not in jobs:
                 for need in message.needs:
                     if need in jobs and message.id not in jobs[need].dependants:
                         jobs[need].dependants.append(message.id)
-                jobs[message.id] = Job(message, now)
+                jobs[message.id] = NatsJob(message, now)
                 jobs[message.id].begin()
         created = await self._jobs.create(jobs) if jobs else {}
         return [created.pop(message.id, None) is not None for message in messages]
@@ -160,7 +160,7 @@ class NatsBroker(Broker):
                 pause = min(_POLL, deadline - now, max(0.001, self._timers.next - now))
                 await _wait(woken, pause)
 
-    async def renew(self, claims: Sequence[Claim], *, lease: float) -> list[Hold]:
+    async def renew(self, claims: Sequence[Claim], *, lease: float) -> list[LeaseStatus]:
         return await self._claims.renew(claims, lease)
 
     async def settle(self, settlements: Sequence[Settlement]) -> list[bool]:
@@ -211,7 +211,7 @@ class NatsBroker(Broker):
     async def purge(self, *, state: JobState | None = None, older_than: float = 0.0) -> int:
         now = self._clock.now()
 
-        def choose(job: Job) -> int:
+        def choose(job: NatsJob) -> int:
             """Return the revision of a job to be forgotten, or 0."""
             ended = job.state in FINAL and (job.finished_at or 0.0) <= now - older_than
             return job.revision if ended and state in (None, job.state) else 0
@@ -219,12 +219,12 @@ class NatsBroker(Broker):
         revisions = await self._records.read_all(choose)
         return await self._records.forget([each for each in revisions.values() if each])
 
-    async def maintain(self) -> Maintained:
+    async def maintain(self) -> MaintenanceStats:
         self._link.connection.check()
         await self._clock.refresh()
         done = await self._advance(everything=True)
         self._claims.forget(self._clock.now())
-        return Maintained(**done)
+        return MaintenanceStats(**done)
 
     async def _advance(self, *, everything: bool = False) -> Counter[str]:
         """See to timers that are due, to some of them at least."""
@@ -249,7 +249,7 @@ def _require_asyncio() -> None:
         raise RuntimeError("NatsBroker works on asyncio only, as nats-py does") from None
 
 
-def _chosen(job: Job, queue: str | None, state: JobState | None, now: float) -> bool:
+def _chosen(job: NatsJob, queue: str | None, state: JobState | None, now: float) -> bool:
     return (
         queue in (None, job.message.queue)
         and state in (None, job.state)

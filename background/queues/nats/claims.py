@@ -7,12 +7,12 @@ from collections.abc import Mapping, Sequence
 from itertools import count
 from secrets import token_hex
 
-from .._errors import BrokerUnavailable
-from ..abc import Claim, Hold, Settlement
+from .._errors import BrokerUnavailableError
+from ..abc import Claim, LeaseStatus, Settlement
 from .codec import encode
 from .effects import Jobs
 from .jetstream import Api
-from .job import Job
+from .job import NatsJob
 from .leases import Leases
 from .ready_queue import Offer, Ready
 from .records import Changed, Stored
@@ -48,7 +48,7 @@ class Claims:
                     if not offers:
                         break
                     claims += await self._claim(offers, lease)
-        except BrokerUnavailable:
+        except BrokerUnavailableError:
             if not claims:
                 raise
         return claims
@@ -73,12 +73,12 @@ class Claims:
         self._leases.add(token, claimed)
         return [each.job.as_claim() for each in claimed.values() if each.job is not None]
 
-    async def renew(self, claims: Sequence[Claim], lease: float) -> list[Hold]:
+    async def renew(self, claims: Sequence[Claim], lease: float) -> list[LeaseStatus]:
         tokens: defaultdict[str, set[str]] = defaultdict(set)
         for claim in claims:
             tokens[claim.message.id].add(claim.token)
 
-        def renew(job: Job, now: float) -> str:
+        def renew(job: NatsJob, now: float) -> str:
             """Return the token that is the right one, if it is among those."""
             token = next(filter(job.held, tokens[job.message.id]), "")
             if token:
@@ -106,7 +106,7 @@ class Claims:
     async def _settle(self, settlements: Mapping[str, Settlement]) -> dict[str, Changed]:
         most = await self._api.max_record()
 
-        def settle(job: Job, now: float) -> bool:
+        def settle(job: NatsJob, now: float) -> bool:
             if not job.settle(settlements[job.message.id], now):
                 return False
             if len(encode(job)) > most:
@@ -119,7 +119,7 @@ class Claims:
         return changed
 
     async def save(self, id: str, token: str, result: bytes) -> bool:
-        def save(job: Job, now: float) -> bool:
+        def save(job: NatsJob, now: float) -> bool:
             if not job.held(token):
                 return False
             job.result = result
@@ -130,7 +130,7 @@ class Claims:
         return bool(changed[id].value)
 
 
-def _hold(claim: Claim, changed: Changed) -> Hold:
+def _hold(claim: Claim, changed: Changed) -> LeaseStatus:
     if changed.job is None or changed.value != claim.token:
-        return Hold.LOST
-    return Hold.CANCELLED if changed.job.cancelled else Hold.KEPT
+        return LeaseStatus.LOST
+    return LeaseStatus.CANCELLED if changed.job.cancelled else LeaseStatus.KEPT

@@ -10,10 +10,10 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from .._errors import BrokerUnavailable
+from .._errors import BrokerUnavailableError
 from .._states import JobState
 from ..abc import Message
-from .job import Job
+from .job import NatsJob
 
 _VERSION = 1
 
@@ -33,11 +33,11 @@ _PLAIN: Mapping[str, Any] = {
 }
 
 
-class Unreadable(BrokerUnavailable):
+class UnreadableRecordError(BrokerUnavailableError):
     """A record is of a newer version of the library, or damaged."""
 
 
-def encode(job: Job) -> bytes:
+def encode(job: NatsJob) -> bytes:
     """Return a job's record; the same for the same job."""
     message = job.message
     blobs = [message.body, job.result, *job.previous]
@@ -65,8 +65,8 @@ def encode(job: Job) -> bytes:
     return b"".join([line, b"\n", *filter(None, blobs)])
 
 
-def decode(record: bytes, revision: int) -> Job:
-    """Return the job of a record. Raises `Unreadable`."""
+def decode(record: bytes, revision: int) -> NatsJob:
+    """Return the job of a record. Raises `UnreadableRecordError`."""
     try:
         line, _, rest = record.partition(b"\n")
         known = json.loads(line)
@@ -74,15 +74,15 @@ def decode(record: bytes, revision: int) -> Job:
             raise ValueError(f"version {known['v']!r}")
         return _job(known, _cut(rest, known["sizes"]), revision)
     except (KeyError, TypeError, ValueError) as error:
-        raise Unreadable(
+        raise UnreadableRecordError(
             f"the job's record at revision {revision} can't be read by this version of the "
             f"library: {error}"
         ) from None
 
 
-def _job(known: dict[str, Any], blobs: list[bytes | None], revision: int) -> Job:
+def _job(known: dict[str, Any], blobs: list[bytes | None], revision: int) -> NatsJob:
     body, result, *previous = blobs
-    job = Job(
+    job = NatsJob(
         Message(
             id=known["id"],
             handler=known["handler"],

@@ -19,7 +19,7 @@ from nats.aio.client import Client
 from nats.errors import Error as ClientError
 
 from ..._support.log import log
-from .._errors import BrokerUnavailable
+from .._errors import BrokerUnavailableError
 
 #: Seconds until a call fails that nobody answers, and one that finds no connection.
 PATIENCE = 5.0
@@ -67,7 +67,7 @@ class Connection:
         return client if client is not None and client.is_connected else None
 
     async def open(self) -> None:
-        """Connect. Raises `BrokerUnavailable`."""
+        """Connect. Raises `BrokerUnavailableError`."""
         self._loop, self._process = asyncio.get_running_loop(), os.getpid()
         self._connecting, self._changed = asyncio.Lock(), asyncio.Event()
         try:
@@ -91,15 +91,15 @@ class Connection:
             await asyncio.wait(self._ending)
 
     def check(self) -> None:
-        """Raise `BrokerUnavailable` unless it is open, and here."""
+        """Raise `BrokerUnavailableError` unless it is open, and here."""
         if self._loop is None:
-            raise BrokerUnavailable(f"{self.shown} is not open")
+            raise BrokerUnavailableError(f"{self.shown} is not open")
         if self._process != os.getpid():
-            raise BrokerUnavailable(
+            raise BrokerUnavailableError(
                 f"{self.shown} was opened by another process, before a fork; make a broker here"
             )
         if self._loop is not asyncio.get_running_loop():
-            raise BrokerUnavailable(f"{self.shown} was opened in another event loop")
+            raise BrokerUnavailableError(f"{self.shown} was opened in another event loop")
 
     async def connected(self) -> Client:
         """Return a client that has a connection, waiting a moment for it."""
@@ -119,8 +119,8 @@ class Connection:
             error = self._errors[-1] if self._errors else TimeoutError("no connection")
             raise self.failed(error) from None
 
-    def failed(self, error: Exception) -> BrokerUnavailable:
-        return BrokerUnavailable(f"{self.shown}: {str(error) or type(error).__name__}")
+    def failed(self, error: Exception) -> BrokerUnavailableError:
+        return BrokerUnavailableError(f"{self.shown}: {str(error) or type(error).__name__}")
 
     async def _living(self) -> Client:
         """Return a client that has a connection, or tries to have one again."""
@@ -129,7 +129,7 @@ class Connection:
                 client = await self._connect()
                 try:
                     self.check()  # it may have been closed meanwhile
-                except BrokerUnavailable:
+                except BrokerUnavailableError:
                     self._end(client)
                     raise
                 self._client = client
@@ -143,7 +143,7 @@ class Connection:
             self._errors.append(error)
             del self._errors[:-_ERRORS]
             if client is not self._client and len(self._errors) >= len(self._servers):
-                raise _Hopeless  # or it would go on trying
+                raise _NoServerError  # or it would go on trying
 
         async def lost() -> None:
             if client is self._client:
@@ -165,7 +165,7 @@ class Connection:
                 pending_size=0,
             )
             await self._prepare(client)
-        except (_Hopeless, ClientError, OSError) as error:
+        except (_NoServerError, ClientError, OSError) as error:
             self._end(client)
             known = self._errors[-1] if self._errors else error
             raise self.failed(known) from None
@@ -191,7 +191,7 @@ class Connection:
         task.add_done_callback(self._ending.discard)
 
 
-class _Hopeless(Exception):
+class _NoServerError(Exception):
     """There is no server left to try."""
 
 

@@ -15,9 +15,9 @@ from math import inf
 from .._states import FINAL, JobState
 from ..abc import Message
 from .clock import Clock
-from .codec import Unreadable, encode
+from .codec import UnreadableRecordError, encode
 from .jetstream import Api
-from .job import Job
+from .job import NatsJob
 from .layout import EVERY, EVERY_AGAIN, Layout
 from .ready_queue import Ready
 from .records import Change, Changed, Records, Stored, timer_of
@@ -43,7 +43,7 @@ class Jobs:
         self._ready = ready
         self._records = records
 
-    async def create(self, jobs: Mapping[str, Job]) -> dict[str, Changed]:
+    async def create(self, jobs: Mapping[str, NatsJob]) -> dict[str, Changed]:
         """Store new jobs; return those whose ids were new."""
         now = self._clock.now()
         patience = COVER + len(jobs) * _EACH
@@ -51,7 +51,7 @@ class Jobs:
         changing = [timer_of(each, now) for each in jobs.values()]
         await self._timers.add(timer for timer in changing if timer.at < inf)
         created: dict[str, Changed] = {}
-        blocked: dict[str, Job] = {}
+        blocked: dict[str, NatsJob] = {}
         left = dict.fromkeys(jobs, 0)
         while left:
             written = await self._records.write([(id, encode(jobs[id]), left[id]) for id in left])
@@ -77,12 +77,12 @@ class Jobs:
         self._timers.remove(set(covers.values()))
         return created
 
-    def _look(self, stored: Stored, now: float) -> Job | None:
+    def _look(self, stored: Stored, now: float) -> NatsJob | None:
         """Return a job that is known, and of one that can't be read at least that there is one."""
         try:
             return self._records.known(stored, now)
-        except Unreadable:
-            return Job(_SOME, now)
+        except UnreadableRecordError:
+            return NatsJob(_SOME, now)
 
     async def change(
         self,
@@ -141,17 +141,17 @@ class Jobs:
             self._api.link.post(self._layout.ended(each.sure.message.id))
 
     async def _tell(self, ended: Sequence[Changed]) -> dict[str, Changed]:
-        fates: defaultdict[str, dict[str, Job | None]] = defaultdict(dict)
+        fates: defaultdict[str, dict[str, NatsJob | None]] = defaultdict(dict)
         for each in ended:
             for id in each.sure.dependants:
                 fates[id][each.sure.message.id] = each.job
         return await self._hear(fates)
 
-    async def _hear(self, fates: Mapping[str, Mapping[str, Job | None]]) -> dict[str, Changed]:
+    async def _hear(self, fates: Mapping[str, Mapping[str, NatsJob | None]]) -> dict[str, Changed]:
         """Let jobs know how others have ended that they need."""
         most = await self._api.max_record() if fates else 0
 
-        def hear(job: Job, now: float) -> None:
+        def hear(job: NatsJob, now: float) -> None:
             for id, needed in fates[job.message.id].items():
                 job.hear(id, needed, now)
             if len(encode(job)) > most:
@@ -166,7 +166,7 @@ class Jobs:
             for need in needed:
                 dependants[need].append(id)
 
-        def add(job: Job, now: float) -> None:
+        def add(job: NatsJob, now: float) -> None:
             if job.state not in FINAL:
                 job.dependants += [
                     id for id in dependants[job.message.id] if id not in job.dependants
@@ -174,7 +174,7 @@ class Jobs:
 
         found = await self._records.change(dependants, add, {})
         await self.follow(found)
-        fates: defaultdict[str, dict[str, Job | None]] = defaultdict(dict)
+        fates: defaultdict[str, dict[str, NatsJob | None]] = defaultdict(dict)
         for need, each in found.items():
             if each.job is None or each.job.state in FINAL:
                 for id in dependants[need]:
@@ -223,7 +223,7 @@ class Jobs:
 
     async def _repair(self, changed: Iterable[Changed]) -> None:
         """Do once more what follows from the states that jobs are in."""
-        by_state: defaultdict[JobState, list[tuple[Job, Changed]]] = defaultdict(list)
+        by_state: defaultdict[JobState, list[tuple[NatsJob, Changed]]] = defaultdict(list)
         for each in changed:
             if each.job is not None:
                 by_state[each.job.state].append((each.job, each))
@@ -237,7 +237,7 @@ class Jobs:
         await self._end(ended, repair=True)
 
 
-def _records(changed: Iterable[Changed]) -> list[tuple[Job, bytes, int]]:
+def _records(changed: Iterable[Changed]) -> list[tuple[NatsJob, bytes, int]]:
     """Return jobs with their records, the oldest first."""
     found = [(each.sure, each.stored.record, each.stored.revision) for each in changed]
     return sorted(found, key=lambda each: each[0].number or each[2])

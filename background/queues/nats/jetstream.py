@@ -10,7 +10,7 @@ from typing import Any
 
 from nats.aio.msg import Msg
 
-from .._errors import BrokerUnavailable, PayloadTooLarge
+from .._errors import BrokerUnavailableError, PayloadTooLargeError
 from .link import Link
 from .requests import Request
 from .streams import Streams
@@ -25,7 +25,7 @@ _EXPECT = "Nats-Expected-Last-Subject-Sequence"
 
 
 class Api:
-    """JetStream's API, over a link. All of it raises `BrokerUnavailable`."""
+    """JetStream's API, over a link. All of it raises `BrokerUnavailableError`."""
 
     def __init__(self, link: Link, streams: Streams) -> None:
         self.link = link
@@ -129,7 +129,7 @@ class Api:
         most = await self.max_record()
         for _, record, _ in records:
             if len(record) > most:
-                raise PayloadTooLarge(
+                raise PayloadTooLargeError(
                     f"a job's record, which holds its arguments and its result, has {len(record):,}"
                     f" bytes; {self.link.shown} takes {most:,} (see max_payload in its settings)"
                 )
@@ -177,7 +177,9 @@ class Api:
         answer = self._message(await self._ask(f"STREAM.MSG.GET.{stream}", seq=sequence))
         self.post_delete(stream, sequence)
         if answer is None:
-            raise BrokerUnavailable(f"{self.link.shown}: a message is gone that was just stored")
+            raise BrokerUnavailableError(
+                f"{self.link.shown}: a message is gone that was just stored"
+            )
         return _seconds(answer["time"])
 
 

@@ -15,7 +15,7 @@ from ..abc import Claim, Message, Settlement, StoredJob
 _WAITING = (JobState.SCHEDULED, JobState.READY)
 
 
-class Job:
+class NatsJob:
     """A job as its record has it; to be changed, and then stored if nobody else has been faster."""
 
     def __init__(self, message: Message, enqueued_at: float) -> None:
@@ -156,7 +156,7 @@ class Job:
         self._give_back(now, now)
         return True
 
-    def hear(self, id: str, needed: Job | None, now: float) -> None:
+    def hear(self, id: str, needed: NatsJob | None, now: float) -> None:
         """Take note of how a job has ended that this one needs; `None` is one that is unknown."""
         places = [place for place in self.unmet if self.message.needs[place] == id]
         if self.state is not JobState.SCHEDULED or not places:
@@ -164,7 +164,7 @@ class Job:
         if needed is None or needed.state is not JobState.SUCCEEDED:
             fate = "no longer known" if needed is None else needed.state
             message = f"job {id}, which it needs, is {fate}"
-            self.error = {"type": "JobFailed", "message": message}
+            self.error = {"type": "JobFailedError", "message": message}
             self.end(JobState.DEAD, now)
             return
         for place in places:
@@ -176,7 +176,7 @@ class Job:
     def burst(self, message: str, now: float) -> None:
         """Be dead, as results take more room than a record has."""
         self.result, self.previous = None, [None] * len(self.previous)
-        self.error = {"type": "PayloadTooLarge", "message": message}
+        self.error = {"type": "PayloadTooLargeError", "message": message}
         self.end(JobState.DEAD, now)
 
     def as_claim(self) -> Claim:

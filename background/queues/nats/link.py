@@ -16,7 +16,7 @@ from nats.aio.client import Client
 from nats.aio.msg import Msg
 from nats.errors import Error as ClientError
 
-from .._errors import BrokerUnavailable
+from .._errors import BrokerUnavailableError
 from .connection import Connection
 from .requests import Answers, Request, consumer_of, windows
 
@@ -46,7 +46,7 @@ class Link:
     async def call(self, requests: Sequence[Request]) -> list[Msg | None]:
         """Return the answers, in order; `None` where nobody is there who would answer.
 
-        Raises `BrokerUnavailable`, after which any may be done.
+        Raises `BrokerUnavailableError`, after which any may be done.
         """
         found: list[Msg | None] = []
         for window in windows(requests):
@@ -110,9 +110,11 @@ class Link:
                 for each in waiting:
                     await each.done
         except TimeoutError:
-            raise BrokerUnavailable(f"{self.shown} did not answer within {patience:g} s") from None
+            raise BrokerUnavailableError(
+                f"{self.shown} did not answer within {patience:g} s"
+            ) from None
         if any(each.lost for each in waiting):
-            raise BrokerUnavailable(f"{self.shown}: the connection was lost")
+            raise BrokerUnavailableError(f"{self.shown}: the connection was lost")
 
     def post(self, subject: str, payload: bytes = b"") -> None:
         """Send what nobody answers, if there is a connection; never waits, never raises."""

@@ -13,9 +13,9 @@ from typing import NamedTuple
 
 from nats.aio.msg import Msg
 
-from .._errors import BrokerUnavailable
+from .._errors import BrokerUnavailableError
 from .jetstream import Api
-from .job import Job
+from .job import NatsJob
 from .layout import Layout
 from .requests import Request
 
@@ -24,7 +24,7 @@ _SMALL = 16_384  # bytes of a record that a message brings along
 _LATENESS = 0.01  # seconds by which consumers may be behind what is stored
 _EXPECTED = 1_000  # jobs that are looked out for at most
 _REVISION = "Background-Revision"
-_ID = "Background-Job"
+_ID = "Background-NatsJob"
 
 
 class Offer(NamedTuple):
@@ -53,7 +53,7 @@ class Ready:
         self._known.clear()
         self._expected.clear()
 
-    async def put(self, jobs: Sequence[tuple[Job, bytes, int]], *, again: bool) -> None:
+    async def put(self, jobs: Sequence[tuple[NatsJob, bytes, int]], *, again: bool) -> None:
         """Say of jobs, with their records and the revisions of these, that they are ready."""
         if not jobs:
             return
@@ -77,7 +77,7 @@ class Ready:
                     await self._take(queue, most, offers, again=again)
         except BaseException as error:
             self.decline(offers)
-            if isinstance(error, BrokerUnavailable):
+            if isinstance(error, BrokerUnavailableError):
                 self._known.discard(queue)  # old servers say nothing at all if there is no consumer
             raise
         self._more = len(offers) >= most
@@ -151,7 +151,7 @@ class Ready:
                     taken = taken or found[1] > 0
         return False, taken
 
-    async def drop(self, jobs: Sequence[Job]) -> None:
+    async def drop(self, jobs: Sequence[NatsJob]) -> None:
         """Forget that jobs were ready, which are no longer."""
         if jobs:
             await self._api.purge(

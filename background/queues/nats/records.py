@@ -13,12 +13,12 @@ from math import inf
 from typing import Any, NamedTuple, TypeVar
 
 from ..._support.log import log
-from .._errors import BrokerUnavailable
+from .._errors import BrokerUnavailableError
 from .._states import FINAL, JobState
 from .clock import Clock
-from .codec import Unreadable, decode, encode
+from .codec import UnreadableRecordError, decode, encode
 from .jetstream import Api
-from .job import Job
+from .job import NatsJob
 from .layout import Layout
 from .timer_wheel import Timer, Timers, of_lease
 
@@ -41,7 +41,7 @@ class Changed(NamedTuple):
     had done to it meanwhile, and `timer` the message of the timer that was set for it.
     """
 
-    job: Job | None = None
+    job: NatsJob | None = None
     stored: Stored = Stored()
     value: Any = None
     before: JobState | None = None
@@ -50,7 +50,7 @@ class Changed(NamedTuple):
     unreadable: bool = False
 
     @property
-    def sure(self) -> Job:
+    def sure(self) -> NatsJob:
         """The job, where there has to be one."""
         assert self.job is not None
         return self.job
@@ -73,7 +73,7 @@ class Changed(NamedTuple):
 
 
 #: Changes a job, if it needs to be, and says something of it.
-Change = Callable[[Job, float], Any]
+Change = Callable[[NatsJob, float], Any]
 
 
 class Records:
@@ -91,14 +91,14 @@ class Records:
         found = await self._api.get_last(self._layout.jobs, subjects)
         return [_stored(each) for each in found]
 
-    def known(self, stored: Stored, now: float) -> Job | None:
+    def known(self, stored: Stored, now: float) -> NatsJob | None:
         """Return the job of a record, unless its time to be kept is over."""
         if not stored.revision:
             return None
         job = decode(*stored)
         return None if job.forget_at <= now else job
 
-    async def get(self, id: str) -> Job | None:
+    async def get(self, id: str) -> NatsJob | None:
         (stored,) = await self.load([id])
         return self.known(stored, self._clock.now())
 
@@ -153,7 +153,7 @@ class Records:
     def _try(self, stored: Stored, change: Change, now: float, *, over: bool) -> Changed:
         try:
             job = self.known(stored, -inf if over else now)
-        except Unreadable as error:
+        except UnreadableRecordError as error:
             log(logging.ERROR, "%s", error)
             return Changed(stored=stored, unreadable=True)
         if job is None:
@@ -189,7 +189,7 @@ class Records:
         found = await self.read_all(lambda job: job.age)
         return sorted(found, key=found.__getitem__)
 
-    async def read_all(self, take: Callable[[Job], T]) -> dict[str, T]:
+    async def read_all(self, take: Callable[[NatsJob], T]) -> dict[str, T]:
         """Read all records; return what is taken of each."""
         name, left = await self._api.read_all(self._layout.jobs)
         found: dict[str, T] = {}
@@ -198,14 +198,14 @@ class Records:
                 messages = await self._api.fetch(self._layout.jobs, name, _PAGE)
                 if messages is None:  # the consumer is gone, as with the server that had it
                     shown = self._api.link.shown
-                    raise BrokerUnavailable(f"{shown}: the jobs can't be read to their end")
+                    raise BrokerUnavailableError(f"{shown}: the jobs can't be read to their end")
                 if not messages:
                     break
                 left -= len(messages)
                 for message in messages:
                     try:
                         job = decode(message.data, message.metadata.sequence.stream)
-                    except Unreadable as error:
+                    except UnreadableRecordError as error:
                         log(logging.ERROR, "%s", error)
                     else:
                         found[job.message.id] = take(job)
@@ -214,7 +214,7 @@ class Records:
         return found
 
 
-def timer_of(job: Job, now: float) -> Timer:
+def timer_of(job: NatsJob, now: float) -> Timer:
     """Return when to look at a job."""
     at, id = job.next_change, job.message.id
     return of_lease(at, id, now) if job.state is JobState.RUNNING else Timer(at, id)

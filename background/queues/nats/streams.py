@@ -13,7 +13,7 @@ from typing import Any
 
 from ..._support import clock
 from ..._support.log import log
-from .._errors import BrokerUnavailable
+from .._errors import BrokerUnavailableError
 from .layout import EVERY, Layout, differences
 from .link import Link
 from .requests import Request
@@ -27,7 +27,7 @@ Answer = dict[str, Any] | None
 
 
 class Streams:
-    """The streams of a server. All of it raises `BrokerUnavailable`."""
+    """The streams of a server. All of it raises `BrokerUnavailableError`."""
 
     def __init__(self, link: Link, layout: Layout) -> None:
         self._link = link
@@ -93,28 +93,30 @@ class Streams:
         return [None if each is None else json.loads(each.data) for each in answers]
 
     def _found(self, answer: Answer) -> None:
-        """Raise `BrokerUnavailable` if there was no stream, though it has been made."""
+        """Raise `BrokerUnavailableError` if there was no stream, though it has been made."""
         if answer is None:
             raise self._refused()
         if _is_gone(answer):
             self.check(answer)
 
     def check(self, answer: dict[str, Any]) -> dict[str, Any]:
-        """Raise `BrokerUnavailable` for an answer that tells of an error."""
+        """Raise `BrokerUnavailableError` for an answer that tells of an error."""
         if "error" in answer:
-            raise BrokerUnavailable(f"{self._link.shown}: {answer['error'].get('description')}")
+            raise BrokerUnavailableError(
+                f"{self._link.shown}: {answer['error'].get('description')}"
+            )
         return answer
 
     def compare(self, what: str, settings: dict[str, Any], found: dict[str, Any]) -> None:
-        """Raise `BrokerUnavailable` for what is there and has other settings."""
+        """Raise `BrokerUnavailableError` for what is there and has other settings."""
         if wrong := differences(settings, self.check(found)["config"]):
-            raise BrokerUnavailable(
+            raise BrokerUnavailableError(
                 f"{self._link.shown}: {what} has other settings than this broker: "
                 f"{', '.join(wrong)}; use another prefix, or change it"
             )
 
-    def _refused(self) -> BrokerUnavailable:
-        return BrokerUnavailable(
+    def _refused(self) -> BrokerUnavailableError:
+        return BrokerUnavailableError(
             f"{self._link.shown} has no JetStream to keep jobs in: start it with JetStream, "
             f"enabled for this account too, or wait until it has started"
         )

@@ -10,10 +10,10 @@ from secrets import token_hex
 import anyio
 from redis.exceptions import NoScriptError
 
-from .._errors import BrokerUnavailable
+from .._errors import BrokerUnavailableError
 from .._names import check
 from .._states import FINAL, JobState
-from ..abc import Broker, Claim, Hold, Maintained, Message, Settlement, StoredJob
+from ..abc import Broker, Claim, LeaseStatus, MaintenanceStats, Message, Settlement, StoredJob
 from . import queries as looks
 from . import transitions as life
 from .codec import pack_messages, pack_settlement, unpack_claims, unpack_jobs
@@ -25,7 +25,7 @@ _CHUNK = 500  # jobs that one script changes or reads at most, where there may b
 _LOOK = 1.0  # seconds after which those who wait look, though they heard nothing
 _SOON = 0.001  # seconds by which time may be read too early
 
-_HOLDS = {"K": Hold.KEPT, "L": Hold.LOST, "C": Hold.CANCELLED}
+_HOLDS = {"K": LeaseStatus.KEPT, "L": LeaseStatus.LOST, "C": LeaseStatus.CANCELLED}
 
 
 class RedisBroker(Broker):
@@ -65,7 +65,7 @@ class RedisBroker(Broker):
     async def _check_jobs(self, link: Link) -> None:
         version = int(await self._run(link, looks.OPEN, encoded(VERSION)))
         if version > VERSION:
-            raise BrokerUnavailable(
+            raise BrokerUnavailableError(
                 f"{self._address}: the jobs of prefix {self.prefix!r} have version {version}, made "
                 f"by a newer version of this library, which knows {VERSION}"
             )
@@ -118,8 +118,8 @@ class RedisBroker(Broker):
                         return
                     await _wait(news, float(change))
 
-    async def renew(self, claims: Sequence[Claim], *, lease: float) -> list[Hold]:
-        holds: list[Hold] = []
+    async def renew(self, claims: Sequence[Claim], *, lease: float) -> list[LeaseStatus]:
+        holds: list[LeaseStatus] = []
         for first in range(0, len(claims), _CHUNK):
             values = encoded(lease)
             for each in claims[first : first + _CHUNK]:
@@ -195,7 +195,7 @@ class RedisBroker(Broker):
             purged += int(some)
         return purged
 
-    async def maintain(self) -> Maintained:
+    async def maintain(self) -> MaintenanceStats:
         done = [0, 0, 0, 0]
         complete = False
         while not complete:
@@ -204,7 +204,7 @@ class RedisBroker(Broker):
             done = [a + b for a, b in zip(done, part, strict=True)]
             complete = sum(part[:3]) < _CHUNK and part[3] < _CHUNK
         due, reclaimed, expired, forgotten = done
-        return Maintained(due=due, reclaimed=reclaimed, expired=expired, forgotten=forgotten)
+        return MaintenanceStats(due=due, reclaimed=reclaimed, expired=expired, forgotten=forgotten)
 
     async def _call(self, script: Script, values: Sequence[bytes]) -> str:
         return (await self._ask(script, values)).decode()

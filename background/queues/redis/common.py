@@ -140,7 +140,7 @@ local function hear(id, place, needed, state)
   if not job or job[STATE] ~= 'scheduled' or job[BLOCKED] == 0 then return end
   if state ~= 'succeeded' then
     local message = 'job ' .. needed .. ', which it needs, is ' .. state
-    call('HSET', KEYS.errors, id, cjson.encode({type = 'JobFailed', message = message}))
+    call('HSET', KEYS.errors, id, cjson.encode({type = 'JobFailedError', message = message}))
     job[ERROR] = true
     return 'dead'
   end

@@ -20,7 +20,7 @@ from redis.backoff import NoBackoff
 from redis.exceptions import RedisError, ResponseError
 
 from ..._support import validation
-from .._errors import BrokerUnavailable
+from .._errors import BrokerUnavailableError
 
 _MOST_TOGETHER = 100  # calls that are sent at once
 
@@ -91,7 +91,7 @@ class _Call:
         if not self.answer.done():
             self.answer.set_result(value)
 
-    def fail(self, error: BrokerUnavailable) -> None:
+    def fail(self, error: BrokerUnavailableError) -> None:
         if not self.answer.done():
             self.answer.set_exception(error)
 
@@ -120,10 +120,10 @@ class Link:
     async def call(self, request: bytes) -> Any:
         """Return the answer to a request, which may be a `ResponseError`.
 
-        Raises `BrokerUnavailable`.
+        Raises `BrokerUnavailableError`.
         """
         if self.is_inherited:
-            raise BrokerUnavailable(
+            raise BrokerUnavailableError(
                 f"{self._address} was opened by another process, before a fork; "
                 "open a broker in each process"
             )
@@ -152,10 +152,10 @@ class Link:
             self._fail(self._waiting, self._not_open())
             await disconnect(self._connection)
 
-    def _not_open(self) -> BrokerUnavailable:
-        return BrokerUnavailable(f"{self._address} is not open")
+    def _not_open(self) -> BrokerUnavailableError:
+        return BrokerUnavailableError(f"{self._address} is not open")
 
-    def _fail(self, calls: deque[_Call], error: BrokerUnavailable) -> None:
+    def _fail(self, calls: deque[_Call], error: BrokerUnavailableError) -> None:
         while calls:
             calls.popleft().fail(error)
 
@@ -206,12 +206,12 @@ async def disconnect(connection: Any, *, at_once: bool = False) -> None:
         await connection.disconnect(nowait=at_once)
 
 
-def explained(address: Address, error: Exception) -> BrokerUnavailable:
+def explained(address: Address, error: Exception) -> BrokerUnavailableError:
     """Return the error to raise for one of redis-py, or of the system."""
     reason = text(error)
     if isinstance(error, TimeoutError):
         reason = f"no answer within {address.timeout:g} s"
-    unavailable = BrokerUnavailable(f"{address}: {reason}")
+    unavailable = BrokerUnavailableError(f"{address}: {reason}")
     unavailable.__cause__ = error
     return unavailable
 

@@ -9,7 +9,7 @@ from typing import Any
 import anyio
 from redis.exceptions import ResponseError
 
-from .._errors import BrokerUnavailable
+from .._errors import BrokerUnavailableError
 from .connection import Address, Link, explained
 from .pubsub import Listener
 from .script import command
@@ -62,12 +62,14 @@ class Session:
     async def _check_server(self, link: Link) -> None:
         answer = await link.call(command(b"HELLO"))  # every user may ask this
         if isinstance(answer, ResponseError):
-            raise BrokerUnavailable(
+            raise BrokerUnavailableError(
                 f"{self._address}: Redis 6.2 or later is needed; this server says: {answer}"
             )
         version = answer[answer.index(b"version") + 1].decode()
         if tuple(map(int, version.split(".")[:2])) < _OLDEST:
-            raise BrokerUnavailable(f"{self._address}: Redis {version} is too old: 6.2 is needed")
+            raise BrokerUnavailableError(
+                f"{self._address}: Redis {version} is too old: 6.2 is needed"
+            )
 
     async def close(self) -> None:
         async with self._opening:
@@ -96,11 +98,11 @@ class Session:
 
     def _opened(self) -> tuple[Link, Listener]:
         if self._link is None or self._listener is None:
-            raise BrokerUnavailable(f"{self._address} is not open")
+            raise BrokerUnavailableError(f"{self._address} is not open")
         return self._link, self._listener
 
     async def call(self, request: bytes) -> Any:
-        """Return the answer to a request. Raises `BrokerUnavailable`."""
+        """Return the answer to a request. Raises `BrokerUnavailableError`."""
         return self.checked(await self.link.call(request))
 
     def checked(self, answer: Any) -> Any:

@@ -16,7 +16,7 @@ import anyio
 
 from ..._support import clock
 from .._states import FINAL, JobState
-from ..abc import Broker, Claim, Hold, Maintained, Message, Settlement, StoredJob
+from ..abc import Broker, Claim, LeaseStatus, MaintenanceStats, Message, Settlement, StoredJob
 from . import transitions as jobs
 from .connection import SQLiteFile, Synchronous
 
@@ -86,7 +86,7 @@ class SQLiteBroker(Broker):
                     return
                 await self._wait(changed, at)
 
-    async def renew(self, claims: Sequence[Claim], *, lease: float) -> list[Hold]:
+    async def renew(self, claims: Sequence[Claim], *, lease: float) -> list[LeaseStatus]:
         return await self._file.write(
             partial(jobs.renew, claims=claims, now=clock.wall(), lease=lease)
         )
@@ -161,17 +161,17 @@ class SQLiteBroker(Broker):
         self._wake_all()
         return purged
 
-    async def maintain(self) -> Maintained:
-        done, complete = Maintained(), False
+    async def maintain(self) -> MaintenanceStats:
+        done, complete = MaintenanceStats(), False
         while not complete:
             part, complete = await self._file.write(partial(jobs.maintain, now=clock.wall()))
-            done = Maintained(
+            done = MaintenanceStats(
                 due=done.due + part.due,
                 reclaimed=done.reclaimed + part.reclaimed,
                 expired=done.expired + part.expired,
                 forgotten=done.forgotten + part.forgotten,
             )
-        if done != Maintained():
+        if done != MaintenanceStats():
             self._wake_all()
         return done
 
@@ -195,7 +195,7 @@ class SQLiteBroker(Broker):
             seconds = inf if at == inf else max(at - now, _SOON)
             with anyio.move_on_after(seconds):
                 await changed.wait()
-        elif await self._file.write(partial(jobs.advance, now=now)) != Maintained():
+        elif await self._file.write(partial(jobs.advance, now=now)) != MaintenanceStats():
             self._wake_all()
 
     def _wake_workers(self) -> None:

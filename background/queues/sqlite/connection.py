@@ -11,7 +11,7 @@ from typing import Literal, TypeVar
 
 import anyio
 
-from .._errors import BrokerUnavailable
+from .._errors import BrokerUnavailableError
 from .schema import connect
 from .thread import SQLiteThread, Work
 
@@ -80,5 +80,5 @@ class SQLiteFile:
 
     def _opened(self) -> SQLiteThread:
         if self._thread is None:
-            raise BrokerUnavailable(f"{self.path} is not open")
+            raise BrokerUnavailableError(f"{self.path} is not open")
         return self._thread

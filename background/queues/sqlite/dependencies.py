@@ -60,7 +60,10 @@ def hear(db: sqlite3.Connection, ids: Iterable[str], now: float) -> bool:
                 db.execute(sql.MEET_NEED, (result, number, place))
                 ended += _unblock(db, number, now)
             else:
-                error = {"type": "JobFailed", "message": f"job {id}, which it needs, is {state}"}
+                error = {
+                    "type": "JobFailedError",
+                    "message": f"job {id}, which it needs, is {state}",
+                }
                 values = (now, now, json.dumps(error), number)
                 db.execute(sql.DROP_NEEDS, (number,))
                 ended += (each for (each,) in db.execute(sql.DIES_BY_NEED, values).fetchall())

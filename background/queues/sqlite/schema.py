@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
-from .._errors import BrokerUnavailable
+from .._errors import BrokerUnavailableError
 
 #: Seconds for which a transaction waits for those of other processes.
 BUSY_TIMEOUT = 5.0
@@ -97,17 +97,19 @@ _opening = threading.Lock()  # held by the brokers' own threads only
 def connect(path: str, synchronous: str) -> sqlite3.Connection:
     """Open the file, made if there is none, with all migrations applied.
 
-    Raises `BrokerUnavailable`, `OSError`, or an error of sqlite3.
+    Raises `BrokerUnavailableError`, `OSError`, or an error of sqlite3.
     """
     if sqlite3.sqlite_version_info < _OLDEST:
-        raise BrokerUnavailable(f"SQLite {sqlite3.sqlite_version} is too old: 3.35 is needed")
+        raise BrokerUnavailableError(f"SQLite {sqlite3.sqlite_version} is too old: 3.35 is needed")
     with suppress(OSError):
         if kind := network_file_system(str(Path(path).resolve()), _mounts()):
-            raise BrokerUnavailable(f"{path}: jobs can't be kept on a network file system ({kind})")
+            raise BrokerUnavailableError(
+                f"{path}: jobs can't be kept on a network file system ({kind})"
+            )
     # One at a time, as closing a file that was made here would end SQLite's locks on it.
     with _opening:
         if any(place == path and process != os.getpid() for place, process in _open):
-            raise BrokerUnavailable(
+            raise BrokerUnavailableError(
                 f"{path} was open when this process was forked, after which SQLite can't share it"
             )
         _create(path)
@@ -181,7 +183,7 @@ def _use_wal(db: sqlite3.Connection) -> None:
 def migrate(db: sqlite3.Connection, path: str, migrations: Sequence[Sequence[str]]) -> None:
     """Apply the migrations that a file lacks, all or none.
 
-    Raises `BrokerUnavailable` for a file that a newer version of this library has made.
+    Raises `BrokerUnavailableError` for a file that a newer version of this library has made.
     """
     if _version(db) == len(migrations):
         return
@@ -189,7 +191,7 @@ def migrate(db: sqlite3.Connection, path: str, migrations: Sequence[Sequence[str
     try:
         version = _version(db)  # another process may have been here meanwhile
         if version > len(migrations):
-            raise BrokerUnavailable(
+            raise BrokerUnavailableError(
                 f"{path} has version {version}, made by a newer version of this library, "
                 f"which knows versions up to {len(migrations)}"
             )

@@ -22,7 +22,7 @@ from anyio.lowlevel import checkpoint_if_cancelled
 
 from ..._eventloop.backend import current_backend
 from ..._support import clock
-from .._errors import BrokerUnavailable
+from .._errors import BrokerUnavailableError
 from .schema import disconnect, identity
 
 T = TypeVar("T")
@@ -50,7 +50,7 @@ class _Call:
         self.error: BaseException | None = None
 
 
-class _Undone(Exception):
+class _RolledBackError(Exception):
     """SQLite has rolled back a transaction of its own accord."""
 
 
@@ -90,7 +90,7 @@ class SQLiteThread:
         return _Call(work, writes, self._backend.event())
 
     async def start(self) -> None:
-        """Start the thread and open the connection. Raises `BrokerUnavailable`."""
+        """Start the thread and open the connection. Raises `BrokerUnavailableError`."""
         self._thread.start()
         clock.on_io(1)  # until `_deliver` is called for the opening
         with CancelScope(shield=True):
@@ -124,14 +124,16 @@ class SQLiteThread:
         """Have work done in a transaction, and return once that is committed.
 
         It may be done twice if the first transaction fails. Raises what the work does, and
-        `BrokerUnavailable`. Cancelled by a scope, it is not begun or it is seen to its end, and its
+        `BrokerUnavailableError`. Cancelled by a scope, it is not begun or it is seen to its end, and its
         value returned.
         """
         await checkpoint_if_cancelled()
         if self._process != getpid():
-            raise BrokerUnavailable(f"{self._path} was opened by another process, before a fork")
+            raise BrokerUnavailableError(
+                f"{self._path} was opened by another process, before a fork"
+            )
         if self._closed:
-            raise BrokerUnavailable(f"{self._path} is not open")
+            raise BrokerUnavailableError(f"{self._path} is not open")
         call = self._new_call(work, writes)
         clock.on_io(1)
         self._queue.put(call)
@@ -229,7 +231,7 @@ class SQLiteThread:
             db.execute("COMMIT")
         except Exception as error:
             full = getattr(error, "sqlite_errorcode", None) == sqlite3.SQLITE_FULL
-            if not alone and (full or isinstance(error, _Undone)):
+            if not alone and (full or isinstance(error, _RolledBackError)):
                 return False
             for call in wanted:
                 call.error = self._explained(error)
@@ -242,7 +244,7 @@ class SQLiteThread:
     def _check_file(self) -> None:
         """SQLite itself goes on with a file that nobody else will find."""
         if identity(self._file) != self._identity:
-            raise BrokerUnavailable(
+            raise BrokerUnavailableError(
                 f"{self._path} was removed or replaced while it was open; once all queues that use "
                 "it have been left, it can be opened anew"
             )
@@ -257,17 +259,17 @@ class SQLiteThread:
             call.value = call.work(db)
         except Exception as error:
             if not db.in_transaction:  # nothing is left of what was done before this
-                raise _Undone from error
+                raise _RolledBackError from error
             db.execute("ROLLBACK TO call")
             call.error = self._explained(error)
         db.execute("RELEASE call")
 
     def _explained(self, error: Exception) -> Exception:
-        if isinstance(error, BrokerUnavailable):
+        if isinstance(error, BrokerUnavailableError):
             return error
         ours = isinstance(error, sqlite3.OperationalError | OSError)
         if ours or type(error) is sqlite3.DatabaseError:
-            explained = BrokerUnavailable(f"{self._path}: {error}")
+            explained = BrokerUnavailableError(f"{self._path}: {error}")
             explained.__cause__ = error
             return explained
         return error

@@ -14,7 +14,7 @@ from typing import Any
 
 from ..._support.frozen import maker
 from .._states import FINAL, JobState
-from ..abc import Claim, Hold, Maintained, Message, Settlement, StoredJob
+from ..abc import Claim, LeaseStatus, MaintenanceStats, Message, Settlement, StoredJob
 from . import dependencies as needs
 from . import statements as sql
 
@@ -67,7 +67,7 @@ def claim(
     db: sqlite3.Connection, queues: Sequence[str], most: int, token: str, now: float, lease: float
 ) -> tuple[list[Claim], bool]:
     """Claim jobs; tell also whether time has changed any."""
-    changed = advance(db, now) != Maintained()
+    changed = advance(db, now) != MaintenanceStats()
     claims: list[Claim] = []
     for queue in queues:
         if len(claims) < most:
@@ -94,15 +94,17 @@ def _claim(
     return _make_claim(message, token, attempt, crashes, enqueued_at, previous, failed)
 
 
-def renew(db: sqlite3.Connection, claims: Sequence[Claim], now: float, lease: float) -> list[Hold]:
+def renew(
+    db: sqlite3.Connection, claims: Sequence[Claim], now: float, lease: float
+) -> list[LeaseStatus]:
     return [_renew(db, each, now, lease) for each in claims]
 
 
-def _renew(db: sqlite3.Connection, claim: Claim, now: float, lease: float) -> Hold:
+def _renew(db: sqlite3.Connection, claim: Claim, now: float, lease: float) -> LeaseStatus:
     rows = db.execute(sql.RENEW, (now + lease, claim.message.id, claim.token, now)).fetchall()
     if not rows:
-        return Hold.LOST
-    return Hold.CANCELLED if rows[0][0] else Hold.KEPT
+        return LeaseStatus.LOST
+    return LeaseStatus.CANCELLED if rows[0][0] else LeaseStatus.KEPT
 
 
 def settle(
@@ -233,11 +235,11 @@ def purge(
     return db.execute(sql.PURGE_SOME, (after, upto, before, state, state)).rowcount, last
 
 
-def maintain(db: sqlite3.Connection, now: float) -> tuple[Maintained, bool]:
+def maintain(db: sqlite3.Connection, now: float) -> tuple[MaintenanceStats, bool]:
     """Do a part of what is due; tell whether it was all of it."""
     changed = advance(db, now)
     forgotten = db.execute(sql.FORGET_SOME, (now, CHUNK)).rowcount
-    done = Maintained(
+    done = MaintenanceStats(
         due=changed.due,
         reclaimed=changed.reclaimed,
         expired=changed.expired,
@@ -246,11 +248,11 @@ def maintain(db: sqlite3.Connection, now: float) -> tuple[Maintained, bool]:
     return done, forgotten < CHUNK and changed.due + changed.reclaimed + changed.expired < CHUNK
 
 
-def advance(db: sqlite3.Connection, now: float) -> Maintained:
+def advance(db: sqlite3.Connection, now: float) -> MaintenanceStats:
     """Do what time has done to jobs that have not ended."""
     rows = db.execute(sql.CHANGING, (now, now, CHUNK)).fetchall()
     if not rows:
-        return Maintained()
+        return MaintenanceStats()
     ends: dict[str, list[tuple[int, str]]] = {"cancelled": [], "expired": [], "succeeded": []}
     due: list[tuple[int]] = []
     lost: list[tuple[int]] = []
@@ -272,7 +274,7 @@ def advance(db: sqlite3.Connection, now: float) -> Maintained:
         crashes = int(state == "cancelled")
         db.executemany(sql.ENDS_BY_TIME, ((state, now, now, crashes, number) for number, _ in jobs))
         needs.hear(db, (id for _, id in jobs), now)
-    return Maintained(
+    return MaintenanceStats(
         due=len(due) + len(ends["succeeded"]),
         reclaimed=len(lost) + len(ends["cancelled"]),
         expired=len(ends["expired"]),
