@@ -1,4 +1,4 @@
-"""What a function is, without calling it."""
+"""What kind of function something is, found out without calling it."""
 
 from __future__ import annotations
 
@@ -19,14 +19,18 @@ from .._errors import InvalidTaskError
 
 
 def is_async(fn: Callable[..., Any]) -> bool:
-    """Tell whether calling `fn` gives a coroutine, rather than running it."""
+    """Return whether a call of `fn` returns a coroutine."""
     if fn.__class__ is FunctionType and fn.__code__.co_flags & CO_COROUTINE:
-        return True  # as is the case for nearly all; what follows takes its time
+        return True  # nearly always; the other checks are slow
     return iscoroutinefunction(fn) or iscoroutinefunction(type(fn).__call__)
 
 
 def check(fn: Any) -> None:
-    """Refuse what can't be run, and close a coroutine that was given instead."""
+    """Refuse what can't be run as a task, and close a coroutine that was passed by mistake.
+
+    Raises:
+        InvalidTaskError: It is no function.
+    """
     if iscoroutine(fn):
         name = fn.__qualname__
         fn.close()
@@ -46,7 +50,7 @@ def check(fn: Any) -> None:
 
 
 def name_of(fn: Callable[..., Any]) -> str:
-    """Return what people call it."""
+    """Return the qualified name of a function, or that of its class."""
     while isinstance(fn, partial):
         fn = fn.func
     name: object = getattr(fn, "__qualname__", None)

@@ -1,16 +1,16 @@
-"""The wall clock and busy threads, in one place so that virtual time can be told of them."""
+"""The wall clock, and hooks through which virtual time learns of threads and files."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable
 
-#: Seconds since the epoch. Call it as `_clock.wall()`, never by a name of your own.
+#: Seconds since the epoch. Call it as `clock.wall()`, because tests replace it.
 wall = time.time
 
-#: Told of each sync function that starts (1) or ends (-1) in a thread; likewise to be called as
-#: `_clock.on_thread()`.
+#: Called with 1 when a sync function starts in a thread and with -1 when it ends. Call it as
+#: `clock.on_thread()`.
 on_thread: Callable[[int], None] = lambda change: None  # noqa: E731
 
-#: The same of what is done in a thread and ends whatever time it is, as reads and writes of a file.
+#: The same for input and output in a thread, which always ends by itself.
 on_io: Callable[[int], None] = lambda change: None  # noqa: E731

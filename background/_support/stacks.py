@@ -1,4 +1,4 @@
-"""Where a coroutine or a thread stands now."""
+"""The stacks of coroutines and threads, without the frames of this library."""
 
 from __future__ import annotations
 
@@ -19,20 +19,23 @@ def of_coroutine(coroutine: Any) -> list[FrameSummary]:
     return _summarise(list(_awaited(coroutine)))
 
 
-def of_thread(ident: int, entry: str) -> list[FrameSummary]:
-    """Return the frames of a thread below this library's function `entry`, outermost first."""
+def of_thread(ident: int) -> list[FrameSummary]:
+    """Return the frames of a thread from where this library called a function, outermost first.
+
+    Empty once the function has returned.
+    """
     frames: list[FrameType] = []
     frame = sys._current_frames().get(ident)  # pyright: ignore[reportPrivateUsage]
     while frame is not None:
         frames.append(frame)
-        if _is_ours(frame) and frame.f_code.co_name == entry:
-            return _summarise(reversed(frames))
         frame = frame.f_back
-    return []  # the function has returned meanwhile
+    frames.reverse()
+    entry = next((place for place, each in enumerate(frames) if _is_ours(each)), len(frames))
+    return _summarise(frames[entry:])
 
 
 def without_ours(error: BaseException) -> BaseException:
-    """Let the error's traceback begin where this library called somebody else's code."""
+    """Cut this library's frames from the beginning of an error's traceback."""
     traceback = error.__traceback__
     while traceback is not None and _is_ours(traceback.tb_frame):
         traceback = traceback.tb_next
@@ -48,7 +51,7 @@ def _awaited(suspended: Any) -> Iterator[FrameType]:
         yield frame
         if getattr(suspended, f"{kind}_running"):
             yield from _callees(frame)
-            if kind != "ag":  # which counts as running also while it awaits
+            if kind != "ag":  # an async generator counts as running while it awaits, too
                 return
         suspended = getattr(suspended, "gi_yieldfrom" if kind == "gi" else f"{kind}_await")
 
@@ -64,7 +67,7 @@ def _unwrapped(awaited: Any) -> Any:
         return awaited
     if type(awaited).__name__ not in _WRAPPERS:
         return None
-    # These do not tell what they wrap to anybody but the garbage collector.
+    # Only the garbage collector can see what these wrap.
     wrapped: list[Any] = gc.get_referents(awaited)
     return next((each for each in wrapped if isinstance(each, _SUSPENDABLE)), None)
 
@@ -75,7 +78,7 @@ def _callees(caller: FrameType) -> Iterator[FrameType]:
     while frame is not None and frame is not caller:
         inner.append(frame)
         frame = frame.f_back
-    if frame is caller:  # else it runs in another thread
+    if frame is caller:  # otherwise it runs in another thread
         yield from reversed(inner)
 
 
@@ -88,7 +91,7 @@ def _summarise(frames: Iterable[FrameType]) -> list[FrameSummary]:
     theirs = [(frame, frame.f_lineno) for frame in frames if not _is_ours(frame)]
     try:
         return list(StackSummary.extract(theirs))
-    except Exception:  # of a module's own loader, which is asked for the source
+    except Exception:  # from a module's own loader, when it is asked for the source
         return [
             FrameSummary(frame.f_code.co_filename, line, frame.f_code.co_name, line="")
             for frame, line in theirs

@@ -1,4 +1,4 @@
-"""Checks of arguments; each names the argument in its message."""
+"""Checks of arguments, whose messages name the argument."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def seconds(
     at_least: float = -math.inf,
     error: type[Exception] = ValueError,
 ) -> None:
-    """Refuse what is not a finite number of seconds within the bounds."""
+    """Raise `error` unless the value is a finite number of seconds within the bounds."""
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         raise error(f"{argument} must be a number of seconds, not {value!r}")
     if not _is_finite(value) or value <= above or value < at_least:
@@ -26,7 +26,7 @@ def seconds(
 
 
 def count(argument: str, value: object, *, error: type[Exception] = ValueError) -> None:
-    """Refuse what is not a whole number of at least 1."""
+    """Raise `error` unless the value is a whole number of at least 1."""
     if isinstance(value, bool) or not isinstance(value, int) or value < 1:
         raise error(f"{argument} must be a whole number of at least 1, not {value!r}")
 
@@ -34,7 +34,7 @@ def count(argument: str, value: object, *, error: type[Exception] = ValueError) 
 def instances(
     argument: str, values: tuple[object, ...], kind: type, *, error: type[Exception] = ValueError
 ) -> None:
-    """Refuse a value that is not an instance of `kind`."""
+    """Raise `error` unless all values are instances of a class."""
     for value in values:
         if not isinstance(value, kind):
             hint = "; pass an instance, not the class" if isinstance(value, type) else ""
@@ -50,7 +50,7 @@ def optional(check: Callable[..., None], argument: str, value: object, **bounds:
 def collected(
     argument: str, values: Iterable[T], *, error: type[Exception] = ValueError
 ) -> tuple[T, ...]:
-    """Return what is iterated as a tuple; refuse what can't be iterated, and text."""
+    """Return an iterable as a tuple; raise `error` for text, and for what can't be iterated."""
     try:
         if not isinstance(values, (str, bytes)):
             return tuple(values)
@@ -62,5 +62,5 @@ def collected(
 def _is_finite(number: float) -> bool:
     try:
         return math.isfinite(number)
-    except OverflowError:  # an int that no float can hold
+    except OverflowError:  # no float can hold the int
         return False
