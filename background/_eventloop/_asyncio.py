@@ -38,7 +38,7 @@ class AsyncioBackend(Backend):
         context: Context,
         on_lost: Callable[[T], None],
     ) -> object:
-        # Not by the loop's task factory: an eager one would run the task inside the submission.
+        # Without the loop's task factory: an eager one would run the task inside the submission.
         child = _Child(fn(subject), loop=self._loop, name=name, context=context)
         child.backend = self
         child.context = context
@@ -46,12 +46,12 @@ class AsyncioBackend(Backend):
         child.subject = subject
         return child
 
-    def _call_soon(self, fn: Callable[[], object], context: Context) -> None:
+    def post(self, fn: Callable[[], object], context: Context) -> None:
         self._loop.call_soon_threadsafe(fn, context=context)
 
     async def wake_on_signals(self) -> None:
-        # A signal that comes just before the loop begins to wait does not interrupt the wait, and
-        # Python would call its handler after that. uvloop, and asyncio on Windows, see to it.
+        # A signal that arrives just before the loop begins to wait does not interrupt the wait, so
+        # Python calls its handler late. uvloop, and asyncio on Windows, take care of it themselves.
         reading, writing = socket.socketpair()
         with reading, writing:
             for each in (reading, writing):
@@ -78,9 +78,9 @@ class AsyncioBackend(Backend):
 
 
 class _Child(asyncio.Task[None]):
-    """A task that tells if it is cancelled before its first step.
+    """A task that reports a cancellation before its first step.
 
-    Most tasks are not, and a callback for all of them would cost a third of what they do.
+    A callback for every task would cost a third of a task's time, and few tasks need it.
     """
 
     __slots__ = ("backend", "context", "on_lost", "subject")
@@ -105,9 +105,10 @@ class _Child(asyncio.Task[None]):
 
 
 def _replace(descriptor: int, reading: socket.socket) -> bool:
-    """Have signals written to `descriptor`, unless somebody else has them; tell whether so.
+    """Let signals be written to `descriptor` unless another descriptor is set; return whether so.
 
-    To see who has them they must be taken away, and what comes meanwhile is handed on.
+    The one that is set can only be seen by replacing it; signals that arrive meanwhile are passed
+    on to it.
     """
     theirs = signal.set_wakeup_fd(descriptor, warn_on_full_buffer=False)
     if theirs in (-1, descriptor):

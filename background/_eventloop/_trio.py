@@ -10,7 +10,7 @@ from typing import Any, ParamSpec, TypeVar
 import trio
 
 from .backend import Backend
-from .protection import awaiting_protection
+from .interruption import unprotected
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -26,8 +26,8 @@ class TrioBackend(Backend):
     def __init__(self) -> None:
         super().__init__()
         self._token = trio.lowlevel.current_trio_token()
-        while awaiting_protection:
-            trio.lowlevel.enable_ki_protection(awaiting_protection.pop())
+        while unprotected:
+            trio.lowlevel.enable_ki_protection(unprotected.pop())
 
     def spawn(
         self,
@@ -38,18 +38,18 @@ class TrioBackend(Backend):
         context: Context,
         on_lost: Callable[[T], None],
     ) -> object:
-        # Every task of trio's has its first step, so that none is lost; and a system task is
-        # protected from KeyboardInterrupt.
+        # Every trio task has its first step, so `on_lost` is not needed. A system task is protected
+        # from KeyboardInterrupt.
         return trio.lowlevel.spawn_system_task(fn, subject, name=name, context=context)
 
     def interruptible(self, fn: Callable[P, Awaitable[R]]) -> Callable[P, Awaitable[R]]:
         return partial(_interruptible, fn)
 
-    def _call_soon(self, fn: Callable[[], object], context: Context) -> None:
+    def post(self, fn: Callable[[], object], context: Context) -> None:
         self._token.run_sync_soon(context.run, fn)
 
     async def wake_on_signals(self) -> None:
-        pass  # trio sees to it
+        pass  # trio does that itself
 
     def current_task(self) -> object:
         try:

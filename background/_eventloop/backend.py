@@ -1,8 +1,8 @@
-"""The little that anyio does not offer: child tasks that a closed manager can leave behind.
+"""Child tasks that a closed manager can leave behind.
 
-A task group can't be left while a child ignores its cancellation, and shares its host's fate. A
-manager has to return in time whatever its tasks do, so they are children of the event loop itself;
-each enters a cancel scope of its own, and everything inside is anyio's again.
+A task group can't be left while a child ignores its cancellation, and its children share the fate
+of its host. A manager has to return in time whatever its tasks do. Its tasks are therefore children
+of the event loop; each enters a cancel scope of its own, within which everything is anyio's again.
 """
 
 from __future__ import annotations
@@ -22,19 +22,19 @@ T = TypeVar("T")
 
 
 class Backend(ABC):
-    """One event loop, as the manager sees it."""
+    """One event loop, as a manager uses it."""
 
-    #: What sniffio calls the library.
+    #: The name that sniffio gives the library.
     library: str
-    #: The exception that a cancelled coroutine sees.
+    #: The exception that a cancelled coroutine gets.
     cancelled: type[BaseException]
-    #: Whether others than cancel scopes may cancel a task while the loop goes on.
+    #: Whether a task may be cancelled in another way than by a cancel scope while the loop runs.
     cancels_natively: bool
     #: Returns the loop's monotonic time in seconds.
     now: Callable[[], float]
 
     def __init__(self) -> None:
-        # What anyio makes of these here, without its finding that out each time.
+        # The backend's own classes, because anyio looks them up again for each instance.
         self.scope = type(anyio.CancelScope())
         self.event = type(anyio.Event())
 
@@ -50,61 +50,65 @@ class Backend(ABC):
     ) -> object:
         """Start `fn(subject)`, which must not raise, as a task in `context`.
 
-        Returns what has to be kept for as long as the task runs. `on_lost` is called with the
-        subject if the task was cancelled before it had its first step.
+        `on_lost` is called with the subject if the task is cancelled before its first step.
+
+        Returns:
+            An object to keep for as long as the task runs.
         """
 
     def interruptible(self, fn: Callable[P, Awaitable[R]]) -> Callable[P, Awaitable[R]]:
-        """Return a function of people's own as it has to be called for a Ctrl-C to reach it."""
+        """Return a user's function in the form in which a Ctrl-C can reach it."""
         return fn
 
     def call_soon(self, fn: Callable[[], object], context: Context) -> None:
         """Call `fn` in the event loop, in `context`; for other threads and signal handlers.
 
-        Raises `RuntimeError` if the loop has ended.
+        Raises:
+            RuntimeError: The loop has ended.
         """
         self.adopt(context)
-        self._call_soon(fn, context)
+        self.post(fn, context)
 
     def adopt(self, context: Context) -> None:
-        """Let anyio find this backend where a context runs outside of any task."""
+        """Let anyio recognise this backend in a context that runs outside of any task."""
         sniffio: Any = sys.modules.get("sniffio")
         if sniffio is not None:
             context.run(sniffio.current_async_library_cvar.set, self.library)
 
     @abstractmethod
-    def _call_soon(self, fn: Callable[[], object], context: Context) -> None: ...
+    def post(self, fn: Callable[[], object], context: Context) -> None:
+        """Do what `call_soon` does, in a context that was adopted before."""
 
     @abstractmethod
     async def wake_on_signals(self) -> None:
-        """Let no signal go unnoticed while the loop waits; a service, for the main thread."""
+        """Wake the loop for each signal, so that its handler runs; a service of the main thread."""
 
     @abstractmethod
     def current_task(self) -> object:
-        """Return the native task that is running, `None` outside of any."""
+        """Return the running native task, or `None` outside of any."""
 
     @abstractmethod
     def is_running(self) -> bool:
-        """Tell whether the loop still runs; asked in its own thread."""
+        """Return whether the loop still runs; call it in the loop's own thread."""
 
     def ends(self, task: object, error: BaseException) -> bool:
-        """Tell whether the error is there to end the task that sees it, and has to pass.
+        """Return whether an error is there to end `task`, and must pass.
 
-        Code of others may raise the same of its own accord: on asyncio by awaiting something that
+        A user's code may raise the same exception by itself, on asyncio by awaiting something that
         was cancelled.
         """
-        if isinstance(error, GeneratorExit):  # a coroutine that is thrown away with its loop
+        if isinstance(error, GeneratorExit):  # the coroutine is discarded with its loop
             return self.current_task() is not task
         return isinstance(error, self.cancelled) and self.is_cancelling()
 
     def is_cancelling(self) -> bool:
-        """Tell whether somebody wants the running task cancelled."""
+        """Return whether the running task has been asked to end."""
         return anyio.current_effective_deadline() == float("-inf")
 
 
 def current_backend() -> Backend:
     """Return the backend of the running event loop."""
-    asyncio: Any = sys.modules.get("asyncio")  # not imported for those who run trio
+    asyncio: Any = sys.modules.get("asyncio")  # trio's users don't need it
     if asyncio and isinstance(current_token().native_token, asyncio.AbstractEventLoop):
         from ._asyncio import AsyncioBackend
 

@@ -1,4 +1,4 @@
-"""Calls into the manager's event loop from other threads, which never wait in vain."""
+"""Calls into a manager's event loop from other threads."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ R = TypeVar("R")
 
 
 class Portal:
-    """The way into one event loop, open until `close()`."""
+    """Calls functions in one event loop, until `close()`."""
 
     def __init__(self, backend: Backend) -> None:
         self._backend = backend
@@ -27,16 +27,20 @@ class Portal:
 
     @property
     def is_here(self) -> bool:
-        """Whether the caller is in the event loop's own thread."""
+        """Whether the caller runs in the event loop's own thread."""
         return get_ident() == self._thread
 
     @property
     def is_inside(self) -> bool:
-        """Whether the caller is a task of the event loop, which may do without the portal."""
+        """Whether the caller is a task of the event loop, and can call functions directly."""
         return get_ident() == self._thread and self._backend.current_task() is not None
 
     def require_here(self, method: str) -> None:
-        """Raise `ManagerMisuseError` unless the caller is in the event loop's own thread."""
+        """Refuse a call from any thread but the event loop's own.
+
+        Raises:
+            ManagerMisuseError: The caller runs in another thread.
+        """
         if not self.is_here:
             raise ManagerMisuseError(
                 f"{method}() must be awaited in the event loop that entered the manager; from "
@@ -44,9 +48,11 @@ class Portal:
             )
 
     def call(self, fn: Callable[[], R]) -> R:
-        """Call `fn` in the event loop, with the caller's context variables.
+        """Call `fn` in the event loop with the caller's context variables, and return its result.
 
-        Raises `ManagerClosedError` if the portal is closed, also while the call waits for its turn.
+        Raises:
+            ManagerClosedError: The portal was closed before the call had its turn, or the event
+                loop has ended.
         """
         if self.is_here:
             if not self._backend.is_running():
@@ -86,7 +92,7 @@ class Portal:
             future.set_exception(error)
 
     def close(self) -> None:
-        """Refuse every call from now on, and those that have not had their turn."""
+        """Refuse every later call, and those that have not had their turn."""
         with self._lock:
             self._closed = True
             pending, self._pending = self._pending, set()

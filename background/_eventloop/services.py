@@ -1,4 +1,4 @@
-"""The manager's own coroutines, which run beside the tasks."""
+"""A manager's own coroutines, which run beside its tasks."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ OnLost = Callable[[], None]
 
 
 class Services:
-    """Starts coroutines in the background, and cancels what is left of them in the end."""
+    """Runs coroutines in the background, and cancels those that are left at the end."""
 
     def __init__(self, backend: Backend, context: Context) -> None:
         self._backend = backend
@@ -27,7 +27,7 @@ class Services:
     def start(self, name: str, fn: Fn, on_lost: OnLost | None = None) -> None:
         """Run `fn`, which must not raise, until it returns or `stop()` cancels it.
 
-        `on_lost` is called if the event loop cancelled it, be it before its first step.
+        `on_lost` is called if the event loop cancels it, even before its first step.
         """
         service = _Service(fn, on_lost)
         self._running[service] = self._backend.spawn(
@@ -39,7 +39,7 @@ class Services:
         )
 
     async def _serve(self, service: _Service) -> None:
-        # Made here, as in a plain callback of the event loop anyio may not know which one it is in.
+        # Made here, because anyio may not recognise the event loop in a plain callback.
         service.scope = anyio.CancelScope()
         if self._stopping:
             service.scope.cancel()
@@ -49,7 +49,7 @@ class Services:
         except self._backend.cancelled:  # nothing is awaited after this
             service.lost()
         except RuntimeError:
-            pass  # of the scope: a hook has left one of its own open, and has been reported
+            pass  # from the scope: a hook left a scope of its own open, and was reported
         finally:
             self._ended(service)
 
@@ -63,7 +63,7 @@ class Services:
             self._all_ended.set()
 
     async def stop(self, timeout: float) -> None:
-        """Cancel every service and wait for their ends, for at most `timeout` seconds."""
+        """Cancel every service and wait for at most `timeout` seconds until all have ended."""
         self._stopping = True
         for service in list(self._running):
             if service.scope is not None:
@@ -74,7 +74,7 @@ class Services:
 
 
 class _Service:
-    """One coroutine and its cancel scope, which it enters in its first step."""
+    """One coroutine, and the cancel scope that it enters in its first step."""
 
     def __init__(self, fn: Fn, on_lost: OnLost | None) -> None:
         self.fn = fn
