@@ -3,127 +3,135 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Coroutine
+from collections.abc import Awaitable, Callable
 from inspect import CORO_CREATED, getcoroutinestate, iscoroutine
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import anyio
 
 from .._eventloop.backend import Backend
-from .hook_errors import Complaints
+from .._eventloop.services import Services
+from .hook_errors import HookErrors
 
-Start = Callable[[str, Callable[[], Coroutine[Any, Any, None]], Callable[[], None] | None], None]
-
-_SIZE = 1024
+SIZE = 1024
 
 
-class Call(NamedTuple):
-    """A hook that was called with an event, and what it answered, which is to be awaited."""
+class Delivery(NamedTuple):
+    """An event, the hook that gets it, and what the hook returned, to be awaited."""
 
     hook: str
-    event: Any
-    answer: Any
+    event: object
+    answer: Awaitable[object]
 
-    def close(self) -> None:
-        """Let nothing warn of a coroutine that was never awaited."""
+    def discard(self) -> None:
+        """Close a coroutine that will never be awaited, so that Python does not warn about it."""
         if iscoroutine(self.answer) and getcoroutinestate(self.answer) == CORO_CREATED:
             self.answer.close()
 
 
-class Outbox:
-    """Awaits answers one after the other, in a service that lives only while there are some."""
+class EventBuffer:
+    """Awaits deliveries one after the other, in a service that runs while there are any.
+
+    Args:
+        owner: The observer's name, for the log.
+        backend: The event loop.
+        services: Runs the service.
+        errors: Counts the events that are dropped.
+        on_error: Called with the hook's name and the error when a hook raises.
+        on_empty: Called when everything was delivered.
+    """
 
     def __init__(
         self,
         owner: str,
         backend: Backend,
-        start: Start,
-        complaints: Complaints,
+        services: Services,
+        errors: HookErrors,
         on_error: Callable[[str, BaseException], None],
+        on_empty: Callable[[], None],
     ) -> None:
-        self.on_empty: Callable[[], None] | None = None
         self._owner = owner
         self._backend = backend
-        self._start = start
-        self._complaints = complaints
+        self._services = services
+        self._errors = errors
         self._on_error = on_error
-        self._calls: deque[Call] = deque()
-        self._current: Call | None = None
-        self._cut_short: list[Call] = []  # by asyncio, which has cancelled the service
-        self._delivering = False
+        self._on_empty = on_empty
+        self._waiting: deque[Delivery] = deque()
+        self._current: Delivery | None = None
+        self._cut_short: list[Delivery] = []  # asyncio cancelled the service meanwhile
+        self._is_delivering = False
         self._flushed: anyio.Event | None = None
-        self._given_up = False
+        self._is_closed = False
 
     @property
-    def empty(self) -> bool:
-        return not (self._delivering or self._calls or self._cut_short)
+    def is_empty(self) -> bool:
+        """Whether nothing is left to deliver or to report."""
+        return not (self._is_delivering or self._waiting or self._cut_short)
 
-    def put(self, call: Call) -> bool:
-        """Have the answer awaited after those before it; `False` if that can not be."""
-        if self._given_up:
-            self._complaints.undelivered(self._owner, 1)
-            call.close()
-            return False
-        if len(self._calls) >= _SIZE:
-            self._complaints.overflowed(self._owner, call.hook, _SIZE)
-            call.close()
-            return False
-        self._calls.append(call)
-        if not self._delivering:
-            self._delivering = True
-            self._serve()
-        return True
+    def put(self, delivery: Delivery) -> bool:
+        """Deliver after everything that was put before; return `False` if the event is dropped."""
+        if self._is_closed:
+            self._errors.undelivered(self._owner, 1)
+        elif len(self._waiting) >= SIZE:
+            self._errors.overflowed(self._owner, delivery.hook, SIZE)
+        else:
+            self._waiting.append(delivery)
+            if not self._is_delivering:
+                self._is_delivering = True
+                self._serve()
+            return True
+        delivery.discard()
+        return False
 
     def _serve(self) -> None:
-        self._start(f"{self._owner} outbox", self._deliver, self._stop_delivering)
+        self._services.start(f"events for {self._owner}", self._deliver, self._stop)
 
     async def _deliver(self) -> None:
         me = self._backend.current_task()
         failed = False
         try:
-            while self._calls and not failed:
-                call = self._current = self._calls.popleft()
+            while self._waiting and not failed:
+                self._current = self._waiting.popleft()
                 try:
-                    with anyio.CancelScope():  # which can't be left if the hook leaves one open
-                        await call.answer
+                    with anyio.CancelScope():  # can't be left if the hook leaves a scope open
+                        await self._current.answer
                 except BaseException as error:
                     if self._backend.ends(me, error):
                         raise
-                    self._on_error(call.hook, error)
+                    self._on_error(self._current.hook, error)
                     failed = True
                 self._current = None
         finally:
-            if failed and self._calls:
-                self._serve()  # in a new task, as nobody knows how the hook has left this one
+            if failed and self._waiting:
+                self._serve()  # in a new task, because the hook may have left scopes open in this
             else:
-                self._stop_delivering()
+                self._stop()
 
-    def _stop_delivering(self) -> None:
-        """Let the next call start the service again, which may not have had its first step."""
-        self._delivering = False
+    def _stop(self) -> None:
+        """Let the next event start the service again; called even if it had no first step."""
+        self._is_delivering = False
         if self._current is not None:
             self._cut_short.append(self._current)
             self._current = None
         if self._flushed is not None:
             self._flushed.set()
-        if self.on_empty is not None:
-            self.on_empty()
+        self._on_empty()
 
     async def flush(self) -> None:
-        """Wait until every answer so far has been awaited."""
-        while self._delivering:
+        """Wait until everything was delivered."""
+        while self._is_delivering:
             self._flushed = anyio.Event()
             await self._flushed.wait()
 
-    def give_up(self) -> list[Call]:
-        """Return the calls that were not seen to their end; there will be no others."""
-        self._given_up = True
-        for call in self._calls:
-            call.close()
+    def close(self) -> list[object]:
+        """Deliver nothing more, and return the events that were not delivered to their end."""
+        self._is_closed = True
+        for delivery in self._waiting:
+            delivery.discard()
         current = [] if self._current is None else [self._current]
-        left = [*self._cut_short, *current, *self._calls]
+        left = [*self._cut_short, *current, *self._waiting]
         self._current = None
         self._cut_short.clear()
-        self._calls.clear()
-        self._complaints.undelivered(self._owner, len(left))
-        return left
+        self._waiting.clear()
+        self._errors.undelivered(self._owner, len(left))
+        return [delivery.event for delivery in left]

@@ -1,109 +1,39 @@
-"""Telling observers: only of what they ask for, in order, and never at the tasks' expense."""
+"""Delivers events to observers: only those they ask for, and in one order for all."""
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Awaitable, Callable, Generator, Iterable, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
-from inspect import isawaitable, iscoroutinefunction
-from typing import Any
+from typing import Protocol
 
 import anyio
 
-from .._errors import is_fatal
 from .._eventloop.backend import Backend
-from .._events import TaskStarted
+from .._eventloop.services import Services
 from .._observer import Observer, overrides
-from .buffer import Call, Outbox, Start
-from .hook_errors import Complaints
+from .hook_errors import HookErrors
+from .subscriber import HOOKS, Hook, Subscriber
 
+#: Called with whether an event was delivered to a hook.
 Then = Callable[[bool], None]
 
-_HOOKS = tuple(name for name in vars(Observer) if name.startswith("on_"))
+
+class Deliver(Protocol):
+    """`Dispatcher.deliver`."""
+
+    def __call__(
+        self, hooks: tuple[Hook, ...], event: object, then: Then | None = None, /
+    ) -> None: ...
 
 
-class Order:
-    """Tells one event at a time, so that all observers see all events in the same order.
+class HookTable:
+    """The hooks to call for each event, for one set of observers; an empty tuple costs nothing."""
 
-    What a hook causes is told when every observer has heard of what caused it.
-    """
+    __slots__ = ("around", "deliver", *HOOKS)
 
-    __slots__ = ("_busy", "_next")
-
-    def __init__(self) -> None:
-        self._busy = False
-        self._next: deque[tuple[tuple[Hook, ...], object, Then | None]] = deque()
-
-    def tell(self, hooks: tuple[Hook, ...], event: object, then: Then | None = None) -> None:
-        """Tell every hook; call `then` with whether one of them has taken the event."""
-        if self._busy:
-            self._next.append((hooks, event, then))
-            return
-        self._busy = True
-        try:
-            while True:
-                told = False
-                for hook in hooks:
-                    try:
-                        answer = hook.fn(event)
-                        if answer is None or hook.took(event, answer):
-                            told = True
-                    except BaseException as error:
-                        hook.listener.failed(hook.name, error)
-                if then is not None:
-                    then(told)
-                if not self._next:
-                    return
-                hooks, event, then = self._next.popleft()
-        finally:
-            self._busy = False
-
-    def after(self, fn: Callable[[], None]) -> None:
-        """Call `fn` when all that is being told has been told."""
-        if self._busy:
-            self._next.append(((), None, lambda told: fn()))
-        else:
-            fn()
-
-
-class Hook:
-    """What one listener has to be called with for one kind of event."""
-
-    __slots__ = ("fn", "listener", "name")
-
-    def __init__(self, listener: Listener, name: str) -> None:
-        self.listener = listener
-        self.name = name
-        fn: Callable[[Any], Any] = getattr(listener.observer, name)
-        self.fn = partial(_Later, fn) if iscoroutinefunction(fn) else fn
-
-    def took(self, event: object, answer: object) -> bool:
-        """Tell whether the event will have been taken; an awaitable answer is awaited later."""
-        if not isawaitable(answer):
-            return True
-        return self.listener.outbox.put(Call(self.name, event, answer))
-
-
-class _Later:
-    """The answer of an `async def` hook, which is called when its turn has come."""
-
-    __slots__ = ("_event", "_fn")
-
-    def __init__(self, fn: Callable[[Any], Awaitable[Any]], event: object) -> None:
-        self._fn = fn
-        self._event = event
-
-    def __await__(self) -> Generator[Any, Any, Any]:
-        return self._fn(self._event).__await__()
-
-
-class Hooks:
-    """What to call for each event, for one set of listeners; an empty tuple costs nothing."""
-
-    __slots__ = ("around", "tell", *_HOOKS)
-
-    around: tuple[Listener, ...]
+    deliver: Deliver
+    around: tuple[Subscriber, ...]
     on_task_added: tuple[Hook, ...]
     on_task_started: tuple[Hook, ...]
     on_task_retrying: tuple[Hook, ...]
@@ -117,88 +47,131 @@ class Hooks:
     on_manager_closing: tuple[Hook, ...]
     on_manager_closed: tuple[Hook, ...]
 
-    def __init__(self, listeners: Iterable[Listener], order: Order) -> None:
-        listeners = tuple(listeners)
-        self.tell = order.tell
-        self.around = tuple(each for each in listeners if overrides(each.observer, "around_task"))
-        for name in _HOOKS:
-            hooks = (each.hooks[name] for each in listeners if name in each.hooks)
+    def __init__(self, subscribers: Sequence[Subscriber], deliver: Deliver) -> None:
+        self.deliver = deliver
+        self.around = tuple(each for each in subscribers if overrides(each.observer, "around_task"))
+        for name in HOOKS:
+            hooks = (each.hooks[name] for each in subscribers if name in each.hooks)
             setattr(self, name, tuple(hooks))
 
 
-class Listener:
-    """One observer, as one manager calls it."""
+class Dispatcher:
+    """The observers of one manager, and those that single tasks bring.
+
+    Args:
+        observers: The manager's own.
+        backend: The event loop.
+        services: Runs `async def` hooks and `watch()`.
+        on_fatal: Called with an error of a hook that must end the program.
+    """
 
     def __init__(
         self,
-        observer: Observer,
+        observers: Iterable[Observer],
         backend: Backend,
-        start: Start,
-        complaints: Complaints,
+        services: Services,
         on_fatal: Callable[[BaseException], None],
     ) -> None:
-        self.observer = observer
-        self.name = type(observer).__qualname__
-        self.tasks = 0  # outstanding ones that brought this observer along
-        self.outbox = Outbox(self.name, backend, start, complaints, self.failed)
+        self.errors = HookErrors()
         self._backend = backend
-        self._complaints = complaints
+        self._services = services
         self._on_fatal = on_fatal
-        self.hooks = {name: Hook(self, name) for name in _HOOKS if overrides(observer, name)}
+        self._own = {id(each): self._subscriber(each) for each in observers}
+        self._guests: dict[int, Subscriber] = {}
+        self._is_delivering = False
+        self._next: deque[tuple[tuple[Hook, ...], object, Then | None]] = deque()
+        self.hooks = HookTable(tuple(self._own.values()), self.deliver)
 
-    def enter_around(self, event: TaskStarted) -> AbstractContextManager[object] | None:
-        """Enter the observer's context manager around a run; `None` if it failed."""
+    def _subscriber(self, observer: Observer) -> Subscriber:
+        return Subscriber(
+            observer,
+            self._backend,
+            self._services,
+            self.errors,
+            self._on_fatal,
+            self._drop_if_unused,
+        )
+
+    def deliver(self, hooks: tuple[Hook, ...], event: object, then: Then | None = None) -> None:
+        """Call every hook with an event, then `then` with whether one of them accepted it.
+
+        An event that a hook causes is delivered after all hooks got the event that caused it, so
+        that all observers see all events in the same order.
+        """
+        if self._is_delivering:
+            self._next.append((hooks, event, then))
+            return
+        self._is_delivering = True
         try:
-            context: AbstractContextManager[object] = self.observer.around_task(event)
-            context.__enter__()
-        except BaseException as error:
-            self.failed("around_task", error)
-            return None
-        return context
+            while True:
+                delivered = False
+                for hook in hooks:
+                    try:
+                        answer = hook.fn(event)
+                        if answer is None or hook.accepts(event, answer):
+                            delivered = True
+                    except BaseException as error:
+                        hook.subscriber.failed(hook.name, error)
+                if then is not None:
+                    then(delivered)
+                if not self._next:
+                    return
+                hooks, event, then = self._next.popleft()
+        finally:
+            self._is_delivering = False
 
-    def leave_around(
-        self, context: AbstractContextManager[object], error: BaseException | None
-    ) -> None:
-        """Leave what `enter_around` returned."""
-        try:
-            if error is None:
-                context.__exit__(None, None, None)
-            else:
-                context.__exit__(type(error), error, error.__traceback__)
-        except BaseException as raised:
-            if raised is not error:
-                self.failed("around_task", raised)
+    def invite(self, observers: tuple[Observer, ...]) -> HookTable:
+        """Return the hooks of a task that brings observers, until `dismiss`."""
+        guests = [self._guest(each) for each in self._strangers(observers)]
+        for guest in guests:
+            guest.tasks += 1
+        return HookTable((*self._own.values(), *guests), self.deliver)
 
-    async def watch(self, manager: Any) -> None:
-        """Run the observer's `watch` service."""
-        me = self._backend.current_task()
-        try:
-            with anyio.CancelScope():  # which can't be left if the hook leaves one open
-                await self._backend.interruptible(self.observer.watch)(manager)
-        except BaseException as error:
-            if self._backend.ends(me, error):
-                raise
-            self.failed("watch", error)
+    def dismiss(self, observers: tuple[Observer, ...]) -> None:
+        """Undo `invite`, once everything that is being delivered was delivered."""
+        then = partial(self._dismiss, observers)
+        if self._is_delivering:
+            self._next.append(((), None, then))
+        else:
+            then(False)
 
-    def failed(self, hook: str, error: BaseException) -> None:
-        """Take note that a hook raised."""
-        self._complaints.raised(self.name, hook, error)
-        if is_fatal(error):
-            self._on_fatal(error)
+    def _dismiss(self, observers: tuple[Observer, ...], _: bool) -> None:
+        for observer in self._strangers(observers):
+            guest = self._guests[id(observer)]
+            guest.tasks -= 1
+            self._drop_if_unused(guest)
 
+    def _strangers(self, observers: tuple[Observer, ...]) -> Iterable[Observer]:
+        """Return the observers that are not the manager's own, each once."""
+        return {id(each): each for each in observers if id(each) not in self._own}.values()
 
-class Around:
-    """The context managers entered around one run, left in reverse order."""
+    def _guest(self, observer: Observer) -> Subscriber:
+        if id(observer) not in self._guests:
+            self._guests[id(observer)] = self._subscriber(observer)
+        return self._guests[id(observer)]
 
-    __slots__ = ("_entered",)
+    def _drop_if_unused(self, subscriber: Subscriber) -> None:
+        if not subscriber.tasks and subscriber.buffer.is_empty:
+            self._guests.pop(id(subscriber.observer), None)
 
-    def __init__(self, listeners: Sequence[Listener], event: TaskStarted) -> None:
-        self._entered = [
-            (each, context)
-            for each in listeners
-            if (context := each.enter_around(event)) is not None
-        ]
+    def start_watching(self, manager: object) -> None:
+        """Start the `watch()` services of the manager's own observers."""
+        for subscriber in self._own.values():
+            if overrides(subscriber.observer, "watch"):
+                name = f"{subscriber.name}.watch"
+                self._services.start(name, partial(subscriber.watch, manager))
 
-    def leave(self, error: BaseException | None) -> None:
-        for listener, context in reversed(self._entered):
-            listener.leave_around(context, error)
+    async def flush(self, timeout: float) -> None:
+        """Wait for at most `timeout` seconds until the buffers are empty."""
+        with anyio.move_on_after(timeout):
+            for subscriber in self._all():
+                await subscriber.buffer.flush()
+
+    def close(self) -> list[object]:
+        """Deliver nothing more, log what went wrong, and return the undelivered events."""
+        left = [event for subscriber in self._all() for event in subscriber.buffer.close()]
+        self.errors.summarise()
+        return left
+
+    def _all(self) -> Sequence[Subscriber]:
+        return (*self._own.values(), *self._guests.values())

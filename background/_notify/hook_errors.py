@@ -8,12 +8,12 @@ from collections import Counter
 from .._support.log import log
 
 
-class Complaints:
-    """One manager's complaints; a hook is that of a class, whatever the number of its objects."""
+class HookErrors:
+    """Errors and dropped events of one manager's observers, by the name of their class."""
 
     def __init__(self) -> None:
         self._errors: Counter[str] = Counter()
-        self._missed: Counter[str] = Counter()
+        self._dropped: Counter[str] = Counter()
 
     @property
     def errors(self) -> int:
@@ -21,44 +21,46 @@ class Complaints:
         return self._errors.total()
 
     @property
-    def missed(self) -> int:
-        """How many events came too fast for an `async def` hook."""
-        return self._missed.total()
+    def dropped(self) -> int:
+        """How many events were dropped or not delivered."""
+        return self._dropped.total()
 
     def raised(self, observer: str, hook: str, error: BaseException) -> None:
-        """Take note of an error."""
+        """Record an error of a hook."""
         name = f"{observer}.{hook}"
         self._errors[name] += 1
         if self._errors[name] == 1:
             log(
                 logging.ERROR,
-                "%s raised; no task is harmed, and more errors of this hook are only counted",
+                "Observer hook %s raised an exception. Tasks are unaffected; further errors of "
+                "this hook are counted, not logged.",
                 name,
                 error=error,
             )
 
-    def overflowed(self, observer: str, hook: str, waiting: int) -> None:
-        """Take note of an event that found no room behind the ones that are waiting."""
-        self._missed[observer] += 1
-        if self._missed[observer] == 1:
+    def overflowed(self, observer: str, hook: str, buffered: int) -> None:
+        """Record an event that found the buffer full."""
+        self._dropped[observer] += 1
+        if self._dropped[observer] == 1:
             log(
                 logging.WARNING,
-                "%s.%s is too slow: %d events wait for it, and it misses what comes",
+                "Observer hook %s.%s is too slow: %d events are buffered. Further events are "
+                "dropped.",
                 observer,
                 hook,
-                waiting,
+                buffered,
             )
 
     def undelivered(self, observer: str, events: int) -> None:
-        """Take note of events that were still waiting in the end."""
-        self._missed[observer] += events
+        """Record events that were still buffered at the end."""
+        self._dropped[observer] += events
 
     def summarise(self) -> None:
-        """Log the counts."""
+        """Log how often each hook raised, and how many events each observer missed."""
         for name, count in self._errors.items():
             if count > 1:
-                log(logging.ERROR, "%s raised %d times", name, count)
-        for observer, count in self._missed.items():
+                log(logging.ERROR, "Observer hook %s raised %d exceptions in all.", name, count)
+        for observer, count in self._dropped.items():
             if count:
-                text = "%s was too slow for %d events, which it missed"
+                text = "Observer %s was too slow and missed %d events."
                 log(logging.WARNING, text, observer, count)

@@ -1,90 +1,143 @@
-"""A manager's observers: those for all tasks, and those that single tasks bring along."""
+"""One observer, as one manager calls it."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Generator, Sequence
+from contextlib import AbstractContextManager
 from functools import partial
+from inspect import isawaitable, iscoroutinefunction
 from typing import Any
 
 import anyio
 
+from .._errors import is_fatal
 from .._eventloop.backend import Backend
-from .._events import TaskFailed
+from .._eventloop.services import Services
 from .._observer import Observer, overrides
-from .buffer import Start
-from .dispatcher import Hooks, Listener, Order
-from .hook_errors import Complaints
+from .buffer import Delivery, EventBuffer
+from .hook_errors import HookErrors
+
+#: The names of all hooks that get an event.
+HOOKS = tuple(name for name in vars(Observer) if name.startswith("on_"))
 
 
-class Listeners:
-    """Keeps one listener for each observer that may be told of something."""
+class Hook:
+    """A hook that an observer overrides. `fn` is called with each event."""
+
+    __slots__ = ("fn", "name", "subscriber")
+
+    def __init__(self, subscriber: Subscriber, name: str) -> None:
+        self.subscriber = subscriber
+        self.name = name
+        fn: Callable[[Any], Any] = getattr(subscriber.observer, name)
+        self.fn = partial(_Call, fn) if iscoroutinefunction(fn) else fn
+
+    def accepts(self, event: object, answer: object) -> bool:
+        """Return whether an event is delivered to which `fn` gave this answer."""
+        if not isawaitable(answer):
+            return True
+        return self.subscriber.buffer.put(Delivery(self.name, event, answer))
+
+
+class _Call:
+    """A call of an `async def` hook, made when it is awaited."""
+
+    __slots__ = ("_event", "_fn")
+
+    def __init__(self, fn: Callable[[Any], Awaitable[Any]], event: object) -> None:
+        self._fn = fn
+        self._event = event
+
+    def __await__(self) -> Generator[Any, Any, Any]:
+        return self._fn(self._event).__await__()
+
+
+class Subscriber:
+    """An observer with its hooks and its buffer.
+
+    Args:
+        observer: The observer.
+        backend: The event loop.
+        services: Runs what the buffer delivers.
+        errors: Counts errors and dropped events.
+        on_fatal: Called with an error that must end the program.
+        on_idle: Called when the buffer is empty.
+    """
 
     def __init__(
         self,
-        observers: Sequence[Observer],
+        observer: Observer,
         backend: Backend,
-        start: Start,
+        services: Services,
+        errors: HookErrors,
         on_fatal: Callable[[BaseException], None],
+        on_idle: Callable[[Subscriber], None],
     ) -> None:
-        self.complaints = Complaints()
+        self.observer = observer
+        self.name = type(observer).__qualname__
+        self.tasks = 0  # outstanding tasks that brought this observer
+        self.buffer = EventBuffer(
+            self.name, backend, services, errors, self.failed, partial(on_idle, self)
+        )
+        self.hooks = {name: Hook(self, name) for name in HOOKS if overrides(observer, name)}
         self._backend = backend
-        self._start = start
+        self._errors = errors
         self._on_fatal = on_fatal
-        self._order = Order()
-        self._standing = {id(each): self._make(each) for each in observers}
-        self._visiting: dict[int, Listener] = {}
-        self.hooks = Hooks(self._standing.values(), self._order)
 
-    def _make(self, observer: Observer) -> Listener:
-        return Listener(observer, self._backend, self._start, self.complaints, self._on_fatal)
+    def enter_around(self, event: Any) -> AbstractContextManager[object] | None:
+        """Enter the observer's context manager around a run, or return `None` if that failed."""
+        try:
+            context: AbstractContextManager[object] = self.observer.around_task(event)
+            context.__enter__()
+        except BaseException as error:
+            self.failed("around_task", error)
+            return None
+        return context
 
-    def hooks_for(self, observers: tuple[Observer, ...]) -> Hooks:
-        """Return the hooks for a task, whose own observers are to be taken back by `release`."""
-        visitors = [self._visit(each) for each in self._visitors(observers)]
-        return Hooks((*self._standing.values(), *visitors), self._order)
+    def leave_around(
+        self, context: AbstractContextManager[object], error: BaseException | None
+    ) -> None:
+        """Leave what `enter_around` returned."""
+        try:
+            if error is None:
+                context.__exit__(None, None, None)
+            else:
+                context.__exit__(type(error), error, error.__traceback__)
+        except BaseException as raised:
+            if raised is not error:
+                self.failed("around_task", raised)
 
-    def _visitors(self, observers: tuple[Observer, ...]) -> Iterable[Observer]:
-        return {id(each): each for each in observers if id(each) not in self._standing}.values()
+    async def watch(self, manager: Any) -> None:
+        """Run the observer's `watch` service."""
+        me = self._backend.current_task()
+        try:
+            with anyio.CancelScope():  # can't be left if the hook leaves a scope open
+                await self._backend.interruptible(self.observer.watch)(manager)
+        except BaseException as error:
+            if self._backend.ends(me, error):
+                raise
+            self.failed("watch", error)
 
-    def _visit(self, observer: Observer) -> Listener:
-        listener = self._visiting.get(id(observer))
-        if listener is None:
-            listener = self._visiting[id(observer)] = self._make(observer)
-            listener.outbox.on_empty = partial(self._forget, listener)
-        listener.tasks += 1
-        return listener
+    def failed(self, hook: str, error: BaseException) -> None:
+        """Record that a hook raised."""
+        self._errors.raised(self.name, hook, error)
+        if is_fatal(error):
+            self._on_fatal(error)
 
-    def release(self, observers: tuple[Observer, ...]) -> None:
-        """Take back what `hooks_for` gave for a task, once it has been told of its end."""
-        self._order.after(partial(self._release, observers))
 
-    def _release(self, observers: tuple[Observer, ...]) -> None:
-        for observer in self._visitors(observers):
-            listener = self._visiting[id(observer)]
-            listener.tasks -= 1
-            self._forget(listener)
+class RunContexts:
+    """The context managers that were entered around one run, left in reverse order."""
 
-    def _forget(self, listener: Listener) -> None:
-        if not listener.tasks and listener.outbox.empty:
-            self._visiting.pop(id(listener.observer), None)
+    __slots__ = ("_entered",)
 
-    def watch(self, manager: Any) -> None:
-        """Start the observers' own services."""
-        for listener in self._standing.values():
-            if overrides(listener.observer, "watch"):
-                self._start(f"{listener.name}.watch", partial(listener.watch, manager), None)
+    def __init__(self, subscribers: Sequence[Subscriber], event: object) -> None:
+        self._entered = [
+            (subscriber, context)
+            for subscriber in subscribers
+            if (context := subscriber.enter_around(event)) is not None
+        ]
 
-    def _all(self) -> Sequence[Listener]:
-        return (*self._standing.values(), *self._visiting.values())
-
-    async def flush(self, timeout: float) -> None:
-        """Let `async def` hooks catch up for at most `timeout` seconds."""
-        with anyio.move_on_after(timeout):
-            for listener in self._all():
-                await listener.outbox.flush()
-
-    def give_up(self) -> list[TaskFailed]:
-        """Deliver nothing more, log what went wrong, and return failures that were not told of."""
-        left = [call for listener in self._all() for call in listener.outbox.give_up()]
-        self.complaints.summarise()
-        return [call.event for call in left if isinstance(call.event, TaskFailed)]
+    def leave(self, error: BaseException | None) -> None:
+        """Leave all of them; `error` is what ended the run."""
+        for subscriber, context in reversed(self._entered):
+            subscriber.leave_around(context, error)
