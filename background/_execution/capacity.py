@@ -1,65 +1,68 @@
-"""Room for one-off tasks, and waiting for it."""
+"""Room for outstanding one-off tasks."""
 
 from __future__ import annotations
 
-from collections import deque
+from math import inf
 
 import anyio
 
 from .._errors import ManagerFullError
-from .registry import Outstanding
 
 
-class Admission:
-    """Keeps the outstanding one-offs within the manager's capacity; oldest waiter first."""
+class Capacity:
+    """Bounds the number of outstanding one-offs; the longest waiter gets room first.
 
-    def __init__(self, outstanding: Outstanding, capacity: int | None) -> None:
-        self._outstanding = outstanding
-        self._capacity = float("inf") if capacity is None else capacity
-        self._reserved = 0
-        self.bounded = capacity is not None
-        self.waiting: deque[anyio.Event] = deque()
-        self._closed = False
+    Jobs use room, but don't wait for it: the concurrency of their workers bounds them.
 
-    def _has_room(self) -> bool:
-        return self._outstanding.one_offs + self._reserved < self._capacity
+    Args:
+        most: The bound.
+    """
 
-    def require(self) -> None:
-        """Raise `ManagerFullError` unless there is room."""
-        if not self._has_room():
-            raise ManagerFullError(
-                f"the manager's capacity of {self._capacity} outstanding one-off tasks is used up; "
-                "await submit() to wait for room"
-            )
+    def __init__(self, most: int) -> None:
+        self._most = most
+        self._jobs = 0
+        self._is_open = False
+        self._limiter = anyio.CapacityLimiter(most)
 
-    async def reserve(self) -> None:
-        """Wait for room and keep it until `release()`; returns at once when admission closes."""
-        if self._closed or (self._has_room() and not self.waiting):
-            self._reserved += 1
-            return
-        admitted = anyio.Event()
-        self.waiting.append(admitted)
+    def take(self, holder: object) -> None:
+        """Take room for a task.
+
+        Raises:
+            ManagerFullError: There is no room, or others wait for it.
+        """
         try:
-            await admitted.wait()
-        except BaseException:
-            if admitted.is_set():
-                self.release()
-                self.changed()
-            else:
-                self.waiting.remove(admitted)
-            raise
+            self._limiter.acquire_on_behalf_of_nowait(holder)
+        except anyio.WouldBlock:
+            raise ManagerFullError(
+                f"the manager's capacity of {self._most} outstanding one-off tasks is used up; "
+                "await submit() to wait for room"
+            ) from None
 
-    def release(self) -> None:
-        """Give back what `reserve()` kept; to be followed by `changed()`."""
-        self._reserved -= 1
+    async def wait_for_room(self, holder: object) -> None:
+        """Wait for room and take it; return at once when the manager is closing."""
+        try:
+            self._limiter.acquire_on_behalf_of_nowait(holder)
+        except anyio.WouldBlock:
+            await self._limiter.acquire_on_behalf_of(holder)
 
-    def changed(self) -> None:
-        """Let waiters in for whom there is room now."""
-        while self.waiting and (self._closed or self._has_room()):
-            self._reserved += 1
-            self.waiting.popleft().set()
+    def release(self, holder: object) -> None:
+        """Give the room of a task to the next waiter."""
+        self._limiter.release_on_behalf_of(holder)
 
-    def close(self) -> None:
-        """Wait for room no more: there is nothing to be had."""
-        self._closed = True
-        self.changed()
+    def job_added(self) -> None:
+        """Use room for a job, even if there is none."""
+        self._jobs += 1
+        self._adjust()
+
+    def job_ended(self) -> None:
+        """Give back the room of a job."""
+        self._jobs -= 1
+        self._adjust()
+
+    def open_up(self) -> None:
+        """Admit all waiters, because the manager is closing and refuses them."""
+        self._is_open = True
+        self._adjust()
+
+    def _adjust(self) -> None:
+        self._limiter.total_tokens = inf if self._is_open else max(0, self._most - self._jobs)

@@ -1,4 +1,8 @@
-"""Which event observers get for what becomes of a task, and what is logged if none does."""
+"""Turns a change of a task's state into an event for its observers.
+
+Three events happen to every task. They are made without `__init__`, which would take four times as
+long (see `thawed`).
+"""
 
 from __future__ import annotations
 
@@ -20,151 +24,156 @@ from .._events import (
 )
 from .._states import TaskStatus
 from .._support import clock
-from .._support.frozen import maker
-from .handle import TaskHandle, log_failure
+from .._support.frozen import thawed
 from .outcome import Outcome
+from .state import TaskState
 
-_added = maker(TaskAdded)
-_started = maker(TaskStarted)
-_retrying = maker(TaskRetrying)
-_succeeded = maker(TaskSucceeded)
-_failed = maker(TaskFailed)
-_cancelled = maker(TaskCancelled)
-_expired = maker(TaskExpired)
-_stalled = maker(TaskStalled)
+_new = object.__new__
+_ThawedAdded = thawed(TaskAdded)
+_ThawedStarted = thawed(TaskStarted)
+_ThawedSucceeded = thawed(TaskSucceeded)
 
 
-def _identity(handle: TaskHandle[Any], time: float) -> tuple[Any, ...]:
-    """Return what every event of the task begins with."""
-    task = handle.task
-    attempt = handle.attempt
-    return handle.id, task.name, task.kind, task.meta, handle.iteration, attempt, time, handle.job
+def added(state: TaskState) -> None:
+    """Report that the manager accepted a task."""
+    hooks, task = state.hooks, state.task
+    event = _new(_ThawedAdded)
+    event.id = state.id
+    event.name = task.name
+    event.kind = task.kind
+    event.meta = task.meta
+    event.iteration = 0
+    event.attempt = 0
+    event.time = state.submitted_at
+    event.job = state.job
+    event.delay = task.delay
+    event.__class__ = TaskAdded
+    hooks.deliver(hooks.on_task_added, event)
 
 
-def added(handle: TaskHandle[Any]) -> None:
-    hooks, task = handle._hooks, handle.task
-    event = _added(
-        handle.id,
-        task.name,
-        task.kind,
-        task.meta,
-        0,
-        0,
-        handle.submitted_at,
-        handle.job,
-        task.delay,
-    )
-    hooks.tell(hooks.on_task_added, event)
-
-
-def started(handle: TaskHandle[Any], queued_for: float) -> TaskStarted:
-    """Tell of the begin of a run or an iteration, and return the event."""
-    hooks, task = handle._hooks, handle.task
-    event = _started(
-        handle.id,
-        task.name,
-        task.kind,
-        task.meta,
-        handle.iteration,
-        handle.attempt,
-        handle.started_at,
-        handle.job,
-        task.fn,
-        queued_for,
-        task.stall_after,
-    )
+def started(state: TaskState, queued_for: float) -> TaskStarted:
+    """Report that a run or an iteration begins, and return the event."""
+    hooks, task = state.hooks, state.task
+    event: Any = _new(_ThawedStarted)
+    event.id = state.id
+    event.name = task.name
+    event.kind = task.kind
+    event.meta = task.meta
+    event.iteration = state.iteration
+    event.attempt = state.attempt
+    event.time = state.started_at
+    event.job = state.job
+    event.fn = task.fn
+    event.queued_for = queued_for
+    event.stall_after = task.stall_after
+    event.__class__ = TaskStarted
     if hooks.on_task_started:
-        hooks.tell(hooks.on_task_started, event)
-    return event
+        hooks.deliver(hooks.on_task_started, event)
+    started_event: TaskStarted = event
+    return started_event
 
 
-def retrying(handle: TaskHandle[Any], error: Exception | None, delay: float) -> None:
-    hooks = handle._hooks
+def _succeeded(state: TaskState, duration: float, *, final: bool) -> None:
+    hooks, task = state.hooks, state.task
+    event = _new(_ThawedSucceeded)
+    event.id = state.id
+    event.name = task.name
+    event.kind = task.kind
+    event.meta = task.meta
+    event.iteration = state.iteration
+    event.attempt = state.attempt
+    event.time = clock.wall()
+    event.job = state.job
+    event.duration = duration
+    event.final = final
+    event.__class__ = TaskSucceeded
+    hooks.deliver(hooks.on_task_succeeded, event)
+
+
+def _identity(state: TaskState) -> dict[str, Any]:
+    """Return the fields that every event of a task has."""
+    task = state.task
+    return {
+        "id": state.id,
+        "name": task.name,
+        "kind": task.kind,
+        "meta": task.meta,
+        "iteration": state.iteration,
+        "attempt": state.attempt,
+        "time": clock.wall(),
+        "job": state.job,
+    }
+
+
+def retrying(state: TaskState, error: Exception | None, delay: float) -> None:
+    """Report that another attempt follows a failed one."""
+    hooks = state.hooks
     if hooks.on_task_retrying:
-        event = _retrying(*_identity(handle, clock.wall()), error, delay)
-        hooks.tell(hooks.on_task_retrying, event)
+        event = TaskRetrying(**_identity(state), error=error, delay=delay)
+        hooks.deliver(hooks.on_task_retrying, event)
 
 
-def done(handle: TaskHandle[Any], outcome: Outcome, *, final: bool) -> None:
-    """Tell of a run or an iteration that succeeded or failed."""
-    hooks = handle._hooks
+def iterated(state: TaskState, outcome: Outcome) -> None:
+    """Report that an iteration succeeded or failed, and another one follows."""
     if outcome.status is TaskStatus.FAILED:
-        _done_failed(handle, outcome, final=final)
-    elif hooks.on_task_succeeded:
-        task = handle.task
-        event = _succeeded(
-            handle.id,
-            task.name,
-            task.kind,
-            task.meta,
-            handle.iteration,
-            handle.attempt,
-            clock.wall(),
-            handle.job,
-            outcome.duration,
-            final,
-        )
-        hooks.tell(hooks.on_task_succeeded, event)
+        _failed(state, outcome, final=False)
+    elif state.hooks.on_task_succeeded:
+        _succeeded(state, outcome.duration, final=False)
 
 
-def _done_failed(handle: TaskHandle[Any], outcome: Outcome, *, final: bool) -> None:
+def _failed(state: TaskState, outcome: Outcome, *, final: bool) -> None:
     error = outcome.error
     assert error is not None
-    hooks = handle._hooks
-    awaited = final and handle._waiters > 0
-    unless_told = partial(_hear_of, handle, error, awaited)
+    hooks = state.hooks
+    awaited = final and state.completion is not None and state.completion.waiters > 0
+    then = partial(state.failure_reported, error, awaited)
     if hooks.on_task_failed:
-        event = _failed(*_identity(handle, clock.wall()), error, outcome.duration, final)
-        hooks.tell(hooks.on_task_failed, event, unless_told)
+        event = TaskFailed(**_identity(state), error=error, duration=outcome.duration, final=final)
+        hooks.deliver(hooks.on_task_failed, event, then)
     else:
-        unless_told(False)
+        then(False)
 
 
-def _hear_of(handle: TaskHandle[Any], error: BaseException, awaited: bool, told: bool) -> None:
-    if told:
-        return
-    if awaited:
-        handle._unheard = True
-    else:
-        log_failure(handle.name, handle.id, error)
-
-
-def ended(handle: TaskHandle[Any], outcome: Outcome | None) -> None:
-    """Tell of a task's end; without an outcome, no run or iteration was under way."""
-    hooks = handle._hooks
+def ended(state: TaskState, outcome: Outcome | None) -> None:
+    """Report that a task has ended; without an outcome, no run or iteration was under way."""
+    hooks, status = state.hooks, state.status
     duration = None if outcome is None else outcome.duration
-    if handle.status is TaskStatus.CANCELLED:
+    if status is TaskStatus.SUCCEEDED:
+        assert duration is not None
+        if hooks.on_task_succeeded:
+            _succeeded(state, duration, final=True)
+    elif status is TaskStatus.CANCELLED:
         if hooks.on_task_cancelled:
-            event = _cancelled(*_identity(handle, clock.wall()), handle._reason, duration)
-            hooks.tell(hooks.on_task_cancelled, event)
-    elif handle.status is TaskStatus.EXPIRED:
+            event = TaskCancelled(**_identity(state), reason=state.cancel_reason, duration=duration)
+            hooks.deliver(hooks.on_task_cancelled, event)
+    elif status is TaskStatus.EXPIRED:
         if hooks.on_task_expired:
-            lifespan = handle.task.lifespan or 0.0
-            expired = _expired(*_identity(handle, clock.wall()), lifespan, duration)
-            hooks.tell(hooks.on_task_expired, expired)
+            lifespan = state.task.lifespan or 0.0
+            expired = TaskExpired(**_identity(state), lifespan=lifespan, duration=duration)
+            hooks.deliver(hooks.on_task_expired, expired)
     elif outcome is not None and outcome.retry_in is not None:
         refused = isinstance(outcome.error, RetryError)
         error = outcome.error if isinstance(outcome.error, Exception) and not refused else None
-        retrying(handle, error, outcome.retry_in)
+        retrying(state, error, outcome.retry_in)
     else:
         assert outcome is not None
-        done(handle, outcome, final=True)
+        _failed(state, outcome, final=True)
         if outcome.is_dead:
-            _dead(handle, outcome)
+            _dead(state, outcome)
 
 
-def _dead(handle: TaskHandle[Any], outcome: Outcome) -> None:
-    hooks, job, error = handle._hooks, handle.job, outcome.error
+def _dead(state: TaskState, outcome: Outcome) -> None:
+    hooks, job, error = state.hooks, state.job, outcome.error
     assert job is not None
     assert error is not None
     if hooks.on_job_dead:
-        event = JobDead(job=job, meta=handle.meta, time=clock.wall(), error=error)
-        hooks.tell(hooks.on_job_dead, event)
+        event = JobDead(job=job, meta=state.task.meta, time=clock.wall(), error=error)
+        hooks.deliver(hooks.on_job_dead, event)
 
 
-def stalled(handle: TaskHandle[Any], elapsed: float) -> None:
-    hooks = handle._hooks
-    if hooks.on_task_stalled and handle.status is TaskStatus.RUNNING:
-        stack = tuple(handle.stack())
-        event = _stalled(*_identity(handle, clock.wall()), elapsed, stack)
-        hooks.tell(hooks.on_task_stalled, event)
+def stalled(state: TaskState, elapsed: float) -> None:
+    """Report that an attempt takes longer than expected."""
+    hooks, run = state.hooks, state.run
+    if hooks.on_task_stalled and run is not None and state.status is TaskStatus.RUNNING:
+        event = TaskStalled(**_identity(state), elapsed=elapsed, stack=tuple(run.stack()))
+        hooks.deliver(hooks.on_task_stalled, event)

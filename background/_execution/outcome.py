@@ -1,50 +1,48 @@
-"""What a run or an iteration came to."""
+"""What a run or an iteration came to, and how an attempt of a durable job takes part in that."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 from .._states import TaskStatus
-from .handle import TaskHandle
 
 
+@dataclass(slots=True, eq=False)
 class Outcome:
-    """How a run or an iteration ended, after `duration` seconds, with a value or an error.
+    """How a run or an iteration ended.
 
-    `retry_in` are the seconds after which a durable job that failed will have another attempt, and
-    `is_dead` tells that it has given up.
+    Args:
+        status: A final status.
+        duration: Seconds that it took.
+        value: What the function returned.
+        error: The error, if it did not succeed.
+        cancel_reason: Why it was cancelled, if it was.
+        retry_in: Seconds until a durable job's next attempt, if there will be one.
+        is_dead: Whether a durable job gave up.
     """
 
-    __slots__ = ("duration", "error", "is_dead", "retry_in", "status", "value")
-
-    def __init__(
-        self,
-        status: TaskStatus,
-        duration: float,
-        value: Any,
-        error: BaseException | None,
-    ) -> None:
-        self.status = status
-        self.duration = duration
-        self.value = value
-        self.error = error
-        self.retry_in: float | None = None
-        self.is_dead = False
+    status: TaskStatus
+    duration: float
+    value: Any = None
+    error: BaseException | None = None
+    cancel_reason: str | None = None
+    retry_in: float | None = None
+    is_dead: bool = False
 
 
-Settle = Callable[[TaskHandle[Any], Outcome], None]
+class RunInterceptor(Protocol):
+    """Acts around a run that is an attempt of a durable job."""
 
+    async def before_run(self) -> None:
+        """Prepare the attempt, inside the run's cancel scope."""
 
-class Durable(Protocol):
-    """What belongs to a run that is an attempt of a durable job."""
+    def on_cancel_requested(self, reason: str | None) -> None:
+        """Learn that the run was asked to end."""
 
-    async def begin(self) -> None:
-        """Do what comes before the job's function, inside the run."""
+    def on_never_started(self, reason: str | None) -> None:
+        """Handle a cancellation before the run began."""
 
-    def drop(self, handle: TaskHandle[Any] | None) -> None:
-        """Take note that the run was cancelled before it began."""
-
-    async def conclude(self, handle: TaskHandle[Any], outcome: Outcome) -> Outcome:
-        """Have the job settled, outside of the run's scope; return what the run has come to."""
+    async def after_run(self, outcome: Outcome) -> Outcome:
+        """Settle the job, outside of the run's cancel scope, and return the final outcome."""
         ...

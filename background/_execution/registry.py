@@ -1,4 +1,4 @@
-"""The tasks that have not ended yet, and waiting until there are none."""
+"""The outstanding tasks, and waiting until none is left."""
 
 from __future__ import annotations
 
@@ -11,13 +11,14 @@ import anyio
 from anyio.lowlevel import checkpoint
 
 from .._states import TaskKind
-from .handle import TaskHandle
+from .handle import TaskHandle, state_of
+from .state import TaskState
 
 
-class Absence(IntEnum):
-    """What a task is busy with while others need not wait for it: it waits for them itself.
+class WaitExemption(IntEnum):
+    """Why others need not wait for a task: it waits for them itself.
 
-    Who ignores one kind ignores the lower ones too.
+    A waiter that accepts one exemption accepts the lower ones, too.
     """
 
     NONE = 0
@@ -25,96 +26,103 @@ class Absence(IntEnum):
     WAITING = 2
 
 
-class Outstanding:
+class TaskRegistry:
     """Every outstanding task of one manager, by id, oldest first."""
 
     def __init__(self) -> None:
         self.handles: dict[str, TaskHandle[Any]] = {}
         self.loops = 0
-        self._absent: dict[TaskHandle[Any], list[Absence]] = {}
-        self._stuck: set[TaskHandle[Any]] = set()
-        self._waiters: dict[anyio.Event, tuple[TaskKind | None, Absence]] = {}
+        self._exempt: dict[TaskState, list[WaitExemption]] = {}
+        self._stuck: set[TaskState] = set()
+        self._waiters: dict[anyio.Event, tuple[TaskKind | None, WaitExemption]] = {}
 
-    def add(self, handle: TaskHandle[Any]) -> None:
-        self.handles[handle.id] = handle
-        if handle.task.kind is TaskKind.LOOP:
+    def add(self, handle: TaskHandle[Any], state: TaskState) -> None:
+        """Add a task that was submitted."""
+        self.handles[state.id] = handle
+        if state.task.kind is TaskKind.LOOP:
             self.loops += 1
 
-    def remove(self, handle: TaskHandle[Any]) -> None:
-        del self.handles[handle.id]
-        if handle.task.kind is TaskKind.LOOP:
+    def remove(self, state: TaskState) -> TaskHandle[Any]:
+        """Remove a task that has ended, and return its handle."""
+        if state.task.kind is TaskKind.LOOP:
             self.loops -= 1
         if self._stuck:
-            self._stuck.discard(handle)
+            self._stuck.discard(state)
+        return self.handles.pop(state.id)
 
-    @property
-    def one_offs(self) -> int:
-        return len(self.handles) - self.loops
+    def states(self) -> list[TaskState]:
+        """Return the states of all outstanding tasks."""
+        return [state_of(handle) for handle in self.handles.values()]
 
     def count(self, kind: TaskKind | None = None) -> int:
+        """Return the number of outstanding tasks of a kind."""
         if kind is None:
             return len(self.handles)
-        return self.loops if kind is TaskKind.LOOP else self.one_offs
+        return self.loops if kind is TaskKind.LOOP else len(self.handles) - self.loops
 
     def left(
-        self, kind: TaskKind | None = None, *, ignoring: Absence = Absence.NONE
+        self, kind: TaskKind | None = None, *, accept: WaitExemption = WaitExemption.NONE
     ) -> list[TaskHandle[Any]]:
-        """Return those to wait for; never the stuck ones."""
+        """Return the tasks to wait for: those that are neither stuck nor exempt."""
         return [
             handle
             for handle in self.handles.values()
             if (kind is None or handle.kind is kind)
-            and handle not in self._stuck
-            and not any(absence <= ignoring for absence in self._absent.get(handle, ()))
+            and (state := state_of(handle)) not in self._stuck
+            and not any(exemption <= accept for exemption in self._exempt.get(state, ()))
         ]
 
     @contextmanager
-    def absent(self, handle: TaskHandle[Any] | None, absence: Absence) -> Generator[bool]:
-        """Mark a task as waiting for the others; yields whether it is one of this manager's."""
-        if handle is None or self.handles.get(handle.id) is not handle:
+    def exempt(self, state: TaskState | None, exemption: WaitExemption) -> Generator[bool]:
+        """Exempt a task that waits for the others; yields whether it is one of this manager's."""
+        handle = None if state is None else self.handles.get(state.id)
+        if state is None or handle is None or state_of(handle) is not state:
             yield False
             return
-        self._absent.setdefault(handle, []).append(absence)
+        self._exempt.setdefault(state, []).append(exemption)
         self.changed()
         try:
             yield True
         finally:
-            absences = self._absent.get(handle, [])
-            if absence in absences:
-                absences.remove(absence)
-            if not absences:
-                self._absent.pop(handle, None)
+            exemptions = self._exempt.get(state, [])
+            if exemption in exemptions:
+                exemptions.remove(exemption)
+            if not exemptions:
+                self._exempt.pop(state, None)
 
-    def end_absences(self, stuck: Iterable[TaskHandle[Any]]) -> None:
-        """Wait for every task again, but not for those that are stuck."""
-        self._absent.clear()
-        self._stuck.update(stuck)
+    def end_exemptions(self, stuck: Iterable[TaskHandle[Any]]) -> None:
+        """End all exemptions, and never wait for tasks that are stuck."""
+        self._exempt.clear()
+        self._stuck.update(map(state_of, stuck))
         self.changed()
 
-    def _is_idle(self, kind: TaskKind | None, ignoring: Absence) -> bool:
-        not_waited_for = len(self._absent) + len(self._stuck)
-        return self.count(kind) <= not_waited_for and not self.left(kind, ignoring=ignoring)
+    def _is_idle(self, kind: TaskKind | None, accept: WaitExemption) -> bool:
+        not_waited_for = len(self._exempt) + len(self._stuck)
+        return self.count(kind) <= not_waited_for and not self.left(kind, accept=accept)
 
     def changed(self) -> None:
-        """Wake those for whom nothing is left to wait for."""
+        """Wake the waiters that have nothing left to wait for."""
         if not self._waiters:
             return
-        for event, (kind, ignoring) in list(self._waiters.items()):
-            if self._is_idle(kind, ignoring):
+        for event, (kind, accept) in list(self._waiters.items()):
+            if self._is_idle(kind, accept):
                 event.set()
 
-    async def idle(self, kind: TaskKind | None = None, *, ignoring: Absence = Absence.NONE) -> None:
-        """Wait until nothing of that kind is left; what comes meanwhile is waited for too."""
-        while not self._is_idle(kind, ignoring):
+    async def idle(
+        self, kind: TaskKind | None = None, *, accept: WaitExemption = WaitExemption.NONE
+    ) -> None:
+        """Wait until no task of a kind is left; tasks that are added meanwhile count, too."""
+        while not self._is_idle(kind, accept):
             event = anyio.Event()
-            self._waiters[event] = kind, ignoring
+            self._waiters[event] = kind, accept
             try:
                 await event.wait()
             finally:
                 del self._waiters[event]
             await checkpoint()  # others were woken by the same end, and may submit tasks
 
-    async def idle_beside(self, handle: TaskHandle[Any] | None, kind: TaskKind) -> None:
-        """As `idle`, called inside a task, which is not waited for; `None`: outside of any."""
-        with self.absent(handle, Absence.WAITING) as inside:
-            await self.idle(kind, ignoring=Absence.WAITING if inside else Absence.NONE)
+    async def idle_beside(self, state: TaskState | None, kind: TaskKind) -> None:
+        """Wait as `idle` does, but not for the calling task; `None` outside of any task."""
+        with self.exempt(state, WaitExemption.WAITING) as inside:
+            accept = WaitExemption.WAITING if inside else WaitExemption.NONE
+            await self.idle(kind, accept=accept)

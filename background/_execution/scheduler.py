@@ -1,6 +1,6 @@
-"""Which task may start, and when; and what happens at the end of each.
+"""Which task starts when, and what follows from its end.
 
-All of it is synchronous and happens in the event loop.
+Everything in here is synchronous and happens in the event loop.
 """
 
 from __future__ import annotations
@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 from collections import OrderedDict
 from collections.abc import Callable, Coroutine
-from contextvars import Context
+from contextvars import Context, copy_context
 from functools import partial
 from itertools import count
 from math import inf
@@ -16,294 +16,319 @@ from typing import Any
 
 from tenacity.wait import wait_base
 
+from .._config import ManagerConfig
 from .._errors import DuplicateTaskError, InvalidTaskError, is_fatal
 from .._eventloop.backend import Backend
 from .._eventloop.portal import Portal
 from .._events import JobRef
-from .._notify.subscriber import Listeners
+from .._notify.dispatcher import Dispatcher
 from .._retry import pause_after_failures
 from .._schedule import Schedule, Ticks
-from .._states import TaskKind, TaskStatus
+from .._states import FINAL, TaskKind, TaskStatus
 from .._support import clock
 from .._task import Task
 from . import emit
-from .capacity import Admission
-from .handle import FINAL, TaskHandle
-from .outcome import Durable, Outcome
-from .registry import Outstanding
+from .capacity import Capacity
+from .handle import TaskHandle
+from .outcome import Outcome, RunInterceptor
+from .registry import TaskRegistry
 from .runner import FROM_OUTSIDE, Runner
+from .state import Run, TaskState
 from .timer import Timer
 
-_NO_CONTEXT = Context()
 
+class Scheduler:
+    """Accepts tasks, starts each when it is due and there is room, and handles its end.
 
-class Engine:
-    """Takes tasks, starts each when it is due and there is room, and sees to its end."""
+    Args:
+        config: The manager's settings.
+        backend: The event loop.
+        portal: Carries calls from other threads into it.
+        dispatcher: Delivers events to observers.
+        on_fatal: Called with an error that must bring the manager down.
+    """
 
     def __init__(
         self,
+        config: ManagerConfig,
         backend: Backend,
         portal: Portal,
-        listeners: Listeners,
-        runner: Runner,
-        *,
-        limit: int | None,
-        capacity: int | None,
-        loop_backoff: wait_base | None,
+        dispatcher: Dispatcher,
         on_fatal: Callable[[BaseException], None],
     ) -> None:
-        self.outstanding = Outstanding()
-        self.admission = Admission(self.outstanding, capacity)
-        self.timer: Timer[TaskHandle[Any]] = Timer(backend.now, self._on_due, _is_waiting)
+        self.registry = TaskRegistry()
+        self.capacity = None if config.capacity is None else Capacity(config.capacity)
+        self.timer: Timer[TaskState] = Timer(backend.now, self._on_due, _is_waiting)
         self.event = backend.event
         self.on_loops_stopped: set[Callable[[], None]] = set()
         self.on_end: Callable[[TaskHandle[Any]], None] | None = None
         self._backend = backend
-        self.now = backend.now
+        self._now = backend.now
         self._portal = portal
-        self._listeners = listeners
-        self._runner = runner
-        self._runner.settle = self._settle
-        self._on_lost = self._lost
-        self._limit = inf if limit is None else limit
-        self._loop_backoff = loop_backoff
+        self._dispatcher = dispatcher
+        self._runner = Runner(backend, config.policy, config.threads, self._on_finished)
+        self._limit = inf if config.limit is None else config.limit
+        self._loop_backoff: wait_base | None = config.loop_backoff
         self._on_fatal = on_fatal
         self._numbers = count(1)
         self._prefix = os.urandom(4).hex()
-        self._running = 0  # one-offs that have a coroutine
+        self._running = 0  # one-offs that were started
         # One-offs that are due, above the limit:
-        self._queue: OrderedDict[TaskHandle[Any], None] = OrderedDict()
+        self._queue: OrderedDict[TaskState, None] = OrderedDict()
+
+    @property
+    def loops_stopped(self) -> bool:
+        """Whether no loop starts another iteration."""
+        return self._runner.loops_stopped
+
+    @property
+    def threads_in_use(self) -> int:
+        """How many sync functions run in threads."""
+        return self._runner.limiter.borrowed_tokens
 
     def add(
         self,
         task: Task[Any],
-        context: Context,
         *,
-        reserved: bool = False,
+        context: Context | None = None,
+        seat: object = None,
         job: JobRef | None = None,
-        durable: Durable | None = None,
+        interceptor: RunInterceptor | None = None,
     ) -> TaskHandle[Any]:
-        """Take a task, tell its observers, and let it start as soon as it may.
+        """Accept a task, report it, and start it as soon as possible.
 
-        `job` and `durable` come with a task that is an attempt of a durable job.
+        Args:
+            task: The task.
+            context: The context variables that it sees, instead of the task's own or a copy of the
+                current ones.
+            seat: Holds room within the capacity that was taken for the task before.
+            job: The job of which the task is an attempt.
+            interceptor: Acts around the run of such a task.
 
-        Raises `DuplicateTaskError`, and `ManagerFullError` unless room for it is `reserved`.
+        Raises:
+            DuplicateTaskError: An outstanding task has the same id.
+            ManagerFullError: There is no room for it.
+            InvalidTaskError: Its schedule has no tick.
         """
+        if context is None:
+            context = copy_context() if task.context is None else task.context.copy()
+        id = self._id_for(task)
+        now, wall = self._now(), clock.wall()
+        hooks = self._dispatcher.hooks
+        state = TaskState(task, id, hooks, context, now, wall, job, interceptor)
+        if task.schedule is not None:
+            state.ticks, state.due = _first_tick(task.schedule, task.delay, now, wall)
+        if self.capacity is not None and task.kind is TaskKind.ONE_OFF:
+            if interceptor is not None:
+                self.capacity.job_added()
+            elif seat is None:
+                self.capacity.take(state)
+                seat = state
+            state.seat = seat
+        if task.observers:
+            state.hooks = self._dispatcher.invite(task.observers)
+        handle: TaskHandle[Any] = TaskHandle(state, self)
+        self.registry.add(handle, state)
+        if state.hooks.on_task_added:
+            emit.added(state)
+        if state.status is TaskStatus.WAITING:  # otherwise an observer cancelled it
+            self._start_when_due(state, now)
+        return handle
+
+    def _id_for(self, task: Task[Any]) -> str:
+        known = self.registry.handles
         if task.id is None:
-            id = self._new_id()
-        elif task.id in self.outstanding.handles:
+            while (id := f"{self._prefix}-{next(self._numbers)}") in known:
+                pass
+            return id
+        if task.id in known:
             raise DuplicateTaskError(
                 f"a task with the id {task.id!r} is outstanding; its handle is "
                 f"manager.get({task.id!r})"
             )
-        else:
-            id = task.id
-        if self.admission.bounded and task.kind is TaskKind.ONE_OFF and not reserved:
-            self.admission.require()
-        now, wall = self.now(), clock.wall()
-        hooks = self._listeners.hooks
-        handle: TaskHandle[Any] = TaskHandle(task, id, self, hooks, context, now, wall)
-        if job is not None:
-            handle.job, handle._durable = job, durable
-        if task.schedule is not None:
-            handle._ticks, handle._due = _first_tick(task.schedule, task.delay, now, wall)
-        if task.observers:
-            handle._hooks = self._listeners.hooks_for(task.observers)
-        self.outstanding.add(handle)
-        if handle._hooks.on_task_added:
-            emit.added(handle)
-        if handle.status is TaskStatus.WAITING:  # else an observer cancelled it
-            self._start_when_due(handle, now)
-        return handle
+        return task.id
 
-    def _new_id(self) -> str:
-        while (id := f"{self._prefix}-{next(self._numbers)}") in self.outstanding.handles:
-            pass
-        return id
-
-    def _start_when_due(self, handle: TaskHandle[Any], now: float) -> None:
-        if handle._due > now:
-            patience = inf if handle._ticks is None else handle._ticks.patience
-            self.timer.put(min(handle._due, handle._expires, now + patience), handle)
-        elif handle.task.kind is TaskKind.LOOP:
-            self._start(handle, handle._context.copy())
+    def _start_when_due(self, state: TaskState, now: float) -> None:
+        if state.due > now:
+            patience = inf if state.ticks is None else state.ticks.patience
+            self.timer.put(min(state.due, state.expires, now + patience), state)
+        elif state.task.kind is TaskKind.LOOP:
+            self._start(state, state.context.copy())
         elif self._running < self._limit and not self._queue:
             self._running += 1
-            self._start(handle, handle._context)
+            self._start(state, state.context)
         else:
-            self._queue[handle] = None
-            if handle._expires < inf:
-                self.timer.put(handle._expires, handle)
+            self._queue[state] = None
+            if state.expires < inf:
+                self.timer.put(state.expires, state)
 
-    def _on_due(self, handle: TaskHandle[Any]) -> None:
-        now = self.now()
-        if not _is_waiting(handle):
+    def _on_due(self, state: TaskState) -> None:
+        now = self._now()
+        if not _is_waiting(state):
             return
-        if now >= handle._expires:
-            self._finish(handle, TaskStatus.EXPIRED)
+        if now >= state.expires:
+            self._finish(state, TaskStatus.EXPIRED)
+            return
+        try:
+            if state.ticks is not None:
+                state.due = state.ticks.confirm(state.due, now, clock.wall())
+        except Exception as error:  # it would end the timer, which all tasks share
+            self._fail_loop(state, error, 0.0)
         else:
-            try:
-                if handle._ticks is not None:
-                    handle._due = handle._ticks.confirm(handle._due, now, clock.wall())
-            except Exception as error:  # which would end the timer, and with it everybody's waiting
-                self._end_loop(handle, error, 0.0)
-            else:
-                self._start_when_due(handle, now)
+            self._start_when_due(state, now)
 
     def _start_queued(self) -> None:
         while self._queue and self._running < self._limit:
-            handle, _ = self._queue.popitem(last=False)
+            state, _ = self._queue.popitem(last=False)
             self._running += 1
-            self._start(handle, handle._context)
-            if handle._expires < inf:
+            self._start(state, state.context)
+            if state.expires < inf:
                 self.timer.abandon()
 
-    def _start(self, handle: TaskHandle[Any], context: Context) -> None:
-        handle._native = self._backend.spawn(
-            self._run,
-            handle,
-            name=handle.task.name or "",
-            context=context,
-            on_lost=self._on_lost,
+    def _start(self, state: TaskState, context: Context) -> None:
+        state.run = run = Run(state)
+        name = state.task.name or ""
+        run.native = self._backend.spawn(
+            self._coroutine, run, name=name, context=context, on_lost=self._on_lost
         )
 
-    def _run(self, handle: TaskHandle[Any]) -> Coroutine[Any, Any, None]:
-        handle._coroutine = coroutine = self._runner.run(handle)
+    def _coroutine(self, run: Run) -> Coroutine[Any, Any, None]:
+        run.coroutine = coroutine = self._runner.run(run)
         return coroutine
 
-    def _lost(self, handle: TaskHandle[Any]) -> None:
-        if _is_waiting(handle):
-            self._finish(handle, TaskStatus.CANCELLED, reason=FROM_OUTSIDE)
+    def _on_lost(self, run: Run) -> None:
+        if run.state.run is run and _is_waiting(run.state):
+            self._finish(run.state, TaskStatus.CANCELLED, reason=FROM_OUTSIDE)
 
-    def _settle(self, handle: TaskHandle[Any], outcome: Outcome) -> None:
+    def _on_finished(self, state: TaskState, outcome: Outcome) -> None:
         failed = outcome.status is TaskStatus.FAILED
         if outcome.error is not None and failed:
-            _remember(handle, outcome.error)
-        if handle.task.kind is TaskKind.LOOP and (failed or outcome.status is TaskStatus.SUCCEEDED):
-            handle._failures = handle._failures + 1 if failed else 0
-            if handle._failures != handle.task.max_failures:
-                self._go_on(handle, outcome)
+            state.fail(outcome.error)
+        if state.task.kind is TaskKind.LOOP and (failed or outcome.status is TaskStatus.SUCCEEDED):
+            state.failures = state.failures + 1 if failed else 0
+            if state.failures != state.task.max_failures:
+                self._continue_loop(state, outcome)
                 return
-        self._finish(handle, outcome.status, outcome)
+        self._finish(state, outcome.status, outcome)
 
-    def _go_on(self, handle: TaskHandle[Any], outcome: Outcome) -> None:
-        """Let a loop wait for its next iteration, or end it if the loops have stopped."""
-        handle._coroutine = handle._native = handle._pause = None
-        handle.status = TaskStatus.WAITING
-        emit.done(handle, outcome, final=False)
+    def _continue_loop(self, state: TaskState, outcome: Outcome) -> None:
+        """Let a loop wait for its next iteration, or end it if the loops were stopped."""
+        state.end_run()
+        state.status = TaskStatus.WAITING
+        emit.iterated(state, outcome)
         if outcome.error is not None and is_fatal(outcome.error):
             self._on_fatal(outcome.error)
-        if not _is_waiting(handle):  # an observer ended it
+        if not _is_waiting(state):  # an observer ended it
             return
-        now = self.now()
-        if handle._cancelled:
-            self._finish(handle, TaskStatus.CANCELLED)
-        elif now >= handle._expires:
-            self._finish(handle, TaskStatus.EXPIRED)
-        elif self._runner.loops_stopped:
-            self._finish(handle, TaskStatus.CANCELLED, reason="stopped")
+        now = self._now()
+        if state.cancel_requested:
+            self._finish(state, TaskStatus.CANCELLED)
+        elif now >= state.expires:
+            self._finish(state, TaskStatus.EXPIRED)
+        elif self.loops_stopped:
+            self._finish(state, TaskStatus.CANCELLED, reason="stopped")
         else:
             try:
-                handle._due = self._next_due(handle, outcome, now)
+                state.due = self._next_due(state, outcome, now)
             except BaseException as error:
-                self._end_loop(handle, error, outcome.duration)
+                self._fail_loop(state, error, outcome.duration)
             else:
-                self._start_when_due(handle, now)
+                self._start_when_due(state, now)
 
-    def _end_loop(self, handle: TaskHandle[Any], error: BaseException, duration: float) -> None:
-        """End a loop as failed of which nobody can tell when it should go on."""
-        _remember(handle, error)
-        failure = Outcome(TaskStatus.FAILED, duration, None, error)
-        self._finish(handle, TaskStatus.FAILED, failure)
-
-    def _next_due(self, handle: TaskHandle[Any], outcome: Outcome, now: float) -> float:
-        if handle._ticks is not None:
-            return handle._ticks.next(now, clock.wall(), outcome.duration)
+    def _next_due(self, state: TaskState, outcome: Outcome, now: float) -> float:
+        if state.ticks is not None:
+            return state.ticks.next(now, clock.wall(), outcome.duration)
         if outcome.error is None or self._loop_backoff is None:
             return now
-        return now + pause_after_failures(self._loop_backoff, handle._failures, outcome.error)
+        return now + pause_after_failures(self._loop_backoff, state.failures, outcome.error)
+
+    def _fail_loop(self, state: TaskState, error: BaseException, duration: float) -> None:
+        """End a loop whose schedule or backoff raised."""
+        state.fail(error)
+        outcome = Outcome(TaskStatus.FAILED, duration, error=error)
+        self._finish(state, TaskStatus.FAILED, outcome)
 
     def _finish(
         self,
-        handle: TaskHandle[Any],
+        state: TaskState,
         status: TaskStatus,
         outcome: Outcome | None = None,
         *,
         reason: str | None = None,
     ) -> None:
-        task = handle.task
-        handle.status = status
-        handle.finished_at = clock.wall()
-        handle._reason = handle._reason or reason
-        self.outstanding.remove(handle)
-        if self.admission.waiting:
-            self.admission.changed()  # first, or else a hook could overtake those who wait
-        if handle._coroutine is None:
-            self._queue.pop(handle, None)
+        """End a task; without an outcome, no run or iteration was under way."""
+        task, interceptor = state.task, state.interceptor
+        if state.run is None:
+            self._queue.pop(state, None)
             self.timer.abandon()
         elif task.kind is TaskKind.ONE_OFF:
             self._running -= 1
-        handle._coroutine = handle._native = handle._pause = None
-        # Each knows the handle: a cycle for each task, and for each job another.
-        durable, handle._durable = handle._durable, None
-        handle._context = _NO_CONTEXT
+        state.end(status, clock.wall(), reason)
+        handle = self.registry.remove(state)
+        if self.capacity is not None:  # first, or a hook could overtake the waiters
+            if interceptor is not None:
+                self.capacity.job_ended()
+            elif state.seat is not None:
+                self.capacity.release(state.seat)
         if outcome is not None:
-            handle._result = outcome.value
-        elif durable is not None:
-            durable.drop(handle)
+            state.result = outcome.value
+        elif interceptor is not None:
+            interceptor.on_never_started(state.cancel_reason)
         if self.on_end is not None:
-            self.on_end(handle)  # first, or else closing that a hook begins would count it
-        emit.ended(handle, outcome)
+            self.on_end(handle)  # first, or a closing that a hook begins would count the task
+        emit.ended(state, outcome)
         if task.observers:
-            self._listeners.release(task.observers)
-        if handle._done is not None:
-            handle._done.set()
-        error = handle.error if status is TaskStatus.FAILED else None
+            self._dispatcher.dismiss(task.observers)
+        if state.completion is not None:
+            state.completion.ended.set()
+        error = state.error if status is TaskStatus.FAILED else None
         if error is not None and (task.critical or is_fatal(error)):
             self._on_fatal(error)
         if self._queue:
             self._start_queued()
-        self.outstanding.changed()
+        self.registry.changed()
 
-    def cancel_handle(self, handle: TaskHandle[Any], reason: str | None) -> bool:
-        """Cancel a task, from any thread; `False` if it has ended already."""
-        if handle.status in FINAL:
+    def cancel(self, state: TaskState, reason: str | None) -> bool:
+        """Cancel a task, from any thread; return whether it was outstanding."""
+        if state.status in FINAL:
             return False
-        return self._portal.call(partial(self._cancel, handle, reason))
+        return self._portal.call(partial(self._cancel, state, reason))
 
-    def _cancel(self, handle: TaskHandle[Any], reason: str | None) -> bool:
-        if handle.status in FINAL:
+    def _cancel(self, state: TaskState, reason: str | None) -> bool:
+        if state.status in FINAL:
             return False
-        if handle._scope is None:
-            self._finish(handle, TaskStatus.CANCELLED, reason=reason)
-        elif not handle._cancelled:
-            handle._cancelled = True
-            handle._reason = reason
-            handle._scope.cancel()
+        if state.run is None or state.run.scope is None:
+            self._finish(state, TaskStatus.CANCELLED, reason=reason)
+        elif not state.cancel_requested:
+            state.cancel_requested = True
+            state.cancel_reason = reason
+            if state.interceptor is not None:
+                state.interceptor.on_cancel_requested(reason)
+            state.run.scope.cancel()
         return True
 
     def require_here(self, method: str) -> None:
-        """Raise `ManagerMisuseError` in any other thread than the event loop's."""
+        """Refuse a call from any thread but the event loop's own."""
         self._portal.require_here(method)
 
     def stop_loops(self) -> None:
-        """Let no loop start another iteration, and cut the pauses of their retries short."""
+        """Let no loop start another iteration, and end the pauses of their retries."""
         self._runner.loops_stopped = True
         while self.on_loops_stopped:
             self.on_loops_stopped.pop()()
-        for handle in list(self.outstanding.handles.values()):
-            if handle.kind is TaskKind.LOOP:
-                if _is_waiting(handle):
-                    self._finish(handle, TaskStatus.CANCELLED, reason="stopped")
-                elif handle._pause is not None:
-                    handle._pause.cancel()
+        for state in self.registry.states():
+            if state.task.kind is TaskKind.LOOP:
+                if _is_waiting(state):
+                    self._finish(state, TaskStatus.CANCELLED, reason="stopped")
+                elif state.run is not None and state.run.pause is not None:
+                    state.run.pause.cancel()
 
     def cancel_delayed(self, reason: str) -> None:
         """Cancel the one-offs that are not due yet."""
-        now = self.now()
-        for handle in list(self.outstanding.handles.values()):
-            if handle.kind is TaskKind.ONE_OFF and _is_waiting(handle) and handle._due > now:
-                self._finish(handle, TaskStatus.CANCELLED, reason=reason)
+        now = self._now()
+        for state in self.registry.states():
+            if state.task.kind is TaskKind.ONE_OFF and _is_waiting(state) and state.due > now:
+                self._finish(state, TaskStatus.CANCELLED, reason=reason)
 
 
 def _first_tick(schedule: Schedule, delay: float, now: float, wall: float) -> tuple[Ticks, float]:
@@ -316,10 +341,5 @@ def _first_tick(schedule: Schedule, delay: float, now: float, wall: float) -> tu
         ) from error
 
 
-def _remember(handle: TaskHandle[Any], error: BaseException) -> None:
-    handle.error = error
-    handle._traceback = error.__traceback__
-
-
-def _is_waiting(handle: TaskHandle[Any]) -> bool:
-    return handle.status is TaskStatus.WAITING
+def _is_waiting(state: TaskState) -> bool:
+    return state.status is TaskStatus.WAITING

@@ -12,14 +12,19 @@ from anyio.lowlevel import checkpoint
 T = TypeVar("T")
 
 _BATCH = 256  # entries handled before other tasks get a turn
-_FEW = 64  # abandoned entries that are not worth tidying up
+_FEW = 64  # abandoned entries that are not worth rebuilding the heap for
 
 
 class Timer(Generic[T]):
     """A heap of entries, and a service that calls `on_due` with each when its time has come.
 
-    An entry can't be taken out. `abandon()` notes that one has lost its purpose; once most have,
-    the heap is rebuilt from those that `wanted` accepts.
+    An entry can't be removed. `abandon()` counts one that is no longer wanted; once most are, the
+    heap is rebuilt from the wanted ones.
+
+    Args:
+        now: Returns the current time.
+        on_due: Called with each entry that is due.
+        wanted: Returns whether an entry is still wanted.
     """
 
     def __init__(
@@ -34,14 +39,14 @@ class Timer(Generic[T]):
         self._changed: anyio.Event | None = None
 
     def put(self, when: float, entry: T) -> None:
-        """Have `on_due` called with the entry at `when`, later than others put in for that time."""
+        """Call `on_due` with the entry at `when`, after earlier entries for the same time."""
         self._number += 1
         heappush(self._heap, (when, self._number, entry))
         if self._changed is not None and self._heap[0][1] == self._number:
             self._changed.set()
 
     def abandon(self) -> None:
-        """Take note that an entry is not wanted any more."""
+        """Count an entry that is no longer wanted."""
         self._abandoned += 1
         if self._abandoned > max(_FEW, len(self._heap) // 2):
             self._heap = [item for item in self._heap if self._wanted(item[2])]

@@ -1,0 +1,173 @@
+"""What changes while a task is outstanding."""
+
+from __future__ import annotations
+
+from collections.abc import Coroutine
+from contextvars import Context, ContextVar
+from math import inf
+from traceback import FrameSummary
+from types import TracebackType
+from typing import Any
+
+import anyio
+
+from .._events import JobRef
+from .._notify.dispatcher import HookTable
+from .._schedule import Ticks
+from .._states import TaskStatus
+from .._support import stacks
+from .._support.log import log_failure
+from .._task import Task
+from .outcome import RunInterceptor
+
+_NO_CONTEXT = Context()
+
+
+class Run:
+    """One run of a one-off, or one iteration of a loop, while it is under way.
+
+    `native` and `coroutine` are the event loop's task and the coroutine that it runs. `scope`
+    cancels the run, `pause` only the wait before its next attempt. `thread` is the thread that a
+    sync function runs in.
+    """
+
+    __slots__ = ("coroutine", "native", "pause", "scope", "state", "thread")
+
+    def __init__(self, state: TaskState) -> None:
+        self.state = state
+        self.coroutine: Coroutine[Any, Any, Any] | None = None
+        self.native: object = None
+        self.scope: anyio.CancelScope | None = None
+        self.pause: anyio.CancelScope | None = None
+        self.thread: int | None = None
+
+    def stack(self) -> list[FrameSummary]:
+        """Return where the task's function stands, outermost frame first."""
+        if self.thread is not None:
+            return stacks.of_thread(self.thread)
+        return stacks.of_coroutine(self.coroutine)
+
+
+class Completion:
+    """The waiters for a task's end.
+
+    `is_unreported` while only they are to learn that it failed.
+    """
+
+    __slots__ = ("ended", "is_unreported", "waiters")
+
+    def __init__(self, ended: anyio.Event) -> None:
+        self.ended = ended
+        self.waiters = 0
+        self.is_unreported = False
+
+
+class TaskState:
+    """A task that was submitted, as the scheduler and the runner change it.
+
+    Times called `..._at` are seconds since the epoch. `due` and `expires` are on the event loop's
+    clock. `seat` is what holds the task's room within the manager's capacity.
+    """
+
+    __slots__ = (
+        "attempt",
+        "cancel_reason",
+        "cancel_requested",
+        "completion",
+        "context",
+        "due",
+        "error",
+        "expires",
+        "failures",
+        "finished_at",
+        "hooks",
+        "id",
+        "interceptor",
+        "iteration",
+        "job",
+        "result",
+        "run",
+        "seat",
+        "started_at",
+        "status",
+        "submitted_at",
+        "task",
+        "ticks",
+        "traceback",
+    )
+
+    def __init__(
+        self,
+        task: Task[Any],
+        id: str,
+        hooks: HookTable,
+        context: Context,
+        now: float,
+        wall: float,
+        job: JobRef | None,
+        interceptor: RunInterceptor | None,
+    ) -> None:
+        self.task = task
+        self.id = id
+        self.hooks = hooks
+        self.context = context
+        self.job = job
+        self.interceptor = interceptor
+        self.status = TaskStatus.WAITING
+        self.attempt = 0
+        self.iteration = 0
+        self.failures = 0  # failed iterations in a row
+        self.submitted_at = wall
+        self.started_at: float | None = None
+        self.finished_at: float | None = None
+        self.due = now + task.delay
+        self.expires = inf if task.lifespan is None else now + task.lifespan
+        self.ticks: Ticks | None = None
+        self.run: Run | None = None
+        self.seat: object = None
+        self.cancel_requested = False
+        self.cancel_reason: str | None = None
+        self.result: Any = None
+        self.error: BaseException | None = None
+        self.traceback: TracebackType | None = None
+        self.completion: Completion | None = None
+
+    def fail(self, error: BaseException) -> None:
+        """Record the error of a failed run or iteration."""
+        self.error = error
+        # Each raise adds to the error's traceback: every waiter starts from this one.
+        self.traceback = error.__traceback__
+
+    def end(self, status: TaskStatus, finished_at: float, reason: str | None) -> None:
+        """Enter a final status, and release what only an outstanding task needs."""
+        self.status = status
+        self.finished_at = finished_at
+        self.cancel_reason = self.cancel_reason or reason
+        run = self.run
+        if run is not None:
+            run.native = run.coroutine = self.run = None
+        self.interceptor = None
+        self.context = _NO_CONTEXT
+
+    def end_run(self) -> None:
+        """Release the iteration that was under way."""
+        run = self.run
+        if run is not None:
+            run.native = run.coroutine = self.run = None
+
+    def failure_reported(self, error: BaseException, awaited: bool, reported: bool) -> None:
+        """Log a failure unless it was `reported` to an observer or is `awaited`."""
+        if reported:
+            return
+        if awaited and self.completion is not None:
+            self.completion.is_unreported = True
+        else:
+            log_failure(self.task.name or "", self.id, error)
+
+    def log_failure(self) -> None:
+        """Log the error that the task failed with."""
+        log_failure(self.task.name or "", self.id, self.error)
+
+
+#: The task that the running code belongs to.
+current_task: ContextVar[TaskState | None] = ContextVar("background_task", default=None)
