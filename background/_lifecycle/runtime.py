@@ -1,110 +1,154 @@
-"""What there is of a manager between entering its block and leaving it."""
+"""The running parts of a manager, from entering its block to leaving it."""
 
 from __future__ import annotations
 
+import logging
 from contextvars import copy_context
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import anyio
 
-from .._config import Settings
-from .._errors import ManagerMisuseError, TaskCancelledError, is_fatal
+from .._config import ManagerConfig
+from .._errors import (
+    InvalidTaskError,
+    LoopsStoppedError,
+    ManagerClosedError,
+    ManagerMisuseError,
+    TaskCancelledError,
+    is_fatal,
+)
 from .._eventloop.backend import current_backend
-from .._eventloop.interruption import persist
+from .._eventloop.interruption import run_shielded
 from .._eventloop.portal import Portal
 from .._eventloop.services import Services
-from .._execution.handle import log_failure
-from .._execution.runner import Runner
-from .._execution.scheduler import Engine
-from .._notify.subscriber import Listeners
+from .._events import TaskFailed
+from .._execution.handle import TaskHandle
+from .._execution.scheduler import Scheduler
+from .._notify.dispatcher import Dispatcher
 from .._states import ManagerState, TaskKind
+from .._support.log import log, log_failure
 from .._task import Task
 from .shutdown import Shutdown
-from .signals import SignalHandlers
-
-if TYPE_CHECKING:
-    from .._manager import Manager
+from .signals import SignalHandlers, in_main_thread
 
 
-class Lifecycle:
-    """The running parts of one manager, made in its event loop."""
+class ManagerRuntime:
+    """The parts of one manager, made in its event loop.
 
-    def __init__(self, settings: Settings) -> None:
-        self._settings = settings
-        self._backend = current_backend()
-        self._host = self._backend.current_task()
+    Args:
+        config: The manager's settings.
+
+    Raises:
+        ManagerMisuseError: Signals can't be handled here.
+    """
+
+    def __init__(self, config: ManagerConfig) -> None:
+        self.config = config
+        self.backend = current_backend()
+        self.services = Services(self.backend, copy_context())
+        self.portal = Portal(self.backend)
+        self.dispatcher = Dispatcher(config.observers, self.backend, self.services, self._on_fatal)
+        self.scheduler = Scheduler(
+            config, self.backend, self.portal, self.dispatcher, self._on_fatal
+        )
+        self._host = self.backend.current_task()
         self._body = anyio.CancelScope()
-        self._fatal: list[BaseException] = []
-        self._signals: SignalHandlers | None = None
-        self.services = Services(self._backend, copy_context())
-        self.portal = Portal(self._backend)
-        self.listeners = Listeners(
-            settings.observers, self._backend, self.services.start, self._on_fatal
-        )
-        self.runner = Runner(self._backend, settings.policy, settings.threads)
         self.shutdown = Shutdown(
-            settings.name,
-            self._backend,
-            self.services,
-            self.listeners,
-            grace=settings.grace,
-            cancel_timeout=settings.cancel_timeout,
-            cancel_body=self._body.cancel,
+            config, self.backend, self.services, self.dispatcher, self.scheduler, self._body.cancel
         )
-        self.engine = self.shutdown.engine = Engine(
-            self._backend,
-            self.portal,
-            self.listeners,
-            self.runner,
-            limit=settings.limit,
-            capacity=settings.capacity,
-            loop_backoff=settings.loop_backoff,
-            on_fatal=self._on_fatal,
-        )
+        self._fatal: list[BaseException] = []
+        self._signals = self._signal_handlers()
 
-    def open(self, manager: Manager) -> None:
-        """Start everything. Raises `ManagerMisuseError` where signals can't be handled."""
-        if self._settings.signals:
-            self._signals = SignalHandlers(self._settings.signals, manager, self._backend.call_soon)
+    def _signal_handlers(self) -> SignalHandlers | None:
+        signals, name = self.config.signals, self.config.name
+        if signals and self.config.signals_optional and not in_main_thread():
+            text = "manager %r handles no signals, as this is not the main thread"
+            log(logging.INFO, text, name)
+            return None
+        if not signals:
+            return None
+        return SignalHandlers(signals, self.shutdown.request, self.backend.call_soon)
+
+    def open(self, manager: object) -> None:
+        """Start everything but the handling of signals; `manager` is passed to observers."""
         self._start_timer()
-        self.listeners.watch(manager)
+        self.dispatcher.start_watching(manager)
         self._body.__enter__()
 
     def _start_timer(self) -> None:
-        # Whoever cancels every task of asyncio's must not keep the others from becoming due.
-        on_lost = self._start_timer if self._backend.cancels_natively else None
-        self.services.start("background timer", self.engine.timer.run, on_lost)
+        # A program that cancels all tasks of asyncio must not stop the timer of later tasks.
+        on_lost = self._start_timer if self.backend.cancels_natively else None
+        self.services.start("background timer", self.scheduler.timer.run, on_lost)
 
-    def take_signals(self) -> None:
-        """Let shutdown signals reach the manager, which is entered now."""
+    def handle_signals(self) -> None:
+        """Let signals reach the manager, which is entered now."""
         if self._signals is not None:
             self._signals.install()
-            self.services.start("background signals", self._backend.wake_on_signals)
+            self.services.start("background signals", self.backend.wake_on_signals)
 
     def _on_fatal(self, error: BaseException) -> None:
         self._fatal.append(error)
         self.shutdown.force("a critical task failed")
         self._body.cancel()
 
-    def takes(self, task: Task[Any]) -> bool:
-        """Tell at once whether a task can be taken; `False` asks for a closer look."""
-        return (
-            self.shutdown.state is ManagerState.RUNNING
-            and task.__class__ is Task
-            and task.kind is TaskKind.ONE_OFF
-        )
+    def accept(self, task: Task[Any]) -> None:
+        """Refuse a task that can't be accepted now.
+
+        Raises:
+            InvalidTaskError: It is no task.
+            ManagerClosedError: The manager is closing.
+            LoopsStoppedError: The task is a loop, and the loops were stopped.
+        """
+        state = self.shutdown.state
+        is_one_off = task.__class__ is Task and task.kind is TaskKind.ONE_OFF
+        if is_one_off and state is ManagerState.RUNNING:
+            return
+        if not isinstance(task, Task):  # pyright: ignore[reportUnnecessaryIsInstance]
+            raise InvalidTaskError(f"task must be a Task, not {task!r}; a function is for run()")
+        name = self.config.name
+        if state in (ManagerState.CLOSING, ManagerState.CLOSED):
+            raise ManagerClosedError(f"manager {name!r} is {state} and accepts no more tasks")
+        if task.kind is TaskKind.LOOP and self.scheduler.loops_stopped:
+            raise LoopsStoppedError(
+                f"the loops of manager {name!r} were stopped, and it accepts no more of them"
+            )
+
+    def submit(self, task: Task[Any]) -> TaskHandle[Any]:
+        """Accept a task, from any thread; raises what `accept` and `Scheduler.add` raise."""
+        self.accept(task)
+        if self.portal.is_inside:
+            return self.scheduler.add(task)
+        return self.portal.call(partial(self._add, task))
+
+    async def submit_when_room(self, task: Task[Any]) -> TaskHandle[Any]:
+        """Accept a task once there is room within the capacity."""
+        capacity = self.scheduler.capacity
+        if capacity is None or task.kind is TaskKind.LOOP:
+            return self._add(task)
+        seat = object()
+        await capacity.wait_for_room(seat)
+        try:
+            return self._add(task, seat)
+        except BaseException:
+            capacity.release(seat)
+            raise
+
+    def _add(self, task: Task[Any], seat: object = None) -> TaskHandle[Any]:
+        self.accept(task)
+        return self.scheduler.add(task, seat=seat)
 
     async def leave(self, error: BaseException | None) -> bool:
-        """Close, and end everything; return whether the error that left the body ends here."""
-        misplaced = self._backend.current_task() is not self._host
+        """Close and end everything; return whether the error that left the body ends here."""
+        misplaced = self.backend.current_task() is not self._host
         try:
             interrupted = await self._close(error)
-            stop = partial(self.services.stop, self._settings.cancel_timeout)
-            interrupted = await persist(stop) or interrupted
+            stop = partial(self.services.stop, self.config.cancel_timeout)
+            interrupted = await run_shielded(stop) or interrupted
         finally:
-            for failure in self.listeners.give_up():
-                log_failure(failure.name, failure.id, failure.error)
+            for event in self.dispatcher.close():
+                if isinstance(event, TaskFailed):
+                    log_failure(event.name, event.id, event.error)
             self.portal.close()
             if self._signals is not None:
                 self._signals.restore()
@@ -112,29 +156,29 @@ class Lifecycle:
             raise ManagerMisuseError(
                 "a manager must be left in the task that entered it, and this one was not: enter "
                 "and leave it in one `async with` statement, not in a generator or a fixture that "
-                "another task resumes. Its tasks have been seen to the end"
+                "another task resumes. Its tasks have ended"
             ) from error
         return self._exit_body(error, interrupted)
 
     async def _close(self, error: BaseException | None) -> BaseException | None:
-        """Close as the body's end asks for; return what interrupted it."""
+        """Close as the end of the body demands; return what interrupted it."""
         interrupted: BaseException | None = None
         if error is None or isinstance(error, Exception):
             try:
                 self.shutdown.begin("the block was left")
                 await self._finish_closing()
-            except (self._backend.cancelled, KeyboardInterrupt) as interruption:
+            except (self.backend.cancelled, KeyboardInterrupt) as interruption:
                 interrupted = interruption
             else:
                 return None
         self.shutdown.force("the block was cancelled")
-        return await persist(self._finish_closing) or interrupted
+        return await run_shielded(self._finish_closing) or interrupted
 
     async def _finish_closing(self) -> None:
         await self.shutdown.wait()
-        if self.engine.outstanding.left():  # tasks that waited for the others themselves
+        if self.scheduler.registry.left():  # tasks that waited for the others themselves
             await self.shutdown.drain()
-            await self.listeners.flush(self._settings.cancel_timeout)
+            await self.dispatcher.flush(self.config.cancel_timeout)
 
     def _exit_body(self, error: BaseException | None, interrupted: BaseException | None) -> bool:
         """Raise what has to leave the block; return whether the body's own error ends here."""
@@ -147,9 +191,9 @@ class Lifecycle:
         if self._fatal:
             errors = [*self._fatal, leaving] if isinstance(leaving, Exception) else self._fatal
             raise BaseExceptionGroup(
-                f"critical tasks of the manager {self._settings.name!r} failed", errors
+                f"critical tasks of the manager {self.config.name!r} failed", errors
             )
-        if self._signals is not None and (leaving is None or _is_of_shutdown(leaving)):
+        if self._signals is not None and (leaving is None or _is_from_shutdown(leaving)):
             report = self.shutdown.report
             if self._signals.finish(stuck=report is not None and bool(report.stuck)):
                 return True
@@ -158,8 +202,8 @@ class Lifecycle:
         return leaving is None
 
 
-def _is_of_shutdown(error: BaseException) -> bool:
-    """Tell whether a body failed only because it waited for tasks that the shutdown cancelled."""
+def _is_from_shutdown(error: BaseException) -> bool:
+    """Return whether a body failed only because it awaited tasks that the shutdown cancelled."""
     if isinstance(error, ExceptionGroup):
-        return all(map(_is_of_shutdown, error.exceptions))  # pyright: ignore[reportUnknownMemberType, reportUnknownArgumentType]
+        return all(map(_is_from_shutdown, error.exceptions))  # pyright: ignore[reportUnknownMemberType, reportUnknownArgumentType]
     return isinstance(error, TaskCancelledError) and error.reason == "shutdown"

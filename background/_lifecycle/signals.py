@@ -1,4 +1,4 @@
-"""Shutdown signals, beside whatever handlers are there already."""
+"""Shutdown signals, beside the handlers that are there already."""
 
 from __future__ import annotations
 
@@ -10,70 +10,82 @@ from contextlib import suppress
 from contextvars import copy_context
 from functools import partial
 from types import FrameType
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 from .._errors import ManagerMisuseError
 
-if TYPE_CHECKING:
-    from .._manager import Manager
-
-_MOST_UNHEARD = 2  # signals that a blocked event loop may leave; the next one ends the process
+_MOST_PENDING = 2  # signals that a blocked event loop may leave; the next one ends the process
 
 Handler = Callable[[int, FrameType | None], Any] | int | None
 
 
+class ShutdownRequest(Protocol):
+    """What a signal calls in the event loop."""
+
+    def __call__(self, *, ends_process: bool) -> None: ...
+
+
 class SignalHandlers:
-    """One manager's handlers: each signal asks it to shut down, and goes on to who had it before.
+    """One manager's handlers: each signal requests a shutdown, then reaches the earlier handler.
 
-    A signal that was left to its default ends the process after all, once the manager has closed;
-    so does a SIGINT that the event loop itself would have answered.
+    A signal that had its default disposition ends the process once the manager has closed. So does
+    a SIGINT that the event loop would have handled itself.
 
-    Raises `ManagerMisuseError` outside the main thread.
+    Args:
+        signals: The signals to handle.
+        request: Called in the event loop for each signal.
+        call_soon: Calls a function in the event loop, from a signal handler.
+
+    Raises:
+        ManagerMisuseError: This is not the main thread.
     """
 
     def __init__(
-        self, signals: Collection[signal.Signals], manager: Manager, call_soon: Callable[..., None]
+        self,
+        signals: Collection[signal.Signals],
+        request: ShutdownRequest,
+        call_soon: Callable[..., None],
     ) -> None:
-        if threading.current_thread() is not threading.main_thread():
+        if not in_main_thread():
             raise ManagerMisuseError(
                 "signals= works in the main thread only, as Python handles signals nowhere else; "
                 "leave it out here and call request_shutdown() instead"
             )
         self._signals = signals
-        self._manager = manager
+        self._request = request
         self._call_soon = call_soon
         self._previous: dict[int, Handler] = {}
-        self._handler = self._handle  # one object, to be recognised
+        self._handler = self._handle  # one object, so that it can be compared
         self._context = copy_context()
-        self._active = False
+        self._is_active = False
         self._deferred: signal.Signals | None = None
-        self._unheard = 0  # signals that the event loop has not taken notice of yet
+        self._pending = 0  # signals that the event loop has not handled yet
 
     def install(self) -> None:
-        """Take over the signals."""
-        self._active = True
-        for each in self._signals:
-            self._previous[each] = signal.getsignal(each)
-            signal.signal(each, self._handler)
+        """Set the handlers."""
+        self._is_active = True
+        for number in self._signals:
+            self._previous[number] = signal.getsignal(number)
+            signal.signal(number, self._handler)
 
     def restore(self) -> None:
-        """Give the signals back, but for those that somebody else has taken over since."""
-        self._active = False
-        for each, previous in self._previous.items():
-            if signal.getsignal(each) is self._handler:
-                signal.signal(each, signal.SIG_DFL if previous is None else previous)
+        """Set the earlier handlers again, except where ours were replaced meanwhile."""
+        self._is_active = False
+        for number, previous in self._previous.items():
+            if signal.getsignal(number) is self._handler:
+                signal.signal(number, signal.SIG_DFL if previous is None else previous)
 
     def finish(self, *, stuck: bool) -> bool:
-        """Let a signal have its way that was put off until the manager had closed, if one was.
+        """Raise the signal that was deferred until the manager had closed; return whether one was.
 
-        With tasks that are `stuck` it ends the process at once: after a KeyboardInterrupt the event
-        loop or the interpreter would wait for them.
+        With tasks that are `stuck` it ends the process at once, because the event loop or the
+        interpreter would wait for them after a KeyboardInterrupt.
         """
         if self._deferred is None:
             return False
         for stream in (sys.stdout, sys.stderr):
             if stream is not None:  # pyright: ignore[reportUnnecessaryComparison]
-                with suppress(Exception):  # it may have been closed, or nobody reads it any more
+                with suppress(Exception):  # it may be closed, or its reader may be gone
                     stream.flush()
         if stuck:
             signal.signal(self._deferred, signal.SIG_DFL)
@@ -83,34 +95,40 @@ class SignalHandlers:
     def _handle(self, number: int, frame: FrameType | None) -> None:
         previous = self._previous[number]
         ends_process = previous is signal.SIG_DFL or _is_event_loops(previous)
-        if self._active:
-            self._ask(signal.Signals(number), ends_process)
-        if callable(previous) and not (self._active and ends_process):
+        if self._is_active:
+            self._notify(signal.Signals(number), ends_process)
+        if callable(previous) and not (self._is_active and ends_process):
             previous(number, frame)
-        elif ends_process and not self._active:
-            # Somebody put this handler back after the manager had let go of it, or nobody listens.
+        elif ends_process and not self._is_active:
+            # The event loop does not respond; or this handler was set again after the manager had
+            # restored the earlier one.
             signal.signal(number, signal.SIG_DFL)
             signal.raise_signal(number)
 
-    def _ask(self, number: signal.Signals, ends_process: bool) -> None:
+    def _notify(self, number: signal.Signals, ends_process: bool) -> None:
         if ends_process:
             self._deferred = number
-            # A blocked event loop hears nothing, and must not keep the process alive for ever.
-            self._active = self._unheard < _MOST_UNHEARD
-        self._unheard += 1
+            # A blocked event loop must not keep the process alive for ever.
+            self._is_active = self._pending < _MOST_PENDING
+        self._pending += 1
         try:
-            self._call_soon(partial(self._heard, ends_process), self._context.copy())
+            self._call_soon(partial(self._notified, ends_process), self._context.copy())
         except RuntimeError:  # the event loop has ended, and the manager was never left
-            self._active = False
+            self._is_active = False
 
-    def _heard(self, ends_process: bool) -> None:
-        self._unheard -= 1
-        if self._active:
-            self._manager._on_signal(owns_process=ends_process)
+    def _notified(self, ends_process: bool) -> None:
+        self._pending -= 1
+        if self._is_active:
+            self._request(ends_process=ends_process)
+
+
+def in_main_thread() -> bool:
+    """Return whether Python can handle signals in the calling thread."""
+    return threading.current_thread() is threading.main_thread()
 
 
 def _is_event_loops(handler: Handler) -> bool:
-    # What stands for KeyboardInterrupt: Python's own handler, or that of asyncio.Runner or trio.
+    # Such a handler raises KeyboardInterrupt: Python's own, or that of asyncio.Runner or trio.
     function = getattr(handler, "func", handler)
     return handler is signal.default_int_handler or getattr(function, "__module__", None) in (
         "asyncio.runners",
