@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from ._config import ManagerOptions
 from ._errors import (
     BackgroundError,
     DuplicateTaskError,
@@ -20,8 +21,6 @@ from ._events import (
     JobDead,
     JobEnqueued,
     JobRef,
-    ManagerClosed,
-    ManagerClosing,
     TaskAdded,
     TaskCancelled,
     TaskEvent,
@@ -35,11 +34,12 @@ from ._events import (
 from ._execution.handle import TaskHandle
 from ._manager import Manager
 from ._observer import Observer
-from ._report import CloseReport, Health
-from ._retry import Retry
+from ._report import CloseReport, Health, ManagerClosed, ManagerClosing
+from ._retry import Retry, retry_on
 from ._schedule import Schedule, cron, every
 from ._states import ManagerState, TaskKind, TaskStatus
-from ._task import Task, task
+from ._submission import Submission
+from ._task import Task, TaskOptions, task
 
 __all__ = [
     "BackgroundError",
@@ -58,10 +58,12 @@ __all__ = [
     "ManagerFullError",
     "ManagerMisuseError",
     "ManagerNotRunningError",
+    "ManagerOptions",
     "ManagerState",
     "Observer",
     "Retry",
     "Schedule",
+    "Submission",
     "Task",
     "TaskAdded",
     "TaskCancelled",
@@ -72,6 +74,7 @@ __all__ = [
     "TaskFailed",
     "TaskHandle",
     "TaskKind",
+    "TaskOptions",
     "TaskRetrying",
     "TaskStalled",
     "TaskStarted",
@@ -79,6 +82,7 @@ __all__ = [
     "TaskSucceeded",
     "cron",
     "every",
+    "retry_on",
     "task",
 ]
 

@@ -1,27 +1,52 @@
-"""What a manager was told when it was made, checked."""
+"""The settings of a manager, checked."""
 
 from __future__ import annotations
 
 import signal
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from inspect import iscoroutinefunction
+from typing import TypedDict
 
 from tenacity import AsyncRetrying
 from tenacity.wait import wait_base
 
 from ._observer import Observer, check_observers, overrides
+from ._retry import Retry
 from ._support import validation
-from ._support.frozen import record
+from ._support.frozen import frozen
 
 _UNCATCHABLE = {
     getattr(signal, name, None)
     for name in ("SIGKILL", "SIGSTOP", "CTRL_C_EVENT", "CTRL_BREAK_EVENT")
 }
 
+#: The signals of `signals=True`.
+_DEFAULT_SIGNALS = frozenset(
+    number for number in signal.Signals if number.name in ("SIGINT", "SIGTERM", "SIGBREAK")
+)
 
-@record
-class Settings:
-    """The arguments of `Manager`, in the form in which they are used."""
+
+class ManagerOptions(TypedDict, total=False):
+    """The arguments of `Manager`."""
+
+    name: str
+    observers: Iterable[Observer]
+    retry: Retry
+    limit: int | None
+    capacity: int | None
+    loop_backoff: wait_base | None
+    threads: int
+    signals: bool | Collection[signal.Signals]
+    grace: float | None
+    cancel_timeout: float
+
+
+@frozen
+class ManagerConfig:
+    """The settings of a manager, in the form in which its parts use them.
+
+    `signals_optional` is whether signals are left alone where they can't be handled.
+    """
 
     name: str
     observers: tuple[Observer, ...]
@@ -31,13 +56,14 @@ class Settings:
     loop_backoff: wait_base | None
     threads: int
     signals: frozenset[signal.Signals]
+    signals_optional: bool
     grace: float | None
     cancel_timeout: float
 
     def __post_init__(self) -> None:
         if not (isinstance(self.name, str) and self.name):  # pyright: ignore[reportUnnecessaryIsInstance]
             raise ValueError(f"name must be a string that is not empty, not {self.name!r}")
-        _check_standing(self.observers)
+        _check_own_observers(self.observers)
         validation.optional(validation.count, "limit", self.limit)
         validation.optional(validation.count, "capacity", self.capacity)
         if self.loop_backoff is not None and (
@@ -47,23 +73,29 @@ class Settings:
                 f"loop_backoff must be a tenacity wait strategy or None, not {self.loop_backoff!r}"
             )
         validation.count("threads", self.threads)
-        for each in self.signals & _UNCATCHABLE:
-            raise ValueError(f"signals can't contain {each.name}, which no process can handle")
+        for number in self.signals & _UNCATCHABLE:
+            raise ValueError(f"signals can't contain {number.name}, which no process can handle")
         validation.optional(validation.seconds, "grace", self.grace, at_least=0)
         validation.seconds("cancel_timeout", self.cancel_timeout, at_least=0)
 
 
-def _check_standing(observers: tuple[Observer, ...]) -> None:
+def _check_own_observers(observers: tuple[Observer, ...]) -> None:
     check_observers(observers, ValueError)
     for observer in observers:
         if overrides(observer, "watch") and not iscoroutinefunction(observer.watch):
             raise ValueError(f"observers: {type(observer).__name__}.watch must be an async def")
 
 
-def known_signals(signals: Collection[signal.Signals]) -> frozenset[signal.Signals]:
-    """Return the signals, also where plain numbers were given. Raises `ValueError`."""
+def known_signals(signals: bool | Collection[signal.Signals]) -> frozenset[signal.Signals]:
+    """Return the signals to handle, which may be given as numbers, too.
+
+    Raises:
+        ValueError: `signals` is neither a bool nor a collection of signals.
+    """
+    if isinstance(signals, bool):
+        return _DEFAULT_SIGNALS if signals else frozenset()
     given = validation.collected("signals", signals)
     try:
-        return frozenset(signal.Signals(each) for each in given)
+        return frozenset(signal.Signals(number) for number in given)
     except ValueError as error:
-        raise ValueError(f"signals must be a collection of signal.Signals: {error}") from None
+        raise ValueError(f"signals must be True, or a collection of signals: {error}") from None

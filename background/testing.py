@@ -31,9 +31,10 @@ from weakref import WeakKeyDictionary
 import anyio
 import pytest
 
-from ._events import JobDead, JobEnqueued, ManagerClosed, ManagerClosing, TaskEvent
+from ._events import JobDead, JobEnqueued, TaskEvent
 from ._manager import Manager
 from ._observer import Observer
+from ._report import ManagerClosed, ManagerClosing
 from ._support import clock
 
 Event = TaskEvent | JobEnqueued | JobDead | ManagerClosing | ManagerClosed
@@ -53,7 +54,8 @@ class RecordingObserver(Observer):
         self._names: list[str] = []
         self._changed = anyio.Event()
 
-    def _record(self, name: str, event: Any) -> None:
+    def record(self, name: str, event: Any) -> None:
+        """Keep an event under a short name; every hook calls this."""
         self.events.append(event)
         self._names.append(name)
         changed, self._changed = self._changed, anyio.Event()
@@ -86,7 +88,7 @@ def _is_of(event: Any, id: str) -> bool:
 
 def _recorder_hook(name: str) -> Callable[[RecordingObserver, Any], None]:
     def hook(self: RecordingObserver, event: Any) -> None:
-        self._record(name, event)
+        self.record(name, event)
 
     return hook
 

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, Unpack
+from typing import Protocol, Unpack
 
 from .._events import (
     JobDead,
     JobEnqueued,
     JobRef,
-    ManagerClosed,
-    ManagerClosing,
     TaskAdded,
     TaskCancelled,
     TaskEvent,
@@ -23,14 +21,25 @@ from .._events import (
     TaskSucceeded,
 )
 from .._observer import Observer
+from .._report import ManagerClosed, ManagerClosing
 from .._states import TaskKind
 from ._log_levels import Levels, numbers
 from ._log_text import described, escaped, quoted, stack_lines
 
-if TYPE_CHECKING:
-    from .._execution.handle import TaskHandle
+_OUTCOMES = ("succeeded", "failed", "cancelled", "expired", "not_started", "stuck")
 
-_FATES = ("succeeded", "failed", "cancelled", "expired", "not_started", "stuck")
+
+class _Subject(Protocol):
+    """What an event and a handle tell about their task."""
+
+    @property
+    def id(self) -> str: ...
+    @property
+    def name(self) -> str: ...
+    @property
+    def kind(self) -> TaskKind: ...
+    @property
+    def job(self) -> JobRef | None: ...
 
 
 class LoggingObserver(Observer):
@@ -149,7 +158,7 @@ class LoggingObserver(Observer):
     def on_manager_closed(self, event: ManagerClosed) -> None:
         report = event.report
         if level := self._enabled("stuck" if report.stuck else "closed"):
-            counts = {fate: len(getattr(report, fate)) for fate in _FATES}
+            counts = {fate: len(getattr(report, fate)) for fate in _OUTCOMES}
             stuck = "".join(
                 f"\n{_subject(handle)} stands at\n{stack_lines(report.stacks.get(handle.id, ()))}"
                 for handle in report.stuck
@@ -210,7 +219,7 @@ def _logger(logger: object) -> logging.Logger:
     return logging.getLogger(logger)
 
 
-def _subject(task: TaskEvent | TaskHandle[Any]) -> str:
+def _subject(task: _Subject) -> str:
     if task.job is not None:
         return _job(task.name, task.job.id)
     kind = "loop" if task.kind is TaskKind.LOOP else "task"

@@ -1,0 +1,238 @@
+"""The ways to submit a function as a task."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any, ParamSpec, TypeVar, overload
+
+from ._errors import InvalidTaskError
+from ._execution.handle import TaskHandle
+from ._schedule import SHORTEST, Schedule
+from ._schedule import cron as make_cron
+from ._schedule import every as make_every
+from ._states import TaskKind
+from ._support import validation
+from ._task import Task, TaskOptions, check_options, refuse_declared_loop
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+class Submitter(ABC):
+    """Submits functions as tasks.
+
+    Arguments after the function are passed to it; options of the task go into
+    `Manager.options()`. Every method may be called from any thread. It returns the task's handle at
+    once, and raises what `Manager.run_task()` raises.
+    """
+
+    @overload
+    def run(
+        self, fn: Callable[P, Awaitable[T]], /, *args: P.args, **kwargs: P.kwargs
+    ) -> TaskHandle[T]: ...
+    @overload
+    def run(self, fn: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> TaskHandle[T]: ...
+    def run(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> TaskHandle[Any]:
+        """Run a function once, now.
+
+        Args:
+            fn: An `async def` function, or a `def` function, which runs in a thread.
+            *args: Positional arguments of the function.
+            **kwargs: Keyword arguments of the function.
+
+        Returns:
+            The task's handle.
+
+        Raises:
+            InvalidTaskError: The task can't be run as described.
+            ManagerFullError: There is no room within the manager's capacity.
+            ManagerClosedError: The manager is closing.
+            ManagerNotRunningError: The manager was not entered.
+        """
+        return self._submit(self._one_off(fn, args, kwargs))
+
+    @overload
+    def after(
+        self, delay: float, fn: Callable[P, Awaitable[T]], /, *args: P.args, **kwargs: P.kwargs
+    ) -> TaskHandle[T]: ...
+    @overload
+    def after(
+        self, delay: float, fn: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs
+    ) -> TaskHandle[T]: ...
+    def after(
+        self, delay: float, fn: Callable[..., Any], /, *args: Any, **kwargs: Any
+    ) -> TaskHandle[Any]:
+        """Run a function once, after a delay.
+
+        Args:
+            delay: Seconds to wait.
+            fn: The function, as in `run`.
+            *args: Positional arguments of the function.
+            **kwargs: Keyword arguments of the function.
+
+        Returns:
+            The task's handle.
+
+        Raises:
+            BackgroundError: As `run` does.
+        """
+        return self._submit(self._one_off(fn, args, kwargs, delay))
+
+    def loop(
+        self, fn: Callable[P, object], /, *args: P.args, **kwargs: P.kwargs
+    ) -> TaskHandle[None]:
+        """Run a function again and again, until the loops stop.
+
+        Args:
+            fn: The function, as in `run`.
+            *args: Positional arguments of the function.
+            **kwargs: Keyword arguments of the function.
+
+        Returns:
+            The task's handle.
+
+        Raises:
+            LoopsStoppedError: The loops were stopped.
+            BackgroundError: As `run` does.
+        """
+        return self._submit(self._loop(fn, args, kwargs))
+
+    def every(
+        self, interval: float, fn: Callable[P, object], /, *args: P.args, **kwargs: P.kwargs
+    ) -> TaskHandle[None]:
+        """Run a function at a fixed rate, the first time at once.
+
+        Args:
+            interval: Seconds from one tick to the next.
+            fn: The function, as in `run`.
+            *args: Positional arguments of the function.
+            **kwargs: Keyword arguments of the function.
+
+        Returns:
+            The task's handle.
+
+        Raises:
+            LoopsStoppedError: The loops were stopped.
+            BackgroundError: As `run` does.
+        """
+        validation.seconds("interval", interval, at_least=SHORTEST, error=InvalidTaskError)
+        return self._submit(self._loop(fn, args, kwargs, make_every(interval)))
+
+    def cron(
+        self, expression: str, fn: Callable[P, object], /, *args: P.args, **kwargs: P.kwargs
+    ) -> TaskHandle[None]:
+        """Run a function on a cron schedule in UTC; `schedule` takes other time zones.
+
+        Args:
+            expression: A cron expression, as in `background.cron`.
+            fn: The function, as in `run`.
+            *args: Positional arguments of the function.
+            **kwargs: Keyword arguments of the function.
+
+        Returns:
+            The task's handle.
+
+        Raises:
+            LoopsStoppedError: The loops were stopped.
+            BackgroundError: As `run` does.
+        """
+        return self._submit(self._loop(fn, args, kwargs, make_cron(expression)))
+
+    def schedule(
+        self, schedule: Schedule, fn: Callable[P, object], /, *args: P.args, **kwargs: P.kwargs
+    ) -> TaskHandle[None]:
+        """Run a function on a schedule.
+
+        Args:
+            schedule: What `background.every` or `background.cron` returned.
+            fn: The function, as in `run`.
+            *args: Positional arguments of the function.
+            **kwargs: Keyword arguments of the function.
+
+        Returns:
+            The task's handle.
+
+        Raises:
+            LoopsStoppedError: The loops were stopped.
+            BackgroundError: As `run` does.
+
+        Example:
+            ```python
+            manager.schedule(cron("@daily", tz="Europe/Prague"), report)
+            ```
+        """
+        validation.instances("schedule", (schedule,), Schedule, error=InvalidTaskError)
+        return self._submit(self._loop(fn, args, kwargs, schedule))
+
+    @abstractmethod
+    def _submit(self, task: Task[Any]) -> TaskHandle[Any]: ...
+
+    @abstractmethod
+    def _one_off(
+        self,
+        fn: Callable[..., Any],
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        delay: float = 0.0,
+    ) -> Task[Any]: ...
+
+    @abstractmethod
+    def _loop(
+        self,
+        fn: Callable[..., Any],
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        schedule: Schedule | None = None,
+    ) -> Task[Any]: ...
+
+
+class Submission(Submitter):
+    """The ways to submit a function with options; made by `Manager.options()`."""
+
+    def __init__(
+        self, submit: Callable[[Task[Any]], TaskHandle[Any]], options: TaskOptions
+    ) -> None:
+        check_options("options()", options)
+        self._submit_task = submit
+        self._options: Mapping[str, Any] = options
+
+    def _submit(self, task: Task[Any]) -> TaskHandle[Any]:
+        return self._submit_task(task)
+
+    def _one_off(
+        self,
+        fn: Callable[..., Any],
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        delay: float = 0.0,
+    ) -> Task[Any]:
+        options = dict(self._options)
+        if options.get("kind") is TaskKind.LOOP:
+            raise InvalidTaskError("kind: run() and after() take one-off tasks; use loop()")
+        if delay.__class__ is not float or delay:
+            if "delay" in options:
+                raise InvalidTaskError("delay is given twice, in options() and to after()")
+            options["delay"] = delay
+        refuse_declared_loop(fn)
+        return Task(fn, args=args, kwargs=kwargs, **options)
+
+    def _loop(
+        self,
+        fn: Callable[..., Any],
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        schedule: Schedule | None = None,
+    ) -> Task[Any]:
+        options: dict[str, Any] = {**self._options, "kind": TaskKind.LOOP}
+        if schedule is not None:
+            if options.get("schedule") is not None:
+                raise InvalidTaskError(
+                    "schedule is given twice: in options(), and by every(), cron() or schedule()"
+                )
+            options["schedule"] = schedule
+        return Task(fn, args=args, kwargs=kwargs, **options)
+
+    def __repr__(self) -> str:
+        options = ", ".join(f"{name}={value!r}" for name, value in self._options.items())
+        return f"<Submission with {options}>"
