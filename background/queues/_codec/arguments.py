@@ -1,4 +1,4 @@
-"""How a job's arguments and its result travel: as plain data, by the handler's signature."""
+"""Arguments and results of a handler as plain data, converted by its annotations."""
 
 from __future__ import annotations
 
@@ -9,13 +9,12 @@ from typing import Any, Protocol
 
 from ..._support.callables import name_of
 from .._errors import InvalidPayloadError
-from .annotations import NOTHING, Hint, of_parameters, of_result, signature_of
-from .binding import Binding
 from .json_data import check
+from .signatures import NOTHING, Binding, Hint, hint_of_result, hints_of_parameters, signature_of
 
 
 class Codec(Protocol):
-    """How one argument travels: as it is if its type is among `as_is`, else by these methods."""
+    """Converts the values of one parameter; those of the types `as_is` need no conversion."""
 
     as_is: frozenset[type[Any]]
 
@@ -25,7 +24,12 @@ class Codec(Protocol):
 
 
 class Plain:
-    """How a value travels of which nothing is known: only if it is plain data already."""
+    """Accepts plain data only, because nothing is known about the values' type.
+
+    Args:
+        what: Names the value in messages.
+        hint: What to do about a value that is refused.
+    """
 
     as_is: frozenset[type[Any]] = frozenset({str, int, bool, type(None)})
 
@@ -42,20 +46,27 @@ class Plain:
 
 
 class Signature:
-    """What a handler takes and returns."""
+    """What a handler takes and returns.
+
+    Args:
+        fn: The handler's function.
+
+    Raises:
+        TypeError: The values of an annotated type can't be told apart as JSON.
+    """
 
     def __init__(self, fn: Callable[..., Any]) -> None:
-        """Raises `TypeError` for an annotation whose values could not be told apart as JSON."""
         self._fn = fn
         self._prepare()
 
     def dump(
         self, args: Sequence[Any], kwargs: Mapping[str, Any]
     ) -> tuple[list[Any], dict[str, Any]]:
-        """Return arguments as plain data.
+        """Return arguments as plain data; `encode` refuses numbers that are not finite.
 
-        Raises `TypeError` if the handler can't be called with them, and `InvalidPayloadError` for one
-        that would not come back as it is. Numbers that are not finite may be left to `encode`.
+        Raises:
+            TypeError: The handler can't be called with them.
+            InvalidPayloadError: An argument would come back as another value.
         """
         if self._unresolved:
             self._prepare_again()
@@ -72,7 +83,11 @@ class Signature:
         }
 
     def load(self, args: Any, kwargs: Any) -> tuple[list[Any], dict[str, Any]]:
-        """Return what the handler is to be called with. Raises `InvalidPayloadError`."""
+        """Return what to call the handler with.
+
+        Raises:
+            InvalidPayloadError: The arguments do not fit the handler.
+        """
         if args.__class__ is not list or kwargs.__class__ is not dict:
             raise InvalidPayloadError("the arguments are not a list and a dict")
         if self._unresolved:
@@ -93,13 +108,21 @@ class Signature:
         }
 
     def dump_result(self, value: Any) -> Any:
-        """Return a result as plain data. Raises `InvalidPayloadError`."""
+        """Return a result as plain data.
+
+        Raises:
+            InvalidPayloadError: It would come back as another value.
+        """
         if self._unresolved:
             self._prepare_again()
         return value if type(value) in self._result.as_is else self._result.dump(value)
 
     def load_result(self, value: Any) -> Any:
-        """Return what `dump_result` was given. Raises `InvalidPayloadError`."""
+        """Return what `dump_result` was given.
+
+        Raises:
+            InvalidPayloadError: It does not fit the annotation.
+        """
         if self._unresolved:
             self._prepare_again()
         return value if type(value) in self._result.as_is else self._result.load(value)
@@ -107,20 +130,20 @@ class Signature:
     def _prepare(self) -> None:
         self._unresolved = False
         name, signature = name_of(self._fn), signature_of(self._fn)
-        hints = of_parameters(self._fn, signature)
+        hints = hints_of_parameters(self._fn, signature)
         codecs = {each: self._codec(f"argument {each!r}", hint) for each, hint in hints.items()}
-        self._result = self._codec("the result", of_result(self._fn, signature))
+        self._result = self._codec("the result", hint_of_result(self._fn, signature))
         self._binding = Binding(name, signature, codecs)
 
     def _prepare_again(self) -> None:
-        """At the first use names may be defined that were not when the handler was made."""
+        """Resolve annotations at the first use, when names may be defined that were not before."""
         with suppress(TypeError):
             self._prepare()
         self._unresolved = False
 
     def _codec(self, what: str, hint: Hint) -> Codec:
         if find_spec("msgspec") is None:
-            return Plain(what, "; anyio-background[msgspec] would carry it, if it is annotated")
+            return Plain(what, "; anyio-background[msgspec] would encode it, if it is annotated")
         from .typed import Typed
 
         unresolved = hint.unresolved

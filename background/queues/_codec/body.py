@@ -1,31 +1,36 @@
-"""What a job's body says to the worker that runs it, and to those who ask for the job."""
+"""The body of a job's message: what a worker needs to run the job."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import field
+from dataclasses import dataclass, field
 from typing import Any
 
-from ..._support.frozen import empty, maker, record
+from ..._support.frozen import empty
 from .._errors import InvalidPayloadError
 from . import json_data
 
-#: Which of the needed jobs' results are meant: one, by its place among them, or a list of such.
+#: How the results of other jobs are put together: one, by its place, or a list.
 Shape = int | list["Shape"]
 
-DEEPEST = 50  # levels of composites within each other
+DEEPEST = 50  # levels of chains and groups within each other
 
 
-@record
+@dataclass(slots=True)
 class Body:
-    """A job's body; what has its default is left out where it travels.
+    """The body of a job; fields that have their defaults are left out of the encoded body.
 
-    - `meta`, `timeout`, `retry`: see `Options`.
-    - `trace`: the trace context of whoever enqueued it.
-    - `previous`: how the results of what it needs are put together.
-    - `passes`: whether other jobs need its result.
-    - `members`: the ids of all jobs of a composite, in that which stands for it.
-    - `nonce`: tells it from another job with the same id.
+    Args:
+        args: Positional arguments.
+        kwargs: Keyword arguments.
+        meta: The job's metadata.
+        trace: The trace context of the enqueuer.
+        timeout: Seconds for one attempt.
+        retry: A number of attempts.
+        previous: How the results of the jobs that it depends on are put together.
+        passes: Whether other jobs depend on its result.
+        members: The ids of all jobs of a chain or group, in the job that represents it.
+        nonce: Distinguishes it from another job with the same id.
     """
 
     args: list[Any]
@@ -40,16 +45,18 @@ class Body:
     nonce: str = ""
 
 
-_make = maker(Body)
-
-
 def decode(what: str, encoded: bytes, limit: float) -> Body:
-    """Return the body that was encoded. Raises `InvalidPayloadError` and `PayloadTooLargeError`."""
+    """Return the body that was encoded.
+
+    Raises:
+        InvalidPayloadError: It is no body.
+        PayloadTooLargeError: It has more bytes than `limit`.
+    """
     given = json_data.decode(what, encoded, limit)
     if not _is_dict(given):
         raise InvalidPayloadError(f"{what} is no JSON object")
-    if len(given) == 1 and _is_list(given.get("args")):  # as most do
-        return _make(given["args"], {})
+    if len(given) == 1 and _is_list(given.get("args")):  # the commonest case
+        return Body(given["args"], {})
     fields: dict[str, Any] = {"args": [], "kwargs": {}}
     fields |= {name: given[name] for name in _FITS if name in given}
     for name, value in fields.items():
@@ -59,7 +66,7 @@ def decode(what: str, encoded: bytes, limit: float) -> Body:
 
 
 def pick(shape: Shape | None, results: list[Any]) -> Any:
-    """Put the results of needed jobs together as a shape says."""
+    """Put results together as a shape says."""
     if shape is None:
         return None
     return results[shape] if isinstance(shape, int) else [pick(each, results) for each in shape]

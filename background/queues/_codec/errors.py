@@ -1,4 +1,4 @@
-"""Errors as the texts that are kept of them."""
+"""Errors as the texts that brokers store."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from typing import Any
 
 from .._errors import JobFailedError
 
-_LONGEST = 10_000  # characters of a message or a traceback; what is cut is in the middle
+_LONGEST = 10_000  # characters of a message or a traceback; the middle is cut
 
 
 def describe(error: BaseException) -> dict[str, Any]:
-    """Return an error's type, message and traceback as texts."""
+    """Return an error's class, message and traceback as texts."""
     return {
         "type": _shortened(_text(error, _name)),
         "message": _shortened(_text(error, str)),
@@ -41,11 +41,11 @@ def _trace(error: BaseException) -> str:
 def _text(error: BaseException, of: Callable[[BaseException], str]) -> str:
     try:
         return of(error)
-    except Exception:  # of methods and attributes of the error's own
+    except Exception:  # from methods and attributes of the error's class
         return "(can't be printed)"
 
 
 def _shortened(text: str) -> str:
-    text = text.encode(errors="backslashreplace").decode()  # half a character can't travel
+    text = text.encode(errors="backslashreplace").decode()  # lone surrogates can't be encoded
     half = _LONGEST // 2
     return text if len(text) <= _LONGEST else f"{text[:half]}\n…\n{text[-half:]}"

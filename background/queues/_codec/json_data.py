@@ -1,4 +1,4 @@
-"""What travels: plain JSON data, within a limit, and nothing that JSON would change on the way."""
+"""Plain data as JSON, within a limit, and nothing that JSON would change."""
 
 from __future__ import annotations
 
@@ -12,17 +12,23 @@ from .._errors import InvalidPayloadError, PayloadTooLargeError
 
 _PLAIN = (str, bool, int, type(None))
 
-_TOGETHER = 100  # values that are encoded together
-_MARK = "\x1e"  # put between these
+_TOGETHER = 100  # values that are encoded with one call
+_MARK = "\x1e"  # stands between them
 _MARKED = ',"\\u001e",'
 
 
 def encode(what: str, value: Any, limit: int, *, checked: bool = False) -> bytes:
-    """Return plain data as JSON.
+    """Return plain data as JSON; tuples become lists.
 
-    `what` names the value in errors. Tuples become lists. Raises `InvalidPayloadError` for anything that
-    is not plain data, and `PayloadTooLargeError` above `limit` bytes. What is `checked` already, because
-    all of it comes from `Signature`, is not looked through again.
+    Args:
+        what: Names the value in messages.
+        value: The data.
+        limit: The most bytes.
+        checked: Whether the data was checked already, because all of it comes from `Signature`.
+
+    Raises:
+        InvalidPayloadError: The value is no plain data.
+        PayloadTooLargeError: It has more bytes than `limit`.
     """
     if not checked:
         check(what, value)
@@ -36,9 +42,9 @@ def encode(what: str, value: Any, limit: int, *, checked: bool = False) -> bytes
 
 
 def encode_each(what: str, values: Iterable[Any], limit: int) -> list[bytes]:
-    """Return each of many lists or mappings as `encode` does, all of which are `checked` already.
+    """Return many lists or mappings as JSON that were checked already; raises what `encode` does.
 
-    To call the encoder takes longer than it needs for a small value, so many share a call.
+    A call of the encoder takes longer than the encoding of a small value, so many share a call.
     """
     encoded: list[bytes] = []
     left = iter(values)
@@ -53,13 +59,18 @@ def encode_each(what: str, values: Iterable[Any], limit: int) -> list[bytes]:
 
 
 def _encode_together(values: Sequence[Any]) -> list[bytes]:
-    """Return more than there are values if there are marks in these, too."""
+    """Encode values with one call; the result has another length if the mark is in a value."""
     marked = [each for value in values for each in (value, _MARK)]
     return [each.encode() for each in _to_text(marked)[1 : -len(_MARKED)].split(_MARKED)]
 
 
 def decode(what: str, encoded: bytes, limit: float) -> Any:
-    """Return what `encode` was given. Raises `InvalidPayloadError` and `PayloadTooLargeError`."""
+    """Return what `encode` was given.
+
+    Raises:
+        InvalidPayloadError: It is no JSON.
+        PayloadTooLargeError: It has more bytes than `limit`.
+    """
     if len(encoded) > limit:
         raise PayloadTooLargeError(f"{what}: {len(encoded):,} bytes, and max_payload is {limit:,}")
     try:
@@ -68,7 +79,7 @@ def decode(what: str, encoded: bytes, limit: float) -> Any:
         if end < len(text):
             raise ValueError(f"there is more behind its end, at character {end}")
         if "\\u" in text:
-            _to_text(value).encode()  # refuses half a character, which no worker could pass on
+            _to_text(value).encode()  # refuses lone surrogates, which no worker could encode
         return value
     except (RecursionError, UnicodeDecodeError, ValueError) as error:
         raise InvalidPayloadError(f"{what} is not JSON: {error}") from None
@@ -80,7 +91,7 @@ _to_text: Callable[[Any], str] = json.JSONEncoder(
 
 
 def _refuse(constant: str) -> None:
-    raise ValueError(f"{constant} is no number of JSON's")
+    raise ValueError(f"{constant} is no JSON number")
 
 
 def _finite(digits: str) -> float:
@@ -98,7 +109,13 @@ _from_text: Callable[[str], tuple[Any, int]] = json.JSONDecoder(
 def check(what: str, value: Any, hint: str = "") -> None:
     """Refuse what is not plain data, or would come back as something else.
 
-    `hint` is added where another type would be needed.
+    Args:
+        what: Names the value in messages.
+        value: The value.
+        hint: What to do about a value of another type.
+
+    Raises:
+        InvalidPayloadError: The value is no plain data.
     """
     left: list[Any] = [value]
     seen: set[int] = set()
@@ -110,7 +127,7 @@ def check(what: str, value: Any, hint: str = "") -> None:
                 raise InvalidPayloadError(f"{what} holds {each!r}, which JSON can't express")
         elif kind in (list, tuple, dict):
             if id(each) in seen:
-                continue  # looked at already; what holds itself, the encoder refuses
+                continue  # checked already; the encoder refuses a value that contains itself
             seen.add(id(each))
             if kind is dict:
                 _check_keys(what, each, hint)

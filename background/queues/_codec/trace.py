@@ -1,4 +1,4 @@
-"""The trace context that travels with a job."""
+"""The trace context that is stored with a job."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from opentelemetry import context, propagate
 
 
 def inject() -> dict[str, str]:
-    """Return the current trace context in the form in which it travels."""
+    """Return the current trace context as a carrier."""
     carrier: dict[str, str] = {}
-    if context.get_current():  # to say that there is none takes longer
+    if context.get_current():  # finding out that there is none takes longer
         propagate.inject(carrier)
     return carrier
 
 
 def attach(variables: Context, carrier: Mapping[str, str]) -> None:
-    """Let the trace context among these context variables be the one that has travelled."""
+    """Set the trace context of a carrier in a context."""
     if carrier:
         variables.run(context.attach, propagate.extract(carrier))

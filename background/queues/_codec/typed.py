@@ -1,45 +1,60 @@
-"""Values of annotated types as plain data, by way of msgspec; imported where that is installed."""
+"""Values of annotated types as plain data, with msgspec; imported where msgspec is installed.
+
+Pydantic's models are converted by their own methods. Pydantic is not imported here: where there are
+models, it has been imported.
+"""
 
 from __future__ import annotations
 
+import sys
 import types
 import typing
+from collections.abc import Iterable
+from dataclasses import fields, is_dataclass
+from datetime import datetime, time
 from typing import Any
 
 import msgspec
 
 from .._errors import InvalidPayloadError
-from . import models
-from .same import same
 
 _SCALARS: frozenset[type[Any]] = frozenset({str, int, float, bool, types.NoneType})
+_SEQUENCES: tuple[type[Any], ...] = (list, tuple)
 
 
 class Typed:
-    """How values of one annotated type travel.
+    """Converts values of one annotated type.
 
-    `as_is` has the types that need no conversion, and no check but that they are these.
+    Args:
+        what: Names the value in messages.
+        annotation: The type.
+
+    Raises:
+        TypeError: The type's values can't be told apart as JSON.
+        NameError: A name in the type is not defined.
     """
 
     def __init__(self, what: str, annotation: Any) -> None:
-        """Raises `TypeError` for a type that can't be told from JSON, `NameError` for one in it
-        that is not defined.
-        """
+        #: Types of values that need neither a conversion nor a check.
         self.as_is: frozenset[type[Any]] = _SCALARS.intersection(_members(annotation))
         self._what = what
-        # msgspec keeps what it knows of a Struct, and looks at anything else again every time.
+        # msgspec caches what it finds out about a Struct, but not about any other type.
         self._holder = msgspec.defstruct("Holder", [("it", annotation)])
         msgspec.json.Decoder(self._holder)
 
     def dump(self, value: Any) -> Any:
-        """Return plain data that comes back as the same value. Raises `InvalidPayloadError`."""
+        """Return plain data that `load` turns into the same value.
+
+        Raises:
+            InvalidPayloadError: The value can't be encoded, or would come back as another one.
+        """
         try:
             plain = msgspec.to_builtins(value, str_keys=True, enc_hook=_encode)
             again = self._convert(plain)
-            alike = same(again, value)
-        except Exception as error:  # of the value's own methods
+            is_same = bool(again == value) or _alike(again, value)
+        except Exception as error:  # from the value's own methods
             raise self._invalid(error) from None
-        if not alike:
+        if not is_same:
             sent, got = type(value).__qualname__, type(again).__qualname__
             back = "changed" if type(again) is type(value) else f"as a {got}"
             raise InvalidPayloadError(
@@ -49,7 +64,11 @@ class Typed:
         return plain
 
     def load(self, value: Any) -> Any:
-        """Return plain data as what is annotated. Raises `InvalidPayloadError`."""
+        """Return plain data as the annotated type.
+
+        Raises:
+            InvalidPayloadError: It does not fit the type.
+        """
         try:
             return self._convert(value)
         except Exception as error:
@@ -65,16 +84,73 @@ class Typed:
 
 
 def _members(annotation: Any) -> tuple[Any, ...]:
-    """Return the types that a union is made of, or the one that is none."""
+    """Return the types that a union consists of, or the type that is no union."""
     union = typing.get_origin(annotation) in (typing.Union, types.UnionType)
     return typing.get_args(annotation) if union else (annotation,)
 
 
 def _encode(value: Any) -> Any:
-    if models.is_model(type(value)):
-        return models.dump(value)
+    if is_model(type(value)):
+        # By the names of the fields, whatever their aliases.
+        return value.model_dump(mode="json", by_alias=False, round_trip=True, warnings=False)
     raise TypeError(f"{type(value).__qualname__} can't be sent")
 
 
 def _decode(kind: Any, value: Any) -> Any:
-    return models.load(kind, value) if models.is_model(kind) else value
+    if not is_model(kind):
+        return value
+    pydantic: Any = sys.modules["pydantic"]
+    try:
+        return kind.model_validate(value, by_name=True)
+    except pydantic.ValidationError as error:
+        # Without the data, which pydantic's own message quotes.
+        raise ValueError("; ".join(map(_line, error.errors()))) from None
+
+
+def is_model(kind: Any) -> bool:
+    """Return whether a type is a pydantic model."""
+    pydantic: Any = sys.modules.get("pydantic")
+    return pydantic is not None and isinstance(kind, type) and issubclass(kind, pydantic.BaseModel)
+
+
+def _line(error: dict[str, Any]) -> str:
+    where = ".".join(map(str, error["loc"]))
+    return f"{where}: {error['msg']}" if where else str(error["msg"])
+
+
+def _alike(again: Any, sent: Any) -> bool:
+    """Return whether a value is the one that was sent, though it may not compare as equal.
+
+    Tuples and lists are the same in JSON. Values that compare by identity are compared by their
+    fields. Times are compared by what they show: a time in the hour that is repeated when summer
+    time ends equals no time in another zone, even at the same moment. Each part is compared once.
+    """
+    kind: type[Any] = sent.__class__
+    if issubclass(kind, _SEQUENCES):
+        is_sequence = isinstance(again, _SEQUENCES) and len(sent) == len(again)
+        return is_sequence and all(map(_alike, again, sent))
+    if issubclass(kind, dict):
+        is_mapping = isinstance(again, dict) and sent.keys() == again.keys()
+        return is_mapping and all(_alike(again[key], sent[key]) for key in sent)
+    if issubclass(kind, (datetime, time)):
+        return isinstance(again, (datetime, time)) and _shown(again) == _shown(sent)
+    names = _compared(kind)
+    if names is not None:
+        return type(again) is kind and all(
+            _alike(getattr(again, name), getattr(sent, name)) for name in names
+        )
+    return bool(again == sent)
+
+
+def _shown(when: datetime | time) -> tuple[Any, ...]:
+    return when.replace(tzinfo=None), when.utcoffset()
+
+
+def _compared(kind: type[Any]) -> Iterable[str] | None:
+    """Return the names of the fields of a dataclass, a Struct or a pydantic model."""
+    if is_dataclass(kind):
+        return [field.name for field in fields(kind) if field.compare]
+    if is_model(kind):
+        return [*kind.model_fields, "model_extra"]
+    names: Iterable[str] | None = getattr(kind, "__struct_fields__", None)
+    return names
