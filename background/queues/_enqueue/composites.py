@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any, Generic, TypeVar
 
 from ..._observer import Observer
 from .._codec.body import DEEPEST, Shape
 from ..abc import Message
-from .messages import Place, Terms, end, message
-from .options import Options
+from .messages import Place, Terms, last_message, message
+from .options import CheckedOptions
 
 T = TypeVar("T")
 
 
 class Step(Generic[T]):
-    """A job, or several, not yet enqueued; `T` is the type of the result.
+    """One or several jobs that are not enqueued yet; `T` is the type of the result.
 
     Made by `handler.job()`, `chain()` and `group()`, for `JobQueue.enqueue()`.
     """
@@ -35,7 +36,7 @@ class Single(Step[T]):
         terms: Terms,
         args: Sequence[Any],
         kwargs: Mapping[str, Any],
-        options: Options,
+        options: CheckedOptions,
         observers: tuple[Observer, ...],
     ) -> None:
         self.depth = 0
@@ -45,9 +46,14 @@ class Single(Step[T]):
         self.options = options
         self.observers = observers
 
+    def message(self, id: str | None, max_payload: int) -> Message:
+        """Return the job's message."""
+        options = self.options if id is None else replace(self.options, id=id)
+        return message(self.terms, self.args, self.kwargs, options, max_payload)
+
 
 class Composite(Step[T]):
-    """What `chain()` and `group()` make."""
+    """The base of chains and groups."""
 
     __slots__ = ("steps",)
 
@@ -59,7 +65,7 @@ class Composite(Step[T]):
             if not isinstance(step, Step):  # pyright: ignore[reportUnnecessaryIsInstance]
                 raise TypeError(
                     f"a step of {name}() must be made by handler.job(), chain() or group(), "
-                    f"not {step!r}; several are given as {name}(*steps)"
+                    f"not {step!r}; pass several as {name}(*steps)"
                 )
         self.steps = steps
         self.depth = 1 + max(step.depth for step in steps)
@@ -68,82 +74,113 @@ class Composite(Step[T]):
 
 
 class Chain(Composite[T]):
-    """Steps one after the other."""
+    """Steps that run one after the other."""
 
     __slots__ = ()
 
 
 class Group(Composite[T]):
-    """Steps beside each other."""
+    """Steps that run at the same time."""
 
     __slots__ = ()
 
 
 def chain(*steps: Step[Any]) -> Step[Any]:
-    """Let each step start when the one before it has succeeded; the result is that of the last.
+    """Run each step when the one before has succeeded; the result is that of the last step.
 
-    A step reads the result of the one before it from `JobContext.previous`. If a step fails, those
-    after it are dead. Steps may be chains and groups themselves.
+    A step reads the result of the step before from `JobContext.previous`. If a step fails, those
+    after it are dead. Steps may be chains and groups themselves. Results between steps, and that of
+    the whole, are plain data, whatever the annotations.
 
+    Args:
+        *steps: The steps, in order.
+
+    Returns:
+        A step for `JobQueue.enqueue()`, `chain()` and `group()`.
+
+    Raises:
+        ValueError: There are no steps, or they are nested more than 50 deep.
+        TypeError: An argument is no step.
+
+    Example:
+        ```python
         job = await jobs.enqueue(chain(fetch.job(url), parse.job(), store.job(table="pages")))
-
-    Results that pass from step to step, and the whole's, are plain data: nothing is made of them
-    by the annotations of a step.
-
-    Raises `ValueError` without steps and for more than 50 levels, `TypeError` for what is no step.
+        ```
     """
     return Chain(steps)
 
 
 def group(*steps: Step[T]) -> Step[list[T]]:
-    """Let steps run beside each other; the result is the list of theirs, in this order.
+    """Run steps at the same time; the result is the list of their results, in this order.
 
     It succeeds when all of them do. A step after a group in a chain reads the list from
-    `JobContext.previous`. Raises as `chain()`.
+    `JobContext.previous`.
 
+    Args:
+        *steps: The steps.
+
+    Returns:
+        A step for `JobQueue.enqueue()`, `chain()` and `group()`.
+
+    Raises:
+        ValueError: There are no steps, or they are nested more than 50 deep.
+        TypeError: An argument is no step.
+
+    Example:
+        ```python
         job = await jobs.enqueue(group(*[fetch.job(url) for url in urls]))
+        ```
     """
     return Group(steps)
 
 
-#: Jobs whose results make up one: a single one's, or a list of such.
+#: The jobs whose results make up a step's result: one, or a list.
 Exits = str | list["Exits"]
 
 
 class Compiler:
-    """Makes the messages of a composite, each after those that it needs.
+    """Makes the messages of a chain or group, each after those that it depends on.
 
-    `steps` are what they were made of, but for the last one, which stands for the composite.
+    `steps` has the single jobs that the messages were made of, without the last message, which
+    represents the whole.
+
+    Args:
+        id: The id of the whole.
+        terms: The queue and the retention of the job that represents it.
+        max_payload: The most bytes of a body.
     """
 
-    def __init__(self, id: str, queue: str, keep: float, max_payload: int) -> None:
+    def __init__(self, id: str, terms: Terms, max_payload: int) -> None:
+        self.steps: list[Single[Any]] = []
         self._id = id
-        self._queue = queue
-        self._keep = keep
+        self._terms = terms
         self._max_payload = max_payload
         self._messages: list[Message] = []
-        self.steps: list[Single[Any]] = []
 
-    def compile(self, composite: Step[Any]) -> list[Message]:
-        """Return the messages; the last one is what stands for the composite."""
-        needs, shape = _numbered(self._add(composite, (), None))
+    def compile(self, step: Step[Any]) -> list[Message]:
+        """Return the messages; the last one represents the whole."""
+        depends_on, shape = _numbered(self._add(step, (), None))
         members = [each.id for each in self._messages]
-        keep = max(self._keep, *(each.keep for each in self._messages))
-        last = end(self._id, self._queue, keep, needs, shape, members, self._max_payload)
+        terms = replace(
+            self._terms,
+            retention=max(self._terms.retention, *(each.retention for each in self._messages)),
+        )
+        last = last_message(terms, self._id, depends_on, shape, members, self._max_payload)
         return [*self._messages, last]
 
-    def _add(self, step: Step[Any], needs: tuple[str, ...], shape: Shape | None) -> Exits:
-        """Add what a step consists of; return the jobs whose results are its own."""
+    def _add(self, step: Step[Any], depends_on: tuple[str, ...], shape: Shape | None) -> Exits:
+        """Add the jobs of a step; return those whose results make up its result."""
         if isinstance(step, Group):
-            return [self._add(each, needs, shape) for each in step.steps]
+            return [self._add(each, depends_on, shape) for each in step.steps]
         if isinstance(step, Chain):
             exits: Exits = []
             for each in step.steps:
-                exits = self._add(each, needs, shape)
-                needs, shape = _numbered(exits)
+                exits = self._add(each, depends_on, shape)
+                depends_on, shape = _numbered(exits)
             return exits
         assert isinstance(step, Single)
-        place = Place(id=f"{self._id}.{len(self._messages) + 1}", needs=needs, previous=shape)
+        id = f"{self._id}.{len(self._messages) + 1}"
+        place = Place(id=id, depends_on=depends_on, previous=shape)
         made = message(step.terms, step.args, step.kwargs, step.options, self._max_payload, place)
         self._messages.append(made)
         self.steps.append(step)
@@ -151,14 +188,14 @@ class Compiler:
 
 
 def _numbered(exits: Exits) -> tuple[tuple[str, ...], Shape]:
-    """Return the jobs in a row, and how their results go together."""
+    """Return the jobs in a row, and how their results are put together."""
     ids: list[str] = []
 
-    def number(each: Exits) -> Shape:
-        if isinstance(each, str):
-            ids.append(each)
+    def number(exit: Exits) -> Shape:
+        if isinstance(exit, str):
+            ids.append(exit)
             return len(ids) - 1
-        return [number(inner) for inner in each]
+        return [number(inner) for inner in exit]
 
     shape = number(exits)
     return tuple(ids), shape

@@ -1,74 +1,204 @@
-"""Enqueueing, however jobs are described, with those told who want to know."""
+"""Enqueues jobs, however they are described, and notifies observers."""
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
+from contextvars import copy_context
 from typing import Any, TypeVar
 
-from ..._observer import Observer
-from .. import _names
+from ..._eventloop.backend import current_backend
+from ..._eventloop.services import Services
+from ..._events import JobEnqueued, JobRef
+from ..._lifecycle.host import WorkerHost
+from ..._notify.dispatcher import Dispatcher
+from ..._observer import Observer, check_observers, overrides
+from ..._support import clock, validation
 from .._client import Client
-from .._errors import DuplicateJobError
+from .._errors import DuplicateJobError, QueueError
+from .._names import new_id
 from ..abc import Message
-from .announcer import Announcer
 from .composites import Compiler, Single, Step
 from .handle import JobHandle
-from .messages import message
-from .options import NONE_GIVEN, Options
+from .messages import Terms
+from .options import NO_OPTIONS, CheckedOptions
 
 T = TypeVar("T")
 
-_LONGEST_ID = 120  # characters of a composite's, as its jobs get a number after it
+_LONGEST_ID = 120  # characters of a chain's or group's id; its jobs get a number after it
 
 
-class Sender:
+class Enqueuer:
     """Enqueues jobs for a queue and its handlers.
 
-    - `announcer`: gives who tells observers; raises `QueueError` while the queue is not open.
-    - `convert`: makes of a result what the handler's annotation says.
+    It notifies the queue's observers, those of the handlers, and those of the managers that run
+    workers of the queue.
+
+    Args:
+        client: The broker and the store of results.
+        terms: What holds for jobs without a handler in this process.
+        observers: The queue's observers.
+        load_result: Turns a result into what the handler's annotation says.
     """
 
     def __init__(
         self,
         client: Client,
-        announcer: Callable[[], Announcer],
-        convert: Callable[[str | None, Any], Any],
+        terms: Terms,
+        observers: tuple[Observer, ...],
+        load_result: Callable[[str | None, Any], Any],
     ) -> None:
+        self.terms = terms
         self.max_payload = client.max_payload
         self._client = client
-        self._announcer = announcer
-        self._convert = convert
+        self._observers = observers
+        self._load_result = load_result
+        self._own: tuple[Dispatcher, Services] | None = None  # while the queue is open
+        self._hosts: list[WorkerHost] = []
+        self._fatal: list[BaseException] = []
 
-    async def send(
-        self, messages: Sequence[Message], options: Options, observers: tuple[Observer, ...]
+    def open(self) -> None:
+        """Prepare to notify observers, in the running event loop."""
+        backend = current_backend()
+        services = Services(backend, copy_context())
+        dispatcher = Dispatcher(self._observers, backend, services, self._fatal.append)
+        self._own = dispatcher, services
+
+    async def close(self, timeout: float) -> None:
+        """Let `async def` hooks catch up for at most `timeout` seconds.
+
+        It can be called again if the event loop interrupts it.
+
+        Raises:
+            BaseException: What a hook raised to end the program.
+        """
+        if self._own is None:
+            return
+        dispatcher, services = self._own
+        self._hosts.clear()
+        await dispatcher.flush(timeout)
+        dispatcher.close()
+        await services.stop(timeout)
+        self._own = None
+        self._raise_fatal()
+
+    def join(self, host: WorkerHost) -> None:
+        """Notify a manager's observers, too."""
+        self._hosts.append(host)
+
+    def _opened(self) -> tuple[Dispatcher, Services]:
+        if self._own is None:
+            raise QueueError("the queue is not open: enter it with `async with`")
+        return self._own
+
+    async def enqueue(
+        self,
+        messages: Sequence[Message],
+        options: CheckedOptions,
+        observers: tuple[Observer, ...],
     ) -> None:
-        """Enqueue messages, all or none, and tell of it."""
-        announcer = self._announcer()
-        await self._client.enqueue(messages)
-        announcer.tell(messages, options, observers)
+        """Enqueue messages, all or none, and notify observers.
 
-    async def send_step(self, step: Step[T], id: str | None) -> JobHandle[T]:
-        """Enqueue what `job()`, `chain()` or `group()` made, by this id if one is given."""
-        announcer = self._announcer()
+        Raises:
+            QueueError: The queue is not open.
+            DuplicateJobError: An id is stored already.
+            BrokerUnavailableError: The broker can't be reached.
+        """
+        self._opened()
+        await self._client.enqueue(messages)
+        self._notify(messages, options, observers)
+
+    async def enqueue_step(self, step: Step[T], id: str | None) -> JobHandle[T]:
+        """Enqueue what `job()`, `chain()` or `group()` made; raises what `enqueue` raises."""
+        self._opened()
         if isinstance(step, Single):
-            options = step.options if id is None else dataclasses.replace(step.options, id=id)
-            made = message(step.terms, step.args, step.kwargs, options, self.max_payload)
-            await self.send([made], options, step.observers)
-            return self.handle(made.id)
+            message = step.message(id, self.max_payload)
+            await self.enqueue([message], step.options, step.observers)
+            return self.handle(message.id)
         if id is None:
-            id = _names.new_id()
+            id = new_id()
         elif len(id) > _LONGEST_ID:
-            raise ValueError(f"id of a composite can have {_LONGEST_ID} characters, not {len(id)}")
-        elif await self._client.broker.get(id) is not None:  # its steps may be forgotten already
+            raise ValueError(
+                f"id of a chain or group can have {_LONGEST_ID} characters, not {len(id)}"
+            )
+        elif await self._client.broker.get(id) is not None:  # its steps may be deleted already
             raise DuplicateJobError(f"there is a job with the id {id!r}")
-        compiler = Compiler(id, "default", self._client.keep, self.max_payload)
+        compiler = Compiler(id, self.terms, self.max_payload)
         messages = compiler.compile(step)
         await self._client.enqueue(messages)
-        for made, single in zip(messages, compiler.steps, strict=False):
-            announcer.tell([made], single.options, single.observers)
-        announcer.tell(messages[-1:], NONE_GIVEN, ())
+        for message, single in zip(messages, compiler.steps, strict=False):
+            self._notify([message], single.options, single.observers)
+        self._notify(messages[-1:], NO_OPTIONS, ())
         return self.handle(id)
 
+    async def enqueue_steps(self, steps: Sequence[Single[Any]]) -> list[JobHandle[Any]]:
+        """Enqueue single jobs with one call, all or none; raises what `enqueue` raises."""
+        self._opened()
+        messages = [step.message(None, self.max_payload) for step in steps]
+        await self._client.enqueue(messages)
+        for message, step in zip(messages, steps, strict=True):
+            self._notify([message], step.options, step.observers)
+        return [self.handle(message.id) for message in messages]
+
     def handle(self, id: str) -> JobHandle[Any]:
-        return JobHandle(id, self._client, self._convert)
+        """Return the handle of a job."""
+        return JobHandle(id, self._client, self._load_result)
+
+    def _notify(
+        self,
+        messages: Sequence[Message],
+        options: CheckedOptions,
+        observers: tuple[Observer, ...],
+    ) -> None:
+        guests = self._observers + observers
+        own, _ = self._opened()
+        dispatchers = [host.dispatcher for host in self._hosts if not host.is_closed] or [own]
+        notified: set[int] = set()  # ids of observers, which several managers may share
+        for dispatcher in dispatchers:
+            hooks = dispatcher.invite(guests) if guests else dispatcher.hooks
+            wanted = tuple(
+                hook
+                for hook in hooks.on_job_enqueued
+                if id(hook.subscriber.observer) not in notified
+            )
+            for message in messages if wanted else ():
+                hooks.deliver(wanted, _event(message, options))
+            notified.update(id(hook.subscriber.observer) for hook in wanted)
+            if guests:
+                dispatcher.dismiss(guests)
+            guests = ()  # the first dispatcher has notified them
+        self._raise_fatal()
+
+    def _raise_fatal(self) -> None:
+        """Raise what a hook raised to end the program."""
+        if self._fatal:
+            raise self._fatal.pop()
+
+
+def _event(message: Message, options: CheckedOptions) -> JobEnqueued:
+    now = clock.wall()
+    delay = message.delay if message.at is None else max(0.0, message.at - now)
+    job = JobRef(
+        id=message.id,
+        handler=message.handler or "",
+        queue=message.queue,
+        attempt=0,
+        enqueued_at=now,
+    )
+    return JobEnqueued(job=job, meta=options.meta or {}, time=now, delay=delay)
+
+
+def checked_observers(observers: Collection[Observer]) -> tuple[Observer, ...]:
+    """Return the observers of a queue or a handler.
+
+    Raises:
+        ValueError: One is no observer, or belongs to a manager.
+    """
+    collected = validation.collected("observers", observers)
+    check_observers(collected, ValueError)
+    for observer in collected:
+        if overrides(observer, "watch"):
+            raise ValueError(
+                f"observers: {type(observer).__name__} implements watch(): pass it to "
+                "Manager(observers=…)"
+            )
+    return collected

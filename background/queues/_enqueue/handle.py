@@ -1,12 +1,12 @@
-"""The enqueuer's end of a job."""
+"""What the enqueuer of a job holds."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from math import inf
 from typing import Any, Generic, TypeVar
 
-from ..._eventloop.protection import uninterrupted
+from ..._eventloop.interruption import ki_protected
 from ..._support import validation
 from .._client import Client
 from .._errors import JobCancelledError, JobExpiredError
@@ -16,26 +16,37 @@ from .._states import JobState
 T = TypeVar("T")
 
 
+@ki_protected
 class JobHandle(Generic[T]):
-    """A job, or a chain or group, in whichever process it runs; `id` is its name."""
+    """A job, or a chain or group, in whatever process it runs. Awaiting it is `result()`."""
 
-    __slots__ = ("_client", "_convert", "id")
+    __slots__ = ("_client", "_load_result", "id")
 
-    def __init__(self, id: str, client: Client, convert: Callable[[str | None, Any], Any]) -> None:
+    def __init__(
+        self, id: str, client: Client, load_result: Callable[[str | None, Any], Any]
+    ) -> None:
         self.id = id
         self._client = client
-        self._convert = convert
+        self._load_result = load_result
 
-    @uninterrupted
     async def result(self, timeout: float | None = None) -> T:
         """Wait for the job and return what its handler returned.
 
-        - `timeout`: seconds to wait at most (default: as long as it takes).
+        Args:
+            timeout: Seconds to wait; `None` for no bound.
 
-        Raises `JobFailedError` for a job that is dead, with the error of the step that failed if it is a
-        chain or group, `JobCancelledError`, `JobExpiredError`, `TimeoutError`, `QueueError` for a job that is
-        not known or whose result is not kept, `InvalidPayloadError` for a result that is not what the
-        handler's annotation says now, and `BrokerUnavailableError` after 30 s without a broker.
+        Returns:
+            The result: for a chain that of its last step, for a group the list of its members'.
+
+        Raises:
+            JobFailedError: The job is dead; for a chain or group, with the error of the step that
+                failed.
+            JobCancelledError: The job was cancelled.
+            JobExpiredError: The job expired.
+            TimeoutError: The time is up.
+            QueueError: The job is not stored, or its result is not.
+            InvalidPayloadError: The result does not fit the handler's annotation.
+            BrokerUnavailableError: The broker could not be reached for 30 seconds.
         """
         validation.optional(validation.seconds, "timeout", timeout, at_least=0)
         job = await self._client.wait(self.id, inf if timeout is None else timeout)
@@ -45,23 +56,39 @@ class JobHandle(Generic[T]):
             raise JobCancelledError(self.id)
         if job.state is JobState.EXPIRED:
             raise JobExpiredError(self.id)
-        value: T = self._convert(job.message.handler, await self._client.result(job))
+        value: T = self._load_result(job.message.handler, await self._client.result(job))
         return value
 
-    @uninterrupted
+    def __await__(self) -> Generator[Any, Any, T]:
+        return self.result().__await__()
+
     async def wait(self, timeout: float | None = None) -> JobState:
-        """Wait until the job has ended and return how; raises nothing for the job's fate."""
+        """Wait until the job has ended.
+
+        Args:
+            timeout: Seconds to wait; `None` for no bound.
+
+        Returns:
+            The final state, whatever it is.
+
+        Raises:
+            TimeoutError: The time is up.
+            QueueError: The job is not stored.
+            BrokerUnavailableError: The broker could not be reached for 30 seconds.
+        """
         validation.optional(validation.seconds, "timeout", timeout, at_least=0)
         return (await self._client.wait(self.id, inf if timeout is None else timeout)).state
 
-    @uninterrupted
     async def info(self) -> JobInfo | None:
-        """Return the job as it is now; `None` if it is not known."""
+        """Return the job as it is now, or `None` if it is not stored."""
         return await self._client.info(self.id)
 
-    @uninterrupted
     async def cancel(self) -> bool:
-        """Cancel the job: one that runs is told within two seconds. `False` if it has ended."""
+        """Cancel the job; the worker of a running one does so within two seconds.
+
+        Returns:
+            Whether the job had not ended.
+        """
         return await self._client.cancel(self.id)
 
     def __repr__(self) -> str:

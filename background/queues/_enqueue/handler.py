@@ -1,109 +1,139 @@
-"""Handlers: functions that jobs are for."""
+"""Handlers: the functions that process jobs."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass
 from functools import update_wrapper
 from typing import Any, Generic, ParamSpec, TypeVar, Unpack, cast
 
-from ..._eventloop.protection import uninterrupted
+from ..._eventloop.interruption import ki_protected
 from ..._observer import Observer
 from ..._retry import Retry, make_policy
 from ..._support import validation
-from ..._support.frozen import record
 from .._codec.arguments import Signature
 from .composites import Single, Step
-from .enqueuer import Sender
+from .enqueuer import Enqueuer
 from .handle import JobHandle
 from .messages import Terms, message, messages
-from .options import NONE_GIVEN, Options, OptionsGiven, check
+from .options import NO_OPTIONS, CheckedOptions, JobOptions, check
 
 P = ParamSpec("P")
 R = TypeVar("R")
 T = TypeVar("T")
 
 
-@record
-class Settings:
-    """What a handler was declared with, and what comes of it.
+@dataclass(slots=True, eq=False)
+class HandlerConfig:
+    """The settings of a handler, checked.
 
-    - `terms`: what is agreed for its jobs.
-    - `retry`, `timeout`: for its attempts; `observers`: of its jobs, beside the queue's.
-    - `stores`: whether results are kept.
+    Args:
+        terms: What holds for all of its jobs.
+        retry: The policy of its jobs.
+        timeout: Seconds for one attempt.
+        stores_result: Whether results are stored.
+        observers: Observers of its jobs only.
     """
 
     terms: Terms
     retry: Retry
     timeout: float | None
-    stores: bool
+    stores_result: bool
     observers: tuple[Observer, ...]
 
-    def named(self, name: str) -> Settings:
-        """Return the same for a handler of this name."""
-        return replace(self, terms=replace(self.terms, name=name))
+    def __post_init__(self) -> None:
+        make_policy(self.retry)
+        validation.optional(validation.seconds, "timeout", self.timeout, above=0)
+        validation.optional(validation.seconds, "expires", self.terms.expires, above=0)
 
 
-def check_settings(settings: Settings) -> None:
-    """Raise `ValueError` for what can't work, naming it."""
-    make_policy(settings.retry)
-    validation.optional(validation.seconds, "timeout", settings.timeout, above=0)
-    validation.optional(validation.seconds, "expires", settings.terms.expires, above=0)
-
-
-class Sending(Generic[P, T]):
-    """The ways to enqueue jobs of one handler, with options of their own."""
+@ki_protected
+class JobSubmission(Generic[P, T]):
+    """The ways to enqueue jobs of a handler; `Handler.options()` returns one with options."""
 
     def __init__(
-        self, sender: Sender, signature: Signature, settings: Settings, options: Options
+        self,
+        enqueuer: Enqueuer,
+        signature: Signature,
+        config: HandlerConfig,
+        options: CheckedOptions,
     ) -> None:
-        self._sender = sender
+        self._enqueuer = enqueuer
         self._signature = signature
-        self._settings = settings
+        self._config = config
         self._options = options
 
-    @uninterrupted
     async def enqueue(self, *args: P.args, **kwargs: P.kwargs) -> JobHandle[T]:
-        """Have the handler called with these arguments, in whichever process works it off.
+        """Enqueue a job.
 
-        Raises `TypeError` for arguments that the handler does not take, `InvalidPayloadError` for what
-        can't travel, `PayloadTooLargeError`, `DuplicateJobError` for an id that is known,
-        `BrokerUnavailableError`, and `QueueError` where the queue is not open.
+        Args:
+            *args: Positional arguments of the handler.
+            **kwargs: Keyword arguments of the handler.
+
+        Returns:
+            The job's handle.
+
+        Raises:
+            TypeError: The handler does not take these arguments.
+            InvalidPayloadError: An argument can't be encoded.
+            PayloadTooLargeError: The job is larger than `max_payload`.
+            DuplicateJobError: A job with the same id is stored.
+            BrokerUnavailableError: The broker can't be reached.
+            QueueError: The queue is not open.
         """
-        settings, options, sender = self._settings, self._options, self._sender
-        made = message(settings.terms, *self._dump(args, kwargs), options, sender.max_payload)
-        await sender.send([made], options, settings.observers)
-        return sender.handle(made.id)
+        config, options, enqueuer = self._config, self._options, self._enqueuer
+        plain = self._dump(args, kwargs)
+        made = message(config.terms, *plain, options, enqueuer.max_payload)
+        await enqueuer.enqueue([made], options, config.observers)
+        return enqueuer.handle(made.id)
 
-    @uninterrupted
     async def enqueue_many(
         self, calls: Iterable[Sequence[Any] | Mapping[str, Any]]
     ) -> list[JobHandle[T]]:
-        """Enqueue a job for each of `calls`, all in one round trip.
+        """Enqueue several jobs in one round trip, all or none.
 
-        Each of them is a tuple of positional arguments or a mapping of keyword arguments.
+        Args:
+            calls: For each job a tuple of positional arguments, or a mapping of keyword arguments.
 
+        Returns:
+            The handles of the jobs.
+
+        Raises:
+            ValueError: All jobs would have one id.
+            QueueError: As `enqueue` does.
+
+        Example:
+            ```python
             await send_email.enqueue_many([("a@b.c", "hi"), {"to": "d@e.f", "subject": "hi"}])
-
-        Raises as `enqueue`, and then has enqueued none; `ValueError` where all would have one id.
+            ```
         """
         if self._options.id is not None:
             raise ValueError("id can't be given to enqueue_many(): each job needs its own")
-        settings, options, sender = self._settings, self._options, self._sender
+        config, options, enqueuer = self._config, self._options, self._enqueuer
         plain = (self._dump(*_split(call)) for call in calls)
-        made = messages(settings.terms, plain, options, sender.max_payload)
-        await sender.send(made, options, settings.observers)
-        return [sender.handle(each.id) for each in made]
+        made = messages(config.terms, plain, options, enqueuer.max_payload)
+        await enqueuer.enqueue(made, options, config.observers)
+        return [enqueuer.handle(each.id) for each in made]
 
     def job(self, *args: P.args, **kwargs: P.kwargs) -> Step[T]:
-        """Return a job that is not enqueued, for `chain()`, `group()` and `JobQueue.enqueue()`.
+        """Make a job that is not enqueued yet.
 
-        Raises as `enqueue`; `ValueError` with an id, which a composite's jobs get from that.
+        Args:
+            *args: Positional arguments of the handler.
+            **kwargs: Keyword arguments of the handler.
+
+        Returns:
+            A step for `JobQueue.enqueue()`, `JobQueue.schedule()`, `chain()` and `group()`.
+
+        Raises:
+            ValueError: The options have an id.
+            TypeError: The handler does not take these arguments.
+            InvalidPayloadError: An argument can't be encoded.
         """
         if self._options.id is not None:
-            raise ValueError("id can't be given to a step: give it to jobs.enqueue(step, id=…)")
-        plain, settings = self._dump(args, kwargs), self._settings
-        return Single(settings.terms, *plain, self._options, settings.observers)
+            raise ValueError("id can't be given to a step: pass it to jobs.enqueue(step, id=…)")
+        plain, config = self._dump(args, kwargs), self._config
+        return Single(config.terms, *plain, self._options, config.observers)
 
     def _dump(
         self, args: Sequence[Any], kwargs: Mapping[str, Any]
@@ -114,49 +144,61 @@ class Sending(Generic[P, T]):
             raise TypeError(f"{error}{_hint(error, kwargs)}") from None
 
 
-class Handler(Sending[P, T], Generic[P, R, T]):
-    """A function that jobs are for; called, it is the plain function.
+class Handler(JobSubmission[P, T], Generic[P, R, T]):
+    """A function that processes jobs; called, it is the plain function.
 
-    `name` is what it is called in the broker; `fn` is the function.
+    Made by `JobQueue.handler()`.
     """
 
     def __init__(
-        self, sender: Sender, fn: Callable[P, R], signature: Signature, settings: Settings
+        self, enqueuer: Enqueuer, fn: Callable[P, R], signature: Signature, config: HandlerConfig
     ) -> None:
-        update_wrapper(self, fn)  # first, as it brings the attributes of a function along
-        super().__init__(sender, signature, settings, NONE_GIVEN)
+        update_wrapper(self, fn)  # first, because it copies the function's attributes
+        super().__init__(enqueuer, signature, config, NO_OPTIONS)
         self.fn = fn
-        self.name = settings.terms.name
-        self.settings = settings
         self.signature = signature
+        self.config = config
+
+    @property
+    def name(self) -> str:
+        """The name under which workers know the handler."""
+        return self.config.terms.name
 
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
         return self.fn(*args, **kwargs)
 
-    def options(self, **options: Unpack[OptionsGiven]) -> Sending[P, T]:
-        """Return the same ways to enqueue jobs, with options of their own.
+    def options(self, **options: Unpack[JobOptions]) -> JobSubmission[P, T]:
+        """Return the ways to enqueue jobs, with options for the jobs.
 
-        - `delay`: seconds until the job may start (default 0); `at`: or when, as a `datetime` with
-          a time zone or in seconds since the epoch.
-        - `id`: the job's name; a second one with the same is refused while the first is known.
-        - `queue`, `expires`, `timeout`: instead of the handler's.
-        - `retry`: a number of attempts instead of the handler's policy.
-        - `meta`: plain data for observers and `JobContext.meta`.
+        Args:
+            **options: `delay`: seconds until the job may start; `at`: when it may start, as a
+                `datetime` with a time zone or in seconds since the epoch; `id`: the job's id, which
+                no other stored job may have; `queue`, `expires` (seconds until it must have
+                started), `timeout` (seconds for one attempt): instead of the handler's; `retry`: a
+                number of attempts instead of the handler's policy; `meta`: plain data for observers
+                and `JobContext.meta`.
 
+        Returns:
+            An object with `enqueue`, `enqueue_many` and `job`.
+
+        Raises:
+            ValueError: An option is not valid; the message names it.
+            TypeError: There is no such option.
+
+        Example:
+            ```python
             await send_email.options(delay=60, id="welcome-7").enqueue("a@b.c", subject="hi")
-
-        Raises `ValueError`, naming the option that can't work, and `TypeError` for one that does
-        not exist.
+            ```
         """
-        return Sending(self._sender, self._signature, self.settings, check(options))
+        return JobSubmission(self._enqueuer, self.signature, self.config, check(options))
 
     def __repr__(self) -> str:
         return f"<Handler {self.name!r}>"
 
 
 def _hint(error: TypeError, kwargs: Mapping[str, Any]) -> str:
-    """Say where options belong that were given among the arguments."""
-    options = [name for name in kwargs if name in OptionsGiven.__annotations__]
+    """Return where options belong that were passed among the arguments."""
+    options = [name for name in kwargs if name in JobOptions.__annotations__]
     if not any(f"'{name}'" in str(error) for name in options):
         return ""
     return "; options go before the arguments, as in handler.options(delay=5).enqueue(…)"

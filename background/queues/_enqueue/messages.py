@@ -1,62 +1,83 @@
-"""How a job to be enqueued becomes a broker's message."""
+"""Turns a job to be enqueued into a broker's message."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from ..._support import clock
-from ..._support.frozen import maker, record
 from .._codec import json_data
 from .._codec.body import Shape
 from .._codec.trace import inject
 from .._names import new_id, new_ids
 from ..abc import Message
-from .options import Options
-
-_make = maker(Message)
+from .options import CheckedOptions
 
 
-@record
+@dataclass(slots=True, eq=False)
 class Terms:
-    """What is agreed for all jobs of a handler, in seconds where it is a time.
+    """What holds for all jobs of a handler.
 
-    - `keep`: for which a job is known after its end.
-    - `expires`: until it must have been started.
+    Args:
+        name: The handler's name.
+        queue: The name of the queue.
+        retention: Seconds for which a job is stored after its end.
+        dead_retention: The same for a dead job.
+        expires: Seconds until a job must have started.
     """
 
     name: str
     queue: str
-    keep: float
+    retention: float
+    dead_retention: float
     expires: float | None = None
 
 
-@record
+@dataclass(slots=True, eq=False)
 class Place:
-    """Where in a composite a job is: what it needs, and how the results of that go together."""
+    """A job's place in a chain or group.
+
+    Args:
+        id: The job's id.
+        depends_on: The ids of the jobs that it depends on.
+        previous: How their results are put together.
+    """
 
     id: str
-    needs: tuple[str, ...]
+    depends_on: tuple[str, ...]
     previous: Shape | None
 
 
 def messages(
     terms: Terms,
     calls: Iterable[tuple[Sequence[Any], Mapping[str, Any]]],
-    options: Options,
+    options: CheckedOptions,
     max_payload: int,
 ) -> list[Message]:
-    """Return the messages of jobs, of each of which the arguments are known to be plain data.
+    """Return the messages of jobs whose arguments are known to be plain data.
 
-    Raises `InvalidPayloadError` and `PayloadTooLargeError`, and `ValueError` for what would expire before it
-    is due.
+    Raises:
+        InvalidPayloadError: A body can't be encoded.
+        PayloadTooLargeError: A body is larger than `max_payload`.
+        ValueError: The jobs would expire before they are due.
     """
     shared = _shared(options)
     bodies = (_body(args, kwargs, shared) for args, kwargs in calls)
     encoded = json_data.encode_each(f"job {terms.name}", bodies, max_payload)
     queue, expires = options.queue or terms.queue, _expires(terms, options)
     return [
-        _make(id, terms.name, queue, body, terms.keep, options.delay, options.at, expires)
+        Message(
+            id,
+            terms.name,
+            queue,
+            body,
+            terms.retention,
+            terms.dead_retention,
+            options.delay,
+            options.at,
+            expires,
+        )
         for id, body in zip(new_ids(len(encoded)), encoded, strict=True)
     ]
 
@@ -65,11 +86,11 @@ def message(
     terms: Terms,
     args: Sequence[Any],
     kwargs: Mapping[str, Any],
-    options: Options,
+    options: CheckedOptions,
     max_payload: int,
     place: Place | None = None,
 ) -> Message:
-    """Return the message of one job; else as `messages`."""
+    """Return the message of one job; raises what `messages` raises."""
     body = _body(args, kwargs, _shared(options))
     if options.id is not None:  # another job could have it
         body["nonce"] = new_id()
@@ -77,27 +98,28 @@ def message(
         body["passes"] = True
         if place.previous is not None:
             body["previous"] = place.previous
-    return _make(
+    return Message(
         (options.id or new_id()) if place is None else place.id,
         terms.name,
         options.queue or terms.queue,
         json_data.encode(f"job {terms.name}", body, max_payload, checked=True),
-        terms.keep,
+        terms.retention,
+        terms.dead_retention,
         options.delay,
         options.at,
         _expires(terms, options),
-        () if place is None else place.needs,
+        () if place is None else place.depends_on,
     )
 
 
-def _expires(terms: Terms, options: Options) -> float | None:
+def _expires(terms: Terms, options: CheckedOptions) -> float | None:
     expires = terms.expires if options.expires is None else options.expires
     if expires is not None:
         delay = options.delay if options.at is None else options.at - clock.wall()
         if expires <= delay:
             raise ValueError(
-                f"expires must be more than the delay: what may start after {delay:g} s can't be "
-                f"started within {expires:g} s"
+                f"expires must be more than the delay: a job that may start after {delay:g} s "
+                f"can't start within {expires:g} s"
             )
     return expires
 
@@ -108,8 +130,8 @@ def _body(
     return {"args": args, "kwargs": kwargs, **shared} if kwargs else {"args": args, **shared}
 
 
-def _shared(options: Options) -> dict[str, Any]:
-    """Return what is the same in the bodies of all jobs of a call."""
+def _shared(options: CheckedOptions) -> dict[str, Any]:
+    """Return what the bodies of all jobs of a call share."""
     shared: dict[str, Any] = {}
     if trace := inject():
         shared["trace"] = trace
@@ -123,22 +145,22 @@ def _shared(options: Options) -> dict[str, Any]:
     return shared
 
 
-def end(
+def last_message(
+    terms: Terms,
     id: str,
-    queue: str,
-    keep: float,
-    needs: tuple[str, ...],
+    depends_on: tuple[str, ...],
     previous: Shape,
     members: Sequence[str],
     max_payload: int,
 ) -> Message:
-    """Return the message of the job without a handler that is a composite's end."""
+    """Return the message of the job without a handler that represents a chain or group."""
     body = {"previous": previous, "members": members, "nonce": new_id()}
     return Message(
         id=id,
         handler=None,
-        queue=queue,
-        body=json_data.encode(f"composite {id}", body, max_payload),
-        keep=keep,
-        needs=needs,
+        queue=terms.queue,
+        body=json_data.encode(f"chain or group {id}", body, max_payload),
+        retention=terms.retention,
+        dead_retention=terms.dead_retention,
+        depends_on=depends_on,
     )

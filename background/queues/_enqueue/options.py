@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass, fields
 from datetime import datetime
 from typing import Any, TypedDict
 
 from ..._support import validation
-from ..._support.frozen import record
-from .. import _names
+from .._names import check_name
 
 
-class OptionsGiven(TypedDict, total=False):
-    """The options of a job, as they are given."""
+class JobOptions(TypedDict, total=False):
+    """The options of a job, as `Handler.options()` takes them."""
 
     delay: float
     at: float | datetime | None
@@ -24,18 +24,9 @@ class OptionsGiven(TypedDict, total=False):
     meta: Mapping[str, Any] | None
 
 
-@record
-class Options:
-    """The options of a job, checked.
-
-    - `delay`: seconds until it may start (default 0); `at`: or when, as a `datetime` with a time
-      zone or in seconds since the epoch.
-    - `id`: its name; a second job with the same one is refused for as long as the first is known.
-    - `queue`, `expires` (seconds until it must have been started), `timeout` (seconds for one
-      attempt): instead of the handler's.
-    - `retry`: a number of attempts instead of the handler's policy. A policy itself can't travel.
-    - `meta`: plain data for observers and `JobContext.meta`.
-    """
+@dataclass(slots=True)
+class CheckedOptions:
+    """The options of a job, checked; `at` is in seconds since the epoch."""
 
     delay: float = 0.0
     at: float | None = None
@@ -47,18 +38,20 @@ class Options:
     meta: Mapping[str, Any] | None = None
 
 
-NONE_GIVEN = Options()
+NO_OPTIONS = CheckedOptions()
+_NAMES = tuple(field.name for field in fields(CheckedOptions))
 
 
-def check(given: OptionsGiven) -> Options:
-    """Return options that can work. Raises `ValueError`, naming the one that can't.
+def check(given: JobOptions) -> CheckedOptions:
+    """Return the options, checked.
 
-    Raises `TypeError` for one that does not exist.
+    Raises:
+        TypeError: There is no such option.
+        ValueError: An option is not valid; the message names it.
     """
-    if unknown := given.keys() - Options.__dataclass_fields__.keys():
+    if unknown := given.keys() - set(_NAMES):
         raise TypeError(
-            f"a job has no option {', '.join(sorted(unknown))}, only "
-            f"{', '.join(Options.__dataclass_fields__)}"
+            f"a job has no option {', '.join(sorted(unknown))}, only {', '.join(_NAMES)}"
         )
     at = given.get("at")
     if isinstance(at, datetime):
@@ -68,8 +61,8 @@ def check(given: OptionsGiven) -> Options:
     values: dict[str, Any] = {**given, "at": at}
     for argument in ("id", "queue"):
         if values.get(argument) is not None:
-            values[argument] = _names.check(argument, values[argument])
-    options = Options(**values)
+            values[argument] = check_name(argument, values[argument])
+    options = CheckedOptions(**values)
     validation.seconds("delay", options.delay, at_least=0)
     validation.optional(validation.seconds, "at", options.at)
     if options.at is not None and options.delay:
@@ -79,7 +72,7 @@ def check(given: OptionsGiven) -> Options:
     if options.retry is not None and not _is_count(options.retry):
         raise ValueError(
             f"retry must be a number of attempts of at least 1, not {options.retry!r}; a policy "
-            "belongs to the handler, as it can't travel with a job"
+            "belongs to the handler, because it can't be stored with a job"
         )
     if options.meta is not None and not isinstance(options.meta, Mapping):  # pyright: ignore[reportUnnecessaryIsInstance]
         raise ValueError(f"meta must be a mapping, not {options.meta!r}")

@@ -1,87 +1,139 @@
-"""Jobs that are enqueued again and again: each tick once, by however many processes."""
+"""Jobs on a schedule: each tick is enqueued once, in however many processes."""
 
 from __future__ import annotations
 
+import logging
 import math
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from dataclasses import replace
 from hashlib import sha256
-from typing import Any, Protocol
+from typing import Any
 
 import anyio
+from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type
 
-from ..._execution.runner import current_handle
-from ..._schedule import PATIENCE, Calendar, Schedule, Ticks
+from ..._schedule import PATIENCE, Calendar, Every, Schedule, Ticks
 from ..._states import TaskKind
-from ..._support import clock
-from ..._support.frozen import record
+from ..._support import clock, validation
+from ..._support.log import log
 from ..._task import Task
-from .._backoff import Outage
+from .._backoff import WAIT
 from .._errors import DuplicateJobError
-from ..abc import Message
-from .enqueuer import Sender
-from .handler import Handler
+from .composites import Single, Step
+from .enqueuer import Enqueuer
 from .messages import message
-from .options import Options
 
-#: Seconds for which a tick is known at least, for processes whose clocks are behind.
+#: Seconds for which a tick's job is stored at least, for processes whose clocks are late.
 _REMEMBERED = 3600.0
 
-
-class Dated(Protocol):
-    """A schedule on the wall clock, in seconds since the epoch."""
-
-    def after(self, wall: float) -> float:
-        """Return the first tick later than `wall`."""
-        ...
+_SHORTEST = 0.1  # seconds between ticks
+_WHAT = "enqueueing on a schedule"
 
 
-@record
-class Aligned(Schedule):
-    """A fixed rate on a grid that all processes share, as it begins with the epoch."""
+class _WallClock(Schedule):
+    """The ticks of a schedule that all processes share."""
 
-    seconds: float
+    __slots__ = ("_schedule",)
 
-    def after(self, wall: float) -> float:
-        tick = (math.floor(wall / self.seconds) + 1) * self.seconds
-        return tick if tick > wall else tick + self.seconds
+    def __init__(self, schedule: Schedule) -> None:
+        self._schedule = schedule
 
     def ticks(self, now: float, wall: float) -> Ticks:
         return Calendar(self.after)
 
+    def after(self, wall: float) -> float:
+        return self._schedule.after(wall)
 
-class Ticker:
-    """The function of a loop that enqueues a job for each tick."""
 
-    def __init__(self, id: str, schedule: Dated, enqueue: Callable[[str], Awaitable[None]]) -> None:
-        self._id = id
+class JobSchedule:
+    """A schedule, and the job that each of its ticks enqueues.
+
+    Args:
+        enqueuer: Enqueues the jobs.
+        schedule: The schedule.
+        job: The job.
+
+    Raises:
+        ValueError: The schedule has no ticks that processes can share.
+        TypeError: The job was not made by `handler.job()`.
+    """
+
+    def __init__(self, enqueuer: Enqueuer, schedule: Schedule, job: Step[Any]) -> None:
+        validation.instances("schedule", (schedule,), Schedule)
+        if isinstance(schedule, Every):
+            validation.seconds("schedule: its seconds", schedule.seconds, at_least=_SHORTEST)
+        if not isinstance(job, Single):
+            raise TypeError(f"job must be made by handler.job(), not {job!r}")
+        if job.options.at is not None:
+            raise ValueError("job: at can't be given, because the schedule says when it may start")
+        terms = job.terms
+        remembered = replace(terms, retention=max(terms.retention, _REMEMBERED))
+        self._job: Single[Any] = Single(
+            remembered, job.args, job.kwargs, job.options, job.observers
+        )
+        self._enqueuer = enqueuer
+        self._schedule = schedule
+        self._id = _id_of(schedule, job)
+        self._jitter = schedule.jitter if isinstance(schedule, Every) else 0.0
+        self._is_failing = False
+        self._job.message(self._id, enqueuer.max_payload)  # or each tick would fail
+
+    def describe_loop(self) -> Task[None]:
+        """Return the loop that enqueues the jobs, for another manager."""
+        ticker = _Ticker(self._schedule, self._enqueue)
+        return Task(
+            ticker.tick,
+            kind=TaskKind.LOOP,
+            schedule=_WallClock(self._schedule),
+            name=f"schedule of {self._job.terms.name}",
+            # Until a tick is enqueued; the end of the loop ends the pauses.
+            retry=AsyncRetrying(
+                retry=retry_if_exception_type(Exception), wait=WAIT, before_sleep=self._failed
+            ),
+        )
+
+    async def _enqueue(self, tick: float) -> None:
+        id = f"{self._id}.{tick:.3f}"
+        delay = self._job.options.delay + self._jitter * _chance(id)
+        options = replace(self._job.options, id=id, delay=delay)
+        made = message(
+            self._job.terms,
+            self._job.args,
+            self._job.kwargs,
+            options,
+            self._enqueuer.max_payload,
+        )
+        with suppress(DuplicateJobError):  # another process was faster
+            await self._enqueuer.enqueue([made], options, self._job.observers)
+        if self._is_failing:
+            self._is_failing = False
+            log(logging.INFO, "%s: works again", _WHAT)
+
+    def _failed(self, state: RetryCallState) -> None:
+        if not self._is_failing:
+            self._is_failing = True
+            error = None if state.outcome is None else state.outcome.exception()
+            log(logging.WARNING, "%s: %s; trying again", _WHAT, error)
+
+
+class _Ticker:
+    """The function of a schedule's loop."""
+
+    def __init__(self, schedule: Schedule, enqueue: Callable[[float], Awaitable[None]]) -> None:
         self._schedule = schedule
         self._enqueue = enqueue
         self._last = -math.inf
 
     async def tick(self) -> None:
-        """Enqueue the job of the tick that has come, trying again until the loops stop."""
+        """Enqueue the job of the latest tick, if it is new."""
         tick = self._latest(clock.wall())
-        if tick is None:
-            return
-        self._last = tick
-        outage = Outage("enqueueing by schedule")
-        enqueued = False
-        with anyio.CancelScope() as pause:
-            if (handle := current_handle.get()) is not None:
-                handle._pause = pause  # which is cut short when the loops stop
-            while not enqueued:
-                try:
-                    with anyio.CancelScope(shield=True):
-                        await self._enqueue(f"{self._id}.{tick:.3f}")
-                    enqueued = True
-                    outage.over()
-                except Exception as error:
-                    await outage.failed(error)
+        if tick is not None:
+            with anyio.CancelScope(shield=True):
+                await self._enqueue(tick)
+            self._last = tick
 
     def _latest(self, now: float) -> float | None:
-        """Return the latest tick that has come and was not seen yet."""
         latest = None
         tick = self._schedule.after(max(self._last, now - PATIENCE - 1))
         while tick <= now:
@@ -89,42 +141,13 @@ class Ticker:
         return latest
 
 
-def describe_schedule(
-    sender: Sender,
-    handler: Handler[..., Any, Any],
-    schedule: Schedule,
-    dated: Dated,
-    args: Sequence[Any],
-    kwargs: Mapping[str, Any],
-) -> Callable[[], Task[None]]:
-    """Return what describes the loop of a schedule, anew for each manager.
-
-    Raises what enqueueing a job with these arguments does.
-    """
-    settings = handler.settings
-    plain_args, plain_kwargs = handler.signature.dump(args, kwargs)
-    terms = replace(settings.terms, keep=max(settings.terms.keep, _REMEMBERED))
-    first = id_of(handler.name, schedule, plain_args, plain_kwargs)
-
-    def make(options: Options) -> Message:
-        return message(terms, plain_args, plain_kwargs, options, sender.max_payload)
-
-    make(Options(id=first))  # or each tick would be tried again for ever
-
-    async def enqueue(id: str) -> None:
-        options = Options(id=id)
-        with suppress(DuplicateJobError):
-            await sender.send([make(options)], options, settings.observers)
-
-    def describe() -> Task[None]:
-        ticker = Ticker(first, dated, enqueue)
-        name = f"schedule of {handler.name}"
-        return Task(ticker.tick, kind=TaskKind.LOOP, schedule=schedule, name=name)
-
-    return describe
+def _id_of(schedule: Schedule, job: Single[Any]) -> str:
+    """Return how the ids of a schedule's jobs begin, the same in all processes."""
+    name = job.terms.name
+    described = repr((name, schedule, [*job.args], sorted(job.kwargs.items())))
+    return f"{name[:80]}:{sha256(described.encode()).hexdigest()[:12]}"
 
 
-def id_of(name: str, schedule: Schedule, args: Sequence[Any], kwargs: Mapping[str, Any]) -> str:
-    """Return what the ids of a schedule's jobs begin with, the same in all processes."""
-    told = repr((name, schedule, list(args), sorted(kwargs.items())))
-    return f"{name[:80]}:{sha256(told.encode()).hexdigest()[:12]}"
+def _chance(id: str) -> float:
+    """Return a number from 0 to 1 that is random, and the same in all processes."""
+    return int(sha256(id.encode()).hexdigest()[:12], 16) / 16**12
