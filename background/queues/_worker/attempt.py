@@ -3,304 +3,324 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from collections.abc import Awaitable, Callable, Mapping
+from contextvars import Context
+from dataclasses import dataclass, replace
+from typing import Any
 
-from tenacity import RetryError
+from tenacity import AsyncRetrying, RetryError
 
-from ..._errors import TaskCancelledError
-from ..._eventloop.backend import Backend
+from ..._errors import DuplicateTaskError
 from ..._events import JobRef
+from ..._execution.handle import TaskHandle
 from ..._execution.outcome import Outcome
 from ..._execution.runner import FROM_OUTSIDE
+from ..._lifecycle.host import WorkerHost, current_interceptor
 from ..._retry import Attempts
 from ..._states import TaskStatus
 from ..._support import clock
-from ..._support.frozen import maker, record
 from ..._support.log import log
-from .._backoff import Outage
-from .._client import Client, key
-from .._codec import errors, json_data
+from ..._task import Task
+from .._backoff import BrokerBackoff
+from .._client import Client, result_key
+from .._codec import json_data
 from .._errors import QueueError
-from .._states import JobState
 from ..abc import Claim, Settlement
-from .completer import Settler
-from .preparation import Plan
+from .decision import CANCELLED, LOST, UNSETTLED, cancelled, conclude, decide
 
-if TYPE_CHECKING:
-    from ..._execution.handle import TaskHandle
-
-LOST = "its lease was lost"
-CANCELLED = "the job was cancelled"
-UNSETTLED = "it could not be settled"
-OVER = "the attempt has ended"
-
-#: Reasons of cancellations after which another worker is to have the job at once.
-_HANDED_BACK = ("shutdown", FROM_OUTSIDE)
-
-_make_job = maker(JobRef)
-_make_settlement = maker(Settlement)
+_OVER = "the attempt has ended"
 
 
-@record
-class _Verdict:
-    """What an attempt has come to."""
+@dataclass(slots=True)
+class WorkerContext:
+    """What all attempts of a worker share.
 
-    state: JobState
-    delay: float = 0.0
-    value: Any = None
-    error: BaseException | None = None
+    Args:
+        host: The manager that runs them.
+        client: The broker and the store of results.
+        settle: Settles a job, and returns whether its lease was held, or `None` if unknown.
+        settle_soon: Settles a job without waiting for the answer.
+        remove: Removes an attempt from those that are under way.
+    """
 
-
-_make_verdict: Callable[..., _Verdict] = maker(_Verdict)
-
-
-@record
-class Means:
-    """What all runs of a worker share; `release` takes one off it."""
-
-    backend: Backend
+    host: WorkerHost
     client: Client
-    settler: Settler
-    now: Callable[[], float]
-    release: Callable[[JobRun], None]
+    settle: Callable[[JobAttempt, Settlement], Awaitable[bool | None]]
+    settle_soon: Callable[[JobAttempt, Settlement], None]
+    remove: Callable[[JobAttempt], None]
 
 
-class JobRun:
-    """What a worker knows of a job that it has claimed.
+class JobAttempt:
+    """A claimed job, the task that runs it, and what the worker knows about both.
 
-    `held_until` is when its lease ends, on the event loop's clock.
+    Args:
+        worker: What all attempts of the worker share.
+        claim: The claim.
+        task: The task to run.
+        policy: Decides about another attempt.
+        dump_result: Turns a result into plain data.
+        stores_result: Whether the result is stored for the enqueuer.
+        passes_result: Whether other jobs depend on it.
+        previous: The results of the jobs that it depends on.
+        held_until: When the lease ends, on the event loop's clock.
     """
 
     __slots__ = (
         "_attempts",
-        "_means",
-        "_saved",
+        "_cancel_reason",
+        "_cancel_requested",
+        "_dump_result",
+        "_handle",
+        "_has_saved",
+        "_passes_result",
+        "_policy",
         "_since",
+        "_stores_result",
+        "_worker",
         "claim",
-        "handle",
         "held_until",
-        "is_cancelled",
         "is_lost",
         "is_over",
         "is_settling",
         "job",
-        "plan",
+        "job_cancelled",
+        "previous",
+        "task",
     )
 
-    def __init__(self, means: Means, claim: Claim, plan: Plan, held_until: float) -> None:
+    def __init__(
+        self,
+        worker: WorkerContext,
+        claim: Claim,
+        task: Task[Any],
+        policy: AsyncRetrying | None,
+        dump_result: Callable[[Any], Any],
+        stores_result: bool,
+        passes_result: bool,
+        previous: Any,
+        held_until: float,
+    ) -> None:
         message = claim.message
-        self._means = means
         self.claim = claim
-        self.plan = plan
+        self.task = task
+        self.previous = previous
         self.held_until = held_until
-        self.handle: TaskHandle[Any] | None = None
-        self.is_lost = False
-        self.is_cancelled = False  # as the broker was asked to
-        self.is_over = False  # what it does from now on is none of the attempt's
-        self.is_settling = False
-        self.job: JobRef = _make_job(
-            message.id, message.handler or "", message.queue, claim.attempt, claim.enqueued_at
+        self.job = JobRef(
+            id=message.id,
+            handler=message.handler or "",
+            queue=message.queue,
+            attempt=claim.attempt,
+            enqueued_at=claim.enqueued_at,
         )
+        self.is_lost = False
+        self.job_cancelled = False
+        self.is_over = False  # the function has returned
+        self.is_settling = False
+        self._worker = worker
+        self._policy = policy
+        self._dump_result = dump_result
+        self._stores_result = stores_result
+        self._passes_result = passes_result
+        self._handle: TaskHandle[Any] | None = None
         self._attempts: Attempts | None = None
-        self._saved = False  # an intermediate result
+        self._cancel_requested = False
+        self._cancel_reason: str | None = None
+        self._has_saved = False
         self._since = 0.0  # when the first attempt began, in seconds since the epoch
 
     @property
-    def attempt(self) -> int:
+    def number(self) -> int:
+        """The number of the attempt."""
         return self.claim.attempt
 
     @property
+    def meta(self) -> Mapping[str, Any]:
+        """The job's metadata."""
+        return self.task.meta
+
+    @property
     def gives_up(self) -> bool:
-        """Whether settling the job is not worth another try."""
-        return self.is_lost or (self.handle is not None and self.handle._cancelled)
+        """Whether another try to settle the job is useless."""
+        return self.is_lost or self._cancel_requested
+
+    def start(self, context: Context) -> None:
+        """Run the job as a task of the manager."""
+        run = self._worker.host.run_attempt
+        try:
+            self._handle = run(self.task, context, self.job, self)
+        except DuplicateTaskError:  # an attempt of the same job still runs, whose lease was lost
+            self._handle = run(replace(self.task, id=None), context, self.job, self)
+        if self.job_cancelled:  # an observer cancelled it before there was a handle
+            self.cancel()
 
     def lose(self) -> None:
-        """End the run, as another worker may have the job by now."""
+        """End the run, because another worker may have the job."""
         if not self.is_lost:
             self.is_lost = True
-            log(logging.WARNING, "job %s of %s: %s", self.job.id, self.job.handler, LOST)
+            self._log(LOST)
             self._cancel(LOST)
 
     def cancel(self) -> None:
-        """End the run, as somebody has cancelled the job."""
-        self.is_cancelled = True
+        """End the run, because the job was cancelled."""
+        self.job_cancelled = True
         self._cancel(CANCELLED)
 
-    def hand_back(self) -> None:
-        """End the run, so that another worker has the job."""
+    def release(self) -> None:
+        """End the run, so that another worker gets the job."""
         self._cancel("shutdown")
 
     def _cancel(self, reason: str) -> None:
-        if self.handle is not None:
-            self.handle.cancel(reason)
+        if self._handle is not None:
+            self._handle.cancel(reason)
 
-    async def begin(self) -> None:
-        plan, now = self.plan, self._means.now
-        if plan.policy is None:
+    def _log(self, reason: str) -> None:
+        log(logging.WARNING, "job %s of %s: %s", self.job.id, self.job.handler, reason)
+
+    # The parts of `RunInterceptor`
+
+    async def before_run(self) -> None:
+        if self._policy is None:
             return
-        wall = clock.wall()
-        has_failed = self.attempt - 1 > self.claim.crashes
-        error = self.claim.error if has_failed else None  # else one from before a requeue
+        wall, now = clock.wall(), self._worker.host.backend.now
+        has_failed = self.number - 1 > self.claim.crashes
+        error = self.claim.error if has_failed else None  # otherwise it is from before a requeue
         since = None if error is None else error.get("since")
         self._since = since if isinstance(since, float) else wall
-        started = now() - max(0.0, wall - self._since)
+        task = self.task
         self._attempts = Attempts(
-            plan.policy,
-            plan.fn,
-            plan.args,
-            plan.kwargs,
-            started=started,
+            self._policy,
+            task.fn,
+            task.args,
+            task.kwargs,
+            started=now() - max(0.0, wall - self._since),
             clock=now,
-            number=self.attempt,
+            number=self.number,
         )
         await self._attempts.before()
 
-    def drop(self, handle: TaskHandle[Any] | None) -> None:
-        """Have a job settled whose run never began: handed back, if there was to be none."""
-        if not self.is_lost:
-            reason = "shutdown" if handle is None else handle._reason
-            verdict = self._judge_cancelled(reason)
-            self._means.settler.put(self._settlement(verdict, None), self)
-        self._means.release(self)
+    def on_cancel_requested(self, reason: str | None) -> None:
+        self._cancel_requested = True
+        self._cancel_reason = reason
 
-    async def conclude(self, handle: TaskHandle[Any], outcome: Outcome) -> Outcome:
+    def on_never_started(self, reason: str | None) -> None:
+        if not self.is_lost:
+            outcome = Outcome(TaskStatus.CANCELLED, 0.0, cancel_reason=reason)
+            self._worker.settle_soon(self, self._decide(outcome, None))
+        self._worker.remove(self)
+
+    async def after_run(self, outcome: Outcome) -> Outcome:
         self.is_over = True
         try:
             if self.is_lost:
-                return self._as_cancelled(handle, outcome, LOST)
+                return cancelled(outcome, LOST)
             try:
-                verdict, result = await self._judge(handle, outcome)
-            except BaseException:  # the event loop's cancellation: it is another's, then
-                self.drop(None)
+                outcome, result = await self._judge(outcome)
+            except BaseException:  # the event loop ends: another worker gets the job
+                self.on_never_started("shutdown")
                 raise
             self.is_settling = True
-            accepted = await self._means.settler.settle(self._settlement(verdict, result), self)
+            settlement = self._decide(outcome, result)
+            accepted = await self._worker.settle(self, settlement)
         finally:
-            self._means.release(self)
-        if accepted:
-            return self._as_judged(handle, outcome, verdict)
-        reason = UNSETTLED if accepted is None else LOST
-        log(logging.WARNING, "job %s of %s: %s", self.job.id, self.job.handler, reason)
-        return self._as_cancelled(handle, outcome, reason)
+            self._worker.remove(self)
+        if not accepted:
+            self._log(LOST if accepted is False else UNSETTLED)
+        return conclude(outcome, settlement, accepted)
 
-    async def _judge(
-        self, handle: TaskHandle[Any], outcome: Outcome
-    ) -> tuple[_Verdict, bytes | None]:
-        """Decide what is to become of the job, and give its result as it is kept with it."""
-        cancelled = outcome.status is TaskStatus.CANCELLED
-        if cancelled or (handle._cancelled and outcome.status is TaskStatus.FAILED):
-            return self._judge_cancelled_run(handle, outcome), None
-        me = self._means.backend.current_task()
+    def _decide(self, outcome: Outcome, result: bytes | None) -> Settlement:
+        return decide(
+            self.claim,
+            outcome,
+            job_cancelled=self.job_cancelled,
+            result=result,
+            since=self._since,
+        )
+
+    async def _judge(self, outcome: Outcome) -> tuple[Outcome, bytes | None]:
+        """Apply the policy, and store the result; return the result that is stored with the job."""
+        backend = self._worker.host.backend
+        was_cancelled = outcome.status is TaskStatus.CANCELLED or self._cancel_requested
+        if was_cancelled and outcome.status is not TaskStatus.SUCCEEDED:
+            if outcome.cancel_reason == FROM_OUTSIDE and not backend.is_cancelling():
+                # On asyncio, the function awaited something that was cancelled. It would do so
+                # again if the job were released.
+                return _failed(outcome, outcome.error), None
+            return cancelled(outcome, outcome.cancel_reason or self._cancel_reason), None
+        me = backend.current_task()
         try:
-            verdict = await self._judge_by_policy(outcome)
-            if verdict.state is not JobState.SUCCEEDED:
-                return verdict, None
-            encoded = self._encode(verdict.value)
-        except BaseException as error:  # of the policy's functions, or of the result
-            if self._means.backend.ends(me, error):
+            await self._apply_policy(outcome)
+            if outcome.status is not TaskStatus.SUCCEEDED:
+                return outcome, None
+            encoded = self._encode(outcome.value)
+        except BaseException as error:  # from the policy's callbacks, or about the result
+            if backend.ends(me, error):
                 raise
-            return _judge_raised(error), None
-        if not await self._keep(encoded):
-            return self._judge_cancelled(handle._reason), None
-        with_the_job = self._means.client.results is None or self.plan.passes
-        return verdict, encoded if with_the_job else None
+            return _failed(outcome, error), None
+        if not await self._store(encoded):
+            return cancelled(outcome, self._cancel_reason), None
+        with_the_job = self._worker.client.results is None or self._passes_result
+        return outcome, encoded if with_the_job else None
 
-    def _judge_cancelled_run(self, handle: TaskHandle[Any], outcome: Outcome) -> _Verdict:
-        if handle._reason == FROM_OUTSIDE and not self._means.backend.is_cancelling():
-            # On asyncio by awaiting what others have cancelled; handed back, it would do so again.
-            assert outcome.error is not None
-            return _judge_raised(outcome.error)
-        return self._judge_cancelled(handle._reason)
-
-    def _judge_cancelled(self, reason: str | None) -> _Verdict:
-        back = not self.is_cancelled and reason in _HANDED_BACK
-        return _Verdict(state=JobState.READY if back else JobState.CANCELLED)
-
-    async def _judge_by_policy(self, outcome: Outcome) -> _Verdict:
-        attempts, error, value = self._attempts, outcome.error, outcome.value
-        if attempts is not None and (error is None or isinstance(error, Exception)):
-            delay = await (attempts.returned(value) if error is None else attempts.failed(error))
-            if delay is not None:
-                error = error or RetryError(attempts.outcome)
-                return _Verdict(state=JobState.SCHEDULED, delay=delay, error=error)
-            value, error = await attempts.conclude(), None
-        if error is not None:
-            return _judge_raised(error)
-        return _make_verdict(JobState.SUCCEEDED, 0.0, value)
+    async def _apply_policy(self, outcome: Outcome) -> None:
+        attempts, error = self._attempts, outcome.error
+        if attempts is None or not (error is None or isinstance(error, Exception)):
+            return
+        if error is None:
+            delay = await attempts.returned(outcome.value)
+        else:
+            delay = await attempts.failed(error)
+        if delay is None:
+            outcome.value = await attempts.conclude()
+            outcome.status, outcome.error = TaskStatus.SUCCEEDED, None
+        else:
+            outcome.status, outcome.error = TaskStatus.FAILED, error or RetryError(attempts.outcome)
+            outcome.retry_in = delay
 
     def _encode(self, value: Any) -> bytes | None:
-        """Return a result as it is kept, if it is. Raises what makes it the job's failure."""
-        plan = self.plan
-        if not (plan.stores or plan.passes):
+        """Return a result as it is stored, if it is; raise what makes it the job's failure."""
+        if not (self._stores_result or self._passes_result):
             return None
-        assert plan.dump_result is not None
         what = f"the result of job {self.job.id}"
-        plain = plan.dump_result(value)
-        return json_data.encode(what, plain, self._means.client.max_payload, checked=True)
+        limit = self._worker.client.max_payload
+        return json_data.encode(what, self._dump_result(value), limit, checked=True)
 
-    async def _keep(self, encoded: bytes | None) -> bool:
-        """Have a result kept if that is not with the job; `False` if it can't be for too long."""
-        results = self._means.client.results
-        if results is None or not (self.plan.stores or self._saved):
+    async def _store(self, encoded: bytes | None) -> bool:
+        """Store a result apart from the job; return `False` if that fails for too long."""
+        results = self._worker.client.results
+        if results is None or not (self._stores_result or self._has_saved):
             return True
-        outage = Outage("keeping results")
-        place = key(self.job.id, self.attempt)
-        while True:
-            try:
-                if self.plan.stores and encoded is not None:
-                    await results.save(place, encoded, keep=self.claim.message.keep)
-                else:
-                    await results.delete(place)
-            except Exception as error:
-                if self.gives_up:
-                    return False
-                await outage.failed(error)
+        key = result_key(self.job.id, self.number)
+
+        async def store() -> None:
+            if self._stores_result and encoded is not None:
+                await results.save(key, encoded, retention=self.claim.message.retention)
             else:
-                outage.over()
-                return True
+                await results.delete(key)
 
-    def _settlement(self, verdict: _Verdict, result: bytes | None) -> Settlement:
-        error: dict[str, Any] | None = None
-        if verdict.error is not None and verdict.state is not JobState.READY:
-            error = errors.describe(verdict.error)
-            error["since"] = self._since
-        settlement: Settlement = _make_settlement(
-            self.claim.message.id, self.claim.token, verdict.state, verdict.delay, result, error
-        )
-        return settlement
-
-    def _as_judged(self, handle: TaskHandle[Any], outcome: Outcome, verdict: _Verdict) -> Outcome:
-        if verdict.state is JobState.SUCCEEDED:
-            outcome.value, outcome.error = verdict.value, None
-            outcome.status = TaskStatus.SUCCEEDED
-        elif verdict.error is not None:
-            outcome.status, outcome.error = TaskStatus.FAILED, verdict.error
-            outcome.is_dead = verdict.state is JobState.DEAD
-            if verdict.state is JobState.SCHEDULED:
-                outcome.retry_in = verdict.delay
-        else:
-            return self._as_cancelled(handle, outcome, handle._reason or CANCELLED)
-        return outcome
-
-    def _as_cancelled(self, handle: TaskHandle[Any], outcome: Outcome, reason: str) -> Outcome:
-        handle._reason = reason
-        error = TaskCancelledError(handle.name, handle.id, reason)
-        return Outcome(TaskStatus.CANCELLED, outcome.duration, None, error)
+        try:
+            await BrokerBackoff("storing results").call(store, lambda error: self.gives_up)
+        except Exception:
+            return False
+        return True
 
     async def save(self, value: Any) -> None:
-        """Keep an intermediate result."""
-        client, message = self._means.client, self.claim.message
+        """Store an intermediate result, as `JobContext.save()` does."""
+        client, message = self._worker.client, self.claim.message
         encoded = json_data.encode(f"a value of job {self.job.id}", value, client.max_payload)
-        if self.is_lost or self.is_over:  # a store of results can't tell
-            raise QueueError(f"job {self.job.id}: {LOST if self.is_lost else OVER}")
-        self._saved = True
-        held = await client.save(message.id, self.attempt, self.claim.token, encoded, message.keep)
-        if not held:
+        if self.is_lost or self.is_over:  # a store of results can't find that out
+            raise QueueError(f"job {self.job.id}: {LOST if self.is_lost else _OVER}")
+        self._has_saved = True
+        token, retention = self.claim.token, message.retention
+        if not await client.save(message.id, self.number, token, encoded, retention):
             self.lose()
             raise QueueError(f"job {self.job.id}: {LOST}")
 
 
-def _judge_raised(error: BaseException) -> _Verdict:
-    interrupted = isinstance(error, KeyboardInterrupt)  # which is the process's, and not the job's
-    return _Verdict(state=JobState.READY if interrupted else JobState.DEAD, error=error)
+def current_attempt() -> JobAttempt | None:
+    """Return the attempt that the running code belongs to."""
+    interceptor = current_interceptor()
+    return interceptor if isinstance(interceptor, JobAttempt) else None
+
+
+def _failed(outcome: Outcome, error: BaseException | None) -> Outcome:
+    return Outcome(TaskStatus.FAILED, outcome.duration, error=error)

@@ -1,168 +1,170 @@
-"""Settlements of one worker: those of about the same time go to the broker together."""
+"""Settles the jobs of one worker: those that end at about the same time with one call."""
 
 from __future__ import annotations
 
 import logging
 from contextlib import suppress
 from dataclasses import replace
-from typing import Protocol
 
 import anyio
 from anyio.lowlevel import checkpoint
 
 from ..._support.log import log
-from .._backoff import Outage
+from .._backoff import BrokerBackoff
 from .._codec.errors import describe
 from .._errors import BrokerUnavailableError, QueueError
 from .._states import FINAL, JobState
 from ..abc import Broker, Settlement
+from .attempt import JobAttempt
 
-_SINCE_THEN = (JobState.RUNNING, JobState.SUCCEEDED)
-_REFUSALS = (QueueError, ValueError)  # which trying again does not mend
-
-
-class Held(Protocol):
-    """Who has a job that is to be settled."""
-
-    @property
-    def attempt(self) -> int:
-        """The number of the attempt."""
-        ...
-
-    @property
-    def gives_up(self) -> bool:
-        """Whether it is no use to try again."""
-        ...
+_AFTER_A_RETRY = (JobState.RUNNING, JobState.SUCCEEDED)
+_REFUSALS = (QueueError, ValueError)  # calling again does not help
 
 
-class Batch:
-    """Settlements that are sent together; `answers` are there when `done` is set."""
+class _Batch:
+    """Settlements that are sent together; `accepted` is complete when `done` is set."""
 
     def __init__(self, event: type[anyio.Event]) -> None:
+        self.attempts: list[JobAttempt] = []
         self.settlements: list[Settlement] = []
-        self.holders: list[Held] = []
-        self.answers: list[bool | None] = []  # `None` for what could not be settled
+        self.accepted: list[bool | None] = []
         self.done = event()
 
 
-class Settler:
-    """Sends settlements while it is run as a service; what comes meanwhile is sent next."""
+class Completer:
+    """Sends settlements while its service runs; those that come meanwhile are sent next.
+
+    Args:
+        broker: The broker.
+        event: The event loop's class of events.
+    """
 
     def __init__(self, broker: Broker, event: type[anyio.Event]) -> None:
         self._broker = broker
         self._event = event
-        self._batch = Batch(event)  # that fills
-        self._sent: Batch | None = None  # which has no answers yet
+        self._filling = _Batch(event)
+        self._sent: _Batch | None = None
         self._filled = event()
-        self._running = False
-        self._closed = False
+        self._is_running = False
+        self._is_closed = False
 
-    def put(self, settlement: Settlement, holder: Held) -> tuple[Batch, int]:
-        """Have a job settled; return where its answer will be."""
-        batch = self._batch
-        if self._closed:
-            batch = Batch(self._event)
-            batch.answers = [None]
-            batch.done.set()
-            return batch, 0
+    async def settle(self, attempt: JobAttempt, settlement: Settlement) -> bool | None:
+        """Settle a job; return whether its lease was held, or `None` if that is unknown."""
+        if self._is_closed:
+            return None
+        batch = self._put(attempt, settlement)
+        place = len(batch.settlements) - 1
+        await batch.done.wait()
+        return batch.accepted[place]
+
+    def settle_soon(self, attempt: JobAttempt, settlement: Settlement) -> None:
+        """Settle a job without waiting for the answer."""
+        if not self._is_closed:
+            self._put(attempt, settlement)
+
+    def _put(self, attempt: JobAttempt, settlement: Settlement) -> _Batch:
+        batch = self._filling
+        batch.attempts.append(attempt)
         batch.settlements.append(settlement)
-        batch.holders.append(holder)
         if len(batch.settlements) == 1:
             self._filled.set()
-        return batch, len(batch.settlements) - 1
-
-    async def settle(self, settlement: Settlement, holder: Held) -> bool | None:
-        """Settle a job; tell whether its lease was still held, `None` if that stays unknown."""
-        batch, place = self.put(settlement, holder)
-        await batch.done.wait()
-        return batch.answers[place]
+        return batch
 
     async def drain(self) -> None:
-        """Wait until everything has been sent."""
-        while self._sent is not None or self._batch.settlements:
-            if self._sent is None and not self._running:  # as the manager has closed
+        """Wait until everything was sent."""
+        while self._sent is not None or self._filling.settlements:
+            if self._sent is None and not self._is_running:  # the manager has closed
                 await self._send_next()
             else:
-                await (self._sent or self._batch).done.wait()
+                await (self._sent or self._filling).done.wait()
 
     def close(self) -> None:
-        """Settle no more: what comes late will not be, nor what a broker does not take now."""
-        self._closed = True
+        """Settle nothing more, and send nothing again that the broker does not accept."""
+        self._is_closed = True
 
     async def run(self) -> None:
-        """Send what there is to be sent, until cancelled; then send the rest."""
-        self._running = True
+        """Send settlements until cancelled, then those that are left."""
+        self._is_running = True
         try:
             while True:
                 await self._filled.wait()
-                await checkpoint()  # what ends in this turn of the event loop comes along
+                await checkpoint()  # so that what ends in this turn of the event loop comes along
                 await self._send_next()
         finally:
-            while self._batch.settlements:
+            while self._filling.settlements:
                 await self._send_next()
-            self._running = False
+            self._is_running = False
 
     async def _send_next(self) -> None:
-        batch = self._sent = self._batch
-        self._batch, self._filled = Batch(self._event), self._event()
+        batch = self._sent = self._filling
+        self._filling, self._filled = _Batch(self._event), self._event()
         try:
             with anyio.CancelScope(shield=True):
-                batch.answers = await self._send(batch)
+                batch.accepted = await self._send(batch)
         finally:
-            batch.answers = batch.answers or [None] * len(batch.settlements)
+            batch.accepted = batch.accepted or [None] * len(batch.settlements)
             self._sent = None
             batch.done.set()
 
-    async def _send(self, batch: Batch) -> list[bool | None]:
-        outage = Outage("settling jobs")
-        repeated = False
-        while True:
-            try:
-                answers = await self._broker.settle(batch.settlements)
-                if repeated:
-                    answers = [await self._look(batch, *each) for each in enumerate(answers)]
-            except Exception as error:
-                if isinstance(error, _REFUSALS) and not isinstance(error, BrokerUnavailableError):
-                    return await self._refused(batch, error)
-                if self._closed or all(holder.gives_up for holder in batch.holders):
-                    count = len(batch.settlements)
-                    log(logging.ERROR, "%d jobs could not be settled: %s", count, error)
-                    return []
-                repeated = True
-                await outage.failed(error)
-            else:
-                outage.over()
-                return [*answers]
+    async def _send(self, batch: _Batch) -> list[bool | None]:
+        try:
+            return await self._send_until_answered(batch)
+        except Exception as error:
+            if isinstance(error, _REFUSALS) and not isinstance(error, BrokerUnavailableError):
+                return await self._send_one_by_one(batch, error)
+            log(logging.ERROR, "%d jobs could not be settled: %s", len(batch.settlements), error)
+            return [None] * len(batch.settlements)
 
-    async def _refused(self, batch: Batch, error: Exception) -> list[bool | None]:
-        """Find out which settlement the broker refuses; its job is dead, by that error."""
-        if len(batch.settlements) == 1:
-            (settlement,) = batch.settlements
-            log(logging.ERROR, "job %s can't be settled", settlement.id, error=error)
-            dead = replace(settlement, state=JobState.DEAD, result=None, error=describe(error))
-            with suppress(Exception):  # its lease ends
-                await self._broker.settle([dead])
-            return [None]
-        answers: list[bool | None] = []
-        for settlement, holder in zip(batch.settlements, batch.holders, strict=True):
-            alone = Batch(self._event)
-            alone.settlements, alone.holders = [settlement], [holder]
-            answers += await self._send(alone) or [None]
-        return answers
+    async def _send_until_answered(self, batch: _Batch) -> list[bool | None]:
+        is_repeated = False
 
-    async def _look(self, batch: Batch, place: int, accepted: bool) -> bool:
-        """Tell whether a settlement was accepted, the answer to which may have been lost."""
-        if accepted:
-            return True
-        settlement = batch.settlements[place]
+        async def send() -> list[bool | None]:
+            nonlocal is_repeated
+            was_repeated, is_repeated = is_repeated, True
+            accepted = await self._broker.settle(batch.settlements)
+            if not was_repeated:
+                return [*accepted]
+            return [
+                yes or await self._was_accepted(attempt, settlement)
+                for yes, attempt, settlement in zip(
+                    accepted, batch.attempts, batch.settlements, strict=True
+                )
+            ]
+
+        def give_up(error: Exception) -> bool:
+            is_refusal = isinstance(error, _REFUSALS)
+            if is_refusal and not isinstance(error, BrokerUnavailableError):
+                return True
+            return self._is_closed or all(attempt.gives_up for attempt in batch.attempts)
+
+        return await BrokerBackoff("settling jobs").call(send, give_up)
+
+    async def _was_accepted(self, attempt: JobAttempt, settlement: Settlement) -> bool:
+        """Return whether a refused settlement was accepted before, when the answer was lost."""
         job = await self._broker.get(settlement.id)
         if job is None:
-            return settlement.state in FINAL  # and was kept for less than all this took
-        counted = batch.holders[place].attempt - (settlement.state is JobState.READY)
+            return settlement.state in FINAL  # its retention was shorter than all this
+        counted = attempt.number - (settlement.state is JobState.READY)
         if settlement.state is JobState.SCHEDULED and job.attempt == counted + 1:
-            # The next attempt has begun, which sees the error of this one if that was accepted.
-            return job.state in _SINCE_THEN and job.error == settlement.error
+            # The next attempt has begun; it has the error of this one if that was accepted.
+            return job.state in _AFTER_A_RETRY and job.error == settlement.error
         states = {settlement.state}
         if settlement.state not in FINAL:  # it may be due by now
             states.add(JobState.READY)
         return job.attempt == counted and job.state in states
+
+    async def _send_one_by_one(self, batch: _Batch, error: Exception) -> list[bool | None]:
+        """Find out which settlement the broker refuses, and make its job dead."""
+        if len(batch.settlements) == 1:
+            (settlement,) = batch.settlements
+            log(logging.ERROR, "job %s can't be settled", settlement.id, error=error)
+            dead = replace(settlement, state=JobState.DEAD, result=None, error=describe(error))
+            with suppress(Exception):  # then its lease ends
+                await self._broker.settle([dead])
+            return [None]
+        accepted: list[bool | None] = []
+        for attempt, settlement in zip(batch.attempts, batch.settlements, strict=True):
+            alone = _Batch(self._event)
+            alone.attempts, alone.settlements = [attempt], [settlement]
+            accepted += await self._send(alone)
+        return accepted

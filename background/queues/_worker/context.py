@@ -1,88 +1,93 @@
-"""What a job's function can ask about its job."""
+"""What a job's function can learn about its job."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any
 
-from ..._eventloop.protection import uninterrupted
-from ..._execution.runner import current_handle
+from ..._eventloop.interruption import ki_protected
 from .._errors import QueueError
-from .attempt import JobRun
+from .attempt import JobAttempt, current_attempt
 
 
+@ki_protected
 class JobContext:
-    """The job whose function is running, for that function and all that it calls.
+    """The job that is running, for its function and everything that it calls.
 
-    Made by `JobContext.current()`:
-
+    Example:
+        ```python
         async def resize(path: str) -> str:
             context = JobContext.current()
             await context.save({"step": "reading"})
-            …
+            ...
+        ```
     """
 
-    __slots__ = ("_run",)
+    __slots__ = ("_attempt",)
 
-    def __init__(self, run: JobRun) -> None:
-        self._run = run
+    def __init__(self, attempt: JobAttempt) -> None:
+        self._attempt = attempt
 
     @classmethod
     def current(cls) -> JobContext:
-        """Return that of the job which the running code belongs to, also in its threads.
+        """Return the job that the running code belongs to, in its threads, too.
 
-        Raises `QueueError` where no job is running.
+        Raises:
+            QueueError: No job is running.
         """
-        handle = current_handle.get()
-        run = None if handle is None else handle._durable
-        if not isinstance(run, JobRun):
+        attempt = current_attempt()
+        if attempt is None:
             raise QueueError("no job is running here: JobContext is for the functions of handlers")
-        return cls(run)
+        return cls(attempt)
 
     @property
     def id(self) -> str:
         """The job's id."""
-        return self._run.job.id
+        return self._attempt.job.id
 
     @property
     def queue(self) -> str:
-        """The queue that it was in."""
-        return self._run.job.queue
+        """The queue that the job came from."""
+        return self._attempt.job.queue
 
     @property
     def attempt(self) -> int:
-        """The number of this attempt, from 1; attempts whose worker died count."""
-        return self._run.job.attempt
+        """The number of this attempt, from 1, attempts whose worker died included."""
+        return self._attempt.job.attempt
 
     @property
     def enqueued_at(self) -> float:
         """When the job was enqueued, in seconds since the epoch."""
-        return self._run.job.enqueued_at
+        return self._attempt.job.enqueued_at
 
     @property
     def previous(self) -> Any:
-        """The result of the step before it in a chain: for a group a list; else `None`.
+        """The result of the step before in a chain, for a group a list; otherwise `None`.
 
-        Plain data, whatever that step's function is annotated with.
+        It is plain data, whatever the annotation of that step's function.
         """
-        return self._run.plan.previous
+        return self._attempt.previous
 
     @property
     def meta(self) -> Mapping[str, Any]:
-        """What was given as `options(meta=…)`."""
-        return self._run.plan.meta
+        """The metadata from `options(meta=…)`."""
+        return self._attempt.meta
 
-    @uninterrupted
     async def save(self, value: Any) -> None:
-        """Keep an intermediate result, for whoever asks for the job's info meanwhile.
+        """Store an intermediate result, which the job's info shows until the job succeeds.
 
-        The result takes its place when the job succeeds. In a sync function:
-        `anyio.from_thread.run(context.save, value)`.
+        In a sync function call `anyio.from_thread.run(context.save, value)`.
 
-        Raises `InvalidPayloadError` and `PayloadTooLargeError`, `BrokerUnavailableError`, and `QueueError` when
-        the job is no longer this worker's.
+        Args:
+            value: Plain data.
+
+        Raises:
+            InvalidPayloadError: The value is no plain data.
+            PayloadTooLargeError: It is larger than `max_payload`.
+            BrokerUnavailableError: The broker can't be reached.
+            QueueError: Another worker may have the job, or its function has returned.
         """
-        await self._run.save(value)
+        await self._attempt.save(value)
 
     def __repr__(self) -> str:
         return f"<JobContext {self.id} attempt {self.attempt}>"

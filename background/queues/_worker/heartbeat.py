@@ -1,4 +1,4 @@
-"""The leases of one worker's jobs: renewed, and missed when they are lost."""
+"""Renews the leases of one worker's jobs, and notices those that are lost."""
 
 from __future__ import annotations
 
@@ -10,23 +10,33 @@ import anyio
 from ..._support.log import log
 from .._errors import BrokerUnavailableError
 from ..abc import Broker, LeaseStatus
-from .attempt import JobRun
+from .attempt import JobAttempt
+from .in_flight import InFlight
 
-_OFTEN = 2.0  # seconds after which a worker hears of a cancellation, at the latest
+_OFTEN = 2.0  # seconds after which a worker notices a cancellation, at the latest
 
 
-class Leases:
-    """Renews all leases with one call at a time, while it is run as a service."""
+class LeaseRenewer:
+    """The loop that renews all leases with one call.
 
-    def __init__(self, broker: Broker, lease: float, now: Callable[[], float]) -> None:
-        self.held: set[JobRun] = set()
+    Args:
+        broker: The broker.
+        in_flight: The attempts whose leases are renewed.
+        lease: Seconds for which they are renewed.
+        now: Returns the event loop's time.
+    """
+
+    def __init__(
+        self, broker: Broker, in_flight: InFlight, lease: float, now: Callable[[], float]
+    ) -> None:
         self._broker = broker
+        self._in_flight = in_flight
         self._lease = lease
         self._now = now
         self._interval = min(lease / 3, _OFTEN)
 
     async def run(self) -> None:
-        """Renew what is held, until cancelled."""
+        """Renew leases until cancelled."""
         while True:
             due = self._now() + self._interval
             await anyio.sleep(self._interval)
@@ -35,42 +45,43 @@ class Leases:
                 log(
                     logging.WARNING,
                     "leases are renewed %.1f s late: the event loop was blocked, or the process "
-                    "stopped, and jobs with a lease of %g s may be lost",
+                    "was stopped; jobs with a lease of %g s may be lost",
                     late,
                     self._lease,
                 )
-            if self.held:
-                await self._renew(list(self.held))
+            if self._in_flight:
+                await self._renew(list(self._in_flight))
 
-    async def _renew(self, runs: list[JobRun]) -> None:
+    async def _renew(self, attempts: list[JobAttempt]) -> None:
         began = self._now()
-        left = min(run.held_until for run in runs) - began
-        holds: list[LeaseStatus] = []
+        left = min(attempt.held_until for attempt in attempts) - began
+        claims = [attempt.claim for attempt in attempts]
+        statuses: list[LeaseStatus] = []
         try:
-            with anyio.fail_after(max(left, self._interval)):  # a broker may give no answer at all
-                holds = await self._broker.renew([run.claim for run in runs], lease=self._lease)
-        except BrokerUnavailableError as error:
-            self._miss(runs, error)
+            with anyio.fail_after(max(left, self._interval)):  # a broker may never answer
+                statuses = await self._broker.renew(claims, lease=self._lease)
+        except BrokerUnavailableError:
+            self._lose_overdue(attempts)
             return
         except Exception as error:
             log(logging.ERROR, "leases could not be renewed", error=error)
-            self._miss(runs, error)
+            self._lose_overdue(attempts)
             return
-        for run, hold in zip(runs, holds, strict=True):
-            if run not in self.held:
+        for attempt, status in zip(attempts, statuses, strict=True):
+            if attempt not in self._in_flight:
                 continue  # it was settled meanwhile
-            if hold is LeaseStatus.LOST:
-                # What has ended it may be the settlement that is on its way, whose answer tells.
-                if not run.is_settling or run.held_until <= began:
-                    run.lose()
+            if status is LeaseStatus.LOST:
+                # A settlement that is under way may have ended it; its answer decides.
+                if not attempt.is_settling or attempt.held_until <= began:
+                    attempt.lose()
             else:
-                run.held_until = began + self._lease
-                if hold is LeaseStatus.CANCELLED:
-                    run.cancel()
+                attempt.held_until = began + self._lease
+                if status is LeaseStatus.CANCELLED:
+                    attempt.cancel()
 
-    def _miss(self, runs: list[JobRun], error: Exception) -> None:
-        """Give up what nobody but the broker could tell to be still held."""
+    def _lose_overdue(self, attempts: list[JobAttempt]) -> None:
+        """Give up attempts whose leases have ended as far as the worker can tell."""
         now = self._now()
-        for run in runs:
-            if run in self.held and run.held_until <= now:
-                run.lose()
+        for attempt in attempts:
+            if attempt in self._in_flight and attempt.held_until <= now:
+                attempt.lose()

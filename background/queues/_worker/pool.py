@@ -1,34 +1,43 @@
-"""The workers that a queue has started, and the loops of its schedules beside them."""
+"""The workers of a queue, and the loops of its schedules."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from ..._errors import LoopsStoppedError
-from ..._eventloop.interruption import insist
+from ..._eventloop.interruption import run_shielded
 from ..._execution.handle import TaskHandle
-from ..._manager import Manager
+from ..._manager import Manager, host_of
 from ..._observer import Observer
 from ..._states import ManagerState
 from ..._task import Task
 from .._client import Client
-from .._enqueue.announcer import Announcer
+from .._enqueue.enqueuer import Enqueuer
 from .._enqueue.handler import Handler
-from .preparation import Planner
+from .loops import WorkerLoops
 from .selection import Selection
 from .worker import Worker
 
-Describe = Callable[[], Task[None]]
+#: Describes the loop of a schedule, for each manager anew.
+DescribeLoop = Callable[[], Task[None]]
 
 
-class Workforce:
-    """All that runs for a queue, in however many managers."""
+class WorkerPool:
+    """Everything that runs for a queue, in any number of managers.
+
+    Args:
+        client: The broker and the store of results.
+        enqueuer: Notifies the managers' observers of enqueued jobs.
+        handlers: The queue's handlers, by name.
+        observers: The queue's observers.
+        lease: Seconds for which jobs are claimed.
+        max_crashes: A job is dead when this many workers have died while they ran it.
+    """
 
     def __init__(
         self,
         client: Client,
-        announcer: Announcer,
+        enqueuer: Enqueuer,
         handlers: Mapping[str, Handler[..., Any, Any]],
         observers: tuple[Observer, ...],
         *,
@@ -36,81 +45,75 @@ class Workforce:
         max_crashes: int,
     ) -> None:
         self._client = client
-        self._announcer = announcer
+        self._enqueuer = enqueuer
         self._handlers = handlers
         self._observers = observers
         self._lease = lease
         self._max_crashes = max_crashes
-        self._workers: list[Worker] = []
+        self._workers: list[WorkerLoops] = []
         self._managers: list[Manager] = []
-        self._loops: list[TaskHandle[None]] = []
+        self._schedules: list[TaskHandle[None]] = []
 
     def start(
         self,
         manager: Manager,
         queues: Selection,
         concurrency: int,
-        schedules: list[Describe],
+        schedules: Sequence[DescribeLoop],
     ) -> Worker:
-        """Start a worker, and the first time for a manager the loops of schedules.
+        """Start a worker, and for a new manager the loops of the schedules.
 
-        Raises `ManagerNotRunningError`, and `LoopsStoppedError` for a manager that shuts down.
+        Raises:
+            ManagerNotRunningError: The manager was not entered.
+            LoopsStoppedError: The manager shuts down.
         """
-        life = manager._here("start")
-        if manager.state is not ManagerState.RUNNING or life.runner.loops_stopped:
-            raise LoopsStoppedError(
-                f"manager {manager.name!r} takes no more workers: it shuts down"
-            )
-        settings = manager._settings
-        planner = Planner(
+        host = host_of(manager, "start")
+        host.require_running()
+        worker = WorkerLoops(
+            host,
+            self._client,
             self._handlers,
             self._observers,
-            settings.policy,
-            max_payload=self._client.max_payload,
-            max_crashes=self._max_crashes,
-        )
-        worker = Worker(
-            life,
-            self._client,
-            planner,
             queues,
             concurrency=concurrency,
             lease=self._lease,
-            cancel_timeout=settings.cancel_timeout,
+            max_crashes=self._max_crashes,
         )
-        worker._start()
-        self._workers = [each for each in self._workers if not each._is_closed]
+        worker.start()
+        self._workers = [each for each in self._workers if not each.is_closed]
         self._workers.append(worker)
         if manager not in self._managers:
             self._managers.append(manager)
-            self._announcer.join(life)
-            self._loops += (manager.run_task(describe()) for describe in schedules)
-        return worker
+            self._enqueuer.join(host)
+            self._schedules += (manager.run_task(describe()) for describe in schedules)
+        return Worker(worker)
 
-    def add_schedule(self, describe: Describe) -> None:
-        """Start the loop of another schedule."""
+    def add_schedule(self, describe: DescribeLoop) -> None:
+        """Start the loop of a schedule that was added while the queue is open."""
         for manager in self._managers:
             if manager.state is ManagerState.RUNNING:
-                self._loops.append(manager.run_task(describe()))
+                self._schedules.append(manager.run_task(describe()))
 
-    def cancel(self, id: str) -> None:
-        """Cancel a job if it runs here, without waiting for the broker to tell."""
+    def cancel_job(self, id: str) -> None:
+        """Cancel a job that runs here, without waiting for the broker to say so."""
         for worker in self._workers:
-            worker._cancel(id)
+            worker.cancel_job(id)
 
     async def close(self, *, at_once: bool) -> None:
-        """End loops and workers; jobs that run are waited for, or handed back at once."""
-        for loop in self._loops:
+        """End the loops and the workers, after their jobs or `at_once`."""
+        for loop in self._schedules:
             loop.cancel("the queue was left")
         for worker in self._workers:
-            worker._stop()
+            worker.stop()
         try:
             if not at_once:
                 for worker in self._workers:
                     await worker.close()
         finally:
-            await insist(self._hand_back)
+            interrupted = await run_shielded(self._release)
+            if interrupted is not None:
+                raise interrupted
 
-    async def _hand_back(self) -> None:
+    async def _release(self) -> None:
         for worker in self._workers:
-            await worker.close(timeout=0)
+            await worker.close(0)

@@ -1,9 +1,8 @@
-"""What is to be done for a claimed job, or why nothing can be."""
+"""Turns a claimed job into an attempt, or into one that fails at once with the reason."""
 
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import field
 from types import MappingProxyType
 from typing import Any
 
@@ -11,108 +10,129 @@ from tenacity import AsyncRetrying
 
 from ..._observer import Observer
 from ..._retry import make_policy
-from ..._support.frozen import EMPTY, empty, maker, record
+from ..._support.frozen import EMPTY
+from ..._task import Task, unchecked
 from .._client import previous
-from .._codec.body import decode
+from .._codec.body import Body, decode
 from .._enqueue.handler import Handler
 from .._errors import QueueError, UnknownHandlerError
 from ..abc import Claim
+from .attempt import JobAttempt, WorkerContext
+
+_NO_BODY = Body(args=[], kwargs={})
 
 
 class WorkerDiedError(QueueError):
     """Every worker that ran the job has died while it did."""
 
 
-@record
-class Plan:
-    """How to run a job, and what to do with its result.
+class Preparation:
+    """Prepares the attempts of one worker.
 
-    - `stores`: whether its result is kept; `passes`: whether other jobs need it.
+    Args:
+        worker: What all attempts of the worker share.
+        handlers: The queue's handlers, by name.
+        observers: The queue's observers.
+        max_crashes: A job is dead when this many workers have died while they ran it.
     """
-
-    name: str
-    fn: Callable[..., Any]
-    args: tuple[Any, ...] = ()
-    kwargs: Mapping[str, Any] = field(default_factory=empty)
-    meta: Mapping[str, Any] = field(default_factory=empty)
-    trace: Mapping[str, str] = field(default_factory=empty)
-    previous: Any = None
-    timeout: float | None = None
-    policy: AsyncRetrying | None = None
-    observers: tuple[Observer, ...] = ()
-    dump_result: Callable[[Any], Any] | None = None
-    stores: bool = False
-    passes: bool = False
-
-
-_make = maker(Plan)
-
-
-class Planner:
-    """Makes the plans of one worker."""
 
     def __init__(
         self,
+        worker: WorkerContext,
         handlers: Mapping[str, Handler[..., Any, Any]],
         observers: tuple[Observer, ...],
-        policy: AsyncRetrying | None,
-        *,
-        max_payload: int,
         max_crashes: int,
     ) -> None:
+        self._worker = worker
         self._handlers = handlers
         self._observers = observers
-        self._policy = policy
-        self._max_payload = max_payload
         self._max_crashes = max_crashes
 
-    def plan(self, claim: Claim) -> Plan:
-        """Plan a run; one that only raises, for a job that can't be run."""
+    def prepare(self, claim: Claim, held_until: float) -> tuple[JobAttempt, Mapping[str, str]]:
+        """Return an attempt of a job, and the trace context that came with the job."""
         message = claim.message
         handler = self._handlers.get(message.handler or "")
         if handler is None:
-            error: QueueError = UnknownHandlerError(
-                f"no handler {message.handler!r} here, for a job of the queue {message.queue!r}"
-            )
-            return self._refuse(claim, error, self._observers)
-        observers = self._observers + handler.settings.observers
+            text = f"no handler {message.handler!r} here, for a job of the queue {message.queue!r}"
+            return self._refuse(claim, held_until, UnknownHandlerError(text), self._observers)
+        observers = self._observers + handler.config.observers
         if claim.crashes >= self._max_crashes:
             error = WorkerDiedError(f"its worker died {claim.crashes} times while it ran the job")
-            return self._refuse(claim, error, observers)
+            return self._refuse(claim, held_until, error, observers)
         try:
-            return self._plan(claim, handler, observers)
+            body = decode(f"job {message.id}", message.body, self._worker.client.max_payload)
+            return self._prepare(claim, held_until, handler, body, observers), body.trace
         except Exception as failure:
-            return self._refuse(claim, failure, observers)
+            return self._refuse(claim, held_until, failure, observers)
 
-    def _plan(
-        self, claim: Claim, handler: Handler[..., Any, Any], observers: tuple[Observer, ...]
-    ) -> Plan:
-        message = claim.message
-        body = decode(f"job {message.id}", message.body, self._max_payload)
+    def _prepare(
+        self,
+        claim: Claim,
+        held_until: float,
+        handler: Handler[..., Any, Any],
+        body: Body,
+        observers: tuple[Observer, ...],
+    ) -> JobAttempt:
+        config, id = handler.config, claim.message.id
         args, kwargs = handler.signature.load(body.args, body.kwargs)
-        settings = handler.settings
-        retry = settings.retry if body.retry is None else body.retry
-        return _make(
-            handler.name,
+        task = unchecked(
             handler.fn,
             tuple(args),
             kwargs,
-            MappingProxyType(body.meta) if body.meta else EMPTY,
-            body.trace,
-            None if body.previous is None else previous(message.id, body.previous, claim.previous),
-            settings.timeout if body.timeout is None else body.timeout,
-            self._policy if retry is None else make_policy(retry),
-            observers,
-            handler.signature.dump_result,
-            settings.stores,
-            body.passes,
+            handler.name,
+            timeout=config.timeout if body.timeout is None else body.timeout,
+            id=id,
+            meta=MappingProxyType(body.meta) if body.meta else EMPTY,
+            observers=observers,
+        )
+        retry = config.retry if body.retry is None else body.retry
+        results = None
+        if body.previous is not None:
+            results = previous(id, body.previous, claim.previous)
+        return self._attempt(
+            claim,
+            task,
+            held_until,
+            policy=self._worker.host.config.policy if retry is None else make_policy(retry),
+            dump_result=handler.signature.dump_result,
+            stores_result=config.stores_result,
+            passes_result=body.passes,
+            previous=results,
         )
 
-    def _refuse(self, claim: Claim, error: Exception, observers: tuple[Observer, ...]) -> Plan:
-        return Plan(
-            name=claim.message.handler or claim.message.id,
-            fn=_raising(error),
-            observers=observers,
+    def _refuse(
+        self,
+        claim: Claim,
+        held_until: float,
+        error: Exception,
+        observers: tuple[Observer, ...],
+    ) -> tuple[JobAttempt, Mapping[str, str]]:
+        message = claim.message
+        name = message.handler or message.id
+        task = unchecked(_raising(error), (), EMPTY, name, id=message.id, observers=observers)
+        return self._attempt(claim, task, held_until), _NO_BODY.trace
+
+    def _attempt(
+        self,
+        claim: Claim,
+        task: Task[Any],
+        held_until: float,
+        policy: AsyncRetrying | None = None,
+        dump_result: Callable[[Any], Any] = lambda value: value,
+        stores_result: bool = False,
+        passes_result: bool = False,
+        previous: Any = None,
+    ) -> JobAttempt:
+        return JobAttempt(
+            self._worker,
+            claim,
+            task,
+            policy,
+            dump_result,
+            stores_result,
+            passes_result,
+            previous,
+            held_until,
         )
 
 

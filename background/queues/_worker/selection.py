@@ -1,4 +1,4 @@
-"""In which order a worker looks into its queues."""
+"""In which order a worker claims from its queues."""
 
 from __future__ import annotations
 
@@ -9,30 +9,37 @@ from math import log
 from random import Random
 
 from ..._support import validation
-from .. import _names
+from .._names import check_name
 
-_HEAVIEST = sys.float_info.max  # as an int may be more than a float can hold
+_HEAVIEST = sys.float_info.max  # an int may be more than a float can hold
 
 
 class Selection(ABC):
-    """What `Ordered` and `Weighted` have in common."""
+    """The base of `Ordered` and `Weighted`."""
 
     @property
     @abstractmethod
     def names(self) -> tuple[str, ...]:
-        """The queues that are looked into."""
+        """The names of the queues."""
 
     @abstractmethod
     def draw(self) -> tuple[str, ...]:
-        """Return the queues in the order in which to look into them this time."""
+        """Return the queues in the order in which to claim from them this time."""
 
 
 class Ordered(Selection):
-    """Always the first queue first: the next one gets its turn when that is empty.
+    """Claims from the first queue first; the next one has its turn when that is empty.
 
+    Args:
+        *names: The names of the queues.
+
+    Raises:
+        ValueError: There is no name, a name occurs twice, or one is not valid.
+
+    Example:
+        ```python
         await jobs.start(manager, queues=Ordered("critical", "default"))
-
-    Raises `ValueError` for no names, a name twice, and what is not the name of a queue.
+        ```
     """
 
     def __init__(self, *names: str) -> None:
@@ -50,15 +57,21 @@ class Ordered(Selection):
 
 
 class Weighted(Selection):
-    """Each queue first with a chance of its weight among all weights, and so on for the rest.
+    """Claims from each queue first with the chance of its weight among all weights.
 
+    The same holds for the second place among the queues that are left, and so on.
+
+    Args:
+        weights: A number above 0 for each queue.
+        random: The source of chance; by default Python's own.
+
+    Raises:
+        ValueError: There is no queue, a name is not valid, or a weight is no finite number above 0.
+
+    Example:
+        ```python
         await jobs.start(manager, queues=Weighted({"high": 3, "low": 1}))
-
-    - `weights`: by queue, numbers above 0.
-    - `random`: where chance comes from (default: Python's own).
-
-    Raises `ValueError` for no queues, for what is not the name of one, and for a weight that is not
-    a finite number above 0.
+        ```
     """
 
     def __init__(self, weights: Mapping[str, float], *, random: Random | None = None) -> None:
@@ -81,9 +94,9 @@ class Weighted(Selection):
         return self._names
 
     def draw(self) -> tuple[str, ...]:
-        # With keys of random() ** (1 / weight) the largest come first just as often as their
-        # weights ask for: Efraimidis and Spirakis, https://doi.org/10.1016/j.ipl.2005.11.003
-        # These are the keys' logarithms, of which no two are the same for small or large weights.
+        # The largest keys of random() ** (1 / weight) come first as often as the weights ask for:
+        # Efraimidis and Spirakis, https://doi.org/10.1016/j.ipl.2005.11.003
+        # These are the keys' logarithms, which stay distinct for small and large weights.
         keys = {
             name: log(1 - self._random.random()) / weight for name, weight in self._weights.items()
         }
@@ -96,7 +109,7 @@ class Weighted(Selection):
 def _checked(names: tuple[str, ...]) -> tuple[str, ...]:
     if not names:
         raise ValueError("queues: at least one is needed")
-    names = tuple(_names.check("queues: the name of one", name) for name in names)
+    names = tuple(check_name("queues: the name of one", name) for name in names)
     if len(set(names)) < len(names):
         raise ValueError(f"queues: each can be named once only, not {', '.join(names)}")
     return names

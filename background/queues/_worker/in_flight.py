@@ -1,0 +1,53 @@
+"""The attempts of one worker that are under way."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import anyio
+
+from .attempt import JobAttempt
+
+
+class InFlight:
+    """A set of attempts that can be waited for to change.
+
+    Args:
+        event: The event loop's class of events.
+    """
+
+    def __init__(self, event: type[anyio.Event]) -> None:
+        self._attempts: set[JobAttempt] = set()
+        self._event = event
+        self._changed = event()
+        self._is_awaited = False
+
+    def __len__(self) -> int:
+        return len(self._attempts)
+
+    def __iter__(self) -> Iterator[JobAttempt]:
+        return iter(list(self._attempts))
+
+    def __contains__(self, attempt: object) -> bool:
+        return attempt in self._attempts
+
+    def add(self, attempt: JobAttempt) -> None:
+        """Add an attempt that begins."""
+        self._attempts.add(attempt)
+
+    def remove(self, attempt: JobAttempt) -> None:
+        """Remove an attempt that was settled."""
+        self._attempts.discard(attempt)
+        self.changed()
+
+    def changed(self) -> None:
+        """Wake the waiters."""
+        if self._is_awaited:
+            self._is_awaited = False
+            changed, self._changed = self._changed, self._event()
+            changed.set()
+
+    async def change(self) -> None:
+        """Wait until an attempt was removed, or until `changed` is called."""
+        self._is_awaited = True
+        await self._changed.wait()

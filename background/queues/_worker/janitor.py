@@ -1,0 +1,32 @@
+"""Lets the broker make due jobs ready, reclaim lost ones, and delete old ones."""
+
+from __future__ import annotations
+
+import random
+
+import anyio
+
+from .._backoff import BrokerBackoff
+from ..abc import Broker
+
+_SWEEP = 5.0  # seconds between two passes, at most
+
+
+class Janitor:
+    """The loop that calls `Broker.maintain()`.
+
+    Args:
+        broker: The broker.
+        lease: The lease of the worker's jobs in seconds.
+    """
+
+    def __init__(self, broker: Broker, lease: float) -> None:
+        self._broker = broker
+        self._interval = min(lease / 3, _SWEEP)
+        self._backoff = BrokerBackoff("maintaining jobs")
+
+    async def run(self) -> None:
+        """Maintain jobs until cancelled."""
+        while True:
+            await self._backoff.call(self._broker.maintain)
+            await anyio.sleep(self._interval * random.uniform(0.5, 1))

@@ -1,0 +1,167 @@
+"""The loops of a worker, which fetch, settle, renew and maintain jobs, and their end."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Coroutine, Mapping
+from functools import partial
+from typing import Any
+
+import anyio
+
+from ..._eventloop.interruption import ki_protected
+from ..._lifecycle.host import WorkerHost
+from ..._observer import Observer
+from .._client import Client
+from .._enqueue.handler import Handler
+from .attempt import JobAttempt, WorkerContext, current_attempt
+from .completer import Completer
+from .fetcher import Fetcher
+from .heartbeat import LeaseRenewer
+from .in_flight import InFlight
+from .janitor import Janitor
+from .preparation import Preparation
+from .selection import Selection
+
+
+@ki_protected
+class WorkerLoops:
+    """Everything that runs for one worker.
+
+    Args:
+        host: The manager.
+        client: The broker and the store of results.
+        handlers: The queue's handlers, by name.
+        observers: The queue's observers.
+        queues: The queues to claim from.
+        concurrency: The most jobs at once.
+        lease: Seconds for which jobs are claimed.
+        max_crashes: A job is dead when this many workers have died while they ran it.
+    """
+
+    def __init__(
+        self,
+        host: WorkerHost,
+        client: Client,
+        handlers: Mapping[str, Handler[..., Any, Any]],
+        observers: tuple[Observer, ...],
+        queues: Selection,
+        *,
+        concurrency: int,
+        lease: float,
+        max_crashes: int,
+    ) -> None:
+        broker = client.broker
+        self.queues = queues
+        self.concurrency = concurrency
+        self.in_flight = InFlight(host.backend.event)
+        self._host = host
+        self._completer = Completer(broker, host.backend.event)
+        context = WorkerContext(
+            host=host,
+            client=client,
+            settle=self._completer.settle,
+            settle_soon=self._completer.settle_soon,
+            remove=self._remove,
+        )
+        preparation = Preparation(context, handlers, observers, max_crashes)
+        self._fetcher = Fetcher(
+            broker, context, preparation, self.in_flight, queues, concurrency, lease
+        )
+        self._renewer = LeaseRenewer(broker, self.in_flight, lease, host.backend.now)
+        self._janitor = Janitor(broker, lease)
+        self._unregister: Callable[[], None] = lambda: None
+        self._closing: Counter[JobAttempt | None] = Counter()  # calls of close(), by attempt
+        self._is_ending = False
+        self._is_closed = False
+        self._stuck: set[JobAttempt] = set()
+        self._scopes: set[anyio.CancelScope] = set()
+
+    @property
+    def is_closed(self) -> bool:
+        """Whether it was closed and has no jobs left."""
+        return self._is_closed and not self.in_flight
+
+    def start(self) -> None:
+        """Begin to claim jobs."""
+        self._unregister = self._host.on_stopping(self.stop)
+        self._serve("settling", self._completer.run)
+        self._serve("leases", self._renewer.run)
+        self._serve("maintenance", self._janitor.run)
+        self._serve("claiming", self._fetcher.run)
+        self._serve("end of the manager", self._watch_manager)
+
+    def _serve(self, name: str, fn: Callable[[], Coroutine[Any, Any, None]]) -> None:
+        self._host.start_service(name, partial(self._until_closed, fn))
+
+    async def _until_closed(self, fn: Callable[[], Coroutine[Any, Any, None]]) -> None:
+        if not self._is_closed:
+            with anyio.CancelScope() as scope:
+                self._scopes.add(scope)
+                try:
+                    await fn()
+                finally:
+                    self._scopes.discard(scope)
+
+    async def _watch_manager(self) -> None:
+        try:
+            await self._host.closed()
+        finally:
+            self.in_flight.changed()
+
+    def stop(self) -> None:
+        """Claim nothing more; the jobs that were claimed go on."""
+        self._fetcher.stop()
+
+    def cancel_job(self, id: str) -> None:
+        """End the attempt of a job that was cancelled, if it runs here."""
+        for attempt in self.in_flight:
+            if attempt.job.id == id:
+                attempt.cancel()
+
+    async def close(self, timeout: float | None = None) -> None:
+        """Do what `Worker.close()` describes."""
+        self.stop()
+        mine = current_attempt()
+        self._closing[mine] += 1
+        self.in_flight.changed()
+        try:
+            with anyio.move_on_after(timeout):
+                await self._idle(mine)
+            for attempt in self._others(mine):
+                attempt.release()
+            with anyio.move_on_after(self._host.config.cancel_timeout):
+                await self._idle(mine)
+                await self._completer.drain()
+            self._stuck = self._others(mine)
+        finally:
+            self._closing[mine] -= 1
+        self._is_ending = True
+        self._end_services()
+
+    def _others(self, mine: JobAttempt | None) -> set[JobAttempt]:
+        """Return the attempts that a call of `close()` waits for."""
+        if mine is None:
+            return set(self.in_flight)
+        return {attempt for attempt in self.in_flight if not self._closing[attempt]}
+
+    async def _idle(self, mine: JobAttempt | None) -> None:
+        """Wait until there are no other attempts, and no more will come."""
+        while self._others(mine) or self._fetcher.is_fetching:
+            if self._host.is_closed:
+                return  # the manager does not wait for stuck jobs any longer, either
+            await self.in_flight.change()
+
+    def _remove(self, attempt: JobAttempt) -> None:
+        self.in_flight.remove(attempt)
+        if self._is_ending:
+            self._end_services()
+
+    def _end_services(self) -> None:
+        """End the loops once nothing is left that can be settled."""
+        if not self._is_closed and set(self.in_flight) <= self._stuck:
+            self._is_closed = True
+            self._unregister()
+            self._completer.close()
+            for scope in list(self._scopes):
+                scope.cancel()
