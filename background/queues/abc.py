@@ -1,58 +1,67 @@
-"""What a broker has to do, for those who write one.
+"""The contract of a broker, for those who write one.
 
-A broker keeps jobs and hands them out under leases. All times that it compares are read from its
-own clock, where it has one; callers give it seconds from now, or seconds since the epoch for what
-is to happen `at` a time. It knows nothing of handlers, policies and arguments: it stores bytes.
+A broker keeps jobs and hands them out under leases. It compares times on its own clock, where it
+has one: callers pass seconds from now, or seconds since the epoch for `at`. It knows nothing of
+handlers, policies and arguments: it stores bytes.
 
-Every method may be cancelled at any `await`. What it was about to do has then been done or not, and
-the broker goes on working. `BrokerUnavailableError` says the same of a connection that was lost.
+Every method may be cancelled at any `await`. Its change has then happened or not, and the broker
+goes on working. `BrokerUnavailableError` means the same for a lost connection.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Mapping, Sequence
+from dataclasses import dataclass
 from enum import Enum
 from typing import Any
 
-from .._support.frozen import record
 from ._states import JobState
 
 
-@record
+@dataclass(slots=True)
 class Message:
-    """A job as it is handed to a broker.
+    """A job as it is passed to a broker; not changed once it is made.
 
-    - `id`: no two jobs that the broker knows of have the same.
-    - `queue`: a name.
-    - `body`: everything that only workers read.
-    - `delay`: seconds until it may start; `at`: or when, in seconds since the epoch.
-    - `expires`: seconds until it must have been started; `None` is for ever.
-    - `keep`: seconds for which it is known after its end.
-    - `needs`: ids of jobs, enqueued before it or with it, which have to succeed before it may
-      start; its delay begins then. If one of them ends otherwise, it is dead.
-    - `handler`: a name; or `None` for a job that succeeds by itself, without a result, as soon as
-      what it needs has.
+    Args:
+        id: The job's id; unique among the stored jobs.
+        handler: The name of the handler. `None` for a job that succeeds without a run, and without
+            a result, as soon as the jobs it depends on have succeeded.
+        queue: The name of the queue.
+        body: What only workers read.
+        retention: Seconds for which the job is stored after its end.
+        dead_retention: The same for a job that is dead.
+        delay: Seconds until it may start.
+        at: When it may start, in seconds since the epoch; instead of `delay`.
+        expires: Seconds until it must have started; `None` for no bound.
+        depends_on: The ids of jobs that must succeed before it may start; its delay begins then. If
+            one of them ends otherwise, the job is dead. They are enqueued before it or with it.
     """
 
     id: str
     handler: str | None
     queue: str
     body: bytes
-    keep: float
+    retention: float
+    dead_retention: float
     delay: float = 0.0
     at: float | None = None
     expires: float | None = None
-    needs: tuple[str, ...] = ()
+    depends_on: tuple[str, ...] = ()
 
 
-@record
+@dataclass(slots=True)
 class Claim:
     """A job under a lease.
 
-    `token` tells this claim from every other one of the same job. `attempt` counts the claims from
-    1, without those that were handed back; `crashes` those whose worker never settled. `previous`
-    has the results of what it needed, in that order; `error` is what the latest one failed with.
+    Args:
+        message: The job.
+        token: Distinguishes this claim from every other claim of the job.
+        attempt: The number of claims, from 1, without those that were released.
+        crashes: The number of claims whose worker never settled.
+        enqueued_at: When the job was enqueued, in seconds since the epoch.
+        previous: The results of the jobs that it depends on, in their order.
+        error: The error of the latest failed attempt.
     """
 
     message: Message
@@ -64,15 +73,19 @@ class Claim:
     error: Mapping[str, Any] | None = None
 
 
-@record
+@dataclass(slots=True)
 class Settlement:
-    """What is to become of a claimed job.
+    """What becomes of a claimed job.
 
-    - `state`: `SUCCEEDED`, `DEAD` or `CANCELLED`; or `SCHEDULED` for another attempt after `delay`
-      seconds; or `READY` to hand it back at once, as if it had not been claimed.
-    - `result`: what a job that succeeded returned, or `None` to keep nothing; of any other what it
-      has saved stays.
-    - `error`: what the attempt failed with.
+    Args:
+        id: The job's id.
+        token: The token of the claim.
+        state: `SUCCEEDED`, `DEAD` or `CANCELLED`; `SCHEDULED` for another attempt after `delay`; or
+            `READY` to release the job at once, as if it had not been claimed.
+        delay: Seconds until the next attempt.
+        result: The result of a job that succeeded, or `None` to store nothing. What any other job
+            has saved stays.
+        error: The error of the attempt.
     """
 
     id: str
@@ -84,18 +97,27 @@ class Settlement:
 
 
 class LeaseStatus(Enum):
-    """How a claim stands when it is renewed."""
+    """The status of a claim when its lease is renewed."""
 
-    KEPT = "kept"
-    LOST = "lost"  #: to another worker, or with the job itself
-    CANCELLED = "cancelled"  #: somebody wants the job cancelled; the claim goes on until it is
+    HELD = "held"
+    LOST = "lost"  #: another worker can claim the job, or it is gone
+    CANCELLED = "cancelled"  #: the job is to be cancelled; the lease is held until it is
 
 
-@record
+@dataclass(slots=True)
 class StoredJob:
-    """What a broker knows of a job; times are seconds since the epoch, on the broker's clock.
+    """A job as a broker stores it; times are seconds since the epoch, on the broker's clock.
 
-    `previous` has the results of what it needs, in that order, as far as there are any yet.
+    Args:
+        message: The job.
+        state: Its state.
+        attempt: The number of its latest attempt; 0 before the first.
+        enqueued_at: When it was enqueued.
+        started_at: When its latest attempt began.
+        finished_at: When it ended.
+        error: The error of its latest failed attempt.
+        result: Its result, or what it has saved so far.
+        previous: The results of the jobs that it depends on, in their order, as far as they exist.
     """
 
     message: Message
@@ -109,22 +131,33 @@ class StoredJob:
     previous: tuple[bytes | None, ...] = ()
 
 
-@record
+@dataclass(slots=True)
 class MaintenanceStats:
-    """What a pass of maintenance has done, in numbers of jobs."""
+    """What a pass of maintenance did, in numbers of jobs.
 
-    due: int = 0  #: scheduled ones that are ready now
-    reclaimed: int = 0  #: whose lease had ended
+    Args:
+        due: Scheduled jobs that became ready.
+        reclaimed: Jobs whose lease had ended.
+        expired: Jobs that expired.
+        deleted: Jobs past their retention.
+    """
+
+    due: int = 0
+    reclaimed: int = 0
     expired: int = 0
-    forgotten: int = 0  #: whose time to be kept was over
+    deleted: int = 0
 
 
 class Broker(ABC):
-    """Keeps jobs, and hands each to one worker at a time."""
+    """Keeps jobs, and hands each out to one worker at a time."""
 
     @abstractmethod
     async def open(self) -> None:
-        """Connect. Raises `BrokerUnavailableError`."""
+        """Connect.
+
+        Raises:
+            BrokerUnavailableError: The broker can't be reached.
+        """
 
     @abstractmethod
     async def close(self) -> None:
@@ -132,19 +165,32 @@ class Broker(ABC):
 
     @abstractmethod
     async def enqueue(self, messages: Sequence[Message]) -> list[bool]:
-        """Take jobs, all or none; tell of each whether its id was new.
+        """Store jobs, all or none.
 
-        One whose id is known is left as it is, so a call whose answer was lost can be repeated.
-        Raises `ValueError` for a job that needs one which is not known.
+        A job whose id is stored already is left as it is, so a call whose answer was lost can be
+        repeated.
+
+        Returns:
+            For each job whether its id was new.
+
+        Raises:
+            ValueError: A job depends on one that is not stored.
         """
 
     @abstractmethod
     async def claim(self, queues: Sequence[str], most: int, *, lease: float) -> list[Claim]:
-        """Hand out up to `most` jobs that are ready, for `lease` seconds.
+        """Claim jobs that are ready.
 
-        The first queue is emptied before the second is looked at, and so on; within a queue the
-        oldest go first. Returns at once, with nothing if there is nothing. If it is cancelled, jobs
-        may have been claimed that nobody knows of, until their leases end.
+        The first queue is emptied before the second one; within a queue the oldest jobs are first.
+        Returns at once. If it is cancelled, jobs may stay claimed until their leases end.
+
+        Args:
+            queues: The names of the queues.
+            most: The most jobs to claim.
+            lease: Seconds for which they are claimed.
+
+        Returns:
+            The claims; none if no job is ready.
         """
 
     @abstractmethod
@@ -153,86 +199,95 @@ class Broker(ABC):
 
     @abstractmethod
     async def renew(self, claims: Sequence[Claim], *, lease: float) -> list[LeaseStatus]:
-        """Let leases end `lease` seconds from now, and tell of each claim how it stands.
+        """Let leases end `lease` seconds from now.
 
-        A lease that has ended is lost, also before anybody else has the job.
+        A lease that has ended is lost, even before another worker claims the job.
+
+        Returns:
+            The status of each claim.
         """
 
     @abstractmethod
     async def settle(self, settlements: Sequence[Settlement]) -> list[bool]:
-        """Settle claimed jobs; tell of each whether its lease was still held.
+        """Settle claimed jobs.
 
-        What was refused has changed nothing.
+        Returns:
+            For each job whether its lease was held; a refused settlement changes nothing.
         """
 
     @abstractmethod
     async def save(self, id: str, token: str, result: bytes) -> bool:
-        """Keep an intermediate result of a claimed job; `False` if its lease was not held."""
+        """Store an intermediate result of a claimed job; return whether its lease was held."""
 
     @abstractmethod
     async def cancel(self, id: str) -> JobState | None:
-        """Cancel a job that has not started, and have one cancelled that runs.
+        """Cancel a job that has not started, or ask the worker of a running one to cancel it.
 
-        Returns the state that it was in, `None` if there is no such job.
+        Returns:
+            The state before, or `None` if there is no such job.
         """
 
     @abstractmethod
     async def requeue(self, id: str) -> bool:
-        """Make a job ready that has ended, its attempts counted anew; `False` if it has not."""
+        """Make a job ready that has ended, with no attempts counted; return whether it had."""
 
     @abstractmethod
     async def get(self, id: str) -> StoredJob | None:
-        """Return what is known of a job, as it was at the latest maintenance or later."""
+        """Return a job as it was at the latest maintenance or later."""
 
     @abstractmethod
     async def wait(self, id: str, timeout: float) -> StoredJob | None:
-        """As `get`, when the job has ended, or after `timeout` seconds."""
+        """Return what `get` does, once the job has ended, or after `timeout` seconds."""
 
     @abstractmethod
     def scan(
         self, *, queue: str | None = None, state: JobState | None = None
     ) -> AsyncIterator[StoredJob]:
-        """Go through jobs, oldest first; those that come or go meanwhile may be missed."""
+        """Iterate over jobs, oldest first; jobs that come or go meanwhile may be missed."""
 
     @abstractmethod
     async def count(self, *, queue: str | None = None, state: JobState | None = None) -> int:
-        """Return how many jobs there are."""
+        """Return the number of jobs."""
 
     @abstractmethod
     async def purge(self, *, state: JobState | None = None, older_than: float = 0.0) -> int:
-        """Forget jobs that ended at least `older_than` seconds ago; return how many."""
+        """Delete jobs that ended at least `older_than` seconds ago; return their number."""
 
     @abstractmethod
     async def maintain(self) -> MaintenanceStats:
-        """Do what is due: scheduled jobs, ended leases, expired jobs, and those kept long enough.
+        """Make due jobs ready, reclaim jobs whose leases ended, expire jobs, and delete old ones.
 
-        Safe to run in any number of processes, at any time.
+        Any number of processes may call it at any time.
         """
 
 
 class Results(ABC):
-    """Keeps results elsewhere than the broker does, for `JobQueue(results=…)`.
+    """A store of results apart from the broker, for `JobQueue(results=…)`.
 
-    A key is up to 160 letters, digits and any of `_ . : -`. Attempts of a job have different ones,
-    unless the number of one comes again, as that of one that was handed back does.
+    A key has up to 160 letters, digits and `_ . : -`. Attempts of a job have different keys, but an
+    attempt that was released shares its key with the next one.
     """
 
     @abstractmethod
     async def open(self) -> None:
-        """Connect. Raises `BrokerUnavailableError`, as does everything else."""
+        """Connect.
+
+        Raises:
+            BrokerUnavailableError: The store can't be reached; other methods raise it, too.
+        """
 
     @abstractmethod
     async def close(self) -> None:
         """Disconnect; may be called at any time, and again."""
 
     @abstractmethod
-    async def save(self, key: str, result: bytes, *, keep: float) -> None:
-        """Keep a result for `keep` seconds, in place of an earlier one."""
+    async def save(self, key: str, result: bytes, *, retention: float) -> None:
+        """Store a result for `retention` seconds, in place of an earlier one."""
 
     @abstractmethod
     async def get(self, key: str) -> bytes | None:
-        """Return a result that is kept."""
+        """Return a stored result."""
 
     @abstractmethod
     async def delete(self, key: str) -> None:
-        """Forget a result, if there is one."""
+        """Delete a result, if there is one."""

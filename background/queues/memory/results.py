@@ -14,8 +14,8 @@ class MemoryResults(Results):
     """Keeps results for as long as the process lives; for one event loop."""
 
     def __init__(self) -> None:
-        self._results: dict[str, tuple[float, bytes]] = {}  # with when to forget them
-        self._forget: list[tuple[float, str]] = []  # a heap; some are out of date
+        self._results: dict[str, tuple[float, bytes]] = {}  # with the end of their retention
+        self._expiring: list[tuple[float, str]] = []  # a heap; some are out of date
 
     async def open(self) -> None:
         await checkpoint()
@@ -23,11 +23,11 @@ class MemoryResults(Results):
     async def close(self) -> None:
         await checkpoint()
 
-    async def save(self, key: str, result: bytes, *, keep: float) -> None:
+    async def save(self, key: str, result: bytes, *, retention: float) -> None:
         await checkpoint()
-        until = self._tidy() + keep
+        until = self._tidy() + retention
         self._results[key] = until, result
-        heappush(self._forget, (until, key))
+        heappush(self._expiring, (until, key))
 
     async def get(self, key: str) -> bytes | None:
         await checkpoint()
@@ -39,10 +39,10 @@ class MemoryResults(Results):
         self._results.pop(key, None)
 
     def _tidy(self) -> float:
-        """Forget what has been kept long enough; return what time it is."""
+        """Delete results past their retention, and return the time."""
         now = anyio.current_time()
-        while self._forget and self._forget[0][0] <= now:
-            until, key = heappop(self._forget)
+        while self._expiring and self._expiring[0][0] <= now:
+            until, key = heappop(self._expiring)
             if key in self._results and self._results[key][0] == until:
                 del self._results[key]
         return now

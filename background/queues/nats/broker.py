@@ -13,16 +13,16 @@ from .._errors import BrokerUnavailableError
 from .._states import FINAL, JobState
 from ..abc import Broker, Claim, LeaseStatus, MaintenanceStats, Message, Settlement, StoredJob
 from .claims import Claims
-from .clock import Clock
-from .effects import Jobs
-from .jetstream import Api
+from .clock import ServerClock
+from .effects import Effects
+from .jetstream import JetStream
 from .job import NatsJob
 from .layout import ACK_WAIT, Layout
-from .link import Link
-from .ready_queue import Ready
+from .ready_queue import ReadyQueue
 from .records import Records
+from .requests import Requests
 from .streams import Streams
-from .timer_wheel import Timers
+from .timer_wheel import TimerWheel
 
 _OLDEST = (2, 9)
 _POLL = 1.0  # seconds after which those who wait look for themselves, as word may get lost
@@ -44,8 +44,8 @@ class NatsBroker(Broker):
     2.10 numbers anew what is in them: after that, leave all queues and enter them again.
 
     `enqueue` stores all jobs before the first of them can start, but not in one transaction: if it
-    raises `BrokerUnavailableError`, some of the jobs may have been taken, which will run. Called again,
-    it takes the others.
+    raises `BrokerUnavailableError`, some of the jobs may have been stored, and will run. Another
+    call stores the others.
 
     A job, with its arguments and its result, is one message, for which the server's `max_payload`
     is the limit; so are the results of all that a job needs, with that job. `scan`, `count` and
@@ -64,14 +64,14 @@ class NatsBroker(Broker):
         tls: ssl.SSLContext | None = None,
     ) -> None:
         self._layout = Layout(prefix, replicas, storage)
-        self._link = Link(url, tls)
+        self._link = Requests(url, tls)
         self._streams = Streams(self._link, self._layout)
-        self._api = Api(self._link, self._streams)
-        self._clock = Clock(lambda: self._api.time(self._layout.timers, self._layout.clock))
-        self._timers = Timers(self._api, self._layout, self._clock)
-        self._ready = Ready(self._api, self._layout)
+        self._api = JetStream(self._link, self._streams)
+        self._clock = ServerClock(lambda: self._api.time(self._layout.timers, self._layout.clock))
+        self._timers = TimerWheel(self._api, self._layout, self._clock)
+        self._ready = ReadyQueue(self._api, self._layout)
         self._records = Records(self._api, self._layout, self._clock, self._timers)
-        self._jobs = Jobs(
+        self._jobs = Effects(
             self._api, self._layout, self._clock, self._timers, self._ready, self._records
         )
         self._claims = Claims(self._api, self._timers, self._ready, self._jobs)
@@ -112,32 +112,32 @@ class NatsBroker(Broker):
 
     async def enqueue(self, messages: Sequence[Message]) -> list[bool]:
         self._link.connection.check()
-        await self._check_needs(messages)
+        await self._check_dependencies(messages)
         now = self._clock.now()
         jobs: dict[str, NatsJob] = {}
         for message in messages:
             if message.id not in jobs:
-                for need in message.needs:
-                    if need in jobs and message.id not in jobs[need].dependants:
-                        jobs[need].dependants.append(message.id)
+                for id in message.depends_on:
+                    if id in jobs and message.id not in jobs[id].dependants:
+                        jobs[id].dependants.append(message.id)
                 jobs[message.id] = NatsJob(message, now)
-                jobs[message.id].begin()
+                jobs[message.id].begin(now)
         created = await self._jobs.create(jobs) if jobs else {}
         return [created.pop(message.id, None) is not None for message in messages]
 
-    async def _check_needs(self, messages: Sequence[Message]) -> None:
+    async def _check_dependencies(self, messages: Sequence[Message]) -> None:
         new: set[str] = set()
-        needed: dict[str, str] = {}
+        dependants: dict[str, str] = {}
         for message in messages:
-            for need in message.needs:
-                if need not in new:
-                    needed.setdefault(need, message.id)
+            for id in message.depends_on:
+                if id not in new:
+                    dependants.setdefault(id, message.id)
             new.add(message.id)
         now = self._clock.now()
-        found = await self._records.load(list(needed))
-        for (need, id), stored in zip(needed.items(), found, strict=True):
+        found = await self._records.load(list(dependants))
+        for (id, dependant), stored in zip(dependants.items(), found, strict=True):
             if self._records.known(stored, now) is None:
-                raise ValueError(f"job {id} needs the job {need}, which is not known")
+                raise ValueError(f"job {dependant} depends on job {id}, which is not stored")
 
     async def claim(self, queues: Sequence[str], most: int, *, lease: float) -> list[Claim]:
         await self._advance()
@@ -217,7 +217,7 @@ class NatsBroker(Broker):
             return job.revision if ended and state in (None, job.state) else 0
 
         revisions = await self._records.read_all(choose)
-        return await self._records.forget([each for each in revisions.values() if each])
+        return await self._records.delete([each for each in revisions.values() if each])
 
     async def maintain(self) -> MaintenanceStats:
         self._link.connection.check()
@@ -233,7 +233,7 @@ class NatsBroker(Broker):
         async with self._advancing:
             while (taken := await self._timers.take()) is not None:
                 forgotten = [timer.revision for timer in taken.timers if timer.revision]
-                done["forgotten"] += await self._records.forget(forgotten)
+                done["deleted"] += await self._records.delete(forgotten)
                 looked_at = [timer.id for timer in taken.timers if not timer.revision]
                 done += await self._jobs.look_after(looked_at)
                 self._timers.remove(taken.covers)
@@ -253,7 +253,7 @@ def _chosen(job: NatsJob, queue: str | None, state: JobState | None, now: float)
     return (
         queue in (None, job.message.queue)
         and state in (None, job.state)
-        and (job.state not in FINAL or job.forget_at > now)
+        and (job.state not in FINAL or job.delete_at > now)
     )
 
 

@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import count
+from math import inf
 from secrets import token_hex
+from typing import NamedTuple
 
 from .._errors import BrokerUnavailableError
 from ..abc import Claim, LeaseStatus, Settlement
 from .codec import encode
-from .effects import Jobs
-from .jetstream import Api
+from .effects import Effects
+from .jetstream import JetStream
 from .job import NatsJob
-from .leases import Leases
-from .ready_queue import Offer, Ready
+from .ready_queue import Offer, ReadyQueue
 from .records import Changed, Stored
-from .timer_wheel import Timers
+from .timer_wheel import TimerWheel
 
 _LATER = 10.0  # seconds until others are offered a job whose record is of a newer version
 
@@ -24,11 +25,13 @@ _LATER = 10.0  # seconds until others are offered a job whose record is of a new
 class Claims:
     """The claims of one broker."""
 
-    def __init__(self, api: Api, timers: Timers, ready: Ready, jobs: Jobs) -> None:
+    def __init__(
+        self, api: JetStream, timers: TimerWheel, ready: ReadyQueue, jobs: Effects
+    ) -> None:
         self._api = api
         self._ready = ready
         self._jobs = jobs
-        self._leases = Leases(timers)
+        self._leases = HeldLeases(timers)
         self._run = token_hex(8)  # tells this broker's claims from those of all others
         self._numbers = count(1)
 
@@ -80,9 +83,9 @@ class Claims:
 
         def renew(job: NatsJob, now: float) -> str:
             """Return the token that is the right one, if it is among those."""
-            token = next(filter(job.held, tokens[job.message.id]), "")
+            token = next(filter(job.is_held, tokens[job.message.id]), "")
             if token:
-                job.lease_ends = now + lease
+                job.renew(token, now + lease)
             return token
 
         hints = self._leases.hints(tokens)
@@ -110,7 +113,7 @@ class Claims:
             if not job.settle(settlements[job.message.id], now):
                 return False
             if len(encode(job)) > most:
-                job.burst("its result is too large to be kept with it", now)
+                job.outgrow("its result is too large for its record", now)
             return True
 
         hints = self._leases.hints(settlements)
@@ -120,10 +123,7 @@ class Claims:
 
     async def save(self, id: str, token: str, result: bytes) -> bool:
         def save(job: NatsJob, now: float) -> bool:
-            if not job.held(token):
-                return False
-            job.result = result
-            return True
+            return job.save(token, result)
 
         changed = await self._jobs.change([id], save, hints=self._leases.hints([id]), covered=True)
         self._leases.keep(changed)
@@ -133,4 +133,65 @@ class Claims:
 def _hold(claim: Claim, changed: Changed) -> LeaseStatus:
     if changed.job is None or changed.value != claim.token:
         return LeaseStatus.LOST
-    return LeaseStatus.CANCELLED if changed.job.cancelled else LeaseStatus.KEPT
+    return LeaseStatus.CANCELLED if changed.job.cancel_requested else LeaseStatus.HELD
+
+
+class _Lease(NamedTuple):
+    token: str
+    stored: Stored
+    ends: float
+
+
+class HeldLeases:
+    """What is known of the jobs that are claimed here, by their ids."""
+
+    def __init__(self, timers: TimerWheel) -> None:
+        self._timers = timers
+        self._leases: dict[str, _Lease] = {}
+        self._covering: dict[int, set[str]] = {}  # of a timer's message the jobs it is there for
+        self._covered: dict[str, int] = {}
+
+    def add(self, token: str, claimed: Mapping[str, Changed]) -> None:
+        self.keep(claimed)
+        for id, each in claimed.items():
+            self._uncover(id)
+            if each.timer:
+                self._covering.setdefault(each.timer, set()).add(id)
+                self._covered[id] = each.timer
+
+    def keep(self, changed: Mapping[str, Changed]) -> None:
+        """Take note of the latest records of jobs that are still held."""
+        for id, each in changed.items():
+            if each.job is not None and each.job.token and each.value:
+                ends = each.job.lease_ends
+                self._leases[id] = _Lease(each.job.token, each.stored, ends or inf)
+
+    def hints(self, ids: Iterable[str]) -> dict[str, Stored]:
+        return {id: self._leases[id].stored for id in ids if id in self._leases}
+
+    def drop(self, ids: Iterable[str]) -> None:
+        """Forget jobs that have been settled, and what looks after them."""
+        for id in ids:
+            self._leases.pop(id, None)
+            self._uncover(id)
+
+    def forget(self, now: float) -> None:
+        """Forget those whose leases ended without anybody settling the job."""
+        for id, each in list(self._leases.items()):
+            if each.ends <= now:
+                del self._leases[id]
+                self._covering.get(self._covered.pop(id, 0), set()).discard(id)
+        self._covering = {timer: ids for timer, ids in self._covering.items() if ids}
+
+    def clear(self) -> None:
+        self._leases.clear()
+        self._covering.clear()
+        self._covered.clear()
+
+    def _uncover(self, id: str) -> None:
+        timer = self._covered.pop(id, 0)
+        if timer:
+            self._covering[timer].discard(id)
+            if not self._covering[timer]:
+                del self._covering[timer]
+                self._timers.remove([timer])

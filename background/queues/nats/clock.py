@@ -10,7 +10,7 @@ import anyio
 _REFRESH = 60.0
 
 
-class Clock:
+class ServerClock:
     """Tells the server's time, by how far it was ahead of the event loop's when it was read."""
 
     def __init__(self, read: Callable[[], Awaitable[float]]) -> None:

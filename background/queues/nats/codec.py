@@ -1,7 +1,7 @@
 """Records of the NATS broker's jobs, as bytes.
 
-A record is a line of JSON, followed by the bytes whose lengths that line tells: the body, the
-result, and the results of what it needed.
+A record is a line of JSON, followed by bytes whose lengths are in that line: the body, the result,
+and the results of the jobs that it depends on.
 """
 
 from __future__ import annotations
@@ -17,15 +17,15 @@ from .job import NatsJob
 
 _VERSION = 1
 
-#: What a record has of these only where it differs.
-_PLAIN: Mapping[str, Any] = {
+#: Attributes that a record has only if they differ from these.
+_DEFAULTS: Mapping[str, Any] = {
     "attempt": 0,
     "crashes": 0,
     "token": "",
     "lease_ends": None,
     "due": None,
     "expires_at": None,
-    "cancelled": False,
+    "cancel_requested": False,
     "started_at": None,
     "finished_at": None,
     "error": None,
@@ -34,45 +34,50 @@ _PLAIN: Mapping[str, Any] = {
 
 
 class UnreadableRecordError(BrokerUnavailableError):
-    """A record is of a newer version of the library, or damaged."""
+    """A record is from a newer version of the library, or damaged."""
 
 
 def encode(job: NatsJob) -> bytes:
-    """Return a job's record; the same for the same job."""
+    """Return a job's record; equal jobs have equal records."""
     message = job.message
     blobs = [message.body, job.result, *job.previous]
-    known: dict[str, Any] = {
+    fields: dict[str, Any] = {
         "v": _VERSION,
         "id": message.id,
         "handler": message.handler,
         "queue": message.queue,
         "state": job.state.value,
         "enqueued_at": job.enqueued_at,
-        "keep": message.keep,
+        "retention": message.retention,
+        "dead_retention": message.dead_retention,
         "delay": message.delay,
         "at": message.at,
         "expires": message.expires,
         "sizes": [None if blob is None else len(blob) for blob in blobs],
     }
-    for name, plain in _PLAIN.items():
-        if (value := getattr(job, name)) != plain:
-            known[name] = value
-    if message.needs:
-        known["needs"], known["unmet"] = message.needs, sorted(job.unmet)
+    for name, default in _DEFAULTS.items():
+        if (value := getattr(job, name)) != default:
+            fields[name] = value
+    if message.depends_on:
+        fields["depends_on"], fields["unmet"] = message.depends_on, job.unmet
     if job.dependants:
-        known["dependants"] = job.dependants
-    line = json.dumps(known, separators=(",", ":"), default=dict).encode()
+        fields["dependants"] = job.dependants
+    line = json.dumps(fields, separators=(",", ":"), default=dict).encode()
     return b"".join([line, b"\n", *filter(None, blobs)])
 
 
 def decode(record: bytes, revision: int) -> NatsJob:
-    """Return the job of a record. Raises `UnreadableRecordError`."""
+    """Return the job of a record.
+
+    Raises:
+        UnreadableRecordError: This version of the library can't read the record.
+    """
     try:
         line, _, rest = record.partition(b"\n")
-        known = json.loads(line)
-        if known["v"] != _VERSION:
-            raise ValueError(f"version {known['v']!r}")
-        return _job(known, _cut(rest, known["sizes"]), revision)
+        fields = json.loads(line)
+        if fields["v"] != _VERSION:
+            raise ValueError(f"version {fields['v']!r}")
+        return _job(fields, _cut(rest, fields["sizes"]), revision)
     except (KeyError, TypeError, ValueError) as error:
         raise UnreadableRecordError(
             f"the job's record at revision {revision} can't be read by this version of the "
@@ -80,29 +85,28 @@ def decode(record: bytes, revision: int) -> NatsJob:
         ) from None
 
 
-def _job(known: dict[str, Any], blobs: list[bytes | None], revision: int) -> NatsJob:
+def _job(fields: dict[str, Any], blobs: list[bytes | None], revision: int) -> NatsJob:
     body, result, *previous = blobs
-    job = NatsJob(
-        Message(
-            id=known["id"],
-            handler=known["handler"],
-            queue=known["queue"],
-            body=body or b"",
-            keep=known["keep"],
-            delay=known["delay"],
-            at=known["at"],
-            expires=known["expires"],
-            needs=tuple(known.get("needs", ())),
-        ),
-        known["enqueued_at"],
+    message = Message(
+        id=fields["id"],
+        handler=fields["handler"],
+        queue=fields["queue"],
+        body=body or b"",
+        retention=fields["retention"],
+        dead_retention=fields["dead_retention"],
+        delay=fields["delay"],
+        at=fields["at"],
+        expires=fields["expires"],
+        depends_on=tuple(fields.get("depends_on", ())),
     )
-    job.state = JobState(known["state"])
-    for name, plain in _PLAIN.items():
-        setattr(job, name, known.get(name, plain))
+    job = NatsJob(message, fields["enqueued_at"])
+    job.state = JobState(fields["state"])
+    for name, default in _DEFAULTS.items():
+        setattr(job, name, fields.get(name, default))
     job.revision = revision
     job.result, job.previous = result, previous
-    job.unmet = set(known.get("unmet", ()))
-    job.dependants = known.get("dependants", [])
+    job.unmet = fields.get("unmet", [])
+    job.dependants = fields.get("dependants", [])
     return job
 
 

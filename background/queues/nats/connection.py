@@ -30,7 +30,7 @@ _CLOSING = 1.0  # seconds that a server gets to take note of a goodbye
 _ERRORS = 16  # that are remembered at most
 
 
-class Connection:
+class NatsConnection:
     """A connection, for one event loop of one process.
 
     Every new client is first handed to `prepare`; when the connection was lost, or is closed,

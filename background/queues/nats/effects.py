@@ -14,27 +14,33 @@ from math import inf
 
 from .._states import FINAL, JobState
 from ..abc import Message
-from .clock import Clock
+from .clock import ServerClock
 from .codec import UnreadableRecordError, encode
-from .jetstream import Api
+from .jetstream import JetStream
 from .job import NatsJob
 from .layout import EVERY, EVERY_AGAIN, Layout
-from .ready_queue import Ready
+from .ready_queue import ReadyQueue
 from .records import Change, Changed, Records, Stored, timer_of
-from .timer_wheel import COVER, Timer, Timers
+from .timer_wheel import COVER, JobTimer, TimerWheel
 
 #: Seconds until changes are at their ends that were under way when streams were made again.
 _SETTLED = 60.0
 _LATER = 10.0  # seconds until a record is read again that is of a newer version
 _EACH = 0.002  # seconds that it may take to store a job, of many
-_SOME = Message(id="", handler=None, queue="", body=b"", keep=0)
+_SOME = Message(id="", handler=None, queue="", body=b"", retention=0, dead_retention=0)
 
 
-class Jobs:
+class Effects:
     """Changes of jobs, and all that follows from them."""
 
     def __init__(
-        self, api: Api, layout: Layout, clock: Clock, timers: Timers, ready: Ready, records: Records
+        self,
+        api: JetStream,
+        layout: Layout,
+        clock: ServerClock,
+        timers: TimerWheel,
+        ready: ReadyQueue,
+        records: Records,
     ) -> None:
         self._api = api
         self._layout = layout
@@ -47,7 +53,7 @@ class Jobs:
         """Store new jobs; return those whose ids were new."""
         now = self._clock.now()
         patience = COVER + len(jobs) * _EACH
-        covers = await self._timers.add(Timer(now + patience, id) for id in jobs)
+        covers = await self._timers.add(JobTimer(now + patience, id) for id in jobs)
         changing = [timer_of(each, now) for each in jobs.values()]
         await self._timers.add(timer for timer in changing if timer.at < inf)
         created: dict[str, Changed] = {}
@@ -67,12 +73,13 @@ class Jobs:
                 elif known.unmet:
                     blocked[id] = known
         # Some that were known may be there of a call that died before it came to this.
-        needs = {id: [job.message.needs[n] for n in job.unmet] for id, job in blocked.items()}
+        unmet = {id: _unmet(job) for id, job in blocked.items()}
         # And some that are new may have ended already, if storing all of them took that long.
         late = self._clock.now() > now + patience / 2
         for id in created:
-            needs[id] = [need for need in jobs[id].message.needs if late or need not in created]
-        await self._link(needs)
+            depends_on = jobs[id].message.depends_on
+            unmet[id] = [each for each in depends_on if late or each not in created]
+        await self._link(unmet)
         await self.follow(created)
         self._timers.remove(set(covers.values()))
         return created
@@ -100,7 +107,7 @@ class Jobs:
         covers: dict[str, int] = {}
         if not covered:
             at = self._clock.now() + COVER
-            covers = await self._timers.add(Timer(at, id) for id in ids)
+            covers = await self._timers.add(JobTimer(at, id) for id in ids)
         changed = await self._records.change(ids, change, hints or {})
         await self.follow(changed)
         self._timers.remove(set(covers.values()))
@@ -136,35 +143,37 @@ class Jobs:
                 if each.has_ended or (repair and each.job and each.job.state in FINAL)
             ]
         await self._ready.drop([each.sure for each in finished if each.was_ready])
-        await self._forget_later(finished)
+        await self._delete_later(finished)
         for each in finished:
             self._api.link.post(self._layout.ended(each.sure.message.id))
 
     async def _tell(self, ended: Sequence[Changed]) -> dict[str, Changed]:
-        fates: defaultdict[str, dict[str, NatsJob | None]] = defaultdict(dict)
+        by_dependant: defaultdict[str, dict[str, NatsJob | None]] = defaultdict(dict)
         for each in ended:
             for id in each.sure.dependants:
-                fates[id][each.sure.message.id] = each.job
-        return await self._hear(fates)
+                by_dependant[id][each.sure.message.id] = each.job
+        return await self._handle_ends(by_dependant)
 
-    async def _hear(self, fates: Mapping[str, Mapping[str, NatsJob | None]]) -> dict[str, Changed]:
-        """Let jobs know how others have ended that they need."""
-        most = await self._api.max_record() if fates else 0
+    async def _handle_ends(
+        self, ended: Mapping[str, Mapping[str, NatsJob | None]]
+    ) -> dict[str, Changed]:
+        """Handle the ends of jobs in the jobs that depend on them."""
+        most = await self._api.max_record() if ended else 0
 
-        def hear(job: NatsJob, now: float) -> None:
-            for id, needed in fates[job.message.id].items():
-                job.hear(id, needed, now)
+        def handle_ends(job: NatsJob, now: float) -> None:
+            for id, dependency in ended[job.message.id].items():
+                job.dependency_ended(id, dependency, now)
             if len(encode(job)) > most:
-                job.burst("the results of what it needs are too large to be kept with it", now)
+                job.outgrow("the results that it depends on are too large for its record", now)
 
-        return await self._records.change(fates, hear, {})
+        return await self._records.change(ended, handle_ends, {})
 
-    async def _link(self, needs: Mapping[str, Sequence[str]]) -> None:
-        """Have jobs told of the ends of those that they need, which may have ended already."""
+    async def _link(self, unmet: Mapping[str, Sequence[str]]) -> None:
+        """Register jobs with those that they depend on, which may have ended already."""
         dependants: defaultdict[str, list[str]] = defaultdict(list)
-        for id, needed in needs.items():
-            for need in needed:
-                dependants[need].append(id)
+        for id, depends_on in unmet.items():
+            for dependency in depends_on:
+                dependants[dependency].append(id)
 
         def add(job: NatsJob, now: float) -> None:
             if job.state not in FINAL:
@@ -174,25 +183,25 @@ class Jobs:
 
         found = await self._records.change(dependants, add, {})
         await self.follow(found)
-        fates: defaultdict[str, dict[str, NatsJob | None]] = defaultdict(dict)
-        for need, each in found.items():
+        by_dependant: defaultdict[str, dict[str, NatsJob | None]] = defaultdict(dict)
+        for dependency, each in found.items():
             if each.job is None or each.job.state in FINAL:
-                for id in dependants[need]:
-                    fates[id][need] = each.job
-        await self.follow(await self._hear(fates))
+                for id in dependants[dependency]:
+                    by_dependant[id][dependency] = each.job
+        await self.follow(await self._handle_ends(by_dependant))
 
-    async def _forget_later(self, finished: Sequence[Changed]) -> None:
+    async def _delete_later(self, finished: Sequence[Changed]) -> None:
         now = self._clock.now()
         over: list[int] = []
-        kept: list[Timer] = []
+        kept: list[JobTimer] = []
         for each in finished:
-            if each.sure.forget_at <= now:
+            if each.sure.delete_at <= now:
                 over.append(each.stored.revision)
             else:
                 id = each.sure.message.id
-                kept.append(Timer(each.sure.forget_at, id, each.stored.revision))
+                kept.append(JobTimer(each.sure.delete_at, id, each.stored.revision))
         await self._timers.add(kept)
-        await self._records.forget(over)
+        await self._records.delete(over)
 
     async def look_after(self, ids: Iterable[str]) -> Counter[str]:
         """Do what time has done to jobs, and what others may have begun and not finished.
@@ -210,16 +219,16 @@ class Jobs:
         now = self._clock.now()
         changing = [timer_of(each.job, now) for each in changed.values() if each.job]
         later = now + _LATER
-        changing += [Timer(later, id) for id, each in changed.items() if each.unreadable]
+        changing += [JobTimer(later, id) for id, each in changed.items() if each.unreadable]
         await self._timers.add([timer for timer in changing if timer.at < inf])
         return by_time
 
     async def _look_at_all(self, *, again: bool) -> None:
         """Have all jobs looked at soon, as what else was known of them may be gone."""
         now = self._clock.now()
-        await self._timers.add(Timer(now, id) for id in await self._records.ids())
+        await self._timers.add(JobTimer(now, id) for id in await self._records.ids())
         if again:
-            await self._timers.add([Timer(now + _SETTLED, EVERY_AGAIN)])
+            await self._timers.add([JobTimer(now + _SETTLED, EVERY_AGAIN)])
 
     async def _repair(self, changed: Iterable[Changed]) -> None:
         """Do once more what follows from the states that jobs are in."""
@@ -230,11 +239,14 @@ class Jobs:
         ready = [each for _, each in by_state[JobState.READY]]
         await self._ready.put(_records(ready), again=True)
         blocked = [job for job, _ in by_state[JobState.SCHEDULED] if job.unmet]
-        await self._link(
-            {job.message.id: [job.message.needs[place] for place in job.unmet] for job in blocked}
-        )
+        await self._link({job.message.id: _unmet(job) for job in blocked})
         ended = [each for state in FINAL for _, each in by_state[state]]
         await self._end(ended, repair=True)
+
+
+def _unmet(job: NatsJob) -> list[str]:
+    """Return the ids of the jobs that a job still waits for."""
+    return [job.message.depends_on[place] for place in job.unmet]
 
 
 def _records(changed: Iterable[Changed]) -> list[tuple[NatsJob, bytes, int]]:

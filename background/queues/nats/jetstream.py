@@ -11,8 +11,7 @@ from typing import Any
 from nats.aio.msg import Msg
 
 from .._errors import BrokerUnavailableError, PayloadTooLargeError
-from .link import Link
-from .requests import Request
+from .requests import Request, Requests
 from .streams import Streams
 
 _NOT_FOUND = 404
@@ -24,10 +23,10 @@ _HEADERS = 256  # bytes that are left to the headers of a message
 _EXPECT = "Nats-Expected-Last-Subject-Sequence"
 
 
-class Api:
+class JetStream:
     """JetStream's API, over a link. All of it raises `BrokerUnavailableError`."""
 
-    def __init__(self, link: Link, streams: Streams) -> None:
+    def __init__(self, link: Requests, streams: Streams) -> None:
         self.link = link
         self._streams = streams
 

@@ -14,7 +14,7 @@ from typing import NamedTuple
 from nats.aio.msg import Msg
 
 from .._errors import BrokerUnavailableError
-from .jetstream import Api
+from .jetstream import JetStream
 from .job import NatsJob
 from .layout import Layout
 from .requests import Request
@@ -36,10 +36,10 @@ class Offer(NamedTuple):
     message: Msg
 
 
-class Ready:
+class ReadyQueue:
     """The jobs that are ready."""
 
-    def __init__(self, api: Api, layout: Layout) -> None:
+    def __init__(self, api: JetStream, layout: Layout) -> None:
         self._api = api
         self._layout = layout
         self._known: set[str] = set()  # queues with consumers

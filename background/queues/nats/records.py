@@ -15,12 +15,12 @@ from typing import Any, NamedTuple, TypeVar
 from ..._support.log import log
 from .._errors import BrokerUnavailableError
 from .._states import FINAL, JobState
-from .clock import Clock
+from .clock import ServerClock
 from .codec import UnreadableRecordError, decode, encode
-from .jetstream import Api
+from .jetstream import JetStream
 from .job import NatsJob
 from .layout import Layout
-from .timer_wheel import Timer, Timers, of_lease
+from .timer_wheel import JobTimer, TimerWheel, of_lease
 
 T = TypeVar("T")
 
@@ -79,7 +79,9 @@ Change = Callable[[NatsJob, float], Any]
 class Records:
     """The records of jobs."""
 
-    def __init__(self, api: Api, layout: Layout, clock: Clock, timers: Timers) -> None:
+    def __init__(
+        self, api: JetStream, layout: Layout, clock: ServerClock, timers: TimerWheel
+    ) -> None:
         self._api = api
         self._layout = layout
         self._clock = clock
@@ -96,7 +98,7 @@ class Records:
         if not stored.revision:
             return None
         job = decode(*stored)
-        return None if job.forget_at <= now else job
+        return None if job.delete_at <= now else job
 
     async def get(self, id: str) -> NatsJob | None:
         (stored,) = await self.load([id])
@@ -171,7 +173,7 @@ class Records:
         self, writes: Mapping[str, Changed], known: Mapping[str, Stored], now: float
     ) -> dict[str, int]:
         """Have jobs looked at when they next change, unless they are before that anyway."""
-        sooner: dict[str, Timer] = {}
+        sooner: dict[str, JobTimer] = {}
         for id, each in writes.items():
             timer = timer_of(each.sure, now)
             # A lease's timer goes with the lease.
@@ -180,7 +182,7 @@ class Records:
                 sooner[id] = timer
         return await self._timers.add(sooner.values())
 
-    async def forget(self, revisions: Sequence[int]) -> int:
+    async def delete(self, revisions: Sequence[int]) -> int:
         """Delete records, if these are their latest revisions; return how many."""
         return sum(await self._api.delete_all(self._layout.jobs, revisions))
 
@@ -214,10 +216,10 @@ class Records:
         return found
 
 
-def timer_of(job: NatsJob, now: float) -> Timer:
+def timer_of(job: NatsJob, now: float) -> JobTimer:
     """Return when to look at a job."""
     at, id = job.next_change, job.message.id
-    return of_lease(at, id, now) if job.state is JobState.RUNNING else Timer(at, id)
+    return of_lease(at, id, now) if job.state is JobState.RUNNING else JobTimer(at, id)
 
 
 def _stored(message: Mapping[str, Any] | None) -> Stored:

@@ -15,8 +15,7 @@ from ..._support import clock
 from ..._support.log import log
 from .._errors import BrokerUnavailableError
 from .layout import EVERY, Layout, differences
-from .link import Link
-from .requests import Request
+from .requests import Request, Requests
 
 _NOT_FOUND = 404
 _NO_STREAM = 10059
@@ -29,7 +28,7 @@ Answer = dict[str, Any] | None
 class Streams:
     """The streams of a server. All of it raises `BrokerUnavailableError`."""
 
-    def __init__(self, link: Link, layout: Layout) -> None:
+    def __init__(self, link: Requests, layout: Layout) -> None:
         self._link = link
         self._layout = layout
         self._incomplete = False  # of jobs that are there, something else may be gone

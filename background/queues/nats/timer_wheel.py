@@ -18,8 +18,8 @@ from collections.abc import Iterable, Sequence
 from math import inf
 from typing import Any, NamedTuple
 
-from .clock import Clock
-from .jetstream import Api
+from .clock import ServerClock
+from .jetstream import JetStream
 from .layout import Layout
 from .requests import Request
 
@@ -34,7 +34,7 @@ _CHUNK = 500  # jobs in one message
 _AT_A_TIME = 1_000  # jobs that are looked at, at least
 
 
-class Timer(NamedTuple):
+class JobTimer(NamedTuple):
     """When to look at a job. With a revision: to forget the job, if that is still its latest.
 
     `cover` is after how many seconds somebody else has to do what who takes it dies of.
@@ -49,27 +49,27 @@ class Timer(NamedTuple):
 class Taken(NamedTuple):
     """Timers that somebody has taken who will see to them, and the messages that cover that."""
 
-    timers: list[Timer]
+    timers: list[JobTimer]
     covers: set[int]
 
 
-def of_lease(at: float, id: str, now: float) -> Timer:
+def of_lease(at: float, id: str, now: float) -> JobTimer:
     """Return a timer for the end of a lease."""
-    return Timer(at, id, cover=max(_LEAST_COVER, min(COVER, at - now)))
+    return JobTimer(at, id, cover=max(_LEAST_COVER, min(COVER, at - now)))
 
 
 #: A subject, and the timers in a message to it.
-_Part = tuple[str, list[Timer]]
+_Part = tuple[str, list[JobTimer]]
 
 
-class Timers:
+class TimerWheel:
     """The timers of a server."""
 
-    def __init__(self, api: Api, layout: Layout, clock: Clock) -> None:
+    def __init__(self, api: JetStream, layout: Layout, clock: ServerClock) -> None:
         self._api = api
         self._layout = layout
         self._clock = clock
-        self._seen: dict[str, dict[int, list[Timer]]] = {}  # by subject and sequence
+        self._seen: dict[str, dict[int, list[JobTimer]]] = {}  # by subject and sequence
         self._seen_at = -inf
         self.next = -inf  # when there may be something to do, as far as is known
 
@@ -77,7 +77,7 @@ class Timers:
         """Rely on nothing that was seen before."""
         self._seen, self._seen_at, self.next = {}, -inf, -inf
 
-    async def add(self, timers: Iterable[Timer]) -> dict[str, int]:
+    async def add(self, timers: Iterable[JobTimer]) -> dict[str, int]:
         """Add timers; return of each job the sequence of its message."""
         parts = self._parts(timers, self._clock.now())
         sequences = await self._publish(parts)
@@ -87,9 +87,9 @@ class Timers:
             for timer in part
         }
 
-    def _parts(self, timers: Iterable[Timer], now: float) -> list[_Part]:
+    def _parts(self, timers: Iterable[JobTimer], now: float) -> list[_Part]:
         """Return timers as they go into messages, with the subject of each."""
-        by_slot: defaultdict[str, list[Timer]] = defaultdict(list)
+        by_slot: defaultdict[str, list[JobTimer]] = defaultdict(list)
         for timer in timers:
             by_slot[self._slot(timer.at, now)].append(timer)
             self.next = min(self.next, timer.at)
@@ -122,7 +122,7 @@ class Timers:
         self._seen_at = now
         self._seen = {subject: self._seen.get(subject, {}) for subject in subjects}
         later = inf
-        due: list[tuple[str, int, list[Timer]]] = []
+        due: list[tuple[str, int, list[JobTimer]]] = []
         for subject in sorted(subjects, key=_start):
             if (start := _start(subject)) > now:
                 later = min(later, start)
@@ -149,7 +149,7 @@ class Timers:
             sequence = int(message["seq"])
             seen[sequence] = _timers(message)
 
-    async def _take(self, due: Sequence[tuple[str, int, list[Timer]]], now: float) -> Taken:
+    async def _take(self, due: Sequence[tuple[str, int, list[JobTimer]]], now: float) -> Taken:
         ours = [[timer for timer in timers if timer.at <= now] for _, _, timers in due]
         covering = [each._replace(at=now + each.cover) for some in ours for each in some]
         covers = self._parts(covering, now)
@@ -170,7 +170,9 @@ class Timers:
         return Taken(taken, set(new[: len(covers)]))
 
 
-def _some(due: Sequence[tuple[str, int, list[Timer]]]) -> Sequence[tuple[str, int, list[Timer]]]:
+def _some(
+    due: Sequence[tuple[str, int, list[JobTimer]]],
+) -> Sequence[tuple[str, int, list[JobTimer]]]:
     """Return as many as one can see to at a time, long before those are who cover it."""
     jobs = 0
     for place, (_, _, timers) in enumerate(due):
@@ -188,5 +190,5 @@ def _width(subject: str) -> int:
     return int(subject.split(".")[-2])
 
 
-def _timers(message: dict[str, Any]) -> list[Timer]:
-    return [Timer(*each) for each in json.loads(b64decode(message["data"]))]
+def _timers(message: dict[str, Any]) -> list[JobTimer]:
+    return [JobTimer(*each) for each in json.loads(b64decode(message["data"]))]
