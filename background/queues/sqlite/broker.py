@@ -1,4 +1,4 @@
-"""Jobs in a SQLite file: durable, shared by the processes of one host, and nothing to install."""
+"""Jobs in a SQLite file: durable, and shared by the processes of one host."""
 
 from __future__ import annotations
 
@@ -17,24 +17,28 @@ import anyio
 from ..._support import clock
 from .._states import FINAL, JobState
 from ..abc import Broker, Claim, LeaseStatus, MaintenanceStats, Message, Settlement, StoredJob
-from . import transitions as jobs
+from . import transitions
 from .connection import SQLiteFile, Synchronous
 
-_MENDED = (3, 51, 3)  # of a race between two connections that write, https://sqlite.org/wal.html
+_FIXED = (3, 51, 3)  # fixes a race between two connections that write, https://sqlite.org/wal.html
 _SOON = 0.001  # seconds by which a clock may be read too early
 
 
 class SQLiteBroker(Broker):
     """Keeps jobs in a file, for any number of processes on one host; for one event loop.
 
-    The file is made for its owner alone (mode 0600). What has been enqueued or settled outlives the
-    process. With `synchronous="NORMAL"` the last moments may be lost if the system loses power;
-    with `"FULL"` nothing is, and each transaction waits for the disk.
+    The file is created for its owner alone (mode 0600). All times are those of the host's wall
+    clock. Before SQLite 3.51.3, several connections that change the file can damage it in rare
+    cases: a `RuntimeWarning` says so once there are several.
 
-    All times are those of the host's wall clock. A `RuntimeWarning` tells once of other connections
-    that change the file while SQLite is older than 3.51.3: in rare cases these can damage it.
+    Args:
+        path: The file.
+        synchronous: With `"NORMAL"`, jobs survive the end of the process, but the latest changes
+            may be lost if the system loses power. With `"FULL"` nothing is lost, and each
+            transaction waits for the disk.
 
-    Raises `ValueError` for a file in memory, and for another `synchronous`.
+    Raises:
+        ValueError: The file is in memory, or `synchronous` is not valid.
     """
 
     def __init__(
@@ -45,12 +49,12 @@ class SQLiteBroker(Broker):
     ) -> None:
         self._file = SQLiteFile(path, synchronous, self._changed_by_others)
         self.path = self._file.path
-        self._warned = sqlite3.sqlite_version_info >= _MENDED
+        self._warned = sqlite3.sqlite_version_info >= _FIXED
         self._shared = False  # with other connections that change the file
-        self._run = token_hex(8)  # tells this broker's claims from those of all others
+        self._run = token_hex(8)  # distinguishes this broker's claims from those of all others
         self._claims = count(1)
         self._work_changed = anyio.Event()
-        self._ends: dict[str, set[anyio.Event]] = {}  # of those who wait for a job's end
+        self._ends: dict[str, set[anyio.Event]] = {}  # by job, for the waiters for its end
 
     async def open(self) -> None:
         await self._file.open()
@@ -60,7 +64,9 @@ class SQLiteBroker(Broker):
         self._wake_all()
 
     async def enqueue(self, messages: Sequence[Message]) -> list[bool]:
-        new = await self._file.write(partial(jobs.enqueue, messages=messages, now=clock.wall()))
+        new = await self._file.write(
+            partial(transitions.enqueue, messages=messages, now=clock.wall())
+        )
         self._wake_workers()
         return new
 
@@ -68,19 +74,19 @@ class SQLiteBroker(Broker):
         token = f"{self._run}-{next(self._claims)}"
         now = clock.wall()
         claims, changed = await self._file.write(
-            partial(jobs.claim, queues=queues, most=most, token=token, now=now, lease=lease)
+            partial(transitions.claim, queues=queues, most=most, token=token, now=now, lease=lease)
         )
         if changed:
             self._wake_all()
         elif claims:
-            self._wake_workers()  # there are leases that may end
+            self._wake_workers()  # there are more leases that may end
         return claims
 
     async def wait_for_work(self, queues: Sequence[str], timeout: float) -> None:
         with self._file.watched(), anyio.move_on_after(timeout):
             while True:
                 changed = self._work_changed
-                at = await self._file.read(partial(jobs.look, queues=queues))
+                at = await self._file.read(partial(transitions.next_work, queues=queues))
                 self._warn()
                 if at == 0.0:
                     return
@@ -88,11 +94,11 @@ class SQLiteBroker(Broker):
 
     async def renew(self, claims: Sequence[Claim], *, lease: float) -> list[LeaseStatus]:
         return await self._file.write(
-            partial(jobs.renew, claims=claims, now=clock.wall(), lease=lease)
+            partial(transitions.renew, claims=claims, now=clock.wall(), lease=lease)
         )
 
     async def settle(self, settlements: Sequence[Settlement]) -> list[bool]:
-        work = partial(jobs.settle, settlements=settlements, now=clock.wall())
+        work = partial(transitions.settle, settlements=settlements, now=clock.wall())
         accepted, others_change = await self._file.write(work)
         if others_change:
             self._wake_all()
@@ -104,28 +110,28 @@ class SQLiteBroker(Broker):
         return accepted
 
     async def save(self, id: str, token: str, result: bytes) -> bool:
-        work = partial(jobs.save, id=id, token=token, result=result, now=clock.wall())
+        work = partial(transitions.save, id=id, token=token, result=result, now=clock.wall())
         return await self._file.write(work)
 
     async def cancel(self, id: str) -> JobState | None:
-        state = await self._file.write(partial(jobs.cancel, id=id, now=clock.wall()))
+        state = await self._file.write(partial(transitions.cancel, id=id, now=clock.wall()))
         self._wake_all()
         return state
 
     async def requeue(self, id: str) -> bool:
-        done = await self._file.write(partial(jobs.requeue, id=id, now=clock.wall()))
+        done = await self._file.write(partial(transitions.requeue, id=id, now=clock.wall()))
         self._wake_all()
         return done
 
     async def get(self, id: str) -> StoredJob | None:
-        job, _ = await self._file.read(partial(jobs.get, id=id, now=clock.wall()))
+        job, _ = await self._file.read(partial(transitions.get, id=id, now=clock.wall()))
         return job
 
     async def wait(self, id: str, timeout: float) -> StoredJob | None:
         with self._file.watched(), anyio.move_on_after(timeout):
             while True:
                 with self._waiting(id) as ended:
-                    work = partial(jobs.get, id=id, now=clock.wall())
+                    work = partial(transitions.get, id=id, now=clock.wall())
                     job, at = await self._file.read(work)
                     self._warn()
                     if job is None or job.state in FINAL:
@@ -139,14 +145,14 @@ class SQLiteBroker(Broker):
         last: int | None = 0
         while last is not None:
             found, last = await self._file.read(
-                partial(jobs.page, after=last, queue=queue, state=state, now=clock.wall())
+                partial(transitions.page, after=last, queue=queue, state=state, now=clock.wall())
             )
             for job in found:
                 yield job
 
     async def count(self, *, queue: str | None = None, state: JobState | None = None) -> int:
         return await self._file.read(
-            partial(jobs.count, queue=queue, state=state, now=clock.wall())
+            partial(transitions.count, queue=queue, state=state, now=clock.wall())
         )
 
     async def purge(self, *, state: JobState | None = None, older_than: float = 0.0) -> int:
@@ -155,7 +161,7 @@ class SQLiteBroker(Broker):
         last: int | None = 0
         while last is not None:
             some, last = await self._file.write(
-                partial(jobs.purge, after=last, state=state, before=before)
+                partial(transitions.purge, after=last, state=state, before=before)
             )
             purged += some
         self._wake_all()
@@ -164,12 +170,12 @@ class SQLiteBroker(Broker):
     async def maintain(self) -> MaintenanceStats:
         done, complete = MaintenanceStats(), False
         while not complete:
-            part, complete = await self._file.write(partial(jobs.maintain, now=clock.wall()))
+            part, complete = await self._file.write(partial(transitions.maintain, now=clock.wall()))
             done = MaintenanceStats(
                 due=done.due + part.due,
                 reclaimed=done.reclaimed + part.reclaimed,
                 expired=done.expired + part.expired,
-                forgotten=done.forgotten + part.forgotten,
+                deleted=done.deleted + part.deleted,
             )
         if done != MaintenanceStats():
             self._wake_all()
@@ -177,7 +183,7 @@ class SQLiteBroker(Broker):
 
     @contextmanager
     def _waiting(self, id: str) -> Generator[anyio.Event]:
-        """Give an event that is set once the job may have ended."""
+        """Yield an event that is set once the job may have ended."""
         event = anyio.Event()
         events = self._ends.setdefault(id, set())
         events.add(event)
@@ -189,13 +195,13 @@ class SQLiteBroker(Broker):
                 del self._ends[id]
 
     async def _wait(self, changed: anyio.Event, at: float) -> None:
-        """Wait for an event, or until time changes a job, and make up for that."""
+        """Wait for an event, or until time changes a job, and make that change."""
         now = clock.wall()
         if at > now:
             seconds = inf if at == inf else max(at - now, _SOON)
             with anyio.move_on_after(seconds):
                 await changed.wait()
-        elif await self._file.write(partial(jobs.advance, now=now)) != MaintenanceStats():
+        elif await self._file.write(partial(transitions.advance, now=now)) != MaintenanceStats():
             self._wake_all()
 
     def _wake_workers(self) -> None:
@@ -219,8 +225,8 @@ class SQLiteBroker(Broker):
         if self._shared and not self._warned:
             self._warned = True
             warnings.warn(
-                f"several connections change {self.path}, which before SQLite 3.51.3 can damage it "
-                f"in rare cases, and this is SQLite {sqlite3.sqlite_version}: use a newer one, or "
+                f"several connections change {self.path}, which can damage it in rare cases before "
+                f"SQLite 3.51.3, and this is SQLite {sqlite3.sqlite_version}: use a newer version, "
                 "one process, or a server",
                 RuntimeWarning,
                 stacklevel=3,

@@ -1,4 +1,4 @@
-"""A SQLite file that is open or not: the same for jobs and for results."""
+"""A SQLite file and its connection, for jobs and for results."""
 
 from __future__ import annotations
 
@@ -21,10 +21,15 @@ Synchronous = Literal["NORMAL", "FULL"]
 
 
 class SQLiteFile:
-    """One file, and while it is open the thread of its connection; for one event loop.
+    """One file, and the thread of its connection while it is open; for one event loop.
 
-    `on_foreign_change` is called when other connections change it, as long as it is watched.
-    Raises `ValueError` for a file in memory, and for another `synchronous`.
+    Args:
+        path: The file.
+        synchronous: SQLite's setting.
+        on_foreign_change: Called when other connections change the file while it is watched.
+
+    Raises:
+        ValueError: The file is in memory, or `synchronous` is not valid.
     """
 
     def __init__(
@@ -42,7 +47,7 @@ class SQLiteFile:
         self._connect = partial(connect, self.path, synchronous)
         self._on_foreign_change = on_foreign_change
         self._thread: SQLiteThread | None = None
-        self._opening = anyio.Lock()  # or closing
+        self._opening = anyio.Lock()  # held while closing, too
 
     async def open(self) -> None:
         async with self._opening:
@@ -70,7 +75,7 @@ class SQLiteFile:
 
     @contextmanager
     def watched(self) -> Generator[None]:
-        """Take note of what other connections do."""
+        """Watch for changes that other connections make."""
         thread = self._opened()
         thread.watchers += 1
         try:

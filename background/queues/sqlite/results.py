@@ -1,4 +1,4 @@
-"""Results in a SQLite file, be it the broker's or another one."""
+"""Results in a SQLite file: the broker's, or another one."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from ..abc import Results
 from .connection import SQLiteFile, Synchronous
 
 _SAVE = "INSERT OR REPLACE INTO results (key, result, until) VALUES (?, ?, ?)"
-_FORGET = "DELETE FROM results WHERE until <= ?"
+_DELETE_OLD = "DELETE FROM results WHERE until <= ?"
 _GET = "SELECT result FROM results WHERE key = ? AND until > ?"
 _DELETE = "DELETE FROM results WHERE key = ?"
 
@@ -18,7 +18,12 @@ _DELETE = "DELETE FROM results WHERE key = ?"
 class SQLiteResults(Results):
     """Keeps results in a file, for any number of processes on one host; for one event loop.
 
-    Made, and opened, as `SQLiteBroker` is; one file may be both's.
+    Args:
+        path: The file, which may be a broker's, too.
+        synchronous: As for `SQLiteBroker`.
+
+    Raises:
+        ValueError: An argument is not valid.
     """
 
     def __init__(
@@ -33,12 +38,12 @@ class SQLiteResults(Results):
     async def close(self) -> None:
         await self._file.close()
 
-    async def save(self, key: str, result: bytes, *, keep: float) -> None:
+    async def save(self, key: str, result: bytes, *, retention: float) -> None:
         now = clock.wall()
 
         def work(db: sqlite3.Connection) -> None:
-            db.execute(_FORGET, (now,))
-            db.execute(_SAVE, (key, result, now + keep))
+            db.execute(_DELETE_OLD, (now,))
+            db.execute(_SAVE, (key, result, now + retention))
 
         await self._file.write(work)
 

@@ -1,4 +1,4 @@
-"""The file in which the SQLite broker keeps jobs: how it is made, opened and brought up to date."""
+"""The file of the SQLite broker: how it is created, opened and migrated."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from pathlib import Path
 
 from .._errors import BrokerUnavailableError
 
-#: Seconds for which a transaction waits for those of other processes.
+#: Seconds for which a transaction waits for the transactions of other processes.
 BUSY_TIMEOUT = 5.0
 
-_OLDEST = (3, 35, 0)  # the first to know RETURNING
+_OLDEST = (3, 35, 0)  # the first version that has RETURNING
 
-#: Each item brings a file to the version that is its place, from 1: statements, never changed again
-#: once released. `changes_at` is when time alone changes a job's state.
+#: The statements that bring a file to version 1, 2, and so on; not changed once they are released.
+#: `changes_at` is when time alone changes a job's state.
 MIGRATIONS: Sequence[Sequence[str]] = (
     (
         """
@@ -37,8 +37,9 @@ MIGRATIONS: Sequence[Sequence[str]] = (
             delay REAL NOT NULL,
             at REAL,
             expires REAL,
-            keep REAL NOT NULL,
-            needs TEXT NOT NULL,
+            retention REAL NOT NULL,
+            dead_retention REAL NOT NULL,
+            depends_on TEXT NOT NULL,
             blocked INTEGER NOT NULL,
             enqueued_at REAL NOT NULL,
             started_at REAL,
@@ -53,34 +54,32 @@ MIGRATIONS: Sequence[Sequence[str]] = (
         CREATE INDEX jobs_changing ON jobs (changes_at)
         WHERE finished_at IS NULL AND changes_at IS NOT NULL
         """,
-        "CREATE INDEX jobs_kept ON jobs (changes_at) WHERE finished_at IS NOT NULL",
+        "CREATE INDEX jobs_ended ON jobs (changes_at) WHERE finished_at IS NOT NULL",
         """
-        CREATE TABLE needs (
+        CREATE TABLE dependencies (
             job INTEGER NOT NULL,
             place INTEGER NOT NULL,
-            needed TEXT NOT NULL,
+            depends_on TEXT NOT NULL,
             met INTEGER NOT NULL DEFAULT 0,
             result BLOB,
             PRIMARY KEY (job, place)
         ) WITHOUT ROWID
         """,
-        "CREATE INDEX needs_open ON needs (needed) WHERE NOT met",
+        "CREATE INDEX dependencies_unmet ON dependencies (depends_on) WHERE NOT met",
         """
-        CREATE TRIGGER needs_go AFTER DELETE ON jobs WHEN old.needs != '[]'
-        BEGIN DELETE FROM needs WHERE job = old.number; END
+        CREATE TRIGGER dependencies_end AFTER DELETE ON jobs WHEN old.depends_on != '[]'
+        BEGIN DELETE FROM dependencies WHERE job = old.number; END
         """,
-    ),
-    (
         """
         CREATE TABLE results (
             key TEXT NOT NULL PRIMARY KEY, result BLOB NOT NULL, until REAL NOT NULL
         )
         """,
-        "CREATE INDEX results_kept ON results (until)",
+        "CREATE INDEX results_until ON results (until)",
     ),
 )
 
-#: On these, SQLite's locks and shared memory do not do what WAL mode needs.
+#: File systems whose locks and shared memory do not do what SQLite's WAL mode needs.
 _NETWORK = frozenset(
     {
         *("afs", "beegfs", "ceph", "cifs", "fuse.glusterfs", "fuse.sshfs", "glusterfs"),
@@ -89,15 +88,18 @@ _NETWORK = frozenset(
 )
 _MOUNTS = Path("/proc/self/mounts")
 
-#: Of each open connection the file's path and the process that opened it.
+#: The path and the process of each open connection.
 _open: list[tuple[str, int]] = []
-_opening = threading.Lock()  # held by the brokers' own threads only
+_opening = threading.Lock()  # only the brokers' own threads hold it
 
 
 def connect(path: str, synchronous: str) -> sqlite3.Connection:
-    """Open the file, made if there is none, with all migrations applied.
+    """Open the file, create it if necessary, and apply all migrations.
 
-    Raises `BrokerUnavailableError`, `OSError`, or an error of sqlite3.
+    Raises:
+        BrokerUnavailableError: SQLite or the file can't be used.
+        OSError: The file can't be created.
+        sqlite3.Error: SQLite can't open it.
     """
     if sqlite3.sqlite_version_info < _OLDEST:
         raise BrokerUnavailableError(f"SQLite {sqlite3.sqlite_version} is too old: 3.35 is needed")
@@ -106,7 +108,7 @@ def connect(path: str, synchronous: str) -> sqlite3.Connection:
             raise BrokerUnavailableError(
                 f"{path}: jobs can't be kept on a network file system ({kind})"
             )
-    # One at a time, as closing a file that was made here would end SQLite's locks on it.
+    # One at a time, because closing a file that is being created would end SQLite's locks on it.
     with _opening:
         if any(place == path and process != os.getpid() for place, process in _open):
             raise BrokerUnavailableError(
@@ -127,14 +129,14 @@ def connect(path: str, synchronous: str) -> sqlite3.Connection:
 
 
 def disconnect(db: sqlite3.Connection, path: str) -> None:
-    """Close what `connect` has opened."""
+    """Close a connection that `connect` returned."""
     with _opening:
         db.close()
         _open.remove((path, os.getpid()))
 
 
 def identity(path: Path) -> tuple[int, int] | None:
-    """Tell a file from any that takes its place; `None` if there is none."""
+    """Return what distinguishes a file from any that replaces it; `None` if there is none."""
     try:
         found = path.stat()
     except FileNotFoundError:
@@ -143,7 +145,7 @@ def identity(path: Path) -> tuple[int, int] | None:
 
 
 def network_file_system(path: str, mounts: str) -> str | None:
-    """Return the kind of the network file system that a path is on, by a list like Linux's."""
+    """Return the kind of network file system that a path is on, given Linux's list of mounts."""
     longest, found = "", ""
     for line in mounts.splitlines():
         _, point, kind, *_ = line.split(" ")
@@ -155,11 +157,11 @@ def network_file_system(path: str, mounts: str) -> str | None:
 
 
 def _mounts() -> str:
-    return os.fsdecode(_MOUNTS.read_bytes())  # as paths are, which may be in any encoding
+    return os.fsdecode(_MOUNTS.read_bytes())  # paths may be in any encoding
 
 
 def _create(path: str) -> None:
-    """Make an empty file that nobody else may read, of which SQLite's other files take the mode."""
+    """Create an empty file for its owner alone; SQLite gives its other files the same mode."""
     with suppress(FileExistsError):
         os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600))
 
@@ -170,7 +172,7 @@ def _use_wal(db: sqlite3.Connection) -> None:
         try:
             (mode,) = db.execute("PRAGMA journal_mode = WAL").fetchone()
         except sqlite3.OperationalError as error:
-            # SQLite itself does not wait here for others who do the same.
+            # SQLite does not wait here for other processes that do the same.
             if error.sqlite_errorcode != sqlite3.SQLITE_BUSY or time.monotonic() > deadline:
                 raise
             time.sleep(0.01)
@@ -183,17 +185,18 @@ def _use_wal(db: sqlite3.Connection) -> None:
 def migrate(db: sqlite3.Connection, path: str, migrations: Sequence[Sequence[str]]) -> None:
     """Apply the migrations that a file lacks, all or none.
 
-    Raises `BrokerUnavailableError` for a file that a newer version of this library has made.
+    Raises:
+        BrokerUnavailableError: A newer version of this library has migrated the file.
     """
     if _version(db) == len(migrations):
         return
     db.execute("BEGIN IMMEDIATE")
     try:
-        version = _version(db)  # another process may have been here meanwhile
+        version = _version(db)  # another process may have migrated it meanwhile
         if version > len(migrations):
             raise BrokerUnavailableError(
-                f"{path} has version {version}, made by a newer version of this library, "
-                f"which knows versions up to {len(migrations)}"
+                f"{path} has version {version}, from a newer version of this library; this one "
+                f"supports versions up to {len(migrations)}"
             )
         for statements in migrations[version:]:
             for statement in statements:

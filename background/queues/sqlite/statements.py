@@ -1,21 +1,22 @@
-"""What the SQLite broker says to SQLite.
+"""The SQL of the SQLite broker.
 
-A job is known until `changes_at` once it has ended, and held until then while it runs.
+`changes_at` of a job that has ended is the end of its retention; of a job that runs it is the end
+of its lease.
 """
 
 from __future__ import annotations
 
-MESSAGE = "id, handler, queue, body, delay, at, expires, keep, needs"
+MESSAGE = "id, handler, queue, body, retention, dead_retention, delay, at, expires, depends_on"
 _STORED = f"{MESSAGE}, state, attempt, enqueued_at, started_at, finished_at, error, result"
-_KNOWN = "(finished_at IS NULL OR changes_at > ?)"
+_RETAINED = "(finished_at IS NULL OR changes_at > ?)"
 _HELD = "id = ? AND token = ? AND changes_at > ?"
 
 INSERT = f"""
     INSERT INTO jobs ({MESSAGE}, blocked, state, changes_at, expires_at, enqueued_at)
-    VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT (id) DO NOTHING
+    VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT (id) DO NOTHING
     RETURNING number
 """
-FORGET = "DELETE FROM jobs WHERE id = ? AND finished_at IS NOT NULL AND changes_at <= ?"
+DELETE_IF_OLD = "DELETE FROM jobs WHERE id = ? AND finished_at IS NOT NULL AND changes_at <= ?"
 CLAIM = f"""
     UPDATE jobs SET state = 'running', token = ?, changes_at = ?, expires_at = NULL,
         started_at = ?, attempt = attempt + 1
@@ -28,21 +29,23 @@ CLAIM = f"""
 """
 RENEW = f"UPDATE jobs SET changes_at = ? WHERE {_HELD} RETURNING cancelled"
 END = f"""
-    UPDATE jobs SET state = ?, finished_at = ?, changes_at = ? + keep, expires_at = NULL,
+    UPDATE jobs SET state = ?, finished_at = ?,
+        changes_at = ? + iif(? = 'dead', dead_retention, retention), expires_at = NULL,
         token = NULL, result = iif(? = 'succeeded', ?, result), error = coalesce(?, error)
     WHERE {_HELD}
 """
 SAVE = f"UPDATE jobs SET result = ? WHERE {_HELD}"
-GIVE_BACK = f"""
+RELEASE_CLAIM = f"""
     UPDATE jobs SET state = ?, changes_at = ?, token = NULL, attempt = attempt - ?,
         error = coalesce(?, error)
     WHERE {_HELD} AND NOT cancelled
 """
-GET = f"SELECT changes_at, number, {_STORED} FROM jobs WHERE id = ? AND {_KNOWN}"
-STATE = f"SELECT state FROM jobs WHERE id = ? AND {_KNOWN}"
+GET = f"SELECT changes_at, number, {_STORED} FROM jobs WHERE id = ? AND {_RETAINED}"
+STATE = f"SELECT state FROM jobs WHERE id = ? AND {_RETAINED}"
 CANCEL_RUNNING = "UPDATE jobs SET cancelled = 1 WHERE id = ?"
 CANCEL_WAITING = """
-    UPDATE jobs SET state = 'cancelled', finished_at = ?, changes_at = ? + keep, expires_at = NULL
+    UPDATE jobs SET state = 'cancelled', finished_at = ?, changes_at = ? + retention,
+        expires_at = NULL
     WHERE id = ?
 """
 REQUEUE = """
@@ -66,39 +69,40 @@ LOSES_ITS_LEASE = """
     WHERE number = ?
 """
 ENDS_BY_TIME = """
-    UPDATE jobs SET state = ?, finished_at = ?, changes_at = ? + keep, expires_at = NULL,
+    UPDATE jobs SET state = ?, finished_at = ?, changes_at = ? + retention, expires_at = NULL,
         token = NULL, crashes = crashes + ?
     WHERE number = ?
 """
-FORGET_SOME = """
+DELETE_OLD = """
     DELETE FROM jobs WHERE number IN (
         SELECT number FROM jobs WHERE finished_at IS NOT NULL AND changes_at <= ?
         ORDER BY changes_at LIMIT ?
     )
 """
 PAGE_END = "SELECT number FROM jobs WHERE number > ? ORDER BY number LIMIT 1 OFFSET ?"
-_CHOSEN = "(? IS NULL OR queue = ?) AND (? IS NULL OR state = ?)"
+_SELECTED = "(? IS NULL OR queue = ?) AND (? IS NULL OR state = ?)"
 PAGE = f"""
-    SELECT number, {_STORED} FROM jobs WHERE number > ? AND number <= ? AND {_CHOSEN} AND {_KNOWN}
+    SELECT number, {_STORED} FROM jobs
+    WHERE number > ? AND number <= ? AND {_SELECTED} AND {_RETAINED}
     ORDER BY number
 """
-PURGE_SOME = """
+PURGE_PAGE = """
     DELETE FROM jobs WHERE number > ? AND number <= ? AND finished_at <= ?
         AND (? IS NULL OR state = ?)
 """
 COUNT_READY = "SELECT count(*) FROM jobs WHERE state = 'ready' AND queue = ?"
-COUNT = f"SELECT count(*) FROM jobs WHERE {_CHOSEN} AND {_KNOWN}"
+COUNT = f"SELECT count(*) FROM jobs WHERE {_SELECTED} AND {_RETAINED}"
 
-ADD_NEED = "INSERT INTO needs (job, place, needed) VALUES (?, ?, ?)"
-PREVIOUS = "SELECT result FROM needs WHERE job = ? ORDER BY place"
+ADD_DEPENDENCY = "INSERT INTO dependencies (job, place, depends_on) VALUES (?, ?, ?)"
+PREVIOUS = "SELECT result FROM dependencies WHERE job = ? ORDER BY place"
 OUTCOME = "SELECT state, result FROM jobs WHERE id = ? AND finished_at IS NOT NULL"
 HAS_ENDED = "SELECT 1 FROM jobs WHERE id = ? AND finished_at IS NOT NULL"
-WHO_NEEDS = "SELECT job, place FROM needs WHERE needed = ? AND NOT met"
-MEET_NEED = "UPDATE needs SET met = 1, result = ? WHERE job = ? AND place = ?"
-DROP_NEEDS = "UPDATE needs SET met = 1 WHERE job = ?"
-DIES_BY_NEED = """
-    UPDATE jobs SET state = 'dead', finished_at = ?, changes_at = ? + keep, expires_at = NULL,
-        error = ?
+DEPENDANTS = "SELECT job, place FROM dependencies WHERE depends_on = ? AND NOT met"
+MEET = "UPDATE dependencies SET met = 1, result = ? WHERE job = ? AND place = ?"
+DROP_DEPENDENCIES = "UPDATE dependencies SET met = 1 WHERE job = ?"
+DIES_OF_DEPENDENCY = """
+    UPDATE jobs SET state = 'dead', finished_at = ?, changes_at = ? + dead_retention,
+        expires_at = NULL, error = ?
     WHERE number = ? AND state = 'scheduled' AND blocked
     RETURNING id
 """
@@ -106,5 +110,5 @@ UNBLOCK = """
     UPDATE jobs SET blocked = blocked - 1 WHERE number = ? AND state = 'scheduled' AND blocked
     RETURNING blocked
 """
-RELEASING = "SELECT id, handler, delay, at, expires_at FROM jobs WHERE number = ?"
-RELEASE = "UPDATE jobs SET state = ?, changes_at = ? WHERE number = ?"
+UNBLOCKED = "SELECT id, handler, delay, at, expires_at FROM jobs WHERE number = ?"
+SCHEDULE = "UPDATE jobs SET state = ?, changes_at = ? WHERE number = ?"

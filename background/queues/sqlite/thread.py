@@ -1,7 +1,7 @@
-"""The thread that a SQLite connection lives in, and how the event loop has work done there.
+"""The thread of a SQLite connection, and the calls that it makes for the event loop.
 
-Whatever waits while the thread is busy is done in one transaction, so that one commit, and one way
-there and back, serve all of it.
+Calls that wait while the thread is busy share one transaction. One commit and one hop to the thread
+and back serve all of them.
 """
 
 from __future__ import annotations
@@ -30,14 +30,14 @@ Work = Callable[[sqlite3.Connection], T]
 
 _MOST_TOGETHER = 256  # calls in one transaction
 
-# Seconds between two looks at whether other processes have changed anything: a hundredth of the
-# time since they last did, within these bounds.
+# Seconds between two checks for changes by other processes. Within these bounds, it is a hundredth
+# of the time since their last change.
 _OFTEN, _SELDOM = 0.001, 0.05
-_IDLE = 1.0  # seconds between two looks at whether the process ends, where nobody waits for others
+_IDLE = 1.0  # seconds between two checks whether the process ends, without watchers
 
 
-class _Call:
-    """Work on its way to the thread and back."""
+class _SQLiteCall:
+    """A function to call in the thread, and its result."""
 
     __slots__ = ("done", "error", "value", "withdrawn", "work", "writes")
 
@@ -51,14 +51,17 @@ class _Call:
 
 
 class _RolledBackError(Exception):
-    """SQLite has rolled back a transaction of its own accord."""
+    """SQLite has rolled back a transaction by itself."""
 
 
 class SQLiteThread:
     """A connection and its thread, for one event loop.
 
-    `on_foreign_change` is called in the event loop when other connections have changed the file,
-    for as long as `watchers` is not 0.
+    Args:
+        path: The file.
+        connect: Opens the connection.
+        on_foreign_change: Called in the event loop when other connections have changed the file,
+            while `watchers` is not 0.
     """
 
     def __init__(
@@ -74,23 +77,27 @@ class SQLiteThread:
         self._backend = current_backend()
         self._context = copy_context()
         self._backend.adopt(self._context)
-        self._queue: SimpleQueue[_Call | None] = SimpleQueue()
+        self._queue: SimpleQueue[_SQLiteCall | None] = SimpleQueue()
         self._process = getpid()
         self._closed = False
         self._file = Path(path)
         self._identity: tuple[int, int] | None = None  # of the file that is open
         self._version = 0  # what SQLite calls the data version
         self._changed_at = 0.0
-        # Not a daemon, which would be stopped in the middle of a transaction.
+        # Not a daemon, which could be stopped in the middle of a transaction.
         self._thread = threading.Thread(target=self._run, name=f"SQLite {path}", daemon=False)
         self._opening = self._new_call(lambda db: None)
         self._ended = self._backend.event()
 
-    def _new_call(self, work: Work[Any], writes: bool = False) -> _Call:
-        return _Call(work, writes, self._backend.event())
+    def _new_call(self, work: Work[Any], writes: bool = False) -> _SQLiteCall:
+        return _SQLiteCall(work, writes, self._backend.event())
 
     async def start(self) -> None:
-        """Start the thread and open the connection. Raises `BrokerUnavailableError`."""
+        """Start the thread and open the connection.
+
+        Raises:
+            BrokerUnavailableError: The file can't be opened.
+        """
         self._thread.start()
         clock.on_io(1)  # until `_deliver` is called for the opening
         with CancelScope(shield=True):
@@ -100,14 +107,14 @@ class SQLiteThread:
                 raise self._opening.error
 
     def abandon(self) -> None:
-        """Let the thread close the connection and end, without waiting for it."""
+        """Let the thread close the connection and end, and do not wait for it."""
         self._closed = True
         self._queue.put(None)
 
     async def stop(self) -> None:
-        """Do what has been asked for, close the connection, and see the thread end."""
+        """Make the calls that wait, close the connection, and wait for the thread's end."""
         if self._process != getpid():
-            return  # the thread was left behind
+            return  # the parent process has the thread
         self.abandon()
         with CancelScope(shield=True):
             await self._join()
@@ -115,17 +122,20 @@ class SQLiteThread:
     async def _join(self) -> None:
         clock.on_io(1)
         try:
-            await self._ended.wait()  # without a second thread that waits
+            await self._ended.wait()  # first, so that no other thread has to wait long
             await to_thread.run_sync(self._thread.join)
         finally:
             clock.on_io(-1)
 
     async def call(self, work: Work[T], *, writes: bool) -> T:
-        """Have work done in a transaction, and return once that is committed.
+        """Call `work` in a transaction, and return its result once that is committed.
 
-        It may be done twice if the first transaction fails. Raises what the work does, and
-        `BrokerUnavailableError`. Cancelled by a scope, it is not begun or it is seen to its end, and its
-        value returned.
+        It may be called twice if the first transaction fails. A cancel scope that is cancelled
+        before the call begins prevents it; later it has no effect.
+
+        Raises:
+            BrokerUnavailableError: The file can't be used.
+            Exception: What `work` raised.
         """
         await checkpoint_if_cancelled()
         if self._process != getpid():
@@ -138,9 +148,9 @@ class SQLiteThread:
         clock.on_io(1)
         self._queue.put(call)
         try:
-            with CancelScope(shield=True):  # for no longer than transactions take
+            with CancelScope(shield=True):  # transactions are short
                 await call.done.wait()
-        except BaseException:  # by asyncio itself, which knows no shields
+        except BaseException:  # a native cancellation, which no scope shields from
             call.withdrawn = True
             raise
         if call.error is not None:
@@ -148,7 +158,7 @@ class SQLiteThread:
         value: T = call.value
         return value
 
-    # What follows runs in the thread, but for `_deliver`.
+    # All methods below run in the thread, except for `_deliver`.
 
     def _run(self) -> None:
         try:
@@ -168,13 +178,13 @@ class SQLiteThread:
             self._post(self._ended.set)
 
     def _serve(self, db: sqlite3.Connection) -> None:
-        with suppress(sqlite3.Error):  # or else the first look takes this for a change
+        with suppress(sqlite3.Error):  # otherwise the first check reports a change
             self._version = _data_version(db)
         while True:
             try:
                 call = self._queue.get(timeout=self._pause())
             except Empty:
-                # Whoever does not close may not keep the interpreter from its end.
+                # A connection that was not closed must not keep the interpreter alive.
                 if not threading.main_thread().is_alive():
                     return
             else:
@@ -183,15 +193,15 @@ class SQLiteThread:
                 if calls[-1] is None:
                     return
             if self.watchers:
-                self._look_out(db)
+                self._check_for_changes(db)
 
     def _pause(self) -> float:
         if not self.watchers:
             return _IDLE
         return min(max((time.monotonic() - self._changed_at) / 100, _OFTEN), _SELDOM)
 
-    def _gather(self, first: _Call | None) -> list[_Call | None]:
-        """Return a call with those that wait behind it; `None` is the last there is."""
+    def _gather(self, first: _SQLiteCall | None) -> list[_SQLiteCall | None]:
+        """Return a call and those that wait behind it; `None` ends the thread."""
         calls = [first]
         while calls[-1] is not None and len(calls) < _MOST_TOGETHER:
             try:
@@ -200,25 +210,25 @@ class SQLiteThread:
                 break
         return calls
 
-    def _look_out(self, db: sqlite3.Connection) -> None:
-        """See whether others have changed the file; what was done here does not count."""
+    def _check_for_changes(self, db: sqlite3.Connection) -> None:
+        """Report changes by other connections."""
         try:
             version = _data_version(db)
         except sqlite3.Error:
-            return  # whoever wants something done hears of it
+            return  # the next call will report the error
         if version != self._version:
             self._version = version
             self._changed_at = time.monotonic()
             self._post(self._on_foreign_change)
 
-    def _settle(self, calls: Sequence[_Call], db: sqlite3.Connection) -> None:
+    def _settle(self, calls: Sequence[_SQLiteCall], db: sqlite3.Connection) -> None:
         if not self._together(calls, db):
             for call in calls:
                 self._together([call], db)
         self._send(calls)
 
-    def _together(self, calls: Sequence[_Call], db: sqlite3.Connection) -> bool:
-        """Do work in one transaction; `False` if it failed, and each should be tried by itself."""
+    def _together(self, calls: Sequence[_SQLiteCall], db: sqlite3.Connection) -> bool:
+        """Make calls in one transaction; return `False` if each must be made by itself."""
         wanted = [call for call in calls if not call.withdrawn]
         if not wanted:
             return True
@@ -237,19 +247,19 @@ class SQLiteThread:
                 call.error = self._explained(error)
         finally:
             if db.in_transaction:
-                with suppress(sqlite3.Error):  # the next BEGIN tells
+                with suppress(sqlite3.Error):  # the next BEGIN will report it
                     db.execute("ROLLBACK")
         return True
 
     def _check_file(self) -> None:
-        """SQLite itself goes on with a file that nobody else will find."""
+        """Refuse a file that was replaced; SQLite itself would go on with the unlinked one."""
         if identity(self._file) != self._identity:
             raise BrokerUnavailableError(
-                f"{self._path} was removed or replaced while it was open; once all queues that use "
-                "it have been left, it can be opened anew"
+                f"{self._path} was removed or replaced while it was open; it can be opened again "
+                "once all queues that use it were left"
             )
 
-    def _do(self, call: _Call, db: sqlite3.Connection, alone: bool) -> None:
+    def _do(self, call: _SQLiteCall, db: sqlite3.Connection, alone: bool) -> None:
         call.error = None
         if alone:
             call.value = call.work(db)
@@ -258,7 +268,7 @@ class SQLiteThread:
         try:
             call.value = call.work(db)
         except Exception as error:
-            if not db.in_transaction:  # nothing is left of what was done before this
+            if not db.in_transaction:  # the calls before this one are undone, too
                 raise _RolledBackError from error
             db.execute("ROLLBACK TO call")
             call.error = self._explained(error)
@@ -274,14 +284,14 @@ class SQLiteThread:
             return explained
         return error
 
-    def _send(self, calls: Sequence[_Call]) -> None:
+    def _send(self, calls: Sequence[_SQLiteCall]) -> None:
         self._post(lambda: self._deliver(calls))
 
     def _post(self, fn: Callable[[], object]) -> None:
-        with suppress(RuntimeError):  # once the event loop has ended, nobody waits for this
-            self._backend._call_soon(fn, self._context)
+        with suppress(RuntimeError):  # the event loop has ended, and with it the waiters
+            self._backend.post(fn, self._context)
 
-    def _deliver(self, calls: Sequence[_Call]) -> None:
+    def _deliver(self, calls: Sequence[_SQLiteCall]) -> None:
         for call in calls:
             clock.on_io(-1)
             call.done.set()
