@@ -8,23 +8,20 @@ from functools import lru_cache
 from struct import Struct
 from typing import Any
 
-from ..._support.frozen import maker
 from .._states import JobState
 from ..abc import Claim, Message, Settlement, StoredJob
 
 _MOST_AT_ONCE = 5000  # messages that one script enqueues
-_MOST_BYTES = 64_000_000  # of these together
+_MOST_BYTES = 64_000_000  # of these messages together
 
 _ARRAY = _STRING = Struct(">BI")
 
-_make_message = maker(Message)
-_make_claim = maker(Claim)
-
 
 def pack_messages(messages: Sequence[Message]) -> list[bytes]:
-    """Return what scripts take to enqueue messages: each has so many of them at most.
+    """Return the arguments of the scripts that enqueue messages, one for each script.
 
-    Raises `ValueError` for an id or name that would not fit into the line of a text.
+    Raises:
+        ValueError: An id or a name does not fit into a line of text.
     """
     parts: list[bytes] = []
     columns = ids, texts, queues = [list[bytes](), list[bytes](), list[bytes]()]
@@ -42,33 +39,41 @@ def pack_messages(messages: Sequence[Message]) -> list[bytes]:
 
 
 def _pack_message(message: Message) -> tuple[bytes, bytes]:
-    """Return a text, of a line that scripts can read and the body, and the queue.
+    """Return a text and the queue: the text is a line that scripts read, and the body.
 
-    The queue is empty if there is more to do than to put the job there.
+    The queue is empty if the job is not simply ready.
     """
-    each = message
-    if " " in each.id or "\n" in each.id or "\0" in each.id:
-        raise ValueError(f"job {each.id!r}: ids and names can't have spaces in them")
+    id = message.id
+    if " " in id or "\n" in id or "\0" in id:
+        raise ValueError(f"job {id!r}: ids and names can't have spaces in them")
     start, queue = _pack_terms(
-        each.queue, each.keep, each.handler, each.delay, each.at, each.expires
+        message.queue,
+        message.retention,
+        message.dead_retention,
+        message.handler,
+        message.delay,
+        message.at,
+        message.expires,
     )
-    if each.needs:
-        return b"%b%b\n%b" % (start, ",".join(each.needs).encode(), each.body), b""
-    return b"%b\n%b" % (start, each.body), queue
+    if message.depends_on:
+        return b"%b%b\n%b" % (start, ",".join(message.depends_on).encode(), message.body), b""
+    return b"%b\n%b" % (start, message.body), queue
 
 
 @lru_cache(maxsize=100)
 def _pack_terms(
     queue: str,
-    keep: float,
+    retention: float,
+    dead_retention: float,
     handler: str | None,
     delay: float,
     at: float | None,
     expires: float | None,
 ) -> tuple[bytes, bytes]:
     """Return the start of a line that many jobs share, and the queue if they are ready at once."""
-    line = f"{queue} {keep!r} {handler or ''} {delay!r} {_optional(at)} {_optional(expires)} "
-    if line.count(" ") != 6 or "\n" in line or "\0" in line:
+    terms = f"{queue} {retention!r} {dead_retention!r} {handler or ''}"
+    line = f"{terms} {delay!r} {_optional(at)} {_optional(expires)} "
+    if line.count(" ") != 7 or "\n" in line or "\0" in line:
         raise ValueError(
             f"queue {queue!r}, handler {handler!r}: ids and names can't have spaces in them"
         )
@@ -81,7 +86,7 @@ def _optional(value: float | None) -> str:
 
 
 def _pack_columns(columns: Sequence[list[bytes]]) -> bytes:
-    """Return ids, texts and queues as one argument, which costs less than many; clear them.
+    """Return ids, texts and queues as one argument, which is faster than many, and clear them.
 
     It is an array of arrays of strings in MessagePack.
     """
@@ -98,42 +103,44 @@ def _pack_columns(columns: Sequence[list[bytes]]) -> bytes:
 def unpack_message(data: bytes) -> tuple[Message, float]:
     """Return a message, and when it was enqueued."""
     head, _, body = data.partition(b"\n")
-    _, enqueued, id, queue, keep, handler, delay, at, expires, needs = head.decode().split(" ")
-    message = _make_message(
+    _, enqueued, id, queue, *times, depends_on = head.decode().split(" ")
+    retention, dead_retention, handler, delay, at, expires = times
+    message = Message(
         id,
         handler or None,
         queue,
         body,
-        float(keep),
+        float(retention),
+        float(dead_retention),
         float(delay),
         float(at) if at else None,
         float(expires) if expires else None,
-        tuple(needs.split(",")) if needs else (),
+        tuple(depends_on.split(",")) if depends_on else (),
     )
     return message, float(enqueued)
 
 
 def pack_settlement(settlement: Settlement) -> tuple[bytes, bytes, bytes]:
     """Return a line, the error, and the result, which is empty if there is none."""
-    each = settlement
-    error = b"" if each.error is None else json.dumps(dict(each.error)).encode()
-    result = b"" if each.result is None else b"=" + each.result
-    return f"{each.id} {each.token} {each.state} {each.delay!r}".encode(), error, result
+    error = b"" if settlement.error is None else json.dumps(dict(settlement.error)).encode()
+    result = b"" if settlement.result is None else b"=" + settlement.result
+    line = f"{settlement.id} {settlement.token} {settlement.state} {settlement.delay!r}"
+    return line.encode(), error, result
 
 
 def unpack_claims(data: bytes, token: str) -> list[Claim]:
+    """Return the claims that a script has made."""
     claims: list[Claim] = []
     for line, text, _, error, previous in _unpack(data):
         message, enqueued_at = unpack_message(text)
         cause = None if error is None else json.loads(error)
-        claim = _make_claim(
-            message, token, int(line[1]), int(line[2]), enqueued_at, previous, cause
-        )
-        claims.append(claim)
+        attempt, crashes = int(line[1]), int(line[2])
+        claims.append(Claim(message, token, attempt, crashes, enqueued_at, previous, cause))
     return claims
 
 
 def unpack_jobs(data: bytes) -> list[StoredJob]:
+    """Return the jobs that a script has found."""
     jobs: list[StoredJob] = []
     for line, text, result, error, previous in _unpack(data):
         message, enqueued_at = unpack_message(text)
@@ -153,7 +160,7 @@ def unpack_jobs(data: bytes) -> list[StoredJob]:
 
 
 def _unpack(data: bytes) -> Iterator[tuple[list[bytes], bytes, Any, Any, tuple[Any, ...]]]:
-    """Give of each job its line, and what followed that: message, result, error, and previous."""
+    """Yield each job's line, message, result, error and previous results."""
     end = 0
     while end < len(data):
         start, end = end, data.index(b"\n", end)

@@ -1,7 +1,7 @@
-"""One connection to Redis, on which calls are sent as they come and answered in their order.
+"""One connection to Redis, which sends calls as they come and reads their answers in order.
 
-It belongs to a task of its own, so that cancelling who called never comes between a request and
-its answer. Whatever waits while the server is busy is sent together.
+It belongs to a task of its own, so that the cancellation of a caller never comes between a request
+and its answer. Calls that wait while the server is busy are sent together.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from .._errors import BrokerUnavailableError
 
 _MOST_TOGETHER = 100  # calls that are sent at once
 
-#: What a URL may say of waiting and retrying is the broker's own business.
+#: Options of URLs that the broker sets itself.
 _OURS = (
     *("socket_timeout", "socket_connect_timeout", "retry_on_timeout", "retry_on_error", "protocol"),
     *("health_check_interval", "decode_responses", "max_connections", "timeout"),
@@ -32,9 +32,14 @@ _OURS = (
 
 
 class Address:
-    """Where the server is, and how a connection is made; its text has no secrets.
+    """Where the server is, and how to connect to it; its text has no secrets.
 
-    Raises `ValueError` for a URL or a timeout that can't work.
+    Args:
+        url: The URL.
+        timeout: Seconds within which the server must accept a connection, and answer.
+
+    Raises:
+        ValueError: An argument is not valid.
     """
 
     def __init__(self, url: str, timeout: float) -> None:
@@ -47,7 +52,7 @@ class Address:
             self.timeout = timeout
             self._options = {
                 **options,
-                "socket_timeout": None,  # each call has its timeout here
+                "socket_timeout": None,  # each call has a timeout of its own
                 "socket_connect_timeout": timeout,
                 "retry": Retry(NoBackoff(), 0),
                 "protocol": 2,
@@ -55,7 +60,7 @@ class Address:
             }
             connection = self.connection()
         except (TypeError, ValueError, AttributeError, RedisError):
-            # What is wrong is not repeated, as it might be the password.
+            # The message does not quote the URL, because it may have a password.
             raise ValueError(
                 "url must be like redis://host:6379/0, rediss://… for TLS or unix:///path?db=0, "
                 "with options that redis-py knows, and passwords quoted as in any URL"
@@ -67,7 +72,7 @@ class Address:
         return self._text
 
     def connection(self) -> Any:
-        """Return a new connection of redis-py's, which is not connected yet."""
+        """Return a new connection of redis-py that is not connected yet."""
         return self._class(**self._options)
 
 
@@ -78,8 +83,8 @@ def _text(connection: Any) -> str:
     return f"{scheme}://{connection.host}:{connection.port}/{connection.db}"
 
 
-class _Call:
-    """A request on its way, and who waits for its answer."""
+class _RedisCall:
+    """A request, and its answer."""
 
     __slots__ = ("answer", "request")
 
@@ -96,17 +101,17 @@ class _Call:
             self.answer.set_exception(error)
 
 
-class Link:
-    """A connection that is made when it is needed, and made anew after it was lost."""
+class RedisConnection:
+    """A connection that is made when it is needed, and again after it was lost."""
 
     def __init__(self, address: Address) -> None:
         self._address = address
         self._connection = address.connection()
         self._process = getpid()
         self._is_open = True
-        self._waiting: deque[_Call] = deque()
-        self._sent: deque[_Call] = deque()
-        self._bell = asyncio.Event()
+        self._waiting: deque[_RedisCall] = deque()
+        self._sent: deque[_RedisCall] = deque()
+        self._called = asyncio.Event()
         self._loop = asyncio.get_running_loop()
         self._task = self._loop.create_task(
             self._serve(), name=f"connection to {address}", context=Context()
@@ -114,13 +119,14 @@ class Link:
 
     @property
     def is_inherited(self) -> bool:
-        """Whether this process has got it by a fork."""
+        """Whether this process inherited it by a fork."""
         return self._process != getpid()
 
     async def call(self, request: bytes) -> Any:
         """Return the answer to a request, which may be a `ResponseError`.
 
-        Raises `BrokerUnavailableError`.
+        Raises:
+            BrokerUnavailableError: There is no answer.
         """
         if self.is_inherited:
             raise BrokerUnavailableError(
@@ -129,21 +135,21 @@ class Link:
             )
         if not self._is_open:
             raise self._not_open()
-        call = _Call(request, self._loop.create_future())
+        call = _RedisCall(request, self._loop.create_future())
         self._waiting.append(call)
-        self._bell.set()
+        self._called.set()
         return await call.answer
 
     async def close(self) -> None:
-        """Disconnect; whoever still waits hears that it is not open."""
+        """Disconnect; calls without an answer fail."""
         self._task.cancel()
         await asyncio.wait([self._task])
 
     async def _serve(self) -> None:
         try:
             while True:
-                await self._bell.wait()
-                self._bell.clear()
+                await self._called.wait()
+                self._called.clear()
                 while self._waiting:
                     await self._exchange()
         finally:
@@ -155,7 +161,7 @@ class Link:
     def _not_open(self) -> BrokerUnavailableError:
         return BrokerUnavailableError(f"{self._address} is not open")
 
-    def _fail(self, calls: deque[_Call], error: BrokerUnavailableError) -> None:
+    def _fail(self, calls: deque[_RedisCall], error: BrokerUnavailableError) -> None:
         while calls:
             calls.popleft().fail(error)
 
@@ -163,7 +169,7 @@ class Link:
         """Send what waits, and read the answers."""
         while self._waiting and len(self._sent) < _MOST_TOGETHER:
             call = self._waiting.popleft()
-            if not call.answer.done():  # nobody has withdrawn it
+            if not call.answer.done():  # otherwise its caller was cancelled
                 self._sent.append(call)
         if not self._sent:
             return
@@ -183,7 +189,7 @@ class Link:
             await disconnect(self._connection, at_once=True)
 
     async def _connect(self) -> None:
-        # While nothing was asked nothing may come: if it does, it is that the server has closed.
+        # The server sends nothing unasked. If there is something to read, it has closed.
         if self._connection.is_connected and await self._connection.can_read():
             await disconnect(self._connection, at_once=True)
         await self._connection.connect()
@@ -195,7 +201,7 @@ class Link:
             return error
 
     async def _leave_if_read_only(self, value: Any) -> None:
-        """Look for the master anew once this is none any more, which its address may know."""
+        """Connect again if the server is no longer the master, because another one may be."""
         if isinstance(value, ResponseError) and "READONLY" in text(value) and not self._sent:
             await disconnect(self._connection, at_once=True)
 
@@ -217,6 +223,6 @@ def explained(address: Address, error: Exception) -> BrokerUnavailableError:
 
 
 def text(error: Exception) -> str:
-    """Return what an error says, with the server's word for it, which redis-py takes away."""
+    """Return an error's message with the server's error code, which redis-py removes."""
     code = getattr(error, "status_code", None)
     return f"{code} {error}" if code else str(error)

@@ -1,8 +1,8 @@
-"""How those who wait hear of work and of the ends of jobs.
+"""Notifications of work and of ended jobs.
 
-Scripts publish on one channel: `+queue` if there is work that somebody waits for, `=id id` if jobs
-have ended that somebody waits for. A message that is lost costs no more than a moment, as who waits
-also looks from time to time.
+Scripts publish on one channel: `+queue` if there is work in a queue that has waiters, `=id id` if
+jobs have ended that have waiters. A lost message costs no more than a moment, because waiters also
+look from time to time.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ from typing import Any
 
 from .connection import Address, disconnect
 
-_AGAIN = 1.0  # seconds until a connection that was lost is made anew
+_RECONNECT = 1.0  # seconds until a lost connection is made again
 
 
-class Listener:
-    """A connection that listens to the channel, from when somebody first waits."""
+class Notifications:
+    """A connection that listens to the channel, from the first waiter on."""
 
     def __init__(self, address: Address, channel: str) -> None:
         self._address = address
@@ -29,7 +29,7 @@ class Listener:
         self._tried = asyncio.Event()
 
     async def start(self) -> None:
-        """Begin to listen, if that can be."""
+        """Begin to listen, if the server can be reached."""
         if self._task is None:
             self._task = asyncio.get_running_loop().create_task(
                 self._run(), name=f"listening to {self._address}", context=Context()
@@ -37,7 +37,7 @@ class Listener:
         await self._tried.wait()
 
     async def close(self) -> None:
-        """Stop listening, and wake all who wait."""
+        """Stop listening, and wake all waiters."""
         self._tried.set()
         self._wake_all()
         if self._task is not None:
@@ -45,8 +45,8 @@ class Listener:
             await asyncio.wait([self._task])
 
     @contextmanager
-    def expecting(self, topics: Iterable[str]) -> Generator[asyncio.Event]:
-        """Give an event that is set once there may be news of one of these."""
+    def listening(self, topics: Iterable[str]) -> Generator[asyncio.Event]:
+        """Yield an event that is set when one of the topics may have been published."""
         event, mine = asyncio.Event(), list(topics)
         for topic in mine:
             self._events.setdefault(topic, set()).add(event)
@@ -68,14 +68,14 @@ class Listener:
                     await connection.send_command("SUBSCRIBE", self._channel)
                     await connection.read_response()
                 self._tried.set()
-                self._wake_all()  # of what was missed
+                self._wake_all()  # they may have missed something
                 await self._listen(connection)
             except Exception:
-                # Whoever calls the server hears what is wrong with it.
+                # The next call of the server will report what is wrong.
                 self._tried.set()
             finally:
                 await disconnect(connection, at_once=True)
-            await asyncio.sleep(_AGAIN)
+            await asyncio.sleep(_RECONNECT)
 
     async def _listen(self, connection: Any) -> None:
         while True:

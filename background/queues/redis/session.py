@@ -1,4 +1,4 @@
-"""What is open between opening and closing: a link to Redis, and a listener."""
+"""The connection and the notifications of a broker while it is open."""
 
 from __future__ import annotations
 
@@ -10,57 +10,60 @@ import anyio
 from redis.exceptions import ResponseError
 
 from .._errors import BrokerUnavailableError
-from .connection import Address, Link, explained
-from .pubsub import Listener
+from .connection import Address, RedisConnection, explained
+from .pubsub import Notifications
 from .script import command
 
 _OLDEST = (6, 2)
 
-#: What a child may not even have collected, as that would close it.
+#: What a forked child must keep, because its end would close the parent's sockets.
 _inherited: list[object] = []
 
 
 class Session:
-    """Opens and closes, in any order, and asks for what is open.
+    """Opens and closes a connection and its notifications, in any order.
 
-    `check` is called with a new link, before anybody gets to use it.
+    Args:
+        address: The server.
+        channel: The channel of the notifications.
+        check: Called with a new connection before it is used.
     """
 
     def __init__(
         self,
         address: Address,
         channel: str = "",
-        check: Callable[[Link], Awaitable[None]] | None = None,
+        check: Callable[[RedisConnection], Awaitable[None]] | None = None,
     ) -> None:
         self._address = address
         self._channel = channel
         self._check = check
-        self._opening = anyio.Lock()  # or closing
-        self._link: Link | None = None
-        self._listener: Listener | None = None
+        self._opening = anyio.Lock()  # held while closing, too
+        self._connection: RedisConnection | None = None
+        self._notifications: Notifications | None = None
 
     async def open(self) -> None:
         try:
             asyncio.get_running_loop()
         except RuntimeError:
-            raise RuntimeError("Redis is used on asyncio only, as redis-py is") from None
+            raise RuntimeError("RedisBroker works on asyncio only, as redis-py does") from None
         async with self._opening:
             self._leave_inherited()
-            if self._link is not None:
+            if self._connection is not None:
                 return
-            link = Link(self._address)
+            connection = RedisConnection(self._address)
             try:
-                await self._check_server(link)
+                await self._check_server(connection)
                 if self._check is not None:
-                    await self._check(link)
+                    await self._check(connection)
             except BaseException:
-                await link.close()
+                await connection.close()
                 raise
-            self._link = link
-            self._listener = Listener(self._address, self._channel)
+            self._connection = connection
+            self._notifications = Notifications(self._address, self._channel)
 
-    async def _check_server(self, link: Link) -> None:
-        answer = await link.call(command(b"HELLO"))  # every user may ask this
+    async def _check_server(self, connection: RedisConnection) -> None:
+        answer = await connection.call(command(b"HELLO"))  # every user may send this
         if isinstance(answer, ResponseError):
             raise BrokerUnavailableError(
                 f"{self._address}: Redis 6.2 or later is needed; this server says: {answer}"
@@ -74,38 +77,43 @@ class Session:
     async def close(self) -> None:
         async with self._opening:
             self._leave_inherited()
-            link, self._link = self._link, None
-            listener, self._listener = self._listener, None
-            if link is not None and listener is not None:
+            connection, self._connection = self._connection, None
+            notifications, self._notifications = self._notifications, None
+            if connection is not None and notifications is not None:
                 try:
-                    await listener.close()
+                    await notifications.close()
                 finally:
-                    await link.close()
+                    await connection.close()
 
     def _leave_inherited(self) -> None:
-        """Leave to the parent what was open at a fork: it uses the same sockets."""
-        if self._link is not None and self._link.is_inherited:
-            _inherited.append((self._link, self._listener))
-            self._link = self._listener = None
+        """Leave what was open at a fork to the parent, which uses the same sockets."""
+        if self._connection is not None and self._connection.is_inherited:
+            _inherited.append((self._connection, self._notifications))
+            self._connection = self._notifications = None
 
     @property
-    def link(self) -> Link:
+    def connection(self) -> RedisConnection:
         return self._opened()[0]
 
     @property
-    def listener(self) -> Listener:
+    def notifications(self) -> Notifications:
         return self._opened()[1]
 
-    def _opened(self) -> tuple[Link, Listener]:
-        if self._link is None or self._listener is None:
+    def _opened(self) -> tuple[RedisConnection, Notifications]:
+        if self._connection is None or self._notifications is None:
             raise BrokerUnavailableError(f"{self._address} is not open")
-        return self._link, self._listener
+        return self._connection, self._notifications
 
     async def call(self, request: bytes) -> Any:
-        """Return the answer to a request. Raises `BrokerUnavailableError`."""
-        return self.checked(await self.link.call(request))
+        """Return the answer to a request.
+
+        Raises:
+            BrokerUnavailableError: There is no answer, or it is an error.
+        """
+        return self.checked(await self.connection.call(request))
 
     def checked(self, answer: Any) -> Any:
+        """Return an answer, or raise the error that it is."""
         if isinstance(answer, ResponseError):
             raise explained(self._address, answer)
         return answer

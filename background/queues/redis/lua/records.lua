@@ -1,17 +1,14 @@
-"""What the Redis broker's scripts know of jobs: their records, and how these are fetched."""
+-- The records of jobs, and how they are fetched.
 
-from __future__ import annotations
-
-RECORDS = r"""
 local call = redis.call
 local FINAL = {succeeded = true, dead = true, cancelled = true, expired = true}
 local clock = call('TIME')
 local now = clock[1] + clock[2] / 1000000
 
-local jobs = {} -- by id: records as they are by now, or false
-local states, times = {}, {} -- what the indexes know of them
+local jobs = {} -- by id: the record as it is by now, or false
+local states, times = {}, {} -- what the indexes say about each job
 
--- Most of a script's times are the same, and one costs as much to write as a command.
+-- Most of a script's times are the same, and formatting one takes as long as a command.
 local texts = {}
 local function text(time)
   if time and not texts[time] then texts[time] = string.format('%.17g', time) end
@@ -29,19 +26,20 @@ local function learn(id, job)
   jobs[id], states[id], times[id] = job, job[STATE], job[AT]
 end
 
--- In the order of the fields; the number is one of 14 hexadecimal digits.
-local function new_record(queue, number, keep)
-  return {'ready', queue, number, tonumber(keep), 0, 0, false, false, false, false, false, false,
-    0, false, false, false, 0, false, false, false}
+-- In the order of the fields; the number has 14 hexadecimal digits.
+local function new_record(queue, number, retention, dead_retention)
+  return {'ready', queue, number, tonumber(retention), tonumber(dead_retention), 0, 0, false, false,
+    false, false, false, false, 0, false, false, false, 0, false, false, false}
 end
 
--- What is ready when it is enqueued has a record once something happens to it.
+-- A job that is ready when it is enqueued has no record until something happens to it.
 local function learn_from_message(id, message)
-  local number, queue, keep = string.match(message, '^(%x+) [^ ]* [^ ]* ([^ ]*) ([^ ]*)')
-  learn(id, new_record(queue, number, keep))
+  local number, queue, retention, dead_retention =
+    string.match(message, '^(%x+) [^ ]* [^ ]* ([^ ]*) ([^ ]*) ([^ ]*)')
+  learn(id, new_record(queue, number, retention, dead_retention))
 end
 
--- Fetches the records that there are.
+-- Fetches the records that exist.
 local function fetch(ids)
   for first = 1, #ids, 1000 do
     local last = math.min(first + 999, #ids)
@@ -53,11 +51,11 @@ local function fetch(ids)
   end
 end
 
-local function is_over(job)
+local function is_past_retention(job)
   return FINAL[job[STATE]] and job[AT] <= now
 end
 
--- Returns a job unless it is not known, or any more.
+-- Returns a job, unless it is not stored or past its retention.
 local function get(id)
   if jobs[id] == nil then fetch({id}) end
   if jobs[id] == nil then
@@ -65,11 +63,10 @@ local function get(id)
     if message then learn_from_message(id, message) end
   end
   local job = jobs[id]
-  return job and not is_over(job) and job
+  return job and not is_past_retention(job) and job
 end
 
 local function held(id, token)
   local job = get(id)
   return job and job[STATE] == 'running' and job[TOKEN] == token and job[AT] > now and job
 end
-"""

@@ -1,16 +1,12 @@
-"""What the Redis broker's scripts have in common: jobs, their indexes, and what time does to them.
+-- The transitions of jobs, and their indexes.
+--
+-- A script changes the records of jobs. At its end `finish` updates everything that follows from
+-- them: which jobs are ready, when time changes which job, the counts, and which waiters to wake.
+-- So no index can differ from the records.
 
-A script changes the records of jobs, and at its end `finish` brings everything that follows from
-them up to date: who is ready, when time changes what, the counts, and who has to be woken. So no
-index can tell another story than the records do.
-"""
-
-from __future__ import annotations
-
-COMMON = r"""
-local touched, is_touched = {}, {} -- ids of those that were changed
-local results = {} -- of jobs that ended just now
-local deltas, rings, ended = {}, {}, {}
+local touched, is_touched = {}, {} -- ids of the jobs that were changed
+local results = {} -- of the jobs that ended in this script
+local deltas, wakes, ended = {}, {}, {}
 
 local function touch(id)
   if not is_touched[id] then
@@ -28,13 +24,13 @@ local function tally(job, state, by)
   deltas[field] = (deltas[field] or 0) + by
 end
 
-local function forget(ids)
+local function delete(ids)
   local outcomes, errors, previous = {}, {}, {}
   for _, id in ipairs(ids) do
     local job = jobs[id]
     if job[RESULT] then outcomes[#outcomes + 1] = id end
     if job[ERROR] then errors[#errors + 1] = id end
-    for place = 1, job[NEEDS] do previous[#previous + 1] = id .. ' ' .. place end
+    for place = 1, job[DEPENDENCIES] do previous[#previous + 1] = id .. ' ' .. place end
     jobs[id] = false
   end
   each('HDEL', KEYS.jobs, ids)
@@ -46,7 +42,7 @@ local function forget(ids)
 end
 
 local function flush()
-  local records, gone = {}, {}
+  local records, old = {}, {}
   local ready, unready, changing, unchanging, kept, unkept = {}, {}, {}, {}, {}, {}
   for _, id in ipairs(touched) do
     local job = jobs[id]
@@ -57,7 +53,7 @@ local function flush()
       job[AWAITED] = false
     end
     if final and at <= now then
-      gone[#gone + 1] = id
+      old[#old + 1] = id
       is, at = nil, false
     else
       records[#records + 1] = id
@@ -70,7 +66,7 @@ local function flush()
       if is == 'ready' then
         ready[#ready + 1] = 0
         ready[#ready + 1] = member(id, job)
-        rings[job[QUEUE]] = true
+        wakes[job[QUEUE]] = true
       end
     end
     if at_was and (not at or FINAL[was] ~= final) then
@@ -81,8 +77,8 @@ local function flush()
       local list = final and kept or changing
       list[#list + 1] = text(at)
       list[#list + 1] = id
-      -- Who waits looks once a second in any case.
-      if not final and at < now + 1 then rings[job[QUEUE]] = true end
+      -- Waiters look once a second in any case.
+      if not final and at < now + 1 then wakes[job[QUEUE]] = true end
     end
     states[id], times[id] = is, at
   end
@@ -90,7 +86,7 @@ local function flush()
   each('ZREM', KEYS.ready, unready)
   each('ZREM', KEYS.changing, unchanging)
   each('ZREM', KEYS.kept, unkept)
-  forget(gone)
+  delete(old)
   each('HSET', KEYS.jobs, records)
   each('ZADD', KEYS.ready, ready)
   each('ZADD', KEYS.changing, changing)
@@ -104,14 +100,14 @@ local function finish()
       call('HDEL', KEYS.counts, field)
     end
   end
-  for queue in pairs(rings) do
+  for queue in pairs(wakes) do
     if call('HDEL', KEYS.idle, queue) == 1 then call('PUBLISH', ARGV[1], '+' .. queue) end
   end
   if #ended > 0 then call('PUBLISH', ARGV[1], '=' .. table.concat(ended, ' ')) end
 end
 
--- queue, keep, handler, delay, at, expires, needs
-local HEAD = '([^ ]*) ([^ ]*) ([^ ]*) ([^ ]*) ([^ ]*) ([^ ]*) ([^\n]*)\n'
+-- queue, retention, dead retention, handler, delay, at, expires, dependencies
+local HEAD = '([^ ]*) ([^ ]*) ([^ ]*) ([^ ]*) ([^ ]*) ([^ ]*) ([^ ]*) ([^\n]*)\n'
 
 local function head(id)
   return string.match(call('HGET', KEYS.messages, id), '^%x+ [^ ]* [^ ]* ' .. HEAD)
@@ -121,8 +117,8 @@ local function earlier(a, b)
   return a and b and math.min(a, b) or a or b
 end
 
--- Lets a job that nothing blocks be ready once it is due; returns how it ends if it does by that.
-local function release(id, job, delay, at)
+-- Lets a job become ready after a delay; returns the final state that it must enter instead.
+local function schedule(id, job, delay, at)
   local due = at == '' and now + delay or tonumber(at)
   touch(id)
   if due > now then
@@ -134,40 +130,40 @@ local function release(id, job, delay, at)
   end
 end
 
--- Takes note that a job has ended that this one needs; returns how this one ends by that.
-local function hear(id, place, needed, state)
+-- Handles the end of a job that this one depends on; returns the final state that it must enter.
+local function dependency_ended(id, place, dependency, state)
   local job = get(id)
   if not job or job[STATE] ~= 'scheduled' or job[BLOCKED] == 0 then return end
   if state ~= 'succeeded' then
-    local message = 'job ' .. needed .. ', which it needs, is ' .. state
+    local message = 'job ' .. dependency .. ', which it depends on, is ' .. state
     call('HSET', KEYS.errors, id, cjson.encode({type = 'JobFailedError', message = message}))
     job[ERROR] = true
     return 'dead'
   end
-  local result = results[needed]
-  if result == nil then result = call('HGET', KEYS.results, needed) end
+  local result = results[dependency]
+  if result == nil then result = call('HGET', KEYS.results, dependency) end
   if result then call('HSET', KEYS.previous, id .. ' ' .. place, result) end
   job[BLOCKED] = job[BLOCKED] - 1
   touch(id)
   if job[BLOCKED] == 0 then
-    local _, _, _, delay, at = head(id)
-    return release(id, job, delay, at)
+    local _, _, _, _, delay, at = head(id)
+    return schedule(id, job, delay, at)
   end
 end
 
--- Lets a job wait for others no more.
+-- Lets a job wait for no other any longer.
 local function unblock(id, job)
-  local _, _, _, _, _, _, needs = head(id)
+  local _, _, _, _, _, _, _, dependencies = head(id)
   local place, entries = 0, {}
-  for need in string.gmatch(needs, '[^,]+') do
+  for dependency in string.gmatch(dependencies, '[^,]+') do
     place = place + 1
-    entries[place] = need .. ' ' .. id .. ' ' .. place
+    entries[place] = dependency .. ' ' .. id .. ' ' .. place
   end
-  each('ZREM', KEYS.needs, entries)
+  each('ZREM', KEYS.dependants, entries)
   job[BLOCKED] = 0
 end
 
--- Ends a job, and those that end by that, however many.
+-- Ends a job, and the jobs that end because of that.
 local function stop(id, state)
   local ending = {{id, state}}
   while #ending > 0 do
@@ -175,22 +171,23 @@ local function stop(id, state)
     local job = jobs[id]
     if job[BLOCKED] > 0 then unblock(id, job) end
     job[STATE], job[TOKEN], job[DUE], job[EXPIRES] = state, false, false, false
-    job[FINISHED], job[AT] = now, now + job[KEEP]
+    job[FINISHED] = now
+    job[AT] = now + (state == 'dead' and job[DEAD_RETENTION] or job[RETENTION])
     touch(id)
-    if job[NEEDED] then
-      job[NEEDED] = false
+    if job[HAS_DEPENDANTS] then
+      job[HAS_DEPENDANTS] = false
       local first, last = '[' .. id .. ' ', '(' .. id .. '!'
-      for _, entry in ipairs(call('ZRANGEBYLEX', KEYS.needs, first, last)) do
+      for _, entry in ipairs(call('ZRANGEBYLEX', KEYS.dependants, first, last)) do
         local dependant, place = string.match(entry, ' ([^ ]*) (%d+)$')
-        local its_state = hear(dependant, place, id, state)
-        if its_state then ending[#ending + 1] = {dependant, its_state} end
+        local final = dependency_ended(dependant, place, id, state)
+        if final then ending[#ending + 1] = {dependant, final} end
       end
-      call('ZREMRANGEBYLEX', KEYS.needs, first, last)
+      call('ZREMRANGEBYLEX', KEYS.dependants, first, last)
     end
   end
 end
 
--- Does what time has done to jobs that have not ended, for so many of them.
+-- Makes the transitions that time demands, for at most so many jobs.
 local function advance(most)
   local due, reclaimed, expired = 0, 0, 0
   local ids = call('ZRANGEBYSCORE', KEYS.changing, '-inf', now, 'LIMIT', 0, most)
@@ -201,7 +198,7 @@ local function advance(most)
     if not job then
       call('ZREM', KEYS.changing, id)
     elseif FINAL[job[STATE]] or not job[AT] or job[AT] > now then
-      -- something else that has changed in this pass has changed this one, too
+      -- another change in this pass has changed this job, too
     elseif job[STATE] == 'running' then
       reclaimed = reclaimed + 1
       job[CRASHES] = job[CRASHES] + 1
@@ -216,15 +213,15 @@ local function advance(most)
       stop(id, 'expired')
     else
       due = due + 1
-      local state = release(id, job, 0, '')
-      if state then stop(id, state) end
+      local final = schedule(id, job, 0, '')
+      if final then stop(id, final) end
     end
   end
   flush()
   return due, reclaimed, expired
 end
 
--- Adds a line of what is known of a job, its message, result, error and previous results.
+-- Adds a line about a job, and its message, result, error and previous results.
 local function show(shown, id, job, message)
   local result = job[RESULT] and call('HGET', KEYS.results, id)
   local error = job[ERROR] and call('HGET', KEYS.errors, id)
@@ -234,11 +231,16 @@ local function show(shown, id, job, message)
   local count = #shown
   shown[count + 1], shown[count + 2] = line, '\n' .. message
   shown[count + 3], shown[count + 4] = result or '', error or ''
-  for place = 1, job[NEEDS] do
+  for place = 1, job[DEPENDENCIES] do
     local value = call('HGET', KEYS.previous, id .. ' ' .. place)
     line = line .. ' ' .. (value and #value or -1)
     shown[count + 4 + place] = value or ''
   end
   shown[count + 1] = line
 end
-"""
+
+-- Once a script has written anything, the server lets it write on although memory is short. Scripts
+-- that free memory call this first.
+local function write_although_memory_is_short()
+  call('ZREM', KEYS.changing, '')
+end

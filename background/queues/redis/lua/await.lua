@@ -1,0 +1,15 @@
+-- Registers a waiter for the end of a job; returns the job, and the seconds until time changes it.
+write_although_memory_is_short()
+advance(100)
+local id, job = ARGV[2], get(ARGV[2])
+local shown = {}
+if job then
+  if not FINAL[job[STATE]] and not job[AWAITED] then
+    job[AWAITED] = true
+    touch(id)
+  end
+  shown[1] = (job[AT] and string.format('%.6f', job[AT] - now) or 'inf') .. '\n'
+  show(shown, id, job, call('HGET', KEYS.messages, id))
+end
+finish()
+return table.concat(shown)

@@ -1,0 +1,14 @@
+-- Renews leases; returns for each claim whether it is held, lost, or to be cancelled.
+write_although_memory_is_short()
+local lease, answer = tonumber(ARGV[2]), {}
+for i = 3, #ARGV, 2 do
+  local id = ARGV[i]
+  local job = held(id, ARGV[i + 1])
+  if job then
+    job[AT] = now + lease
+    touch(id)
+  end
+  answer[#answer + 1] = not job and 'L' or job[CANCELLED] and 'C' or 'H'
+end
+finish()
+return table.concat(answer)

@@ -1,0 +1,15 @@
+-- Makes a job ready that has ended; returns whether it had.
+advance(100)
+local id, job = ARGV[2], get(ARGV[2])
+local done = job and FINAL[job[STATE]]
+if done then
+  job[ATTEMPT], job[CRASHES], job[CANCELLED], job[FINISHED] = 0, 0, false, false
+  if job[RESULT] then
+    call('HDEL', KEYS.results, id)
+    job[RESULT] = false
+  end
+  local final = schedule(id, job, 0, '')
+  if final then stop(id, final) end
+end
+finish()
+return done and '1' or '0'
