@@ -1,10 +1,11 @@
-"""Durable jobs: what a crashed or restarted process leaves is taken over by another."""
+"""Durable jobs: another process takes over what a crashed or restarted process leaves."""
 
 from __future__ import annotations
 
 from ._enqueue.composites import Step, chain, group
 from ._enqueue.handle import JobHandle
-from ._enqueue.handler import Handler
+from ._enqueue.handler import Handler, JobSubmission
+from ._enqueue.options import JobOptions
 from ._errors import (
     BrokerUnavailableError,
     DuplicateJobError,
@@ -17,16 +18,17 @@ from ._errors import (
     UnknownHandlerError,
 )
 from ._info import JobInfo
-from ._queue import JobQueue
+from ._queue import HandlerDecorator, JobQueue, QueueOptions
 from ._states import JobState
 from ._worker.context import JobContext
-from ._worker.selection import Ordered, Weighted
+from ._worker.selection import Ordered, Selection, Weighted
 from ._worker.worker import Worker
 
 __all__ = [
     "BrokerUnavailableError",
     "DuplicateJobError",
     "Handler",
+    "HandlerDecorator",
     "InvalidPayloadError",
     "JobCancelledError",
     "JobContext",
@@ -34,11 +36,15 @@ __all__ = [
     "JobFailedError",
     "JobHandle",
     "JobInfo",
+    "JobOptions",
     "JobQueue",
     "JobState",
+    "JobSubmission",
     "Ordered",
     "PayloadTooLargeError",
     "QueueError",
+    "QueueOptions",
+    "Selection",
     "Step",
     "UnknownHandlerError",
     "Weighted",

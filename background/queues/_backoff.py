@@ -1,37 +1,69 @@
-"""What the log says while a broker can't be reached: that, and when it is over."""
+"""Calls of a broker that are repeated until they succeed."""
 
 from __future__ import annotations
 
 import logging
-import random
+from collections.abc import Awaitable, Callable
+from typing import TypeVar
 
 import anyio
+from tenacity.wait import wait_random_exponential
 
+from .._retry import pause_after_failures
 from .._support.log import log
 from ._errors import BrokerUnavailableError
 
-_PAUSES = (0.05, 2.0)  # seconds before the broker is asked again: at first, and at most
+T = TypeVar("T")
+
+#: The pauses between two calls.
+WAIT = wait_random_exponential(multiplier=0.05, min=0.025, max=2.0)
 
 
-class Outage:
-    """The times in a row that something that needs a broker has failed."""
+class BrokerBackoff:
+    """Repeats calls with growing pauses; logs that they fail, and that they succeed again.
+
+    Args:
+        what: What the calls do, for the log.
+    """
 
     def __init__(self, what: str) -> None:
         self._what = what
-        self._pause = 0.0
+        self._failures = 0
 
-    async def failed(self, error: Exception) -> None:
-        """Take note of a failure, and wait before the next try: longer each time."""
-        known = isinstance(error, BrokerUnavailableError)
-        if not self._pause or not known:
-            traced = None if known else error
+    async def call(
+        self,
+        fn: Callable[[], Awaitable[T]],
+        give_up: Callable[[Exception], bool] = lambda error: False,
+    ) -> T:
+        """Call `fn` until it succeeds, and return its result.
+
+        Args:
+            fn: The call.
+            give_up: Returns whether to raise an error instead of calling again.
+
+        Raises:
+            Exception: What `fn` raised, if `give_up` returned `True` for it.
+        """
+        while True:
+            try:
+                result = await fn()
+            except Exception as error:
+                if give_up(error):
+                    raise
+                await self._failed(error)
+            else:
+                self._succeeded()
+                return result
+
+    async def _failed(self, error: Exception) -> None:
+        self._failures += 1
+        expected = isinstance(error, BrokerUnavailableError)
+        if self._failures == 1 or not expected:
+            traced = None if expected else error
             log(logging.WARNING, "%s: %s; trying again", self._what, error, error=traced)
-        first, most = _PAUSES
-        self._pause = min(2 * self._pause or first, most)
-        await anyio.sleep(self._pause * random.uniform(0.5, 1))
+        await anyio.sleep(pause_after_failures(WAIT, self._failures, error))
 
-    def over(self) -> None:
-        """Take note that it has worked."""
-        if self._pause:
-            self._pause = 0.0
+    def _succeeded(self) -> None:
+        if self._failures:
+            self._failures = 0
             log(logging.INFO, "%s: works again", self._what)

@@ -1,4 +1,4 @@
-"""The broker as the rest uses it: results that may be elsewhere, limits, and lost connections."""
+"""The broker as handlers and handles use it: with results elsewhere, limits, and lost answers."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 import anyio
 
-from .._eventloop.protection import uninterrupted
+from .._eventloop.interruption import ki_protected
 from ._codec import errors, json_data
 from ._codec.body import Body, decode, pick
 from ._errors import BrokerUnavailableError, DuplicateJobError, InvalidPayloadError, QueueError
@@ -18,19 +18,23 @@ from ._states import FINAL, JobState
 from .abc import Broker, Message, Results, StoredJob
 
 _PAUSES = (0.0, 0.1, 0.4)  # seconds before an enqueue whose answer was lost is repeated
-_PATIENCE = 30.0  # seconds without a broker until those who wait for a job are told
+_PATIENCE = 30.0  # seconds without a broker after which a wait for a job fails
 
 
+@ki_protected
 class Client:
-    """What handles and handlers ask of a broker and a store of results."""
+    """A broker and a store of results.
 
-    def __init__(
-        self, broker: Broker, results: Results | None, *, max_payload: int, keep: float
-    ) -> None:
+    Args:
+        broker: The broker.
+        results: The store of results, if it is not the broker.
+        max_payload: The most bytes of a job's arguments or its result.
+    """
+
+    def __init__(self, broker: Broker, results: Results | None, max_payload: int) -> None:
         self.broker = broker
         self.results = results
         self.max_payload = max_payload
-        self.keep = keep
 
     async def open(self) -> None:
         """Connect to both, or to none."""
@@ -44,6 +48,7 @@ class Client:
             raise
 
     async def close(self) -> None:
+        """Disconnect from both."""
         try:
             await self.broker.close()
         finally:
@@ -51,15 +56,18 @@ class Client:
                 await self.results.close()
 
     async def enqueue(self, messages: Sequence[Message]) -> None:
-        """Have jobs taken, all or none; one whose answer was lost is asked for again.
+        """Store jobs, all or none; a call whose answer was lost is repeated.
 
-        Raises `DuplicateJobError` for an id that is known, and `BrokerUnavailableError`.
+        Raises:
+            DuplicateJobError: An id is stored already.
+            BrokerUnavailableError: The broker can't be reached.
         """
-        new, repeated = await self._insist(messages)
+        new, repeated = await self._enqueue_until_answered(messages)
         if all(new):
             return
         if repeated and messages[-1].handler is None and not new[-1]:
-            # Steps of another composite with this id may look the same; what stands for it can't.
+            # The steps of another chain or group with this id may look the same; the job that
+            # represents it does not.
             repeated = await self._is_ours(messages[-1])
         taken = [
             message.id
@@ -67,15 +75,15 @@ class Client:
             if not is_new and not (repeated and await self._is_ours(message))
         ]
         if taken:
-            for message in reversed(messages):  # of a composite, which must not run in part
+            for message in reversed(messages):  # a chain or group must not run in part
                 if message.id not in taken:
                     await self.broker.cancel(message.id)
             raise DuplicateJobError(
-                f"there is a job with the id {taken[0]!r}; ids can be used again when the job is "
-                "no longer kept"
+                f"there is a job with the id {taken[0]!r}; an id can be used again when its job is "
+                "past its retention"
             )
 
-    async def _insist(self, messages: Sequence[Message]) -> tuple[list[bool], bool]:
+    async def _enqueue_until_answered(self, messages: Sequence[Message]) -> tuple[list[bool], bool]:
         repeated = False
         for pause in _PAUSES:
             try:
@@ -90,9 +98,12 @@ class Client:
         return stored is not None and stored.message.body == message.body
 
     async def wait(self, id: str, timeout: float) -> StoredJob:
-        """Return a job when it has ended.
+        """Return a job once it has ended.
 
-        Raises `TimeoutError`, `QueueError` for one that is not known, and `BrokerUnavailableError`.
+        Raises:
+            TimeoutError: The time is up.
+            QueueError: The job is not stored.
+            BrokerUnavailableError: The broker could not be reached for 30 seconds.
         """
         now = anyio.current_time()
         deadline, given_up = now + timeout, now + _PATIENCE
@@ -109,49 +120,56 @@ class Client:
             now = anyio.current_time()
             given_up = now + _PATIENCE
             if job is None:
-                raise QueueError(f"job {id} is not known: it never was, or is no longer kept")
+                raise QueueError(f"job {id} is not stored: it never was, or is past its retention")
             if job.state in FINAL:
                 return job
             if now >= deadline:
                 raise TimeoutError(f"job {id} was {job.state} after {timeout:g} s")
 
     async def cancel(self, id: str) -> bool:
-        """Cancel a job, or all of those of a composite; tell whether there was anything left."""
+        """Cancel a job, or all jobs of a chain or group; return whether one had not ended."""
         job = await self.broker.get(id)
         if job is None or job.state is JobState.SUCCEEDED:
             return False
-        # Each before what it needs, with which it would fail instead of being cancelled.
+        # Each before the jobs that it depends on, or it would be dead instead of cancelled.
         members = self._body(job).members if job.message.handler is None else ()
         states = [await self.broker.cancel(each) for each in (id, *reversed(members))]
         return any(state is not None and state not in FINAL for state in states)
 
     async def requeue(self, id: str) -> bool:
-        """Make a job ready again that has ended. Raises `QueueError` for a composite."""
+        """Make a job ready that has ended; return whether it had.
+
+        Raises:
+            QueueError: It is a chain or group.
+        """
         job = await self.broker.get(id)
         if job is None or job.state not in FINAL:
             return False
         if job.message.handler is None:
             raise QueueError(
-                f"{id} is a chain or group, which runs no code that could be run again: requeue "
-                "the job that failed, or enqueue it anew"
+                f"{id} is a chain or group, which has no code to run: requeue the job that failed, "
+                "or enqueue it anew"
             )
         if self.results is not None:
-            await self.results.delete(key(id, job.attempt))
+            await self.results.delete(result_key(id, job.attempt))
         return await self.broker.requeue(id)
 
-    async def save(self, id: str, attempt: int, token: str, result: bytes, keep: float) -> bool:
-        """Keep an intermediate result; `False` if the lease was lost."""
+    async def save(
+        self, id: str, attempt: int, token: str, result: bytes, retention: float
+    ) -> bool:
+        """Store an intermediate result; return whether the lease was held."""
         if self.results is None:
             return await self.broker.save(id, token, result)
-        await self.results.save(key(id, attempt), result, keep=keep)
+        await self.results.save(result_key(id, attempt), result, retention=retention)
         return True
 
     async def info(self, id: str) -> JobInfo | None:
+        """Return a job as it is shown."""
         job = await self.broker.get(id)
         return None if job is None else await self._info(job)
 
-    @uninterrupted
     async def infos(self, queue: str | None, state: JobState | None) -> AsyncIterator[JobInfo]:
+        """Iterate over jobs, oldest first."""
         async for job in self.broker.scan(queue=queue, state=state):
             yield await self._info(job)
 
@@ -187,43 +205,53 @@ class Client:
         return decode(f"job {job.message.id}", job.message.body, inf)
 
     async def result(self, job: StoredJob) -> Any:
-        """Return a job's result as plain data. Raises `QueueError` if none is kept."""
+        """Return a job's result as plain data.
+
+        Raises:
+            QueueError: No result is stored.
+        """
         id = job.message.id
         if job.message.handler is None and job.state is JobState.SUCCEEDED:
             return previous(id, self._body(job).previous, job.previous)
         encoded = job.result
         if self.results is not None:
-            encoded = await self.results.get(key(id, job.attempt))
+            encoded = await self.results.get(result_key(id, job.attempt))
         if encoded is None:
-            raise QueueError(f"job {id} is {job.state}, and no result of it is kept")
+            raise QueueError(f"job {id} is {job.state}, and no result of it is stored")
         return json_data.decode(f"the result of job {id}", encoded, inf)
 
     async def failure(self, job: StoredJob) -> Exception:
-        """Return the error of a job that is dead, or of the one because of which it is."""
+        """Return the error of a dead job, or of the job that made it dead."""
         while (cause := await self._cause(job)) is not None:
             job = cause
         return errors.failed(job.message.id, job.error)
 
     async def _cause(self, job: StoredJob) -> StoredJob | None:
-        for need in job.message.needs:
-            needed = await self.broker.get(need)
-            if needed is not None and needed.state is JobState.DEAD:
-                return needed
+        for id in job.message.depends_on:
+            dependency = await self.broker.get(id)
+            if dependency is not None and dependency.state is JobState.DEAD:
+                return dependency
         return None
 
 
-def key(id: str, attempt: int) -> str:
-    """Return under which key an attempt's result is stored apart from the job."""
+def result_key(id: str, attempt: int) -> str:
+    """Return the key under which an attempt's result is stored apart from the job."""
     return f"{id}.{attempt}"
 
 
 def previous(id: str, shape: Any, results: Sequence[bytes | None]) -> Any:
-    """Return the results of what a job needed. Raises `InvalidPayloadError`."""
+    """Return the results of the jobs that a job depends on, put together.
+
+    Raises:
+        InvalidPayloadError: They do not fit what the job's body says.
+    """
     decoded = [
-        None if each is None else json_data.decode(f"a result that job {id} needs", each, inf)
+        None if each is None else json_data.decode(f"a result for job {id}", each, inf)
         for each in results
     ]
     try:
         return pick(shape, decoded)
     except IndexError:
-        raise InvalidPayloadError(f"job {id} asks for results of more jobs than it needs") from None
+        raise InvalidPayloadError(
+            f"job {id} asks for results of more jobs than it depends on"
+        ) from None

@@ -1,4 +1,4 @@
-"""What can go wrong with durable jobs."""
+"""The errors of durable jobs."""
 
 from __future__ import annotations
 
@@ -10,29 +10,33 @@ class QueueError(BackgroundError):
 
 
 class DuplicateJobError(QueueError):
-    """A job with the same id exists already, or its traces are still kept."""
+    """A job with the same id is stored."""
 
 
 class UnknownHandlerError(QueueError):
-    """There is no handler of this name here."""
+    """The worker has no handler of this name."""
 
 
 class PayloadTooLargeError(QueueError):
-    """A job's arguments or its result take more bytes than `max_payload` allows."""
+    """A job's arguments or its result have more bytes than `max_payload` allows."""
 
 
 class InvalidPayloadError(QueueError, ValueError):
-    """A job's arguments or its result are not what can be sent, or not what was asked for."""
+    """A job's arguments or its result can't be encoded, or are not what was expected."""
 
 
 class BrokerUnavailableError(QueueError):
-    """The broker can't be reached; what was asked for may or may not have been done."""
+    """The broker can't be reached; what was asked for may have been done or not."""
 
 
 class JobFailedError(QueueError):
-    """The awaited job has given up.
+    """The awaited job is dead.
 
-    `type`, `message` and `traceback` are texts that tell of its last error.
+    Args:
+        id: The job's id.
+        type: The class of its last error.
+        message: The message of its last error.
+        traceback: The traceback of its last error, as text.
     """
 
     def __init__(self, id: str, type: str, message: str, traceback: str = "") -> None:
@@ -48,7 +52,11 @@ class JobFailedError(QueueError):
 
 
 class JobCancelledError(QueueError):
-    """The awaited job was cancelled."""
+    """The awaited job was cancelled.
+
+    Args:
+        id: The job's id.
+    """
 
     def __init__(self, id: str) -> None:
         super().__init__(id)
@@ -59,7 +67,11 @@ class JobCancelledError(QueueError):
 
 
 class JobExpiredError(QueueError):
-    """The awaited job had not started by the time when it expired."""
+    """The awaited job expired before it could start.
+
+    Args:
+        id: The job's id.
+    """
 
     def __init__(self, id: str) -> None:
         super().__init__(id)

@@ -1,26 +1,34 @@
-"""What one gets to know of a job."""
+"""A job as it is shown."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from .._support.frozen import record
+from .._support.frozen import frozen
 from ._errors import JobFailedError
 from ._states import JobState
 
 
-@record
+@frozen
 class JobInfo:
-    """A job as it was when it was looked at; times are seconds since the epoch.
+    """A job as it was when it was asked for; times are seconds since the epoch.
 
-    - `handler`: its handler's name; `None` for what stands for a chain or a group.
-    - `attempt`: the number of the latest, counted from 1; 0 before the first.
-    - `started_at`: when the latest attempt began; `finished_at`: when the job ended.
-    - `error`: what the latest attempt that failed did so with.
-    - `result`: what it returned, or what it has saved so far.
-    - `args`, `kwargs`: plain data; `None` if the payload can't be read.
-    - `payload`: the bytes in which they travel.
+    Args:
+        id: The job's id.
+        handler: The name of its handler; `None` for a chain or group.
+        queue: The name of its queue.
+        state: Its state.
+        attempt: The number of its latest attempt, from 1; 0 before the first.
+        enqueued_at: When it was enqueued.
+        started_at: When its latest attempt began.
+        finished_at: When it ended.
+        error: The error of its latest failed attempt.
+        result: Its result, or what it has saved so far.
+        args: Its positional arguments as plain data; `None` if the payload can't be read.
+        kwargs: Its keyword arguments as plain data; `None` if the payload can't be read.
+        meta: Its metadata.
+        payload: Its payload as it is stored.
     """
 
     id: str

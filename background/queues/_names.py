@@ -1,4 +1,4 @@
-"""Names of queues, handlers and jobs, which end up in keys, subjects and file names."""
+"""Names of queues, handlers and jobs, which become keys, subjects and file names."""
 
 from __future__ import annotations
 
@@ -9,10 +9,11 @@ from time import time_ns
 _NAME = re.compile(r"[A-Za-z0-9_.:-]{1,128}", re.ASCII)
 
 
-def check(argument: str, name: object) -> str:
-    """Return the name as a plain `str`, which prints as what it is: a member of an `Enum` does not.
+def check_name(argument: str, name: object) -> str:
+    """Return the name as a plain `str`, because a member of an `Enum` prints differently.
 
-    Raises `ValueError` unless it is made of what every broker can take.
+    Raises:
+        ValueError: The name has characters that not every broker can store, or too many.
     """
     if not isinstance(name, str) or not _NAME.fullmatch(name):
         raise ValueError(
@@ -21,27 +22,28 @@ def check(argument: str, name: object) -> str:
     return str.__str__(name)
 
 
-def of_handler(fn: object) -> str:
-    """Return a function's default name as a handler: its module and where it is in that.
+def handler_name(fn: object) -> str:
+    """Return a function's default name as a handler: its module and its qualified name.
 
-    Raises `ValueError` for what has no such name.
+    Raises:
+        ValueError: The function has no such name.
     """
     module, qualname = getattr(fn, "__module__", None), getattr(fn, "__qualname__", None)
     if not isinstance(module, str) or not isinstance(qualname, str):
         raise ValueError(f"name must be given for {fn!r}, which has none of its own")
     name = f"{module}.{qualname.replace('<locals>.', '')}"
-    return check("name", name)
+    return check_name("name", name)
 
 
 def new_id() -> str:
-    """Return an id for a job that no other job has, in whichever process.
+    """Return an id that no other job has, in any process.
 
-    Ids of about the same time are neighbours in a broker's index, which stays quick by that.
+    Ids of about the same time are neighbours in a broker's index, which keeps the index fast.
     """
     return f"{time_ns() >> 10:014x}{urandom(8).hex()}"
 
 
 def new_ids(count: int) -> list[str]:
-    """Return so many of them, which is less work than one by one."""
+    """Return several ids, faster than one by one."""
     now, random = f"{time_ns() >> 10:014x}", urandom(8 * count).hex()
     return [now + random[place : place + 16] for place in range(0, 16 * count, 16)]

@@ -1,39 +1,37 @@
-"""The queue: what people hold in their hands."""
+"""The queue."""
 
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping, Sequence
-from functools import partial
+from dataclasses import replace
 from types import TracebackType
-from typing import Any, NamedTuple, Never, ParamSpec, Protocol, TypeVar, Unpack, cast, overload
+from typing import Any, Never, ParamSpec, Protocol, TypedDict, TypeVar, Unpack, cast, overload
 
 from anyio.lowlevel import checkpoint
 
-from .. import _schedule
-from .._eventloop.interruption import insist
-from .._eventloop.protection import uninterrupted
+from .._config import ManagerOptions
+from .._eventloop.interruption import ki_protected, run_shielded
 from .._manager import Manager
 from .._observer import Observer
 from .._retry import Retry
-from .._schedule import Cron, Schedule
+from .._schedule import Schedule
 from .._support import callables, validation
-from . import _names
 from ._client import Client
 from ._codec import json_data
 from ._codec.arguments import Signature
-from ._enqueue.announcer import Announcer, checked
-from ._enqueue.composites import Step
-from ._enqueue.enqueuer import Sender
+from ._enqueue.composites import Single, Step
+from ._enqueue.enqueuer import Enqueuer, checked_observers
 from ._enqueue.handle import JobHandle
-from ._enqueue.handler import Handler, Sending, Settings, check_settings
+from ._enqueue.handler import Handler, HandlerConfig, JobSubmission
 from ._enqueue.messages import Terms, message
-from ._enqueue.options import NONE_GIVEN, OptionsGiven, check
-from ._enqueue.schedules import Aligned, Dated, describe_schedule
+from ._enqueue.options import NO_OPTIONS, JobOptions, check
+from ._enqueue.schedules import JobSchedule
 from ._errors import QueueError
 from ._info import JobInfo
+from ._names import check_name, handler_name
 from ._states import JobState
 from ._urls import make_broker
-from ._worker.pool import Describe, Workforce
+from ._worker.pool import WorkerPool
 from ._worker.selection import Ordered, Selection
 from ._worker.worker import Worker
 from .abc import Broker, Results
@@ -41,12 +39,24 @@ from .abc import Broker, Results
 P = ParamSpec("P")
 T = TypeVar("T")
 
-Items = list  # which is the name of a method here
+List = list  # JobQueue has a method of this name
 
 _FLUSH = 5.0  # seconds that observers get to catch up when a queue is closed
 
 
-class Decorator(Protocol):
+class QueueOptions(TypedDict, total=False):
+    """The arguments of `JobQueue` beside the broker."""
+
+    results: Results | None
+    observers: Collection[Observer]
+    lease: float
+    max_payload: int
+    max_crashes: int
+    retention: float
+    dead_retention: float
+
+
+class HandlerDecorator(Protocol):
     """What `JobQueue.handler()` returns."""
 
     @overload
@@ -55,39 +65,40 @@ class Decorator(Protocol):
     def __call__(self, fn: Callable[P, T], /) -> Handler[P, T, T]: ...
 
 
-class _Open(NamedTuple):
-    """What there is of a queue while it is open."""
-
-    announcer: Announcer
-    workforce: Workforce
-
-
+@ki_protected
 class JobQueue:
-    """Durable jobs: enqueued here, and run by workers in whichever process.
+    """Durable jobs: enqueued here, and processed by workers in any process.
 
-    An async context manager, which connects to the broker and leaves it; where jobs are only
-    enqueued, that is all it takes.
+    An async context manager, which connects to the broker and disconnects. A process that only
+    enqueues needs nothing else.
 
+    Args:
+        broker: The broker that stores the jobs. It belongs to this queue, which opens and closes
+            it.
+        results: The store of results, if it is not the broker.
+        observers: Observers of these jobs, beside a manager's own.
+        lease: Seconds after which another worker can claim the job of a worker that does not
+            respond.
+        max_payload: The most bytes of a job's arguments, and of its result.
+        max_crashes: A job is dead when this many workers have died while they ran it.
+        retention: Seconds for which a job and its result are stored after its end.
+        dead_retention: The same for a dead job.
+
+    Raises:
+        ValueError: An argument is not valid; the message names it.
+
+    Example:
+        ```python
         jobs = JobQueue(SQLiteBroker("jobs.db"))
 
         @jobs.handler(queue="mail", retry=5, timeout=30)
         async def send_email(to: str, subject: str) -> str: ...
 
-        async with Manager(signals={SIGTERM, SIGINT}) as manager, jobs:
+        async with Manager(signals=True) as manager, jobs:
             await jobs.start(manager)
             job = await send_email.enqueue("a@b.c", subject="hi")
             print(await job.result(timeout=10))
-
-    - `broker`: where the jobs are; this queue's alone, which opens and closes it.
-    - `results`: where their results are, if not there too.
-    - `observers`: told of these jobs, beside a manager's own.
-    - `lease`: seconds after which the job of a worker that gives no sign of life is another's
-      (default 30).
-    - `max_payload`: bytes that the arguments or the result of a job may take (default 1 MiB).
-    - `max_crashes`: a job is dead when this many workers died while they ran it (default 3).
-    - `keep`: seconds for which a job and its result are known after its end (default a day).
-
-    Raises `ValueError` for an argument that can't work, naming it.
+        ```
     """
 
     def __init__(
@@ -99,7 +110,8 @@ class JobQueue:
         lease: float = 30.0,
         max_payload: int = 1_048_576,
         max_crashes: int = 3,
-        keep: float = 86_400.0,
+        retention: float = 86_400.0,
+        dead_retention: float = 2_592_000.0,
     ) -> None:
         validation.instances("broker", (broker,), Broker)
         if results is not None:
@@ -107,77 +119,88 @@ class JobQueue:
         validation.seconds("lease", lease, at_least=0.1)
         validation.count("max_payload", max_payload)
         validation.count("max_crashes", max_crashes)
-        validation.seconds("keep", keep, at_least=0)
-        self._observers = checked(observers)
+        validation.seconds("retention", retention, at_least=0)
+        validation.seconds("dead_retention", dead_retention, at_least=0)
+        self._observers = checked_observers(observers)
         self._lease = lease
         self._max_crashes = max_crashes
-        self._client = Client(broker, results, max_payload=max_payload, keep=keep)
-        self._sender = Sender(self._client, lambda: self._opened().announcer, self._convert)
+        self._client = Client(broker, results, max_payload)
+        self._terms = Terms("", "default", retention, dead_retention)
+        self._enqueuer = Enqueuer(self._client, self._terms, self._observers, self._load_result)
         self._handlers: dict[str, Handler[..., Any, Any]] = {}
-        self._schedules: Items[Describe] = []
-        self._open: _Open | None = None
-        self._opening = False
+        self._schedules: List[JobSchedule] = []
+        self._pool: WorkerPool | None = None  # while the queue is open
+        self._is_opening = False
 
     @classmethod
-    def from_url(cls, url: str, **options: Any) -> JobQueue:
-        """Make a queue whose broker a URL names; takes the same keywords besides.
+    def from_url(cls, url: str, **options: Unpack[QueueOptions]) -> JobQueue:
+        """Make a queue whose broker a URL names.
 
-        `memory://`; `sqlite:///jobs.db` for a file here and `sqlite:////data/jobs.db` for one
-        anywhere, with `?synchronous=FULL` if one likes; `redis://`, `rediss://` and `unix://`;
-        `nats://` and `tls://`. Raises `ValueError`, and `ImportError` where the extra is missing.
+        Args:
+            url: `memory://`; `sqlite:///jobs.db` for a file here, or `sqlite:////data/jobs.db` for
+                one anywhere, with `?synchronous=FULL` if wanted; `redis://`, `rediss://` or
+                `unix://`; `nats://` or `tls://`.
+            **options: The other arguments of `JobQueue`.
+
+        Returns:
+            The queue.
+
+        Raises:
+            ValueError: The URL or an argument is not valid.
+            ImportError: An extra is not installed.
         """
         return cls(make_broker(url), **options)
 
-    @uninterrupted
     async def __aenter__(self) -> JobQueue:
-        if self._open is not None or self._opening:
+        if self._pool is not None or self._is_opening:
             raise QueueError("the queue is open already")
-        self._opening = True
+        self._is_opening = True
         try:
-            announcer = Announcer(self._observers)
             await self._client.open()
+            self._enqueuer.open()
         finally:
-            self._opening = False
-        workforce = Workforce(
+            self._is_opening = False
+        self._pool = WorkerPool(
             self._client,
-            announcer,
+            self._enqueuer,
             self._handlers,
             self._observers,
             lease=self._lease,
             max_crashes=self._max_crashes,
         )
-        self._open = _Open(announcer, workforce)
         return self
 
-    @uninterrupted
     async def __aexit__(
         self,
         exc_type: type[BaseException] | None,
         exc: BaseException | None,
         tb: TracebackType | None,
     ) -> None:
-        """Let workers finish what they have, and disconnect.
+        """Let workers finish their jobs, and disconnect.
 
-        By return or an `Exception`, jobs that run end when they do, or the manager's grace time
-        does after a shutdown request; by cancellation they are handed back at once.
+        When the block ends by return or by an `Exception`, jobs that run end by themselves, or with
+        the manager's grace time after a shutdown request. When it is cancelled, they are released
+        at once.
         """
-        opened = self._opened()
+        pool = self._opened()
         try:
-            await opened.workforce.close(at_once=not isinstance(exc, Exception | None))
+            await pool.close(at_once=not isinstance(exc, Exception | None))
         finally:
-            self._open = None
-            await insist(partial(self._disconnect, opened.announcer))
+            self._pool = None
+            interrupted = await run_shielded(self._disconnect)
+            if interrupted is not None:
+                raise interrupted
 
-    async def _disconnect(self, announcer: Announcer) -> None:
+    async def _disconnect(self) -> None:
         try:
-            await announcer.close(_FLUSH)
+            await self._enqueuer.close(_FLUSH)
         finally:
             await self._client.close()
 
-    def _opened(self) -> _Open:
-        if self._open is None:
+    def _opened(self) -> WorkerPool:
+        if self._pool is None:
             raise QueueError("the queue is not open: enter it with `async with`")
-        return self._open
+        return self._pool
 
     # Handlers
 
@@ -189,51 +212,59 @@ class JobQueue:
         retry: Retry = None,
         timeout: float | None = None,
         expires: float | None = None,
-        result_ttl: float | None = None,
+        retention: float | None = None,
+        store_result: bool = True,
         observers: Collection[Observer] = (),
-    ) -> Decorator:
-        """Make a function one that jobs can be for; it stays callable as before.
+    ) -> HandlerDecorator:
+        """Make a function a handler of jobs; it stays callable as before.
 
-        - `queue`: where its jobs go (default `"default"`).
-        - `name`: under which workers know it; default: its module and qualified name.
-        - `retry`: a `tenacity.AsyncRetrying` or a number of attempts; default: the policy of the
-          manager that runs it, or one attempt. Between two attempts the job is with the broker.
-        - `timeout`: seconds for one attempt.
-        - `expires`: seconds until a job must have been started.
-        - `result_ttl`: seconds for which jobs and their results are known after their ends,
-          instead of the queue's `keep`; 0 keeps no results.
-        - `observers`: told of its jobs only, beside the queue's.
+        A `def` function runs in a thread.
 
-        A `def` function runs in a thread. Raises `ValueError` for what can't work, naming it; so
-        does the decorator, for a coroutine, a generator function, and a name that is taken.
+        Args:
+            queue: The queue of its jobs.
+            name: The name under which workers know it; by default its module and qualified name.
+            retry: A `tenacity.AsyncRetrying` or a number of attempts; by default the policy of the
+                manager that runs the job, or one attempt. Between two attempts the job is with the
+                broker.
+            timeout: Seconds for one attempt.
+            expires: Seconds until a job must have started.
+            retention: Seconds for which a job and its result are stored after its end, instead of
+                the queue's.
+            store_result: Whether results are stored.
+            observers: Observers of its jobs only, beside the queue's.
+
+        Returns:
+            A decorator.
+
+        Raises:
+            ValueError: An argument is not valid; or, from the decorator, it is no function, or its
+                name is taken.
         """
         if without_parentheses:
             raise TypeError("handler() takes options only: write @jobs.handler(), or with options")
-
-        validation.optional(validation.seconds, "result_ttl", result_ttl, at_least=0)
-        terms = Terms(
-            name="" if name is None else _names.check("name", name),
-            queue=_names.check("queue", queue),
-            keep=result_ttl or self._client.keep,
+        validation.optional(validation.seconds, "retention", retention, at_least=0)
+        terms = replace(
+            self._terms,
+            name="" if name is None else check_name("name", name),
+            queue=check_name("queue", queue),
+            retention=self._terms.retention if retention is None else retention,
             expires=expires,
         )
-        settings = Settings(
+        config = HandlerConfig(
             terms=terms,
             retry=retry,
             timeout=timeout,
-            stores=result_ttl is None or result_ttl > 0,
-            observers=checked(observers),
+            stores_result=store_result,
+            observers=checked_observers(observers),
         )
-        check_settings(settings)
 
         def decorate(fn: Callable[..., Any]) -> Handler[..., Any, Any]:
             callables.check(fn)
-            chosen = terms.name or _names.of_handler(fn)
+            chosen = terms.name or handler_name(fn)
             if chosen in self._handlers:
                 raise ValueError(f"name: there is a handler {chosen!r} already")
-            made: Handler[..., Any, Any] = Handler(
-                self._sender, fn, Signature(fn), settings.named(chosen)
-            )
+            named = replace(config, terms=replace(terms, name=chosen))
+            made: Handler[..., Any, Any] = Handler(self._enqueuer, fn, Signature(fn), named)
             self._handlers[chosen] = made
             return made
 
@@ -247,11 +278,10 @@ class JobQueue:
         what: str,
         args: Sequence[Any] = ...,
         kwargs: Mapping[str, Any] | None = ...,
-        **options: Unpack[OptionsGiven],
+        **options: Unpack[JobOptions],
     ) -> JobHandle[Any]: ...
     @overload
     async def enqueue(self, what: Step[T], *, id: str | None = ...) -> JobHandle[T]: ...
-    @uninterrupted
     async def enqueue(
         self,
         what: Any,
@@ -261,181 +291,280 @@ class JobQueue:
     ) -> JobHandle[Any]:
         """Enqueue a job by the name of its handler, or what `job()`, `chain()` or `group()` made.
 
-        By name the handler may live in another process; arguments are plain data then, and
-        `options` are those of `Handler.options()`. Of a chain or group, `id` names the whole.
+        By name, the handler may live in another process; the arguments are plain data then.
 
-        Raises as `Handler.enqueue()`, and `ValueError` for what can't work.
+        Args:
+            what: The name of a handler, or a step.
+            args: Positional arguments, with a name.
+            kwargs: Keyword arguments, with a name.
+            **options: With a name, those of `Handler.options()`; with a step, `id`.
+
+        Returns:
+            The handle of the job, or of the whole chain or group.
+
+        Raises:
+            ValueError: An argument is not valid.
+            QueueError: As `Handler.enqueue()` does.
         """
         if isinstance(what, Step):
             step: Step[Any] = what  # pyright: ignore[reportUnknownVariableType]
             if args or kwargs or options.keys() - {"id"}:
                 raise ValueError("a step has its arguments and options; only id can be given here")
-            return await self._sender.send_step(step, check(cast(OptionsGiven, options)).id)
-        if isinstance(what, Sending):
-            raise TypeError("a handler has a way of its own: write handler.enqueue(…)")
-        name = _names.check("name", what)
+            id = check(cast(JobOptions, options)).id
+            return await self._enqueuer.enqueue_step(step, id)
+        if isinstance(what, JobSubmission):
+            raise TypeError("a handler enqueues its own jobs: write handler.enqueue(…)")
+        name = check_name("name", what)
         _check_call(args, kwargs)
-        chosen = check(cast(OptionsGiven, options)) if options else NONE_GIVEN
+        chosen = check(cast(JobOptions, options)) if options else NO_OPTIONS
         handler = self._handlers.get(name)
         named = dict(kwargs or {})
         if handler is not None:
             plain = handler.signature.dump(args, named)
-            terms, observers = handler.settings.terms, handler.settings.observers
+            terms, observers = handler.config.terms, handler.config.observers
         else:
             plain = [*args], named
             json_data.check(f"an argument for {name}", plain)
-            terms, observers = Terms(name=name, queue="default", keep=self._client.keep), ()
-        made = message(terms, *plain, chosen, self._sender.max_payload)
-        await self._sender.send([made], chosen, observers)
+            terms, observers = replace(self._terms, name=name), ()
+        made = message(terms, *plain, chosen, self._enqueuer.max_payload)
+        await self._enqueuer.enqueue([made], chosen, observers)
         return self.handle(made.id)
 
-    def handle(self, id: str) -> JobHandle[Any]:
-        """Return the handle of a job whose id is known. Raises `ValueError` for what is no id."""
-        return self._sender.handle(_names.check("id", id))
+    async def enqueue_many(self, steps: Sequence[Step[Any]]) -> List[JobHandle[Any]]:
+        """Enqueue jobs of any handlers in one round trip, all or none.
 
-    def _convert(self, name: str | None, result: Any) -> Any:
+        Args:
+            steps: What `handler.job()` made.
+
+        Returns:
+            The handles of the jobs.
+
+        Raises:
+            TypeError: A step is a chain or group, or no step.
+            QueueError: As `Handler.enqueue()` does.
+
+        Example:
+            ```python
+            await jobs.enqueue_many([resize.job("a.png"), send_email.job("a@b.c", "hi")])
+            ```
+        """
+        singles: List[Single[Any]] = []
+        for step in steps:
+            if not isinstance(step, Single):
+                raise TypeError(f"each of steps must be made by handler.job(), not {step!r}")
+            singles.append(step)
+        return await self._enqueuer.enqueue_steps(singles)
+
+    def handle(self, id: str) -> JobHandle[Any]:
+        """Return the handle of a job whose id is known.
+
+        Raises:
+            ValueError: It is no id.
+        """
+        return self._enqueuer.handle(check_name("id", id))
+
+    def _load_result(self, name: str | None, result: Any) -> Any:
         handler = self._handlers.get(name or "")
         return result if handler is None else handler.signature.load_result(result)
 
-    @uninterrupted
     async def get(self, id: str) -> JobInfo | None:
-        """Return a job as it is now; `None` if it is not known.
+        """Return a job as it is now, or `None` if it is not stored.
 
-        Raises `BrokerUnavailableError`, and `ValueError` for what is no id.
+        Raises:
+            ValueError: It is no id.
+            BrokerUnavailableError: The broker can't be reached.
         """
-        return await self._client.info(_names.check("id", id))
+        return await self._client.info(check_name("id", id))
 
-    @uninterrupted
-    async def count(self, queue: str | None = None, state: JobState | None = None) -> int:
-        """Return how many jobs there are, of a queue and in a state.
+    async def count(self, *, queue: str | None = None, state: JobState | None = None) -> int:
+        """Return the number of jobs.
 
-        Raises as `get`, and `ValueError` for what is no name or no state.
+        Args:
+            queue: Only jobs of this queue.
+            state: Only jobs in this state.
+
+        Raises:
+            ValueError: An argument is not valid.
+            BrokerUnavailableError: The broker can't be reached.
         """
         return await self._client.broker.count(queue=_queue(queue), state=_state(state))
 
     def list(
         self, *, queue: str | None = None, state: JobState | None = None
     ) -> AsyncIterator[JobInfo]:
-        """Go through the jobs of a queue, in a state, oldest first. Raises as `count`."""
+        """Iterate over jobs, oldest first.
+
+        Args:
+            queue: Only jobs of this queue.
+            state: Only jobs in this state.
+
+        Raises:
+            ValueError: An argument is not valid.
+            BrokerUnavailableError: The broker can't be reached.
+        """
         return self._client.infos(_queue(queue), _state(state))
 
-    @uninterrupted
-    async def dequeue(self, id: str) -> bool:
-        """Cancel a job: at once if it has not started; if it runs, its worker hears of it.
+    async def cancel(self, id: str) -> bool:
+        """Cancel a job: at once if it has not started; if it runs, within two seconds.
 
-        Returns `False` if there is no such job or it has ended. Raises as `get`.
+        Args:
+            id: The id of the job, or of a chain or group.
+
+        Returns:
+            Whether the job had not ended.
+
+        Raises:
+            ValueError: It is no id.
+            BrokerUnavailableError: The broker can't be reached.
         """
-        id = _names.check("id", id)
+        id = check_name("id", id)
         cancelled = await self._client.cancel(id)
-        if self._open is not None:
-            self._open.workforce.cancel(id)
+        if self._pool is not None:
+            self._pool.cancel_job(id)
         return cancelled
 
-    @uninterrupted
     async def requeue(self, id: str) -> bool:
-        """Make a job ready that has ended, its attempts counted anew; `False` if there is none.
+        """Make a job ready again that has ended, with no attempts counted.
 
-        A step of a chain or group runs by itself then, with the results that it had when it ended.
+        A step of a chain or group runs by itself, with the results that it had when it ended.
 
-        Raises `QueueError` for a chain or group, and as `get`.
+        Args:
+            id: The job's id.
+
+        Returns:
+            Whether there was such a job.
+
+        Raises:
+            QueueError: It is a chain or group.
+            ValueError: It is no id.
+            BrokerUnavailableError: The broker can't be reached.
         """
-        return await self._client.requeue(_names.check("id", id))
+        return await self._client.requeue(check_name("id", id))
 
-    @uninterrupted
-    async def purge(self, *, state: JobState | None = None, older_than: float = 0.0) -> int:
-        """Forget jobs that ended at least `older_than` seconds ago; return how many."""
-        validation.seconds("older_than", older_than, at_least=0)
-        return await self._client.broker.purge(state=_state(state), older_than=older_than)
+    async def purge(self, *, state: JobState | None = None, older_than: float | None = None) -> int:
+        """Delete jobs that have ended.
+
+        At least one of the arguments must be given.
+
+        Args:
+            state: Only jobs in this state.
+            older_than: Only jobs that ended at least this many seconds ago.
+
+        Returns:
+            The number of deleted jobs.
+
+        Raises:
+            ValueError: No argument is given, or one is not valid.
+            BrokerUnavailableError: The broker can't be reached.
+        """
+        if state is None and older_than is None:
+            raise ValueError("purge() needs state or older_than; older_than=0 deletes all")
+        validation.optional(validation.seconds, "older_than", older_than, at_least=0)
+        return await self._client.broker.purge(state=_state(state), older_than=older_than or 0.0)
 
     # Workers
 
-    @uninterrupted
     async def start(
-        self, manager: Manager, queues: Selection | None = None, *, concurrency: int = 10
+        self,
+        manager: Manager,
+        queues: Selection | Sequence[str] | None = None,
+        *,
+        concurrency: int = 10,
     ) -> Worker:
-        """Have a manager's process work jobs off, and enqueue what schedules ask for.
+        """Process jobs in a manager, and enqueue those that are due on schedules.
 
-        - `queues`: `Ordered(…)` or `Weighted(…)`; default: the queues of all handlers, in the order
-          in which they were declared.
-        - `concurrency`: most jobs that it has at once (default 10).
+        After a shutdown request, or when the manager's loops stop, the worker claims no more jobs.
+        Jobs that run end by themselves, or are cancelled with the manager's other tasks and
+        released.
 
-        At a shutdown request or when its loops stop, it claims no more; jobs that run end when they
-        do, or are cancelled with the manager's other tasks and handed back at once.
+        Args:
+            manager: The manager.
+            queues: The queues to claim from: a list, where the first one comes first, or `Ordered`
+                or `Weighted`. By default the queues of all handlers, in the order of declaration.
+            concurrency: The most jobs at once.
 
-        Raises `ValueError` for what can't work, `QueueError` where the queue is not open,
-        `ManagerNotRunningError`, and `LoopsStoppedError` for a manager that is shutting down.
+        Returns:
+            The worker.
+
+        Raises:
+            ValueError: An argument is not valid.
+            QueueError: The queue is not open.
+            ManagerNotRunningError: The manager was not entered.
+            LoopsStoppedError: The manager shuts down.
         """
-        workforce = self._opened().workforce
+        pool = self._opened()
         validation.instances("manager", (manager,), Manager)
         validation.count("concurrency", concurrency)
         chosen = self._selection(queues)
         await checkpoint()
-        return workforce.start(manager, chosen, concurrency, self._schedules)
+        loops = [schedule.describe_loop for schedule in self._schedules]
+        return pool.start(manager, chosen, concurrency, loops)
 
-    def _selection(self, queues: Selection | None) -> Selection:
+    async def work(
+        self,
+        queues: Selection | Sequence[str] | None = None,
+        *,
+        concurrency: int = 10,
+        **options: Unpack[ManagerOptions],
+    ) -> None:
+        """Be a worker process: make a manager, process jobs, and wait for a shutdown signal.
+
+        Args:
+            queues: As `start` takes them.
+            concurrency: As `start` takes it.
+            **options: The arguments of `Manager`; `signals` is `True` by default.
+
+        Raises:
+            ValueError: An argument is not valid.
+            QueueError: The queue is open already.
+
+        Example:
+            ```python
+            anyio.run(jobs.work)
+            ```
+        """
+        options.setdefault("signals", True)
+        async with Manager(**options) as manager, self:
+            await self.start(manager, queues, concurrency=concurrency)
+            await manager.shutdown_requested()
+
+    def _selection(self, queues: Selection | Sequence[str] | None) -> Selection:
         if queues is None:
-            used = dict.fromkeys(each.settings.terms.queue for each in self._handlers.values())
+            used = dict.fromkeys(each.config.terms.queue for each in self._handlers.values())
             if not used:
-                raise ValueError("queues must be given, as there are no handlers to tell them")
+                raise ValueError("queues must be given, because there are no handlers")
             return Ordered(*used)
-        if not isinstance(queues, Selection):  # pyright: ignore[reportUnnecessaryIsInstance]
-            raise ValueError(f"queues must be Ordered(…) or Weighted(…), not {queues!r}")
-        return queues
+        if isinstance(queues, Selection):
+            return queues
+        if isinstance(queues, (str, bytes)) or not isinstance(queues, Sequence):  # pyright: ignore[reportUnnecessaryIsInstance]
+            raise ValueError(f"queues must be a list, Ordered(…) or Weighted(…), not {queues!r}")
+        return Ordered(*queues)
 
-    def cron(
-        self,
-        expression: str,
-        handler: Handler[..., Any, Any],
-        *,
-        tz: str = "UTC",
-        args: Sequence[Any] = (),
-        kwargs: Mapping[str, Any] | None = None,
-    ) -> None:
-        """Enqueue a job whenever a cron expression says so, read in the time zone `tz`.
+    def schedule(self, schedule: Schedule, job: Step[Any]) -> None:
+        """Enqueue a job on a schedule.
 
-        Each process with a worker looks after it, and each tick is enqueued once, if the arguments
-        look the same in all of them: a set does not. Of the ticks that all of them miss the latest
-        is made up for, within a minute.
+        Every process with a worker takes part, and each tick is enqueued once, if the arguments
+        look the same in all processes: a set does not. Of the ticks that all processes miss, the
+        latest is made up for within a minute. The ticks of `every()` are the multiples of its
+        seconds since the epoch, at least a tenth of a second apart.
 
-            jobs.cron("0 3 * * *", clean_up, tz="Europe/Prague")
+        Args:
+            schedule: What `background.every` or `background.cron` returned.
+            job: What `handler.job()` made.
 
-        Raises as `enqueue`, and `InvalidTaskError` for an expression or a zone that is wrong.
+        Raises:
+            ValueError: An argument is not valid.
+            TypeError: The job was not made by `handler.job()`.
+
+        Example:
+            ```python
+            jobs.schedule(cron("0 3 * * *", tz="Europe/Prague"), clean_up.job())
+            ```
         """
-        schedule = _schedule.cron(expression, tz=tz)
-        assert isinstance(schedule, Cron)
-        self._add_schedule(schedule, schedule, handler, args, kwargs)
-
-    def every(
-        self,
-        seconds: float,
-        handler: Handler[..., Any, Any],
-        *,
-        args: Sequence[Any] = (),
-        kwargs: Mapping[str, Any] | None = None,
-    ) -> None:
-        """Enqueue a job every `seconds`, at the same times in all processes; else as `cron`.
-
-        Ticks are the multiples of `seconds` since the epoch. Raises as `enqueue`, and `ValueError`
-        for less than a tenth of a second.
-        """
-        validation.seconds("seconds", seconds, at_least=0.1)
-        schedule = Aligned(seconds=seconds)
-        self._add_schedule(schedule, schedule, handler, args, kwargs)
-
-    def _add_schedule(
-        self,
-        schedule: Schedule,
-        dated: Dated,
-        handler: Handler[..., Any, Any],
-        args: Sequence[Any],
-        kwargs: Mapping[str, Any] | None,
-    ) -> None:
-        validation.instances("handler", (handler,), Handler)
-        _check_call(args, kwargs)
-        describe = describe_schedule(self._sender, handler, schedule, dated, args, kwargs or {})
-        self._schedules.append(describe)
-        if self._open is not None:
-            self._open.workforce.add_schedule(describe)
+        made = JobSchedule(self._enqueuer, schedule, job)
+        self._schedules.append(made)
+        if self._pool is not None:
+            self._pool.add_schedule(made.describe_loop)
 
 
 def _check_call(args: object, kwargs: object) -> None:
@@ -446,7 +575,7 @@ def _check_call(args: object, kwargs: object) -> None:
 
 
 def _queue(name: str | None) -> str | None:
-    return None if name is None else _names.check("queue", name)
+    return None if name is None else check_name("queue", name)
 
 
 def _state(state: JobState | None) -> JobState | None:

@@ -1,4 +1,4 @@
-"""The words for what a job can be."""
+"""The states of a job."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ from enum import StrEnum
 
 
 class JobState(StrEnum):
-    """Where a job is in its life; the last four are final.
+    """The state of a job; the last four are final.
 
-    A job that waits for another attempt is `SCHEDULED` again. `DEAD` is one that has given up: its
-    policy, its payload, or its workers, which died of it.
+    A job that waits for another attempt is `SCHEDULED` again. A `DEAD` job gave up: its policy did,
+    its payload can't be used, or its workers died while they ran it.
     """
 
     SCHEDULED = "scheduled"
@@ -19,6 +19,11 @@ class JobState(StrEnum):
     DEAD = "dead"
     CANCELLED = "cancelled"
     EXPIRED = "expired"
+
+    @property
+    def is_final(self) -> bool:
+        """Whether the job has ended."""
+        return self in FINAL
 
 
 FINAL = frozenset({JobState.SUCCEEDED, JobState.DEAD, JobState.CANCELLED, JobState.EXPIRED})

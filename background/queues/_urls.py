@@ -11,7 +11,7 @@ from .abc import Broker
 
 @contextmanager
 def needing(extra: str) -> Generator[None]:
-    """Explain an import that fails."""
+    """Explain an import that fails because an extra is not installed."""
     try:
         yield
     except ImportError as error:
@@ -21,23 +21,28 @@ def needing(extra: str) -> Generator[None]:
 
 
 def make_broker(url: str) -> Broker:
-    """Return the broker that a URL names. Raises `ValueError`, and `ImportError` for an extra."""
+    """Return the broker that a URL names.
+
+    Raises:
+        ValueError: The URL is not valid.
+        ImportError: An extra is not installed.
+    """
     if not isinstance(url, str):  # pyright: ignore[reportUnnecessaryIsInstance]
         raise ValueError(f"url must be a string such as 'sqlite:///jobs.db', not {url!r}")
     scheme = url.partition(":")[0].lower()
     if scheme == "memory":
-        from .memory.broker import MemoryBroker
+        from .memory import MemoryBroker
 
         return MemoryBroker()
     if scheme == "sqlite":
         return _sqlite(url)
     if scheme in ("redis", "rediss", "unix"):
         with needing("redis"):
-            from .redis.broker import RedisBroker
+            from .redis import RedisBroker
         return RedisBroker(url)
     if scheme in ("nats", "tls"):
         with needing("nats"):
-            from .nats.broker import NatsBroker
+            from .nats import NatsBroker
         return NatsBroker(url)
     raise ValueError(
         f"url must begin with memory:, sqlite:, redis:, rediss:, unix:, nats: or tls:, "
@@ -46,7 +51,7 @@ def make_broker(url: str) -> Broker:
 
 
 def _sqlite(url: str) -> Broker:
-    from .sqlite.broker import SQLiteBroker
+    from .sqlite import SQLiteBroker
 
     parts = urlsplit(url)
     if parts.netloc or not parts.path.startswith("/") or len(parts.path) < 2:
