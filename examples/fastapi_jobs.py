@@ -78,7 +78,7 @@ async def get_job(id: str) -> dict[str, Any]:
 
 @app.delete("/jobs/{id}")
 async def delete_job(id: str) -> dict[str, bool]:
-    return {"cancelled": await jobs.dequeue(id)}
+    return {"cancelled": await jobs.cancel(id)}
 
 
 @app.exception_handler(DuplicateJobError)

@@ -71,7 +71,7 @@ async def main() -> None:
         print(await jobs.handle("order-6").result(timeout=30))
         async for info in jobs.list():
             await jobs.handle(info.id).wait()  # also for those whose process was killed
-        await jobs.purge()  # or they would be known for a day
+        await jobs.purge(older_than=0)  # or they would be known for a day
 
 
 if __name__ == "__main__":

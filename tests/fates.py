@@ -10,7 +10,17 @@ import anyio
 from tenacity import AsyncRetrying, retry_if_result, stop_after_attempt, wait_fixed
 
 import background
-from background import CloseReport, Manager, Observer, Task, TaskHandle, TaskKind, every
+from background import (
+    CloseReport,
+    Manager,
+    ManagerClosed,
+    ManagerClosing,
+    Observer,
+    Task,
+    TaskHandle,
+    TaskKind,
+    every,
+)
 from background.queues import JobHandle, JobQueue, JobState, Worker
 from background.queues.memory import MemoryBroker
 from background.testing import RecordingObserver
@@ -229,7 +239,7 @@ JobAct = Callable[[JobQueue, Worker, JobHandle[Any]], Awaitable[object]]
 
 
 async def dequeue(jobs: JobQueue, worker: Worker, job: JobHandle[Any]) -> None:
-    assert await jobs.dequeue(job.id)
+    assert await jobs.cancel(job.id)
 
 
 async def hand_back(jobs: JobQueue, worker: Worker, job: JobHandle[Any]) -> None:
@@ -309,7 +319,8 @@ async def meet_job(fate: JobFate, *observers: Observer, own: tuple[Observer, ...
 EVENTS: list[Any] = [
     each
     for each in vars(background).values()
-    if isinstance(each, type) and each.__module__ == "background._events"
+    if isinstance(each, type)
+    and (each.__module__ == "background._events" or each in (ManagerClosing, ManagerClosed))
 ]
 
 HOOKS = [name for name in vars(Observer) if name.startswith("on_")]

@@ -148,7 +148,7 @@ class MemoryResults(Results):
 
     def __init__(self) -> None:
         self.kept: dict[str, bytes] = {}
-        self.keep: dict[str, float] = {}
+        self.retention: dict[str, float] = {}
         self.is_open = False
         self.down = False
 
@@ -169,10 +169,10 @@ class MemoryResults(Results):
         await checkpoint()
         self.is_open = False
 
-    async def save(self, key: str, result: bytes, *, keep: float) -> None:
+    async def save(self, key: str, result: bytes, *, retention: float) -> None:
         await self._reach()
         self.kept[key] = result
-        self.keep[key] = keep
+        self.retention[key] = retention
 
     async def get(self, key: str) -> bytes | None:
         await self._reach()

@@ -8,6 +8,7 @@ import signal
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from itertools import count, cycle
 from pathlib import Path
 from typing import Any
@@ -76,7 +77,9 @@ class Client:
 
     def put(self, id: str, body: bytes, handler: str = "echo") -> None:
         """Hand a body to the broker past all checks."""
-        message = Message(id=id, handler=handler, queue=self._queue, body=body, keep=600)
+        message = Message(
+            id=id, handler=handler, queue=self._queue, body=body, retention=600, dead_retention=600
+        )
         assert self._portal.call(self.broker.enqueue, [message]) == [True]
 
     def wait(self, *ids: str) -> list[str]:
@@ -93,8 +96,8 @@ class Client:
 
         return self._portal.call(result)
 
-    def dequeue(self, id: str) -> bool:
-        return self._portal.call(self._jobs.dequeue, id)
+    def cancel(self, id: str) -> bool:
+        return self._portal.call(self._jobs.cancel, id)
 
     def info(self, id: str) -> JobInfo:
         info = self._portal.call(self._jobs.get, id)
@@ -102,7 +105,7 @@ class Client:
         return info
 
     def count(self, state: Any = None) -> int:
-        return self._portal.call(self._jobs.count, self._queue, state)
+        return self._portal.call(partial(self._jobs.count, queue=self._queue, state=state))
 
     def ends(self) -> dict[str, End]:
         """Return how the broker says that all jobs have ended."""

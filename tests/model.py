@@ -8,8 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from math import inf
-from types import EllipsisType
-from typing import Any
+from typing import Any, Literal
 
 from model_rows import Phase, Row, plain
 from model_tasks import HAIR, Tasks
@@ -138,10 +137,10 @@ class Model(Tasks):
         if self.grace is not None:
             self.grace_ends = self.now + self.grace
 
-    def close(self, timeout: float | EllipsisType | None) -> None:
+    def close(self, timeout: float | Literal["grace"] | None) -> None:
         if timeout is None:
             self.grace, self.grace_ends = None, inf
-        elif timeout is not ...:
+        elif timeout != "grace":
             self.deadline = min(self.deadline, self.now + timeout)
         self.ask("close")
 

@@ -15,6 +15,7 @@ from anyio.lowlevel import checkpoint
 from background import Manager, ManagerClosed, Observer, Task, TaskHandle, TaskKind, TaskStatus
 from background._eventloop._asyncio import _replace
 from background._eventloop.backend import current_backend
+from background._execution.handle import state_of
 from background.testing import RecordingObserver
 
 
@@ -65,7 +66,7 @@ def test_cancelled_by_the_manager_and_by_the_loop_before_the_first_step(kind: Ta
             assert handle.cancel("mine")
             native("early").cancel()
             await handle.wait()
-            assert not manager._entered().engine._cancel(handle, "late")
+            assert not manager._entered().scheduler._cancel(state_of(handle), "late")
             await checkpoint()
         assert recorder.names() == ["added", "cancelled", "closing", "closed"]
 
@@ -109,7 +110,7 @@ async def test_body_that_stays_is_ended_when_nobody_else_ends_the_process(
     """After the grace, the closing, and time to clean up."""
     began = anyio.current_time()
     async with Manager(grace=10, cancel_timeout=5) as manager:
-        manager._entered().shutdown.request(owns_process=True)
+        manager._entered().shutdown.request(ends_process=True)
         await manager.close()
         await anyio.sleep(1000)
     assert anyio.current_time() - began == 15

@@ -1157,10 +1157,12 @@ async def test_while_closing_and_after_nothing_is_taken(recorder: RecordingObser
             await anyio.sleep(1)
             assert manager.state is ManagerState.CLOSING
             await each_refusal(
-                manager, ManagerClosedError, "'late' is closing and takes no more tasks"
+                manager, ManagerClosedError, "'late' is closing and accepts no more tasks"
             )
             assert manager.count() == 1
-        await each_refusal(manager, ManagerClosedError, "'late' is closed and takes no more tasks")
+        await each_refusal(
+            manager, ManagerClosedError, "'late' is closed and accepts no more tasks"
+        )
         await manager.wait()
         await manager.stop_loops()
         await manager.shutdown_requested()

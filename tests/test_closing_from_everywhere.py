@@ -39,7 +39,18 @@ from background import (
 from background.observers import LoggingObserver, StallObserver
 
 CLEAN_UP = 2.0  # the cancel_timeout
-TIMEOUTS = (9, 3, ..., 5, 3, None, 4, ..., 9, 3)  # of ten calls at once; the shortest one counts
+TIMEOUTS = (
+    9,
+    3,
+    "grace",
+    5,
+    3,
+    None,
+    4,
+    "grace",
+    9,
+    3,
+)  # of ten calls at once; the shortest one counts
 
 
 class Critical(Exception):

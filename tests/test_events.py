@@ -50,7 +50,7 @@ from background import (
     TaskSucceeded,
     every,
 )
-from background._support.frozen import empty, maker, record
+from background._support.frozen import empty, frozen, thawed
 from background.testing import RecordingObserver, virtual_wall_clock
 
 
@@ -70,7 +70,7 @@ def test_events_are_frozen_and_slotted(kind: type) -> None:
         kind(*values.values())
 
 
-@record
+@frozen
 class Middling:
     first: int
     second: str = "two"
@@ -79,20 +79,25 @@ class Middling:
     fifth: int = 5
 
 
-def test_records_are_made_quickly_with_defaults_in_the_middle() -> None:
-    """What stands before a field without a default has to be given, what comes after need not."""
-    make = maker(Middling)
-    short = make(1, "2", [3])
-    assert short == Middling(first=1, second="2", third=[3])
-    assert (short.fourth, short.fifth) == ({}, 5)
+def test_frozen_classes() -> None:
+    """Fields with defaults may come before fields without; a default factory is called once."""
+    short = Middling(first=1, third=[3])
+    assert (short.second, short.fourth, short.fifth) == ("two", {}, 5)
     assert short.fourth is Middling(first=1, third=[]).fourth
-    full = make(1, "2", [3], {"four": 4}, 6)
-    assert full == Middling(first=1, second="2", third=[3], fourth={"four": 4}, fifth=6)
-    for few in ((), (1,), (1, "2")):
-        with pytest.raises(TypeError, match="missing"):
-            make(*few)
+    with pytest.raises(TypeError, match="missing"):
+        Middling(first=1)  # type: ignore[call-arg]
     with pytest.raises(dataclasses.FrozenInstanceError):
-        short.fifth = 6
+        short.fifth = 6  # type: ignore[misc]
+
+
+def test_thawed_classes() -> None:
+    """An instance of a thawed class becomes a frozen one."""
+    made = object.__new__(thawed(Middling))
+    made.first, made.second, made.third, made.fourth, made.fifth = 1, "two", [3], {}, 5
+    made.__class__ = Middling
+    assert made == Middling(first=1, third=[3])
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        made.fifth = 6
 
 
 @pytest.mark.parametrize("kind", [each for each in EVENTS if issubclass(each, TaskEvent)])

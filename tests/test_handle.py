@@ -631,7 +631,7 @@ def test_what_has_no_frames_has_no_stack() -> None:
     finished = returns(1)
     finished.close()
     assert of_coroutine(finished) == []
-    assert of_thread(-1, "work") == []
+    assert of_thread(-1) == []
 
 
 @pytest.mark.realtime

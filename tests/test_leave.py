@@ -1163,7 +1163,7 @@ def test_trio_ends_with_a_manager_that_was_never_left() -> None:
         handle = manager.run(ages)
         manager.every(1000, checkpoint)
         await anyio.wait_all_tasks_blocked()
-        manager._life._body.__exit__(None, None, None)  # type: ignore[union-attr]
+        manager._runtime._body.__exit__(None, None, None)  # type: ignore[union-attr]
         return handle
 
     handle = trio.run(main)
@@ -1180,7 +1180,7 @@ def test_trio_ends_with_a_manager_that_was_never_left_but_closes() -> None:
         await anyio.wait_all_tasks_blocked()
         with anyio.move_on_after(0.01):
             await manager.close()
-        manager._life._body.__exit__(None, None, None)  # type: ignore[union-attr]
+        manager._runtime._body.__exit__(None, None, None)  # type: ignore[union-attr]
 
     thread = threading.Thread(
         target=anyio.run, args=(main,), kwargs={"backend": "trio"}, daemon=True

@@ -560,7 +560,7 @@ async def test_stopped_loops_take_no_more_loops_but_one_offs(manager: Manager) -
         lambda: manager.cron("* * * * *", checkpoint),
         lambda: manager.run_task(loop_task(checkpoint)),
     ):
-        with pytest.raises(LoopsStoppedError, match="have stopped"):
+        with pytest.raises(LoopsStoppedError, match="were stopped"):
             start()
     with pytest.raises(LoopsStoppedError):
         await manager.submit(loop_task(checkpoint))
@@ -583,7 +583,7 @@ async def test_an_observer_that_cancels_a_loop_on_its_success_ends_it() -> None:
     observer = Once()
 
     def cancel_it(event: TaskSucceeded) -> None:
-        observer._record("succeeded", event)
+        observer.record("succeeded", event)
         assert manager.cancel(event.id, reason="once is enough")
 
     observer.on_task_succeeded = cancel_it  # type: ignore[method-assign]

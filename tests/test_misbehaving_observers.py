@@ -325,9 +325,9 @@ async def test_overflow_of_every_hook_at_once(
         if "Misbehaving" in record.msg % record.args
     ]
     assert [message.partition(" is too slow")[0] for message in messages[:1]] == [
-        "Misbehaving.on_task_added"
+        "Observer hook Misbehaving.on_task_added"
     ]
-    assert messages[1:] == [f"Misbehaving was too slow for {dropped} events, which it missed"]
+    assert messages[1:] == [f"Observer Misbehaving was too slow and missed {dropped} events."]
     print(f"{len(recorder.events)} events, {dropped} dropped, {len(delivered)} delivered")
 
 

@@ -169,13 +169,13 @@ async def test_overflow_is_counted_and_logged(caplog: pytest.LogCaptureFixture) 
         handles = [manager.run(fine) for _ in range(SIZE + 100)]
         assert manager.health().events_dropped == 100
         (record,) = caplog.records
-        told = "LaterAdded.on_task_added is too slow: 1024 events wait for it"
+        told = "Observer hook LaterAdded.on_task_added is too slow: 1024 events are buffered."
         assert record.getMessage().startswith(told)
         assert record.levelname == "WARNING"
     assert [event.id for event in later.kept] == [handle.id for handle in handles[:SIZE]]
     assert {handle.status for handle in handles} == {TaskStatus.SUCCEEDED}
     messages = [(record.levelname, record.getMessage()) for record in caplog.records[1:]]
-    assert messages == [("WARNING", "LaterAdded was too slow for 100 events, which it missed")]
+    assert messages == [("WARNING", "Observer LaterAdded was too slow and missed 100 events.")]
     assert manager.health().events_dropped == 100
     assert manager.health().hook_errors == 0
 
@@ -213,7 +213,7 @@ async def test_overflow_of_an_observer_that_left_is_still_counted(
         await anyio.sleep(60)
         assert manager.health().events_dropped == 100
     warnings = [record.getMessage() for record in caplog.records]
-    assert warnings[-1] == "LaterAdded was too slow for 100 events, which it missed"
+    assert warnings[-1] == "Observer LaterAdded was too slow and missed 100 events."
     assert len(warnings) == 2
 
 
@@ -346,7 +346,7 @@ async def test_events_that_a_hanging_hook_never_got_are_counted_and_logged(
     assert later.kept == []
     assert manager.health().events_dropped == 5
     (record,) = caplog.records
-    assert record.getMessage() == "LaterAdded was too slow for 5 events, which it missed"
+    assert record.getMessage() == "Observer LaterAdded was too slow and missed 5 events."
 
 
 async def test_failure_that_was_not_delivered_is_logged(caplog: pytest.LogCaptureFixture) -> None:
@@ -437,7 +437,7 @@ def test_hook_that_awaits_something_cancelled(caplog: pytest.LogCaptureFixture) 
         assert manager.health().hook_errors == 3
 
     asyncio.run(main())
-    assert "Awaiting.on_task_started raised" in caplog.records[0].getMessage()
+    assert "Awaiting.on_task_started raised an exception" in caplog.records[0].getMessage()
 
 
 def test_event_loop_that_shuts_down_does_not_wait_for_hooks() -> None:
@@ -477,7 +477,7 @@ def test_hook_that_asyncio_cancels_is_not_forgotten_for_those_that_follow(
             manager.run_task(Task(broken, name="first"))
             await paging.wait()
             for each in asyncio.all_tasks():
-                if each.get_name().endswith("Pager outbox"):
+                if each.get_name().endswith("Pager"):
                     each.cancel()
             await asyncio.sleep(0)
             await manager.run_task(Task(broken, name="second")).wait()

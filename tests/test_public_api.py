@@ -33,10 +33,12 @@ NAMES = [
     "ManagerFullError",
     "ManagerMisuseError",
     "ManagerNotRunningError",
+    "ManagerOptions",
     "ManagerState",
     "Observer",
     "Retry",
     "Schedule",
+    "Submission",
     "Task",
     "TaskAdded",
     "TaskCancelled",
@@ -47,6 +49,7 @@ NAMES = [
     "TaskFailed",
     "TaskHandle",
     "TaskKind",
+    "TaskOptions",
     "TaskRetrying",
     "TaskStalled",
     "TaskStarted",
@@ -54,6 +57,7 @@ NAMES = [
     "TaskSucceeded",
     "cron",
     "every",
+    "retry_on",
     "task",
 ]
 
@@ -109,11 +113,13 @@ METHODS = {
     "loop": "(fn, /, *args, **kwargs)",
     "every": "(interval, fn, /, *args, **kwargs)",
     "cron": "(expression, fn, /, *args, **kwargs)",
+    "schedule": "(schedule, fn, /, *args, **kwargs)",
+    "options": "(**options)",
     "run_task": "(task)",
     "submit": "(task)",
     "wait": "()",
     "stop_loops": "()",
-    "close": "(*, timeout=Ellipsis)",
+    "close": "(*, timeout='grace')",
     "shutdown_requested": "()",
     "request_shutdown": "()",
     "cancel": "(id, *, reason=None)",
@@ -138,7 +144,7 @@ def test_manager() -> None:
         "limit": None,
         "capacity": None,
         "threads": 40,
-        "signals": (),
+        "signals": False,
         "grace": 25.0,
         "cancel_timeout": 5.0,
     }
@@ -154,7 +160,7 @@ def test_methods_of_the_manager(name: str) -> None:
 
 
 def test_manager_has_no_other_methods() -> None:
-    public = {name for name in vars(Manager) if not name.startswith("_")}
+    public = {name for name in dir(Manager) if not name.startswith("_")}
     assert public == {*METHODS, "name", "state"}
 
 
@@ -179,7 +185,7 @@ def test_handle() -> None:
     assert parameters(TaskHandle.stack) == "()"
     public = {name for name in dir(TaskHandle) if not name.startswith("_")}
     assert public == {
-        *("id", "name", "kind", "task", "meta", "status", "attempt", "iteration", "error"),
+        *("id", "name", "kind", "task", "meta", "status", "done", "attempt", "iteration", "error"),
         *("submitted_at", "started_at", "finished_at", "job"),
         *("result", "wait", "cancel", "stack"),
     }
@@ -190,6 +196,7 @@ def test_functions() -> None:
     assert parameters(background.every) == "(seconds, *, jitter=0.0)"
     assert parameters(background.cron) == "(expression, *, tz='UTC')"
     assert parameters(background.task) == "(**options)"
+    assert parameters(background.retry_on) == "(*exceptions, attempts=10, timeout=45.0)"
 
 
 def test_hooks() -> None:

@@ -18,7 +18,7 @@ from anyio.lowlevel import checkpoint
 from processes import PATIENCE, Process, running
 
 from background import Manager, ManagerMisuseError, ManagerState, TaskCancelledError, TaskStatus
-from background._lifecycle.runtime import _is_of_shutdown
+from background._lifecycle.runtime import _is_from_shutdown
 from background._lifecycle.signals import SignalHandlers
 
 posix = pytest.mark.skipif(
@@ -210,7 +210,7 @@ def test_blocked_event_loop_does_not_keep_the_process(backend: str, number: sign
         process.wait_for("ready")
         for sent in range(1, 3 if number is TERM or backend == "trio" else 4):
             process.send(number)
-            process.wait_for(f"signals that nobody heard: {sent}")
+            process.wait_for(f"signals that are pending: {sent}")
         process.send(number)
         assert process.wait() == -number
 
@@ -540,7 +540,9 @@ async def test_signal_that_is_heard_after_leaving(seen: Seen) -> None:
     """What a handler asks of the event loop may have its turn only when the manager has gone."""
     asked: list[Callable[[], object]] = []
     async with Manager() as manager:
-        handlers = SignalHandlers([TERM], manager, lambda ask, context: asked.append(ask))
+        handlers = SignalHandlers(
+            [TERM], manager._runtime.shutdown.request, lambda ask, context: asked.append(ask)
+        )
         handlers.install()
         signal.raise_signal(TERM)
         handlers.restore()
@@ -565,7 +567,7 @@ def test_signal_under_plain_asyncio(seen: Seen) -> None:
 
 def test_what_a_shutdown_does_to_a_body_that_waits_is_not_the_bodys_own_error() -> None:
     cancelled = TaskCancelledError("name", "id", "shutdown")
-    assert _is_of_shutdown(cancelled)
-    assert _is_of_shutdown(ExceptionGroup("two", [cancelled, ExceptionGroup("one", [cancelled])]))
-    assert not _is_of_shutdown(ExceptionGroup("two", [cancelled, ValueError()]))
-    assert not _is_of_shutdown(TaskCancelledError("name", "id", "enough"))
+    assert _is_from_shutdown(cancelled)
+    assert _is_from_shutdown(ExceptionGroup("two", [cancelled, ExceptionGroup("one", [cancelled])]))
+    assert not _is_from_shutdown(ExceptionGroup("two", [cancelled, ValueError()]))
+    assert not _is_from_shutdown(TaskCancelledError("name", "id", "enough"))

@@ -421,7 +421,7 @@ def test_one_event_loop_after_the_other(recorder: RecordingObserver) -> None:
 
 
 async def test_only_for_managers() -> None:
-    with pytest.raises(ValueError, match="give the StallObserver to"):
+    with pytest.raises(ValueError, match="pass the StallObserver to"):
         Task(fine, observers=(StallObserver(2),))
 
 

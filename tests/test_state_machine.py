@@ -13,7 +13,6 @@ from datetime import UTC, datetime
 from inspect import isawaitable
 from math import inf
 from random import getrandbits
-from types import EllipsisType
 from typing import Any, Literal
 
 import anyio
@@ -154,9 +153,9 @@ class Life(RuleBasedStateMachine):
     @precondition(lambda self: self.plans > self.youth and self.model.left is None)
     @rule(
         how=SHUTDOWNS | ENDINGS,
-        timeout=st.just(...) | st.none() | st.integers(0, 12),
+        timeout=st.just("grace") | st.none() | st.integers(0, 12),
     )
-    def shut_down(self, how: str, timeout: int | EllipsisType | None) -> None:
+    def shut_down(self, how: str, timeout: int | Literal["grace"] | None) -> None:
         if how == "stop_loops":
             self.ask(how)
         elif how == "request":

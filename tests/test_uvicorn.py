@@ -108,7 +108,7 @@ def test_second_sigint_while_a_request_is_in_flight(loop: str, options: tuple[st
         assert server.wait() == 0
     assert any(line.startswith("endless cancelled: ") for line in server.lines)
     assert "default handlers restored: True" in server.lines
-    assert "refused: manager 'background' is closed and takes no more tasks" in server.lines
+    assert "refused: manager 'background' is closed and accepts no more tasks" in server.lines
 
 
 def test_work_handed_in_while_closing_is_refused(loop: str, requests: ThreadPoolExecutor) -> None:

@@ -169,7 +169,7 @@ async def test_wrong_kind_of_hook_is_refused(hook: str) -> None:
 
 
 def test_watching_observer_of_a_task_is_refused() -> None:
-    with pytest.raises(InvalidTaskError, match=r"give the Watching to Manager\(observers=…\)"):
+    with pytest.raises(InvalidTaskError, match=r"pass the Watching to Manager\(observers=…\)"):
         Task(fine, observers=(Watching(),))
 
 

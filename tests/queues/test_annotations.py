@@ -10,11 +10,11 @@ from uuid import UUID
 
 import pytest
 
-from background.queues._codec.annotations import (
+from background.queues._codec.signatures import (
     NOTHING,
     Hint,
-    of_parameters,
-    of_result,
+    hint_of_result,
+    hints_of_parameters,
     signature_of,
 )
 
@@ -56,13 +56,13 @@ SAME: dict[str, Callable[..., Any]] = {
 
 
 def hints(fn: Callable[..., Any]) -> dict[str, Any]:
-    return {name: each.type for name, each in of_parameters(fn, signature_of(fn)).items()}
+    return {name: each.type for name, each in hints_of_parameters(fn, signature_of(fn)).items()}
 
 
 @pytest.mark.parametrize("fn", SAME.values(), ids=SAME)
 def test_whatever_can_be_called_has_a_signature(fn: Callable[..., Any]) -> None:
     assert hints(fn) == {"when": datetime, "id": UUID | None}
-    assert of_result(fn, signature_of(fn)).type == list[UUID]
+    assert hint_of_result(fn, signature_of(fn)).type == list[UUID]
 
 
 def test_a_class_takes_what_its_instances_are_made_of() -> None:
@@ -83,7 +83,7 @@ def test_what_tells_nothing_of_itself_takes_anything() -> None:
 def test_each_annotation_is_resolved_by_itself() -> None:
     def fn(a: Missing, b: list[Missing], c: datetime, d: 1 / 0) -> Missing: ...  # type: ignore
 
-    found = of_parameters(fn, signature_of(fn))
+    found = hints_of_parameters(fn, signature_of(fn))
     unknown = Hint(unresolved="NameError: name 'Missing' is not defined")
     assert found == {
         "a": unknown,
@@ -91,7 +91,7 @@ def test_each_annotation_is_resolved_by_itself() -> None:
         "c": Hint(type=datetime),
         "d": Hint(unresolved="ZeroDivisionError: division by zero"),
     }
-    assert of_result(fn, signature_of(fn)) == unknown
+    assert hint_of_result(fn, signature_of(fn)) == unknown
 
 
 def test_type_parameters_are_known() -> None:
@@ -108,8 +108,8 @@ def test_annotations_that_say_nothing() -> None:
     def other(*args: *tuple[int, str], **kwargs: Unpack[Options]) -> None: ...
 
     assert set(hints(fn).values()) == set(hints(other).values()) == {NOTHING}
-    assert of_result(fn, signature_of(fn)).type is NOTHING
-    assert of_result(other, signature_of(other)).type is type(None)
+    assert hint_of_result(fn, signature_of(fn)).type is NOTHING
+    assert hint_of_result(other, signature_of(other)).type is type(None)
 
 
 def test_the_result_is_what_awaiting_gives() -> None:
@@ -118,5 +118,5 @@ def test_the_result_is_what_awaiting_gives() -> None:
     async def one(x: int) -> UUID: ...  # type: ignore[empty-body]
     async def two(x: int) -> Awaitable[UUID]: ...  # type: ignore[empty-body]
 
-    found = [of_result(fn, signature_of(fn)).type for fn in (sync, sync_too, one, two)]
+    found = [hint_of_result(fn, signature_of(fn)).type for fn in (sync, sync_too, one, two)]
     assert found == [UUID, UUID, UUID, Awaitable[UUID]]

@@ -357,7 +357,7 @@ def test_without_msgspec_it_is_said_what_would_help(monkeypatch: pytest.MonkeyPa
     monkeypatch.setitem(sys.modules, "msgspec", None)
     assert there_and_back(send_email, 1, urgent=[2.5]) == ([1], {"urgent": [2.5]})
     assert refusal(send_email, UTC).endswith(
-        "; anyio-background[msgspec] would carry it, if it is annotated"
+        "; anyio-background[msgspec] would encode it, if it is annotated"
     )
 
 
@@ -395,7 +395,7 @@ def test_without_msgspec_plain_data_travels_unchecked() -> None:
     assert done.stdout.splitlines() == [
         (
             "argument 'when' holds a datetime: only str, int, float, bool, None, and lists and "
-            "dicts of them can be sent; anyio-background[msgspec] would carry it, if it is "
+            "dicts of them can be sent; anyio-background[msgspec] would encode it, if it is "
             "annotated"
         ),
         "fn(): missing a required argument: 'to'",

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from background.queues._codec.binding import Binding
+from background.queues._codec.signatures import Binding
 
 
 def a_function(

@@ -16,14 +16,14 @@ from background.queues._codec.body import DEEPEST, Body, decode, pick
 from background.queues._enqueue.messages import Place, Terms, message
 from background.queues._enqueue.options import check
 
-TERMS = Terms(name="h", queue="q", keep=60)
+TERMS = Terms(name="h", queue="q", retention=60, dead_retention=60)
 
 
 def test_a_body_with_everything() -> None:
     options = check({"id": "mine", "meta": {"k": 1}, "timeout": 5, "retry": 2})
-    place = Place(id="it.1", needs=("a", "b"), previous=[0, [1]])
+    place = Place(id="it.1", depends_on=("a", "b"), previous=[0, [1]])
     sent = message(TERMS, [1], {"b": 2}, options, 1000, place)
-    assert (sent.id, sent.needs) == ("it.1", ("a", "b"))
+    assert (sent.id, sent.depends_on) == ("it.1", ("a", "b"))
     body = decode("it", sent.body, inf)
     assert (body.args, body.kwargs, body.meta) == ([1], {"b": 2}, {"k": 1})
     assert (body.timeout, body.retry, body.previous, body.passes) == (5, 2, [0, [1]], True)
@@ -119,5 +119,5 @@ def test_results_are_put_together() -> None:
 def test_results_that_are_missing_or_broken() -> None:
     with pytest.raises(InvalidPayloadError, match="job it"):
         previous("it", [0, 1], [b"1"])
-    with pytest.raises(InvalidPayloadError, match="a result that job it needs"):
+    with pytest.raises(InvalidPayloadError, match="a result for job it"):
         previous("it", 0, [b"{"])

@@ -31,7 +31,17 @@ async def broker(broker_kind: Kind, anyio_backend: object, tmp_path: Path) -> As
 
 
 def message(id: str = "one", **options: Any) -> Message:
-    return Message(**{"id": id, "handler": "h", "queue": "q", "body": b"{}", "keep": 60, **options})
+    return Message(
+        **{
+            "id": id,
+            "handler": "h",
+            "queue": "q",
+            "body": b"{}",
+            "retention": 60,
+            "dead_retention": 60,
+            **options,
+        }
+    )
 
 
 async def claim_one(broker: Broker, queue: str = "q") -> Claim:
@@ -82,8 +92,8 @@ async def test_a_job_from_enqueueing_to_its_end(broker: Broker) -> None:
 
 async def test_times_may_be_whole_numbers_however_large(broker: Broker) -> None:
     huge = 10**300
-    await broker.enqueue([message("a", delay=huge, keep=huge), message("b", at=huge)])
-    await broker.enqueue([message("c", expires=huge, keep=huge)])
+    await broker.enqueue([message("a", delay=huge, retention=huge), message("b", at=huge)])
+    await broker.enqueue([message("c", expires=huge, retention=huge)])
     assert await claimed(broker) == ["c"]
     for id in ("a", "b"):
         assert await state_of(broker, id) is JobState.SCHEDULED
@@ -208,7 +218,7 @@ async def test_a_lease_that_ends_frees_the_job(broker: Broker) -> None:
     assert (claim.attempt, claim.crashes) == (2, 1)
     for state in (JobState.SUCCEEDED, JobState.DEAD, JobState.SCHEDULED, JobState.READY):
         assert not await settle(broker, late, state, result=b"late")
-    assert await broker.renew([late, claim], lease=LEASE) == [LeaseStatus.LOST, LeaseStatus.KEPT]
+    assert await broker.renew([late, claim], lease=LEASE) == [LeaseStatus.LOST, LeaseStatus.HELD]
     assert await settle(broker, claim, JobState.SUCCEEDED, result=b"1")
     job = await broker.get("one")
     assert job is not None
@@ -230,7 +240,7 @@ async def test_a_renewed_lease_goes_on(broker: Broker) -> None:
     one, two = await broker.claim(["q"], 2, lease=LEASE)
     for _ in range(5):
         await elapse(broker, LEASE - 1)
-        assert await broker.renew([one], lease=LEASE) == [LeaseStatus.KEPT]
+        assert await broker.renew([one], lease=LEASE) == [LeaseStatus.HELD]
         await broker.maintain()
     assert await state_of(broker) is JobState.RUNNING
     assert await broker.renew([two], lease=LEASE) == [LeaseStatus.LOST]
@@ -350,7 +360,7 @@ async def test_a_job_that_was_started_in_time_does_not_expire(broker: Broker) ->
 
 
 async def test_what_has_ended_is_kept_for_a_while(broker: Broker) -> None:
-    await broker.enqueue([message(keep=100), message("two", keep=0)])
+    await broker.enqueue([message(retention=100), message("two", retention=0)])
     for claim in await broker.claim(["q"], 2, lease=LEASE):
         await settle(broker, claim, JobState.SUCCEEDED)
     await elapse(broker, 99)
@@ -377,7 +387,7 @@ async def test_requeueing_starts_anew(broker: Broker, state: JobState) -> None:
     assert (job.state, job.attempt, job.result, job.finished_at) == (JobState.READY, 0, None, None)
     again = await claim_one(broker)
     assert (again.attempt, again.crashes) == (1, 0)
-    assert await broker.renew([again], lease=LEASE) == [LeaseStatus.KEPT]
+    assert await broker.renew([again], lease=LEASE) == [LeaseStatus.HELD]
     assert not await settle(broker, claim, JobState.SUCCEEDED)
 
 
@@ -409,7 +419,7 @@ async def test_counting_and_scanning(broker: Broker) -> None:
 
 
 async def test_purging(broker: Broker) -> None:
-    await broker.enqueue([message(id, keep=1000) for id in "abcd"])
+    await broker.enqueue([message(id, retention=1000) for id in "abcd"])
     first, second = await broker.claim(["q"], 2, lease=LEASE)
     await settle(broker, first, JobState.DEAD)
     await elapse(broker, 20)
@@ -424,7 +434,9 @@ async def test_purging(broker: Broker) -> None:
 
 
 async def test_maintenance_tells_what_it_did(broker: Broker) -> None:
-    await broker.enqueue([message("a", keep=5), message("b", delay=1), message("c", expires=1)])
+    await broker.enqueue(
+        [message("a", retention=5), message("b", delay=1), message("c", expires=1)]
+    )
     (claim,) = await broker.claim(["q"], 1, lease=1)
     assert await broker.maintain() == MaintenanceStats()
     await elapse(broker, 1.1)
@@ -432,7 +444,7 @@ async def test_maintenance_tells_what_it_did(broker: Broker) -> None:
     claim = await claim_one(broker)
     await settle(broker, claim, JobState.SUCCEEDED)
     await elapse(broker, 5.1)
-    assert await broker.maintain() == MaintenanceStats(forgotten=1)
+    assert await broker.maintain() == MaintenanceStats(deleted=1)
 
 
 async def test_waiting_for_work(broker: Broker, broker_kind: Kind) -> None:
@@ -489,8 +501,8 @@ async def test_waiting_for_the_end_of_a_job(broker: Broker, broker_kind: Kind) -
 
 
 async def test_those_who_wait_hear_of_what_a_job_was_needed_for(broker: Broker) -> None:
-    await broker.enqueue([message("a"), message("b", needs=("a",))])
-    await broker.enqueue([message("c", needs=("a",), handler=None)])
+    await broker.enqueue([message("a"), message("b", depends_on=("a",))])
+    await broker.enqueue([message("c", depends_on=("a",), handler=None)])
     ended: list[StoredJob | None] = []
     came: list[float] = []
 
@@ -513,7 +525,7 @@ async def test_those_who_wait_hear_of_what_a_job_was_needed_for(broker: Broker) 
 
 
 async def test_those_who_wait_hear_of_what_a_cancelled_job_was_needed_for(broker: Broker) -> None:
-    await broker.enqueue([message("a"), message("b", needs=("a",))])
+    await broker.enqueue([message("a"), message("b", depends_on=("a",))])
     ended: list[StoredJob | None] = []
 
     async def wait() -> None:
@@ -527,7 +539,7 @@ async def test_those_who_wait_hear_of_what_a_cancelled_job_was_needed_for(broker
 
 
 async def test_those_who_wait_hear_of_what_an_expired_job_was_needed_for(broker: Broker) -> None:
-    await broker.enqueue([message("a", expires=10), message("b", needs=("a",))])
+    await broker.enqueue([message("a", expires=10), message("b", depends_on=("a",))])
     ended: list[StoredJob | None] = []
 
     async def wait() -> None:
@@ -566,7 +578,7 @@ async def run(broker: Broker, result: bytes | None = None) -> Claim:
 
 
 async def test_a_job_waits_for_what_it_needs(broker: Broker) -> None:
-    sent = [message("a"), message("b", needs=("a",)), message("c", needs=("b", "a"))]
+    sent = [message("a"), message("b", depends_on=("a",)), message("c", depends_on=("b", "a"))]
     assert await broker.enqueue(sent) == [True, True, True]
     assert await broker.enqueue(sent) == [False, False, False]
     assert [await state_of(broker, id) for id in "abc"] == [
@@ -582,7 +594,7 @@ async def test_a_job_waits_for_what_it_needs(broker: Broker) -> None:
 
 
 async def test_delays_begin_when_what_is_needed_has_succeeded(broker: Broker) -> None:
-    await broker.enqueue([message("a"), message("b", needs=("a",), delay=10)])
+    await broker.enqueue([message("a"), message("b", depends_on=("a",), delay=10)])
     await elapse(broker, 20)
     await run(broker)
     assert await claimed(broker) == []
@@ -591,7 +603,11 @@ async def test_delays_begin_when_what_is_needed_has_succeeded(broker: Broker) ->
 
 
 async def test_results_of_what_is_not_kept_are_there_for_who_needs_them(broker: Broker) -> None:
-    sent = [message("a", keep=0), message("b", keep=0), message("c", needs=("a", "b"), delay=5)]
+    sent = [
+        message("a", retention=0),
+        message("b", retention=0),
+        message("c", depends_on=("a", "b"), delay=5),
+    ]
     await broker.enqueue(sent)
     await run(broker, b"1")
     await elapse(broker, 5)
@@ -605,12 +621,12 @@ async def test_results_of_what_is_not_kept_are_there_for_who_needs_them(broker: 
 async def test_what_is_needed_may_have_succeeded_already(broker: Broker) -> None:
     await broker.enqueue([message("a")])
     await run(broker, b"1")
-    await broker.enqueue([message("b", needs=("a",))])
+    await broker.enqueue([message("b", depends_on=("a",))])
     assert (await claim_one(broker)).previous == (b"1",)
 
 
 async def test_a_job_without_a_handler_succeeds_by_itself(broker: Broker) -> None:
-    await broker.enqueue([message("a"), message("all", needs=("a",), handler=None)])
+    await broker.enqueue([message("a"), message("all", depends_on=("a",), handler=None)])
     await broker.enqueue([message("none", handler=None)])
     assert await state_of(broker, "none") is JobState.SUCCEEDED
     assert await state_of(broker, "all") is JobState.SCHEDULED
@@ -621,7 +637,7 @@ async def test_a_job_without_a_handler_succeeds_by_itself(broker: Broker) -> Non
 
 async def test_results_of_what_a_job_needs_are_known(broker: Broker) -> None:
     """Which is how one without a handler stands for all of them."""
-    await broker.enqueue([message("a"), message("b"), message("all", needs=("b", "a"))])
+    await broker.enqueue([message("a"), message("b"), message("all", depends_on=("b", "a"))])
     await run(broker, b"1")
     job = await broker.get("all")
     assert job is not None
@@ -644,11 +660,11 @@ async def test_a_job_without_a_handler_has_its_delay_too(broker: Broker) -> None
 
 
 async def test_of_needs_nothing_is_left_when_jobs_are_forgotten(broker: Broker) -> None:
-    await broker.enqueue([message("a"), message("b", needs=("a",))])
+    await broker.enqueue([message("a"), message("b", depends_on=("a",))])
     await run(broker)
     await run(broker)
     assert await broker.purge() == 2
-    assert await broker.enqueue([message("a"), message("b", needs=("a",))]) == [True, True]
+    assert await broker.enqueue([message("a"), message("b", depends_on=("a",))]) == [True, True]
     assert await claimed(broker) == ["a"]
 
 
@@ -668,12 +684,14 @@ async def expire(broker: Broker) -> None:
 @pytest.mark.parametrize("end", [kill, cancel, expire])
 async def test_what_needs_a_job_that_did_not_succeed_is_dead(broker: Broker, end: Any) -> None:
     first = message("a", expires=10)
-    await broker.enqueue([first, message("b", needs=("a",)), message("c", needs=("b", "a"))])
+    await broker.enqueue(
+        [first, message("b", depends_on=("a",)), message("c", depends_on=("b", "a"))]
+    )
     await end(broker)
-    (late,) = await broker.enqueue([message("late", needs=("c",))])
+    (late,) = await broker.enqueue([message("late", depends_on=("c",))])
     assert late
     state = await state_of(broker, "a")
-    for id, needed in {"b": f"a, which it needs, is {state}", "c": None, "late": None}.items():
+    for id, needed in {"b": f"a, which it depends on, is {state}", "c": None, "late": None}.items():
         job = await broker.get(id)
         assert job is not None
         assert job.state is JobState.DEAD
@@ -685,8 +703,8 @@ async def test_what_needs_a_job_that_did_not_succeed_is_dead(broker: Broker, end
 
 
 async def test_a_job_that_waits_for_others_can_be_cancelled_and_expires(broker: Broker) -> None:
-    await broker.enqueue([message("a"), message("b", needs=("a",))])
-    await broker.enqueue([message("c", needs=("a",), expires=5)])
+    await broker.enqueue([message("a"), message("b", depends_on=("a",))])
+    await broker.enqueue([message("c", depends_on=("a",), expires=5)])
     assert await broker.cancel("b") is JobState.SCHEDULED
     await elapse(broker, 6)
     await run(broker)
@@ -696,7 +714,7 @@ async def test_a_job_that_waits_for_others_can_be_cancelled_and_expires(broker: 
 
 
 async def test_requeued_what_was_dead_needs_nothing_any_more(broker: Broker) -> None:
-    await broker.enqueue([message("a"), message("b", needs=("a",))])
+    await broker.enqueue([message("a"), message("b", depends_on=("a",))])
     await broker.cancel("a")
     assert await broker.requeue("b")
     assert (await run(broker)).message.id == "b"
@@ -704,7 +722,7 @@ async def test_requeued_what_was_dead_needs_nothing_any_more(broker: Broker) -> 
 
 async def test_requeued_though_it_was_blocked_it_waits_for_nothing(broker: Broker) -> None:
     """Nor does it hear of what comes of that."""
-    await broker.enqueue([message("a"), message("b", needs=("a",), queue="r")])
+    await broker.enqueue([message("a"), message("b", depends_on=("a",), queue="r")])
     assert await broker.cancel("b") is JobState.SCHEDULED
     assert await broker.requeue("b")
     claim = await claim_one(broker, "r")
@@ -718,8 +736,8 @@ async def test_requeued_though_it_was_blocked_it_waits_for_nothing(broker: Broke
 
 async def test_nothing_is_enqueued_that_needs_an_unknown_job(broker: Broker) -> None:
     await broker.enqueue([message("known")])
-    wrong = [message("a", needs=("known",)), message("b", needs=("a", "c")), message("c")]
-    with pytest.raises(ValueError, match="job b needs the job c, which is not known"):
+    wrong = [message("a", depends_on=("known",)), message("b", depends_on=("a", "c")), message("c")]
+    with pytest.raises(ValueError, match="job b depends on job c, which is not stored"):
         await broker.enqueue(wrong)
     assert await broker.count() == 1
 
@@ -727,13 +745,13 @@ async def test_nothing_is_enqueued_that_needs_an_unknown_job(broker: Broker) -> 
 async def test_a_long_chain(broker: Broker, broker_kind: Kind) -> None:
     """As long as one likes: its end, too, is no recursion."""
     long = broker_kind.long
-    steps = [message("0"), *(message(str(n), needs=(str(n - 1),)) for n in range(1, long))]
+    steps = [message("0"), *(message(str(n), depends_on=(str(n - 1),)) for n in range(1, long))]
     await broker.enqueue(steps)
     await run(broker)
     await broker.cancel("1")
     assert await broker.count(state=JobState.DEAD) == long - 2
     await broker.enqueue([message("j0")])
-    joins = [message(f"j{n}", needs=(f"j{n - 1}",), handler=None) for n in range(1, long)]
+    joins = [message(f"j{n}", depends_on=(f"j{n - 1}",), handler=None) for n in range(1, long)]
     await broker.enqueue(joins)
     await run(broker)
     assert await broker.count(state=JobState.SUCCEEDED) == long + 1

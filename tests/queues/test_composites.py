@@ -174,7 +174,7 @@ async def test_a_failed_step_ends_the_chain(
     assert await job.wait() is S.DEAD
     info = await job.info()
     assert info is not None
-    assert f"{job.id}.4, which it needs, is dead" in str(info.error)
+    assert f"{job.id}.4, which it depends on, is dead" in str(info.error)
     states = [info.state async for info in jobs.list()]
     assert states == [S.SUCCEEDED, S.DEAD, S.DEAD, S.DEAD, S.DEAD]
     assert told_of(recorder, f"{job.id}.3") == []
@@ -201,8 +201,8 @@ async def test_a_cancelled_step_is_what_the_handle_tells_of(
     jobs: JobQueue, manager: Manager, note: Note
 ) -> None:
     job = await jobs.enqueue(chain(note.job("a"), note.job("b"), note.job("c")))
-    assert await jobs.dequeue(f"{job.id}.2")
-    with pytest.raises(JobFailedError, match=f"job {job.id}.2, which it needs, is cancelled"):
+    assert await jobs.cancel(f"{job.id}.2")
+    with pytest.raises(JobFailedError, match=f"job {job.id}.2, which it depends on, is cancelled"):
         await job.result()
     await jobs.start(manager)
     assert await jobs.handle(f"{job.id}.1").result() == ["a", None]
@@ -215,7 +215,7 @@ async def test_an_expired_step_is_what_the_handle_tells_of(
     await jobs.start(manager)
     first, second = note.options(delay=10).job("a"), note.options(expires=5).job("b")
     job = await jobs.enqueue(chain(first, second))
-    with pytest.raises(JobFailedError, match=f"job {job.id}.2, which it needs, is expired"):
+    with pytest.raises(JobFailedError, match=f"job {job.id}.2, which it depends on, is expired"):
         await job.result()
 
 
@@ -235,7 +235,7 @@ async def test_a_composite_is_cancelled_as_a_whole(
     )
     await started.wait()
     await jobs.handle(f"{job.id}.3").wait()
-    assert await jobs.dequeue(job.id)
+    assert await jobs.cancel(job.id)
     with pytest.raises(JobCancelledError, match=f"job {job.id} was cancelled"):
         await job.result()
     assert await jobs.handle(f"{job.id}.2").wait() is S.CANCELLED
@@ -271,7 +271,7 @@ async def test_the_id_of_a_composite_is_taken(jobs: JobQueue, manager: Manager, 
         with pytest.raises(DuplicateJobError, match="'mine'"):
             await jobs.enqueue(group(note.job("b")), id="mine")
         assert await job.result() == ["a", None]
-    await jobs.purge()
+    await jobs.purge(older_than=0)
     assert await (await jobs.enqueue(group(note.job("b")), id="mine")).result() == [["b", None]]
 
 
@@ -312,7 +312,7 @@ async def test_results_pass_where_none_are_kept(manager: Manager, broker: Faulty
     results = MemoryResults()
     async with JobQueue(broker, results=results) as jobs:
 
-        @jobs.handler(name="count", result_ttl=0)
+        @jobs.handler(name="count", store_result=False)
         async def count() -> int:
             return 1 + (JobContext.current().previous or 0)
 
@@ -333,9 +333,9 @@ async def test_results_pass_where_none_are_kept(manager: Manager, broker: Faulty
 
 @pytest.mark.virtual
 async def test_the_result_outlives_the_steps(manager: Manager, broker: FaultyBroker) -> None:
-    async with JobQueue(broker, keep=100) as jobs:
+    async with JobQueue(broker, retention=100) as jobs:
 
-        @jobs.handler(name="brief", result_ttl=5)
+        @jobs.handler(name="brief", retention=5)
         async def brief() -> int:
             return 5
 
@@ -397,7 +397,7 @@ async def test_what_is_no_composite(jobs: JobQueue, note: Note) -> None:
         for wrong in (note, "a", None, [note.job("a")]):
             with pytest.raises(TypeError, match=rf"a step of {make.__name__}\(\)"):
                 make(wrong)  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match="id of a composite can have 120"):
+    with pytest.raises(ValueError, match="id of a chain or group can have 120"):
         await jobs.enqueue(chain(note.job("a")), id="a" * 121)
     with pytest.raises(ValueError, match="id must"):
         await jobs.enqueue(chain(note.job("a")), id="a b")

@@ -42,16 +42,16 @@ def same_order_of_tasks(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def declare(jobs: JobQueue) -> None:
-    @jobs.handler(name="fast", result_ttl=9999)
+    @jobs.handler(name="fast", retention=9999)
     async def fast(number: int = 0) -> int:
         return number
 
-    @jobs.handler(name="slow", result_ttl=9999)
+    @jobs.handler(name="slow", retention=9999)
     async def slow(seconds: float = 1) -> str:
         await anyio.sleep(seconds)
         return "slept"
 
-    @jobs.handler(name="shaky", result_ttl=9999, retry=TWICE)
+    @jobs.handler(name="shaky", retention=9999, retry=TWICE)
     async def shaky() -> int:
         if (attempt := JobContext.current().attempt) == 1:
             raise ValueError
@@ -149,8 +149,8 @@ async def dequeue(world: World, broker: FaultyBroker) -> None:
         await jobs.start(manager)
         job = await jobs.enqueue("slow", [50])
         await anyio.sleep(1)
-        outcome = await world.drive(jobs.dequeue(job.id))
-        await jobs.dequeue(job.id)
+        outcome = await world.drive(jobs.cancel(job.id))
+        await jobs.cancel(job.id)
         assert await job.wait() is S.CANCELLED
         assert outcome.cancelled or outcome.value is True
 

@@ -22,6 +22,7 @@ from tenacity import (
 )
 
 from background import JobDead, Manager, Observer, TaskAdded, TaskCancelled, TaskHandle
+from background._execution.handle import state_of as task_state
 from background._retry import Attempts
 from background.queues import JobHandle, JobQueue, JobState, Ordered
 from background.queues.abc import Settlement
@@ -232,7 +233,7 @@ async def test_a_job_that_waits_for_the_managers_limit(by: str) -> None:
         await anyio.sleep(1)
         assert worker.in_flight == 1
         if by == "dequeue":
-            assert await jobs.dequeue(job.id)
+            assert await jobs.cancel(job.id)
         elif by == "handle":
             assert manager.cancel(job.id, reason="no")
         else:
@@ -251,7 +252,7 @@ def cancel_natively(handle: TaskHandle[Any]) -> object:
     """Have asyncio cancel a task before its first step, once it has been made."""
 
     def cancel() -> None:
-        native: Any = handle._native
+        native: Any = task_state(handle).run.native
         native.cancel()
 
     return asyncio.get_running_loop().call_soon(cancel)
@@ -319,7 +320,7 @@ async def test_a_native_cancellation_while_a_job_is_settled(recorder: RecordingO
         await broker.settling.wait()
         handle = manager.get(job.id)
         assert handle is not None
-        native: Any = handle._native
+        native: Any = task_state(handle).run.native
         native.cancel()
         assert await handle.wait() == "cancelled"
         assert worker.in_flight == 0
@@ -346,10 +347,10 @@ async def test_a_native_cancellation_while_a_policy_decides(recorder: RecordingO
         worker = await jobs.start(manager, concurrency=1)
         job = await handler.enqueue()
         await asked.wait()
-        worker._stop()
+        worker._loops.stop()
         handle = manager.get(job.id)
         assert handle is not None
-        native: Any = handle._native
+        native: Any = task_state(handle).run.native
         native.cancel()
         assert await handle.wait() == "cancelled"
         await worker.close()
@@ -463,9 +464,9 @@ async def test_a_worker_that_was_closed_is_told_nothing_of_the_loops(manager: Ma
     jobs.handler(name="send")(fine)
     async with jobs:
         first, second = await jobs.start(manager), await jobs.start(manager)
-        told = manager._life.engine.on_loops_stopped  # type: ignore[union-attr]
-        assert told == {first._stop, second._stop}
+        told = manager._runtime.scheduler.on_loops_stopped  # type: ignore[union-attr]
+        assert told == {first._loops.stop, second._loops.stop}
         await first.close()
-        assert told == {second._stop}
+        assert told == {second._loops.stop}
         await manager.stop_loops()
         assert told == set()

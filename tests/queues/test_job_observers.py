@@ -13,7 +13,6 @@ from fates import broken, fine
 from background import JobDead, JobEnqueued, Manager, Observer, TaskStatus
 from background.observers import StallObserver
 from background.queues import JobQueue, JobState, chain, group
-from background.queues._enqueue.announcer import Announcer
 from background.queues.memory import MemoryBroker
 from background.testing import RecordingObserver
 
@@ -140,8 +139,8 @@ async def test_a_hook_that_raises_harms_nothing(
         await jobs.enqueue("send")
     assert recorder.names() == ["enqueued", "enqueued"]
     messages = [each.getMessage() for each in caplog.records if each.levelno == logging.ERROR]
-    assert messages[0].startswith("Telling.on_job_enqueued raised")
-    assert messages[1:] == ["Telling.on_job_enqueued raised 2 times"]
+    assert messages[0].startswith("Observer hook Telling.on_job_enqueued raised an exception")
+    assert messages[1:] == ["Observer hook Telling.on_job_enqueued raised 2 exceptions in all."]
 
 
 async def test_a_def_hook_that_ends_the_program() -> None:
@@ -333,7 +332,9 @@ async def test_a_job_of_an_unknown_handler_is_told_to_be_dead(
 @pytest.mark.parametrize("place", ["queue", "handler"])
 def test_observers_that_watch_are_refused(place: str) -> None:
     """Nobody would run their service."""
-    with pytest.raises(ValueError, match=r"^observers: a StallObserver has to watch\(\) tasks"):
+    with pytest.raises(
+        ValueError, match=r"^observers: StallObserver implements watch\(\): pass it to"
+    ):
         if place == "queue":
             make_queue(StallObserver(1))
         else:
@@ -370,11 +371,6 @@ async def test_handles_say_which_job_they_run(manager: Manager) -> None:
     assert handle.status is TaskStatus.SUCCEEDED
 
 
-async def test_an_announcer_can_be_closed_that_told_nothing() -> None:
-    announcer = Announcer(())
-    await announcer.close(1)
-
-
 async def test_observers_of_handlers_are_kept_no_longer_than_needed(manager: Manager) -> None:
     """Neither by the queue nor by a manager, also where a hook is slow."""
     told: list[object] = []
@@ -388,9 +384,9 @@ async def test_observers_of_handlers_are_kept_no_longer_than_needed(manager: Man
     async with jobs:
         await send.enqueue()
         await anyio.sleep(2)
-        kept = jobs._opened().announcer._own._visiting
+        kept = jobs._enqueuer._opened()[0]._guests
         await jobs.start(manager)
         await (await send.enqueue()).wait()
         await anyio.sleep(2)
-        assert kept == manager._life.listeners._visiting == {}  # type: ignore[union-attr]
+        assert kept == manager._runtime.dispatcher._guests == {}  # type: ignore[union-attr]
     assert len(told) == 2

@@ -45,7 +45,7 @@ async def add(a: int, b: int = 1) -> int:
 
 
 def message(id: str, body: bytes, **options: Any) -> Message:
-    given = {"handler": "add", "queue": "default", "keep": 60, **options}
+    given = {"handler": "add", "queue": "default", "retention": 60, "dead_retention": 60, **options}
     return Message(id=id, body=body, **given)
 
 
@@ -113,7 +113,7 @@ async def test_many_jobs_take_one_round_trip(
 async def test_one_of_many_is_enqueued_as_it_would_be_alone(
     jobs: JobQueue, broker: FaultyBroker, options: Any
 ) -> None:
-    sending = jobs.handler(expires=50, result_ttl=7)(add).options(**options)
+    sending = jobs.handler(expires=50, retention=7)(add).options(**options)
     alone = [await sending.enqueue(1, 2), await sending.enqueue(a=1, b=2)]
     many = await sending.enqueue_many([(1, 2), {"a": 1, "b": 2}])
     for one, other in zip(alone, many, strict=True):
@@ -182,10 +182,10 @@ async def test_names_may_be_of_an_enumeration(
     assert {type(name) for each in told for name in each} == {str}
     await jobs.start(manager, queues)
     assert [await job.result() for job in (first, second, third)] == [2, 3, 4]
-    assert await jobs.count(Name.HERE) == await jobs.count("here") == 2
+    assert await jobs.count(queue=Name.HERE) == await jobs.count(queue="here") == 2
     assert [info.id async for info in jobs.list(queue=Name.THERE)] == ["the-id"]
     with pytest.raises(ValueError, match="queue"):
-        await jobs.count("two words")
+        await jobs.count(queue="two words")
 
 
 @pytest.mark.virtual
@@ -234,7 +234,7 @@ async def test_an_id_is_taken_for_as_long_as_its_job_is_known(
         with pytest.raises(DuplicateJobError):
             await jobs.enqueue(handler.job(1), id="one")
         assert await job.result() == 2
-    assert await jobs.purge() == 1
+    assert await jobs.purge(older_than=0) == 1
     await handler.options(id="one").enqueue(1)
 
 
@@ -384,7 +384,7 @@ async def test_a_broker_of_its_own_is_opened_and_closed(tmp_path: Any, anyio_bac
         job = await jobs.handler(name="h")(add).enqueue(1)
     with pytest.raises(BrokerUnavailableError, match="not open"):
         await job.info()
-    async with JobQueue.from_url(f"sqlite:///{path}", keep=5) as jobs:
+    async with JobQueue.from_url(f"sqlite:///{path}", retention=5) as jobs:
         jobs.handler(name="h")(add)
         async with Manager() as manager:
             await jobs.start(manager)
@@ -398,7 +398,7 @@ async def test_the_handler_of_one_queue_can_be_one_of_another(broker: FaultyBrok
         second = others.handler(name="second", queue="q")(first)
         assert await second(1) == 2
         await second.enqueue(1)
-        assert (await jobs.count(), await others.count("q")) == (0, 1)
+        assert (await jobs.count(), await others.count(queue="q")) == (0, 1)
         assert [each.handler async for each in others.list()] == ["second"]
 
 
@@ -539,18 +539,18 @@ async def test_waiting_ends_with_its_timeout(jobs: JobQueue) -> None:
 async def test_what_is_asked_about_a_job_that_is_not_known(jobs: JobQueue) -> None:
     job = jobs.handle("nobody")
     for wait in (job.result, job.wait):
-        with pytest.raises(QueueError, match="job nobody is not known"):
+        with pytest.raises(QueueError, match="job nobody is not stored"):
             await wait()
     assert await job.info() is None
     assert await jobs.get("nobody") is None
     assert not await job.cancel()
-    assert not await jobs.dequeue("nobody")
+    assert not await jobs.cancel("nobody")
     assert not await jobs.requeue("nobody")
 
 
 async def test_what_is_no_id_is_refused(jobs: JobQueue) -> None:
     for id in ("", "a b", "\ud800", 5, None, ["a"]):
-        for ask in (jobs.get, jobs.dequeue, jobs.requeue):
+        for ask in (jobs.get, jobs.cancel, jobs.requeue):
             with pytest.raises(ValueError, match=r"^id must be"):
                 await ask(id)  # type: ignore[arg-type]
         with pytest.raises(ValueError, match=r"^id must be"):
@@ -558,7 +558,7 @@ async def test_what_is_no_id_is_refused(jobs: JobQueue) -> None:
 
 
 async def test_results_that_are_not_kept(jobs: JobQueue, manager: Manager) -> None:
-    handler = jobs.handler(name="none", result_ttl=0)(add)
+    handler = jobs.handler(name="none", store_result=False)(add)
     await jobs.start(manager)
     job = await handler.enqueue(1)
     assert await job.wait() is S.SUCCEEDED
@@ -571,11 +571,11 @@ async def test_results_that_are_not_kept(jobs: JobQueue, manager: Manager) -> No
 
 @pytest.mark.virtual
 async def test_how_long_jobs_are_known(manager: Manager, broker: FaultyBroker) -> None:
-    async with JobQueue(broker, keep=100) as jobs:
+    async with JobQueue(broker, retention=100) as jobs:
         handlers = [
             jobs.handler(name="usual")(add),
-            jobs.handler(name="brief", result_ttl=10)(add),
-            jobs.handler(name="without", result_ttl=0)(add),
+            jobs.handler(name="brief", retention=10)(add),
+            jobs.handler(name="without", store_result=False)(add),
         ]
         await jobs.start(manager)
         made = [await each.enqueue(1) for each in handlers]
@@ -609,7 +609,7 @@ async def test_a_result_that_cannot_travel_is_the_jobs_failure(
 
 
 async def test_a_result_nobody_keeps_need_not_travel(jobs: JobQueue, manager: Manager) -> None:
-    @jobs.handler(name="odd", result_ttl=0)
+    @jobs.handler(name="odd", store_result=False)
     async def odd() -> object:
         return object()
 
@@ -626,15 +626,19 @@ async def test_jobs_are_counted_listed_and_purged(
     handler = jobs.handler(name="h", queue="q")(add)
     handles = await handler.enqueue_many([(n,) for n in range(3)])
     other = await jobs.enqueue("far", [], queue="other")
-    assert (await jobs.count(), await jobs.count("q"), await jobs.count(state=S.READY)) == (4, 3, 4)
+    assert (await jobs.count(), await jobs.count(queue="q"), await jobs.count(state=S.READY)) == (
+        4,
+        3,
+        4,
+    )
     assert [info.id async for info in jobs.list(queue="q")] == [each.id for each in handles]
     assert [info.id async for info in jobs.list(state=S.SUCCEEDED)] == []
     await jobs.start(manager)
     for each in handles:
         await each.wait()
     assert [info.result async for info in jobs.list(state=S.SUCCEEDED)] == [1, 2, 3]
-    assert await jobs.count("q", S.SUCCEEDED) == 3
-    assert await jobs.count("q", "succeeded") == 3  # type: ignore[arg-type]
+    assert await jobs.count(queue="q", state=S.SUCCEEDED) == 3
+    assert await jobs.count(queue="q", state="succeeded") == 3  # type: ignore[arg-type]
     assert await jobs.purge(state=S.DEAD) == 0
     assert await jobs.purge(older_than=60) == 0
     assert await jobs.purge(state=S.SUCCEEDED) == 3
@@ -672,10 +676,10 @@ async def test_a_job_that_waits_is_dequeued_by_anyone(jobs: JobQueue, broker: Fa
     job = await handler.enqueue(1)
     delayed = await handler.options(delay=60).enqueue(1)
     async with JobQueue(broker) as front:
-        assert await front.dequeue(job.id)
-        assert await front.dequeue(delayed.id)
-        assert not await front.dequeue(job.id)
-        assert not await JobQueue(broker).dequeue(job.id)  # which has not been entered
+        assert await front.cancel(job.id)
+        assert await front.cancel(delayed.id)
+        assert not await front.cancel(job.id)
+        assert not await JobQueue(broker).cancel(job.id)  # which has not been entered
     assert await job.wait() is await delayed.wait() is S.CANCELLED
 
 
@@ -700,7 +704,7 @@ async def test_a_running_job_is_seen_from_elsewhere(
         assert info.started_at is not None
         assert await front.count(state=S.RUNNING) == 1
         assert not await front.requeue(job.id)
-        assert await front.purge() == 0
+        assert await front.purge(older_than=0) == 0
         finish.set()
         assert await front.handle(job.id).result() == "done"
 
@@ -710,11 +714,11 @@ async def test_a_running_job_is_seen_from_elsewhere(
 
 async def test_results_in_a_store_of_their_own(manager: Manager, broker: FaultyBroker) -> None:
     results = MemoryResults()
-    async with JobQueue(broker, results=results, keep=50) as jobs:
+    async with JobQueue(broker, results=results, retention=50) as jobs:
         saved = anyio.Event()
         go_on = anyio.Event()
 
-        @jobs.handler(name="h", result_ttl=7)
+        @jobs.handler(name="h", retention=7)
         async def handler(fails: bool) -> str:
             await JobContext.current().save("so far")
             saved.set()
@@ -732,7 +736,7 @@ async def test_results_in_a_store_of_their_own(manager: Manager, broker: FaultyB
         go_on.set()
         assert await job.result() == "the end"
         assert results.kept == {f"{job.id}.1": b'"the end"'}
-        assert results.keep == {f"{job.id}.1": 7}
+        assert results.retention == {f"{job.id}.1": 7}
         stored = await broker.get(job.id)
         assert stored is not None
         assert stored.result is None
@@ -753,7 +757,7 @@ async def test_a_store_of_results_keeps_nothing_of_a_handler_without(
     results = MemoryResults()
     async with JobQueue(broker, results=results) as jobs:
 
-        @jobs.handler(name="h", result_ttl=0)
+        @jobs.handler(name="h", store_result=False)
         async def handler() -> str:
             await JobContext.current().save("so far")
             return "the end"
@@ -943,7 +947,7 @@ async def test_a_job_that_workers_die_of_is_dead(
             await poison.result()
         assert await poor.result() is None
         assert ran == [2]
-        assert "job poor of h: its worker died, or lost its lease" in caplog.text
+        assert "job poor of h: its worker died or lost its lease" in caplog.text
         await manager.close(timeout=0)
     assert recorder.names().count("dead") == 1
 

@@ -9,7 +9,6 @@ from test_brokers import claim_one, claimed, message, settle
 
 from background.queues._states import JobState
 from background.queues.memory import MemoryBroker
-from background.queues.memory.changes import Changes
 from background.testing import virtual_time
 
 
@@ -31,15 +30,14 @@ def test_made_before_there_is_an_event_loop(anyio_backend: Any) -> None:
 def test_those_who_wait_for_a_job_are_not_woken_by_others(anyio_backend: Any) -> None:
     looks = 0
 
-    class Counting(Changes):
-        async def wait_for_end(self, id: str) -> None:
+    class Counting(MemoryBroker):
+        async def _wait(self, event: anyio.Event) -> None:
             nonlocal looks
             looks += 1
-            await super().wait_for_end(id)
+            await super()._wait(event)
 
     async def main() -> None:
-        broker = MemoryBroker()
-        broker._changes = Counting()
+        broker = Counting()
         await broker.enqueue([message(str(number)) for number in range(100)])
         async with anyio.create_task_group() as group:
             for number in range(100):
@@ -59,13 +57,13 @@ async def test_nothing_is_left_of_what_was_purged() -> None:
     await broker.enqueue([message("a", expires=9999), message("b", expires=9999)])
     await broker.cancel("a")
     assert await broker.purge() == 1
-    assert {id for _, _, id in broker._changes._to_come} == {"b"}
+    assert {id for _, _, id in broker._jobs._changing} == {"b"}
 
 
 def test_who_waits_hears_of_what_is_due_sooner_than_was_known() -> None:
     async def main() -> JobState | None:
         broker = MemoryBroker()
-        await broker.enqueue([message("a"), message("b", handler=None, needs=("a",), delay=5)])
+        await broker.enqueue([message("a"), message("b", handler=None, depends_on=("a",), delay=5)])
         claim = await claim_one(broker)
         ended: list[JobState] = []
 

@@ -41,7 +41,7 @@ from background.queues._states import FINAL, JobState
 from background.queues.abc import Claim, LeaseStatus, MaintenanceStats, Message, Settlement
 from background.queues.nats import NatsBroker, timer_wheel
 from background.queues.nats.codec import decode
-from background.queues.nats.connection import Connection
+from background.queues.nats.connection import NatsConnection
 from background.queues.nats.layout import Layout, encode
 from background.queues.nats.requests import Answers, Request
 from background.queues.nats.timer_wheel import of_lease
@@ -79,7 +79,17 @@ def virtual(test: Test) -> Callable[..., None]:
 
 
 def message(id: str = "one", **options: Any) -> Message:
-    return Message(**{"id": id, "handler": "h", "queue": "q", "body": b"{}", "keep": 60, **options})
+    return Message(
+        **{
+            "id": id,
+            "handler": "h",
+            "queue": "q",
+            "body": b"{}",
+            "retention": 60,
+            "dead_retention": 60,
+            **options,
+        }
+    )
 
 
 def messages(count: int, **options: Any) -> list[Message]:
@@ -307,7 +317,7 @@ async def restarted(server: NatsServer) -> None:
 
 def calls_of(broker: NatsBroker, claims: list[Claim]) -> dict[str, tuple[Any, Any]]:
     """Every call, with what it is to say when there is nothing any more."""
-    new = [message("new"), message("after", needs=("new",))]
+    new = [message("new"), message("after", depends_on=("new",))]
     return {
         "enqueue": (lambda: broker.enqueue(new), [True] * 2),
         "claim": (lambda: broker.claim(["q"], 1, lease=30), []),
@@ -442,8 +452,12 @@ async def test_what_was_known_of_a_job_that_is_gone_changes_no_other() -> None:
 @virtual
 async def test_jobs_outlive_the_streams_that_are_only_about_them(gone: list[str]) -> None:
     async with served_nats_broker() as broker, served_nats_broker(like=broker) as other:
-        await broker.enqueue([*messages(3), message("late", delay=100), message("old", keep=1)])
-        await broker.enqueue([message("then", needs=("old",)), message("expires", expires=200)])
+        await broker.enqueue(
+            [*messages(3), message("late", delay=100), message("old", retention=1)]
+        )
+        await broker.enqueue(
+            [message("then", depends_on=("old",)), message("expires", expires=200)]
+        )
         (first, *done) = await broker.claim(["q"], 4, lease=30)
         assert [each.message.id for each in done] == ["0001", "0002", "old"]
         await finish(broker, done)
@@ -665,7 +679,7 @@ async def test_closed_while_somebody_connects() -> None:
             await going_on.wait()
 
     url = shared_server().url
-    connection = Connection(url, None, prepare, lambda: None)
+    connection = NatsConnection(url, None, prepare, lambda: None)
     await connection.open()
     await clients[0].close()
     connecting = asyncio.create_task(connection.connected())
@@ -758,7 +772,7 @@ async def test_a_wrong_clock_of_a_host_changes_nothing(monkeypatch: pytest.Monke
         claims = await broker.claim(["q"], 5, lease=30)
         assert [each.message.id for each in claims] == ["one"]
         assert abs(claims[0].enqueued_at - wall()) < SOON
-        assert await broker.renew(claims, lease=30) == [LeaseStatus.KEPT]
+        assert await broker.renew(claims, lease=30) == [LeaseStatus.HELD]
         assert await broker.maintain() == MaintenanceStats()
 
 
@@ -780,7 +794,9 @@ async def test_the_servers_clock_is_read_again_now_and_then(
 async def test_timers_of_far_away_times_come_nearer() -> None:
     delays = {"minutes": 600.0, "hours": 20_000.0, "days": 300_000.0, "months": 9_000_000.0}
     async with served_nats_broker() as broker:
-        await broker.enqueue([message(id, delay=delay, keep=9) for id, delay in delays.items()])
+        await broker.enqueue(
+            [message(id, delay=delay, retention=9) for id, delay in delays.items()]
+        )
         began = asyncio.get_running_loop().time()
         for id, delay in delays.items():
             claims: list[Claim] = []
@@ -866,7 +882,7 @@ async def test_a_job_that_is_too_large() -> None:
             await broker.enqueue([message(), message("two", body=b"x" * most)])
         assert await broker.count() == 0
         half = b"x" * (most // 2)
-        sent = [message(body=half), message("two"), message("both", needs=("one", "two"))]
+        sent = [message(body=half), message("two"), message("both", depends_on=("one", "two"))]
         await broker.enqueue(sent)
         one, two = await broker.claim(["q"], 2, lease=30)
         with pytest.raises(PayloadTooLargeError):
@@ -885,13 +901,13 @@ async def test_a_job_that_is_too_large() -> None:
 async def test_results_that_are_too_large_together() -> None:
     async with served_nats_broker() as broker:
         half = b"x" * ((await broker._api.max_record()) // 2)
-        await broker.enqueue([message("a"), message("b"), message("all", needs=("a", "b"))])
+        await broker.enqueue([message("a"), message("b"), message("all", depends_on=("a", "b"))])
         assert await finish(broker, await broker.claim(["q"], 2, lease=30), result=half)
         job = await broker.get("all")
         assert job is not None
         assert job.state is JobState.DEAD
         assert job.error is not None
-        assert "results of what it needs are too large" in job.error["message"]
+        assert "results that it depends on are too large" in job.error["message"]
 
 
 @virtual
@@ -1028,9 +1044,9 @@ async def test_changes_by_others_while_it_is_held() -> None:
     async with served_nats_broker() as broker, served_nats_broker(like=broker) as other:
         await broker.enqueue([message()])
         claims = await broker.claim(["q"], 1, lease=30)
-        assert await other.renew(claims, lease=60) == [LeaseStatus.KEPT]
+        assert await other.renew(claims, lease=60) == [LeaseStatus.HELD]
         assert await other.save("one", claims[0].token, b"half")
-        assert await broker.renew(claims, lease=90) == [LeaseStatus.KEPT]
+        assert await broker.renew(claims, lease=90) == [LeaseStatus.HELD]
         await asyncio.sleep(80)
         await other.maintain()
         assert await finish(broker, claims, result=b"1") == [True]
@@ -1087,7 +1103,7 @@ async def _fail(message: str, *args: Any, **options: Any) -> None:
 @virtual
 async def test_nothing_is_left_of_leases_once_all_of_a_claim_are_settled() -> None:
     async with served_nats_broker() as broker:
-        await broker.enqueue(messages(3, keep=0))
+        await broker.enqueue(messages(3, retention=0))
         one, two, three = await broker.claim(["q"], 9, lease=30)
         await finish(broker, [one, three])
         assert await stored(broker) == {"jobs": 1, "ready": 0, "timers": 1}
@@ -1104,7 +1120,9 @@ async def test_nothing_grows() -> None:
         await broker.enqueue(messages(20, expires=50))
         await broker.enqueue([message("late", delay=20), message("never", delay=500, expires=5)])
         await broker.enqueue([message("gone", queue="r"), message("old", expires=9, queue="s")])
-        await broker.enqueue([message("a", keep=0), message("b", needs=("a",)), message("c")])
+        await broker.enqueue(
+            [message("a", retention=0), message("b", depends_on=("a",)), message("c")]
+        )
         await broker.cancel("gone")
         claims = await broker.claim(["q"], 12, lease=30)
         await finish(broker, claims[:8])
@@ -1178,9 +1196,9 @@ async def enqueues(broker: NatsBroker, claims: list[Claim]) -> None:
         [
             message("new"),
             message("later", delay=50),
-            message("then", needs=("new", "0000")),
+            message("then", depends_on=("new", "0000")),
             message("none", handler=None),
-            message("all", needs=("none", "then"), handler=None),
+            message("all", depends_on=("none", "then"), handler=None),
         ]
     )
 
@@ -1231,9 +1249,9 @@ async def test_what_a_crash_leaves_is_put_right_by_others(act: Any, keep: float)
             async with served_nats_broker(like=other) as broker:
                 await other.enqueue(
                     [
-                        *messages(6, keep=keep),
-                        message("d", needs=("0000", "0001")),
-                        message("e", needs=("d",)),
+                        *messages(6, retention=keep),
+                        message("d", depends_on=("0000", "0001")),
+                        message("e", depends_on=("d",)),
                     ]
                 )
                 await other.enqueue([message("x", expires=31), message("s", delay=31)])
@@ -1292,8 +1310,8 @@ async def test_what_a_crash_leaves_is_put_right_in_time(act: Any) -> None:
     async with served_nats_broker() as other:
         for number in count():
             async with served_nats_broker(like=other) as broker:
-                sent = [*messages(6), message("d", needs=("0000", "0001"))]
-                await other.enqueue([*sent, message("e", needs=("d",))])
+                sent = [*messages(6), message("d", depends_on=("0000", "0001"))]
+                await other.enqueue([*sent, message("e", depends_on=("d",))])
                 claims = await broker.claim(["q"], 3, lease=LEASE)
                 crash = Crash(broker)
                 crash.left = number
@@ -1372,9 +1390,9 @@ async def test_what_a_process_enqueues_that_stalls_for_long() -> None:
                     return answers
 
                 broker._link._call = stalling  # type: ignore[method-assign]
-                large = {"body": b"[]" * 10_000, "keep": 10_000}
-                a, b = message("a", **large), message("b", needs=("a",), **large)
-                await broker.enqueue([a, b, message("c", needs=("a", "b"), **large)])
+                large = {"body": b"[]" * 10_000, "retention": 10_000, "dead_retention": 10_000}
+                a, b = message("a", **large), message("b", depends_on=("a",), **large)
+                await broker.enqueue([a, b, message("c", depends_on=("a", "b"), **large)])
                 stalled = next(sent) > number
                 await recover(other)
                 states = [await state_of(other, id) for id in ("a", "b", "c")]
@@ -1419,7 +1437,7 @@ async def test_enqueued_again_after_a_crash_all_jobs_are_there() -> None:
 
 
 async def needed(broker: NatsBroker) -> list[Claim]:
-    await broker.enqueue([message("0000", queue="r", keep=30)])
+    await broker.enqueue([message("0000", queue="r", retention=30)])
     await finish(broker, await broker.claim(["r"], 1, lease=30))
     return []
 
@@ -1431,7 +1449,7 @@ async def test_cancelled_at_any_point_a_call_is_done_or_not(number: int) -> None
     async with served_nats_broker() as broker:
         claims: list[Claim] = []
         calls: list[Callable[[], Any]] = [
-            lambda: broker.enqueue([*messages(3), message("x", needs=("0000",))]),
+            lambda: broker.enqueue([*messages(3), message("x", depends_on=("0000",))]),
             lambda: broker.claim(["q", "r"], 3, lease=30),
             lambda: broker.wait_for_work(["q", "r"], 1),
             lambda: broker.renew(claims, lease=30),

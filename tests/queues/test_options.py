@@ -10,7 +10,7 @@ import pytest
 
 from background import Manager, Observer
 from background.queues import JobQueue
-from background.queues._enqueue.options import NONE_GIVEN, Options, check
+from background.queues._enqueue.options import NO_OPTIONS, check
 from background.queues.memory import MemoryBroker
 
 
@@ -22,8 +22,8 @@ async def nothing() -> None: ...
 
 
 def test_what_is_not_given_has_its_default() -> None:
-    assert check({}) == NONE_GIVEN == Options()
-    assert check({"at": None, "id": None, "meta": None}) == NONE_GIVEN
+    assert check({}) == NO_OPTIONS
+    assert check({"at": None, "id": None, "meta": None}) == NO_OPTIONS
 
 
 def test_times_may_be_given_as_datetimes() -> None:
@@ -108,8 +108,8 @@ def test_an_option_that_does_not_exist() -> None:
         ("max_payload", 1.5),
         ("max_crashes", 0),
         ("max_crashes", True),
-        ("keep", -1),
-        ("keep", math.inf),
+        ("retention", -1),
+        ("retention", math.inf),
     ],
 )
 def test_a_queue_that_cannot_work(option: str, value: Any) -> None:
@@ -136,9 +136,9 @@ def test_a_queue_needs_a_broker() -> None:
         ("timeout", 0),
         ("timeout", "5"),
         ("expires", 0),
-        ("result_ttl", -1),
-        ("result_ttl", "5"),
-        ("result_ttl", math.nan),
+        ("retention", -1),
+        ("retention", "5"),
+        ("retention", math.nan),
         ("observers", [Watches()]),
         ("observers", [1]),
     ],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from functools import partial
 from typing import Any
 
 import anyio
@@ -109,7 +110,7 @@ async def test_a_broker_that_stays_away_is_told_of(
     with pytest.raises(BrokerUnavailableError):
         await handler.enqueue()
     assert broker.asked["enqueue"] == 5
-    for ask in (job.info, job.cancel, jobs.count, jobs.purge):
+    for ask in (job.info, job.cancel, jobs.count, partial(jobs.purge, older_than=0)):
         with pytest.raises(BrokerUnavailableError):
             await ask()
     broker.down.clear()
@@ -243,7 +244,9 @@ async def test_a_job_that_cannot_be_started_is_left_to_its_lease(
 ) -> None:
     jobs.handler(name="h")(log.note)
     body = b'{"args":[],"trace":{"traceparent":"?"}}'
-    await broker.enqueue([Message(id="one", handler="h", queue="q", body=body, keep=60)])
+    await broker.enqueue(
+        [Message(id="one", handler="h", queue="q", body=body, retention=60, dead_retention=60)]
+    )
     with monkeypatch.context() as patch:
         patch.setattr(propagate, "extract", Broken().extract)
         worker = await jobs.start(manager, Ordered("q"))
@@ -332,7 +335,7 @@ async def test_a_job_handed_back_may_be_with_another_when_the_answer_is_lost(
 async def test_a_settlement_of_a_job_that_is_forgotten_at_once(
     broker: FaultyBroker, manager: Manager, recorder: RecordingObserver, log: Log
 ) -> None:
-    async with JobQueue(broker, keep=0) as jobs:
+    async with JobQueue(broker, retention=0) as jobs:
         handler = jobs.handler(name="h")(log.note)
         await jobs.start(manager)
         broker.lose("settle")
@@ -550,9 +553,9 @@ async def test_an_event_loop_that_was_blocked_is_noticed(
     worker = await jobs.start(manager)
     await handler.enqueue()
     await log.started.wait()
-    real = worker._leases._now
+    real = worker._loops._renewer._now
     late = iter([12.0])
-    monkeypatch.setattr(worker._leases, "_now", lambda: real() + next(late, 0.0))
+    monkeypatch.setattr(worker._loops._renewer, "_now", lambda: real() + next(late, 0.0))
     await anyio.sleep(5)
     assert "leases are renewed 12.0 s late" in caplog.text
     log.finish.set()

@@ -31,7 +31,7 @@ from test_brokers import LEASE, claim_one, claimed, message, settle, settlement,
 from background.queues._errors import BrokerUnavailableError
 from background.queues._states import JobState
 from background.queues.abc import Claim, LeaseStatus, MaintenanceStats, Message
-from background.queues.redis import RedisBroker, RedisResults, queries, transitions
+from background.queues.redis import RedisBroker, RedisResults, script
 from background.queues.redis import broker as module
 from background.queues.redis.script import KEYS, Script
 from background.testing import virtual_time
@@ -91,7 +91,7 @@ async def until(holds: Callable[[], Any]) -> None:
 
 def waiting(broker: Any) -> int:
     """Return for how many queues and jobs somebody waits."""
-    return len(broker._session.listener._events)
+    return len(broker._session.notifications._events)
 
 
 def keys(server: Server, broker: RedisBroker) -> dict[str, int]:
@@ -312,7 +312,7 @@ async def test_jobs_of_a_newer_version_are_refused(broker: RedisBroker, server: 
     with Redis.from_url(server.url) as client:
         assert client.get(f"{{{broker.prefix}}}:version") == b"1"
         client.set(f"{{{broker.prefix}}}:version", 99)
-    with pytest.raises(BrokerUnavailableError, match="have version 99, made by a newer version"):
+    with pytest.raises(BrokerUnavailableError, match="have version 99, from a newer version"):
         await RedisBroker(server.url, prefix=broker.prefix).open()
 
 
@@ -333,7 +333,7 @@ async def test_nothing_at_all(broker: RedisBroker, server: Server) -> None:
 
 
 async def test_numbers_come_back_as_they_were(broker: RedisBroker) -> None:
-    sent = message(keep=1e9 + 1 / 3, delay=-0.1, at=1 / 3, expires=float("inf"), handler="-")
+    sent = message(retention=1e9 + 1 / 3, delay=-0.1, at=1 / 3, expires=float("inf"), handler="-")
     await broker.enqueue([sent])
     assert (await claim_one(broker)).message == sent
 
@@ -351,11 +351,11 @@ async def test_large_numbers_are_dealt_with_in_parts(
     assert await broker.maintain() == MaintenanceStats(due=10)
     claims = [each for _ in range(3) for each in await broker.claim(["q"], 10, lease=30)]
     assert [each.message.id for each in claims] == [f"{number:04}" for number in range(10)]
-    assert await broker.renew(claims, lease=30) == [LeaseStatus.KEPT] * 10
+    assert await broker.renew(claims, lease=30) == [LeaseStatus.HELD] * 10
     assert await finish(broker, claims) == [True] * 10
     assert await broker.purge(state=JobState.DEAD) == 0
     await elapse(broker, 61)
-    assert await broker.maintain() == MaintenanceStats(forgotten=10)
+    assert await broker.maintain() == MaintenanceStats(deleted=10)
     await broker.enqueue(messages(12))
     while claims := await broker.claim(["q"], 12, lease=30):
         await finish(broker, claims)
@@ -367,18 +367,21 @@ async def test_of_many_messages_none_is_enqueued_that_needs_an_unknown_job(
     broker: RedisBroker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("background.queues.redis.codec._MOST_AT_ONCE", 3)
-    chain = [message("0"), *(message(str(n), needs=(str(n - 1), "0")) for n in range(1, 8))]
-    with pytest.raises(ValueError, match="job x needs the job y, which is not known"):
-        await broker.enqueue([*chain, message("x", needs=("3", "y"))])
+    chain = [message("0"), *(message(str(n), depends_on=(str(n - 1), "0")) for n in range(1, 8))]
+    with pytest.raises(ValueError, match="job x depends on job y, which is not stored"):
+        await broker.enqueue([*chain, message("x", depends_on=("3", "y"))])
     assert await broker.count() == 0
     assert await broker.enqueue(chain) == [True] * 8
-    more = [message(f"x{n}", needs=(str(n), "0")) for n in range(8)]
+    more = [message(f"x{n}", depends_on=(str(n), "0")) for n in range(8)]
     assert await broker.enqueue([*chain, *more]) == [False] * 8 + [True] * 8
-    assert await broker.enqueue([message(f"y{n}", needs=(str(n),)) for n in range(8)]) == [True] * 8
+    assert (
+        await broker.enqueue([message(f"y{n}", depends_on=(str(n),)) for n in range(8)])
+        == [True] * 8
+    )
 
 
 async def test_what_is_over_is_unknown_even_before_it_is_forgotten(broker: RedisBroker) -> None:
-    await broker.enqueue([message(keep=5), message("two", expires=5)])
+    await broker.enqueue([message(retention=5), message("two", expires=5)])
     await finish(broker, await broker.claim(["q"], 1, lease=30))
     await elapse(broker, 6)
     assert await broker.get("one") is None
@@ -387,18 +390,20 @@ async def test_what_is_over_is_unknown_even_before_it_is_forgotten(broker: Redis
     assert await broker.claim(["q"], 1, lease=30) == []
     assert [job.message.id async for job in broker.scan()] == ["two"]
     assert await broker.purge() == 1
-    with pytest.raises(ValueError, match="needs the job one"):
-        await broker.enqueue([message("three", needs=("one",))])
+    with pytest.raises(ValueError, match="depends on job one"):
+        await broker.enqueue([message("three", depends_on=("one",))])
 
 
 async def test_ids_that_are_new_known_or_known_no_more_in_one_call(broker: RedisBroker) -> None:
-    await broker.enqueue([message("over", keep=5), message("ready"), message("later", delay=50)])
+    await broker.enqueue(
+        [message("over", retention=5), message("ready"), message("later", delay=50)]
+    )
     await finish(broker, await broker.claim(["q"], 1, lease=30))
     await elapse(broker, 6)
     needs = ("over", "ready", "new")
     sent = [
         *(message("ready", body=b"other"), message("over", body=b"again"), message("later")),
-        *(message("new"), message("new", body=b"other"), message("all", needs=needs)),
+        *(message("new"), message("new", body=b"other"), message("all", depends_on=needs)),
     ]
     assert await broker.enqueue(sent) == [False, True, False, True, False, True]
     claims = await broker.claim(["q"], 9, lease=30)
@@ -411,8 +416,8 @@ async def test_ids_that_are_new_known_or_known_no_more_in_one_call(broker: Redis
 
 
 async def test_a_job_can_need_one_that_is_over_within_the_same_call(broker: RedisBroker) -> None:
-    nothing = message("nothing", handler=None, keep=0)
-    assert await broker.enqueue([nothing, message(needs=("nothing",))]) == [True, True]
+    nothing = message("nothing", handler=None, retention=0)
+    assert await broker.enqueue([nothing, message(depends_on=("nothing",))]) == [True, True]
     assert await claimed(broker) == ["one"]
     assert await broker.get("nothing") is None
 
@@ -465,7 +470,7 @@ async def test_waiting_for_a_job_that_expires(broker: RedisBroker) -> None:
 
 
 async def test_who_needs_a_job_twice_waits_for_it_once(broker: RedisBroker) -> None:
-    await broker.enqueue([message("a", keep=0), message("b", needs=("a", "a"))])
+    await broker.enqueue([message("a", retention=0), message("b", depends_on=("a", "a"))])
     claim = await claim_one(broker)
     assert await settle(broker, claim, JobState.SUCCEEDED, result=b"1")
     assert (await claim_one(broker)).previous == (b"1", b"1")
@@ -480,13 +485,15 @@ async def use_everything(broker: RedisBroker, server: Server) -> None:
     await broker.enqueue(sent)
     await broker.enqueue([message("early", expires=1000), message("later", delay=1000)])
     needs = tuple(each.id for each in messages(50))
-    await broker.enqueue([message("all", needs=needs), message("other", needs=("all", "later"))])
+    await broker.enqueue(
+        [message("all", depends_on=needs), message("other", depends_on=("all", "later"))]
+    )
     claims = await broker.claim(["q"], 20, lease=LEASE)
     for claim in claims:
         await broker.save(claim.message.id, claim.token, b"half")
         end = JobState.DEAD if claim is claims[-1] else JobState.SUCCEEDED
         assert await settle(broker, claim, end, result=b"x" * 50, error={"type": "E"})
-    await broker.enqueue([message("more", needs=("0000", "later"))])
+    await broker.enqueue([message("more", depends_on=("0000", "later"))])
     assert await broker.requeue("0001")
     for claim in await broker.claim(["q"], 100, lease=LEASE):
         await settle(broker, claim, JobState.SCHEDULED, delay=50, error={"type": "E"})
@@ -505,7 +512,7 @@ async def test_nothing_is_left_when_jobs_are_forgotten(broker: RedisBroker, serv
     assert set(keys(server, broker)) >= {"jobs", "messages", "kept", "order", "counts"}
     assert not {"needs", "ready", "changing"} & set(keys(server, broker))
     await elapse(broker, 61)
-    assert (await broker.maintain()).forgotten == 56
+    assert (await broker.maintain()).deleted == 56
     left = keys(server, broker)
     assert set(left) == {"version", "number", "idle"}
     assert left["number"] < 200
@@ -525,7 +532,7 @@ async def test_nothing_is_left_when_jobs_are_purged(broker: RedisBroker, server:
 async def test_nothing_is_left_of_jobs_that_are_not_kept(
     broker: RedisBroker, server: Server
 ) -> None:
-    await broker.enqueue([message(keep=0), message("two", keep=0, handler=None)])
+    await broker.enqueue([message(retention=0), message("two", retention=0, handler=None)])
     claim = await claim_one(broker)
     await broker.save("one", claim.token, b"half")
     assert await settle(broker, claim, JobState.SUCCEEDED, result=b"1", error={"type": "E"})
@@ -534,11 +541,10 @@ async def test_nothing_is_left_of_jobs_that_are_not_kept(
 
 def test_scripts_touch_no_keys_but_those_they_name() -> None:
     """Which is what a cluster asks for."""
-    modules = (transitions, queries)
-    scripts = [each for of in modules for each in vars(of).values() if isinstance(each, Script)]
+    scripts = [each for each in vars(script).values() if isinstance(each, Script)]
     assert len(scripts) == 15
-    for script in scripts:
-        commands = re.findall(r"\b(?:call|each)\('(\w+)'(, KEYS\[\d+\])?", script.text.decode())
+    for each in scripts:
+        commands = re.findall(r"\b(?:call|each)\('(\w+)'(, KEYS\[\d+\])?", each.text.decode())
         assert len(commands) > 20
         assert {name for name, key in commands if not key} == {"TIME", "PUBLISH"}
 
@@ -546,8 +552,8 @@ def test_scripts_touch_no_keys_but_those_they_name() -> None:
 async def test_who_waits_for_whom_is_forgotten_once_it_is_settled(
     broker: RedisBroker, server: Server
 ) -> None:
-    needs = f"{{{broker.prefix}}}:needs"
-    await broker.enqueue([message("a"), message("b"), message("c", needs=("a", "b"))])
+    needs = f"{{{broker.prefix}}}:dependants"
+    await broker.enqueue([message("a"), message("b"), message("c", depends_on=("a", "b"))])
     with Redis.from_url(server.url) as client:
         await settle(broker, await claim_one(broker), JobState.SUCCEEDED)
         assert client.zrange(needs, 0, -1) == [b"b c 2"]
@@ -577,7 +583,7 @@ async def test_work_from_another_broker_is_noticed(
     broker: RedisBroker, server: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """At once, and so is the end of a job."""
-    monkeypatch.setattr(module, "_LOOK", 1000.0)
+    monkeypatch.setattr(module, "_POLL", 1000.0)
     async with open_broker(server.url, prefix=broker.prefix) as other:
         await broker.enqueue([message("first", queue="r")])
         with anyio.fail_after(SOON):
@@ -653,8 +659,8 @@ async def test_without_news_who_waits_looks(
     broker: RedisBroker, server: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As when the connection that listens is lost, which is made anew."""
-    monkeypatch.setattr(module, "_LOOK", 0.02)
-    monkeypatch.setattr("background.queues.redis.pubsub._AGAIN", 0.01)
+    monkeypatch.setattr(module, "_POLL", 0.02)
+    monkeypatch.setattr("background.queues.redis.pubsub._RECONNECT", 0.01)
     await broker.wait_for_work(["q"], 0.01)
     with Redis.from_url(server.url) as client, anyio.fail_after(SOON):
         async with anyio.create_task_group() as group:
@@ -663,7 +669,7 @@ async def test_without_news_who_waits_looks(
             client.delete(f"{{{broker.prefix}}}:idle")  # so that nobody is told
             await broker.enqueue([message()])
         client.client_kill_filter(_type="pubsub")
-        monkeypatch.setattr(module, "_LOOK", 1000.0)
+        monkeypatch.setattr(module, "_POLL", 1000.0)
         await claimed(broker)
         async with anyio.create_task_group() as group:
             group.start_soon(broker.wait_for_work, ["q"], 1000)
@@ -675,8 +681,8 @@ async def test_news_that_were_missed(
     broker: RedisBroker, server: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As soon as the connection that listens is back, all look that wait."""
-    monkeypatch.setattr(module, "_LOOK", 1000.0)
-    monkeypatch.setattr("background.queues.redis.pubsub._AGAIN", 0.1)
+    monkeypatch.setattr(module, "_POLL", 1000.0)
+    monkeypatch.setattr("background.queues.redis.pubsub._RECONNECT", 0.1)
     with Redis.from_url(server.url) as client, anyio.fail_after(SOON):
         async with anyio.create_task_group() as group:
             group.start_soon(broker.wait_for_work, ["q"], 1000)
@@ -810,7 +816,7 @@ async def test_cancelled_while_opening_or_closing(server: Server, how: How, acti
 
 async def test_cancelled_while_the_server_is_busy(broker: RedisBroker, server: Server) -> None:
     """The call is done, and others get their own answers."""
-    link: Any = broker._session.link
+    link: Any = broker._session.connection
     states: list[JobState | None] = []
     scope = anyio.CancelScope()
 
@@ -855,7 +861,7 @@ async def test_what_another_process_has_opened_is_refused(
     broker: RedisBroker, closes: bool
 ) -> None:
     """It is not even closed, as the sockets are the other's; opened again, it is one's own."""
-    link: Any = broker._session.link
+    link: Any = broker._session.connection
     link._process = 0
     with pytest.raises(BrokerUnavailableError, match="before a fork"):
         await broker.count()
@@ -863,7 +869,7 @@ async def test_what_another_process_has_opened_is_refused(
         await broker.close()
     await broker.open()
     assert await broker.count() == 0
-    assert broker._session.link is not link
+    assert broker._session.connection is not link
     link._process = os.getpid()
     await link.close()
     with pytest.raises(BrokerUnavailableError, match="not open"):
@@ -940,7 +946,7 @@ async def test_connections_that_are_half_open_or_cut(
     server: Server, anyio_backend: object, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The next call makes a new one."""
-    monkeypatch.setattr("background.queues.redis.pubsub._AGAIN", 0.01)
+    monkeypatch.setattr("background.queues.redis.pubsub._RECONNECT", 0.01)
     prefix = make_redis(server.name, Path()).prefix
     async with (
         Relay(server.port) as relay,
@@ -988,7 +994,7 @@ async def test_a_server_without_memory(server: Server, anyio_backend: object) ->
             for sent in (message("more"), message("more", handler=None)):
                 with pytest.raises(BrokerUnavailableError, match="OOM"):
                     await broker.enqueue([sent])
-            assert await broker.renew([first], lease=30) == [LeaseStatus.KEPT]
+            assert await broker.renew([first], lease=30) == [LeaseStatus.HELD]
             assert await broker.save("0000", first.token, b"1")
             await wait_in_vain(broker, own)
             claims = await broker.claim(["q"], 10, lease=30)
@@ -1043,7 +1049,7 @@ def test_stores_of_results_show_no_secrets() -> None:
 async def test_results_for_ever_and_for_no_time(server: Server, keep: float) -> None:
     store = make_redis_results(server.name, Path())
     await store.open()
-    await store.save("one", b"1", keep=keep)
+    await store.save("one", b"1", retention=keep)
     with Redis.from_url(server.url) as client:
         left = client.pttl(f"{{{store.prefix}}}:result:one")
     assert left == -1 if keep else left in (-2, 0, 1)
@@ -1059,5 +1065,5 @@ async def test_results_that_a_server_refuses(server: Server, anyio_backend: obje
         await store.open()
         client.replicaof("127.0.0.1", 1)
         with pytest.raises(BrokerUnavailableError, match="READONLY"):
-            await store.save("one", b"1", keep=60)
+            await store.save("one", b"1", retention=60)
         await store.close()

@@ -22,15 +22,15 @@ async def results(
 
 async def test_what_is_saved_is_there(results: Results) -> None:
     assert await results.get("one") is None
-    await results.save("one", b"\x00 1", keep=60)
-    await results.save("two", b"", keep=60)
+    await results.save("one", b"\x00 1", retention=60)
+    await results.save("two", b"", retention=60)
     assert await results.get("one") == b"\x00 1"
     assert await results.get("two") == b""
 
 
 async def test_what_is_saved_later_takes_its_place(results: Results) -> None:
-    await results.save("one", b"1", keep=60)
-    await results.save("one", b"2", keep=100)
+    await results.save("one", b"1", retention=60)
+    await results.save("one", b"2", retention=100)
     await elapse(results, 70)
     assert await results.get("one") == b"2"
     await elapse(results, 40)
@@ -38,8 +38,8 @@ async def test_what_is_saved_later_takes_its_place(results: Results) -> None:
 
 
 async def test_what_is_deleted_is_gone(results: Results) -> None:
-    await results.save("one", b"1", keep=60)
-    await results.save("two", b"2", keep=60)
+    await results.save("one", b"1", retention=60)
+    await results.save("two", b"2", retention=60)
     await results.delete("one")
     await results.delete("one")
     assert await results.get("one") is None
@@ -47,18 +47,18 @@ async def test_what_is_deleted_is_gone(results: Results) -> None:
 
 
 async def test_results_are_kept_for_a_while(results: Results) -> None:
-    await results.save("one", b"1", keep=60)
-    await results.save("two", b"2", keep=100)
+    await results.save("one", b"1", retention=60)
+    await results.save("two", b"2", retention=100)
     await elapse(results, 50)
     assert await results.get("one") == b"1"
     await elapse(results, 20)
     assert await results.get("one") is None
-    await results.save("three", b"3", keep=60)
+    await results.save("three", b"3", retention=60)
     assert await results.get("two") == b"2"
 
 
 async def test_keys_of_every_kind(results: Results) -> None:
     keys = ["a" * 160, "A-b_c:d.1", "A-b_c:d.2", "a-b_c:d.1", "..", ":"]
     for key in keys:
-        await results.save(key, key.encode(), keep=60)
+        await results.save(key, key.encode(), retention=60)
     assert [await results.get(key) for key in keys] == [key.encode() for key in keys]

@@ -252,7 +252,7 @@ async def test_the_next_attempt_is_anyones(broker: FaultyBroker, anyio_backend: 
             @jobs.handler(name="h", retry=slow)
             async def handler() -> None:
                 ran.append(("a", JobContext.current().attempt))
-                worker._stop()
+                worker._loops.stop()
                 raise ValueError("in a")
 
             worker = await jobs.start(manager)

@@ -15,10 +15,10 @@ from faulty import FaultyBroker
 from hypothesis import given
 from hypothesis import strategies as st
 
-from background import InvalidTaskError, Manager, TaskKind
+from background import Manager, Schedule, TaskKind, cron, every
 from background._support import clock
-from background.queues import InvalidPayloadError, JobQueue, JobState, PayloadTooLargeError
-from background.queues._enqueue.schedules import Aligned, Ticker, id_of
+from background.queues import InvalidPayloadError, JobQueue, JobState, PayloadTooLargeError, chain
+from background.queues._enqueue.schedules import _id_of, _Ticker
 from background.queues.memory import MemoryBroker
 
 pytestmark = pytest.mark.virtual
@@ -29,18 +29,18 @@ START = datetime(2030, 1, 1, tzinfo=UTC).timestamp()  # as in tests/brokers.py
 
 @asynccontextmanager
 async def process(
-    broker: FaultyBroker, ran: list[float] | None, *schedules: tuple[str, Any], **options: Any
+    broker: FaultyBroker, ran: list[float] | None, *schedules: Schedule, **options: Any
 ) -> AsyncIterator[tuple[Manager, JobQueue]]:
     """A process of its own, as far as one broker is concerned; its jobs note when they ran."""
     async with Manager(**options) as manager, JobQueue(broker) as jobs:
 
-        @jobs.handler(name="note", result_ttl=0)
+        @jobs.handler(name="note", store_result=False)
         async def note(what: str = "") -> None:
             if ran is not None:
                 ran.append(round(clock.wall() - START, 3))
 
-        for kind, when in schedules:
-            getattr(jobs, kind)(when, note)
+        for schedule in schedules:
+            jobs.schedule(schedule, note.job())
         await jobs.start(manager)
         yield manager, jobs
 
@@ -50,10 +50,9 @@ async def test_every_tick_is_enqueued_once(
 ) -> None:
     """And that others have done it is nothing to speak of."""
     ran: list[float] = []
-    every = ("every", 60)
     async with (
-        process(broker, ran, every),
-        process(broker, ran, every, every) as (manager, jobs),
+        process(broker, ran, every(60)),
+        process(broker, ran, every(60), every(60)) as (manager, jobs),
         Manager() as other,
     ):
         await jobs.start(manager)
@@ -71,10 +70,10 @@ async def test_the_times_of_a_schedule(broker: FaultyBroker) -> None:
     """Those of the clock, not of when the process began."""
     ran: list[float] = []
     early = JobQueue(broker)
-    early.every(90, early.handler(name="note")(_nothing))
+    early.schedule(every(90), early.handler(name="note")(_nothing).job())
     assert await broker.count() == 0
     await anyio.sleep(7)
-    async with process(broker, ran, ("every", 20), ("cron", "*/2 * * * *")):
+    async with process(broker, ran, every(20), cron("*/2 * * * *")):
         await anyio.sleep(120)
     assert ran == [20, 40, 60, 80, 100, 120, 120]
 
@@ -85,8 +84,8 @@ async def test_schedules_that_are_added_later(broker: FaultyBroker) -> None:
         async with Manager() as closed:
             await jobs.start(closed)
         handler = jobs._handlers["note"]
-        jobs.every(10, handler, args=["x"])
-        jobs.cron("* * * * *", handler, kwargs={"what": "y"})
+        jobs.schedule(every(10), handler.job("x"))
+        jobs.schedule(cron("* * * * *"), handler.job(what="y"))
         await anyio.sleep(61)
         assert ran == [10, 20, 30, 40, 50, 60, 60]
         infos = [info async for info in jobs.list()]
@@ -98,7 +97,7 @@ async def test_ticks_of_different_arguments_are_different_jobs(broker: FaultyBro
     async with process(broker, None) as (_, jobs):
         handler = jobs._handlers["note"]
         for args in (["a"], ["b"], ["a"]):
-            jobs.every(10, handler, args=args)
+            jobs.schedule(every(10), handler.job(*args))
         await anyio.sleep(11)
         assert await jobs.count() == 2
 
@@ -106,7 +105,7 @@ async def test_ticks_of_different_arguments_are_different_jobs(broker: FaultyBro
 async def test_cron_in_a_time_zone(broker: FaultyBroker) -> None:
     ran: list[float] = []
     async with process(broker, ran) as (_, jobs):
-        jobs.cron("5 9 * * *", jobs._handlers["note"], tz=TOKYO.key)
+        jobs.schedule(cron("5 9 * * *", tz=TOKYO.key), jobs._handlers["note"].job())
         await anyio.sleep(400)
     assert ran == [300]
 
@@ -114,11 +113,11 @@ async def test_cron_in_a_time_zone(broker: FaultyBroker) -> None:
 async def test_clocks_that_differ(broker: FaultyBroker, monkeypatch: pytest.MonkeyPatch) -> None:
     """A process whose clock is behind finds what has been enqueued already."""
     ahead = clock.wall
-    async with process(broker, None, ("every", 60)):
+    async with process(broker, None, every(60)):
         await anyio.sleep(100)
         assert await broker.count() == 1
         monkeypatch.setattr(clock, "wall", lambda: ahead() - 50)
-        async with process(broker, None, ("every", 60)):
+        async with process(broker, None, every(60)):
             await anyio.sleep(15)  # for which it is one minute now
             assert await broker.count() == 1
             monkeypatch.setattr(clock, "wall", ahead)
@@ -129,7 +128,7 @@ async def test_ticks_that_all_have_missed(
 ) -> None:
     """By more than a minute."""
     ran: list[float] = []
-    async with process(broker, ran, ("every", 600)):
+    async with process(broker, ran, every(600)):
         await anyio.sleep(590)
         real = clock.wall
         monkeypatch.setattr(clock, "wall", lambda: real() + 3000)  # the host was asleep
@@ -143,7 +142,7 @@ async def test_a_broker_that_is_away_at_the_tick(
 ) -> None:
     caplog.set_level(logging.INFO, "background")
     ran: list[float] = []
-    async with process(broker, ran, ("every", 60)):
+    async with process(broker, ran, every(60)):
         await anyio.sleep(59)
         broker.down.add("enqueue")
         await anyio.sleep(5)
@@ -152,8 +151,8 @@ async def test_a_broker_that_is_away_at_the_tick(
     assert len(ran) == 2
     assert 64 <= ran[0] < 68
     assert ran[1] == 120
-    assert "enqueueing by schedule: enqueue: no broker; trying again" in caplog.text
-    assert "enqueueing by schedule: works again" in caplog.text
+    assert "enqueueing on a schedule: enqueue: no broker; trying again" in caplog.text
+    assert "enqueueing on a schedule: works again" in caplog.text
 
 
 @pytest.mark.parametrize("how", ["shutdown", "left"])
@@ -161,7 +160,7 @@ async def test_closing_waits_for_no_tick_that_cannot_be_enqueued(
     broker: FaultyBroker, how: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO, "background")
-    async with process(broker, None, ("every", 60)) as (manager, _):
+    async with process(broker, None, every(60)) as (manager, _):
         await anyio.sleep(59)
         broker.down.add("enqueue")
         await anyio.sleep(30)
@@ -172,14 +171,14 @@ async def test_closing_waits_for_no_tick_that_cannot_be_enqueued(
             await manager.stop_loops()
             assert manager.tasks(TaskKind.LOOP) == []
     assert anyio.current_time() - began < 5
-    assert "enqueueing by schedule: works again" not in caplog.text
+    assert "enqueueing on a schedule: works again" not in caplog.text
     assert await broker.real.count() == 0
 
 
 async def test_schedules_end_with_their_queue(broker: FaultyBroker) -> None:
     async with Manager() as manager:
         async with JobQueue(broker) as jobs:
-            jobs.every(60, jobs.handler(name="note")(_nothing))
+            jobs.schedule(every(60), jobs.handler(name="note")(_nothing).job())
             await jobs.start(manager)
             await anyio.sleep(61)
         await anyio.sleep(120)
@@ -205,35 +204,25 @@ def test_what_cannot_be_scheduled() -> None:
     @jobs.handler(name="h")
     async def handler(number: int) -> None: ...
 
-    with pytest.raises(InvalidTaskError, match="expression"):
-        jobs.cron("nonsense", handler, args=[1])
-    with pytest.raises(InvalidTaskError, match="tz"):
-        jobs.cron("* * * * *", handler, tz="Nowhere", args=[1])
-    for seconds in (0, 0.05, -1, "60", None, float("inf")):
-        with pytest.raises(ValueError, match="seconds"):
-            jobs.every(seconds, handler, args=[1])  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match="handler"):
-        jobs.every(60, "h", args=[1])  # type: ignore[arg-type]
-    with pytest.raises(TypeError):
-        jobs.every(60, handler)
-    with pytest.raises(InvalidPayloadError):
-        jobs.every(60, handler, args=["x"])
+    with pytest.raises(ValueError, match="schedule: its seconds"):
+        jobs.schedule(every(0.05), handler.job(1))
+    with pytest.raises(ValueError, match="schedule must be"):
+        jobs.schedule(60, handler.job(1))  # type: ignore[arg-type]
+    for job in ("h", handler, chain(handler.job(1)), None):
+        with pytest.raises(TypeError, match=r"job must be made by handler\.job"):
+            jobs.schedule(every(60), job)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="at can't be given"):
+        jobs.schedule(every(60), handler.options(at=5).job(1))
     with pytest.raises(PayloadTooLargeError):
-        jobs.every(60, jobs.handler(name="text")(_length), args=["x" * 2_000_000])
+        jobs.schedule(every(60), jobs.handler(name="text")(_length).job("x" * 2_000_000))
     with pytest.raises(InvalidPayloadError, match="be sent as JSON"):
-        jobs.cron("* * * * *", jobs.handler(name="float")(_half), args=[float("inf")])
-    for args in ("x", b"x", 5, {1}):  # an only argument's comma is soon forgotten
-        with pytest.raises(ValueError, match="args must be a list"):
-            jobs.cron("* * * * *", handler, args=args)  # type: ignore[arg-type]
-    for kwargs in (["a"], "a", 5):
-        with pytest.raises(ValueError, match="kwargs must be a mapping"):
-            jobs.every(60, handler, kwargs=kwargs)  # type: ignore[arg-type]
+        jobs.schedule(cron("* * * * *"), jobs.handler(name="float")(_half).job(float("inf")))
     assert jobs._schedules == []
 
 
 @given(st.floats(0.1, 1e6), st.floats(0, 4e9))
 def test_aligned_ticks_come_after_each_other(seconds: float, wall: float) -> None:
-    schedule = Aligned(seconds=seconds)
+    schedule = every(seconds)
     tick = schedule.after(wall)
     assert wall < tick <= wall + seconds * 1.001 + 1e-6
     assert schedule.after(tick) > tick
@@ -241,22 +230,39 @@ def test_aligned_ticks_come_after_each_other(seconds: float, wall: float) -> Non
 
 
 def test_ticks_have_ids_that_a_broker_can_take() -> None:
-    schedule = Aligned(seconds=0.1)
-    id = id_of("x" * 128, schedule, [1], {"a": 1})
-    assert id == id_of("x" * 128, schedule, [1], {"a": 1})
-    assert id != id_of("x" * 128, schedule, [1], {"a": 2})
+    jobs = JobQueue(MemoryBroker())
+    handler = jobs.handler(name="x" * 128)(_nothing_of)
+    schedule = every(0.1)
+    id = _id_of(schedule, handler.job(1, a=1))
+    assert id == _id_of(schedule, handler.job(1, a=1))
+    assert id != _id_of(schedule, handler.job(1, a=2))
     assert len(f"{id}.{schedule.after(4e9):.3f}") < 128
+
+
+async def _nothing_of(number: int, a: int) -> None: ...
+
+
+async def test_jitter_is_the_same_in_all_processes(broker: FaultyBroker) -> None:
+    """A tick is enqueued on the grid, and its job is delayed by what its id says."""
+    ran: list[float] = []
+    async with (
+        process(broker, ran, every(60, jitter=30)),
+        process(broker, ran, every(60, jitter=30)),
+    ):
+        await anyio.sleep(180)
+    assert len(ran) in (2, 3)
+    assert all(0 < time % 60 < 30 for time in ran)
 
 
 async def test_a_tick_that_has_been_seen_is_not_enqueued_again(broker: FaultyBroker) -> None:
     """As when the clock is put back."""
-    ids: list[str] = []
+    ticks: list[float] = []
 
-    async def enqueue(id: str) -> None:
-        ids.append(id)
+    async def enqueue(tick: float) -> None:
+        ticks.append(tick)
 
-    ticker = Ticker("it", Aligned(seconds=60), enqueue)
+    ticker = _Ticker(every(60), enqueue)
     await anyio.sleep(90)
     await ticker.tick()
     await ticker.tick()
-    assert ids == [f"it.{START + 60:.3f}"]
+    assert ticks == [START + 60]

@@ -9,13 +9,13 @@ from faulty import FaultyBroker
 from test_brokers import LEASE, claim_one, message, settlement, state_of
 
 from background.queues import JobState
-from background.queues._worker.completer import Settler
+from background.queues._worker.completer import Completer
 
 pytestmark = pytest.mark.virtual
 
 
 class Holder:
-    attempt = 1
+    number = 1
     gives_up = False
 
 
@@ -23,13 +23,12 @@ async def test_what_came_just_before_the_end_is_settled(broker: FaultyBroker) ->
     """Though the service is cancelled before it has heard of it."""
     await broker.enqueue([message()])
     claim = await claim_one(broker)
-    settler = Settler(broker, type(anyio.Event()))
+    settler = Completer(broker, type(anyio.Event()))
     async with anyio.create_task_group() as group:
         group.start_soon(settler.run)
         await anyio.wait_all_tasks_blocked()
-        batch, place = settler.put(settlement(claim, JobState.SUCCEEDED), Holder())
+        settler.settle_soon(Holder(), settlement(claim, JobState.SUCCEEDED))  # type: ignore[arg-type]
         group.cancel_scope.cancel()
-    assert batch.answers[place] is True
     assert await state_of(broker) is JobState.SUCCEEDED
 
 
@@ -41,10 +40,10 @@ async def test_what_is_ready_again_has_not_ended(broker: FaultyBroker, state: Jo
     await elapse(broker.real, 60)
     assert (await broker.maintain()).reclaimed == 1
     broker.fail("settle")
-    settler = Settler(broker, type(anyio.Event()))
+    settler = Completer(broker, type(anyio.Event()))
     async with anyio.create_task_group() as group:
         group.start_soon(settler.run)
-        assert await settler.settle(settlement(claim, state), Holder()) is False
+        assert await settler.settle(Holder(), settlement(claim, state)) is False  # type: ignore[arg-type]
         group.cancel_scope.cancel()
     assert await state_of(broker) is JobState.READY
 
@@ -57,17 +56,21 @@ async def test_the_next_attempt_tells_what_became_of_a_settlement(
     await broker.enqueue([message()])
     claim = await claim_one(broker)
     (broker.lose if accepted else broker.fail)("settle")
-    settler = Settler(broker, type(anyio.Event()))
+    settler = Completer(broker, type(anyio.Event()))
+    answers: list[bool | None] = []
+
+    async def settle() -> None:
+        failed = settlement(claim, JobState.SCHEDULED, error={"type": "E"})
+        answers.append(await settler.settle(Holder(), failed))  # type: ignore[arg-type]
+        group.cancel_scope.cancel()
+
     async with anyio.create_task_group() as group:
         group.start_soon(settler.run)
-        failed = settlement(claim, JobState.SCHEDULED, error={"type": "E"})
-        batch, place = settler.put(failed, Holder())
+        group.start_soon(settle)
         await broker.called("settle")
         go_on = broker.hold("settle")
         if not accepted:
             await elapse(broker.real, LEASE + 1)
         assert (await claim_one(broker)).attempt == 2
         go_on.set()
-        await batch.done.wait()
-        group.cancel_scope.cancel()
-    assert batch.answers[place] is accepted
+    assert answers == [accepted]

@@ -39,21 +39,26 @@ VERSION_1 = """
         queue TEXT NOT NULL, state TEXT NOT NULL, token TEXT, changes_at REAL, expires_at REAL,
         attempt INTEGER NOT NULL DEFAULT 0, crashes INTEGER NOT NULL DEFAULT 0,
         cancelled INTEGER NOT NULL DEFAULT 0, delay REAL NOT NULL, at REAL, expires REAL,
-        keep REAL NOT NULL, needs TEXT NOT NULL, blocked INTEGER NOT NULL,
+        retention REAL NOT NULL, dead_retention REAL NOT NULL, depends_on TEXT NOT NULL,
+        blocked INTEGER NOT NULL,
         enqueued_at REAL NOT NULL, started_at REAL, finished_at REAL,
         error TEXT, result BLOB, body BLOB NOT NULL
     );
-    CREATE TABLE needs (
-        job INTEGER NOT NULL, place INTEGER NOT NULL, needed TEXT NOT NULL,
+    CREATE TABLE dependencies (
+        job INTEGER NOT NULL, place INTEGER NOT NULL, depends_on TEXT NOT NULL,
         met INTEGER NOT NULL DEFAULT 0, result BLOB, PRIMARY KEY (job, place)
     ) WITHOUT ROWID;
-    CREATE INDEX needs_open ON needs (needed) WHERE NOT met;
-    CREATE TRIGGER needs_go AFTER DELETE ON jobs WHEN old.needs != '[]'
-    BEGIN DELETE FROM needs WHERE job = old.number; END;
+    CREATE INDEX dependencies_unmet ON dependencies (depends_on) WHERE NOT met;
+    CREATE TRIGGER dependencies_end AFTER DELETE ON jobs WHEN old.depends_on != '[]'
+    BEGIN DELETE FROM dependencies WHERE job = old.number; END;
     CREATE INDEX jobs_ready ON jobs (queue, number) WHERE state = 'ready';
     CREATE INDEX jobs_changing ON jobs (changes_at)
         WHERE finished_at IS NULL AND changes_at IS NOT NULL;
-    CREATE INDEX jobs_kept ON jobs (changes_at) WHERE finished_at IS NOT NULL;
+    CREATE INDEX jobs_ended ON jobs (changes_at) WHERE finished_at IS NOT NULL;
+    CREATE TABLE results (
+        key TEXT NOT NULL PRIMARY KEY, result BLOB NOT NULL, until REAL NOT NULL
+    );
+    CREATE INDEX results_until ON results (until);
     PRAGMA user_version = 1;
     PRAGMA journal_mode = WAL;
 """
@@ -74,7 +79,17 @@ async def broker(path: Path, anyio_backend: object) -> AsyncIterator[SQLiteBroke
 
 
 def message(id: str = "one", **options: Any) -> Message:
-    return Message(**{"id": id, "handler": "h", "queue": "q", "body": b"{}", "keep": 60, **options})
+    return Message(
+        **{
+            "id": id,
+            "handler": "h",
+            "queue": "q",
+            "body": b"{}",
+            "retention": 60,
+            "dead_retention": 60,
+            **options,
+        }
+    )
 
 
 def messages(count: int, **options: Any) -> list[Message]:
@@ -259,8 +274,9 @@ async def test_a_file_of_version_1(path: Path) -> None:
         db.executescript(VERSION_1)
         db.execute(
             "INSERT INTO jobs"
-            " (id, handler, queue, state, delay, keep, needs, blocked, enqueued_at, body)"
-            " VALUES ('old', 'h', 'q', 'ready', 0, 60, '[]', 0, 1.5, x'7b7d')"
+            " (id, handler, queue, state, delay, retention, dead_retention, depends_on, blocked,"
+            " enqueued_at, body)"
+            " VALUES ('old', 'h', 'q', 'ready', 0, 60, 60, '[]', 0, 1.5, x'7b7d')"
         )
     broker = SQLiteBroker(path)
     await broker.open()
@@ -277,7 +293,7 @@ async def test_a_file_of_a_newer_version_is_refused(path: Path) -> None:
     with other_connection(path) as db:
         db.execute("PRAGMA user_version = 99")
     with pytest.raises(
-        BrokerUnavailableError, match=r"jobs\.db has version 99, made by a newer version"
+        BrokerUnavailableError, match=r"jobs\.db has version 99, from a newer version"
     ):
         await SQLiteBroker(path).open()
 
@@ -302,9 +318,26 @@ def test_a_migration_that_fails_leaves_the_file_as_it_was(path: Path) -> None:
 # Speed
 
 
-HOT = ["INSERT", "CLAIM", "RENEW", "END", "GIVE_BACK", "GET", "STATE", "HAS_READY", "NEXT_CHANGE"]
-HOT += ["CHANGING", "BECOMES_READY", "LOSES_ITS_LEASE", "ENDS_BY_TIME", "FORGET", "FORGET_SOME"]
-HOT += ["CANCEL_RUNNING", "CANCEL_WAITING", "REQUEUE", "PAGE", "PURGE_SOME", "COUNT_READY"]
+HOT = [
+    "INSERT",
+    "CLAIM",
+    "RENEW",
+    "END",
+    "RELEASE_CLAIM",
+    "GET",
+    "STATE",
+    "HAS_READY",
+    "NEXT_CHANGE",
+]
+HOT += [
+    "CHANGING",
+    "BECOMES_READY",
+    "LOSES_ITS_LEASE",
+    "ENDS_BY_TIME",
+    "DELETE_IF_OLD",
+    "DELETE_OLD",
+]
+HOT += ["CANCEL_RUNNING", "CANCEL_WAITING", "REQUEUE", "PAGE", "PURGE_PAGE", "COUNT_READY"]
 
 
 def plan(path: Path, statement: str) -> list[str]:
@@ -326,7 +359,7 @@ async def test_jobs_are_claimed_by_the_index_of_those_that_are_ready(
     details = plan(path, statements.CLAIM)
     assert any("jobs_ready (queue=?)" in each for each in details)
     assert any("jobs_changing" in each for each in plan(path, statements.CHANGING))
-    assert any("jobs_kept" in each for each in plan(path, statements.FORGET_SOME))
+    assert any("jobs_ended" in each for each in plan(path, statements.DELETE_OLD))
 
 
 async def test_large_numbers_are_dealt_with_in_parts(
@@ -342,7 +375,7 @@ async def test_large_numbers_are_dealt_with_in_parts(
     await finish(broker, await broker.claim(["q"], 10, lease=30))
     assert await broker.purge(state=JobState.DEAD) == 0
     await anyio.sleep(61)
-    assert await broker.maintain() == MaintenanceStats(forgotten=10)
+    assert await broker.maintain() == MaintenanceStats(deleted=10)
     await broker.enqueue(messages(12))
     await finish(broker, await broker.claim(["q"], 12, lease=30))
     assert await broker.purge(state=JobState.SUCCEEDED) == 12
@@ -350,7 +383,7 @@ async def test_large_numbers_are_dealt_with_in_parts(
 
 
 async def test_what_is_over_is_unknown_even_before_it_is_forgotten(broker: SQLiteBroker) -> None:
-    await broker.enqueue([message(keep=5), message("two", expires=5)])
+    await broker.enqueue([message(retention=5), message("two", expires=5)])
     await finish(broker, await broker.claim(["q"], 1, lease=30))
     await anyio.sleep(6)
     assert await broker.get("one") is None
@@ -829,7 +862,7 @@ async def test_warned_of_other_connections_once(
     path: Path, mended: tuple[int], monkeypatch: pytest.MonkeyPatch, recwarn: Any
 ) -> None:
     """By SQLite's version, as not all of them can be shared without risk."""
-    monkeypatch.setattr(module, "_MENDED", mended)
+    monkeypatch.setattr(module, "_FIXED", mended)
     broker, other = SQLiteBroker(path), SQLiteBroker(path)
     await broker.open()
     await other.open()
@@ -898,7 +931,7 @@ def test_the_cost_of_a_group_after_a_group(tmp_path: Path) -> None:
     def steps(size: int) -> int:
         first = [message(f"a{size}.{n}") for n in range(size)]
         needs = tuple(each.id for each in first)
-        second = [message(f"b{size}.{n}", needs=needs) for n in range(size)]
+        second = [message(f"b{size}.{n}", depends_on=needs) for n in range(size)]
         done = 0
 
         def count() -> None:

@@ -223,15 +223,15 @@ def test_dequeued_by_another_process(name: str, fleet: Fleet, tmp_path: Path) ->
     never = str(tmp_path / "never")
     with fleet.client() as client:
         waiting = client.enqueue("hold", never)
-        assert client.dequeue(waiting)
+        assert client.cancel(waiting)
         worker = fleet.started(concurrency=1, lease=600.0)
         running = client.enqueue("hold", never)
         fleet.log.wait_for_entries(who=worker.name, what="started", job=running)
-        assert client.dequeue(running)
+        assert client.cancel(running)
         (cancelled,) = fleet.log.wait_for_entries(what="cancelled", job=running)
         last = client.enqueue("work", 0.0)
         assert client.wait(waiting, running, last) == ["cancelled", "cancelled", "succeeded"]
-        assert not client.dequeue(running)
+        assert not client.cancel(running)
         history = fleet.history(client)
     assert cancelled.who == worker.name
     assert cancelled.detail == "the job was cancelled"

@@ -35,7 +35,7 @@ from background.queues import (
     Ordered,
     Weighted,
 )
-from background.queues._worker.completer import Settler
+from background.queues._worker.completer import Completer
 from background.testing import RecordingObserver
 
 S = JobState
@@ -273,7 +273,7 @@ async def test_what_cannot_be_started(jobs: JobQueue, manager: Manager, visit: A
     with pytest.raises(ValueError, match="manager"):
         await jobs.start("manager")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="queues"):
-        await jobs.start(manager, ["default"])  # type: ignore[arg-type]
+        await jobs.start(manager, "default")  # type: ignore[arg-type]
     with pytest.raises(ManagerNotRunningError):
         await jobs.start(Manager())
     async with Manager() as other:
@@ -291,7 +291,7 @@ async def test_queues_must_be_given_where_no_handlers_tell_them(
 
     with pytest.raises(ValueError, match="queues must be given"):
         await jobs.start(manager)
-    with pytest.raises(ValueError, match="must be Ordered"):
+    with pytest.raises(ValueError, match="must be a list, Ordered"):
         await jobs.start(manager, "mail")  # type: ignore[arg-type]
     with pytest.raises(TypeError, match="write @jobs"):
         jobs.handler(visit)  # type: ignore[arg-type]
@@ -457,22 +457,22 @@ async def test_jobs_that_are_just_claimed_are_left_behind_with_their_broker(
 ) -> None:
     """Nothing goes on trying to hand them back once the queue was left."""
     ended = anyio.Event()
-    run = Settler.run
+    run = Completer.run
 
-    async def watched(settler: Settler) -> None:
+    async def watched(settler: Completer) -> None:
         try:
             await run(settler)
         finally:
             ended.set()
 
-    monkeypatch.setattr(Settler, "run", watched)
+    monkeypatch.setattr(Completer, "run", watched)
     async with entered(broker, queue_first) as (manager, jobs):
         visit = jobs.handler(name="visit")(meter.visit)
         await visit.enqueue(1)
         going_on = broker.hold("claim")
         worker = await jobs.start(manager)
         await broker.called("claim")
-        worker._stop()
+        worker._loops.stop()
         broker.down.add("settle")
         going_on.set()
         await broker.called("settle", 2)
@@ -645,12 +645,12 @@ async def test_a_running_job_is_cancelled_by_its_queue(
     await jobs.start(manager)
     job = await visit.enqueue(1)
     await meter.reach(1)
-    assert await jobs.dequeue(job.id)
+    assert await jobs.cancel(job.id)
     assert await job.wait() is S.CANCELLED
     event = await recorder.wait_for(TaskCancelled)
     assert (event.id, event.reason) == (job.id, "the job was cancelled")
     assert told_of(recorder, job.id) == ["added", "started", "cancelled"]
-    assert not await jobs.dequeue(job.id)
+    assert not await jobs.cancel(job.id)
 
 
 @pytest.mark.usefixtures("renewing_often")
@@ -662,7 +662,7 @@ async def test_a_running_job_is_cancelled_from_elsewhere(
         await jobs.start(manager)
         job = await visit.enqueue(1)
         await meter.reach(1)
-        assert await front.dequeue(job.id)
+        assert await front.cancel(job.id)
         assert await front.handle(job.id).wait() is S.CANCELLED
         event = await recorder.wait_for(TaskCancelled)
         assert event.reason == "the job was cancelled"
@@ -736,7 +736,7 @@ async def test_a_worker_cancels_a_job_that_is_just_added(
 ) -> None:
     class Tells(Observer):
         def on_task_added(self, event: TaskAdded) -> None:
-            worker._cancel(event.id)
+            worker._loops.cancel_job(event.id)
 
     async with Manager(observers=[Tells()]) as manager, JobQueue(broker) as jobs:
         visit = jobs.handler(name="visit")(meter.visit)
@@ -757,7 +757,7 @@ async def test_a_closed_worker_serves_no_longer(
     async def serve() -> None:
         served.append("again")
 
-    worker._serve("late", serve)
+    worker._loops._serve("late", serve)
     await anyio.wait_all_tasks_blocked()
     assert served == []
 

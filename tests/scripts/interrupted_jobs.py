@@ -57,7 +57,7 @@ async def works_jobs_off(path: Path, signals: Signals) -> None:
         assert await first.result() == 2
         late = await doubling.options(delay=3600).enqueue(4)
         say("kept", late.id)
-        await jobs.dequeue(late.id)
+        await jobs.cancel(late.id)
         bad = await failing.enqueue()
         say("kept", bad.id)
         await bad.wait()

@@ -34,6 +34,7 @@ from background import (
     TaskFailed,
     TaskRetrying,
     TaskSucceeded,
+    every,
 )
 from background._support import clock
 from background.queues import JobContext, JobQueue, Ordered, QueueError
@@ -227,7 +228,7 @@ async def main(options: argparse.Namespace, notes: Notes) -> None:
     )
     declare(jobs, notes, options.queue, options.backend)
     if options.every:
-        jobs.every(options.every, jobs._handlers["beat"])
+        jobs.schedule(every(options.every), jobs._handlers["beat"].job())
     signals = {signal.SIGTERM, signal.SIGINT}
     manager = Manager(signals=signals, grace=options.grace, observers=[Leaving(notes)])
     async with manager, jobs:

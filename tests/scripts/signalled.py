@@ -232,7 +232,7 @@ async def blocks_the_loop() -> None:
 
     def block_briefly() -> None:
         time.sleep(0.01)
-        say("signals that nobody heard:", manager._entered()._signals._unheard)  # type: ignore[union-attr]
+        say("signals that are pending:", manager._entered()._signals._pending)  # type: ignore[union-attr]
 
     async def busy() -> None:
         say("ready")

@@ -34,6 +34,7 @@ from background import (
     Observer,
     Retry,
     Schedule,
+    Submission,
     Task,
     TaskAdded,
     TaskCancelled,
@@ -48,6 +49,7 @@ from background import (
     TaskSucceeded,
     cron,
     every,
+    retry_on,
     task,
 )
 from background.testing import RecordingObserver, virtual_time, virtual_wall_clock
@@ -161,6 +163,32 @@ async def loops(manager: Manager) -> None:
     assert_type(manager.every(60, fetch, "a"), TaskHandle[None])
     assert_type(manager.every(0.5, resize, 1, height=2), TaskHandle[None])
     assert_type(manager.cron("0 3 * * *", fetch, "a"), TaskHandle[None])
+    assert_type(manager.schedule(every(60), fetch, "a", retries=1), TaskHandle[None])
+    assert_type(manager.schedule(cron("0 3 * * *"), resize, 1), TaskHandle[None])
+
+
+# options
+
+
+async def chosen(manager: Manager) -> None:
+    options = manager.options(retry=3, timeout=10, id="one", meta={"user": 7})
+    assert_type(options, Submission)
+    assert_type(options.run(fetch, "a", retries=2), TaskHandle[bytes])
+    assert_type(options.run(resize, 1), TaskHandle[str])
+    assert_type(options.after(1, resize, 1), TaskHandle[str])
+    assert_type(options.loop(nothing), TaskHandle[None])
+    assert_type(options.every(60, fetch, "a"), TaskHandle[None])
+    assert_type(options.cron("0 3 * * *", nothing), TaskHandle[None])
+    assert_type(options.schedule(every(60), nothing), TaskHandle[None])
+    manager.options(retry=retry_on(OSError, TimeoutError, attempts=None, timeout=None))
+    manager.options(retry="3")  # type: ignore[arg-type]
+    manager.options(color="red")  # type: ignore[call-arg]
+    manager.options(delay="1")  # type: ignore[arg-type]
+    options.run(fetch, 1)  # type: ignore[call-overload]
+    options.every(60, fetch, 1)  # type: ignore[arg-type]
+    manager.schedule(60, nothing)  # type: ignore[arg-type]
+    manager.schedule(every(60), fetch)  # type: ignore[call-arg]
+    retry_on("OSError")  # type: ignore[arg-type]
 
 
 # Task, run_task, submit
@@ -318,9 +346,12 @@ async def managing() -> None:
         assert_type(await manager.close(), CloseReport)
         assert_type(await manager.close(timeout=None), CloseReport)
         assert_type(await manager.close(timeout=1.5), CloseReport)
+        assert_type(await manager.close(timeout="grace"), CloseReport)
+        await manager.close(timeout="never")  # type: ignore[arg-type]
     Manager("mail")  # type: ignore[call-arg]
     Manager(observers=RecordingObserver())  # type: ignore[arg-type]
     Manager(observers=[object()])  # type: ignore[list-item]
+    Manager(signals=True)
     Manager(signals=[15])  # type: ignore[list-item]
 
 

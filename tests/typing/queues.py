@@ -14,7 +14,7 @@ from typing import Any, assert_type
 
 import tenacity
 
-from background import Manager, Observer
+from background import Manager, Observer, cron, every
 from background.queues import (
     Handler,
     JobContext,
@@ -53,7 +53,7 @@ def resize(path: str, size: Size | None = None) -> Size:
     return size or Size(0, 0)
 
 
-@jobs.handler(name="nothing", expires=60, result_ttl=0, observers=[Observer()])
+@jobs.handler(name="nothing", expires=60, store_result=False, observers=[Observer()])
 async def nothing() -> None: ...
 
 
@@ -118,7 +118,9 @@ async def handles(handle: JobHandle[Size]) -> None:
     assert_type(await handle.wait(), JobState)
     assert_type(await handle.info(), JobInfo | None)
     assert_type(await handle.cancel(), bool)
+    assert_type(await handle, Size)
     assert_type(handle.id, str)
+    assert_type((await handle.wait()).is_final, bool)
     await handle.result("5")  # type: ignore[arg-type]
 
 
@@ -151,7 +153,7 @@ async def queue(manager: Manager, broker: Broker, results: Results) -> None:
         lease=5,
         max_payload=1000,
         max_crashes=2,
-        keep=60,
+        retention=60,
     )
     assert_type(JobQueue.from_url("sqlite:///jobs.db", lease=5.0), JobQueue)
     SQLiteBroker("jobs.db", synchronous="FULL")
@@ -165,7 +167,7 @@ async def queue(manager: Manager, broker: Broker, results: Results) -> None:
         assert_type(entered.handle("id"), JobHandle[Any])
         assert_type(await entered.get("id"), JobInfo | None)
         assert_type(await entered.count(), int)
-        await entered.count("queue", JobState.READY)
+        await entered.count(queue="queue", state=JobState.READY)
         async for info in entered.list(queue="q", state=JobState.DEAD):
             assert_type(info, JobInfo)
             assert_type(info.error, JobFailedError | None)
@@ -173,18 +175,27 @@ async def queue(manager: Manager, broker: Broker, results: Results) -> None:
             assert_type(info.meta, Mapping[str, Any])
             assert_type(info.state, JobState)
             assert_type(info.payload, bytes)
-        assert_type(await entered.dequeue("id"), bool)
+        assert_type(await entered.cancel("id"), bool)
         assert_type(await entered.requeue("id"), bool)
         assert_type(await entered.purge(state=JobState.DEAD, older_than=5), int)
-        entered.cron("0 3 * * *", send, tz="Europe/Prague", args=["a", "b"])
-        entered.every(60, resize, kwargs={"path": "a"})
+        entered.schedule(cron("0 3 * * *", tz="Europe/Prague"), send.job("a", "b"))
+        entered.schedule(every(60, jitter=5), resize.options(queue="q").job("a"))
+        assert_type(
+            await entered.enqueue_many([resize.job("a"), nothing.job()]), list[JobHandle[Any]]
+        )
+        await entered.start(manager, ["a", "b"])
+        await entered.work(["a"], concurrency=5, signals=True, grace=5)
+        await entered.work(color="red")  # type: ignore[call-arg]
 
     JobQueue("memory://")  # type: ignore[arg-type]
     JobQueue(broker, lease="5")  # type: ignore[arg-type]
     await jobs.enqueue("name", delay="5")  # type: ignore[call-overload]
     await jobs.enqueue(send)  # type: ignore[call-overload]
-    await jobs.start(manager, ["a"])  # type: ignore[arg-type]
-    jobs.every(60, nothing.fn)  # type: ignore[arg-type]
+    await jobs.start(manager, [1])  # type: ignore[list-item]
+    jobs.schedule(60, nothing.job())  # type: ignore[arg-type]
+    jobs.schedule(every(60), nothing)  # type: ignore[arg-type]
+    resize.job(1)  # type: ignore[arg-type]
+    await jobs.count("queue")  # type: ignore[call-arg]
     Weighted({"a": "1"})  # type: ignore[dict-item]
     Ordered(1)  # type: ignore[arg-type]
 

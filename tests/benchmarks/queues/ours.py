@@ -21,9 +21,9 @@ async def opened(url: str, ran: Ran) -> AsyncIterator[Contender]:
     """Connect; jobs are forgotten when they have ended, as those of the peers are."""
     # Older versions of SQLite may harm a file that several processes use; here it is of no value.
     warnings.filterwarnings("ignore", "several connections", RuntimeWarning)
-    jobs = JobQueue.from_url(url, keep=0.0)
+    jobs = JobQueue.from_url(url, retention=0.0)
 
-    @jobs.handler(name="noop", queue="bench", result_ttl=0)
+    @jobs.handler(name="noop", queue="bench", store_result=False)
     async def noop(sent: float = 0.0) -> None:
         ran(sent)
 
