@@ -12,10 +12,10 @@ from collections.abc import Generator, Iterator
 from typing import Any
 
 import pytest
-import servers
+from support.brokers import redis_servers as servers
 from blockbuster import blockbuster_ctx
-from brokers import KINDS, Kind, cases
-from clocks import Clock
+from support.brokers.kinds import KINDS, Kind, cases
+from support.time import Clock
 
 from background.testing import manager, recorder, virtual_time
 

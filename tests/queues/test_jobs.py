@@ -10,9 +10,9 @@ from typing import Any
 
 import anyio
 import pytest
-from attempts import told_of
-from brokers import elapse
-from faulty import FaultyBroker, MemoryResults
+from support.job_events import told_of
+from support.brokers.kinds import elapse
+from support.brokers.faulty import FaultyBroker, MemoryResults
 
 from background import JobDead, JobEnqueued, Manager
 from background._support import clock

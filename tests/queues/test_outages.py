@@ -8,8 +8,8 @@ from typing import Any
 
 import anyio
 import pytest
-from attempts import told_of
-from faulty import FaultyBroker
+from support.job_events import told_of
+from support.brokers.faulty import FaultyBroker
 from opentelemetry import propagate
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 from tenacity import AsyncRetrying, stop_after_attempt, wait_fixed

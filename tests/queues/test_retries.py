@@ -7,9 +7,9 @@ from typing import Any
 
 import anyio
 import pytest
-from attempts import told_of
-from brokers import elapse
-from faulty import FaultyBroker
+from support.job_events import told_of
+from support.brokers.kinds import elapse
+from support.brokers.faulty import FaultyBroker
 from tenacity import (
     AsyncRetrying,
     RetryCallState,

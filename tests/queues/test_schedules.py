@@ -11,7 +11,7 @@ from zoneinfo import ZoneInfo
 
 import anyio
 import pytest
-from faulty import FaultyBroker
+from support.brokers.faulty import FaultyBroker
 from hypothesis import given
 from hypothesis import strategies as st
 

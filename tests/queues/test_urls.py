@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from processes import running
+from support.processes.process import running
 
 from background.queues import JobQueue
 from background.queues._urls import make_broker, needing

@@ -10,9 +10,9 @@ from typing import Any
 
 import anyio
 import pytest
-from attempts import told_of
-from clocks import SOON
-from faulty import FaultyBroker
+from support.job_events import told_of
+from support.time import SOON
+from support.brokers.faulty import FaultyBroker
 
 from background import (
     CloseReport,

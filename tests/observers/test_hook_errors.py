@@ -1,0 +1,278 @@
+"""Hooks that raise: counted, logged once, and no harm to anything else."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable
+from contextlib import nullcontext
+from typing import Any
+
+import anyio
+import pytest
+from support.outcomes import HOOKS, TWICE, broken, everything_happens, fine, have_a_job_die, nap
+
+from background import Manager, ManagerState, Observer, Task, TaskHandle, TaskStatus, TaskSucceeded
+from background.testing import RecordingObserver
+
+
+class Oops(BaseException):
+    """Neither an `Exception` nor anything that means to end the program."""
+
+
+class CustomGroup(BaseExceptionGroup[BaseException]):
+    pass
+
+
+HARMLESS = {
+    "ValueError": lambda: ValueError("broken hook"),
+    "BaseException": lambda: Oops("broken hook"),
+    "CancelledError": lambda: asyncio.CancelledError("broken hook"),
+    "GeneratorExit": GeneratorExit,
+    "group": lambda: CustomGroup("broken hook", [Oops()]),
+}
+FATAL = {
+    "KeyboardInterrupt": KeyboardInterrupt,
+    "SystemExit": lambda: SystemExit(3),
+    "group": lambda: CustomGroup("broken hook", [ValueError(), KeyboardInterrupt()]),
+}
+
+
+def raising(hook: str, error: Callable[[], BaseException], *, is_async: bool) -> Observer:
+    """Make an observer whose one hook raises each time."""
+
+    def plain(self: Observer, event: Any) -> None:
+        raise error()
+
+    async def coroutine(self: Observer, event: Any) -> None:
+        raise error()
+
+    return type("Raising", (Observer,), {hook: coroutine if is_async else plain})()
+
+
+def errors_in(caplog: pytest.LogCaptureFixture, text: str) -> list[logging.LogRecord]:
+    return [record for record in caplog.records if text in record.getMessage()]
+
+
+@pytest.mark.parametrize("error", HARMLESS.values(), ids=HARMLESS)
+@pytest.mark.parametrize("is_async", [False, True], ids=["def", "async def"])
+@pytest.mark.parametrize("hook", HOOKS)
+async def test_raising_hook_harms_nothing(
+    hook: str, is_async: bool, error: Callable[[], BaseException], caplog: pytest.LogCaptureFixture
+) -> None:
+    """Other observers are told the same as ever, and each call is counted."""
+    expected, recorder = RecordingObserver(), RecordingObserver()
+    await everything_happens(expected)
+    manager = await everything_happens(raising(hook, error, is_async=is_async), recorder)
+    assert recorder.names() == expected.names()
+    assert manager.state is ManagerState.CLOSED
+    assert manager.count() == 0
+    calls = sum(hook.endswith(f"_{name}") for name in recorder.names())
+    assert manager.health().hook_errors == calls
+    first, *rest = errors_in(caplog, f"Raising.{hook} raised")
+    assert first.levelname == "ERROR"
+    assert first.exc_info is not None
+    assert type(first.exc_info[1]) is type(error())
+    assert [each.getMessage() for each in rest] == (
+        [f"Observer hook Raising.{hook} raised {calls} exceptions in all."] if calls > 1 else []
+    )
+
+
+@pytest.mark.parametrize("error", FATAL.values(), ids=FATAL)
+@pytest.mark.parametrize("is_async", [False, True], ids=["def", "async def"])
+@pytest.mark.parametrize("hook", HOOKS)
+async def test_interrupting_hook_ends_the_program_in_order(
+    hook: str, is_async: bool, error: Callable[[], BaseException]
+) -> None:
+    """`KeyboardInterrupt` and `SystemExit` leave the block, after every task has ended."""
+    recorder = RecordingObserver()
+    observer = raising(hook, error, is_async=is_async)
+    manager = Manager(observers=[observer, recorder], cancel_timeout=1)
+    handles: list[TaskHandle[Any]] = []
+
+    async def use() -> None:
+        async with manager:
+            handles.extend([manager.run(nap, 3), manager.every(5, nap, 1)])
+            handles.append(manager.run_task(Task(broken, retry=TWICE)))
+            handles.append(manager.run_task(Task(nap, lifespan=1)))
+            await anyio.sleep(0.5)
+            manager.report_stall(handles[0].id, elapsed=1)
+            manager.run(nap).cancel()
+            await have_a_job_die(manager)
+            await manager.wait()
+
+    with pytest.raises(type(error())):
+        await use()
+    assert manager.state is ManagerState.CLOSED
+    assert manager.count() == 0
+    for handle in handles:
+        assert recorder.names(handle.id)[-1] == handle.status
+    assert recorder.names()[-1] == "closed"
+
+
+async def test_errors_are_logged_once_per_hook(caplog: pytest.LogCaptureFixture) -> None:
+    class Raising(Observer):
+        def on_task_started(self, event: object) -> None:
+            raise ValueError("first")
+
+        async def on_task_succeeded(self, event: object) -> None:
+            raise ValueError("second")
+
+    async with Manager(observers=[Raising()]) as manager:
+        for _ in range(5):
+            await manager.run(fine)
+        await anyio.sleep(1)
+        assert len(caplog.records) == 2
+        assert manager.health().hook_errors == 10
+    messages = [record.getMessage() for record in caplog.records]
+    assert [
+        message.partition("<locals>.Raising.")[2].partition(".")[0] for message in messages
+    ] == [
+        "on_task_started raised an exception",
+        "on_task_succeeded raised an exception",
+        "on_task_started raised 5 exceptions in all",
+        "on_task_succeeded raised 5 exceptions in all",
+    ]
+    assert {record.name for record in caplog.records} == {"background"}
+
+
+async def test_same_hook_of_two_observers_is_logged_once(caplog: pytest.LogCaptureFixture) -> None:
+    """A hook is that of a class, whatever the number of its objects."""
+    observers = [
+        raising("on_task_succeeded", lambda: ValueError("a"), is_async=False),
+        raising("on_task_succeeded", lambda: ValueError("b"), is_async=False),
+    ]
+    async with Manager(observers=observers) as manager:
+        await manager.run(fine)
+        assert manager.health().hook_errors == 2
+    first, second = caplog.records
+    assert first.exc_info is not None
+    assert str(first.exc_info[1]) == "a"
+    assert (
+        second.getMessage() == "Observer hook Raising.on_task_succeeded raised 2 exceptions in all."
+    )
+
+
+async def test_raising_hook_is_called_again() -> None:
+    """A hook that failed once is not given up."""
+    calls: list[object] = []
+
+    class Unsteady(Observer):
+        def on_task_succeeded(self, event: TaskSucceeded) -> None:
+            calls.append(event)
+            raise ValueError("broken hook")
+
+    async with Manager(observers=[Unsteady()]) as manager:
+        await manager.run(fine)
+        await manager.run(fine)
+    assert len(calls) == 2
+
+
+async def test_failure_is_logged_if_the_hook_to_be_told_of_it_raises(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """No failure is silent: an observer that could not be told does not count as told."""
+    observer = raising("on_task_failed", lambda: ValueError("broken hook"), is_async=False)
+    async with Manager(observers=[observer]) as manager:
+        manager.run_task(Task(broken, name="mine"))
+    (record,) = errors_in(caplog, "task 'mine'")
+    assert record.exc_info is not None
+    assert str(record.exc_info[1]) == "broken"
+
+
+async def test_failure_is_not_logged_if_one_observer_was_told(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """In whatever order: one observer's error hides nothing from the others."""
+    observer = raising("on_task_failed", lambda: ValueError("broken hook"), is_async=False)
+    for observers in ([observer, RecordingObserver()], [RecordingObserver(), observer]):
+        caplog.clear()
+        async with Manager(observers=observers) as manager:
+            manager.run_task(Task(broken, name="mine"))
+        assert errors_in(caplog, "task 'mine'") == []
+        assert len(errors_in(caplog, "on_task_failed raised")) == 1
+
+
+class RaisingContext:
+    def __init__(self, where: str, error: Callable[[], BaseException]) -> None:
+        self.where = where
+        self.error = error
+
+    def __enter__(self) -> None:
+        if self.where == "enter":
+            raise self.error()
+
+    def __exit__(self, *exc_info: object) -> None:
+        if self.where == "exit":
+            raise self.error()
+
+
+def raising_around(where: str, error: Callable[[], BaseException]) -> Observer:
+    class RaisingAround(Observer):
+        def around_task(self, event: object) -> Any:
+            if where == "call":
+                raise error()
+            return "not a context manager" if where == "type" else RaisingContext(where, error)
+
+    return RaisingAround()
+
+
+@pytest.mark.parametrize("error", HARMLESS.values(), ids=HARMLESS)
+@pytest.mark.parametrize("where", ["call", "type", "enter", "exit"])
+async def test_raising_around_task_harms_nothing(
+    where: str, error: Callable[[], BaseException], caplog: pytest.LogCaptureFixture
+) -> None:
+    expected, recorder = RecordingObserver(), RecordingObserver()
+    await everything_happens(expected)
+    manager = await everything_happens(raising_around(where, error), recorder)
+    assert recorder.names() == expected.names()
+    assert manager.count() == 0
+    runs = recorder.names().count("started")
+    assert manager.health().hook_errors == runs
+    first, second = errors_in(caplog, "RaisingAround.around_task raised")
+    assert first.exc_info
+    assert second.getMessage().endswith(f"raised {runs} exceptions in all.")
+
+
+@pytest.mark.parametrize("error", FATAL.values(), ids=FATAL)
+@pytest.mark.parametrize("where", ["call", "enter", "exit"])
+async def test_interrupting_around_task_ends_the_program_in_order(
+    where: str, error: Callable[[], BaseException], recorder: RecordingObserver
+) -> None:
+    manager = Manager(observers=[raising_around(where, error), recorder])
+    handles: list[TaskHandle[Any]] = []
+
+    async def use() -> None:
+        async with manager:
+            handles.extend([manager.run(nap, 1), manager.run(nap, 1000), manager.every(100, fine)])
+            await manager.wait()
+
+    with pytest.raises(type(error())):
+        await use()
+    assert manager.state is ManagerState.CLOSED
+    assert manager.count() == 0
+    for handle in handles:
+        assert recorder.names(handle.id)[-1] == handle.status
+
+
+@pytest.mark.parametrize("where", ["call", "enter", "exit"])
+async def test_result_survives_a_raising_around_task(where: str) -> None:
+    observer = raising_around(where, lambda: ValueError("broken hook"))
+    async with Manager(observers=[observer]) as manager:
+        assert await manager.run(fine) == "fine"
+        assert await manager.run(broken).wait() is TaskStatus.FAILED
+
+
+async def test_failing_around_task_leaves_the_others_their_turn() -> None:
+    """What was entered is left, also around one that could not be entered."""
+    entered: list[str] = []
+
+    class Tracking(Observer):
+        def around_task(self, event: object) -> Any:
+            entered.append("entered")
+            return nullcontext()
+
+    failing = raising_around("enter", lambda: Oops())
+    async with Manager(observers=[Tracking(), failing, Tracking()]) as manager:
+        await manager.run(fine)
+    assert entered == ["entered", "entered"]

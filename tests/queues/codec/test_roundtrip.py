@@ -1,0 +1,218 @@
+"""What comes back equals what was sent, for all kinds of annotated types."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from collections.abc import Set as AbstractSet
+from contextlib import suppress
+from datetime import UTC, date, datetime, time, timedelta, timezone
+from decimal import Decimal
+from typing import Annotated, Any, Literal, NewType
+from uuid import UUID
+from zoneinfo import ZoneInfo
+
+import msgspec
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from support.annotated_types import (
+    Aliased,
+    Box,
+    Cat,
+    Colour,
+    Dog,
+    Level,
+    Line,
+    Model,
+    Options,
+    Pair,
+    Pet,
+    Point,
+    Point3,
+    Strict,
+    Tree,
+)
+
+from background.queues import InvalidPayloadError
+from background.queues._codec.arguments import Signature
+from background.queues._codec.json_data import decode, encode
+
+LIMIT = 1_000_000
+
+texts = st.text(st.characters(exclude_categories=["Cs"]), max_size=5)
+floats = st.floats(allow_nan=False, allow_infinity=False)
+plain = st.recursive(
+    st.none() | st.booleans() | st.integers() | floats | texts,
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(texts, inner, max_size=3),
+    max_leaves=8,
+)
+zones = st.none() | st.sampled_from(
+    [UTC, timezone(timedelta(hours=-3, minutes=-30)), ZoneInfo("Europe/Prague"), ZoneInfo("UTC")]
+)
+times = st.datetimes(min_value=datetime(1900, 1, 1), timezones=zones)
+ids = st.uuids()
+colours = st.sampled_from(Colour)
+points = st.builds(Point, st.integers(), st.integers())
+models = st.builds(Model, id=st.integers(), name=texts)
+pets = st.builds(Pet, texts, st.none() | st.integers())
+trees = st.recursive(
+    st.builds(Tree),
+    lambda inner: st.builds(Tree, inner | st.lists(inner, max_size=2)),
+    max_leaves=4,
+)
+aliased = st.builds(
+    lambda a, c: Aliased(b=a, d=c, more=[Aliased(b=c, d=a)]), st.integers(), st.integers()
+)
+lines = st.builds(
+    Line,
+    start=points,
+    end=st.none() | points,
+    labels=st.dictionaries(texts, st.lists(ids, max_size=2), max_size=2),
+)
+Id = NewType("Id", int)
+
+ZOO: dict[str, tuple[Any, st.SearchStrategy[Any]]] = {
+    "anything plain": (Any, plain),
+    "a list of anything plain": (list, st.lists(plain, max_size=2)),
+    "str": (str, texts),
+    "int": (int, st.integers()),
+    "float": (float, floats | st.integers(-(2**53), 2**53)),
+    "bool or None": (bool | None, st.none() | st.booleans()),
+    "a scalar": (int | float | str | bool | None, st.integers() | floats | texts | st.booleans()),
+    "a new type": (Id, st.integers()),
+    "limited": (Annotated[int, msgspec.Meta(ge=0)], st.integers(0, 2**62)),
+    "literal": (Literal["a", "b", 1, None], st.sampled_from(["a", "b", 1, None])),
+    "enum": (Colour, colours),
+    "number enum": (Level, st.sampled_from(Level)),
+    "bytes": (bytes, st.binary(max_size=5)),
+    "datetime": (datetime, times),
+    "date": (date, st.dates()),
+    "time": (time, st.times()),
+    "timedelta": (timedelta, st.timedeltas()),
+    "decimal": (Decimal, st.decimals(allow_nan=False, allow_infinity=False)),
+    "uuid": (UUID | None, ids | st.none()),
+    "tuple": (tuple[int, UUID, Colour], st.tuples(st.integers(), ids, colours)),
+    "tuple of any length": (tuple[Point, ...], st.lists(points, max_size=3).map(tuple)),
+    "set": (set[UUID], st.sets(ids, max_size=3)),
+    "frozenset": (frozenset[Colour], st.frozensets(colours)),
+    "abstract ones": (
+        tuple[Sequence[date], AbstractSet[int], Mapping[UUID, str]],
+        st.tuples(
+            st.lists(st.dates(), max_size=2),
+            st.sets(st.integers(), max_size=2),
+            st.dictionaries(ids, texts, max_size=2),
+        ),
+    ),
+    "keys": (
+        tuple[dict[int, str], dict[datetime, int], dict[Colour, int], dict[float, int]],
+        st.tuples(
+            st.dictionaries(st.integers(-(2**63), 2**63), texts, max_size=2),
+            st.dictionaries(times, st.integers(), max_size=2),
+            st.dictionaries(colours, st.integers()),
+            st.dictionaries(floats, st.integers(), max_size=2),
+        ),
+    ),
+    "dataclass": (Point, points),
+    "subclass": (Point3, st.builds(Point3, st.integers(), st.integers(), st.integers())),
+    "nested dataclass": (Line, lines),
+    "recursive dataclass": (Tree, trees),
+    "generic dataclass": (Box[Point], points.map(Box)),
+    "struct": (Pet, pets),
+    "tagged union": (list[Cat | Dog], st.lists(st.builds(Cat, st.integers()) | st.builds(Dog))),
+    "named tuple": (Pair, st.builds(Pair, texts, floats)),
+    "typed dict": (
+        Options,
+        st.fixed_dictionaries({}, optional={"when": times, "colours": st.lists(colours)}),
+    ),
+    "model": (Model, models),
+    "model or None": (Model | None, st.none() | models),
+    "model with aliases": (Aliased, aliased),
+    "model of more": (
+        Strict,
+        st.builds(
+            Strict,
+            when=times,
+            ids=st.sets(ids, max_size=2),
+            raw=st.binary(max_size=5).map(lambda raw: raw.hex()[:10].encode()),
+            colour=colours,
+            extra=texts,
+        ),
+    ),
+    "models in others": (
+        dict[str, list[Box[Model | None]]],
+        st.dictionaries(texts, st.lists((st.none() | models).map(Box), max_size=2), max_size=2),
+    ),
+}
+
+
+def signature_of(annotation: Any) -> Signature:
+    def fn(x: Any, *args: Any, y: Any = None, **kwargs: Any) -> Any: ...
+
+    fn.__annotations__ = dict.fromkeys(["x", "args", "y", "kwargs", "return"], annotation)
+    return Signature(fn)
+
+
+SIGNATURES = {name: signature_of(annotation) for name, (annotation, _) in ZOO.items()}
+
+
+@pytest.mark.parametrize("name", ZOO)
+@settings(derandomize=True, max_examples=15, deadline=None)
+@given(data=st.data())
+def test_what_is_sent_comes_back(name: str, data: st.DataObject) -> None:
+    """As each kind of parameter, and as a result; twice, as what came back can be sent again."""
+    signature, values = SIGNATURES[name], ZOO[name][1]
+    args = data.draw(st.lists(values, min_size=1, max_size=2))
+    kwargs = data.draw(st.dictionaries(st.sampled_from("yz"), values))
+    for _ in range(2):
+        body = encode("job", [signature.dump(args, kwargs)], LIMIT, checked=True)
+        assert body == encode("job", [signature.dump(args, kwargs)], LIMIT)
+        again = signature.load(*decode("job", body, LIMIT)[0])
+        assert again == (args, kwargs)
+        args, kwargs = again
+        result = encode("result", signature.dump_result(args[0]), LIMIT)
+        assert signature.load_result(decode("result", result, LIMIT)) == args[0]
+
+
+@pytest.mark.parametrize("name", ZOO)
+@settings(derandomize=True, max_examples=15, deadline=None)
+@given(value=plain | st.lists(plain, max_size=3))
+def test_whatever_arrives_is_loaded_or_invalid(name: str, value: Any) -> None:
+    """And what is loaded can be sent on, as what it is now."""
+    signature = SIGNATURES[name]
+    try:
+        args, kwargs = signature.load([value], {"y": value})
+    except InvalidPayloadError:
+        with pytest.raises(InvalidPayloadError, match=r"^the result: "):
+            signature.load_result(value)
+    else:
+        assert signature.load(*signature.dump(args, kwargs)) == (args, kwargs)
+
+
+@pytest.mark.parametrize("name", ZOO)
+def test_whatever_is_nested_is_loaded_or_invalid(name: str) -> None:
+    """However deep it is, and without a look at each part more than once."""
+    value: Any = None
+    for _ in range(20_000):
+        value = [{"next": value}]
+    with suppress(InvalidPayloadError):
+        assert SIGNATURES[name].load_result(value).__class__ is list
+
+
+@settings(derandomize=True, max_examples=200, deadline=None)
+@given(
+    st.sampled_from(sorted(ZOO)),
+    st.one_of(
+        [values.map(lambda value, name=name: (name, value)) for name, (_, values) in ZOO.items()]
+    ),
+)
+def test_what_another_annotation_admits_is_sent_only_if_it_comes_back(
+    name: str, sent: tuple[str, Any]
+) -> None:
+    signature, value = SIGNATURES[name], sent[1]
+    try:
+        args, kwargs = signature.dump((value,), {})
+    except InvalidPayloadError:
+        assert sent[0] != name
+    else:
+        again = signature.load(args, kwargs)[0][0]
+        assert again == (list(value) if type(again) is list else value)

@@ -1,0 +1,84 @@
+"""What is special about the broker in memory."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import anyio
+from support.brokers.jobs import claim_one, claimed, message, settle
+
+from background.queues._states import JobState
+from background.queues.memory import MemoryBroker
+from background.testing import virtual_time
+
+
+def test_made_before_there_is_an_event_loop(anyio_backend: Any) -> None:
+    """Which is where modules make their queues."""
+    broker = MemoryBroker()
+
+    async def main() -> list[str]:
+        async with anyio.create_task_group() as group:
+            group.start_soon(broker.wait_for_work, ["q"], 1000)
+            await anyio.sleep(1)
+            await broker.enqueue([message()])
+        return await claimed(broker)
+
+    name, options = anyio_backend
+    assert anyio.run(main, backend=name, backend_options=options) == ["one"]
+
+
+def test_those_who_wait_for_a_job_are_not_woken_by_others(anyio_backend: Any) -> None:
+    looks = 0
+
+    class Counting(MemoryBroker):
+        async def _wait(self, event: anyio.Event) -> None:
+            nonlocal looks
+            looks += 1
+            await super()._wait(event)
+
+    async def main() -> None:
+        broker = Counting()
+        await broker.enqueue([message(str(number)) for number in range(100)])
+        async with anyio.create_task_group() as group:
+            for number in range(100):
+                group.start_soon(broker.wait, str(number), 1000)
+            await anyio.wait_all_tasks_blocked()
+            for _ in range(100):
+                assert await settle(broker, await claim_one(broker), JobState.SUCCEEDED)
+                await anyio.wait_all_tasks_blocked()
+
+    name, options = anyio_backend
+    anyio.run(main, backend=name, backend_options=options)
+    assert 100 <= looks < 300  # where each of them would look at each end, it would be 5,000
+
+
+async def test_nothing_is_left_of_what_was_purged() -> None:
+    broker = MemoryBroker()
+    await broker.enqueue([message("a", expires=9999), message("b", expires=9999)])
+    await broker.cancel("a")
+    assert await broker.purge() == 1
+    assert {id for _, _, id in broker._jobs._changing} == {"b"}
+
+
+def test_who_waits_hears_of_what_is_due_sooner_than_was_known() -> None:
+    async def main() -> JobState | None:
+        broker = MemoryBroker()
+        await broker.enqueue([message("a"), message("b", handler=None, depends_on=("a",), delay=5)])
+        claim = await claim_one(broker)
+        ended: list[JobState] = []
+
+        async def wait() -> None:
+            job = await broker.wait("b", 20)
+            assert job is not None
+            ended.append(job.state)
+
+        async with anyio.create_task_group() as group:
+            group.start_soon(wait)
+            await anyio.sleep(1)
+            await settle(broker, claim, JobState.SUCCEEDED)
+            await anyio.sleep(6)
+            assert ended == [JobState.SUCCEEDED]
+        return ended[0]
+
+    name, options = virtual_time("asyncio")
+    assert anyio.run(main, backend=name, backend_options=options) is JobState.SUCCEEDED

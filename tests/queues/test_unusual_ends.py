@@ -1,0 +1,472 @@
+"""What becomes of a job whose run ends in an unusual way, and what observers are told of it."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+from datetime import UTC, datetime
+from functools import partial, wraps
+from typing import Any
+
+import anyio
+import pytest
+from anyio.lowlevel import checkpoint
+from support.outcomes import broken, fine, nap
+from tenacity import (
+    AsyncRetrying,
+    RetryCallState,
+    retry_if_exception,
+    stop_after_attempt,
+    stop_after_delay,
+    wait_fixed,
+)
+
+from background import JobDead, Manager, Observer, TaskAdded, TaskCancelled, TaskHandle
+from background._execution.handle import state_of as task_state
+from background._retry import Attempts
+from background.queues import JobHandle, JobQueue, JobState, Ordered
+from background.queues.abc import Settlement
+from background.queues.memory import MemoryBroker
+from background.testing import RecordingObserver, virtual_time, virtual_wall_clock
+
+REASON = "cancelled from outside the manager"
+
+
+class GatedBroker(MemoryBroker):
+    """Has settlements wait for `gate`, and says by `settling` that some do."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.settling, self.gate = anyio.Event(), anyio.Event()
+
+    async def settle(self, settlements: Sequence[Settlement]) -> list[bool]:
+        self.settling.set()
+        await self.gate.wait()
+        return await super().settle(settlements)
+
+
+async def state_of(job: JobHandle[Any]) -> JobState:
+    info = await job.info()
+    assert info is not None
+    return info.state
+
+
+def cancelled_reasons(recorder: RecordingObserver) -> list[str | None]:
+    return [event.reason for event in recorder.of(TaskCancelled)]
+
+
+def on_asyncio(test: Callable[..., Any]) -> Callable[..., None]:
+    """Run a test on asyncio alone, in virtual time: on trio nobody can cancel a single task."""
+
+    @wraps(test)
+    def run(**fixtures: Any) -> None:
+        backend, options = virtual_time("asyncio")
+        anyio.run(partial(test, **fixtures), backend=backend, backend_options=options)
+
+    return run
+
+
+# Errors that are no `Exception`
+
+
+@pytest.mark.parametrize("where", ["function", "policy"])
+async def test_a_job_that_is_interrupted_is_not_told_to_be_dead(where: str) -> None:
+    """`KeyboardInterrupt` is the process's, and another worker has the job next."""
+    recorder, broker = RecordingObserver(), MemoryBroker()
+    jobs = JobQueue(broker)
+
+    async def interrupted() -> None:
+        raise KeyboardInterrupt if where == "function" else ValueError("flaky")
+
+    def interrupt(error: BaseException) -> bool:
+        raise KeyboardInterrupt
+
+    policy = AsyncRetrying(retry=retry_if_exception(interrupt))
+    handler = jobs.handler(name="interrupted", retry=policy)(interrupted)
+
+    async def use() -> None:
+        async with Manager(observers=[recorder]) as manager, jobs:
+            await jobs.start(manager)
+            await handler.enqueue()
+            await manager.shutdown_requested()
+
+    with pytest.raises(KeyboardInterrupt):
+        await use()
+    assert recorder.names()[:4] == ["enqueued", "added", "started", "failed"]
+    assert "dead" not in recorder.names()
+    assert await broker.count(state=JobState.READY) == 1
+
+
+async def test_a_job_that_exits_is_dead() -> None:
+    """`SystemExit` ends the program, and the job would end it again and again."""
+    recorder, broker = RecordingObserver(), MemoryBroker()
+    jobs = JobQueue(broker)
+
+    async def leave() -> None:
+        raise SystemExit(3)
+
+    handler = jobs.handler(name="leave", retry=5)(leave)
+
+    async def use() -> None:
+        async with Manager(observers=[recorder]) as manager, jobs:
+            await jobs.start(manager)
+            await handler.enqueue()
+            await manager.shutdown_requested()
+
+    with pytest.raises(SystemExit):
+        await use()
+    assert recorder.names()[:5] == ["enqueued", "added", "started", "failed", "dead"]
+    assert await broker.count(state=JobState.DEAD) == 1
+
+
+class Odd(BaseException):
+    """Neither an `Exception` nor what ends a program."""
+
+
+@pytest.mark.parametrize("strategy", ["retry", "stop", "wait", "before_sleep"])
+async def test_a_policy_that_raises_the_worst(
+    strategy: str, manager: Manager, recorder: RecordingObserver
+) -> None:
+    """The job is dead by it, as nobody could tell when it should be tried again."""
+
+    def raises(state: RetryCallState) -> Any:
+        raise Odd("policy")
+
+    strategies: dict[str, Any] = {strategy: raises}
+    jobs = JobQueue(MemoryBroker())
+    handler = jobs.handler(name="unlucky", retry=AsyncRetrying(**strategies))(broken)
+    async with jobs:
+        await jobs.start(manager)
+        job = await handler.enqueue()
+        assert await job.wait(timeout=5) is JobState.DEAD
+        await manager.wait()
+    assert recorder.names(job.id) == ["enqueued", "added", "started", "failed", "dead"]
+    assert isinstance(recorder.of(JobDead)[0].error, Odd)
+    assert manager.count() == 0
+
+
+def await_cancelled() -> asyncio.Future[Any]:
+    """Make what raises a cancellation in whoever awaits it, though nobody has cancelled that."""
+    future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+    future.cancel()
+    return future
+
+
+@pytest.mark.parametrize("where", ["async", "sync", "before", "retry", "GeneratorExit"])
+@on_asyncio
+async def test_a_cancellation_that_nobody_asked_for(
+    where: str, recorder: RecordingObserver
+) -> None:
+    """The job is dead by it: handed back, it would come again and again, without being counted."""
+
+    async def waits() -> None:
+        await await_cancelled()
+
+    def raises(state: RetryCallState | None = None) -> None:
+        raise GeneratorExit if where == "GeneratorExit" else asyncio.CancelledError
+
+    functions: dict[str, Callable[..., Any]] = {"async": waits, "sync": raises}
+    strategy = {"before": "before", "retry": "retry", "GeneratorExit": "retry"}.get(where)
+    retry: Any = 5 if strategy is None else AsyncRetrying(**{strategy: raises})
+    jobs = JobQueue(MemoryBroker())
+    handler = jobs.handler(name="odd", retry=retry)(functions.get(where, broken))
+    async with Manager(observers=[recorder]) as manager, jobs:
+        await jobs.start(manager)
+        job = await handler.enqueue()
+        assert await job.wait(timeout=5) is JobState.DEAD
+        info = await job.info()
+        await manager.wait()
+    assert recorder.names(job.id) == ["enqueued", "added", "started", "failed", "dead"]
+    assert info is not None
+    assert info.error is not None
+    assert info.attempt == 1
+    assert info.error.type.rpartition(".")[2] in (
+        "TaskCancelledError",
+        "CancelledError",
+        "GeneratorExit",
+    )
+
+
+# Runs that never begin
+
+
+class CancelsOnAdd(Observer):
+    """Does something with the handle of each job's task when that is added."""
+
+    def __init__(self, act: Callable[[TaskHandle[Any]], object]) -> None:
+        self.act = act
+        self.manager: Manager
+
+    def on_task_added(self, event: TaskAdded) -> None:
+        if event.job is not None:
+            handle = self.manager.get(event.id)
+            assert handle is not None
+            self.act(handle)
+
+
+async def test_a_job_that_an_observer_cancels_before_it_starts() -> None:
+    """It is cancelled for good, and its place is free for the next."""
+    recorder, executioner = RecordingObserver(), CancelsOnAdd(lambda handle: handle.cancel("no"))
+    jobs = JobQueue(MemoryBroker())
+    handler = jobs.handler(name="send")(fine)
+    async with Manager(observers=[recorder, executioner]) as manager, jobs:
+        executioner.manager = manager
+        worker = await jobs.start(manager, concurrency=1)
+        first, second = await handler.enqueue(), await handler.enqueue()
+        assert await first.wait() is await second.wait() is JobState.CANCELLED
+        assert worker.in_flight == 0
+    assert recorder.names(first.id) == recorder.names(second.id)
+    assert recorder.names(first.id) == ["enqueued", "added", "cancelled"]
+    assert cancelled_reasons(recorder) == ["no", "no"]
+
+
+@pytest.mark.parametrize("by", ["dequeue", "handle", "close"])
+async def test_a_job_that_waits_for_the_managers_limit(by: str) -> None:
+    """Cancelled it is so for good; handed back it is ready for another worker."""
+    recorder, broker = RecordingObserver(), MemoryBroker()
+    jobs = JobQueue(broker)
+    handler = jobs.handler(name="send")(fine)
+    async with Manager(limit=1, observers=[recorder]) as manager, jobs:
+        manager.run(nap, 1_000)
+        worker = await jobs.start(manager)
+        job = await handler.enqueue()
+        await anyio.sleep(1)
+        assert worker.in_flight == 1
+        if by == "dequeue":
+            assert await jobs.cancel(job.id)
+        elif by == "handle":
+            assert manager.cancel(job.id, reason="no")
+        else:
+            await manager.close(timeout=0)
+        await worker.close()
+        assert worker.in_flight == 0
+        expected = JobState.READY if by == "close" else JobState.CANCELLED
+        assert await state_of(job) is expected
+        await manager.close(timeout=0)
+    assert recorder.names(job.id)[:3] == ["enqueued", "added", "cancelled"]
+    reasons = {"dequeue": "the job was cancelled", "handle": "no", "close": "shutdown"}
+    assert cancelled_reasons(recorder)[0] == reasons[by]
+
+
+def cancel_natively(handle: TaskHandle[Any]) -> object:
+    """Have asyncio cancel a task before its first step, once it has been made."""
+
+    def cancel() -> None:
+        native: Any = task_state(handle).run.native
+        native.cancel()
+
+    return asyncio.get_running_loop().call_soon(cancel)
+
+
+@on_asyncio
+async def test_a_job_that_is_cancelled_natively_before_its_first_step() -> None:
+    """By whoever cancels all of asyncio's tasks: the job is for another worker."""
+    recorder, executioner = RecordingObserver(), CancelsOnAdd(cancel_natively)
+    broker = MemoryBroker()
+    jobs = JobQueue(broker)
+    handler = jobs.handler(name="send")(fine)
+    async with Manager(observers=[recorder, executioner]) as manager, jobs:
+        executioner.manager = manager
+        worker = await jobs.start(manager)
+        job = await handler.enqueue()
+        await recorder.wait_for(TaskCancelled)
+        executioner.act = lambda handle: None
+        assert await job.wait(timeout=5) is JobState.SUCCEEDED
+        await worker.close()
+    names = ["enqueued", "added", "cancelled", "added", "started", "succeeded"]
+    assert recorder.names(job.id) == names
+    assert cancelled_reasons(recorder) == [REASON]
+    (info,) = [each async for each in broker.scan()]
+    assert info.attempt == 1  # that which never began does not count
+
+
+# Ends while the job is being settled
+
+
+@pytest.mark.parametrize("fn", [fine, broken], ids=["succeeds", "gives up"])
+async def test_a_shutdown_while_a_job_is_settled(
+    fn: Callable[[], Any], recorder: RecordingObserver
+) -> None:
+    """What it has come to stands, as it has nothing left to be cancelled."""
+    broker = GatedBroker()
+    jobs = JobQueue(broker)
+    handler = jobs.handler(name="send")(fn)
+    async with Manager(observers=[recorder]) as manager, jobs, anyio.create_task_group() as group:
+        await jobs.start(manager)
+        job = await handler.enqueue()
+        await broker.settling.wait()
+        group.start_soon(lambda: manager.close(timeout=0))
+        await anyio.sleep(1)
+        handle = manager.get(job.id)
+        assert handle is not None
+        assert not handle.finished_at
+        broker.gate.set()
+        await handle.wait()
+        end = [JobState.SUCCEEDED, JobState.DEAD][fn is broken]
+        assert await state_of(job) is end
+    expected = ["succeeded"] if fn is fine else ["failed", "dead"]
+    assert recorder.names(job.id)[3:] == expected
+
+
+@on_asyncio
+async def test_a_native_cancellation_while_a_job_is_settled(recorder: RecordingObserver) -> None:
+    """The task is told to be cancelled, and the settlement goes its way."""
+    broker = GatedBroker()
+    jobs = JobQueue(broker)
+    handler = jobs.handler(name="send")(fine)
+    async with Manager(observers=[recorder]) as manager, jobs:
+        worker = await jobs.start(manager)
+        job = await handler.enqueue()
+        await broker.settling.wait()
+        handle = manager.get(job.id)
+        assert handle is not None
+        native: Any = task_state(handle).run.native
+        native.cancel()
+        assert await handle.wait() == "cancelled"
+        assert worker.in_flight == 0
+        broker.gate.set()
+        assert await job.wait(timeout=5) is JobState.SUCCEEDED
+    assert recorder.names(job.id) == ["enqueued", "added", "started", "cancelled"]
+    assert cancelled_reasons(recorder) == [REASON]
+
+
+@on_asyncio
+async def test_a_native_cancellation_while_a_policy_decides(recorder: RecordingObserver) -> None:
+    """The job is handed back, as nothing was decided."""
+    asked = anyio.Event()
+
+    async def ask(state: RetryCallState) -> bool:
+        asked.set()
+        await anyio.sleep_forever()
+        return False
+
+    broker = MemoryBroker()
+    jobs = JobQueue(broker)
+    handler = jobs.handler(name="send", retry=AsyncRetrying(retry=ask))(fine)
+    async with Manager(observers=[recorder]) as manager, jobs:
+        worker = await jobs.start(manager, concurrency=1)
+        job = await handler.enqueue()
+        await asked.wait()
+        worker._loops.stop()
+        handle = manager.get(job.id)
+        assert handle is not None
+        native: Any = task_state(handle).run.native
+        native.cancel()
+        assert await handle.wait() == "cancelled"
+        await worker.close()
+    stored = await broker.get(job.id)
+    assert stored is not None
+    assert (stored.state, stored.attempt) == (JobState.READY, 0)
+
+
+@pytest.mark.parametrize("when", ["running", "settling"])
+@on_asyncio
+async def test_a_native_cancellation_of_all_tasks(when: str, recorder: RecordingObserver) -> None:
+    """The worker lives on, no job is lost, and each task has one end.
+
+    A settlement on its way may be lost; then the job runs again when its lease has ended.
+    """
+    broker = GatedBroker() if when == "settling" else MemoryBroker()
+    jobs = JobQueue(broker)
+    started = anyio.Event()
+
+    async def work() -> None:
+        started.set()
+        await (anyio.sleep(0.05) if when == "running" else checkpoint())
+
+    handler = jobs.handler(name="work")(work)
+    async with Manager(observers=[recorder]) as manager, jobs:
+        worker = await jobs.start(manager)
+        job = await handler.enqueue()
+        await (broker.settling.wait() if isinstance(broker, GatedBroker) else started.wait())
+        me = asyncio.current_task()
+        own = [task for task in asyncio.all_tasks() if task is not me and of_package(task)]
+        assert len(own) >= 5
+        for task in own:
+            task.cancel()
+        if isinstance(broker, GatedBroker):
+            broker.gate.set()
+        with anyio.fail_after(40):
+            await job.wait()
+            await worker.close()
+        assert worker.in_flight == 0
+        assert manager.count() == 0
+        info = await job.info()
+    assert info is not None
+    assert info.state is JobState.SUCCEEDED
+    ran: dict[str, list[str]] = {}  # the second run may begin before the first one's end is told
+    for name, event in zip(recorder.names(job.id), recorder.events, strict=False):
+        ran.setdefault(getattr(event, "id", ""), []).append(name)
+    told = sorted("-".join(names) for names in ran.values())
+    cancelled, again = "added-started-cancelled", "added-started-succeeded"
+    assert told in (
+        [cancelled, again, "enqueued"],
+        [f"{cancelled}-{again}", "enqueued"],
+        [cancelled, "enqueued"],
+    )
+
+
+def of_package(task: asyncio.Task[Any]) -> bool:
+    return type(task).__module__.startswith("background.")
+
+
+# Policies
+
+
+async def test_attempts_are_counted_on_from_a_number() -> None:
+    """As those before it were made by other processes."""
+    policy = AsyncRetrying(stop=stop_after_attempt(4), wait=wait_fixed(1))
+    delays: list[float | None] = []
+    for number in (2, 3, 4):
+        attempts = Attempts(policy, fine, (), {}, started=0.0, clock=lambda: 5.0, number=number)
+        delays.append(await attempts.failed(ValueError()))
+    assert delays == [1, 1, None]
+    attempts = Attempts(policy, fine, (), {}, started=0.0, clock=lambda: 5.0)
+    assert await attempts.failed(ValueError()) == 1
+
+
+async def test_a_policy_counts_the_time_since_the_first_attempt(
+    manager: Manager, recorder: RecordingObserver
+) -> None:
+    policy = AsyncRetrying(stop=stop_after_delay(25), wait=wait_fixed(10))
+    jobs = JobQueue(MemoryBroker())
+    handler = jobs.handler(name="flaky", retry=policy)(broken)
+    with virtual_wall_clock(datetime(2030, 1, 1, tzinfo=UTC)):
+        async with jobs:
+            await jobs.start(manager)
+            job = await handler.enqueue()
+            assert await job.wait() is JobState.DEAD
+            await manager.wait()
+    assert recorder.of(JobDead)[0].job.attempt == 4  # at 0, 10, 20 and 30 seconds
+
+
+# The end of the loops
+
+
+async def test_workers_stop_with_the_loops(manager: Manager) -> None:
+    """They claim no more, and what runs goes on."""
+    jobs = JobQueue(MemoryBroker())
+    handler = jobs.handler(name="nap")(nap)
+    async with jobs:
+        worker = await jobs.start(manager, Ordered("default"))
+        running = await handler.enqueue(5)
+        await anyio.sleep(1)
+        await manager.stop_loops()
+        later = await handler.enqueue(5)
+        assert await running.wait() is JobState.SUCCEEDED
+        await anyio.sleep(100)
+        assert await state_of(later) is JobState.READY
+        assert worker.in_flight == 0
+
+
+async def test_a_worker_that_was_closed_is_told_nothing_of_the_loops(manager: Manager) -> None:
+    jobs = JobQueue(MemoryBroker())
+    jobs.handler(name="send")(fine)
+    async with jobs:
+        first, second = await jobs.start(manager), await jobs.start(manager)
+        told = manager._runtime.scheduler.on_loops_stopped  # type: ignore[union-attr]
+        assert told == {first._loops.stop, second._loops.stop}
+        await first.close()
+        assert told == {second._loops.stop}
+        await manager.stop_loops()
+        assert told == set()

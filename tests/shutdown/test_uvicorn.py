@@ -1,0 +1,128 @@
+"""The manager in the lifespan of an application that uvicorn serves."""
+
+from __future__ import annotations
+
+import signal
+import socket
+import sys
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+
+import httpx
+import pytest
+from support.processes.process import PROGRAMS, PATIENCE, Process, running
+
+pytestmark = pytest.mark.skipif(
+    sys.platform == "win32", reason="no process can be sent SIGINT or SIGTERM on Windows"
+)
+
+SCRIPT = PROGRAMS / "served.py"
+
+
+@pytest.fixture(params=["asyncio", "uvloop"])
+def loop(request: pytest.FixtureRequest) -> str:
+    return request.param
+
+
+@pytest.fixture
+def requests() -> Iterator[ThreadPoolExecutor]:
+    with ThreadPoolExecutor() as pool:
+        yield pool
+
+
+@contextmanager
+def serving(*options: str) -> Iterator[tuple[Process, httpx.Client]]:
+    """Run the server and a client for it, once it takes requests."""
+    with running(SCRIPT, *options) as server:
+        url = server.wait_for("Uvicorn running on").split()[4]
+        with httpx.Client(base_url=url, timeout=PATIENCE, trust_env=False) as client:
+            yield server, client
+
+
+@pytest.mark.parametrize(
+    ("number", "status"), [(signal.SIGTERM, -signal.SIGTERM), (signal.SIGINT, 0)]
+)
+def test_signal_finishes_requests_and_their_work(
+    loop: str, number: signal.Signals, status: int, requests: ThreadPoolExecutor
+) -> None:
+    """The exit status is uvicorn's own: it re-raises SIGTERM, and swallows the KeyboardInterrupt
+    that it makes of SIGINT."""
+    with serving(loop) as (server, client):
+        assert client.post("/async/first").status_code == 202
+        assert client.post("/plain/second").status_code == 202
+        slow = requests.submit(client.post, "/slow")
+        server.wait_for("slow request begins")
+        server.send(number)
+        assert slow.result().status_code == 202
+        assert server.wait() == status
+    assert "shutdown requested, manager is stopping" in server.lines
+    assert {"first done", "second done", "slow job done"} < set(server.lines)
+    assert "loop stopped" in server.lines
+    assert "closing: the block was left" in server.lines
+    assert "the server's handlers restored: True" in server.lines
+    assert ("default handlers restored: True" in server.lines) == (number == signal.SIGINT)
+    assert "Traceback" not in server.output
+
+
+def test_report_is_told_before_the_application_has_shut_down(loop: str) -> None:
+    with serving(loop) as (server, client):
+        client.post("/endless")
+        server.send(signal.SIGTERM)
+        server.wait_for("closing: the block was left")
+        server.send(signal.SIGTERM)
+        assert server.wait_for("report:") == "report: 1 cancelled"
+        server.wait_for("Application shutdown complete")
+        assert server.wait() == -signal.SIGTERM
+
+
+def test_second_sigint_cancels_what_is_drained(loop: str) -> None:
+    """uvicorn itself has no way to hurry a lifespan that is being left."""
+    with serving(loop) as (server, client):
+        client.post("/endless")
+        server.send(signal.SIGINT)
+        server.wait_for("Waiting for application shutdown")
+        server.wait_for("closing: the block was left")
+        server.send(signal.SIGINT)
+        server.wait_for("endless cancelled: shutdown")
+        assert server.wait() == 0
+    assert "default handlers restored: True" in server.lines
+    assert "Traceback" not in server.output
+
+
+@pytest.mark.parametrize("options", [(), ("--without-signals",)])
+def test_second_sigint_while_a_request_is_in_flight(loop: str, options: tuple[str, ...]) -> None:
+    """uvicorn then ends without leaving the lifespan: its task is cancelled with all others.
+
+    From Python 3.12 on it does so once the client has gone.
+    """
+    with serving(loop, *options) as (server, client):
+        client.post("/endless")
+        with socket.create_connection((client.base_url.host, client.base_url.port)) as connection:
+            connection.sendall(b"POST /too-late HTTP/1.1\r\nHost: test\r\n\r\n")
+            server.wait_for("too late request begins")
+            server.send(signal.SIGINT)
+            server.wait_for("Waiting for connections to close")
+            server.send(signal.SIGINT)
+        assert server.wait() == 0
+    assert any(line.startswith("endless cancelled: ") for line in server.lines)
+    assert "default handlers restored: True" in server.lines
+    assert "refused: manager 'background' is closed and accepts no more tasks" in server.lines
+
+
+def test_work_handed_in_while_closing_is_refused(loop: str, requests: ThreadPoolExecutor) -> None:
+    """From a thread it must neither hang nor get lost; a second SIGTERM closes the manager before
+    the requests have ended."""
+    with serving(loop) as (server, client):
+        client.post("/endless")
+        late = requests.submit(client.post, "/late")
+        server.wait_for("late request begins")
+        server.send(signal.SIGTERM)
+        server.wait_for("shutdown requested")
+        server.send(signal.SIGTERM)
+        assert late.result().status_code == 503
+        assert server.wait() == -signal.SIGTERM
+    assert any(line.startswith("refused: manager 'background' is clos") for line in server.lines)
+    assert "closing: a second shutdown request" in server.lines
+    assert "late job done" not in server.lines

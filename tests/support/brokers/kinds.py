@@ -1,0 +1,180 @@
+"""The brokers that the contract's tests run for, and how time passes for each."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from functools import partial
+from itertools import count
+from pathlib import Path
+from typing import Any, TypeVar
+from weakref import WeakKeyDictionary
+
+import anyio
+from support.brokers import redis_servers as servers
+from support.time import SOON
+from support.brokers.nats_servers import make_nats_broker, served, virtually_served
+from redis import Redis
+
+from background.queues.abc import Broker, Results
+from background.queues.memory import MemoryBroker, MemoryResults
+from background.queues.redis import RedisBroker, RedisResults
+from background.queues.redis.script import FIELDS
+from background.queues.sqlite import SQLiteBroker, SQLiteResults
+from background.testing import virtual_wall_clock
+
+S = TypeVar("S", Broker, Results)
+
+
+async def sleep(broker: Any, seconds: float) -> None:
+    """Let time pass for a broker whose clock is the event loop's."""
+    await anyio.sleep(seconds)
+
+
+#: Makes everything that is stored under a prefix older, and wakes all who wait.
+AGE = """
+local prefix, seconds, channel = ARGV[1], tonumber(ARGV[2]), ARGV[3]
+for _, key in ipairs(redis.call('KEYS', prefix .. 'result:*')) do
+  redis.call('PEXPIRE', key, redis.call('PTTL', key) - seconds * 1000)
+end
+local jobs = redis.call('HGETALL', prefix .. 'jobs')
+for i = 1, #jobs, 2 do
+  local id, job = jobs[i], cmsgpack.unpack(jobs[i + 1])
+  for place = 4, #ARGV do
+    local field = tonumber(ARGV[place])
+    if job[field] then job[field] = job[field] - seconds end
+  end
+  redis.call('HSET', prefix .. 'jobs', id, cmsgpack.pack(job))
+  redis.call('PUBLISH', channel, '=' .. id)
+end
+for _, name in ipairs({'changing', 'kept'}) do
+  for _, id in ipairs(redis.call('ZRANGE', prefix .. name, 0, -1)) do
+    redis.call('ZINCRBY', prefix .. name, -seconds, id)
+  end
+end
+for _, queue in ipairs(redis.call('HKEYS', prefix .. 'idle')) do
+  redis.call('PUBLISH', channel, '+' .. queue)
+end
+"""
+TIMES = [FIELDS.index(each) + 1 for each in ("STARTED", "FINISHED", "DUE", "EXPIRES", "AT")]
+_prefixes = count()
+
+
+def make_redis(name: str, folder: Path) -> RedisBroker:
+    """Make a broker whose keys are its own, in the server that all tests share."""
+    return RedisBroker(servers.server(name).url, prefix=f"test-{next(_prefixes)}")
+
+
+def make_redis_results(name: str, folder: Path) -> RedisResults:
+    """The same for results."""
+    return RedisResults(servers.server(name).url, prefix=f"test-{next(_prefixes)}")
+
+
+async def age(store: RedisBroker | RedisResults, seconds: float, *, name: str) -> None:
+    """Let time pass for what has the server's clock."""
+    prefix = f"{{{store.prefix}}}:"
+    with Redis.from_url(servers.server(name).url) as client:
+        client.eval(AGE, 0, prefix, seconds, f"{prefix}events:0", *TIMES)
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A kind of broker.
+
+    - `make`: makes one that is empty; the folder is the test's own.
+    - `backends`: what its tests run on, as for the `anyio_backend` fixture.
+    - `results`: makes a store of results that is empty; not every kind has one.
+    - `elapse`: lets so many seconds pass for either; real ones need not.
+    - `second`: how many seconds stand for one where a test really waits, and how `late` it may be.
+    - `long`: how many steps a long chain has: more than Python's recursion has.
+    """
+
+    make: Callable[[Path], Broker]
+    results: Callable[[Path], Results] | None
+    backends: tuple[str, ...] = ("virtual-asyncio", "virtual-trio")
+    elapse: Callable[[Any, float], Awaitable[None]] = sleep
+    second: float = 1.0
+    late: float = 1.0
+    long: int = 3000
+
+    @asynccontextmanager
+    async def opened(self, made: S) -> AsyncIterator[S]:
+        """Open what was made; its wall clock is as virtual as the event loop's."""
+        _kinds[made] = self
+        with virtual_wall_clock(datetime(2030, 1, 1, tzinfo=UTC)):
+            await made.open()
+            try:
+                yield made
+            finally:
+                await made.close()
+                await made.close()
+
+
+_kinds: WeakKeyDictionary[Broker | Results, Kind] = WeakKeyDictionary()
+
+
+async def elapse(store: Broker | Results, seconds: float) -> None:
+    """Let so many seconds pass for a broker or a store of results."""
+    await _kinds[store].elapse(store, seconds)
+
+
+@dataclass(frozen=True)
+class NatsKind(Kind):
+    """Brokers of one server, each with a prefix of its own."""
+
+    @asynccontextmanager
+    async def opened(self, made: S) -> AsyncIterator[S]:
+        _kinds[made] = self
+        async with served(made):
+            yield made
+
+
+@dataclass(frozen=True)
+class VirtualNatsKind(Kind):
+    """The same in time that is virtual for all but the server, whose messages it does not await.
+
+    Good for the contract, whose tests ask and get answers.
+    """
+
+    @asynccontextmanager
+    async def opened(self, made: S) -> AsyncIterator[S]:
+        _kinds[made] = self
+        async with virtually_served(made):
+            yield made
+
+
+KINDS: dict[str, Kind] = {
+    "memory": Kind(lambda folder: MemoryBroker(), lambda folder: MemoryResults()),
+    "sqlite": Kind(
+        lambda folder: SQLiteBroker(folder / "jobs.db"),
+        lambda folder: SQLiteResults(folder / "results.db"),
+    ),
+    **{
+        name: Kind(
+            partial(make_redis, name),
+            partial(make_redis_results, name),
+            ("asyncio",) if name == "redis" else ("uvloop",),
+            partial(age, name=name),
+            second=0.02,
+            late=SOON,
+        )
+        for name in servers.available()
+    },
+    "nats": NatsKind(lambda folder: make_nats_broker(), None, ("asyncio",)),
+    "virtual-nats": VirtualNatsKind(
+        lambda folder: make_nats_broker(), None, ("virtual-asyncio",), late=2.0, long=1100
+    ),
+}
+
+
+def cases(module: str) -> list[tuple[str, str]]:
+    """Return for which kinds, on which event loops, a test runs that has a `broker_kind`."""
+    left_out = "nats" if module == "test_brokers" else "virtual-nats"
+    return [
+        (name, backend)
+        for name, kind in KINDS.items()
+        for backend in kind.backends
+        if name != left_out
+    ]

