@@ -1,4 +1,4 @@
-"""Jobs in NATS JetStream: durable, shared by any number of hosts, for asyncio only."""
+"""Jobs in NATS JetStream: durable, and shared by any number of hosts; on asyncio only."""
 
 from __future__ import annotations
 
@@ -25,33 +25,38 @@ from .streams import Streams
 from .timer_wheel import TimerWheel
 
 _OLDEST = (2, 9)
-_POLL = 1.0  # seconds after which those who wait look for themselves, as word may get lost
+_POLL = 1.0  # seconds after which waiters query the server, because notifications may be lost
 
 
 class NatsBroker(Broker):
-    """Keeps jobs in a NATS server's JetStream, from version 2.9 on; for one asyncio event loop.
+    """Keeps jobs in JetStream, in a NATS server from version 2.9 on; for one asyncio event loop.
 
-    - `url`: like `nats://user:password@host:4222`, or `nats://token@host`, or `tls://…`; or several
-      of them, of one cluster, joined by commas.
-    - `prefix`: begins the names of all that it keeps on the server, so that several can share one.
-    - `replicas`, `storage`: what its streams are made with. Streams that are there already have to
-      agree.
-    - `tls`: for certificates of one's own.
+    The broker reconnects when the connection is lost. A call that finds no connection fails after
+    five seconds, and is not executed later. Streams that are missing are created again, empty: a
+    server that stores them in memory loses them when it restarts, and an administrator may delete
+    them. Servers before 2.10 then reuse the revisions of the lost records: after that, close all
+    queues and open them again.
 
-    The connection is made anew as often as it takes. What is asked for without one fails after five
-    seconds, and is not done later. Streams that are gone are made again, empty: those of a server
-    that was started again and kept them in memory, or that somebody has deleted. A server before
-    2.10 numbers anew what is in them: after that, leave all queues and enter them again.
+    `enqueue` stores all jobs before the first of them can start, but not in one transaction. If it
+    raises `BrokerUnavailableError`, some of the jobs may be stored, and will run. The same call
+    again stores the others.
 
-    `enqueue` stores all jobs before the first of them can start, but not in one transaction: if it
-    raises `BrokerUnavailableError`, some of the jobs may have been stored, and will run. Another
-    call stores the others.
+    A job is stored as one message, with its arguments, its result, and the results of the jobs that
+    it depends on. The server's `max_payload` limits its size. `scan`, `count` and `purge` read all
+    jobs. All times are those of the server's clock.
 
-    A job, with its arguments and its result, is one message, for which the server's `max_payload`
-    is the limit; so are the results of all that a job needs, with that job. `scan`, `count` and
-    `purge` read all jobs. All times are those of the server's clock.
+    Args:
+        url: `nats://user:password@host:4222`, `nats://token@host`, or `tls://…`; or several URLs of
+            one cluster, separated by commas.
+        prefix: The beginning of the names of all streams and subjects, so that brokers with
+            different prefixes can share a server.
+        replicas: The number of servers in the cluster that store each stream.
+        storage: Where the server stores the streams. Streams that exist must have the same
+            `replicas` and `storage`.
+        tls: The TLS context, for example with certificates of a private authority.
 
-    Raises `ValueError` for a URL or a prefix that can't be used.
+    Raises:
+        ValueError: An argument is not valid.
     """
 
     def __init__(
@@ -100,15 +105,16 @@ class NatsBroker(Broker):
         numbers = re.match(r"v?(\d+)\.(\d+)", version)
         if numbers is None or tuple(map(int, numbers.groups())) < _OLDEST:
             raise BrokerUnavailableError(
-                f"{self._link.shown} is NATS {version or 'of no version'}; 2.9 or later is needed"
+                f"{self._link.shown}: NATS 2.9 or later is needed; this server reports version "
+                f"{version!r}"
             )
 
     async def close(self) -> None:
         async with self._opening:
             await self._link.connection.close()
             self._claims.clear()
-            self._ready.forget()
-            self._timers.forget()
+            self._ready.reset()
+            self._timers.reset()
 
     async def enqueue(self, messages: Sequence[Message]) -> list[bool]:
         self._link.connection.check()
@@ -126,6 +132,11 @@ class NatsBroker(Broker):
         return [created.pop(message.id, None) is not None for message in messages]
 
     async def _check_dependencies(self, messages: Sequence[Message]) -> None:
+        """Refuse a job that depends on one that is not stored.
+
+        Raises:
+            ValueError: There is such a job.
+        """
         new: set[str] = set()
         dependants: dict[str, str] = {}
         for message in messages:
@@ -136,7 +147,7 @@ class NatsBroker(Broker):
         now = self._clock.now()
         found = await self._records.load(list(dependants))
         for (id, dependant), stored in zip(dependants.items(), found, strict=True):
-            if self._records.known(stored, now) is None:
+            if self._records.job_of(stored, now) is None:
                 raise ValueError(f"job {dependant} depends on job {id}, which is not stored")
 
     async def claim(self, queues: Sequence[str], most: int, *, lease: float) -> list[Claim]:
@@ -145,17 +156,19 @@ class NatsBroker(Broker):
 
     async def wait_for_work(self, queues: Sequence[str], timeout: float) -> None:
         subjects = [self._layout.woken(queue) for queue in queues]
-        taken_since = self._clock.now()
-        deadline = taken_since + timeout
+        unacknowledged_since = self._clock.now()
+        deadline = unacknowledged_since + timeout
         async with self._link.listening(*subjects) as woken:
             while True:
                 await self._advance()
-                found, taken = await self._ready.look(queues)
+                found, unacknowledged = await self._ready.status(queues)
                 now = self._clock.now()
-                if not taken:
-                    taken_since = now
-                # What somebody has died of who had taken it can be had after a time.
-                if found or woken.is_set() or now >= min(deadline, taken_since + ACK_WAIT):
+                if not unacknowledged:
+                    unacknowledged_since = now
+                # The process that fetched a hint may have crashed. The server delivers the hint
+                # again after ACK_WAIT, without counting it as undelivered.
+                until = min(deadline, unacknowledged_since + ACK_WAIT)
+                if found or woken.is_set() or now >= until:
                     return
                 pause = min(_POLL, deadline - now, max(0.001, self._timers.next - now))
                 await _wait(woken, pause)
@@ -200,42 +213,46 @@ class NatsBroker(Broker):
         now = self._clock.now()
         found = (await self._records.read_all(lambda job: job)).values()
         for job in sorted(found, key=lambda job: job.age):
-            if _chosen(job, queue, state, now):
+            if _is_selected(job, queue, state, now):
                 yield job.stored()
 
     async def count(self, *, queue: str | None = None, state: JobState | None = None) -> int:
         now = self._clock.now()
-        chosen = await self._records.read_all(lambda job: _chosen(job, queue, state, now))
-        return sum(chosen.values())
+        selected = await self._records.read_all(lambda job: _is_selected(job, queue, state, now))
+        return sum(selected.values())
 
     async def purge(self, *, state: JobState | None = None, older_than: float = 0.0) -> int:
         now = self._clock.now()
 
-        def choose(job: NatsJob) -> int:
-            """Return the revision of a job to be forgotten, or 0."""
+        def select(job: NatsJob) -> int:
+            """Return the revision of a job to delete, or 0."""
             ended = job.state in FINAL and (job.finished_at or 0.0) <= now - older_than
             return job.revision if ended and state in (None, job.state) else 0
 
-        revisions = await self._records.read_all(choose)
-        return await self._records.delete([each for each in revisions.values() if each])
+        revisions = await self._records.read_all(select)
+        return await self._records.delete([revision for revision in revisions.values() if revision])
 
     async def maintain(self) -> MaintenanceStats:
         self._link.connection.check()
         await self._clock.refresh()
         done = await self._advance(everything=True)
-        self._claims.forget(self._clock.now())
+        self._claims.drop_expired(self._clock.now())
         return MaintenanceStats(**done)
 
     async def _advance(self, *, everything: bool = False) -> Counter[str]:
-        """See to timers that are due, to some of them at least."""
+        """Process timers that are due: a batch, or everything.
+
+        Returns:
+            The number of jobs by transition, and of those that were deleted.
+        """
         self._link.connection.check()
         done: Counter[str] = Counter()
         async with self._advancing:
             while (taken := await self._timers.take()) is not None:
-                forgotten = [timer.revision for timer in taken.timers if timer.revision]
-                done["deleted"] += await self._records.delete(forgotten)
-                looked_at = [timer.id for timer in taken.timers if not timer.revision]
-                done += await self._jobs.look_after(looked_at)
+                revisions = [timer.revision for timer in taken.timers if timer.revision]
+                done["deleted"] += await self._records.delete(revisions)
+                ids = [timer.id for timer in taken.timers if not timer.revision]
+                done += await self._jobs.check(ids)
                 self._timers.remove(taken.covers)
                 if not everything:
                     break
@@ -249,7 +266,7 @@ def _require_asyncio() -> None:
         raise RuntimeError("NatsBroker works on asyncio only, as nats-py does") from None
 
 
-def _chosen(job: NatsJob, queue: str | None, state: JobState | None, now: float) -> bool:
+def _is_selected(job: NatsJob, queue: str | None, state: JobState | None, now: float) -> bool:
     return (
         queue in (None, job.message.queue)
         and state in (None, job.state)

@@ -1,4 +1,4 @@
-"""Who holds which job of the NATS broker: claims, and what only their holder may do."""
+"""Claims of the NATS broker: claim jobs, and renew, settle and save them under their leases."""
 
 from __future__ import annotations
 
@@ -19,11 +19,21 @@ from .ready_queue import Offer, ReadyQueue
 from .records import Changed, Stored
 from .timer_wheel import TimerWheel
 
-_LATER = 10.0  # seconds until others are offered a job whose record is of a newer version
+_UNREADABLE_DELAY = 10.0  # seconds until a job whose record can't be read here is offered again
 
 
 class Claims:
-    """The claims of one broker."""
+    """The claims of one broker.
+
+    No call needs cover timers of its own. A claim that a crash interrupts leaves a hint without
+    acknowledgement, which is delivered again. Later calls are covered by the timer of the lease.
+
+    Args:
+        api: JetStream.
+        timers: The timers of the leases.
+        ready: The hints about ready jobs.
+        jobs: Changes the jobs.
+    """
 
     def __init__(
         self, api: JetStream, timers: TimerWheel, ready: ReadyQueue, jobs: Effects
@@ -32,17 +42,22 @@ class Claims:
         self._ready = ready
         self._jobs = jobs
         self._leases = HeldLeases(timers)
-        self._run = token_hex(8)  # tells this broker's claims from those of all others
+        self._run = token_hex(8)  # distinguishes this broker's claims from those of all others
         self._numbers = count(1)
 
-    def forget(self, now: float) -> None:
-        """Forget what nobody has settled whose lease has ended."""
-        self._leases.forget(now)
+    def drop_expired(self, now: float) -> None:
+        """Drop leases that have ended without a settlement."""
+        self._leases.drop_expired(now)
 
     def clear(self) -> None:
+        """Drop all leases, without releasing the jobs."""
         self._leases.clear()
 
     async def claim(self, queues: Sequence[str], most: int, lease: float) -> list[Claim]:
+        """Claim jobs, as `Broker.claim` does.
+
+        Jobs that are claimed are returned even if the connection is lost meanwhile.
+        """
         claims: list[Claim] = []
         try:
             for queue in queues:
@@ -58,10 +73,10 @@ class Claims:
 
     async def _claim(self, offers: Sequence[Offer], lease: float) -> list[Claim]:
         token = f"{self._run}-{next(self._numbers)}"
-        hints = {each.id: Stored(each.record, each.revision) for each in offers if each.record}
+        hints = {offer.id: Stored(offer.record, offer.revision) for offer in offers if offer.record}
         try:
             changed = await self._jobs.change(
-                [each.id for each in offers],
+                [offer.id for offer in offers],
                 lambda job, now: job.claim(token, now + lease, now),
                 hints=hints,
                 covered=True,
@@ -69,20 +84,23 @@ class Claims:
         except BaseException:
             self._ready.decline(offers)
             raise
-        unread = {id for id, each in changed.items() if each.unreadable}
-        self._ready.done(each for each in offers if each.id not in unread)
-        self._ready.decline((each for each in offers if each.id in unread), _LATER)
-        claimed = {each.id: changed[each.id] for each in offers if changed[each.id].value}
-        self._leases.add(token, claimed)
-        return [each.job.as_claim() for each in claimed.values() if each.job is not None]
+        unreadable = {id for id, change in changed.items() if change.unreadable}
+        self._ready.done(offer for offer in offers if offer.id not in unreadable)
+        self._ready.decline(
+            (offer for offer in offers if offer.id in unreadable), _UNREADABLE_DELAY
+        )
+        claimed = {offer.id: changed[offer.id] for offer in offers if changed[offer.id].value}
+        self._leases.add(claimed)
+        return [change.job.as_claim() for change in claimed.values() if change.job is not None]
 
     async def renew(self, claims: Sequence[Claim], lease: float) -> list[LeaseStatus]:
+        """Renew leases, as `Broker.renew` does."""
         tokens: defaultdict[str, set[str]] = defaultdict(set)
         for claim in claims:
             tokens[claim.message.id].add(claim.token)
 
         def renew(job: NatsJob, now: float) -> str:
-            """Return the token that is the right one, if it is among those."""
+            """Renew the lease, and return the token that holds it; empty if none of these does."""
             token = next(filter(job.is_held, tokens[job.message.id]), "")
             if token:
                 job.renew(token, now + lease)
@@ -90,20 +108,26 @@ class Claims:
 
         hints = self._leases.hints(tokens)
         changed = await self._jobs.change(tokens, renew, hints=hints, covered=True)
-        self._leases.keep(changed)
-        return [_hold(each, changed[each.message.id]) for each in claims]
+        self._leases.update(changed)
+        return [_status(claim, changed[claim.message.id]) for claim in claims]
 
     async def settle(self, settlements: Sequence[Settlement]) -> list[bool]:
+        """Settle jobs, as `Broker.settle` does."""
         accepted = [False] * len(settlements)
         left: list[tuple[int, Settlement]] = list(enumerate(settlements))
         while left:
-            some: dict[str, tuple[int, Settlement]] = {}
-            for place, each in reversed(left):
-                some[each.id] = place, each
-            left = [(place, each) for place, each in left if some[each.id][0] != place]
-            changed = await self._settle({id: each for id, (_, each) in some.items()})
-            for id, (place, _) in some.items():
-                accepted[place] = bool(changed[id].value)
+            # Settlements of the same job are applied in order: each round has the first of them.
+            batch: dict[str, tuple[int, Settlement]] = {}
+            for index, settlement in reversed(left):
+                batch[settlement.id] = index, settlement
+            left = [
+                (index, settlement)
+                for index, settlement in left
+                if batch[settlement.id][0] != index
+            ]
+            changed = await self._settle({id: settlement for id, (_, settlement) in batch.items()})
+            for id, (index, _) in batch.items():
+                accepted[index] = bool(changed[id].value)
         return accepted
 
     async def _settle(self, settlements: Mapping[str, Settlement]) -> dict[str, Changed]:
@@ -118,72 +142,88 @@ class Claims:
 
         hints = self._leases.hints(settlements)
         changed = await self._jobs.change(settlements, settle, hints=hints, covered=True)
-        self._leases.drop(id for id, each in changed.items() if each.value)
+        self._leases.drop(id for id, change in changed.items() if change.value)
         return changed
 
     async def save(self, id: str, token: str, result: bytes) -> bool:
+        """Store an intermediate result, as `Broker.save` does."""
+
+        most = await self._api.max_record()
+
         def save(job: NatsJob, now: float) -> bool:
-            return job.save(token, result)
+            if not job.save(token, result):
+                return False
+            self._api.check_size(encode(job), most)
+            return True
 
         changed = await self._jobs.change([id], save, hints=self._leases.hints([id]), covered=True)
-        self._leases.keep(changed)
+        self._leases.update(changed)
         return bool(changed[id].value)
 
 
-def _hold(claim: Claim, changed: Changed) -> LeaseStatus:
+def _status(claim: Claim, changed: Changed) -> LeaseStatus:
     if changed.job is None or changed.value != claim.token:
         return LeaseStatus.LOST
     return LeaseStatus.CANCELLED if changed.job.cancel_requested else LeaseStatus.HELD
 
 
 class _Lease(NamedTuple):
-    token: str
     stored: Stored
     ends: float
 
 
 class HeldLeases:
-    """What is known of the jobs that are claimed here, by their ids."""
+    """The latest records of the jobs that this broker has claimed, and the timers of their leases.
+
+    The records serve as hints, so a claimed job is usually settled without reading its record. A
+    timer's message may have the timers of many jobs; it is deleted when all of them are settled.
+
+    Args:
+        timers: The timers.
+    """
 
     def __init__(self, timers: TimerWheel) -> None:
         self._timers = timers
-        self._leases: dict[str, _Lease] = {}
-        self._covering: dict[int, set[str]] = {}  # of a timer's message the jobs it is there for
-        self._covered: dict[str, int] = {}
+        self._leases: dict[str, _Lease] = {}  # by job
+        self._covering: dict[int, set[str]] = {}  # by timer message, the jobs it is needed for
+        self._covered: dict[str, int] = {}  # by job, its timer message
 
-    def add(self, token: str, claimed: Mapping[str, Changed]) -> None:
-        self.keep(claimed)
-        for id, each in claimed.items():
+    def add(self, claimed: Mapping[str, Changed]) -> None:
+        """Add jobs that were just claimed."""
+        self.update(claimed)
+        for id, change in claimed.items():
             self._uncover(id)
-            if each.timer:
-                self._covering.setdefault(each.timer, set()).add(id)
-                self._covered[id] = each.timer
+            if change.timer:
+                self._covering.setdefault(change.timer, set()).add(id)
+                self._covered[id] = change.timer
 
-    def keep(self, changed: Mapping[str, Changed]) -> None:
-        """Take note of the latest records of jobs that are still held."""
-        for id, each in changed.items():
-            if each.job is not None and each.job.token and each.value:
-                ends = each.job.lease_ends
-                self._leases[id] = _Lease(each.job.token, each.stored, ends or inf)
+    def update(self, changed: Mapping[str, Changed]) -> None:
+        """Remember the latest records of jobs that are still held."""
+        for id, change in changed.items():
+            if change.job is not None and change.job.token and change.value:
+                ends = change.job.lease_ends
+                self._leases[id] = _Lease(change.stored, ends or inf)
 
     def hints(self, ids: Iterable[str]) -> dict[str, Stored]:
+        """Return the latest records that are remembered."""
         return {id: self._leases[id].stored for id in ids if id in self._leases}
 
     def drop(self, ids: Iterable[str]) -> None:
-        """Forget jobs that have been settled, and what looks after them."""
+        """Drop jobs that have been settled, and delete the timers of their leases."""
         for id in ids:
             self._leases.pop(id, None)
             self._uncover(id)
 
-    def forget(self, now: float) -> None:
-        """Forget those whose leases ended without anybody settling the job."""
-        for id, each in list(self._leases.items()):
-            if each.ends <= now:
+    def drop_expired(self, now: float) -> None:
+        """Drop jobs whose leases have ended; their timers are deleted when they are processed."""
+        for id, lease in list(self._leases.items()):
+            if lease.ends <= now:
                 del self._leases[id]
                 self._covering.get(self._covered.pop(id, 0), set()).discard(id)
         self._covering = {timer: ids for timer, ids in self._covering.items() if ids}
 
     def clear(self) -> None:
+        """Drop all jobs; their timers stay."""
         self._leases.clear()
         self._covering.clear()
         self._covered.clear()

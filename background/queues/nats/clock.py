@@ -1,4 +1,8 @@
-"""The server's clock, so that a wrong clock on one host starts no job early and steals none."""
+"""The server's clock.
+
+Leases and delays are measured on it. A wrong clock on one host can therefore neither start jobs
+early nor take jobs from other workers.
+"""
 
 from __future__ import annotations
 
@@ -6,30 +10,34 @@ from collections.abc import Awaitable, Callable
 
 import anyio
 
-#: Seconds after which the server's clock is read anew.
+#: Seconds after which `refresh` reads the server's clock again.
 _REFRESH = 60.0
 
 
 class ServerClock:
-    """Tells the server's time, by how far it was ahead of the event loop's when it was read."""
+    """An estimate of the server's time: the event loop's clock plus a measured offset.
+
+    Args:
+        read: Returns the server's time, in seconds since the epoch.
+    """
 
     def __init__(self, read: Callable[[], Awaitable[float]]) -> None:
         self._read = read
-        self._ahead = 0.0
+        self._ahead = 0.0  # seconds by which the server's clock is ahead of the event loop's
         self._read_at: float | None = None
 
     def now(self) -> float:
-        """Return seconds since the epoch."""
+        """Return the server's time, in seconds since the epoch."""
         return anyio.current_time() + self._ahead
 
     async def refresh(self) -> None:
-        """Read the server's clock, unless that was done a short time ago."""
+        """Read the server's clock, unless it was read recently."""
         if self._read_at is None or anyio.current_time() - self._read_at > _REFRESH:
             await self.read()
 
     async def read(self) -> None:
-        """Read the server's clock: it was so late somewhere between the question and the answer."""
+        """Read the server's clock, as if the server had read it halfway through the request."""
         before = anyio.current_time()
-        theirs = await self._read()
+        server_time = await self._read()
         after = anyio.current_time()
-        self._ahead, self._read_at = theirs - (before + after) / 2, after
+        self._ahead, self._read_at = server_time - (before + after) / 2, after

@@ -1,7 +1,7 @@
-"""Records of the NATS broker's jobs, as bytes.
+"""The encoding of job records.
 
-A record is a line of JSON, followed by bytes whose lengths are in that line: the body, the result,
-and the results of the jobs that it depends on.
+A record is a line of JSON, followed by binary values: the body, the result, and the results of the
+jobs that this job depends on. The line lists their sizes.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from .job import NatsJob
 
 _VERSION = 1
 
-#: Attributes that a record has only if they differ from these.
+#: Attributes that are omitted from a record if they have these values.
 _DEFAULTS: Mapping[str, Any] = {
     "attempt": 0,
     "crashes": 0,
@@ -34,11 +34,14 @@ _DEFAULTS: Mapping[str, Any] = {
 
 
 class UnreadableRecordError(BrokerUnavailableError):
-    """A record is from a newer version of the library, or damaged."""
+    """A record is damaged, or was written by a newer version of the library."""
 
 
 def encode(job: NatsJob) -> bytes:
-    """Return a job's record; equal jobs have equal records."""
+    """Return the record of a job.
+
+    Equal jobs have equal records, so records can be compared to find out whether a job has changed.
+    """
     message = job.message
     blobs = [message.body, job.result, *job.previous]
     fields: dict[str, Any] = {
@@ -69,6 +72,10 @@ def encode(job: NatsJob) -> bytes:
 def decode(record: bytes, revision: int) -> NatsJob:
     """Return the job of a record.
 
+    Args:
+        record: The record.
+        revision: Its revision.
+
     Raises:
         UnreadableRecordError: This version of the library can't read the record.
     """
@@ -77,7 +84,7 @@ def decode(record: bytes, revision: int) -> NatsJob:
         fields = json.loads(line)
         if fields["v"] != _VERSION:
             raise ValueError(f"version {fields['v']!r}")
-        return _job(fields, _cut(rest, fields["sizes"]), revision)
+        return _job(fields, _split(rest, fields["sizes"]), revision)
     except (KeyError, TypeError, ValueError) as error:
         raise UnreadableRecordError(
             f"the job's record at revision {revision} can't be read by this version of the "
@@ -110,7 +117,7 @@ def _job(fields: dict[str, Any], blobs: list[bytes | None], revision: int) -> Na
     return job
 
 
-def _cut(rest: bytes, sizes: Sequence[int | None]) -> list[bytes | None]:
+def _split(rest: bytes, sizes: Sequence[int | None]) -> list[bytes | None]:
     blobs: list[bytes | None] = []
     start = 0
     for size in sizes:

@@ -1,7 +1,7 @@
-"""The NATS broker's connection, made anew as often as it takes.
+"""The connection of the NATS broker.
 
-nats-py reconnects; once it has given up for good, which it does when it is refused, whoever next
-needs a connection begins anew.
+nats-py reconnects after a connection is lost, but it closes its client for good if the server
+refuses it. The next call then makes a new client.
 """
 
 from __future__ import annotations
@@ -21,20 +21,26 @@ from nats.errors import Error as ClientError
 from ..._support.log import log
 from .._errors import BrokerUnavailableError
 
-#: Seconds until a call fails that nobody answers, and one that finds no connection.
+#: Seconds within which a call must find a connection, and a request must be answered.
 PATIENCE = 5.0
-#: Seconds between signs of life; after two without an answer, a connection is taken to be dead.
+#: Seconds between pings; the connection is considered lost after two without an answer.
 PING_INTERVAL = 5.0
-_RECONNECT_WAIT = 0.25  # seconds between two tries
-_CLOSING = 1.0  # seconds that a server gets to take note of a goodbye
-_ERRORS = 16  # that are remembered at most
+_RECONNECT_WAIT = 0.25  # seconds between two attempts to connect
+_CLOSE_TIMEOUT = 1.0  # seconds that closing a client may take
+_MAX_ERRORS = 16  # the most errors of nats-py that are stored
 
 
 class NatsConnection:
     """A connection, for one event loop of one process.
 
-    Every new client is first handed to `prepare`; when the connection was lost, or is closed,
-    `lost` is called.
+    Args:
+        url: One or more URLs of servers, separated by commas.
+        tls: The TLS context; by default that of nats-py.
+        prepare: Called with every new client before it is used.
+        lost: Called when the connection is lost, and when it is closed.
+
+    Raises:
+        ValueError: The URL is not valid.
     """
 
     def __init__(
@@ -44,8 +50,8 @@ class NatsConnection:
         prepare: Callable[[Client], Awaitable[None]],
         lost: Callable[[], None],
     ) -> None:
-        self._servers = [each.strip() for each in url.split(",")]
-        self.shown = ",".join(_show(each) for each in self._servers)  # without secrets
+        self._servers = [server.strip() for server in url.split(",")]
+        self.shown = ",".join(_without_secrets(server) for server in self._servers)
         self.patience = PATIENCE
         self._tls = tls
         self._prepare = prepare
@@ -54,20 +60,25 @@ class NatsConnection:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._process = 0
         self._errors: list[Exception] = []
-        self._ending: set[asyncio.Task[None]] = set()
+        self._closing: set[asyncio.Task[None]] = set()
 
     @property
     def is_open(self) -> bool:
+        """Whether `open` was called, and `close` was not; the connection may be lost."""
         return self._loop is not None
 
     @property
     def current(self) -> Client | None:
-        """The client, if it has a connection at this moment."""
+        """The client, if it is connected at this moment."""
         client = self._client
         return client if client is not None and client.is_connected else None
 
     async def open(self) -> None:
-        """Connect. Raises `BrokerUnavailableError`."""
+        """Connect.
+
+        Raises:
+            BrokerUnavailableError: No server can be reached.
+        """
         self._loop, self._process = asyncio.get_running_loop(), os.getpid()
         self._connecting, self._changed = asyncio.Lock(), asyncio.Event()
         try:
@@ -77,32 +88,40 @@ class NatsConnection:
             raise
 
     async def close(self) -> None:
-        """Disconnect; what was inherited by a fork is only let go."""
+        """Disconnect.
+
+        In a forked child this only drops the client, because the parent still uses its socket.
+        """
         client, self._client = self._client, None
         inherited = self._loop is not None and self._process != os.getpid()
         self._loop = None
         self._lost()
         if inherited:
-            self._ending.clear()
+            self._closing.clear()
             return
         if client is not None:
-            self._end(client)
-        if self._ending:
-            await asyncio.wait(self._ending)
+            self._close_soon(client)
+        if self._closing:
+            await asyncio.wait(self._closing)
 
     def check(self) -> None:
-        """Raise `BrokerUnavailableError` unless it is open, and here."""
+        """Raise `BrokerUnavailableError` unless it is open in this process and event loop."""
         if self._loop is None:
             raise BrokerUnavailableError(f"{self.shown} is not open")
         if self._process != os.getpid():
             raise BrokerUnavailableError(
-                f"{self.shown} was opened by another process, before a fork; make a broker here"
+                f"{self.shown} was opened by another process, before a fork; open a broker in each "
+                f"process"
             )
         if self._loop is not asyncio.get_running_loop():
             raise BrokerUnavailableError(f"{self.shown} was opened in another event loop")
 
     async def connected(self) -> Client:
-        """Return a client that has a connection, waiting a moment for it."""
+        """Return a connected client; wait up to `patience` seconds for the connection.
+
+        Raises:
+            BrokerUnavailableError: There is no connection.
+        """
         self.check()
         if (current := self.current) is not None:
             return current
@@ -110,42 +129,44 @@ class NatsConnection:
             async with asyncio.timeout(self.patience):
                 while True:
                     self._changed.clear()
-                    client = await self._living()
+                    client = await self._usable_client()
                     if client.is_connected:
                         return client
                     await self._changed.wait()
                     self.check()
         except TimeoutError:
             error = self._errors[-1] if self._errors else TimeoutError("no connection")
-            raise self.failed(error) from None
+            raise self.unavailable(error) from None
 
-    def failed(self, error: Exception) -> BrokerUnavailableError:
+    def unavailable(self, error: Exception) -> BrokerUnavailableError:
+        """Return the error to raise for an error of nats-py or of the system."""
         return BrokerUnavailableError(f"{self.shown}: {str(error) or type(error).__name__}")
 
-    async def _living(self) -> Client:
-        """Return a client that has a connection, or tries to have one again."""
+    async def _usable_client(self) -> Client:
+        """Return a client that is connected or reconnecting; make one if there is none."""
         async with self._connecting:
             if self._client is None or self._client.is_closed:
                 client = await self._connect()
                 try:
                     self.check()  # it may have been closed meanwhile
                 except BrokerUnavailableError:
-                    self._end(client)
+                    self._close_soon(client)
                     raise
                 self._client = client
             return self._client
 
     async def _connect(self) -> Client:
+        """Connect a new client, and try each server once."""
         client: Any = Client()
         self._errors.clear()
 
-        async def failed(error: Exception) -> None:
+        async def on_error(error: Exception) -> None:
             self._errors.append(error)
-            del self._errors[:-_ERRORS]
+            del self._errors[:-_MAX_ERRORS]
             if client is not self._client and len(self._errors) >= len(self._servers):
-                raise _NoServerError  # or it would go on trying
+                raise _NoServerError  # otherwise nats-py would try for ever
 
-        async def lost() -> None:
+        async def on_lost() -> None:
             if client is self._client:
                 self._disconnected()
 
@@ -154,10 +175,10 @@ class NatsConnection:
                 list(self._servers),
                 name="background",
                 tls=self._tls,
-                error_cb=failed,
-                disconnected_cb=lost,
+                error_cb=on_error,
+                disconnected_cb=on_lost,
                 reconnected_cb=self._reconnected,
-                closed_cb=lost,
+                closed_cb=on_lost,
                 max_reconnect_attempts=-1,
                 reconnect_time_wait=_RECONNECT_WAIT,
                 connect_timeout=PATIENCE,
@@ -166,49 +187,53 @@ class NatsConnection:
             )
             await self._prepare(client)
         except (_NoServerError, ClientError, OSError) as error:
-            self._end(client)
-            known = self._errors[-1] if self._errors else error
-            raise self.failed(known) from None
+            self._close_soon(client)
+            cause = self._errors[-1] if self._errors else error
+            raise self.unavailable(cause) from None
         except BaseException:
-            self._end(client)
+            self._close_soon(client)
             raise
         return cast(Client, client)
 
     def _disconnected(self) -> None:
         self._lost()
         self._changed.set()
-        log(logging.WARNING, "%s: the connection was lost", self.shown)
+        log(logging.WARNING, "%s: connection lost", self.shown)
 
     async def _reconnected(self) -> None:
         self._errors.clear()
         self._changed.set()
-        log(logging.INFO, "%s: connected again", self.shown)
+        log(logging.INFO, "%s: reconnected", self.shown)
 
-    def _end(self, client: Client) -> None:
-        """Close a client, whoever is cancelled meanwhile."""
+    def _close_soon(self, client: Client) -> None:
+        """Close a client in a task, which the caller's cancellation does not interrupt."""
         task = asyncio.get_running_loop().create_task(_close(client))
-        self._ending.add(task)
-        task.add_done_callback(self._ending.discard)
+        self._closing.add(task)
+        task.add_done_callback(self._closing.discard)
 
 
 class _NoServerError(Exception):
-    """There is no server left to try."""
+    """All servers have been tried."""
 
 
 async def _close(client: Client) -> None:
     with suppress(Exception):
-        async with asyncio.timeout(_CLOSING):
+        async with asyncio.timeout(_CLOSE_TIMEOUT):
             await client.close()
 
 
-def _show(url: str) -> str:
-    """Return a URL without what is secret. Raises `ValueError`, which does not show it either."""
+def _without_secrets(url: str) -> str:
+    """Return a URL without user, password and token.
+
+    Raises:
+        ValueError: The URL is not valid. The message does not quote it, as it may have a password.
+    """
     try:
         parts = urlsplit(url)
         host, port = parts.hostname, parts.port
     except ValueError:
         parts, host, port = urlsplit(""), None, None
     if parts.scheme not in ("nats", "tls") or not host:
-        raise ValueError("url must be like nats://user:password@host:4222, or begin with tls://")
+        raise ValueError("url must be like nats://user:password@host:4222, or tls://host:4222")
     shown = f"[{host}]" if ":" in host else host
     return f"{parts.scheme}://{shown}:{port or 4222}"

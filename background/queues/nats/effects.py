@@ -1,9 +1,12 @@
-"""What follows from a change of a job's record, and how it is done if somebody has died of it.
+"""The effects of changes of records, and their repair after a crash.
 
-A record is changed first, and the rest is done after it: those are told who need the job, the queue
-is told that it is ready, and when to look at it again. All of that can be done twice without harm.
-If a process dies before it is done, a timer that was set before the change makes another one look
-at the job, and do what may not have been done.
+A record is changed first; its effects follow in other messages. A job that becomes ready gets a
+hint. A job that ends is handled in the jobs that depend on it, loses its hint, and is deleted after
+its retention. All effects can be applied twice without harm.
+
+A crash may come between a change and its effects. Before the change, a cover is set: a timer that
+makes another process check the job and apply its effects again. The cover is deleted when all
+effects are applied.
 """
 
 from __future__ import annotations
@@ -18,20 +21,30 @@ from .clock import ServerClock
 from .codec import UnreadableRecordError, encode
 from .jetstream import JetStream
 from .job import NatsJob
-from .layout import EVERY, EVERY_AGAIN, Layout
+from .layout import ALL_JOBS, ALL_JOBS_AGAIN, Layout
 from .ready_queue import ReadyQueue
 from .records import Change, Changed, Records, Stored, timer_of
 from .timer_wheel import COVER, JobTimer, TimerWheel
 
-#: Seconds until changes are at their ends that were under way when streams were made again.
-_SETTLED = 60.0
-_LATER = 10.0  # seconds until a record is read again that is of a newer version
-_EACH = 0.002  # seconds that it may take to store a job, of many
-_SOME = Message(id="", handler=None, queue="", body=b"", retention=0, dead_retention=0)
+#: Seconds after which calls that were under way when streams were created again have finished.
+_CALLS_FINISHED = 60.0
+_UNREADABLE_DELAY = 10.0  # seconds until a record that can't be read here is checked again
+_TIME_PER_JOB = 0.002  # seconds that storing one of many jobs may take
+#: Stands for a job whose record can't be read here.
+_UNREADABLE = Message(id="", handler=None, queue="", body=b"", retention=0, dead_retention=0)
 
 
 class Effects:
-    """Changes of jobs, and all that follows from them."""
+    """Changes jobs, and applies the effects.
+
+    Args:
+        api: JetStream.
+        layout: The subjects of notifications.
+        clock: The server's clock.
+        timers: The timers.
+        ready: The hints about ready jobs.
+        records: The records.
+    """
 
     def __init__(
         self,
@@ -50,15 +63,22 @@ class Effects:
         self._records = records
 
     async def create(self, jobs: Mapping[str, NatsJob]) -> dict[str, Changed]:
-        """Store new jobs; return those whose ids were new."""
+        """Store new jobs, and apply the effects.
+
+        Args:
+            jobs: The jobs by id. Those that depend on each other have their `dependants`.
+
+        Returns:
+            By id the jobs that were not stored already.
+        """
         now = self._clock.now()
-        patience = COVER + len(jobs) * _EACH
+        patience = COVER + len(jobs) * _TIME_PER_JOB
         covers = await self._timers.add(JobTimer(now + patience, id) for id in jobs)
-        changing = [timer_of(each, now) for each in jobs.values()]
+        changing = [timer_of(job, now) for job in jobs.values()]
         await self._timers.add(timer for timer in changing if timer.at < inf)
         created: dict[str, Changed] = {}
         blocked: dict[str, NatsJob] = {}
-        left = dict.fromkeys(jobs, 0)
+        left = dict.fromkeys(jobs, 0)  # the revisions to replace
         while left:
             written = await self._records.write([(id, encode(jobs[id]), left[id]) for id in left])
             for id, stored in written.items():
@@ -67,29 +87,32 @@ class Effects:
             refused = [id for id, stored in written.items() if stored is None]
             left = {}
             for id, found in zip(refused, await self._records.load(refused), strict=True):
-                known = self._look(found, now)
-                if known is None:
+                existing = self._existing(found, now)
+                if existing is None:  # deleted, or past its retention
                     left[id] = found.revision
-                elif known.unmet:
-                    blocked[id] = known
-        # Some that were known may be there of a call that died before it came to this.
+                elif existing.unmet:
+                    blocked[id] = existing
+        # A job that existed may be from an earlier call that crashed before it registered the job.
         unmet = {id: _unmet(job) for id, job in blocked.items()}
-        # And some that are new may have ended already, if storing all of them took that long.
+        # A new job is registered already in the records that were stored with it. But if that took
+        # too long, the jobs it depends on may have ended before its own record was stored.
         late = self._clock.now() > now + patience / 2
         for id in created:
             depends_on = jobs[id].message.depends_on
-            unmet[id] = [each for each in depends_on if late or each not in created]
-        await self._link(unmet)
-        await self.follow(created)
+            unmet[id] = [
+                dependency for dependency in depends_on if late or dependency not in created
+            ]
+        await self._register(unmet)
+        await self.apply(created)
         self._timers.remove(set(covers.values()))
         return created
 
-    def _look(self, stored: Stored, now: float) -> NatsJob | None:
-        """Return a job that is known, and of one that can't be read at least that there is one."""
+    def _existing(self, stored: Stored, now: float) -> NatsJob | None:
+        """Return the job of a record, or a placeholder if the record can't be read."""
         try:
-            return self._records.known(stored, now)
+            return self._records.job_of(stored, now)
         except UnreadableRecordError:
-            return NatsJob(_SOME, now)
+            return NatsJob(_UNREADABLE, now)
 
     async def change(
         self,
@@ -99,77 +122,103 @@ class Effects:
         hints: Mapping[str, Stored] | None = None,
         covered: bool = False,
     ) -> dict[str, Changed]:
-        """Change jobs, and see to what follows; of one that is not known there is no job.
+        """Change jobs, and apply the effects.
 
-        `hints` are what their records may be. Who says that it is `covered` sees to it that
-        somebody looks at the jobs again if this call does not come to its end.
+        Args:
+            ids: The ids of the jobs.
+            change: Changes a job; may be called repeatedly.
+            hints: Records that are probably the latest, by id.
+            covered: Whether the jobs are checked anyway if this call does not finish. Otherwise
+                covers are set.
+
+        Returns:
+            By id the changed jobs; without a job where none is stored.
         """
         covers: dict[str, int] = {}
         if not covered:
             at = self._clock.now() + COVER
             covers = await self._timers.add(JobTimer(at, id) for id in ids)
         changed = await self._records.change(ids, change, hints or {})
-        await self.follow(changed)
+        await self.apply(changed)
         self._timers.remove(set(covers.values()))
         return changed
 
-    async def follow(self, changed: Mapping[str, Changed]) -> None:
-        """Do what follows from changes."""
-        new = [each for each in changed.values() if each.is_ready and each.before is None]
-        again = [each for each in changed.values() if each.is_ready and each.before is not None]
-        await self._ready.put(_records(new), again=False)
-        await self._ready.put(_records(again), again=True)
-        await self._end([each for each in changed.values() if each.has_ended])
+    async def apply(self, changed: Mapping[str, Changed]) -> None:
+        """Apply the effects of changes."""
+        ready = [change for change in changed.values() if change.is_ready]
+        new = [change for change in ready if change.before is None]
+        again = [change for change in ready if change.before is not None]
+        await self._ready.put(_by_age(new), again=False)
+        await self._ready.put(_by_age(again), again=True)
+        await self._apply_ends([change for change in changed.values() if change.has_ended])
 
-    async def _end(self, ended: Sequence[Changed], *, repair: bool = False) -> None:
-        """Tell those who need jobs that these have ended, and those who need them, and so on.
+    async def _apply_ends(self, ended: Sequence[Changed], *, repair: bool = False) -> None:
+        """Apply the effects of jobs that ended, then of the jobs that ended because of them.
 
-        To `repair`, they are told again, with whoever has ended by that.
+        Args:
+            ended: The jobs that ended.
+            repair: Whether dependent jobs that were ready or had ended already are handled as if
+                they had become so just now.
         """
         finished: list[Changed] = []
-        telling = list(ended)
-        while telling:
-            finished += telling
-            told = await self._tell(telling)
+        batch = list(ended)
+        while batch:
+            finished += batch
+            dependants = await self._update_dependants(batch)
             ready = [
-                each
-                for each in told.values()
-                if each.is_ready or (repair and each.job and each.job.state is JobState.READY)
+                change
+                for change in dependants.values()
+                if change.is_ready or (repair and change.job and change.job.state is JobState.READY)
             ]
-            await self._ready.put(_records(ready), again=True)
-            telling = [
-                each
-                for each in told.values()
-                if each.has_ended or (repair and each.job and each.job.state in FINAL)
+            await self._ready.put(_by_age(ready), again=True)
+            batch = [
+                change
+                for change in dependants.values()
+                if change.has_ended or (repair and change.job and change.job.state in FINAL)
             ]
-        await self._ready.drop([each.sure for each in finished if each.was_ready])
+        await self._ready.drop([change.existing_job for change in finished if change.was_ready])
         await self._delete_later(finished)
-        for each in finished:
-            self._api.link.post(self._layout.ended(each.sure.message.id))
+        for change in finished:
+            self._api.link.post(self._layout.ended(change.existing_job.message.id))
 
-    async def _tell(self, ended: Sequence[Changed]) -> dict[str, Changed]:
+    async def _update_dependants(self, ended: Sequence[Changed]) -> dict[str, Changed]:
+        """Handle the ends of jobs in all jobs that are registered with them."""
         by_dependant: defaultdict[str, dict[str, NatsJob | None]] = defaultdict(dict)
-        for each in ended:
-            for id in each.sure.dependants:
-                by_dependant[id][each.sure.message.id] = each.job
+        for change in ended:
+            for id in change.existing_job.dependants:
+                by_dependant[id][change.existing_job.message.id] = change.job
         return await self._handle_ends(by_dependant)
 
     async def _handle_ends(
         self, ended: Mapping[str, Mapping[str, NatsJob | None]]
     ) -> dict[str, Changed]:
-        """Handle the ends of jobs in the jobs that depend on them."""
+        """Handle the ends of jobs in the jobs that depend on them.
+
+        Args:
+            ended: By the id of a dependent job and the id of the job that ended, the job that
+                ended; `None` if it is not stored.
+
+        Returns:
+            By id the dependent jobs.
+        """
         most = await self._api.max_record() if ended else 0
 
         def handle_ends(job: NatsJob, now: float) -> None:
             for id, dependency in ended[job.message.id].items():
                 job.dependency_ended(id, dependency, now)
             if len(encode(job)) > most:
-                job.outgrow("the results that it depends on are too large for its record", now)
+                job.outgrow(
+                    "the results of the jobs that it depends on are too large for its record", now
+                )
 
         return await self._records.change(ended, handle_ends, {})
 
-    async def _link(self, unmet: Mapping[str, Sequence[str]]) -> None:
-        """Register jobs with those that they depend on, which may have ended already."""
+    async def _register(self, unmet: Mapping[str, Sequence[str]]) -> None:
+        """Register jobs with the jobs that they depend on, and handle those that have ended.
+
+        Args:
+            unmet: By the id of a dependent job, the ids of the jobs that it depends on.
+        """
         dependants: defaultdict[str, list[str]] = defaultdict(list)
         for id, depends_on in unmet.items():
             for dependency in depends_on:
@@ -181,67 +230,72 @@ class Effects:
                     id for id in dependants[job.message.id] if id not in job.dependants
                 ]
 
-        found = await self._records.change(dependants, add, {})
-        await self.follow(found)
+        dependencies = await self._records.change(dependants, add, {})
+        await self.apply(dependencies)
         by_dependant: defaultdict[str, dict[str, NatsJob | None]] = defaultdict(dict)
-        for dependency, each in found.items():
-            if each.job is None or each.job.state in FINAL:
+        for dependency, change in dependencies.items():
+            if change.job is None or change.job.state in FINAL:
                 for id in dependants[dependency]:
-                    by_dependant[id][dependency] = each.job
-        await self.follow(await self._handle_ends(by_dependant))
+                    by_dependant[id][dependency] = change.job
+        await self.apply(await self._handle_ends(by_dependant))
 
     async def _delete_later(self, finished: Sequence[Changed]) -> None:
+        """Delete jobs without retention, and set timers for the deletion of the others."""
         now = self._clock.now()
-        over: list[int] = []
-        kept: list[JobTimer] = []
-        for each in finished:
-            if each.sure.delete_at <= now:
-                over.append(each.stored.revision)
+        revisions: list[int] = []
+        timers: list[JobTimer] = []
+        for change in finished:
+            job = change.existing_job
+            if job.delete_at <= now:
+                revisions.append(change.stored.revision)
             else:
-                id = each.sure.message.id
-                kept.append(JobTimer(each.sure.delete_at, id, each.stored.revision))
-        await self._timers.add(kept)
-        await self._records.delete(over)
+                timers.append(JobTimer(job.delete_at, job.message.id, change.stored.revision))
+        await self._timers.add(timers)
+        await self._records.delete(revisions)
 
-    async def look_after(self, ids: Iterable[str]) -> Counter[str]:
-        """Do what time has done to jobs, and what others may have begun and not finished.
+    async def check(self, ids: Iterable[str]) -> Counter[str]:
+        """Make the transitions that time demands, and apply effects that a crash may have left out.
 
-        Returns how often time has done what.
+        Args:
+            ids: The ids of jobs whose timers were due, or `ALL_JOBS`, or `ALL_JOBS_AGAIN`.
+
+        Returns:
+            The number of jobs by transition.
         """
-        known = dict.fromkeys(ids)
-        if signs := known.keys() & {EVERY, EVERY_AGAIN}:
-            await self._look_at_all(again=EVERY in signs)
-            known = {id: None for id in known if id not in signs}
-        changed = await self._records.change(known, lambda job, now: None, {}, over=True)
-        await self.follow(changed)
-        by_time = Counter(each.by_time for each in changed.values() if each.by_time)
-        await self._repair([each for each in changed.values() if not each.by_time])
+        left = dict.fromkeys(ids)
+        if signs := left.keys() & {ALL_JOBS, ALL_JOBS_AGAIN}:
+            await self._check_all_soon(again=ALL_JOBS in signs)
+            left = {id: None for id in left if id not in signs}
+        changed = await self._records.change(left, lambda job, now: None, {}, past_retention=True)
+        await self.apply(changed)
+        by_time = Counter(change.by_time for change in changed.values() if change.by_time)
+        await self._repair([change for change in changed.values() if not change.by_time])
         now = self._clock.now()
-        changing = [timer_of(each.job, now) for each in changed.values() if each.job]
-        later = now + _LATER
-        changing += [JobTimer(later, id) for id, each in changed.items() if each.unreadable]
+        changing = [timer_of(change.job, now) for change in changed.values() if change.job]
+        later = now + _UNREADABLE_DELAY
+        changing += [JobTimer(later, id) for id, change in changed.items() if change.unreadable]
         await self._timers.add([timer for timer in changing if timer.at < inf])
         return by_time
 
-    async def _look_at_all(self, *, again: bool) -> None:
-        """Have all jobs looked at soon, as what else was known of them may be gone."""
+    async def _check_all_soon(self, *, again: bool) -> None:
+        """Set timers to check all jobs, because their hints or timers may be lost."""
         now = self._clock.now()
         await self._timers.add(JobTimer(now, id) for id in await self._records.ids())
         if again:
-            await self._timers.add([JobTimer(now + _SETTLED, EVERY_AGAIN)])
+            await self._timers.add([JobTimer(now + _CALLS_FINISHED, ALL_JOBS_AGAIN)])
 
     async def _repair(self, changed: Iterable[Changed]) -> None:
-        """Do once more what follows from the states that jobs are in."""
+        """Apply the effects of the states that jobs are in."""
         by_state: defaultdict[JobState, list[tuple[NatsJob, Changed]]] = defaultdict(list)
-        for each in changed:
-            if each.job is not None:
-                by_state[each.job.state].append((each.job, each))
-        ready = [each for _, each in by_state[JobState.READY]]
-        await self._ready.put(_records(ready), again=True)
+        for change in changed:
+            if change.job is not None:
+                by_state[change.job.state].append((change.job, change))
+        ready = [change for _, change in by_state[JobState.READY]]
+        await self._ready.put(_by_age(ready), again=True)
         blocked = [job for job, _ in by_state[JobState.SCHEDULED] if job.unmet]
-        await self._link({job.message.id: _unmet(job) for job in blocked})
-        ended = [each for state in FINAL for _, each in by_state[state]]
-        await self._end(ended, repair=True)
+        await self._register({job.message.id: _unmet(job) for job in blocked})
+        ended = [change for state in FINAL for _, change in by_state[state]]
+        await self._apply_ends(ended, repair=True)
 
 
 def _unmet(job: NatsJob) -> list[str]:
@@ -249,7 +303,9 @@ def _unmet(job: NatsJob) -> list[str]:
     return [job.message.depends_on[place] for place in job.unmet]
 
 
-def _records(changed: Iterable[Changed]) -> list[tuple[NatsJob, bytes, int]]:
-    """Return jobs with their records, the oldest first."""
-    found = [(each.sure, each.stored.record, each.stored.revision) for each in changed]
-    return sorted(found, key=lambda each: each[0].number or each[2])
+def _by_age(changed: Iterable[Changed]) -> list[tuple[NatsJob, bytes, int]]:
+    """Return jobs with their records and revisions, oldest first."""
+    jobs = [
+        (change.existing_job, change.stored.record, change.stored.revision) for change in changed
+    ]
+    return sorted(jobs, key=lambda entry: entry[0].number or entry[2])

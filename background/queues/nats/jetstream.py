@@ -1,4 +1,9 @@
-"""What the NATS broker asks of JetStream, by the names of its API."""
+"""JetStream's API, as far as the NATS broker uses it.
+
+Subjects, JSON fields and status codes are those of
+https://docs.nats.io/reference/reference-protocols/nats_api_reference; error codes are those of
+`server/errors.json` in the server's repository.
+"""
 
 from __future__ import annotations
 
@@ -15,16 +20,24 @@ from .requests import Request, Requests
 from .streams import Streams
 
 _NOT_FOUND = 404
-_WRONG_LAST = (10071, 10164)  # somebody has written meanwhile
-_NO_SEQUENCE = (10043, 10037, 10057)
+_WRONG_LAST = (10071, 10164)  # the latest message is not the expected one
+_NO_SEQUENCE = (10043, 10037, 10057)  # there is no message of this sequence
 
-_HEADERS = 256  # bytes that are left to the headers of a message
+_HEADERS = 256  # bytes of a message that are reserved for its headers
+_GROWTH = 1024  # bytes of a record that are reserved for claims, timers and dependent jobs
 
 _EXPECT = "Nats-Expected-Last-Subject-Sequence"
 
 
 class JetStream:
-    """JetStream's API, over a link. All of it raises `BrokerUnavailableError`."""
+    """Requests to JetStream; methods named `post…` do not wait for an answer.
+
+    The other methods raise `BrokerUnavailableError` if there is no answer, or an unexpected error.
+
+    Args:
+        link: Sends the requests.
+        streams: Repeats requests whose stream had to be created.
+    """
 
     def __init__(self, link: Requests, streams: Streams) -> None:
         self.link = link
@@ -39,7 +52,7 @@ class JetStream:
         return self._streams.check(answer)
 
     async def ensure_consumer(self, stream: str, name: str, settings: dict[str, Any]) -> None:
-        """Make a consumer unless it is there, with these settings."""
+        """Create a durable consumer, unless there is one with these settings."""
         found = await self._ask(f"CONSUMER.INFO.{stream}.{name}")
         if found.get("error", {}).get("code") == _NOT_FOUND:
             found = await self._ask(
@@ -48,7 +61,11 @@ class JetStream:
         self._streams.compare(f"consumer {name} of stream {stream}", settings, found)
 
     async def pending(self, stream: str, name: str) -> tuple[int, int] | None:
-        """Return how many messages a consumer has, and how many of these are handed out."""
+        """Return the numbers of a consumer's undelivered and of its unacknowledged messages.
+
+        Returns:
+            Both numbers, or `None` if there is no such consumer.
+        """
         found = await self._ask(f"CONSUMER.INFO.{stream}.{name}")
         if found.get("error", {}).get("code") == _NOT_FOUND:
             return None
@@ -58,9 +75,16 @@ class JetStream:
     async def fetch(
         self, stream: str, name: str, most: int, patience: float = 0.0
     ) -> list[Msg] | None:
-        """Take up to so many messages that are there; `None` if there is no such consumer.
+        """Fetch messages from a pull consumer.
 
-        If there are none, it waits for so many seconds.
+        Args:
+            stream: The consumer's stream.
+            name: The consumer.
+            most: The most messages to fetch.
+            patience: Seconds to wait for a message if there is none.
+
+        Returns:
+            The messages, or `None` if there is no such consumer.
         """
         expires = int(patience * 1e9)
         body = json.dumps({"batch": most, "no_wait": True, "expires": expires}).encode()
@@ -68,7 +92,11 @@ class JetStream:
         return await self.link.fetch(f"{stream}.{name}", request, most)
 
     async def read_all(self, stream: str) -> tuple[str, int]:
-        """Make a consumer of all that is in a stream, for a short time; return its size too."""
+        """Create a temporary consumer of all messages of a stream.
+
+        Returns:
+            The consumer's name, and the number of its messages.
+        """
         settings = {
             "ack_policy": "none",
             "deliver_policy": "all",
@@ -81,15 +109,16 @@ class JetStream:
         return self._check(answer)["name"], answer["num_pending"]
 
     def post_delete_consumer(self, stream: str, name: str) -> None:
+        """Delete a consumer, unless the connection is lost."""
         self.link.post(f"$JS.API.CONSUMER.DELETE.{stream}.{name}")
 
     async def subjects(self, stream: str, pattern: str) -> list[str]:
-        """Return the subjects of which a stream has messages."""
+        """Return the subjects that have messages in a stream and match a pattern."""
         answer = self._check(await self._ask(f"STREAM.INFO.{stream}", subjects_filter=pattern))
         return list(answer["state"].get("subjects") or ())
 
     async def get_next(self, stream: str, subject: str, sequence: int) -> dict[str, Any] | None:
-        """Return a subject's first message from a sequence on."""
+        """Return the first message of a subject that has this sequence or a later one."""
         answer = await self._ask(f"STREAM.MSG.GET.{stream}", seq=sequence, next_by_subj=subject)
         return self._message(answer)
 
@@ -104,7 +133,7 @@ class JetStream:
                 for subject in subjects
             ]
         )
-        return [self._message(each) for each in answers]
+        return [self._message(answer) for answer in answers]
 
     def _message(self, answer: dict[str, Any]) -> dict[str, Any] | None:
         if answer.get("error", {}).get("code") == _NOT_FOUND:
@@ -113,71 +142,88 @@ class JetStream:
         return message
 
     async def publish_all(self, requests: Sequence[Request]) -> list[int]:
-        """Store messages; return their sequences."""
-        return [self._check(each)["seq"] for each in await self._streams.call(requests)]
+        """Store messages, and return their sequences."""
+        return [self._check(answer)["seq"] for answer in await self._streams.call(requests)]
 
     async def max_record(self) -> int:
-        """Return how many bytes a record may have."""
-        return await self.link.max_payload() - _HEADERS
+        """Return the most bytes that a record can have when a job or a result is stored in it."""
+        return await self.link.max_payload() - _HEADERS - _GROWTH
+
+    def check_size(self, record: bytes, most: int) -> None:
+        """Refuse a record that is larger than `most` bytes.
+
+        Raises:
+            PayloadTooLargeError: It is larger.
+        """
+        if len(record) > most:
+            raise PayloadTooLargeError(
+                f"a job's record, which holds its arguments and its result, has {len(record):,} "
+                f"bytes; {self.link.shown} accepts at most {most:,} (its setting max_payload)"
+            )
 
     async def replace(self, records: Sequence[tuple[str, bytes, int]]) -> list[int | None]:
-        """Store records in place of others, by subject and the sequence that is to be replaced.
+        """Store records by compare-and-set.
 
-        Returns the new sequences, `None` where another one is the latest.
+        Args:
+            records: Subjects, records, and the sequence that the latest message of the subject must
+                have; 0 if the subject must have none.
+
+        Returns:
+            For each record its sequence, or `None` if the subject had another latest message.
+
+        Raises:
+            PayloadTooLargeError: A record exceeds the server's limit; none was stored.
         """
         most = await self.max_record()
-        for _, record, _ in records:
-            if len(record) > most:
-                raise PayloadTooLargeError(
-                    f"a job's record, which holds its arguments and its result, has {len(record):,}"
-                    f" bytes; {self.link.shown} takes {most:,} (see max_payload in its settings)"
-                )
+        for _, record, last in records:
+            self.check_size(record, most + _GROWTH if last else most)
         answers = await self._streams.call(
             [Request(subject, record, {_EXPECT: str(last)}) for subject, record, last in records]
         )
-        found: list[int | None] = []
-        for each in answers:
-            if each.get("error", {}).get("err_code") in _WRONG_LAST:
-                found.append(None)
+        sequences: list[int | None] = []
+        for answer in answers:
+            if answer.get("error", {}).get("err_code") in _WRONG_LAST:
+                sequences.append(None)
             else:
-                found.append(self._check(each)["seq"])
-        return found
+                sequences.append(self._check(answer)["seq"])
+        return sequences
 
     async def delete_all(self, stream: str, sequences: Sequence[int]) -> list[bool]:
-        """Delete messages; `False` for those that are not there."""
-        answers = await self._streams.call([_deletion(stream, each) for each in sequences])
-        found: list[bool] = []
-        for each in answers:
-            if each.get("error", {}).get("err_code") in _NO_SEQUENCE:
-                found.append(False)
+        """Delete messages, and return for each whether it was there."""
+        answers = await self._streams.call([_deletion(stream, sequence) for sequence in sequences])
+        deleted: list[bool] = []
+        for answer in answers:
+            if answer.get("error", {}).get("err_code") in _NO_SEQUENCE:
+                deleted.append(False)
             else:
-                found.append(bool(self._check(each)["success"]))
-        return found
+                deleted.append(bool(self._check(answer)["success"]))
+        return deleted
 
     def post_delete(self, stream: str, sequence: int) -> None:
-        """Delete a message, soon, unless the connection is lost."""
+        """Delete a message, unless the connection is lost."""
         request = _deletion(stream, sequence)
         self.link.post(request.subject, request.payload)
 
     async def purge(self, stream: str, subjects: Sequence[str]) -> None:
-        """Delete all messages of subjects."""
+        """Delete all messages of subjects or patterns."""
         answers = await self._streams.call(
             [
-                Request(f"$JS.API.STREAM.PURGE.{stream}", json.dumps({"filter": each}).encode())
-                for each in subjects
+                Request(f"$JS.API.STREAM.PURGE.{stream}", json.dumps({"filter": subject}).encode())
+                for subject in subjects
             ]
         )
-        for each in answers:
-            self._check(each)
+        for answer in answers:
+            self._check(answer)
 
     async def time(self, stream: str, subject: str) -> float:
-        """Return the server's time, by storing a message."""
+        """Return the server's time in seconds since the epoch: the timestamp of a new message."""
         (sequence,) = await self.publish_all([Request(subject)])
         answer = self._message(await self._ask(f"STREAM.MSG.GET.{stream}", seq=sequence))
         self.post_delete(stream, sequence)
         if answer is None:
             raise BrokerUnavailableError(
-                f"{self.link.shown}: a message is gone that was just stored"
+                f"{self.link.shown}: the server's time can't be read, because the message that was "
+                f"stored for it has been deleted"
             )
         return _seconds(answer["time"])
 
@@ -188,6 +234,6 @@ def _deletion(stream: str, sequence: int) -> Request:
 
 
 def _seconds(text: str) -> float:
-    """Return a time of the server's, whose fractions can be of any length."""
+    """Return a timestamp of the server in seconds; its fraction may have any number of digits."""
     whole, fraction = re.fullmatch(r"([^.Z]+)(\.\d+)?Z", text).groups()  # type: ignore[union-attr]
     return datetime.fromisoformat(f"{whole}+00:00").timestamp() + float(fraction or 0)

@@ -1,7 +1,4 @@
-"""One job of the NATS broker: the state machine, and what its record needs beside that.
-
-Times are seconds since the epoch.
-"""
+"""A job of the NATS broker: the state machine, and the fields that only its record needs."""
 
 from __future__ import annotations
 
@@ -11,10 +8,18 @@ from ..abc import Message
 
 
 class NatsJob(JobRecord):
-    """A job as its record has it: changed, then stored unless the record has changed meanwhile.
+    """A job that is read from its record, changed, and written back by compare-and-set.
 
-    `revision` is that of the record that the job was read from. `number` is the revision of its
-    first record, in all later records. `dependants` are the ids of the jobs that depend on it.
+    Times are seconds since the epoch, on the server's clock.
+
+    Args:
+        message: The job as it was enqueued.
+        now: When it is enqueued.
+
+    Attributes:
+        revision: The revision of the record that the job was read from.
+        number: The revision of the job's first record; `None` in that record itself.
+        dependants: The ids of the jobs that depend on this one.
     """
 
     __slots__ = ("dependants", "number", "revision")
@@ -27,11 +32,11 @@ class NatsJob(JobRecord):
 
     @property
     def age(self) -> int:
-        """The number by which jobs are sorted."""
+        """The revision of the first record, by which jobs are sorted."""
         return self.revision if self.number is None else self.number
 
     def outgrow(self, message: str, now: float) -> None:
-        """Become dead, because the results take more room than a record has."""
+        """End the job as dead, because its results do not fit into a record."""
         self.result, self.previous = None, [None] * len(self.previous)
         self.error = {"type": "PayloadTooLargeError", "message": message}
         self.end(JobState.DEAD, now)

@@ -1,6 +1,14 @@
-"""How the NATS broker lays out jobs on a server: names, subjects, and every setting of a stream.
+"""Names, subjects and stream settings of the NATS broker.
 
-`{prefix}` begins all of them. Records of jobs are a key-value bucket that other tools can read.
+All names begin with the broker's prefix. There are three streams:
+
+- `KV_{prefix}-jobs` is the key-value bucket `{prefix}-jobs`, with one record for each job. Other
+  NATS tools can read it.
+- `{prefix}-ready` is a work queue, with one hint for each ready job.
+- `{prefix}-timers` has one subject for each slot of the timer wheel, and `{prefix}.clock`.
+
+Notifications are published on `{prefix}.woken.{queue}` and `{prefix}.ended.{id}`, which no stream
+stores.
 """
 
 from __future__ import annotations
@@ -10,25 +18,39 @@ from hashlib import sha256
 from typing import Any
 
 _PREFIX = re.compile(r"[A-Za-z0-9_-]{1,64}", re.ASCII)
-_SECOND = 1_000_000_000  # durations are in nanoseconds
+_SECOND = 1_000_000_000  # JetStream's durations are in nanoseconds
 
-#: Seconds after which what somebody has fetched, and died of before it was claimed, is handed to
-#: another. Who is slower than that claims in vain, but harms nobody.
+#: Seconds after which a hint that was fetched but not acknowledged is delivered again, because the
+#: process that fetched it may have crashed. If it is only slow, two processes try to claim the job,
+#: and compare-and-set lets one of them succeed.
 ACK_WAIT = 1.0
-#: Seconds for which nobody may have asked for jobs of a queue until its consumers go; they hold
-#: nothing, and are made again when somebody asks.
-UNUSED = 86_400
-#: Stands in a timer for all jobs, and for all once more: no job has such an id.
-EVERY, EVERY_AGAIN = "*", "**"
+#: Seconds without a request after which the server deletes a queue's consumers. Nothing is lost
+#: with them; they are created again when they are needed.
+_CONSUMER_IDLE = 86_400
+#: Stand for all jobs in a timer, in place of a job's id; no job has such an id. `ALL_JOBS` makes a
+#: process check all jobs, and set a timer of `ALL_JOBS_AGAIN` for a second check.
+ALL_JOBS, ALL_JOBS_AGAIN = "*", "**"
 
 
 def encode(name: str) -> str:
-    """Return a name as one token of a subject, which may hold neither `.` nor `:`."""
+    """Return the name of a job or queue as one token of a subject.
+
+    `.` would separate tokens, and `:` is not allowed in the keys of a bucket.
+    """
     return name.replace(".", "=d").replace(":", "=c")
 
 
 class Layout:
-    """Names on the server. Raises `ValueError` for a prefix that can't begin them."""
+    """Names and settings of everything that the broker stores on a server.
+
+    Args:
+        prefix: The beginning of all names: 1 to 64 letters, digits, `_` and `-`.
+        replicas: The number of servers in a cluster that store each stream; 1 to 5.
+        storage: `"file"` or `"memory"`.
+
+    Raises:
+        ValueError: An argument is not valid.
+    """
 
     def __init__(self, prefix: str, replicas: int, storage: str) -> None:
         if not _PREFIX.fullmatch(prefix):
@@ -36,7 +58,7 @@ class Layout:
         if isinstance(replicas, bool) or replicas not in (1, 2, 3, 4, 5):
             raise ValueError(f"replicas must be 1 to 5, not {replicas!r}")
         if storage not in ("file", "memory"):
-            raise ValueError(f'storage is "file" or "memory", not {storage!r}')
+            raise ValueError(f'storage must be "file" or "memory", not {storage!r}')
         self.prefix = prefix
         bucket = f"{prefix}-jobs"
         self.jobs = f"KV_{bucket}"
@@ -51,7 +73,7 @@ class Layout:
             "max_bytes": -1,
             "max_age": 0,
             "max_msgs_per_subject": 1,
-            "duplicate_window": 120 * _SECOND,  # the server's own; nothing depends on it
+            "duplicate_window": 120 * _SECOND,  # the server's default; no message has a Nats-Msg-Id
         }
         #: The settings of each stream.
         self.streams: dict[str, dict[str, Any]] = {
@@ -77,18 +99,19 @@ class Layout:
         }
 
     def job(self, id: str) -> str:
-        """The subject of a job's record."""
+        """Return the subject of a job's record."""
         return self._job + encode(id)
 
     def ready_job(self, queue: str, id: str, *, again: bool) -> str:
-        """The subject that says that a job is ready, for the first time or `again`."""
+        """Return the subject of a job's hint in the band `again` or `new`."""
         return f"{self.prefix}.ready.{encode(queue)}.{_band(again)}.{encode(id)}"
 
     def any_ready_job(self, queue: str, id: str) -> str:
+        """Return a pattern for the subjects of a job's hints in both bands."""
         return f"{self.prefix}.ready.{encode(queue)}.*.{encode(id)}"
 
     def consumer(self, queue: str, *, again: bool) -> tuple[str, dict[str, Any]]:
-        """The name and the settings of what hands out a queue's jobs."""
+        """Return the name and the settings of the consumer for one band of a queue's hints."""
         name = f"{_band(again)}-{_short(encode(queue))}"
         return name, {
             "durable_name": name,
@@ -99,31 +122,42 @@ class Layout:
             "replay_policy": "instant",
             "max_deliver": -1,
             "max_ack_pending": 20_000,
-            "inactive_threshold": UNUSED * _SECOND,
+            "inactive_threshold": _CONSUMER_IDLE * _SECOND,
         }
 
     def woken(self, queue: str) -> str:
-        """Told of whenever there is more in a queue; kept nowhere."""
+        """Return the subject of notifications that a queue has more ready jobs."""
         return f"{self.prefix}.woken.{encode(queue)}"
 
     def ended(self, id: str) -> str:
-        """Told of when a job has ended; kept nowhere."""
+        """Return the subject of notifications that a job has ended."""
         return f"{self.prefix}.ended.{encode(id)}"
 
     def timer(self, width: int, number: int) -> str:
+        """Return the subject of a slot of the timer wheel.
+
+        Args:
+            width: The slot's length, in seconds.
+            number: The slot's start, as a multiple of `width` since the epoch.
+        """
         return f"{self.prefix}.timers.{width}.{number}"
 
     @property
     def all_timers(self) -> str:
+        """A pattern for the subjects of all slots."""
         return f"{self.prefix}.timers.>"
 
     @property
     def clock(self) -> str:
+        """The subject of the messages whose timestamps show the server's time."""
         return f"{self.prefix}.clock"
 
 
 def differences(wanted: dict[str, Any], found: dict[str, Any]) -> list[str]:
-    """Say which settings are others than they have to be; servers leave out those that are 0."""
+    """Describe the settings that differ from the wanted ones.
+
+    A setting that is not found has its zero value, because servers omit these.
+    """
     return [
         f"{name} is {found.get(name)!r} instead of {value!r}"
         for name, value in wanted.items()
@@ -136,7 +170,7 @@ def _band(again: bool) -> str:
 
 
 def _short(name: str) -> str:
-    """Return a name that a server can use for a folder."""
+    """Return a name that is short enough for a folder on the server."""
     if len(name) <= 128:
         return name
     return f"{name[:96]}=h{sha256(name.encode()).hexdigest()[:30]}"

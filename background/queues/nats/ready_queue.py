@@ -1,8 +1,13 @@
-"""Which jobs are ready, for whoever asks first: messages that name them, one consumer a queue.
+"""Hints about ready jobs: a work-queue stream, with two pull consumers for each queue.
 
-A message is only a hint: the job's record says whether it is ready. It brings along a small record,
-which spares a look at it. Jobs that were waiting for something, or were handed back, go before new
-ones, which are younger: so there are two consumers a queue.
+A hint says that a job may be ready. Only the job's record says whether it is, so a hint may be
+outdated or delivered twice. A hint contains the record if it is small, so that a worker can claim
+the job without reading the record first.
+
+A queue's hints are in two bands, one for each consumer. Jobs that were ready when they were
+enqueued are in the band `new`. Jobs that became ready later, after a delay, a retry, a release or
+the end of a dependency, are in the band `again`. That band is fetched first, because its jobs are
+older.
 """
 
 from __future__ import annotations
@@ -19,16 +24,23 @@ from .job import NatsJob
 from .layout import Layout
 from .requests import Request
 
-_A_WHILE = 0.1  # seconds until nobody is expected to take more
-_SMALL = 16_384  # bytes of a record that a message brings along
-_LATENESS = 0.01  # seconds by which consumers may be behind what is stored
-_EXPECTED = 1_000  # jobs that are looked out for at most
+_ACK_DELAY = 0.1  # seconds after which delayed acknowledgements are sent without another fetch
+_MAX_INLINE = 16_384  # the most bytes of a record that is part of a hint
+_CONSUMER_LAG = 0.01  # seconds by which a consumer may lag behind its stream
+_EXPECTED = 1_000  # the most hints of a band to wait for
 _REVISION = "Background-Revision"
-_ID = "Background-NatsJob"
+_ID = "Background-Job"
 
 
 class Offer(NamedTuple):
-    """A job that may be ready, and what its record was when it was said to be."""
+    """A hint that was fetched.
+
+    Args:
+        id: The job's id.
+        record: The job's record when it became ready; empty if it is large.
+        revision: The revision of that record.
+        message: The message to acknowledge.
+    """
 
     id: str
     record: bytes
@@ -37,24 +49,35 @@ class Offer(NamedTuple):
 
 
 class ReadyQueue:
-    """The jobs that are ready."""
+    """The hints of one prefix.
+
+    Args:
+        api: JetStream.
+        layout: The names of the stream, its subjects and its consumers.
+    """
 
     def __init__(self, api: JetStream, layout: Layout) -> None:
         self._api = api
         self._layout = layout
-        self._known: set[str] = set()  # queues with consumers
+        self._ensured: set[str] = set()  # queues whose consumers exist
         self._expected: dict[tuple[str, bool], set[str]] = {}
-        self._done: list[str] = []  # where to say so of offers that are
-        self._saying: asyncio.TimerHandle | None = None
-        self._more = False  # there may be more offers than were taken
+        self._acks: list[str] = []  # reply subjects of hints to acknowledge
+        self._ack_timer: asyncio.TimerHandle | None = None
+        self._more = False  # there may be more hints than were fetched
 
-    def forget(self) -> None:
-        self._say_done()
-        self._known.clear()
+    def reset(self) -> None:
+        """Send delayed acknowledgements, and drop the known state of consumers."""
+        self._send_acks()
+        self._ensured.clear()
         self._expected.clear()
 
     async def put(self, jobs: Sequence[tuple[NatsJob, bytes, int]], *, again: bool) -> None:
-        """Say of jobs, with their records and the revisions of these, that they are ready."""
+        """Publish hints, and notify waiting workers.
+
+        Args:
+            jobs: The jobs, with their records and revisions, in the order of delivery.
+            again: Whether the jobs became ready after they were enqueued.
+        """
         if not jobs:
             return
         for job, _, _ in jobs:
@@ -63,13 +86,14 @@ class ReadyQueue:
         for job, record, revision in jobs:
             headers = {_ID: job.message.id, _REVISION: str(revision)}
             subject = self._layout.ready_job(job.message.queue, job.message.id, again=again)
-            requests.append(Request(subject, record if len(record) <= _SMALL else b"", headers))
+            inline = record if len(record) <= _MAX_INLINE else b""
+            requests.append(Request(subject, inline, headers))
         await self._api.publish_all(requests)
         for queue in {job.message.queue for job, _, _ in jobs}:
             self._api.link.post(self._layout.woken(queue))
 
     async def take(self, queue: str, most: int) -> list[Offer]:
-        """Take up to so many offers, which have to be done or declined."""
+        """Fetch up to `most` hints; pass each of them to `done` or to `decline`."""
         offers: list[Offer] = []
         try:
             for again in (True, False):
@@ -78,10 +102,11 @@ class ReadyQueue:
         except BaseException as error:
             self.decline(offers)
             if isinstance(error, BrokerUnavailableError):
-                self._known.discard(queue)  # old servers say nothing at all if there is no consumer
+                # Old servers do not answer a fetch from a consumer that does not exist.
+                self._ensured.discard(queue)
             raise
         self._more = len(offers) >= most
-        self._say_done()
+        self._send_acks()
         return offers
 
     async def _take(self, queue: str, most: int, offers: list[Offer], *, again: bool) -> None:
@@ -89,70 +114,80 @@ class ReadyQueue:
         name, settings = self._layout.consumer(queue, again=again)
         stream = self._layout.ready
         messages = await self._api.fetch(stream, name, most - len(offers))
-        if messages is None:  # gone, as nobody had asked for long
+        if messages is None:  # the server has deleted the consumer, because it was not used
             await self._api.ensure_consumer(stream, name, settings)
             messages = await self._api.fetch(stream, name, most - len(offers))
         offers += map(_offer, messages or ())
         expected = self._expected.pop((queue, again), set())
-        if len(offers) < most and expected.difference(each.id for each in offers):
-            late = await self._api.fetch(stream, name, most - len(offers), _LATENESS)
+        if len(offers) < most and expected.difference(offer.id for offer in offers):
+            late = await self._api.fetch(stream, name, most - len(offers), _CONSUMER_LAG)
             offers += map(_offer, late or ())
 
     def _expect(self, queue: str, id: str, *, again: bool) -> None:
-        """Take note of a job that was put here: a consumer may not know yet of what is stored."""
-        if queue in self._known:
+        """Remember a hint that this broker publishes: the next fetch waits if it is missing.
+
+        A consumer may deliver a message only a moment after the stream has stored it.
+        """
+        if queue in self._ensured:
             expected = self._expected.setdefault((queue, again), set())
             if len(expected) < _EXPECTED:
                 expected.add(id)
 
     async def _ensure(self, queue: str) -> None:
-        if queue not in self._known:
+        if queue not in self._ensured:
             for again in (True, False):
                 name, settings = self._layout.consumer(queue, again=again)
                 await self._api.ensure_consumer(self._layout.ready, name, settings)
-            self._known.add(queue)
+            self._ensured.add(queue)
 
     def done(self, offers: Iterable[Offer]) -> None:
-        """Have offers forgotten: at once, or while there are more of them, after the next take.
+        """Acknowledge hints, which deletes them.
 
-        Servers look through all of a stream's subjects for a consumer that is to have the first
-        message there is: ever longer, the more jobs are ready. So what was taken last stays there.
+        While there may be more hints, acknowledgements are delayed until the next fetch. If the
+        first message of the stream is the next one for a consumer, the server goes through all
+        subjects to find it, which takes longer the more jobs are ready. The hints of the latest
+        fetch stay in the stream to avoid that.
         """
-        self._done += [each.message.reply for each in offers]
+        self._acks += [offer.message.reply for offer in offers]
         if not self._more:
-            self._say_done()
-        elif self._saying is None:
-            self._saying = asyncio.get_running_loop().call_later(_A_WHILE, self._say_done)
+            self._send_acks()
+        elif self._ack_timer is None:
+            loop = asyncio.get_running_loop()
+            self._ack_timer = loop.call_later(_ACK_DELAY, self._send_acks)
 
-    def _say_done(self) -> None:
-        if self._saying is not None:
-            self._saying.cancel()
-            self._saying = None
-        replies, self._done = self._done, []
-        for each in replies:
-            self._api.link.post(each, b"+ACK")
+    def _send_acks(self) -> None:
+        if self._ack_timer is not None:
+            self._ack_timer.cancel()
+            self._ack_timer = None
+        replies, self._acks = self._acks, []
+        for reply in replies:
+            self._api.link.post(reply, b"+ACK")
 
     def decline(self, offers: Iterable[Offer], delay: float = 0.0) -> None:
-        self._api.link.decline((each.message for each in offers), delay)
+        """Let hints be delivered again, after a delay in seconds."""
+        self._api.link.decline((offer.message for offer in offers), delay)
 
-    async def look(self, queues: Sequence[str]) -> tuple[bool, bool]:
-        """Tell whether there are offers, and whether there may be some that others have taken."""
-        taken = False
+    async def status(self, queues: Sequence[str]) -> tuple[bool, bool]:
+        """Return whether there are undelivered hints, and whether any are unacknowledged.
+
+        The second value is only complete if the first one is false.
+        """
+        unacknowledged = False
         for queue in queues:
             await self._ensure(queue)
             for again in (True, False):
                 name, _ = self._layout.consumer(queue, again=again)
-                found = await self._api.pending(self._layout.ready, name)
-                if found is None:
-                    self._known.discard(queue)
-                elif found[0]:
-                    return True, taken
+                pending = await self._api.pending(self._layout.ready, name)
+                if pending is None:
+                    self._ensured.discard(queue)
+                elif pending[0]:
+                    return True, unacknowledged
                 else:
-                    taken = taken or found[1] > 0
-        return False, taken
+                    unacknowledged = unacknowledged or pending[1] > 0
+        return False, unacknowledged
 
     async def drop(self, jobs: Sequence[NatsJob]) -> None:
-        """Forget that jobs were ready, which are no longer."""
+        """Delete the hints of jobs that are not ready any more."""
         if jobs:
             await self._api.purge(
                 self._layout.ready,

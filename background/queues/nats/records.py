@@ -1,7 +1,13 @@
-"""The records of jobs, each changed only if nobody else has been faster.
+"""The records of jobs, which are only changed by compare-and-set.
 
-That is what fences a worker whose lease has ended: its settlement comes too late for the revision
-that it knows, and the record says that somebody else has the job.
+A record is the latest message on the job's subject in the key-value bucket; its revision is that
+message's sequence. A write names the revision that it replaces, and the server refuses it if there
+is a later one.
+
+This fences workers whose leases have expired. If another process has changed the job, the write of
+such a worker is refused, and the new record shows that its token holds no lease. If no process has
+changed it, the worker's own change first makes the transition that time demands, which ends the
+lease.
 """
 
 from __future__ import annotations
@@ -24,11 +30,11 @@ from .timer_wheel import JobTimer, TimerWheel, of_lease
 
 T = TypeVar("T")
 
-_PAGE = 256  # records that are read at once
+_PAGE = 256  # records that are fetched at once
 
 
 class Stored(NamedTuple):
-    """A record and its revision; nothing and 0 if there is none."""
+    """A record and its revision; empty and 0 if there is no record."""
 
     record: bytes = b""
     revision: int = 0
@@ -37,8 +43,14 @@ class Stored(NamedTuple):
 class Changed(NamedTuple):
     """A job after a change, and its record.
 
-    `value` is what the change said of it, `before` the state that it was in, `by_time` what time
-    had done to it meanwhile, and `timer` the message of the timer that was set for it.
+    Args:
+        job: The job; `None` if it is not stored, or its record can't be read.
+        stored: Its record.
+        value: What the change returned.
+        before: The state before; `None` for a new job.
+        by_time: The transition that time demanded before the change.
+        timer: The sequence of the message with the timer that was set for the change, or 0.
+        unreadable: Whether there is a record that this version of the library can't read.
     """
 
     job: NatsJob | None = None
@@ -50,34 +62,43 @@ class Changed(NamedTuple):
     unreadable: bool = False
 
     @property
-    def sure(self) -> NatsJob:
-        """The job, where there has to be one."""
+    def existing_job(self) -> NatsJob:
+        """The job, where the caller knows that there is one."""
         assert self.job is not None
         return self.job
 
     @property
     def is_ready(self) -> bool:
-        """Whether it is ready and was not."""
-        return self._is_now(frozenset({JobState.READY}))
+        """Whether the job became ready."""
+        return self._has_entered(frozenset({JobState.READY}))
 
     @property
     def has_ended(self) -> bool:
-        return self._is_now(FINAL)
+        """Whether the job entered a final state."""
+        return self._has_entered(FINAL)
 
     @property
     def was_ready(self) -> bool:
+        """Whether the job was ready before."""
         return self.before is JobState.READY
 
-    def _is_now(self, states: frozenset[JobState]) -> bool:
+    def _has_entered(self, states: frozenset[JobState]) -> bool:
         return self.job is not None and self.job.state in states and self.before not in states
 
 
-#: Changes a job, if it needs to be, and says something of it.
+#: Changes a job if it applies to it. The arguments are the job and the time.
 Change = Callable[[NatsJob, float], Any]
 
 
 class Records:
-    """The records of jobs."""
+    """The records of one prefix.
+
+    Args:
+        api: JetStream.
+        layout: The names of the stream and its subjects.
+        clock: The server's clock.
+        timers: The timers to set for jobs that time will change.
+    """
 
     def __init__(
         self, api: JetStream, layout: Layout, clock: ServerClock, timers: TimerWheel
@@ -88,24 +109,36 @@ class Records:
         self._timers = timers
 
     async def load(self, ids: Sequence[str]) -> list[Stored]:
-        """Return the records of jobs, also of those that are to be forgotten."""
+        """Return the records of jobs, including those past their retention."""
         subjects = [self._layout.job(id) for id in ids]
-        found = await self._api.get_last(self._layout.jobs, subjects)
-        return [_stored(each) for each in found]
+        messages = await self._api.get_last(self._layout.jobs, subjects)
+        return [_stored(message) for message in messages]
 
-    def known(self, stored: Stored, now: float) -> NatsJob | None:
-        """Return the job of a record, unless its time to be kept is over."""
+    def job_of(self, stored: Stored, now: float) -> NatsJob | None:
+        """Return the job of a record, or `None` if there is none or it is past its retention.
+
+        Raises:
+            UnreadableRecordError: This version of the library can't read the record.
+        """
         if not stored.revision:
             return None
         job = decode(*stored)
         return None if job.delete_at <= now else job
 
     async def get(self, id: str) -> NatsJob | None:
+        """Return a job, or `None` if it is not stored or past its retention."""
         (stored,) = await self.load([id])
-        return self.known(stored, self._clock.now())
+        return self.job_of(stored, self._clock.now())
 
     async def write(self, records: Sequence[tuple[str, bytes, int]]) -> dict[str, Stored | None]:
-        """Store records in place of their revisions; `None` for those that others have changed."""
+        """Store records by compare-and-set.
+
+        Args:
+            records: Ids of jobs, their records, and the revisions to replace; 0 for a new job.
+
+        Returns:
+            By id the stored records; `None` where the revision to replace was not the latest.
+        """
         revisions = await self._api.replace(
             [(self._layout.job(id), record, last) for id, record, last in records]
         )
@@ -120,41 +153,57 @@ class Records:
         change: Change,
         hints: Mapping[str, Stored],
         *,
-        over: bool = False,
+        past_retention: bool = False,
     ) -> dict[str, Changed]:
-        """Change jobs and set their timers; of one that is not known there is no job.
+        """Change jobs by compare-and-set, and set their timers.
 
-        `hints` are what their records may be. Jobs whose time to be kept is `over` are not known,
-        unless these are asked for.
+        A job that another process changes meanwhile is read and changed again.
+
+        Args:
+            ids: The ids of the jobs.
+            change: Changes a job after the transition that time demands; may be called repeatedly.
+            hints: Records that are probably the latest, by id; they need not be read.
+            past_retention: Whether jobs past their retention count as stored.
+
+        Returns:
+            By id the changed jobs; without a job where none is stored.
         """
         changed: dict[str, Changed] = {}
         left = list(dict.fromkeys(ids))
-        known = {id: hints[id] for id in left if id in hints}
+        loaded = {id: hints[id] for id in left if id in hints}
         while left:
-            hinted = set(known)
+            hinted = set(loaded)
             missing = [id for id in left if id not in hinted]
-            known.update(zip(missing, await self.load(missing), strict=True))
+            loaded.update(zip(missing, await self.load(missing), strict=True))
             now = self._clock.now()
-            tried = {id: self._try(known[id], change, now, over=over) for id in left}
-            writes = {
-                id: each for id, each in tried.items() if each.stored.record != known[id].record
+            candidates = {
+                id: self._try(loaded[id], change, now, past_retention=past_retention) for id in left
             }
-            timers = await self._set_timers(writes, known, now)
+            writes = {
+                id: candidate
+                for id, candidate in candidates.items()
+                if candidate.stored.record != loaded[id].record
+            }
+            timers = await self._set_timers(writes, loaded, now)
             written = await self.write(
-                [(id, each.stored.record, each.stored.revision) for id, each in writes.items()]
+                [
+                    (id, candidate.stored.record, candidate.stored.revision)
+                    for id, candidate in writes.items()
+                ]
             )
-            for id, each in tried.items():
-                if id not in writes and id not in hinted:  # a hint may be out of date
-                    changed[id] = each
+            for id, candidate in candidates.items():
+                if id not in writes and id not in hinted:  # a hint may be outdated
+                    changed[id] = candidate
                 elif stored := written.get(id):
-                    changed[id] = each._replace(stored=stored, timer=timers.get(id, 0))
+                    changed[id] = candidate._replace(stored=stored, timer=timers.get(id, 0))
             left = [id for id in left if id not in changed]
-            known.clear()
+            loaded.clear()
         return changed
 
-    def _try(self, stored: Stored, change: Change, now: float, *, over: bool) -> Changed:
+    def _try(self, stored: Stored, change: Change, now: float, *, past_retention: bool) -> Changed:
+        """Change a job without storing it; the result has the new record and the old revision."""
         try:
-            job = self.known(stored, -inf if over else now)
+            job = self.job_of(stored, -inf if past_retention else now)
         except UnreadableRecordError as error:
             log(logging.ERROR, "%s", error)
             return Changed(stored=stored, unreadable=True)
@@ -170,37 +219,49 @@ class Records:
         return Changed(job, Stored(record, stored.revision), value, before, by_time)
 
     async def _set_timers(
-        self, writes: Mapping[str, Changed], known: Mapping[str, Stored], now: float
+        self, writes: Mapping[str, Changed], loaded: Mapping[str, Stored], now: float
     ) -> dict[str, int]:
-        """Have jobs looked at when they next change, unless they are before that anyway."""
+        """Set timers for jobs that time will change sooner than before.
+
+        The timer that a job has already is sufficient for the others. Timers are set before the
+        records are written, so a crash between the two loses none.
+
+        Returns:
+            By id the sequences of the timers' messages.
+        """
         sooner: dict[str, JobTimer] = {}
-        for id, each in writes.items():
-            timer = timer_of(each.sure, now)
-            # A lease's timer goes with the lease.
-            stale = each.before is JobState.RUNNING is not each.sure.state
-            if timer.at < (inf if stale else decode(*known[id]).next_change):
+        for id, candidate in writes.items():
+            timer = timer_of(candidate.existing_job, now)
+            # The timer of a lease is deleted when the lease ends with a settlement.
+            has_no_timer = candidate.before is JobState.RUNNING is not candidate.existing_job.state
+            if timer.at < (inf if has_no_timer else decode(*loaded[id]).next_change):
                 sooner[id] = timer
         return await self._timers.add(sooner.values())
 
     async def delete(self, revisions: Sequence[int]) -> int:
-        """Delete records, if these are their latest revisions; return how many."""
+        """Delete the records that still have these revisions, and return their number."""
         return sum(await self._api.delete_all(self._layout.jobs, revisions))
 
     async def ids(self) -> list[str]:
         """Return the ids of all jobs, oldest first."""
-        found = await self.read_all(lambda job: job.age)
-        return sorted(found, key=found.__getitem__)
+        ages = await self.read_all(lambda job: job.age)
+        return sorted(ages, key=ages.__getitem__)
 
-    async def read_all(self, take: Callable[[NatsJob], T]) -> dict[str, T]:
-        """Read all records; return what is taken of each."""
+    async def read_all(self, extract: Callable[[NatsJob], T]) -> dict[str, T]:
+        """Read all records, and return by id what `extract` returns for each job.
+
+        Records that this version of the library can't read are logged and left out.
+        """
         name, left = await self._api.read_all(self._layout.jobs)
         found: dict[str, T] = {}
         try:
             while left > 0:
                 messages = await self._api.fetch(self._layout.jobs, name, _PAGE)
-                if messages is None:  # the consumer is gone, as with the server that had it
-                    shown = self._api.link.shown
-                    raise BrokerUnavailableError(f"{shown}: the jobs can't be read to their end")
+                if messages is None:
+                    raise BrokerUnavailableError(
+                        f"{self._api.link.shown}: only a part of the jobs was read, because the "
+                        f"server has deleted the consumer"
+                    )
                 if not messages:
                     break
                 left -= len(messages)
@@ -210,14 +271,14 @@ class Records:
                     except UnreadableRecordError as error:
                         log(logging.ERROR, "%s", error)
                     else:
-                        found[job.message.id] = take(job)
+                        found[job.message.id] = extract(job)
         finally:
             self._api.post_delete_consumer(self._layout.jobs, name)
         return found
 
 
 def timer_of(job: NatsJob, now: float) -> JobTimer:
-    """Return when to look at a job."""
+    """Return a timer for the next change that time makes to a job; at infinity if there is none."""
     at, id = job.next_change, job.message.id
     return of_lease(at, id, now) if job.state is JobState.RUNNING else JobTimer(at, id)
 

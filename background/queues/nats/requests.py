@@ -1,6 +1,7 @@
-"""Requests to a NATS server and their answers, many at a time.
+"""Requests to a NATS server, fetches from pull consumers, and notifications.
 
-A request is answered within seconds or never. None is kept to be sent later, so none is sent twice.
+Many requests can be in flight at once. A request is answered within a few seconds, or it fails.
+It is never buffered until the next connection, so the server can't receive it after it has failed.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ _WINDOW_BYTES = 4 * 1024 * 1024
 
 
 class Request(NamedTuple):
-    """Something to be answered by one message."""
+    """A message to be published, whose answer is one message."""
 
     subject: str
     payload: bytes = b""
@@ -33,7 +34,17 @@ class Request(NamedTuple):
 
 
 class Answers:
-    """The answers to one request: so many, or fewer and then a status."""
+    """The answers to one request: messages, and a status if there are fewer than wanted.
+
+    Args:
+        most: The number of messages after which the request is answered.
+
+    Attributes:
+        got: The messages.
+        status: The status, such as `"404"` for a fetch that finds no message.
+        lost: Whether the connection was lost before the request was answered.
+        done: Set when no more answers are expected.
+    """
 
     def __init__(self, most: int) -> None:
         self.got: list[Msg] = []
@@ -43,6 +54,7 @@ class Answers:
         self.done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
     def add(self, message: Msg) -> None:
+        """Add a message, or take its status if it is one."""
         status = None if message.headers is None or message.data else message.headers.get("Status")
         if status is not None:
             self.status = status
@@ -52,7 +64,7 @@ class Answers:
             self.end()
 
     def lose(self) -> None:
-        """Have no answer any more, unless it is there."""
+        """Expect no more answers, because the connection was lost."""
         self.lost = self.lost or not self.done.done()
         self.end()
 
@@ -62,18 +74,22 @@ class Answers:
 
 
 def consumer_of(reply: str) -> str:
-    """Return whose message is acknowledged there; some servers put two more names before."""
-    names = reply.split(".")
-    return ".".join(names[2:4] if len(names) == 9 else names[4:6])
+    """Return the stream and the consumer of a message, from the subject of its acknowledgement.
+
+    The subject is `$JS.ACK.<stream>.<consumer>` and five more tokens. Servers with the format of
+    ADR-15 put a domain and an account hash before the stream.
+    """
+    tokens = reply.split(".")
+    return ".".join(tokens[2:4] if len(tokens) == 9 else tokens[4:6])
 
 
 def windows(requests: Sequence[Request]) -> Iterator[Sequence[Request]]:
-    """Cut requests into parts that may be in flight at once."""
+    """Split requests into parts that may be in flight at once."""
     start = size = 0
-    for place, request in enumerate(requests):
-        if place > start and (place - start == _WINDOW or size > _WINDOW_BYTES):
-            yield requests[start:place]
-            start, size = place, 0
+    for index, request in enumerate(requests):
+        if index > start and (index - start == _WINDOW or size > _WINDOW_BYTES):
+            yield requests[start:index]
+            start, size = index, 0
         size += len(request.payload)
     if requests:
         yield requests[start:]
@@ -84,29 +100,42 @@ _NO_CONSUMER = ("503", "409")
 
 
 class Requests:
-    """Requests and their answers, and what is listened to."""
+    """Sends requests over one connection, and dispatches what the server sends.
+
+    Args:
+        url: One or more URLs of servers, separated by commas.
+        tls: The TLS context; by default that of nats-py.
+
+    Raises:
+        ValueError: The URL is not valid.
+    """
 
     def __init__(self, url: str, tls: ssl.SSLContext | None) -> None:
-        self.connection = NatsConnection(url, tls, self._prepare, self._drop)
+        self.connection = NatsConnection(url, tls, self._prepare, self._on_lost)
         self.shown = self.connection.shown
         self._inbox = ""
         self._numbers = count(1)
-        self._waiting: dict[str, Answers] = {}
-        self._fetching: defaultdict[str, list[Answers]] = defaultdict(list)
-        self._listeners: dict[str, set[asyncio.Event]] = {}
+        self._waiting: dict[str, Answers] = {}  # by the last token of the reply subject
+        self._fetching: defaultdict[str, list[Answers]] = defaultdict(list)  # by consumer
+        self._listeners: dict[str, set[asyncio.Event]] = {}  # by subject
 
     async def version(self) -> str:
-        """Return what the server says of its version."""
+        """Return the server's version."""
         client: Any = await self.connection.connected()
         return str(client._server_info.get("version", ""))
 
     async def max_payload(self) -> int:
+        """Return the most bytes that the server accepts in a message."""
         return (await self.connection.connected()).max_payload
 
     async def call(self, requests: Sequence[Request]) -> list[Msg | None]:
-        """Return the answers, in order; `None` where nobody is there who would answer.
+        """Send requests and return their answers, in order.
 
-        Raises `BrokerUnavailableError`, after which any may be done.
+        Returns:
+            For each request its answer, or `None` if the server reports that there is no responder.
+
+        Raises:
+            BrokerUnavailableError: A request was not answered. Any of them may have been executed.
         """
         found: list[Msg | None] = []
         for window in windows(requests):
@@ -119,16 +148,25 @@ class Requests:
         try:
             for request in requests:
                 await self._send(client, request, 1, waiting)
-            await self._all(waiting.values())
+            await self._wait_for_all(waiting.values())
         finally:
             for token in waiting:
                 del self._waiting[token]
         return [answers.got[0] if answers.got else None for answers in waiting.values()]
 
     async def fetch(self, consumer: str, request: Request, most: int) -> list[Msg] | None:
-        """Return up to so many messages, as a consumer has them; `None` if there is no consumer.
+        """Send a fetch request to a pull consumer, and return the messages.
 
-        `consumer` is the names of its stream and its own, joined by a dot.
+        Args:
+            consumer: The names of the stream and of the consumer, joined by a dot.
+            request: The request.
+            most: The number of messages that it asks for.
+
+        Returns:
+            The messages, or `None` if there is no such consumer.
+
+        Raises:
+            BrokerUnavailableError: The request was not answered.
         """
         client = await self.connection.connected()
         waiting: dict[str, Answers] = {}
@@ -136,7 +174,7 @@ class Requests:
         try:
             await self._send(client, request, most, waiting)
             fetching += waiting.values()
-            await self._all(waiting.values())
+            await self._wait_for_all(waiting.values())
         except BaseException:
             for answers in waiting.values():
                 self.decline(answers.got)
@@ -144,7 +182,7 @@ class Requests:
         finally:
             for token in waiting:
                 del self._waiting[token]
-            fetching[:] = [each for each in fetching if each not in waiting.values()]
+            fetching[:] = [answers for answers in fetching if answers not in waiting.values()]
             if not fetching:
                 self._fetching.pop(consumer, None)
         (answers,) = waiting.values()
@@ -156,50 +194,58 @@ class Requests:
         token = str(next(self._numbers))
         waiting[token] = self._waiting[token] = Answers(most)
         try:
-            # This waits for nothing, as nothing is kept for later.
+            # Never suspends. With `pending_size=0`, nats-py raises an error while it has no
+            # connection, instead of buffering the message.
             await client.publish(
                 request.subject, request.payload, f"{self._inbox}.{token}", request.headers
             )
         except (ClientError, OSError) as error:
-            raise self.connection.failed(error) from None
+            raise self.connection.unavailable(error) from None
 
-    async def _all(self, waiting: Iterable[Answers]) -> None:
+    async def _wait_for_all(self, waiting: Iterable[Answers]) -> None:
         patience = self.connection.patience
         try:
             async with asyncio.timeout(patience):
-                for each in waiting:
-                    await each.done
+                for answers in waiting:
+                    await answers.done
         except TimeoutError:
             raise BrokerUnavailableError(
                 f"{self.shown} did not answer within {patience:g} s"
             ) from None
-        if any(each.lost for each in waiting):
+        if any(answers.lost for answers in waiting):
             raise BrokerUnavailableError(f"{self.shown}: the connection was lost")
 
     def post(self, subject: str, payload: bytes = b"") -> None:
-        """Send what nobody answers, if there is a connection; never waits, never raises."""
+        """Publish a message that has no answer, or drop it if there is no connection.
+
+        Never suspends, and raises no error.
+        """
         client = self.connection.current
         if client is not None:
             with suppress(ClientError, OSError, StopIteration):
-                client.publish(subject, payload).send(None)
+                client.publish(subject, payload).send(None)  # runs to its end, as in `_send`
 
     def decline(self, messages: Iterable[Msg], delay: float = 0.0) -> None:
-        """Let others have what a consumer has handed out, after so many seconds."""
+        """Let a consumer deliver messages again, after a delay in seconds."""
         answer = b'-NAK {"delay": %d}' % int(delay * 1e9) if delay else b"-NAK"
-        for each in messages:
-            self.post(each.reply, answer)
+        for message in messages:
+            self.post(message.reply, answer)
 
     @asynccontextmanager
     async def listening(self, *subjects: str) -> AsyncGenerator[asyncio.Event]:
-        """Give an event that is set by every message to one of the subjects."""
+        """Yield an event that is set by a message on a subject, and by the loss of the connection.
+
+        Args:
+            *subjects: The subjects to subscribe to.
+        """
         client: Any = await self.connection.connected()
         event = asyncio.Event()
-        subscribed: list[Any] = []
+        subscriptions: list[Any] = []
         for subject in subjects:
             self._listeners.setdefault(subject, set()).add(event)
         try:
             for subject in subjects:
-                subscribed.append(await client.subscribe(subject, cb=self._heard))
+                subscriptions.append(await client.subscribe(subject, cb=self._on_notification))
             yield event
         finally:
             for subject in subjects:
@@ -207,22 +253,23 @@ class Requests:
                 listeners.discard(event)
                 if not listeners:
                     del self._listeners[subject]
-            for each in subscribed:
+            for subscription in subscriptions:
                 with suppress(ClientError, OSError):
-                    await each.unsubscribe()
+                    await subscription.unsubscribe()
 
-    async def _heard(self, message: Msg) -> None:
+    async def _on_notification(self, message: Msg) -> None:
         for event in self._listeners.get(message.subject, ()):
             event.set()
 
     async def _prepare(self, client: Any) -> None:
-        """Have a new client take answers."""
+        """Subscribe a new client to the subjects of its answers."""
         self._inbox = client.new_inbox()
-        await client.subscribe(f"{self._inbox}.*", cb=self._answered)
+        await client.subscribe(f"{self._inbox}.*", cb=self._on_answer)
 
-    async def _answered(self, message: Msg) -> None:
+    async def _on_answer(self, message: Msg) -> None:
         if message.reply.startswith(_ACK):
-            # What a consumer hands out has the subject under which it is kept.
+            # A consumer's message arrives on the subject that it is stored on, which does not show
+            # the request. Its reply subject shows the consumer.
             for answers in self._fetching.get(consumer_of(message.reply), ()):
                 if not answers.done.done():
                     answers.add(message)
@@ -231,8 +278,8 @@ class Requests:
         elif waiting := self._waiting.get(message.subject.rpartition(".")[2]):
             waiting.add(message)
 
-    def _drop(self) -> None:
-        """Let all know who wait that there will be no answer."""
+    def _on_lost(self) -> None:
+        """Fail all requests, and wake all listeners."""
         for answers in self._waiting.values():
             answers.lose()
         for events in self._listeners.values():

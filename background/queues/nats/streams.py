@@ -1,7 +1,8 @@
-"""The streams that the NATS broker keeps jobs in: made when it is opened, and when they are gone.
+"""The streams of the NATS broker: created when it is opened, and again when they are missing.
 
-A server that keeps them in memory has none after a restart, and anybody may delete one. A request
-that finds no stream has done nothing, so it is sent once more when they have been made again.
+A server that stores streams in memory loses them when it restarts, and an administrator can delete
+a stream. A request to a missing stream changes nothing. It is sent again once the stream has been
+created.
 """
 
 from __future__ import annotations
@@ -14,92 +15,104 @@ from typing import Any
 from ..._support import clock
 from ..._support.log import log
 from .._errors import BrokerUnavailableError
-from .layout import EVERY, Layout, differences
+from .layout import ALL_JOBS, Layout, differences
 from .requests import Request, Requests
 
+# Codes of `server/errors.json` in the server's repository.
 _NOT_FOUND = 404
 _NO_STREAM = 10059
-_EXISTS = 10058  # a stream, with other settings
+_EXISTS = 10058  # the stream exists, with other settings
 
-#: What a server says of a request: nothing, if nobody is there who would.
+#: The answer to a request: `None` if the server reports that there is no responder.
 Answer = dict[str, Any] | None
 
 
 class Streams:
-    """The streams of a server. All of it raises `BrokerUnavailableError`."""
+    """The streams of one prefix; all methods raise `BrokerUnavailableError`.
+
+    Args:
+        link: Sends the requests.
+        layout: The names and settings of the streams.
+    """
 
     def __init__(self, link: Requests, layout: Layout) -> None:
         self._link = link
         self._layout = layout
-        self._incomplete = False  # of jobs that are there, something else may be gone
+        self._incomplete = False  # hints or timers of jobs that are stored may be missing
 
     async def call(self, requests: Sequence[Request]) -> list[dict[str, Any]]:
-        """Return what the server says of requests, in order."""
+        """Return the answers to requests, in order; create streams that are missing."""
         answers = await self._send(requests)
-        gone = [place for place, each in enumerate(answers) if _is_gone(each)]
-        if gone or self._incomplete:
+        missing = [index for index, answer in enumerate(answers) if _has_no_stream(answer)]
+        if missing or self._incomplete:
             await self._restore()
-            again = await self._send([requests[place] for place in gone])
-            for place, answer in zip(gone, again, strict=True):
-                self._found(answer)
-                answers[place] = answer
-        return [each for each in answers if each is not None]
+            again = await self._send([requests[index] for index in missing])
+            for index, answer in zip(missing, again, strict=True):
+                self._require_stream(answer)
+                answers[index] = answer
+        return [answer for answer in answers if answer is not None]
 
     async def ensure(self) -> list[str]:
-        """Make the streams that are not there; return their names."""
-        made: list[str] = []
+        """Create the streams that are missing, and return their names.
+
+        If hints or timers were lost but records were not, a timer is set that makes a process check
+        all jobs. That restores their hints and timers.
+        """
+        created: list[str] = []
         for name, settings in self._layout.streams.items():
-            self.compare(f"stream {name}", settings, await self._ensure(name, settings, made))
+            self.compare(f"stream {name}", settings, await self._ensure(name, settings, created))
         if self._incomplete:
-            every = Request(self._layout.timer(1, 0), json.dumps([[0.0, EVERY]]).encode())
-            (answer,) = await self._send([every])
-            self._found(answer)
+            payload = json.dumps([[0.0, ALL_JOBS]]).encode()
+            (answer,) = await self._send([Request(self._layout.timer(1, 0), payload)])
+            self._require_stream(answer)
             self._incomplete = False
-        return made
+        return created
 
     async def _restore(self) -> None:
         for name in await self.ensure():
             log(
                 logging.WARNING,
-                "%s: the stream %s was gone, with all that it held; it has been made again",
+                "%s: stream %s was missing, and has been created again without its contents",
                 self._link.shown,
                 name,
             )
 
-    async def _ensure(self, name: str, settings: dict[str, Any], made: list[str]) -> dict[str, Any]:
+    async def _ensure(
+        self, name: str, settings: dict[str, Any], created: list[str]
+    ) -> dict[str, Any]:
         found = await self._ask(f"STREAM.INFO.{name}")
         if found.get("error", {}).get("code") != _NOT_FOUND:
             return found
-        self._incomplete |= self._layout.jobs not in (name, *made)
-        # No sequence means anything else than it did in the stream that is gone, which somebody
-        # may still have in mind. Servers before 2.10 begin with 1.
+        self._incomplete |= self._layout.jobs not in (name, *created)
+        # Sequences of the missing stream must not be used again, because other processes may still
+        # remember them as revisions. Servers before 2.10 ignore `first_seq` and begin with 1.
         first = int(clock.wall() * 1_000_000)
         found = await self._ask(f"STREAM.CREATE.{name}", name=name, first_seq=first, **settings)
-        if found.get("error", {}).get("err_code") == _EXISTS:  # since a moment ago
+        if found.get("error", {}).get("err_code") == _EXISTS:  # another process has just created it
             return await self._ask(f"STREAM.INFO.{name}")
-        made.append(name)
+        created.append(name)
         return found
 
     async def _ask(self, subject: str, **body: Any) -> dict[str, Any]:
         payload = json.dumps(body).encode() if body else b""
         (answer,) = await self._send([Request(f"$JS.API.{subject}", payload)])
         if answer is None:
-            raise self._refused()
+            raise self._no_jetstream()
         return answer
 
     async def _send(self, requests: Sequence[Request]) -> list[Answer]:
         answers = await self._link.call(requests)
-        return [None if each is None else json.loads(each.data) for each in answers]
+        return [None if answer is None else json.loads(answer.data) for answer in answers]
 
-    def _found(self, answer: Answer) -> None:
-        """Raise `BrokerUnavailableError` if there was no stream, though it has been made."""
+    def _require_stream(self, answer: Answer) -> None:
+        """Raise `BrokerUnavailableError` if a stream is missing although it was just created."""
         if answer is None:
-            raise self._refused()
-        if _is_gone(answer):
+            raise self._no_jetstream()
+        if _has_no_stream(answer):
             self.check(answer)
 
     def check(self, answer: dict[str, Any]) -> dict[str, Any]:
-        """Raise `BrokerUnavailableError` for an answer that tells of an error."""
+        """Return an answer, or raise `BrokerUnavailableError` if it is an error."""
         if "error" in answer:
             raise BrokerUnavailableError(
                 f"{self._link.shown}: {answer['error'].get('description')}"
@@ -107,19 +120,19 @@ class Streams:
         return answer
 
     def compare(self, what: str, settings: dict[str, Any], found: dict[str, Any]) -> None:
-        """Raise `BrokerUnavailableError` for what is there and has other settings."""
+        """Raise `BrokerUnavailableError` if a stream or consumer has other settings."""
         if wrong := differences(settings, self.check(found)["config"]):
             raise BrokerUnavailableError(
-                f"{self._link.shown}: {what} has other settings than this broker: "
-                f"{', '.join(wrong)}; use another prefix, or change it"
+                f"{self._link.shown}: {what} has other settings than this broker needs: "
+                f"{', '.join(wrong)}; use another prefix, or change these settings"
             )
 
-    def _refused(self) -> BrokerUnavailableError:
+    def _no_jetstream(self) -> BrokerUnavailableError:
         return BrokerUnavailableError(
-            f"{self._link.shown} has no JetStream to keep jobs in: start it with JetStream, "
-            f"enabled for this account too, or wait until it has started"
+            f"{self._link.shown}: JetStream is not available; enable it on the server and for this "
+            f"account, or wait until it has started"
         )
 
 
-def _is_gone(answer: Answer) -> bool:
+def _has_no_stream(answer: Answer) -> bool:
     return answer is None or answer.get("error", {}).get("err_code") == _NO_STREAM

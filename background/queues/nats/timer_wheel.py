@@ -1,12 +1,18 @@
-"""When to look at which job again: a wheel of timers that all brokers of a server share.
+"""A timer wheel in a stream, shared by all brokers of one prefix.
 
-A timer is a message that names jobs and when something may have to be done with each. Those of the
-same stretch of time have the same subject, and stretches are the longer the farther they are away,
-so that one small answer of the server tells what there is. Whoever finds some that are due takes
-them, by deleting the message; a copy that is due a little later covers the case that it dies of it,
-no later than a lease is long: then others would have to wait for longer than they have been told.
+A timer says when a job's record must be checked: when the job is due or expires, when a lease ends,
+when the retention has passed, or when a change that a crash has interrupted must be completed. It
+never says what to do, because the record does.
 
-A timer never says what to do: that is in the job's record.
+Timers are stored in slots. The slot `{prefix}.timers.{width}.{number}` spans `width` seconds from
+`number * width` seconds since the epoch. Timers that are farther away are stored in wider slots, so
+there are few subjects, and one request for the list of subjects shows which slots have begun. When
+a wide slot begins, its timers are moved to narrower ones.
+
+A process takes the timers in a message by deleting it; the server lets only one process do that.
+Before, it stores covers: copies that are due a little later, which it deletes when it has processed
+the timers. If it crashes meanwhile, another process takes the covers. The cover of a lease's timer
+is due after at most the length of the lease, so a crash delays a retry by one lease at most.
 """
 
 from __future__ import annotations
@@ -23,21 +29,25 @@ from .jetstream import JetStream
 from .layout import Layout
 from .requests import Request
 
-#: Seconds until somebody else does what somebody has begun and not finished, and at the least, as
-#: doing it twice at a time is in vain.
-COVER, _LEAST_COVER = 2.0, 0.25
+#: Seconds until another process completes an interrupted change, and the minimum of that for short
+#: leases. If it were shorter, two processes would often do the same work.
+COVER, _MIN_COVER = 2.0, 0.25
 
-#: For timers less than so many seconds away, stretches of so many.
+#: Timers that are less than this many seconds away are stored in slots of this width.
 _WIDTHS = ((120, 1), (7_200, 60), (172_800, 3_600), (inf, 86_400))
-_FRESH = 0.2  # seconds for which what has been seen of others' timers is good enough
-_CHUNK = 500  # jobs in one message
-_AT_A_TIME = 1_000  # jobs that are looked at, at least
+_FRESH = 0.2  # seconds for which the wheel is not read again if no known timer is due
+_CHUNK = 500  # timers in one message; also messages of a slot that are read ahead
+_AT_A_TIME = 1_000  # timers after which no more messages are taken at once
 
 
 class JobTimer(NamedTuple):
-    """When to look at a job. With a revision: to forget the job, if that is still its latest.
+    """A time at which a job must be checked.
 
-    `cover` is after how many seconds somebody else has to do what who takes it dies of.
+    Args:
+        at: The time, in seconds since the epoch, on the server's clock.
+        id: The job's id, `ALL_JOBS` or `ALL_JOBS_AGAIN`.
+        revision: If not 0, the record is deleted instead, if this is still its revision.
+        cover: Seconds until another process takes the timer if the one that took it crashes.
     """
 
     at: float
@@ -47,7 +57,7 @@ class JobTimer(NamedTuple):
 
 
 class Taken(NamedTuple):
-    """Timers that somebody has taken who will see to them, and the messages that cover that."""
+    """Timers that this process must process, and the sequences of their covers."""
 
     timers: list[JobTimer]
     covers: set[int]
@@ -55,15 +65,24 @@ class Taken(NamedTuple):
 
 def of_lease(at: float, id: str, now: float) -> JobTimer:
     """Return a timer for the end of a lease."""
-    return JobTimer(at, id, cover=max(_LEAST_COVER, min(COVER, at - now)))
+    return JobTimer(at, id, cover=max(_MIN_COVER, min(COVER, at - now)))
 
 
-#: A subject, and the timers in a message to it.
+#: A subject, and the timers in a message on it.
 _Part = tuple[str, list[JobTimer]]
 
 
 class TimerWheel:
-    """The timers of a server."""
+    """The timers of one prefix.
+
+    Args:
+        api: JetStream.
+        layout: The names of the stream and its subjects.
+        clock: The server's clock.
+
+    Attributes:
+        next: The time before which this process knows no timer to be due.
+    """
 
     def __init__(self, api: JetStream, layout: Layout, clock: ServerClock) -> None:
         self._api = api
@@ -71,14 +90,14 @@ class TimerWheel:
         self._clock = clock
         self._seen: dict[str, dict[int, list[JobTimer]]] = {}  # by subject and sequence
         self._seen_at = -inf
-        self.next = -inf  # when there may be something to do, as far as is known
+        self.next = -inf
 
-    def forget(self) -> None:
-        """Rely on nothing that was seen before."""
+    def reset(self) -> None:
+        """Drop what was read from the server."""
         self._seen, self._seen_at, self.next = {}, -inf, -inf
 
     async def add(self, timers: Iterable[JobTimer]) -> dict[str, int]:
-        """Add timers; return of each job the sequence of its message."""
+        """Store timers; return by job the sequence of the message that has its timer."""
         parts = self._parts(timers, self._clock.now())
         sequences = await self._publish(parts)
         return {
@@ -88,15 +107,15 @@ class TimerWheel:
         }
 
     def _parts(self, timers: Iterable[JobTimer], now: float) -> list[_Part]:
-        """Return timers as they go into messages, with the subject of each."""
+        """Group timers into messages."""
         by_slot: defaultdict[str, list[JobTimer]] = defaultdict(list)
         for timer in timers:
             by_slot[self._slot(timer.at, now)].append(timer)
             self.next = min(self.next, timer.at)
         return [
-            (slot, some[start : start + _CHUNK])
-            for slot, some in by_slot.items()
-            for start in range(0, len(some), _CHUNK)
+            (slot, in_slot[start : start + _CHUNK])
+            for slot, in_slot in by_slot.items()
+            for start in range(0, len(in_slot), _CHUNK)
         ]
 
     async def _publish(self, parts: Sequence[_Part]) -> list[int]:
@@ -105,7 +124,7 @@ class TimerWheel:
         )
 
     def remove(self, sequences: Iterable[int]) -> None:
-        """Remove messages, soon, or else they will be found to be about nothing."""
+        """Delete messages, without waiting; a timer that stays only causes a needless check."""
         for sequence in sequences:
             self._api.post_delete(self._layout.timers, sequence)
 
@@ -114,7 +133,11 @@ class TimerWheel:
         return self._layout.timer(width, int(at // width))
 
     async def take(self) -> Taken | None:
-        """Take some of the timers that are due; `None` if there are none. Keeps `next` right."""
+        """Take a batch of the timers that are due, and update `next`.
+
+        Returns:
+            The timers, or `None` if no timer is due.
+        """
         now = self._clock.now()
         if now < self.next and abs(now - self._seen_at) < _FRESH:  # a clock may be set back
             return None
@@ -130,16 +153,16 @@ class TimerWheel:
             await self._read(subject)
             for sequence, timers in self._seen[subject].items():
                 first = min(timer.at for timer in timers)
-                # What is in a long stretch is moved to shorter ones as soon as that has begun.
+                # All timers of a wide slot move to narrower ones as soon as it has begun.
                 if first <= now or _width(subject) > 1:
                     due.append((subject, sequence, timers))
                 else:
                     later = min(later, first)
         self.next = now if due else later
-        return await self._take(_some(due), now) if due else None
+        return await self._take(_batch(due), now) if due else None
 
     async def _read(self, subject: str) -> None:
-        """Read the messages of a subject that are new here."""
+        """Read the messages of a slot that were not read before."""
         seen = self._seen[subject]
         sequence = max(seen, default=0)
         while len(seen) < _CHUNK:
@@ -149,36 +172,38 @@ class TimerWheel:
             sequence = int(message["seq"])
             seen[sequence] = _timers(message)
 
-    async def _take(self, due: Sequence[tuple[str, int, list[JobTimer]]], now: float) -> Taken:
-        ours = [[timer for timer in timers if timer.at <= now] for _, _, timers in due]
-        covering = [each._replace(at=now + each.cover) for some in ours for each in some]
-        covers = self._parts(covering, now)
+    async def _take(self, batch: Sequence[tuple[str, int, list[JobTimer]]], now: float) -> Taken:
+        """Take messages: store covers, and the timers that are not due yet, then delete them."""
+        due = [[timer for timer in timers if timer.at <= now] for _, _, timers in batch]
+        copies = [timer._replace(at=now + timer.cover) for timers in due for timer in timers]
+        covers = self._parts(copies, now)
         rest = [
-            (place, part)
-            for place, (_, _, timers) in enumerate(due)
+            (index, part)
+            for index, (_, _, timers) in enumerate(batch)
             for part in self._parts((timer for timer in timers if timer.at > now), now)
         ]
-        new = await self._publish([*covers, *(part for _, part in rest)])
-        sequences = [sequence for _, sequence, _ in due]
+        stored = await self._publish([*covers, *(part for _, part in rest)])
+        sequences = [sequence for _, sequence, _ in batch]
         deleted = await self._api.delete_all(self._layout.timers, sequences)
-        for subject, sequence, _ in due:
+        for subject, sequence, _ in batch:
             self._seen[subject].pop(sequence, None)
-        kept = zip(new[len(covers) :], rest, strict=True)
-        # Of those that are not deleted here, somebody else has been faster.
-        self.remove(sequence for sequence, (place, _) in kept if not deleted[place])
-        taken = [each for place, some in enumerate(ours) if deleted[place] for each in some]
-        return Taken(taken, set(new[: len(covers)]))
+        moved = zip(stored[len(covers) :], rest, strict=True)
+        # A message that could not be deleted was taken by another process, which has moved its
+        # timers, too.
+        self.remove(sequence for sequence, (index, _) in moved if not deleted[index])
+        taken = [timer for index, timers in enumerate(due) if deleted[index] for timer in timers]
+        return Taken(taken, set(stored[: len(covers)]))
 
 
-def _some(
+def _batch(
     due: Sequence[tuple[str, int, list[JobTimer]]],
 ) -> Sequence[tuple[str, int, list[JobTimer]]]:
-    """Return as many as one can see to at a time, long before those are who cover it."""
-    jobs = 0
-    for place, (_, _, timers) in enumerate(due):
-        jobs += len(timers)
-        if jobs >= _AT_A_TIME:
-            return due[: place + 1]
+    """Return the first messages, no more than can be processed long before their covers are due."""
+    count = 0
+    for index, (_, _, timers) in enumerate(due):
+        count += len(timers)
+        if count >= _AT_A_TIME:
+            return due[: index + 1]
     return due
 
 
@@ -191,4 +216,4 @@ def _width(subject: str) -> int:
 
 
 def _timers(message: dict[str, Any]) -> list[JobTimer]:
-    return [JobTimer(*each) for each in json.loads(b64decode(message["data"]))]
+    return [JobTimer(*fields) for fields in json.loads(b64decode(message["data"]))]

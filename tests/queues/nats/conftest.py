@@ -1,0 +1,17 @@
+"""What the tests of the NATS broker share."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+from support.brokers.nats_servers import (
+    NatsServer,
+    nats_server,
+)
+
+
+@pytest.fixture
+def server() -> Iterator[NatsServer]:
+    with nats_server() as server:
+        yield server

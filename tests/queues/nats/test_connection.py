@@ -1,0 +1,217 @@
+"""The connection to NATS."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import sys
+from secrets import token_hex
+from typing import Any
+
+import pytest
+from support.brokers.nats import (
+    eventually,
+    finish,
+    message,
+    messages,
+    opened,
+    real,
+    virtual,
+)
+from support.brokers.nats_servers import (
+    NatsServer,
+    held,
+    remove_streams,
+    served_nats_broker,
+    shared_server,
+)
+from support.time import SOON
+
+from background.queues._errors import BrokerUnavailableError
+from background.queues._states import JobState
+from background.queues.nats import NatsBroker
+from background.queues.nats.connection import NatsConnection
+from background.queues.nats.requests import Request
+
+
+@pytest.fixture
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("background.queues.nats.connection.PATIENCE", 0.3)
+
+
+@real
+async def test_a_server_that_is_killed_and_started_again(server: NatsServer) -> None:
+    """Nothing that was acknowledged is lost; calls fail meanwhile, and are not done later."""
+    async with opened(server) as broker:
+        await broker.enqueue(messages(20))
+        claims = await broker.claim(["q"], 10, lease=30)
+        assert await finish(broker, claims[:5]) == [True] * 5
+        waiting = asyncio.create_task(broker.wait("0005", 60))
+        connection = broker._link.connection
+        connection.patience, patience = 0.2, connection.patience
+        await asyncio.to_thread(server.kill)
+        connection._changed.clear()
+        try:
+            for call in (
+                lambda: broker.enqueue([message("lost")]),
+                lambda: broker.claim(["q"], 1, lease=30),
+                lambda: waiting,
+            ):
+                with pytest.raises(BrokerUnavailableError, match=r"127\.0\.0\.1"):
+                    await call()
+            with pytest.raises(BrokerUnavailableError, match="buffer"):
+                await broker._link._send(broker._link.connection._client, Request("lost"), 1, {})
+            broker._link._waiting.clear()
+        finally:
+            connection.patience = patience
+        await asyncio.to_thread(server.start)
+        assert await eventually(lambda: broker.count(state=JobState.SUCCEEDED)) == 5
+        assert await broker.get("lost") is None
+        assert await finish(broker, claims[5:]) == [True] * 5
+        rest = await broker.claim(["q"], 50, lease=30)
+        assert [each.message.id for each in rest] == [f"{number:04}" for number in range(10, 20)]
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="can't stop a process for a while")
+@real
+async def test_a_server_that_does_not_answer(server: NatsServer, impatient: None) -> None:
+    async with opened(server) as broker:
+        os.kill(server.pid, signal.SIGSTOP)
+        try:
+            with pytest.raises(BrokerUnavailableError, match=r"did not answer within 0\.3 s"):
+                await broker.enqueue([message()])
+        finally:
+            os.kill(server.pid, signal.SIGCONT)
+        await eventually(lambda: broker.enqueue([message()]))
+        assert await eventually(broker.count) == 1
+        assert not broker._link._waiting
+
+
+@real
+async def test_a_client_that_has_given_up_is_replaced() -> None:
+    async with opened(shared_server()) as broker:
+        await broker._link.connection._client.close()
+        assert await broker.enqueue([message()]) == [True]
+        assert len(await broker.claim(["q"], 1, lease=30)) == 1
+        await remove_streams(broker)
+
+
+@real
+async def test_word_comes_at_once() -> None:
+    """Long before anybody would look for himself."""
+    async with opened(shared_server()) as broker:
+        async with opened(shared_server(), prefix=broker._layout.prefix) as other:
+            await broker.enqueue([message("first", queue="r")])
+            loop = asyncio.get_running_loop()
+            broker_module = sys.modules[NatsBroker.__module__]
+            broker_module._POLL, poll = 1000.0, broker_module._POLL  # type: ignore[attr-defined]
+            try:
+                for wait, act in (
+                    (lambda: broker.wait_for_work(["q"], 1000), lambda: other.enqueue([message()])),
+                    (lambda: broker.wait("first", 1000), lambda: other.cancel("first")),
+                ):
+                    task = loop.create_task(wait())
+                    while not broker._link._listeners:  # noqa: ASYNC110
+                        await asyncio.sleep(0)
+                    await broker.get("first")
+                    await act()
+                    async with asyncio.timeout(SOON):
+                        await task
+            finally:
+                broker_module._POLL = poll  # type: ignore[attr-defined]
+            assert not broker._link._listeners
+        await remove_streams(broker)
+
+
+@real
+async def test_closed_while_somebody_connects() -> None:
+    """Nothing is left open, and who wanted a connection hears that it is closed."""
+    clients: list[Any] = []
+    going_on = asyncio.Event()
+
+    async def prepare(client: Any) -> None:
+        clients.append(client)
+        if len(clients) == 2:
+            await going_on.wait()
+
+    url = shared_server().url
+    connection = NatsConnection(url, None, prepare, lambda: None)
+    await connection.open()
+    await clients[0].close()
+    connecting = asyncio.create_task(connection.connected())
+    while len(clients) < 2:  # noqa: ASYNC110
+        await asyncio.sleep(0)
+    await connection.close()
+    going_on.set()
+    with pytest.raises(BrokerUnavailableError, match="is not open"):
+        await connecting
+    assert connection.current is None
+    while not clients[1].is_closed:  # noqa: ASYNC110
+        await asyncio.sleep(0)
+
+
+@virtual
+async def test_who_reads_all_jobs_hears_if_that_can_not_be_done() -> None:
+    """Instead of counting those that have been read, as if they were all."""
+    async with served_nats_broker() as broker:
+        await broker.enqueue(messages(3))
+        api: Any = broker._api
+        read_all = api.read_all
+
+        async def interrupted(stream: str) -> tuple[str, int]:
+            name, size = await read_all(stream)
+            await api._ask(f"CONSUMER.DELETE.{stream}.{name}")
+            return name, size
+
+        async def emptied(stream: str) -> tuple[str, int]:
+            name, size = await read_all(stream)
+            await api._ask(f"STREAM.PURGE.{stream}")
+            return name, size
+
+        api.read_all = interrupted
+        with pytest.raises(BrokerUnavailableError, match="only a part of the jobs was read"):
+            await broker.count()
+        api.read_all = read_all
+        assert await broker.count() == 3
+        api.read_all = emptied
+        assert await broker.count() == 0
+
+
+@virtual
+async def test_closed_while_somebody_waits() -> None:
+    async with served_nats_broker() as broker:
+        waiting = asyncio.create_task(broker.wait_for_work(["q"], 80_000))
+        await asyncio.sleep(5)
+        await held(broker._link.connection.close())
+        with pytest.raises(BrokerUnavailableError, match="is not open"):
+            await waiting
+        await held(broker.open())
+
+
+def test_another_event_loop_is_refused() -> None:
+    broker: Any = NatsBroker(shared_server().url, prefix=f"test-{token_hex(8)}")
+
+    async def use() -> None:
+        with pytest.raises(BrokerUnavailableError, match="opened in another event loop"):
+            await broker.count()
+
+    with asyncio.Runner() as first, asyncio.Runner() as second:
+        first.run(broker.open())
+        second.run(use())
+        first.run(remove_streams(broker))
+        first.run(broker.close())
+
+
+@real
+async def test_calls_of_many_tasks_at_once() -> None:
+    async with opened(shared_server()) as broker:
+        await asyncio.gather(*(broker.enqueue([message(str(n))]) for n in range(50)))
+        claims = await asyncio.gather(*(broker.claim(["q"], 5, lease=30) for _ in range(20)))
+        ids = [each.message.id for some in claims for each in some]
+        assert sorted(ids) == sorted(str(n) for n in range(50))
+        accepted = await asyncio.gather(*(finish(broker, some) for some in claims))
+        assert all(all(some) for some in accepted)
+        assert not broker._link._waiting
+        assert not broker._link._fetching
+        await remove_streams(broker)

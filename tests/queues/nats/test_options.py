@@ -1,0 +1,76 @@
+"""The options of the NATS broker."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import anyio
+import pytest
+from support.brokers.nats import (
+    message,
+    virtual,
+)
+from support.brokers.nats_servers import (
+    served_nats_broker,
+)
+
+from background.queues._errors import BrokerUnavailableError
+from background.queues.nats import NatsBroker
+from background.queues.nats.layout import Layout, encode
+
+
+@pytest.mark.parametrize(
+    "url", ["", "redis://h", "nats://", "nats://h:port", "nats://h:99999", "nats://h,x://y"]
+)
+def test_a_url_that_can_not_be_used(url: str) -> None:
+    with pytest.raises(ValueError, match="url must be like nats://user:password@host:4222"):
+        NatsBroker(url)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"prefix": "a.b"}, {"prefix": ""}, {"replicas": 0}, {"replicas": True}, {"storage": "disk"}],
+)
+def test_options_that_can_not_be_used(options: Any) -> None:
+    (name,) = options
+    with pytest.raises(ValueError, match=name):
+        NatsBroker("nats://h", **options)
+
+
+def test_secrets_are_not_shown() -> None:
+    broker = NatsBroker("nats://me:secret@h:1,tls://token@[::1]")
+    assert repr(broker) == "<NatsBroker nats://h:1,tls://[::1]:4222 prefix='background'>"
+    with pytest.raises(ValueError, match="url must be") as caught:
+        NatsBroker("nats://me:secret@h:port")
+    assert "secret" not in repr(caught.value)
+
+
+def test_names_as_tokens_of_subjects() -> None:
+    names = ["a.b", "a:b", "a=b", "a-b_C", "." * 128, ":" * 128]
+    tokens = [encode(name) for name in names]
+    assert len(set(tokens)) == len(names)
+    assert not [each for each in tokens if set(each) & set(".:*> ")]
+    names_of = Layout("p", 1, "file")
+    consumers = [names_of.consumer(name, again=True)[0] for name in names]
+    assert len(set(consumers)) == len(names)
+    assert max(map(len, consumers)) < 200
+
+
+@virtual
+async def test_names_of_all_kinds() -> None:
+    async with served_nats_broker() as broker:
+        sent = [message(id, queue=id) for id in ("a.b", "a:b", "." * 128, "-:-")]
+        assert await broker.enqueue(sent) == [True] * 4
+        for each in sent:
+            (claim,) = await broker.claim([each.queue], 2, lease=30)
+            assert claim.message == each
+        assert [job.message async for job in broker.scan()] == sent
+
+
+def test_asyncio_only(anyio_backend_name: str) -> None:
+    async def main() -> None:
+        await NatsBroker("nats://127.0.0.1:1").open()
+
+    expected = RuntimeError if anyio_backend_name == "trio" else BrokerUnavailableError
+    with pytest.raises(expected):
+        anyio.run(main, backend=anyio_backend_name)

@@ -1,0 +1,282 @@
+"""NATS servers: versions, permissions, limits and rare answers."""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import ssl
+from pathlib import Path
+from secrets import token_hex
+from typing import Any
+
+import pytest
+import trustme
+from support.brokers.nats import (
+    _later,
+    finish,
+    message,
+    messages,
+    opened,
+    real,
+    state_of,
+    virtual,
+)
+from support.brokers.nats_servers import (
+    held,
+    nats_server,
+    remove_streams,
+    served_nats_broker,
+    shared_server,
+)
+
+from background.queues._errors import BrokerUnavailableError, PayloadTooLargeError
+from background.queues._states import JobState
+from background.queues.abc import LeaseStatus, MaintenanceStats
+from background.queues.nats import NatsBroker
+from background.queues.nats.requests import Answers
+
+# The server
+
+
+@real
+async def test_no_server() -> None:
+    broker = NatsBroker("nats://me:secret@127.0.0.1:1,nats://127.0.0.1:2")
+    with pytest.raises(BrokerUnavailableError, match=r"nats://127\.0\.0\.1:1,.*onnect") as caught:
+        await broker.open()
+    assert "secret" not in str(caught.value)
+    with pytest.raises(BrokerUnavailableError, match="is not open"):
+        await broker.get("one")
+    await broker.close()
+
+
+@real
+async def test_no_jetstream() -> None:
+    with nats_server(jetstream=False) as server:
+        broker = NatsBroker(server.url)
+        with pytest.raises(BrokerUnavailableError, match="JetStream is not available"):
+            await broker.open()
+
+
+@pytest.mark.parametrize("version", ["2.8.4", "1.4", "", "0.0.1", "strange"])
+@virtual
+async def test_old_servers_are_refused(version: str) -> None:
+    async with served_nats_broker() as broker:
+        link: Any = broker._link
+        await held(link.connection.close())
+        link.version = functools.partial(_later, version)
+        with pytest.raises(BrokerUnavailableError, match=r"2\.9 or later is needed"):
+            await held(broker.open())
+        for newer in ("2.9.0", "v2.12.0-RC.1", "3.0.0-dev"):
+            link.version = functools.partial(_later, newer)
+            await held(broker.open())
+            await held(link.connection.close())
+        await held(broker.open())
+
+
+@real
+async def test_streams_with_other_settings_are_refused() -> None:
+    server = shared_server()
+    async with opened(server, storage="memory") as broker:
+        prefix = broker._layout.prefix
+        other = NatsBroker(server.url, prefix=prefix)
+        expected = f"stream KV_{prefix}-jobs has other settings .*: storage is 'memory' instead of"
+        with pytest.raises(BrokerUnavailableError, match=expected):
+            await other.open()
+        await remove_streams(broker)
+
+
+@real
+async def test_opened_by_many_at_once() -> None:
+    server = shared_server()
+    prefix = f"test-{token_hex(8)}"
+    brokers: list[Any] = [NatsBroker(server.url, prefix=prefix) for _ in range(8)]
+    await asyncio.gather(*(each.open() for each in brokers), brokers[0].open())
+    await asyncio.gather(*(each.claim(["q"], 1, lease=30) for each in brokers))
+    assert await brokers[0].enqueue([message()]) == [True]
+    claims = await asyncio.gather(*(each.claim(["q"], 1, lease=30) for each in brokers))
+    assert sorted(map(len, claims)) == [0] * 7 + [1]
+    await remove_streams(brokers[0])
+    await asyncio.gather(*(each.close() for each in brokers))
+
+
+@pytest.mark.parametrize(
+    ("config", "right", "wrong"),
+    [
+        ("user: 'me', password: 's3cret'", "me:s3cret", "me:wr0ng"),
+        ("token: 's3cret'", "s3cret", "wr0ng"),
+    ],
+)
+@real
+async def test_credentials(config: str, right: str, wrong: str) -> None:
+    with nats_server(f"authorization {{ {config} }}") as server:
+        url = server.url.replace("//", f"//{right}@")
+        async with opened(server, url=url) as broker:
+            assert await broker.count() == 0
+            assert "s3cret" not in repr(broker)
+        broker = NatsBroker(server.url.replace("//", f"//{wrong}@"))
+        with pytest.raises(BrokerUnavailableError, match="Authorization") as caught:
+            await broker.open()
+        assert "wr0ng" not in str(caught.value)
+
+
+@real
+async def test_tls(tmp_path: Path) -> None:
+    authority = trustme.CA()
+    certificate = authority.issue_cert("127.0.0.1")
+    certificate.private_key_pem.write_to_path(str(tmp_path / "key"))
+    certificate.cert_chain_pems[0].write_to_path(str(tmp_path / "cert"))
+    paths = f"cert_file: {str(tmp_path / 'cert')!r}, key_file: {str(tmp_path / 'key')!r}"
+    context = ssl.create_default_context()
+    authority.configure_trust(context)
+    with nats_server(f"tls {{ {paths} }}") as server:
+        url = server.url.replace("nats:", "tls:")
+        async with opened(server, url=url, tls=context) as broker:
+            assert await broker.enqueue([message()]) == [True]
+        with pytest.raises(BrokerUnavailableError, match="CERTIFICATE_VERIFY_FAILED"):
+            await NatsBroker(url).open()
+
+
+# Sizes
+
+
+@virtual
+async def test_a_job_that_is_too_large() -> None:
+    async with served_nats_broker() as broker:
+        most = await broker._api.max_record()
+        with pytest.raises(PayloadTooLargeError, match="max_payload"):
+            await broker.enqueue([message(), message("two", body=b"x" * most)])
+        assert await broker.count() == 0
+        half = b"x" * (most // 2)
+        sent = [message(body=half), message("two"), message("both", depends_on=("one", "two"))]
+        await broker.enqueue(sent)
+        one, two = await broker.claim(["q"], 2, lease=30)
+        with pytest.raises(PayloadTooLargeError):
+            await broker.save("one", one.token, half)
+        assert await finish(broker, [one], result=half) == [True]
+        job = await broker.get("one")
+        assert job is not None
+        assert (job.state, job.result) == (JobState.DEAD, None)
+        assert job.error is not None
+        assert job.error["type"] == "PayloadTooLargeError"
+        assert await state_of(broker, "both") is JobState.DEAD
+        await finish(broker, [two])
+
+
+@virtual
+async def test_largest_job() -> None:
+    """A record of the largest size can be claimed, renewed, cancelled and settled."""
+    async with served_nats_broker() as broker:
+        size = await broker._api.max_record()
+        while True:
+            try:
+                await broker.enqueue([message(body=b"x" * size)])
+            except PayloadTooLargeError:
+                size -= 1
+            else:
+                break
+        claims = await broker.claim(["q"], 1, lease=30)
+        assert await broker.renew(claims, lease=30) == [LeaseStatus.HELD]
+        assert await broker.cancel("one") is JobState.RUNNING
+        assert await finish(broker, claims, error={"type": "E", "message": "no"}) == [True]
+
+
+@virtual
+async def test_results_that_are_too_large_together() -> None:
+    async with served_nats_broker() as broker:
+        half = b"x" * ((await broker._api.max_record()) // 2)
+        await broker.enqueue([message("a"), message("b"), message("all", depends_on=("a", "b"))])
+        assert await finish(broker, await broker.claim(["q"], 2, lease=30), result=half)
+        job = await broker.get("all")
+        assert job is not None
+        assert job.state is JobState.DEAD
+        assert job.error is not None
+        assert "jobs that it depends on are too large" in job.error["message"]
+
+
+@virtual
+async def test_large_records_are_read_when_they_are_claimed() -> None:
+    async with served_nats_broker() as broker:
+        sent = [message("a", body=b"x" * 100_000), message("b"), message("c", body=b"y" * 50_000)]
+        await broker.enqueue(sent)
+        claims = await broker.claim(["q"], 5, lease=30)
+        assert [each.message for each in claims] == sent
+
+
+# Answers that are seldom
+
+
+@virtual
+async def test_an_answer_that_came_is_not_lost_with_the_connection() -> None:
+    came, missing = Answers(1), Answers(1)
+    came.end()
+    for each in (came, missing):
+        each.lose()
+        assert each.done.done()
+    assert (came.lost, missing.lost) == (False, True)
+
+
+@virtual
+async def test_a_stream_that_somebody_makes_at_the_same_time() -> None:
+    async with served_nats_broker() as broker:
+        streams: Any = broker._streams
+        asked: list[str] = []
+        ask = streams._ask
+
+        async def too_early(subject: str, **body: Any) -> Any:
+            asked.append(subject)
+            if len(asked) == 1:
+                return {"error": {"code": 404}}
+            return await ask(subject, **body)
+
+        streams._ask = too_early
+        name = broker._layout.jobs
+        broker._layout.streams[name]["max_msgs_per_subject"] = 2
+        with pytest.raises(BrokerUnavailableError, match="max_msgs_per_subject is 1 instead of 2"):
+            await streams.ensure()
+        assert asked == [f"STREAM.INFO.{name}", f"STREAM.CREATE.{name}", f"STREAM.INFO.{name}"]
+
+
+@virtual
+async def test_a_clock_that_can_not_be_read() -> None:
+    async with served_nats_broker() as broker:
+        api: Any = broker._api
+        publish = api.publish_all
+
+        async def publish_and_lose(requests: Any) -> Any:
+            sequences = await publish(requests)
+            await api.delete_all(broker._layout.timers, sequences)
+            return sequences
+
+        api.publish_all = publish_and_lose
+        with pytest.raises(BrokerUnavailableError, match="the server's time can't be read"):
+            await broker._clock.read()
+
+
+@virtual
+async def test_what_was_claimed_before_the_connection_was_lost_is_not_lost() -> None:
+    async with served_nats_broker() as broker:
+        await broker.enqueue([message(), message("two", queue="r")])
+        ready: Any = broker._ready
+        take = ready.take
+
+        async def take_or_fail(queue: str, most: int) -> Any:
+            if queue == "r":
+                raise BrokerUnavailableError("lost")
+            return await take(queue, most)
+
+        ready.take = take_or_fail
+        claims = await broker.claim(["q", "r"], 5, lease=30)
+        assert [each.message.id for each in claims] == ["one"]
+        with pytest.raises(BrokerUnavailableError, match="lost"):
+            await broker.claim(["r"], 5, lease=30)
+
+
+@virtual
+async def test_timers_are_dealt_with_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("background.queues.nats.timer_wheel._CHUNK", 3)
+    async with served_nats_broker() as broker:
+        for number in range(10):
+            await broker.enqueue([message(str(number), delay=10)])
+        await broker.enqueue(messages(10, delay=10))
+        await asyncio.sleep(11)
+        assert await broker.maintain() == MaintenanceStats(due=20)

@@ -1,0 +1,162 @@
+"""Helpers of the tests of the NATS broker."""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
+from contextlib import asynccontextmanager
+from secrets import token_hex
+from typing import Any
+
+import anyio
+
+from background.queues._errors import BrokerUnavailableError
+from background.queues._states import JobState
+from background.queues.abc import Claim, Message, Settlement
+from background.queues.nats import NatsBroker
+from background.testing import VirtualTimeLoop
+from support.brokers.nats_servers import (
+    NatsServer,
+)
+from support.time import SOON
+
+Test = Callable[..., Coroutine[Any, Any, None]]
+
+
+def virtual(test: Test) -> Callable[..., None]:
+    """Run a test in virtual time."""
+
+    @functools.wraps(test)
+    def run(*args: Any, **kwargs: Any) -> None:
+        options = {"loop_factory": VirtualTimeLoop}
+        anyio.run(functools.partial(test, *args, **kwargs), backend_options=options)
+
+    return run
+
+
+def message(id: str = "one", **options: Any) -> Message:
+    return Message(
+        **{
+            "id": id,
+            "handler": "h",
+            "queue": "q",
+            "body": b"{}",
+            "retention": 60,
+            "dead_retention": 60,
+            **options,
+        }
+    )
+
+
+def messages(count: int, **options: Any) -> list[Message]:
+    return [message(f"{number:04}", **options) for number in range(count)]
+
+
+async def finish(broker: NatsBroker, claims: list[Claim], **options: Any) -> list[bool]:
+    return await broker.settle(
+        [
+            Settlement(id=each.message.id, token=each.token, state=JobState.SUCCEEDED, **options)
+            for each in claims
+        ]
+    )
+
+
+async def stored(broker: Any) -> dict[str, int]:
+    """How many messages there are in each stream."""
+    names = broker._layout.streams
+    infos = [await broker._api._ask(f"STREAM.INFO.{name}") for name in names]
+    return {
+        name.removeprefix(broker._layout.prefix + "-"): info["state"]["messages"]
+        for name, info in zip(("jobs", "ready", "timers"), infos, strict=True)
+    }
+
+
+EMPTY = {"jobs": 0, "ready": 0, "timers": 0}
+
+
+def real(test: Test) -> Callable[..., None]:
+    """Run a test on asyncio in real time, as connections that fail do so in their own time."""
+
+    @functools.wraps(test)
+    def run(*args: Any, **kwargs: Any) -> None:
+        anyio.run(_limited, functools.partial(test, *args, **kwargs))
+
+    return run
+
+
+async def _limited(test: Test) -> None:
+    async with asyncio.timeout(4 * SOON):
+        await test()
+
+
+@asynccontextmanager
+async def opened(server: NatsServer, **options: Any) -> AsyncIterator[Any]:
+    """Give a broker that is open, for real time."""
+    options.setdefault("prefix", f"test-{token_hex(8)}")
+    broker: Any = NatsBroker(options.pop("url", server.url), **options)
+    await broker.open()
+    try:
+        yield broker
+    finally:
+        await broker.close()
+
+
+async def eventually(call: Callable[[], Awaitable[Any]]) -> Any:
+    """Call again and again, for as long as the broker is not available."""
+    async with asyncio.timeout(3 * SOON):
+        while True:
+            try:
+                return await call()
+            except BrokerUnavailableError:
+                await asyncio.sleep(0.01)
+
+
+async def state_of(broker: NatsBroker, id: str = "one") -> JobState | None:
+    job = await broker.get(id)
+    return None if job is None else job.state
+
+
+class Crash:
+    """Lets a broker's process die at the n-th request, before it is sent."""
+
+    def __init__(self, broker: Any) -> None:
+        self.left: float = float("inf")
+        self.sent = 0
+        self._link = broker._link
+        self._call, self._post, self._fetch = self._link._call, self._link.post, self._link.fetch
+        self._link._call, self._link.post, self._link.fetch = self.call, self.post, self.fetch
+
+    def _die(self) -> None:
+        raise BrokerUnavailableError("the process has died")
+
+    async def call(self, requests: Any) -> Any:
+        if self.left < len(requests):
+            if self.left > 0:
+                await self._call(requests[: int(self.left)])
+            self.left = 0
+            self._die()
+        self.left -= len(requests)
+        self.sent += len(requests)
+        return await self._call(requests)
+
+    async def fetch(self, *args: Any) -> Any:
+        if self.left < 1:
+            self._die()
+        self.left -= 1
+        self.sent += 1
+        return await self._fetch(*args)
+
+    def post(self, *args: Any) -> None:
+        if self.left >= 1:
+            self._post(*args)
+
+
+async def needed(broker: NatsBroker) -> list[Claim]:
+    await broker.enqueue([message("0000", queue="r", retention=30)])
+    await finish(broker, await broker.claim(["r"], 1, lease=30))
+    return []
+
+
+async def _later(value: Any) -> Any:
+    return value
