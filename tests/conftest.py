@@ -1,19 +1,25 @@
-"""Backends for the tests.
+"""Event loops, brokers and tiers of the tests.
 
 An async test runs in virtual time on asyncio and trio. Marked `realtime`, it runs in real time on
-asyncio, uvloop and trio: for threads, processes and sockets, and for what does not wait. Where it
-has a `broker_kind`, it runs on what those need; marked `virtual`, for those in virtual time alone.
+asyncio, uvloop and trio, which threads, processes and sockets need. A test with a `broker_kind` runs
+for the embedded brokers, and in `queues/conformance` for every broker.
+
+The tiers are markers: `unit` for virtual time and pure functions, `integration` for real time and
+servers, and `exhaustive` for sweeps over many points, seeds or faults. The last run only with
+`--exhaustive`, or if their folder or file is named; so do those of the benchmarks.
 """
 
 from __future__ import annotations
 
+import signal
 import sys
 from collections.abc import Generator, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
-from support.brokers import redis_servers as servers
 from blockbuster import blockbuster_ctx
+from support.brokers import redis_servers
 from support.brokers.kinds import KINDS, Kind, cases
 from support.time import Clock
 
@@ -23,20 +29,59 @@ __all__ = ["manager", "recorder"]  # fixtures
 
 REAL = ["asyncio", "trio"] if sys.platform == "win32" else ["asyncio", "uvloop", "trio"]
 VIRTUAL = ["virtual-asyncio", "virtual-trio"]
+EXHAUSTIVE = Path(__file__).parent / "exhaustive"
+BENCHMARKS = Path(__file__).parent / "benchmarks"
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--exhaustive", action="store_true", help="run the exhaustive tests, too")
+
+
+def pytest_configure() -> None:
+    """Restore SIGINT, which shells and some CI runners ignore in background jobs.
+
+    Child processes would inherit that, and a test that interrupts one would wait for its end.
+    """
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    if collection_path not in (EXHAUSTIVE, BENCHMARKS):
+        return None
+    if collection_path == EXHAUSTIVE and config.getoption("--exhaustive"):
+        return None
+    named = [Path(argument.partition("::")[0]).resolve() for argument in config.args]
+    return None if any(path.is_relative_to(collection_path) for path in named) else True
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        item.add_marker(tier(item))
+
+
+def tier(item: pytest.Item) -> str:
+    """Return the marker of a test's tier."""
+    if EXHAUSTIVE in item.path.parents:
+        return "exhaustive"
+    parameters: dict[str, object] = getattr(getattr(item, "callspec", None), "params", {})
+    virtual = parameters.get("anyio_backend", VIRTUAL[0]) in VIRTUAL
+    has_server = parameters.get("broker_kind", "memory") not in ("memory", "sqlite")
+    is_real = item.get_closest_marker("realtime") is not None
+    return "unit" if virtual and not has_server and not is_real else "integration"
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if "broker_kind" in metafunc.fixturenames:
-        virtual = metafunc.definition.get_closest_marker("virtual") is not None
-        wanted = cases(metafunc.module.__name__)
-        if virtual:
-            wanted = [case for case in wanted if case[1] in VIRTUAL]
+        wanted = cases(conformance="conformance" in metafunc.definition.path.parts)
         if "results" in metafunc.fixturenames:
-            wanted = [case for case in wanted if KINDS[case[0]].results is not None]
+            wanted = [(kind, backend) for kind, backend in wanted if KINDS[kind].results]
         metafunc.parametrize(("broker_kind", "anyio_backend"), wanted, indirect=True)
     elif "redis_server" in metafunc.fixturenames:
         wanted = [
-            (name, backend) for name in servers.available() for backend in KINDS[name].backends
+            (name, backend)
+            for name in redis_servers.available()
+            for backend in KINDS[name].backends
         ]
         metafunc.parametrize(("redis_server", "anyio_backend"), wanted, indirect=True)
     elif "anyio_backend" in metafunc.fixturenames:
@@ -56,14 +101,14 @@ def pytest_runtest_makereport() -> Generator[None, pytest.TestReport, pytest.Tes
 
 @pytest.fixture
 def broker_kind(request: pytest.FixtureRequest) -> Kind:
-    """A kind of broker, for what has to hold for each of them."""
+    """A kind of broker."""
     return KINDS[request.param]
 
 
 @pytest.fixture
-def redis_server(request: pytest.FixtureRequest) -> servers.Server:
-    """A server that all tests share, for what has to hold with each of them."""
-    return servers.server(request.param)
+def redis_server(request: pytest.FixtureRequest) -> redis_servers.Server:
+    """A Redis or Valkey server that all tests of this process share."""
+    return redis_servers.server(request.param)
 
 
 @pytest.fixture

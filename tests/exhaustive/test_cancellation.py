@@ -14,9 +14,18 @@ from typing import Any
 import anyio
 import pytest
 from anyio.lowlevel import checkpoint
-from support.outcomes import TWICE, Flaky, broken, nap
-from support.cancellation.injection import Act, How, Outcome, Scenario, Sweep, World, sweep_driven, sweep_steps
+from support.cancellation.injection import (
+    Act,
+    How,
+    Outcome,
+    Scenario,
+    Sweep,
+    World,
+    sweep_driven,
+    sweep_steps,
+)
 from support.cancellation.stepping import When
+from support.outcomes import TWICE, Flaky, broken, nap
 from tenacity import wait_fixed
 from trio._core import _run as trio_run
 

@@ -16,8 +16,8 @@ from typing import Any
 
 import anyio
 import pytest
-from support.brokers.kinds import KINDS, elapse
 from support.brokers.faulty import FaultyBroker
+from support.brokers.kinds import KINDS, elapse
 from support.cancellation.injection import How, Point, World, play
 from support.cancellation.stepping import Step, When
 from tenacity import AsyncRetrying, stop_after_attempt, wait_none

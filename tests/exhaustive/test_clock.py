@@ -16,7 +16,6 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from itertools import pairwise, product
-from pathlib import Path
 from zoneinfo import ZoneInfo
 
 import anyio

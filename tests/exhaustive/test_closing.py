@@ -20,8 +20,8 @@ import anyio
 import anyio.from_thread
 import pytest
 from anyio.lowlevel import checkpoint
-from support.time import SOON
 from support.outcomes import TWICE, broken, fine, nap
+from support.time import SOON
 
 from background import (
     CloseReport,

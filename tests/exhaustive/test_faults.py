@@ -13,14 +13,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from support.processes.workers import Client, Fleet
 from support.brokers.proxy import Cut, Proxy, proxied
 from support.brokers.stores import FULL, NAMES, SERVED, STORES
+from support.processes.workers import Client, Fleet
 
 from background.queues import JobState, PayloadTooLargeError
 
 pytestmark = [
-    pytest.mark.fault,
     pytest.mark.filterwarnings("ignore:several connections"),
     pytest.mark.skipif(sys.platform == "win32", reason="there are no such signals"),
 ]

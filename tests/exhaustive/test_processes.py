@@ -8,13 +8,12 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
-from support.processes.workers import Fleet
-from support.processes.history import Entry
 from opentelemetry import propagate
 from support.brokers.stores import NAMES, STORES
+from support.processes.history import Entry
+from support.processes.workers import Fleet
 
 pytestmark = [
-    pytest.mark.fault,
     pytest.mark.filterwarnings("ignore:several connections"),
     pytest.mark.skipif(sys.platform == "win32", reason="the workers need signals"),
 ]

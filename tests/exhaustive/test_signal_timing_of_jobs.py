@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support.processes.process import PROGRAMS, PATIENCE, Process, running
+from support.processes.process import PATIENCE, PROGRAMS, Process, running
 
 pytestmark = pytest.mark.skipif(
     sys.platform == "win32", reason="no process can be sent SIGINT or SIGTERM on Windows"

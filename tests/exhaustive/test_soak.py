@@ -6,13 +6,12 @@ import random
 import re
 from collections.abc import Iterator
 from contextlib import ExitStack
-from pathlib import Path
 
 import pytest
 from anyio.lowlevel import checkpoint
 from support.processes.process import Process, running
-from support.soak.program import LEAK, grows, growth
 from support.soak.ledger import Ledger, Totals
+from support.soak.program import LEAK, grows, growth
 
 from background import Manager, Task, TaskKind
 
@@ -29,7 +28,9 @@ def soaking() -> Iterator[dict[str, Process]]:
     with ExitStack() as stack:
         yield {
             backend: stack.enter_context(
-                running("-m", "support.soak", "--seconds", "1", "--seed", seed, "--backend", backend)
+                running(
+                    "-m", "support.soak", "--seconds", "1", "--seed", seed, "--backend", backend
+                )
             )
             for backend in BACKENDS
         }

@@ -28,8 +28,8 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 from support.model.manager import Model, Tie
-from support.model.rows import Phase, Row
 from support.model.plans import LOOPS, ONE_OFFS, SETUPS, Fractions, Plan, Setup
+from support.model.rows import Phase, Row
 from support.model.system import World
 
 from background.testing import virtual_time, virtual_wall_clock

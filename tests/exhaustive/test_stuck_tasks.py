@@ -16,8 +16,8 @@ import anyio
 import anyio.to_thread
 import pytest
 from anyio.lowlevel import checkpoint
-from support.time import SOON
 from support.outcomes import nap
+from support.time import SOON
 
 from background import (
     Manager,

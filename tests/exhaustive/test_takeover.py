@@ -12,12 +12,11 @@ from pathlib import Path
 from random import Random, randrange
 
 import pytest
-from support.processes.workers import Fleet
-from support.processes.history import Entry
 from support.brokers.stores import FULL, NAMES, STORES
+from support.processes.history import Entry
+from support.processes.workers import Fleet
 
 pytestmark = [
-    pytest.mark.fault,
     pytest.mark.filterwarnings("ignore:several connections"),
     pytest.mark.skipif(sys.platform == "win32", reason="there are no such signals"),
 ]

@@ -13,7 +13,18 @@ from typing import Any
 
 import anyio
 import pytest
-from support.outcomes import FATES, JOBS, LOOP, TWICE, broken, everything_happens, fine, meet, meet_job, nap
+from support.outcomes import (
+    FATES,
+    JOBS,
+    LOOP,
+    TWICE,
+    broken,
+    everything_happens,
+    fine,
+    meet,
+    meet_job,
+    nap,
+)
 from tenacity import AsyncRetrying, retry_if_result, stop_after_attempt, wait_fixed
 
 from background import (

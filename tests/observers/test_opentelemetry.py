@@ -15,6 +15,17 @@ from typing import Any
 
 import anyio
 import pytest
+from opentelemetry import baggage, context, trace
+from opentelemetry.sdk.trace import Span, SpanProcessor
+from opentelemetry.sdk.trace.sampling import Decision, Sampler, SamplingResult
+from opentelemetry.semconv.attributes.code_attributes import CODE_FUNCTION_NAME, CODE_STACKTRACE
+from opentelemetry.semconv.attributes.error_attributes import ERROR_TYPE
+from opentelemetry.semconv.attributes.exception_attributes import (
+    EXCEPTION_MESSAGE,
+    EXCEPTION_STACKTRACE,
+    EXCEPTION_TYPE,
+)
+from opentelemetry.trace import SpanKind, StatusCode
 from support.outcomes import (
     FATES,
     JOBS,
@@ -29,17 +40,6 @@ from support.outcomes import (
     meet_job,
     nap,
 )
-from opentelemetry import baggage, context, trace
-from opentelemetry.sdk.trace import Span, SpanProcessor
-from opentelemetry.sdk.trace.sampling import Decision, Sampler, SamplingResult
-from opentelemetry.semconv.attributes.code_attributes import CODE_FUNCTION_NAME, CODE_STACKTRACE
-from opentelemetry.semconv.attributes.error_attributes import ERROR_TYPE
-from opentelemetry.semconv.attributes.exception_attributes import (
-    EXCEPTION_MESSAGE,
-    EXCEPTION_STACKTRACE,
-    EXCEPTION_TYPE,
-)
-from opentelemetry.trace import SpanKind, StatusCode
 from support.processes.process import PROGRAMS, running
 from support.telemetry import Telemetry, attributes, ids
 from tenacity import AsyncRetrying, retry_if_result, stop_after_attempt, wait_fixed
@@ -749,7 +749,7 @@ async def test_a_remote_parent_is_passed_on_without_the_sdk(linked: bool) -> Non
 def run_program(program: str) -> str:
     done = subprocess.run(
         [sys.executable, "-c", textwrap.dedent(program)],
-        cwd=Path(background.__file__).parents[1],
+        cwd=Path(__file__).parents[2],
         capture_output=True,
         encoding="utf-8",
         timeout=60,

@@ -6,8 +6,8 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
-from support.brokers.kinds import Kind
 from support.brokers.faulty import FaultyBroker
+from support.brokers.kinds import Kind
 
 from background import Manager
 from background.queues import JobQueue

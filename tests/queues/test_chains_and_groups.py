@@ -7,9 +7,9 @@ from typing import Any
 
 import anyio
 import pytest
-from support.job_events import told_of
-from support.brokers.kinds import elapse
 from support.brokers.faulty import FaultyBroker, MemoryResults
+from support.brokers.kinds import elapse
+from support.job_events import told_of
 
 from background import JobEnqueued, Manager
 from background.queues import (
@@ -208,7 +208,6 @@ async def test_a_cancelled_step_is_what_the_handle_tells_of(
     assert await jobs.handle(f"{job.id}.1").result() == ["a", None]
 
 
-@pytest.mark.virtual
 async def test_an_expired_step_is_what_the_handle_tells_of(
     jobs: JobQueue, manager: Manager, note: Note
 ) -> None:
@@ -331,7 +330,6 @@ async def test_results_pass_where_none_are_kept(manager: Manager, broker: Faulty
         assert list(results.kept.values()) == [b"[2]"]
 
 
-@pytest.mark.virtual
 async def test_the_result_outlives_the_steps(manager: Manager, broker: FaultyBroker) -> None:
     async with JobQueue(broker, retention=100) as jobs:
 

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import anyio
 import pytest
-from support.brokers.kinds import elapse
 from support.brokers.faulty import FaultyBroker
 from support.brokers.jobs import LEASE, claim_one, message, settlement, state_of
+from support.brokers.kinds import elapse
 
 from background.queues import JobState
 from background.queues._worker.completer import Completer
-
-pytestmark = pytest.mark.virtual
 
 
 class Holder:

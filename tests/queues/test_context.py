@@ -7,8 +7,8 @@ from typing import Any
 import anyio
 import anyio.from_thread
 import pytest
-from support.brokers.faulty import FaultyBroker, MemoryResults
 from opentelemetry import baggage, context
+from support.brokers.faulty import FaultyBroker, MemoryResults
 
 from background import Manager, TaskCancelled
 from background.queues import (

@@ -10,9 +10,9 @@ from typing import Any
 
 import anyio
 import pytest
-from support.job_events import told_of
-from support.brokers.kinds import elapse
 from support.brokers.faulty import FaultyBroker, MemoryResults
+from support.brokers.kinds import elapse
+from support.job_events import told_of
 
 from background import JobDead, JobEnqueued, Manager
 from background._support import clock
@@ -188,7 +188,6 @@ async def test_names_may_be_of_an_enumeration(
         await jobs.count(queue="two words")
 
 
-@pytest.mark.virtual
 async def test_delayed_and_expiring_jobs(
     jobs: JobQueue, manager: Manager, broker: FaultyBroker
 ) -> None:
@@ -569,7 +568,6 @@ async def test_results_that_are_not_kept(jobs: JobQueue, manager: Manager) -> No
     assert (info.state, info.result) == (S.SUCCEEDED, None)
 
 
-@pytest.mark.virtual
 async def test_how_long_jobs_are_known(manager: Manager, broker: FaultyBroker) -> None:
     async with JobQueue(broker, retention=100) as jobs:
         handlers = [
@@ -923,7 +921,6 @@ async def test_a_job_whose_handler_is_not_known_is_dead(
     assert await (await handler.enqueue(1)).result() == 2
 
 
-@pytest.mark.virtual
 async def test_a_job_that_workers_die_of_is_dead(
     manager: Manager,
     broker: FaultyBroker,

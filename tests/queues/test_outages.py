@@ -8,10 +8,10 @@ from typing import Any
 
 import anyio
 import pytest
-from support.job_events import told_of
-from support.brokers.faulty import FaultyBroker
 from opentelemetry import propagate
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
+from support.brokers.faulty import FaultyBroker
+from support.job_events import told_of
 from tenacity import AsyncRetrying, stop_after_attempt, wait_fixed
 
 from background import JobEnqueued, Manager, TaskCancelled, TaskSucceeded
@@ -132,7 +132,6 @@ async def test_those_who_wait_bear_with_an_outage(
         await job.result(timeout=0)
 
 
-@pytest.mark.virtual
 async def test_those_who_wait_are_told_of_a_long_outage(
     jobs: JobQueue, broker: FaultyBroker, log: Log
 ) -> None:
@@ -154,7 +153,6 @@ async def test_those_who_wait_are_told_of_a_long_outage(
 # Working
 
 
-@pytest.mark.virtual
 @pytest.mark.parametrize("name", ["claim", "wait_for_work", "maintain"])
 async def test_a_worker_goes_on_after_an_outage(
     jobs: JobQueue,
@@ -178,7 +176,6 @@ async def test_a_worker_goes_on_after_an_outage(
     assert caplog.text.count("no broker; trying again") == 1
 
 
-@pytest.mark.virtual
 async def test_an_error_that_is_not_the_networks_is_logged_as_it_is(
     jobs: JobQueue,
     manager: Manager,
@@ -233,7 +230,6 @@ class Broken(TraceContextTextMapPropagator):
         raise ArithmeticError("what is this?")
 
 
-@pytest.mark.virtual
 async def test_a_job_that_cannot_be_started_is_left_to_its_lease(
     jobs: JobQueue,
     manager: Manager,
@@ -258,7 +254,6 @@ async def test_a_job_that_cannot_be_started_is_left_to_its_lease(
     assert log.ran == [2]
 
 
-@pytest.mark.virtual
 async def test_a_claim_that_took_longer_than_its_lease_is_not_begun(
     jobs: JobQueue, manager: Manager, broker: FaultyBroker, log: Log
 ) -> None:
@@ -468,7 +463,6 @@ async def test_a_lease_that_a_settlement_has_ended_is_not_missed(
     assert "lease was lost" not in caplog.text
 
 
-@pytest.mark.virtual
 @pytest.mark.parametrize("how", ["down", "hangs", "odd"])
 async def test_leases_that_cannot_be_renewed_are_given_up(
     jobs: JobQueue,
@@ -498,7 +492,6 @@ async def test_leases_that_cannot_be_renewed_are_given_up(
     broker.down.clear()
 
 
-@pytest.mark.virtual
 async def test_leases_bear_with_an_outage(
     jobs: JobQueue, manager: Manager, broker: FaultyBroker, log: Log
 ) -> None:
@@ -515,7 +508,6 @@ async def test_leases_bear_with_an_outage(
     assert await job.result() == 1
 
 
-@pytest.mark.virtual
 async def test_a_job_whose_lease_was_lost_runs_elsewhere_meanwhile(
     jobs: JobQueue, manager: Manager, broker: FaultyBroker, recorder: RecordingObserver
 ) -> None:
@@ -541,7 +533,6 @@ async def test_a_job_whose_lease_was_lost_runs_elsewhere_meanwhile(
     assert len(recorder.of(TaskSucceeded)) == 1
 
 
-@pytest.mark.virtual
 async def test_an_event_loop_that_was_blocked_is_noticed(
     jobs: JobQueue,
     manager: Manager,

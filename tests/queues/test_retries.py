@@ -7,9 +7,9 @@ from typing import Any
 
 import anyio
 import pytest
-from support.job_events import told_of
-from support.brokers.kinds import elapse
 from support.brokers.faulty import FaultyBroker
+from support.brokers.kinds import elapse
+from support.job_events import told_of
 from tenacity import (
     AsyncRetrying,
     RetryCallState,
@@ -272,7 +272,6 @@ async def test_the_next_attempt_is_anyones(broker: FaultyBroker, anyio_backend: 
     assert [type(each) for each in ends(observers["b"], job)] == [TaskSucceeded]
 
 
-@pytest.mark.virtual
 async def test_a_policy_counts_its_time_from_the_first_attempt(
     broker: FaultyBroker, anyio_backend: object
 ) -> None:
@@ -312,7 +311,6 @@ async def test_a_policy_counts_its_time_from_the_first_attempt(
         assert times == [205, 215, 225, 235]
 
 
-@pytest.mark.virtual
 async def test_a_job_that_waits_for_another_attempt_takes_no_place(
     jobs: JobQueue, manager: Manager
 ) -> None:
@@ -336,7 +334,6 @@ async def test_a_job_that_waits_for_another_attempt_takes_no_place(
     assert anyio.current_time() - began >= 60
 
 
-@pytest.mark.virtual
 async def test_a_job_that_waits_for_another_attempt_is_cancelled(
     jobs: JobQueue, manager: Manager, recorder: RecordingObserver
 ) -> None:

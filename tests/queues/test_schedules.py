@@ -11,17 +11,15 @@ from zoneinfo import ZoneInfo
 
 import anyio
 import pytest
-from support.brokers.faulty import FaultyBroker
 from hypothesis import given
 from hypothesis import strategies as st
+from support.brokers.faulty import FaultyBroker
 
 from background import Manager, Schedule, TaskKind, cron, every
 from background._support import clock
 from background.queues import InvalidPayloadError, JobQueue, JobState, PayloadTooLargeError, chain
 from background.queues._enqueue.schedules import _id_of, _Ticker
 from background.queues.memory import MemoryBroker
-
-pytestmark = pytest.mark.virtual
 
 TOKYO = ZoneInfo("Asia/Tokyo")  # read before an event loop could be blocked by that
 START = datetime(2030, 1, 1, tzinfo=UTC).timestamp()  # as in tests/brokers.py

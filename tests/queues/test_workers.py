@@ -10,9 +10,9 @@ from typing import Any
 
 import anyio
 import pytest
+from support.brokers.faulty import FaultyBroker
 from support.job_events import told_of
 from support.time import SOON
-from support.brokers.faulty import FaultyBroker
 
 from background import (
     CloseReport,
@@ -446,7 +446,6 @@ async def test_jobs_that_are_just_claimed_are_handed_back(
     assert meter.ran == []
 
 
-@pytest.mark.virtual
 @ORDERS
 async def test_jobs_that_are_just_claimed_are_left_behind_with_their_broker(
     broker: FaultyBroker,
@@ -600,7 +599,6 @@ async def test_a_job_that_ends_the_program(
     assert len(recorder.of(TaskFailed)) == 1
 
 
-@pytest.mark.virtual
 async def test_a_job_that_cannot_be_cancelled_holds_up_nobody(
     broker: FaultyBroker, meter: Meter
 ) -> None:

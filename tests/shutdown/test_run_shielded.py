@@ -7,8 +7,8 @@ from contextvars import copy_context
 
 import anyio
 
-from background._eventloop.backend import current_backend
 from background._eventloop.interruption import run_shielded
+from background._eventloop.running import current_backend
 from background._eventloop.services import Services
 
 

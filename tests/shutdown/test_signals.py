@@ -8,14 +8,13 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from types import FrameType
 from typing import Any
 
 import anyio
 import pytest
 from anyio.lowlevel import checkpoint
-from support.processes.process import PROGRAMS, PATIENCE, Process, running
+from support.processes.process import PATIENCE, PROGRAMS, Process, running
 
 from background import Manager, ManagerMisuseError, ManagerState, TaskCancelledError, TaskStatus
 from background._lifecycle.runtime import _is_from_shutdown

@@ -8,11 +8,10 @@ import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from pathlib import Path
 
 import httpx
 import pytest
-from support.processes.process import PROGRAMS, PATIENCE, Process, running
+from support.processes.process import PATIENCE, PROGRAMS, Process, running
 
 pytestmark = pytest.mark.skipif(
     sys.platform == "win32", reason="no process can be sent SIGINT or SIGTERM on Windows"

@@ -13,10 +13,10 @@ from typing import Any
 import anyio
 import trio
 from anyio.lowlevel import current_token
-from support.time import SOON
 
 from background import Manager, ManagerClosed, ManagerState, TaskHandle, TaskKind
 from background.testing import RecordingObserver
+from support.time import SOON
 
 _GRAMMAR = {
     TaskKind.ONE_OFF: r"added( started( retrying)*)?( succeeded| failed| cancelled| expired)",

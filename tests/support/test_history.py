@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
+
 from support.processes.history import End, Entry, Fault, History, Log, Notes
 
 ACKNOWLEDGED = Entry(0.0, "test", "acknowledged", "j")

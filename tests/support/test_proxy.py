@@ -9,8 +9,9 @@ from collections.abc import Iterator
 from contextlib import closing, suppress
 
 import pytest
-from support.time import SOON
+
 from support.brokers.proxy import Cut, Proxy, proxied
+from support.time import SOON
 
 
 class Echo(socketserver.StreamRequestHandler):

@@ -14,7 +14,7 @@ from anyio.lowlevel import checkpoint
 
 from background import Manager, ManagerClosed, Observer, Task, TaskHandle, TaskKind, TaskStatus
 from background._eventloop._asyncio import _replace
-from background._eventloop.backend import current_backend
+from background._eventloop.running import current_backend
 from background._execution.handle import state_of
 from background.testing import RecordingObserver
 

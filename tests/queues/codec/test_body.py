@@ -80,7 +80,7 @@ def test_a_field_of_another_type_is_named(field: str, value: Any) -> None:
 
 @pytest.mark.parametrize("body", [b"[]", b"1", b'"text"', b"null"])
 def test_a_body_is_an_object(body: bytes) -> None:
-    with pytest.raises(InvalidPayloadError, match="it is no JSON object"):
+    with pytest.raises(InvalidPayloadError, match="it is not a JSON object"):
         decode("it", body, inf)
 
 

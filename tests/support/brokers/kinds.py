@@ -13,9 +13,6 @@ from typing import Any, TypeVar
 from weakref import WeakKeyDictionary
 
 import anyio
-from support.brokers import redis_servers as servers
-from support.time import SOON
-from support.brokers.nats_servers import make_nats_broker, served, virtually_served
 from redis import Redis
 
 from background.queues.abc import Broker, Results
@@ -24,6 +21,9 @@ from background.queues.redis import RedisBroker, RedisResults
 from background.queues.redis.script import FIELDS
 from background.queues.sqlite import SQLiteBroker, SQLiteResults
 from background.testing import virtual_wall_clock
+from support.brokers import redis_servers as servers
+from support.brokers.nats_servers import make_nats_broker, served, virtually_served
+from support.time import SOON
 
 S = TypeVar("S", Broker, Results)
 
@@ -169,12 +169,11 @@ KINDS: dict[str, Kind] = {
 }
 
 
-def cases(module: str) -> list[tuple[str, str]]:
-    """Return for which kinds, on which event loops, a test runs that has a `broker_kind`."""
-    left_out = "nats" if module == "test_brokers" else "virtual-nats"
-    return [
-        (name, backend)
-        for name, kind in KINDS.items()
-        for backend in kind.backends
-        if name != left_out
-    ]
+#: The kinds above the conformance suite: what a broker guarantees does not depend on its kind.
+EMBEDDED = ("memory", "sqlite")
+
+
+def cases(*, conformance: bool) -> list[tuple[str, str]]:
+    """Return the kinds and the event loops that a test with a `broker_kind` runs for."""
+    names = [name for name in KINDS if name != "nats"] if conformance else EMBEDDED
+    return [(name, backend) for name in names for backend in KINDS[name].backends]

@@ -18,10 +18,9 @@ from secrets import token_hex
 from typing import Any, TypeVar
 from unittest.mock import patch
 
-from support.processes.process import PATIENCE
-
 from background import testing
 from background.queues.nats import NatsBroker
+from support.processes.process import PATIENCE
 
 T = TypeVar("T")
 

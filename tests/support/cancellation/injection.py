@@ -17,6 +17,11 @@ from itertools import product, starmap
 from typing import Any, NamedTuple
 
 import anyio
+from trio._core import _run as trio_run
+
+from background import Manager, Observer, Task, TaskAdded, TaskHandle
+from background.testing import RecordingObserver, virtual_time
+from support.cancellation.stepping import Step, SteppingLoop, Steps, When
 from support.invariants import (
     footprint,
     handlers,
@@ -26,11 +31,6 @@ from support.invariants import (
     untrue_fates,
     untrue_report,
 )
-from support.cancellation.stepping import Step, SteppingLoop, Steps, When
-from trio._core import _run as trio_run
-
-from background import Manager, Observer, Task, TaskAdded, TaskHandle
-from background.testing import RecordingObserver, virtual_time
 
 HANGING = 80_000.0  # virtual seconds, after which a scenario is taken to hang
 

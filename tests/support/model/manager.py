@@ -10,11 +10,10 @@ from dataclasses import dataclass
 from math import inf
 from typing import Any, Literal
 
+from background import ManagerState, TaskKind, TaskStatus
+from support.model.plans import Plan, Setup
 from support.model.rows import Phase, Row, plain
 from support.model.transitions import HAIR, Tasks
-from support.model.plans import Plan, Setup
-
-from background import ManagerState, TaskKind, TaskStatus
 
 
 class Tie(Exception):

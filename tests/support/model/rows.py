@@ -7,9 +7,8 @@ from enum import Enum, auto
 from math import inf
 from typing import Any
 
-from support.model.plans import Plan
-
 from background import TaskKind, TaskStatus
+from support.model.plans import Plan
 
 
 def plain(value: Any) -> Any:

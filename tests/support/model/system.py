@@ -8,8 +8,6 @@ from typing import Any
 
 import anyio
 import anyio.abc
-from support.model.rows import plain
-from support.model.plans import Function, Plan, Setup
 from tenacity import AsyncRetrying, stop_after_attempt, wait_fixed
 
 from background import (
@@ -31,6 +29,8 @@ from background import (
     every,
 )
 from background.testing import RecordingObserver
+from support.model.plans import Function, Plan, Setup
+from support.model.rows import plain
 
 FATES = ("succeeded", "failed", "cancelled", "expired", "not_started", "stuck")
 ABOUT = {  # what an event says beside the task's identity

@@ -5,10 +5,9 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from math import ceil, inf
 
-from support.model.rows import Phase, Row, plain
-from support.model.plans import Plan, Setup, WhenCut
-
 from background import TaskKind, TaskStatus
+from support.model.plans import Plan, Setup, WhenCut
+from support.model.rows import Phase, Row, plain
 
 HAIR = 1e-6  # seconds within which two times are the same
 NO_SLOT = {Phase.DELAYED, Phase.QUEUED}

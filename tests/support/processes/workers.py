@@ -5,7 +5,6 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
-import sys
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import partial
@@ -15,19 +14,24 @@ from typing import Any
 from unittest.mock import patch
 
 from anyio.from_thread import BlockingPortal, start_blocking_portal
-from support.processes.process import IMPORTS
-from support.processes.programs import job_worker
-from support.processes.history import PATIENCE, End, History, Log
 from opentelemetry.context import Context, attach
-from support.brokers.stores import Store
 
 from background.queues import JobInfo, JobQueue
 from background.queues.abc import Broker, Message
+from support.brokers.stores import Store
+from support.processes.history import PATIENCE, End, History, Log
+from support.processes.process import IMPORTS
+from support.processes.programs import job_worker
 
 _methods = multiprocessing.get_all_start_methods()
 _processes = multiprocessing.get_context("forkserver" if "forkserver" in _methods else "spawn")
 _processes.set_forkserver_preload(
-    ["support.processes.programs.job_worker", "uvloop", "anyio._backends._asyncio", "anyio._backends._trio"]
+    [
+        "support.processes.programs.job_worker",
+        "uvloop",
+        "anyio._backends._asyncio",
+        "anyio._backends._trio",
+    ]
     + [f"background.queues.{name}" for name in ("sqlite", "redis", "nats")]
 )
 _queues = count()

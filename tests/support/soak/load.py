@@ -11,8 +11,6 @@ from typing import Any
 
 import anyio
 from anyio.lowlevel import checkpoint
-from support.soak.ledger import Ledger, Totals
-from support.soak.observers import Lag, SoakError, Visitor
 from tenacity import AsyncRetrying, RetryError, retry_if_result, stop_after_attempt, wait_random
 
 from background import (
@@ -31,6 +29,8 @@ from background import (
     cron,
     every,
 )
+from support.soak.ledger import Ledger, Totals
+from support.soak.observers import Lag, SoakError, Visitor
 
 SHARED = AsyncRetrying(stop=stop_after_attempt(3), wait=wait_random(0, 0.01))
 PICKY = AsyncRetrying(stop=stop_after_attempt(2), retry=retry_if_result(lambda value: not value))

@@ -9,13 +9,13 @@ from random import Random
 import anyio
 from anyio import to_thread
 from anyio.lowlevel import checkpoint
-from support.soak.ledger import Ledger, Totals
-from support.soak.load import Load, broken, busy
-from support.soak.observers import Broken, Lag, Slow, SoakError
 from tenacity import wait_random
 
 from background import Manager, ManagerState, Task
 from background.observers import StallObserver
+from support.soak.ledger import Ledger, Totals
+from support.soak.load import Load, broken, busy
+from support.soak.observers import Broken, Lag, Slow, SoakError
 
 PATIENCE = 20.0  # seconds for what takes much less
 CLEAN_UP = 0.3  # seconds; some observers need more, and are given up

@@ -25,10 +25,10 @@ from typing import Any
 
 import anyio
 from anyio import to_thread
-from support.soak.ledger import Listener, Totals
-from support.soak.managers import PATIENCE, Life, alive, live
 
 from background import TaskKind
+from support.soak.ledger import Listener, Totals
+from support.soak.managers import PATIENCE, Life, alive, live
 
 BACKENDS: dict[str, dict[str, Any]] = {
     "asyncio": {"backend": "asyncio"},

@@ -24,7 +24,6 @@ from typing import IO, Any
 
 import anyio
 from anyio.lowlevel import checkpoint
-from support.processes.programs.signalled import BACKENDS
 from tenacity import AsyncRetrying, stop_after_attempt, wait_fixed
 
 import background
@@ -41,6 +40,7 @@ from background import (
     TaskRetrying,
     TaskSucceeded,
 )
+from support.processes.programs.signalled import BACKENDS
 
 AT_ONCE = 4  # processes
 PATIENCE = 15.0  # seconds until one that does not end is killed

@@ -14,6 +14,10 @@ from pathlib import Path
 
 import anyio
 from anyio.lowlevel import checkpoint
+
+from background import LoopsStoppedError
+from background.queues import JobQueue
+from background.queues.sqlite import SQLiteBroker
 from support.processes.programs.interrupted import (
     SIGNALS,
     Children,
@@ -26,10 +30,6 @@ from support.processes.programs.interrupted import (
     traced,
 )
 from support.processes.programs.signalled import BACKENDS
-
-from background import LoopsStoppedError
-from background.queues import JobQueue
-from background.queues.sqlite import SQLiteBroker
 
 
 async def double(number: int) -> int:

@@ -20,9 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import anyio
-from support.processes.history import Notes
 from opentelemetry import propagate
-from support.processes.programs.signalled import BACKENDS
 
 from background import (
     Manager,
@@ -36,6 +34,8 @@ from background import (
 )
 from background._support import clock
 from background.queues import JobContext, JobQueue, Ordered, QueueError
+from support.processes.history import Notes
+from support.processes.programs.signalled import BACKENDS
 
 _BEAT = 0.1  # seconds between two looks at whether this process was stopped
 

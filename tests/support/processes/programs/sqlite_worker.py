@@ -15,12 +15,12 @@ from collections.abc import Callable, Coroutine
 from typing import Any
 
 import anyio
-from support.processes.programs.signalled import BACKENDS
 
 from background.queues._errors import BrokerUnavailableError
 from background.queues._states import JobState
 from background.queues.abc import Settlement
 from background.queues.sqlite import SQLiteBroker
+from support.processes.programs.signalled import BACKENDS
 
 
 def say(line: str) -> None:

@@ -23,7 +23,6 @@ def _continued(number: int, frame: object) -> None:
 
 
 import anyio  # noqa: E402
-from support.processes.programs.signalled import BACKENDS  # noqa: E402
 
 from background import (  # noqa: E402
     Manager,
@@ -34,6 +33,7 @@ from background import (  # noqa: E402
     cron,
     every,
 )
+from support.processes.programs.signalled import BACKENDS  # noqa: E402
 
 
 class Recorder(Observer):

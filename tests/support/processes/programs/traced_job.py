@@ -7,14 +7,12 @@ of the trace and the parent of the span in which the job ran, and that span's ki
 from __future__ import annotations
 
 import sys
-from pathlib import Path
 
 import anyio
 
-from support.telemetry import Telemetry, ids
-
 from background import Manager
 from background.queues import JobQueue
+from support.telemetry import Telemetry, ids
 
 telemetry = Telemetry()
 jobs = JobQueue.from_url(sys.argv[2])

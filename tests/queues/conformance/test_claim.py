@@ -1,0 +1,108 @@
+"""Conformance of every broker: claims and leases."""
+
+from __future__ import annotations
+
+import anyio
+from support.brokers.jobs import LEASE, claim_one, claimed, message, settle, state_of
+from support.brokers.kinds import Kind, elapse
+
+from background.queues import JobState
+from background.queues.abc import (
+    Broker,
+    LeaseStatus,
+)
+
+
+async def test_the_oldest_of_a_queue_goes_first(broker: Broker) -> None:
+    await broker.enqueue([message(str(number)) for number in range(5)])
+    assert await claimed(broker, most=2) == ["0", "1"]
+    assert await claimed(broker, most=9) == ["2", "3", "4"]
+    assert await claimed(broker) == []
+
+
+async def test_the_first_queue_goes_first(broker: Broker) -> None:
+    sent = [message("a", queue="r"), message("b"), message("c"), message("d", queue="s")]
+    await broker.enqueue(sent)
+    assert await claimed(broker, "q", "r", most=2) == ["b", "c"]
+    assert await claimed(broker, "q", "r") == ["a"]
+    assert await claimed(broker, "unknown", "s") == ["d"]
+
+
+async def test_nobody_gets_a_job_that_somebody_has(broker: Broker) -> None:
+    await broker.enqueue([message()])
+    claim = await claim_one(broker)
+    assert await claimed(broker) == []
+    await elapse(broker, LEASE - 1)
+    assert await claimed(broker) == []
+    assert await settle(broker, claim, JobState.SUCCEEDED)
+    assert await claimed(broker) == []
+
+
+async def test_a_lease_that_ends_frees_the_job(broker: Broker) -> None:
+    await broker.enqueue([message()])
+    late = await claim_one(broker)
+    await elapse(broker, LEASE + 1)
+    await broker.maintain()
+    assert await state_of(broker) is JobState.READY
+    claim = await claim_one(broker)
+    assert (claim.attempt, claim.crashes) == (2, 1)
+    for state in (JobState.SUCCEEDED, JobState.DEAD, JobState.SCHEDULED, JobState.READY):
+        assert not await settle(broker, late, state, result=b"late")
+    assert await broker.renew([late, claim], lease=LEASE) == [LeaseStatus.LOST, LeaseStatus.HELD]
+    assert await settle(broker, claim, JobState.SUCCEEDED, result=b"1")
+    job = await broker.get("one")
+    assert job is not None
+    assert job.result == b"1"
+
+
+async def test_a_lease_that_ended_is_lost_before_anybody_else_has_the_job(broker: Broker) -> None:
+    await broker.enqueue([message()])
+    late = await claim_one(broker)
+    await elapse(broker, LEASE + 1)
+    await broker.maintain()
+    assert await broker.renew([late], lease=LEASE) == [LeaseStatus.LOST]
+    assert not await settle(broker, late, JobState.SUCCEEDED)
+    assert await claimed(broker) == ["one"]
+
+
+async def test_a_renewed_lease_goes_on(broker: Broker) -> None:
+    await broker.enqueue([message(), message("two")])
+    one, two = await broker.claim(["q"], 2, lease=LEASE)
+    for _ in range(5):
+        await elapse(broker, LEASE - 1)
+        assert await broker.renew([one], lease=LEASE) == [LeaseStatus.HELD]
+        await broker.maintain()
+    assert await state_of(broker) is JobState.RUNNING
+    assert await broker.renew([two], lease=LEASE) == [LeaseStatus.LOST]
+    assert await settle(broker, one, JobState.SUCCEEDED)
+
+
+async def test_waiting_for_work(broker: Broker, broker_kind: Kind) -> None:
+    second = broker_kind.second
+    began = anyio.current_time()
+
+    async def wait(*queues: str, timeout: float = 100) -> None:
+        nonlocal began
+        began = anyio.current_time()
+        await broker.wait_for_work(queues, timeout * second)
+
+    def waited(seconds: float) -> None:
+        took = anyio.current_time() - began
+        assert (seconds - 1) * second < took < seconds * second + broker_kind.late
+
+    await wait("q", timeout=7)
+    waited(7)
+    await broker.enqueue([message("elsewhere", queue="r"), message(delay=10 * second)])
+    await wait("q")
+    waited(10)
+    await wait("q", "r")
+    waited(0)
+    await broker.claim(["q"], 1, lease=15 * second)
+    await wait("q")
+    waited(15)
+    claim = await claim_one(broker)
+    async with anyio.create_task_group() as group:
+        group.start_soon(wait, "q")
+        await anyio.sleep(5 * second)
+        await settle(broker, claim, JobState.READY)
+    waited(5)

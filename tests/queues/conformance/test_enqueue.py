@@ -1,0 +1,128 @@
+"""Conformance of every broker: enqueueing."""
+
+from __future__ import annotations
+
+import anyio
+import pytest
+from support.brokers.jobs import LEASE, claim_one, claimed, message, settle, settlement, state_of
+from support.brokers.kinds import elapse
+
+from background.queues import JobState
+from background.queues.abc import (
+    Broker,
+)
+
+
+async def test_a_job_from_enqueueing_to_its_end(broker: Broker) -> None:
+    sent = message(body=b"\x00\xff{", expires=100)
+    assert await broker.enqueue([sent]) == [True]
+    job = await broker.get("one")
+    assert job is not None
+    assert (job.message, job.state, job.attempt) == (sent, JobState.READY, 0)
+    assert job.started_at is job.finished_at is job.error is job.result is None
+    claim = await claim_one(broker)
+    assert (claim.message, claim.attempt, claim.crashes) == (sent, 1, 0)
+    assert claim.enqueued_at == job.enqueued_at
+    job = await broker.get("one")
+    assert job is not None
+    assert (job.state, job.attempt) == (JobState.RUNNING, 1)
+    assert job.started_at is not None
+    assert await settle(broker, claim, JobState.SUCCEEDED, result=b"\x00[")
+    job = await broker.get("one")
+    assert job is not None
+    assert (job.state, job.result) == (JobState.SUCCEEDED, b"\x00[")
+    assert job.finished_at is not None
+    assert job.enqueued_at <= (job.started_at or 0) <= job.finished_at
+
+
+async def test_times_may_be_whole_numbers_however_large(broker: Broker) -> None:
+    huge = 10**300
+    await broker.enqueue([message("a", delay=huge, retention=huge), message("b", at=huge)])
+    await broker.enqueue([message("c", expires=huge, retention=huge)])
+    assert await claimed(broker) == ["c"]
+    for id in ("a", "b"):
+        assert await state_of(broker, id) is JobState.SCHEDULED
+
+
+async def test_enqueueing_again_makes_no_second_job(broker: Broker) -> None:
+    """Also while it runs, and for as long as it is kept after its end."""
+    first, other = message(body=b"1"), message("two")
+    assert await broker.enqueue([first, other, first]) == [True, True, False]
+    assert await broker.enqueue([message(body=b"2", queue="r")]) == [False]
+    assert await broker.count() == 2
+    claim = await claim_one(broker)
+    assert claim.message == first
+    assert await broker.enqueue([message()]) == [False]
+    await settle(broker, claim, JobState.SUCCEEDED)
+    assert await broker.enqueue([message()]) == [False]
+    await elapse(broker, 61)
+    assert await broker.enqueue([message()]) == [True]
+
+
+async def test_nothing_is_enqueued_for_no_messages(broker: Broker) -> None:
+    assert await broker.enqueue([]) == []
+    assert await broker.settle([]) == []
+    assert await broker.renew([], lease=LEASE) == []
+
+
+async def test_delayed_jobs_wait_for_their_time(broker: Broker) -> None:
+    job = await broker.get("one")
+    assert job is None
+    await broker.enqueue([message("late", delay=20), message("soon", delay=10), message("now")])
+    assert await state_of(broker, "late") is JobState.SCHEDULED
+    assert await claimed(broker) == ["now"]
+    await elapse(broker, 9)
+    assert await claimed(broker) == []
+    await elapse(broker, 2)
+    assert await claimed(broker) == ["soon"]
+    await elapse(broker, 10)
+    assert await claimed(broker) == ["late"]
+
+
+async def test_jobs_at_a_time(broker: Broker) -> None:
+    await broker.enqueue([message()])
+    stored = await broker.get("one")
+    assert stored is not None
+    now = stored.enqueued_at
+    await broker.enqueue([message("past", at=now - 100), message("future", at=now + 20)])
+    assert await claimed(broker) == ["one", "past"]
+    await elapse(broker, 18)
+    assert await claimed(broker) == []
+    await elapse(broker, 4)
+    assert await claimed(broker) == ["future"]
+
+
+@pytest.mark.parametrize("delay", [0.0, 500.0])
+async def test_a_job_that_was_not_started_in_time_expires(broker: Broker, delay: float) -> None:
+    await broker.enqueue([message(expires=10, delay=delay)])
+    await elapse(broker, 11)
+    await broker.maintain()
+    assert await state_of(broker) is JobState.EXPIRED
+    await elapse(broker, 10)
+    assert await claimed(broker) == []
+
+
+async def test_a_job_that_was_started_in_time_does_not_expire(broker: Broker) -> None:
+    await broker.enqueue([message(expires=10)])
+    claim = await claim_one(broker)
+    await settle(broker, claim, JobState.SCHEDULED, delay=20)
+    await elapse(broker, 21)
+    assert await claimed(broker) == ["one"]
+
+
+async def test_many_jobs(broker: Broker) -> None:
+    """Each is handed out once, whoever asks."""
+    await broker.enqueue([message(str(number)) for number in range(1000)])
+    seen: list[str] = []
+
+    async def work() -> None:
+        while claims := await broker.claim(["q"], 7, lease=LEASE):
+            seen.extend(each.message.id for each in claims)
+            states = [settlement(each, JobState.SUCCEEDED) for each in claims]
+            assert all(await broker.settle(states))
+
+    async with anyio.create_task_group() as group:
+        for _ in range(5):
+            group.start_soon(work)
+    assert sorted(seen) == sorted(str(number) for number in range(1000))
+    assert await broker.count(state=JobState.SUCCEEDED) == 1000

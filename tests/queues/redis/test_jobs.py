@@ -1,0 +1,331 @@
+"""Jobs and results in Redis beyond the conformance suite."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+from redis import Redis
+from support.brokers.jobs import LEASE, claim_one, claimed, message, settle
+from support.brokers.kinds import elapse, make_redis_results
+from support.brokers.redis import (
+    QUOTED,
+    finish,
+    messages,
+    own_server,
+    wait_in_vain,
+)
+from support.brokers.redis_servers import Server
+from support.time import SOON
+
+from background.queues._errors import BrokerUnavailableError
+from background.queues._states import JobState
+from background.queues.abc import LeaseStatus, MaintenanceStats
+from background.queues.redis import RedisBroker, RedisResults, script
+from background.queues.redis import broker as module
+from background.queues.redis.script import KEYS, Script
+
+
+def keys(server: Server, broker: RedisBroker) -> dict[str, int]:
+    """Return the names of a broker's keys with the bytes that each takes."""
+    with Redis.from_url(server.url) as client:
+        names = client.keys(f"{{{broker.prefix}}}:*")
+        return {
+            each.decode().partition(":")[2]: client.memory_usage(each, samples=0) for each in names
+        }
+
+
+# Jobs
+
+
+async def test_ids_that_would_not_fit(broker: RedisBroker) -> None:
+    for wrong in ("a b", "a\nb", "a\0b"):
+        for bad in (message(wrong), message(queue=wrong), message(handler=wrong)):
+            with pytest.raises(ValueError, match="ids and names"):
+                await broker.enqueue([message("fits"), bad])
+    assert await broker.count() == 0
+
+
+async def test_nothing_at_all(broker: RedisBroker, server: Server) -> None:
+    assert await broker.enqueue([]) == []
+    assert set(keys(server, broker)) == {"version"}
+
+
+async def test_numbers_come_back_as_they_were(broker: RedisBroker) -> None:
+    sent = message(retention=1e9 + 1 / 3, delay=-0.1, at=1 / 3, expires=float("inf"), handler="-")
+    await broker.enqueue([sent])
+    assert (await claim_one(broker)).message == sent
+
+
+async def test_large_numbers_are_dealt_with_in_parts(
+    broker: RedisBroker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """So that no script keeps others waiting."""
+    monkeypatch.setattr(module, "_CHUNK", 4)
+    monkeypatch.setattr("background.queues.redis.codec._MOST_AT_ONCE", 3)
+    await broker.enqueue([*messages(10, delay=5), message("z", queue="r")])
+    assert [job.message.id async for job in broker.scan(queue="r")] == ["z"]
+    assert len([job async for job in broker.scan()]) == 11
+    await elapse(broker, 6)
+    assert await broker.maintain() == MaintenanceStats(due=10)
+    claims = [each for _ in range(3) for each in await broker.claim(["q"], 10, lease=30)]
+    assert [each.message.id for each in claims] == [f"{number:04}" for number in range(10)]
+    assert await broker.renew(claims, lease=30) == [LeaseStatus.HELD] * 10
+    assert await finish(broker, claims) == [True] * 10
+    assert await broker.purge(state=JobState.DEAD) == 0
+    await elapse(broker, 61)
+    assert await broker.maintain() == MaintenanceStats(deleted=10)
+    await broker.enqueue(messages(12))
+    while claims := await broker.claim(["q"], 12, lease=30):
+        await finish(broker, claims)
+    assert await broker.purge(state=JobState.SUCCEEDED) == 12
+    assert await broker.count() == 1
+
+
+async def test_of_many_messages_none_is_enqueued_that_needs_an_unknown_job(
+    broker: RedisBroker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("background.queues.redis.codec._MOST_AT_ONCE", 3)
+    chain = [message("0"), *(message(str(n), depends_on=(str(n - 1), "0")) for n in range(1, 8))]
+    with pytest.raises(ValueError, match="job x depends on job y, which is not stored"):
+        await broker.enqueue([*chain, message("x", depends_on=("3", "y"))])
+    assert await broker.count() == 0
+    assert await broker.enqueue(chain) == [True] * 8
+    more = [message(f"x{n}", depends_on=(str(n), "0")) for n in range(8)]
+    assert await broker.enqueue([*chain, *more]) == [False] * 8 + [True] * 8
+    assert (
+        await broker.enqueue([message(f"y{n}", depends_on=(str(n),)) for n in range(8)])
+        == [True] * 8
+    )
+
+
+async def test_what_is_over_is_unknown_even_before_it_is_forgotten(broker: RedisBroker) -> None:
+    await broker.enqueue([message(retention=5), message("two", expires=5)])
+    await finish(broker, await broker.claim(["q"], 1, lease=30))
+    await elapse(broker, 6)
+    assert await broker.get("one") is None
+    assert await broker.cancel("one") is None
+    assert not await broker.requeue("one")
+    assert await broker.claim(["q"], 1, lease=30) == []
+    assert [job.message.id async for job in broker.scan()] == ["two"]
+    assert await broker.purge() == 1
+    with pytest.raises(ValueError, match="depends on job one"):
+        await broker.enqueue([message("three", depends_on=("one",))])
+
+
+async def test_ids_that_are_new_known_or_known_no_more_in_one_call(broker: RedisBroker) -> None:
+    await broker.enqueue(
+        [message("over", retention=5), message("ready"), message("later", delay=50)]
+    )
+    await finish(broker, await broker.claim(["q"], 1, lease=30))
+    await elapse(broker, 6)
+    needs = ("over", "ready", "new")
+    sent = [
+        *(message("ready", body=b"other"), message("over", body=b"again"), message("later")),
+        *(message("new"), message("new", body=b"other"), message("all", depends_on=needs)),
+    ]
+    assert await broker.enqueue(sent) == [False, True, False, True, False, True]
+    claims = await broker.claim(["q"], 9, lease=30)
+    bodies = {each.message.id: each.message.body for each in claims}
+    assert bodies == {"ready": message().body, "over": b"again", "new": message().body}
+    await finish(broker, claims)
+    assert await claimed(broker) == ["all"]
+    assert await broker.count() == 5
+    assert await broker.enqueue(sent) == [False] * 6
+
+
+async def test_a_job_can_need_one_that_is_over_within_the_same_call(broker: RedisBroker) -> None:
+    nothing = message("nothing", handler=None, retention=0)
+    assert await broker.enqueue([nothing, message(depends_on=("nothing",))]) == [True, True]
+    assert await claimed(broker) == ["one"]
+    assert await broker.get("nothing") is None
+
+
+async def test_more_that_has_expired_than_one_script_ends(broker: RedisBroker) -> None:
+    """It is not handed out all the same."""
+    await broker.enqueue([*messages(150, expires=5), message("last")])
+    await elapse(broker, 6)
+    assert await claimed(broker) == ["last"]
+    assert await broker.count(state=JobState.EXPIRED) == 150
+
+
+async def test_large_jobs_are_scanned_in_parts(
+    broker: RedisBroker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And enqueued so."""
+    monkeypatch.setattr("background.queues.redis.codec._MOST_BYTES", 5_000_000)
+    answers: list[int] = []
+    ask = broker._ask
+
+    async def watch(*args: Any) -> bytes:
+        answer = await ask(*args)
+        answers.append(len(answer))
+        return answer
+
+    monkeypatch.setattr(broker, "_ask", watch)
+    assert await broker.enqueue(messages(20, body=b"x" * 900_000)) == [True] * 20
+    assert answers == [5] * 4
+    answers.clear()
+    found = [job.message.id async for job in broker.scan()]
+    assert found == [each.id for each in messages(20)]
+    assert len(answers) == 4
+    assert max(answers) < 6_000_000
+
+
+async def test_a_job_handed_back_can_be_delayed(broker: RedisBroker) -> None:
+    await broker.enqueue([message()])
+    assert await settle(broker, await claim_one(broker), JobState.READY, delay=10)
+    assert await claimed(broker) == []
+    await elapse(broker, 11)
+    assert (await claim_one(broker)).attempt == 1
+
+
+async def test_waiting_for_a_job_that_expires(broker: RedisBroker) -> None:
+    """Nobody else has to do maintenance for that."""
+    await broker.enqueue([message(expires=0.05)])
+    job = await broker.wait("one", SOON)
+    assert job is not None
+    assert job.state is JobState.EXPIRED
+
+
+async def test_who_needs_a_job_twice_waits_for_it_once(broker: RedisBroker) -> None:
+    await broker.enqueue([message("a", retention=0), message("b", depends_on=("a", "a"))])
+    claim = await claim_one(broker)
+    assert await settle(broker, claim, JobState.SUCCEEDED, result=b"1")
+    assert (await claim_one(broker)).previous == (b"1", b"1")
+
+
+async def use_everything(broker: RedisBroker, server: Server) -> None:
+    """Leave something in every key."""
+    sent = [*messages(50), *messages(50, delay=100)]
+    await broker.enqueue(sent)
+    await broker.enqueue([message("early", expires=1000), message("later", delay=1000)])
+    needs = tuple(each.id for each in messages(50))
+    await broker.enqueue(
+        [message("all", depends_on=needs), message("other", depends_on=("all", "later"))]
+    )
+    claims = await broker.claim(["q"], 20, lease=LEASE)
+    for claim in claims:
+        await broker.save(claim.message.id, claim.token, b"half")
+        end = JobState.DEAD if claim is claims[-1] else JobState.SUCCEEDED
+        assert await settle(broker, claim, end, result=b"x" * 50, error={"type": "E"})
+    await broker.enqueue([message("more", depends_on=("0000", "later"))])
+    assert await broker.requeue("0001")
+    for claim in await broker.claim(["q"], 100, lease=LEASE):
+        await settle(broker, claim, JobState.SCHEDULED, delay=50, error={"type": "E"})
+    await wait_in_vain(broker, server)
+    await broker.wait("later", 0.01)
+    await broker.enqueue([message("ready")])
+
+
+# Keys
+
+
+async def test_nothing_is_left_when_jobs_are_forgotten(broker: RedisBroker, server: Server) -> None:
+    """But the number of the latest, and for a while who waits."""
+    await use_everything(broker, server)
+    assert set(keys(server, broker)) == set(KEYS)
+    assert await broker.count() == 56
+    async for job in broker.scan():
+        await broker.cancel(job.message.id)
+    assert set(keys(server, broker)) >= {"jobs", "messages", "kept", "order", "counts"}
+    assert not {"needs", "ready", "changing"} & set(keys(server, broker))
+    await elapse(broker, 61)
+    assert (await broker.maintain()).deleted == 56
+    left = keys(server, broker)
+    assert set(left) == {"version", "number", "idle"}
+    assert left["number"] < 200
+    with Redis.from_url(server.url) as client:
+        assert 0 < client.pttl(f"{{{broker.prefix}}}:idle") <= 10_000
+        assert client.pttl(f"{{{broker.prefix}}}:number") == -1
+
+
+async def test_nothing_is_left_when_jobs_are_purged(broker: RedisBroker, server: Server) -> None:
+    await use_everything(broker, server)
+    async for job in broker.scan():
+        await broker.cancel(job.message.id)
+    assert await broker.purge() == 56
+    assert set(keys(server, broker)) == {"version", "number", "idle"}
+
+
+async def test_nothing_is_left_of_jobs_that_are_not_kept(
+    broker: RedisBroker, server: Server
+) -> None:
+    await broker.enqueue([message(retention=0), message("two", retention=0, handler=None)])
+    claim = await claim_one(broker)
+    await broker.save("one", claim.token, b"half")
+    assert await settle(broker, claim, JobState.SUCCEEDED, result=b"1", error={"type": "E"})
+    assert set(keys(server, broker)) == {"version", "number"}
+
+
+def test_scripts_touch_no_keys_but_those_they_name() -> None:
+    """Which is what a cluster asks for."""
+    scripts = [each for each in vars(script).values() if isinstance(each, Script)]
+    assert len(scripts) == 15
+    for each in scripts:
+        commands = re.findall(r"\b(?:call|bulk)\('(\w+)'(, KEYS\[\d+\])?", each.text.decode())
+        assert len(commands) > 20
+        assert {name for name, key in commands if not key} == {"TIME", "PUBLISH"}
+
+
+async def test_who_waits_for_whom_is_forgotten_once_it_is_settled(
+    broker: RedisBroker, server: Server
+) -> None:
+    needs = f"{{{broker.prefix}}}:dependants"
+    await broker.enqueue([message("a"), message("b"), message("c", depends_on=("a", "b"))])
+    with Redis.from_url(server.url) as client:
+        await settle(broker, await claim_one(broker), JobState.SUCCEEDED)
+        assert client.zrange(needs, 0, -1) == [b"b c 2"]
+        await broker.cancel("c")
+        assert client.zrange(needs, 0, -1) == []
+
+
+async def test_jobs_of_which_somebody_removed_a_part(broker: RedisBroker, server: Server) -> None:
+    """They are in nobody's way."""
+    await broker.enqueue([message("a"), message("b"), message("c", delay=5), message("d")])
+    await settle(broker, await claim_one(broker), JobState.SUCCEEDED)
+    with Redis.from_url(server.url) as client:
+        for name in ("jobs", "messages"):
+            client.hdel(f"{{{broker.prefix}}}:{name}", "a", "b", "c")
+        assert await claimed(broker) == ["d"]
+        client.zadd(f"{{{broker.prefix}}}:changing", {"c": 1})
+        client.zadd(f"{{{broker.prefix}}}:kept", {"a": 1})
+    await broker.maintain()
+    assert await broker.maintain() == MaintenanceStats()
+    assert [job.message.id async for job in broker.scan()] == ["d"]
+
+
+# Results
+
+
+def test_stores_of_results_show_no_secrets() -> None:
+    store = RedisResults(f"redis://:{QUOTED}@host", prefix="p")
+    assert repr(store) == "<RedisResults redis://host:6379/0, prefix 'p'>"
+    with pytest.raises(ValueError, match="prefix"):
+        RedisResults("redis://host", prefix="{a}")
+
+
+@pytest.mark.parametrize("keep", [float("inf"), 0])
+async def test_results_for_ever_and_for_no_time(server: Server, keep: float) -> None:
+    store = make_redis_results(server.name, Path())
+    await store.open()
+    await store.save("one", b"1", retention=keep)
+    with Redis.from_url(server.url) as client:
+        left = client.pttl(f"{{{store.prefix}}}:result:one")
+    assert left == -1 if keep else left in (-2, 0, 1)
+    await store.delete("one")
+    await store.close()
+    with pytest.raises(BrokerUnavailableError, match="not open"):
+        await store.get("one")
+
+
+async def test_results_that_a_server_refuses(server: Server, anyio_backend: object) -> None:
+    with own_server(server.name) as own, Redis.from_url(own.url) as client:
+        store = RedisResults(own.url)
+        await store.open()
+        client.replicaof("127.0.0.1", 1)
+        with pytest.raises(BrokerUnavailableError, match="READONLY"):
+            await store.save("one", b"1", retention=60)
+        await store.close()

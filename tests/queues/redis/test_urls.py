@@ -1,0 +1,196 @@
+"""URLs, secrets and versions of Redis servers."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import platform
+import re
+import ssl
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import anyio
+import pytest
+import trustme
+from redis import Redis
+from support.brokers import redis_servers as servers
+from support.brokers.jobs import claimed, message
+from support.brokers.kinds import make_redis
+from support.brokers.redis import (
+    QUOTED,
+    Relay,
+    open_broker,
+    own_server,
+)
+from support.brokers.redis_servers import Server
+
+from background.queues._errors import BrokerUnavailableError
+from background.queues.redis import RedisBroker, RedisResults
+from background.testing import virtual_time
+
+SECRET = "s3cr3t/p@ss"
+
+
+@contextmanager
+def what_a_loop_complains_of() -> Iterator[list[dict[str, Any]]]:
+    loop = asyncio.get_running_loop()
+    handler = loop.get_exception_handler()
+    complaints: list[dict[str, Any]] = []
+    loop.set_exception_handler(lambda loop, context: complaints.append(context))
+    try:
+        yield complaints
+    finally:
+        loop.set_exception_handler(handler)
+
+
+def test_every_server_that_can_be_had_here_is_tested() -> None:
+    """As a kind of broker that is left out is not seen to be missing."""
+    if sys.platform in ("linux", "darwin"):
+        assert "valkey" in servers.available()
+    if (sys.platform, platform.machine()) == ("linux", "x86_64") and sys.version_info < (3, 12):
+        assert servers.available() == ["redis", "valkey"]
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        f"http://:{SECRET}@host",
+        f"redis://:{SECRET}@host:port",
+        "redis://host?db=x",
+        f"redis://host?secret={SECRET}",
+        f"rediss://host?ssl_cert_reqs={SECRET}",
+        "",
+    ],
+)
+def test_urls_that_can_not_be(url: str) -> None:
+    with pytest.raises(ValueError, match="url must be like redis://") as caught:
+        RedisBroker(url)
+    assert "s3cr3t" not in str(caught.value)
+    assert caught.value.__suppress_context__
+
+
+@pytest.mark.parametrize("make", [RedisBroker, RedisResults])
+@pytest.mark.parametrize("timeout", [0, -1, float("inf"), "5", None])
+def test_timeouts_that_can_not_be(make: Any, timeout: Any) -> None:
+    with pytest.raises(ValueError, match="timeout must be"):
+        make("redis://host", timeout=timeout)
+
+
+def test_prefixes_that_can_not_be() -> None:
+    with pytest.raises(ValueError, match="prefix"):
+        RedisBroker("redis://host", prefix="{a}")
+
+
+@pytest.mark.parametrize(
+    ("url", "text"),
+    [
+        ("redis://", "redis://localhost:6379/0"),
+        (f"redis://user:{QUOTED}@host:1/2", "redis://host:1/2"),
+        (f"rediss://:{QUOTED}@host?ssl_password={QUOTED}", "rediss://host:6379/0"),
+        (f"unix://user:{QUOTED}@/path?db=3", "unix:///path?db=3"),
+    ],
+)
+def test_secrets_are_not_shown(url: str, text: str) -> None:
+    assert repr(RedisBroker(url, prefix="p")) == f"<RedisBroker {text}, prefix 'p'>"
+
+
+def test_options_on_waiting_and_retrying_are_its_own() -> None:
+    url = "redis://host?retry_on_timeout=yes&socket_timeout=99&decode_responses=yes&protocol=3"
+    connection = RedisBroker(url, timeout=7)._address.connection()
+    assert connection.socket_timeout is None
+    assert connection.socket_connect_timeout == 7
+    assert connection.retry.get_retries() == 0
+    assert connection.protocol == 2
+    assert not connection.encoder.decode_responses
+
+
+def test_on_trio_it_says_what_it_needs() -> None:
+    name, options = virtual_time("trio")
+    with pytest.raises(RuntimeError, match="on asyncio only"):
+        anyio.run(RedisBroker("redis://").open, backend=name, backend_options=options)
+
+
+async def test_a_password_and_a_database(
+    server: Server, caplog: pytest.LogCaptureFixture, anyio_backend: object
+) -> None:
+    caplog.set_level(0)
+    with own_server(server.name, "--requirepass", SECRET) as own:
+        right = own.url.replace("//", f"//:{QUOTED}@") + "/3"
+        async with open_broker(right) as broker:
+            assert await broker.enqueue([message()]) == [True]
+        async with open_broker(f"unix://:{QUOTED}@{own.socket}?db=3") as broker:
+            assert await broker.count() == 1
+        for wrong in (own.url, own.url.replace("//", f"//:x{QUOTED}@")):
+            with pytest.raises(BrokerUnavailableError) as caught:
+                await RedisBroker(wrong).open()
+            assert re.search(r"/0: .*(auth|invalid|password)", str(caught.value), re.IGNORECASE)
+            assert "s3cr3t" not in repr(caught.value)
+    assert "s3cr3t" not in caplog.text
+
+
+async def test_a_user_who_may_not_do_all_that_it_takes(
+    server: Server, anyio_backend: object
+) -> None:
+    with own_server(server.name) as own, Redis.from_url(own.url) as client:
+        rights = "on", ">p", "resetchannels", "~{jobs}:*", "&{jobs}:*", "+@all", "-@dangerous"
+        client.execute_command("ACL", "SETUSER", "user", *rights)
+        url = own.url.replace("//", "//user:p@")
+        async with open_broker(url, prefix="jobs") as broker:
+            await broker.enqueue([message()])
+            assert await claimed(broker) == ["one"]
+        with pytest.raises(BrokerUnavailableError, match=r"NOPERM .*permission"):
+            await RedisBroker(url, prefix="other").open()
+
+
+async def test_tls(tmp_path: Path, server: Server, anyio_backend: object) -> None:
+    """With certificates of both sides; no server comes with TLS, so a relay has it."""
+    authority = trustme.CA()
+    certificate = authority.issue_cert("127.0.0.1")
+    ca, pem = str(tmp_path / "ca"), str(tmp_path / "pem")
+    authority.cert_pem.write_to_path(ca)
+    certificate.private_key_and_cert_chain_pem.write_to_path(pem)
+    tls = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH, cafile=ca)
+    tls.load_cert_chain(pem)
+    tls.verify_mode = ssl.CERT_REQUIRED
+    prefix = make_redis(server.name, Path()).prefix
+    async with Relay(server.port, tls) as relay:
+        trusting = f"{relay.url}?ssl_ca_certs={ca}"
+        url = f"{trusting}&ssl_certfile={pem}&ssl_keyfile={pem}"
+        async with open_broker(url, prefix=prefix) as broker:
+            assert await broker.enqueue([message()]) == [True]
+            await broker.wait_for_work(["q"], 1)
+            assert await claimed(broker) == ["one"]
+        with what_a_loop_complains_of() as complaints:
+            for wrong in (trusting, relay.url, relay.url.replace("rediss", "redis")):
+                with pytest.raises(BrokerUnavailableError, match=r"rediss?://127"):
+                    await RedisBroker(wrong, timeout=1).open()
+        assert all(isinstance(each["exception"], OSError) for each in complaints)  # of the relay
+    del broker
+    gc.collect()  # nothing was left open, which would be a warning
+
+
+async def test_a_server_that_is_too_old(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("background.queues.redis.session._OLDEST", (99,))
+    with pytest.raises(BrokerUnavailableError, match=r"/0: Redis \d.* is too old: 6.2 is needed"):
+        await RedisBroker(server.url).open()
+
+
+async def test_a_server_that_is_far_too_old(server: Server, anyio_backend: object) -> None:
+    """Before 6.0 there was no such command as HELLO."""
+    refused = pytest.raises(
+        BrokerUnavailableError, match=r"Redis 6\.2 .* needed; .* unknown command"
+    )
+    with own_server(server.name, "--rename-command", "HELLO", "") as own, refused:
+        await RedisBroker(own.url).open()
+
+
+async def test_jobs_of_a_newer_version_are_refused(broker: RedisBroker, server: Server) -> None:
+    with Redis.from_url(server.url) as client:
+        assert client.get(f"{{{broker.prefix}}}:version") == b"1"
+        client.set(f"{{{broker.prefix}}}:version", 99)
+    with pytest.raises(BrokerUnavailableError, match="have version 99, from a newer version"):
+        await RedisBroker(server.url, prefix=broker.prefix).open()

@@ -1,0 +1,237 @@
+"""The thread of the SQLite broker, and cancelled calls."""
+
+from __future__ import annotations
+
+import sqlite3
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import anyio
+import pytest
+from support.brokers.sqlite import Gate, message, messages, other_connection, thread_of
+from support.cancellation.injection import How, Point, World
+from support.cancellation.stepping import When
+from support.time import SOON
+
+from background.queues._errors import BrokerUnavailableError
+from background.queues._states import JobState
+from background.queues.abc import Claim
+from background.queues.sqlite import SQLiteBroker
+from background.testing import virtual_time
+
+
+def threads_of(path: Path) -> list[threading.Thread]:
+    return [each for each in threading.enumerate() if str(path) in each.name]
+
+
+async def test_calls_that_wait_share_a_transaction(broker: SQLiteBroker) -> None:
+    """And one that fails spoils nothing for the others."""
+    done: dict[str, Any] = {}
+    statements: list[str] = []
+
+    async def enqueue(*ids: str) -> None:
+        try:
+            done[ids[-1]] = await broker.enqueue([message(id) for id in ids])
+        except UnicodeEncodeError as error:
+            done[ids[-1]] = error
+
+    def trace(db: sqlite3.Connection) -> None:
+        db.set_trace_callback(statements.append)
+
+    await thread_of(broker).call(trace, writes=False)
+    await Gate(broker).run(
+        lambda: enqueue("a"), lambda: enqueue("b", "\ud800"), lambda: enqueue("c")
+    )
+    assert (done["a"], done["c"]) == ([True], [True])
+    assert isinstance(done["\ud800"], UnicodeEncodeError)
+    assert statements.count("BEGIN IMMEDIATE") == 1
+    assert [job.message.id async for job in broker.scan()] == ["a", "c"]
+
+
+async def test_one_call_that_fails_leaves_nothing(broker: SQLiteBroker) -> None:
+    with pytest.raises(UnicodeEncodeError):
+        await broker.enqueue([message("a"), message("\ud800")])
+    assert await broker.count() == 0
+
+
+async def test_only_so_many_calls_share_a_transaction(broker: SQLiteBroker) -> None:
+    accepted: list[bool] = []
+
+    async def enqueue() -> None:
+        accepted.extend(await broker.enqueue([message(str(len(accepted)))]))
+
+    await Gate(broker).run(*[enqueue] * 300)
+    assert accepted.count(True) == 1
+    assert accepted.count(False) == 299
+
+
+@pytest.mark.parametrize("how", How)
+@pytest.mark.parametrize("number", range(9))
+async def test_cancelled_at_any_point_a_call_is_done_or_not(
+    broker: SQLiteBroker, how: How, number: int, anyio_backend_name: str
+) -> None:
+    """At each suspension in turn; the broker goes on working."""
+    if anyio_backend_name == "trio" and how is How.NATIVE:
+        how = How.SCOPE
+    calls: list[Callable[[], Any]] = [
+        lambda: broker.enqueue(messages(3)),
+        lambda: broker.claim(["q"], 3, lease=30),
+        lambda: broker.wait_for_work(["q", "r"], 1),
+        lambda: broker.renew([], lease=30),
+        lambda: broker.settle([]),
+        lambda: broker.cancel("0001"),
+        lambda: broker.wait("0002", 1),
+        lambda: broker.purge(),
+        lambda: broker.maintain(),
+    ]
+    points = 0
+    for when in When:
+        for suspension in range(1, 50):
+            world = World(Point(suspension, when, how))
+            outcome = await world.drive(calls[number]())
+            assert outcome.cancelled or outcome.error is None
+            assert await broker.count() in (0, 3)
+            assert await broker.requeue("?") is False
+            if world.injected_at is None:
+                break
+            points += 1
+        else:
+            raise AssertionError("there is no end to the suspensions")
+    assert points
+    assert await broker.enqueue([message("last", queue="s")]) == [True]
+    assert len(await broker.claim(["s"], 1, lease=30)) == 1
+
+
+async def test_cancelled_a_claim_is_not_lost(broker: SQLiteBroker) -> None:
+    """By a scope: whoever claimed gets what was claimed, and can hand it back."""
+    await broker.enqueue([message()])
+    claims: list[Claim] = []
+
+    async def claim() -> None:
+        with anyio.CancelScope() as scope:
+            scopes.append(scope)
+            claims.extend(await broker.claim(["q"], 1, lease=30))
+
+    scopes: list[anyio.CancelScope] = []
+    gate = Gate(broker)
+
+    async def cancel() -> None:
+        scopes[0].cancel()
+
+    await gate.run(claim, cancel)
+    assert [each.message.id for each in claims] == ["one"]
+
+
+async def test_opening_and_closing_again(path: Path) -> None:
+    broker = SQLiteBroker(path)
+    await broker.close()
+    threads = threading.active_count()
+    for _ in range(2):
+        async with anyio.create_task_group() as group:
+            group.start_soon(broker.open)
+            group.start_soon(broker.open)
+        assert len(threads_of(path)) == 1
+        async with anyio.create_task_group() as group:
+            group.start_soon(broker.close)
+            group.start_soon(broker.close)
+        assert not threads_of(path)
+        with pytest.raises(BrokerUnavailableError, match="not open"):
+            await broker.count()
+    assert threading.active_count() <= threads + 1  # which anyio keeps for later
+
+
+@pytest.mark.parametrize("how", How)
+@pytest.mark.parametrize("action", ["open", "close"])
+async def test_cancelled_while_opening_or_closing(
+    path: Path, how: How, action: str, anyio_backend_name: str
+) -> None:
+    """No thread is left, and the broker can be opened again."""
+    if anyio_backend_name == "trio" and how is How.NATIVE:
+        how = How.SCOPE
+    for when in When:
+        for suspension in range(1, 50):
+            broker = SQLiteBroker(path)
+            if action == "close":
+                await broker.open()
+            world = World(Point(suspension, when, how))
+            await world.drive(getattr(broker, action)())
+            await broker.close()
+            for thread in threads_of(path):
+                await anyio.to_thread.run_sync(thread.join, SOON)
+            assert not threads_of(path)
+            await broker.open()
+            assert await broker.count() == 0
+            await broker.close()
+            if world.injected_at is None:
+                break
+        assert 1 < suspension < 49
+
+
+async def test_closed_while_somebody_waits(broker: SQLiteBroker) -> None:
+    async def wait() -> None:
+        with pytest.raises(BrokerUnavailableError, match="not open"):
+            await broker.wait_for_work(["q"], 80_000)
+        refused.append(True)
+
+    refused: list[bool] = []
+    async with anyio.create_task_group() as group:
+        group.start_soon(wait)
+        await anyio.sleep(1)
+        await broker.close()
+    assert refused == [True]
+
+
+async def test_who_waits_for_the_same_job(broker: SQLiteBroker) -> None:
+    """One leaves early, the others hear of the end."""
+    await broker.enqueue([message()])
+    states: list[JobState] = []
+
+    async def wait(timeout: float) -> None:
+        job = await broker.wait("one", timeout)
+        assert job is not None
+        states.append(job.state)
+
+    async with anyio.create_task_group() as group:
+        group.start_soon(wait, 5)
+        group.start_soon(wait, 80_000)
+        group.start_soon(wait, 80_000)
+        await anyio.sleep(10)
+        await broker.cancel("one")
+    assert states == [JobState.READY, JobState.CANCELLED, JobState.CANCELLED]
+    assert not broker._ends
+
+
+@pytest.mark.parametrize("backend", ["asyncio", "trio"])
+def test_an_event_loop_that_ends_without_closing(backend: Any, path: Path) -> None:
+    """The thread takes no harm from having nobody to answer."""
+    broker = SQLiteBroker(path)
+
+    async def main() -> None:
+        await broker.open()
+        await broker.enqueue([message()])
+
+    name, options = virtual_time(backend)
+    anyio.run(main, backend=name, backend_options=options)
+    thread = thread_of(broker)
+    thread._queue.put(thread._new_call(lambda db: db.execute("DELETE FROM jobs"), writes=True))
+    thread._queue.put(None)
+    thread._thread.join(SOON)
+    assert not thread._thread.is_alive()
+    with other_connection(path) as db:
+        assert db.execute("SELECT count(*) FROM jobs").fetchone() == (0,)
+
+
+@pytest.mark.realtime
+async def test_the_thread_ends_with_the_main_thread(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("background.queues.sqlite.thread._IDLE", 0.01)
+    broker = SQLiteBroker(path)
+    await broker.open()
+    with monkeypatch.context() as patch:
+        ended = threading.Thread(target=int)
+        patch.setattr(threading, "main_thread", lambda: ended)
+        await anyio.to_thread.run_sync(thread_of(broker)._thread.join, SOON)
+    await broker.close()

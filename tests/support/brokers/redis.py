@@ -1,0 +1,126 @@
+"""Helpers of the tests of the Redis broker."""
+
+from __future__ import annotations
+
+import asyncio
+import ssl
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager, suppress
+from typing import Any
+
+import anyio
+from redis import Redis
+
+from background.queues._states import JobState
+from background.queues.abc import Claim, Message
+from background.queues.redis import RedisBroker
+from support.brokers.jobs import message, settlement
+from support.brokers.redis_servers import Server
+from support.time import SOON
+
+
+def messages(count: int, **options: Any) -> list[Message]:
+    return [message(f"{number:04}", **options) for number in range(count)]
+
+
+async def until(holds: Callable[[], Any]) -> None:
+    """Return once something holds."""
+    with anyio.fail_after(SOON):
+        while True:
+            if holds():
+                return
+            await anyio.sleep(0.001)
+
+
+@contextmanager
+def own_server(name: str, *options: str) -> Iterator[Server]:
+    server = Server(name, *options)
+    try:
+        yield server
+    finally:
+        server.close()
+
+
+@asynccontextmanager
+async def open_broker(url: str, **options: Any) -> AsyncIterator[RedisBroker]:
+    broker = RedisBroker(url, **options)
+    await broker.open()
+    try:
+        yield broker
+    finally:
+        await broker.close()
+
+
+async def finish(broker: RedisBroker, claims: list[Claim]) -> list[bool]:
+    return await broker.settle([settlement(each, JobState.SUCCEEDED) for each in claims])
+
+
+class Relay:
+    """Passes bytes between a broker and its server, until it is told not to."""
+
+    def __init__(self, port: int, tls: ssl.SSLContext | None = None) -> None:
+        self._port = port
+        self._tls = tls
+        self._listening: asyncio.Server
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._writers: set[asyncio.StreamWriter] = set()
+        self.swallows = False
+        self.connected = 0
+
+    async def __aenter__(self) -> Relay:
+        self._listening = await asyncio.start_server(self._accept, "127.0.0.1", 0, ssl=self._tls)
+        scheme = "rediss" if self._tls else "redis"
+        self.url = f"{scheme}://127.0.0.1:{self._listening.sockets[0].getsockname()[1]}"
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        self._listening.close()
+        self.cut()
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    def cut(self) -> None:
+        for writer in self._writers:
+            writer.close()
+        self._writers.clear()
+
+    async def _accept(self, reader: Any, writer: Any) -> None:
+        self.connected += 1
+        task = asyncio.current_task()
+        assert task is not None
+        self._tasks.add(task)
+        other_reader, other_writer = await asyncio.open_connection("127.0.0.1", self._port)
+        self._writers |= {writer, other_writer}
+        with suppress(OSError):
+            await asyncio.gather(
+                self._pass_on(reader, other_writer), self._pass_on(other_reader, writer)
+            )
+
+    async def _pass_on(self, reader: Any, writer: Any) -> None:
+        while data := await reader.read(65536):
+            if not self.swallows:
+                writer.write(data)
+        writer.close()
+
+
+async def waits(server: Server, broker: RedisBroker, queue: str) -> None:
+    """Return once somebody waits for work of this queue, and the server knows."""
+    with Redis.from_url(server.url) as client:
+        await until(lambda: client.hexists(f"{{{broker.prefix}}}:idle", queue))
+
+
+async def wait_in_vain(broker: RedisBroker, server: Server) -> None:
+    """Wait for work until the server has been told so."""
+    async with anyio.create_task_group() as group:
+        group.start_soon(broker.wait_for_work, ["r", "s"], 1000)
+        await waits(server, broker, "s")
+        group.cancel_scope.cancel()
+
+
+QUOTED = "s3cr3t%2Fp%40ss"
+
+
+def waiting(broker: Any) -> int:
+    """Return for how many queues and jobs somebody waits."""
+    return len(broker._session.notifications._events)

@@ -1,0 +1,81 @@
+"""Helpers of the tests of the SQLite broker."""
+
+from __future__ import annotations
+
+import sqlite3
+import threading
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import closing, contextmanager
+from pathlib import Path
+from typing import Any
+
+import anyio
+
+from background.queues._states import JobState
+from background.queues.abc import Claim, Message, Settlement
+from background.queues.sqlite import SQLiteBroker
+from support.time import SOON
+
+
+def message(id: str = "one", **options: Any) -> Message:
+    return Message(
+        **{
+            "id": id,
+            "handler": "h",
+            "queue": "q",
+            "body": b"{}",
+            "retention": 60,
+            "dead_retention": 60,
+            **options,
+        }
+    )
+
+
+def messages(count: int, **options: Any) -> list[Message]:
+    return [message(f"{number:04}", **options) for number in range(count)]
+
+
+async def finish(broker: SQLiteBroker, claims: list[Claim]) -> list[bool]:
+    return await broker.settle(
+        [
+            Settlement(id=each.message.id, token=each.token, state=JobState.SUCCEEDED)
+            for each in claims
+        ]
+    )
+
+
+@contextmanager
+def other_connection(path: Path) -> Iterator[sqlite3.Connection]:
+    options: dict[str, Any] = {"isolation_level": None, "check_same_thread": False}
+    with closing(sqlite3.connect(path, **options)) as db:
+        yield db
+
+
+def thread_of(broker: SQLiteBroker) -> Any:
+    return broker._file._thread
+
+
+class Gate:
+    """Keeps a broker's thread busy until it is opened."""
+
+    def __init__(self, broker: SQLiteBroker) -> None:
+        self.reached = threading.Event()
+        self.opened = threading.Event()
+        self._call = thread_of(broker).call
+
+    async def wait(self) -> None:
+        await self._call(self._hold, writes=False)
+
+    def _hold(self, db: sqlite3.Connection) -> None:
+        self.reached.set()
+        assert self.opened.wait(SOON)
+
+    async def run(self, *others: Callable[[], Awaitable[Any]]) -> None:
+        """Let others call while the thread is busy."""
+        async with anyio.create_task_group() as group:
+            group.start_soon(self.wait)
+            await anyio.to_thread.run_sync(self.reached.wait, SOON)
+            for other in others:
+                group.start_soon(other)
+                await anyio.wait_all_tasks_blocked()
+            self.opened.set()

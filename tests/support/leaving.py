@@ -1,0 +1,51 @@
+"""How the tests of leaving run a manager."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import anyio
+import anyio.from_thread
+
+from background import (
+    CloseReport,
+    ManagerClosed,
+)
+from background.testing import RecordingObserver, VirtualTimeLoop
+from support.time import ages
+
+
+async def cleans_up(seconds: float, done: list[str] | None = None) -> None:
+    """Takes a while to end when it is cancelled."""
+    try:
+        await ages()
+    finally:
+        with anyio.CancelScope(shield=True):
+            await anyio.sleep(seconds)
+        if done is not None:
+            done.append("cleaned up")
+
+
+async def fails_after(seconds: float, error: BaseException) -> None:
+    await anyio.sleep(seconds)
+    raise error
+
+
+def report_to(recorder: RecordingObserver) -> CloseReport:
+    (event,) = recorder.of(ManagerClosed)
+    return event.report
+
+
+def uv_loop() -> asyncio.AbstractEventLoop:
+    import uvloop
+
+    return uvloop.new_event_loop()
+
+
+LOOPS = [VirtualTimeLoop] if sys.platform == "win32" else [VirtualTimeLoop, uv_loop]
+
+
+Run = Callable[[Callable[[], Awaitable[Any]]], Any]
