@@ -1,1 +1,1 @@
-"""What anyio does not offer: native child tasks, calls from threads, services."""
+"""Features that anyio lacks: native child tasks, calls from other threads, services."""

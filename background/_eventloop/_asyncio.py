@@ -38,7 +38,7 @@ class AsyncioBackend(Backend):
         context: Context,
         on_lost: Callable[[T], None],
     ) -> object:
-        # Without the loop's task factory: an eager one would run the task inside the submission.
+        # Without the loop's task factory, because an eager one would run the task right here.
         child = _Child(fn(subject), loop=self._loop, name=name, context=context)
         child.backend = self
         child.context = context
@@ -51,11 +51,11 @@ class AsyncioBackend(Backend):
 
     async def wake_on_signals(self) -> None:
         # A signal that arrives just before the loop begins to wait does not interrupt the wait, so
-        # Python calls its handler late. uvloop, and asyncio on Windows, take care of it themselves.
+        # Python calls its handler late. uvloop, and asyncio on Windows, set a wakeup descriptor.
         reading, writing = socket.socketpair()
         with reading, writing:
-            for each in (reading, writing):
-                each.setblocking(False)
+            for end in (reading, writing):
+                end.setblocking(False)
             if _replace(writing.fileno(), reading):
                 return
             self._loop.add_reader(reading, reading.recv, 4096)
@@ -78,9 +78,10 @@ class AsyncioBackend(Backend):
 
 
 class _Child(asyncio.Task[None]):
-    """A task that reports a cancellation before its first step.
+    """A task that calls `on_lost` if it is cancelled before its first step.
 
-    A callback for every task would cost a third of a task's time, and few tasks need it.
+    A callback for every task would take a third of the time of a short task, so it is added when
+    such a task is cancelled.
     """
 
     __slots__ = ("backend", "context", "on_lost", "subject")
@@ -105,18 +106,25 @@ class _Child(asyncio.Task[None]):
 
 
 def _replace(descriptor: int, reading: socket.socket) -> bool:
-    """Let signals be written to `descriptor` unless another descriptor is set; return whether so.
+    """Set the wakeup descriptor for signals, unless a different one is set.
 
-    The one that is set can only be seen by replacing it; signals that arrive meanwhile are passed
-    on to it.
+    The current descriptor can only be read by replacing it. Signals that arrive in between are
+    forwarded to it.
+
+    Args:
+        descriptor: The new descriptor.
+        reading: The socket that receives what is written to it.
+
+    Returns:
+        Whether a different descriptor was set and stays.
     """
-    theirs = signal.set_wakeup_fd(descriptor, warn_on_full_buffer=False)
-    if theirs in (-1, descriptor):
+    current = signal.set_wakeup_fd(descriptor, warn_on_full_buffer=False)
+    if current in (-1, descriptor):
         return False
     try:
-        signal.set_wakeup_fd(theirs, warn_on_full_buffer=False)
-    except (OSError, ValueError):  # it has been closed
+        signal.set_wakeup_fd(current, warn_on_full_buffer=False)
+    except (OSError, ValueError):  # it was closed
         return False
     with suppress(OSError):
-        os.write(theirs, reading.recv(4096))
+        os.write(current, reading.recv(4096))
     return True

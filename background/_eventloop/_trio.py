@@ -38,8 +38,8 @@ class TrioBackend(Backend):
         context: Context,
         on_lost: Callable[[T], None],
     ) -> object:
-        # Every trio task has its first step, so `on_lost` is not needed. A system task is protected
-        # from KeyboardInterrupt.
+        # Every trio task reaches its first step, so `on_lost` is not needed. A system task is
+        # protected from KeyboardInterrupt.
         return trio.lowlevel.spawn_system_task(fn, subject, name=name, context=context)
 
     def interruptible(self, fn: Callable[P, Awaitable[R]]) -> Callable[P, Awaitable[R]]:
@@ -49,7 +49,7 @@ class TrioBackend(Backend):
         self._token.run_sync_soon(context.run, fn)
 
     async def wake_on_signals(self) -> None:
-        pass  # trio does that itself
+        pass  # trio sets a wakeup descriptor
 
     def current_task(self) -> object:
         try:

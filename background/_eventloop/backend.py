@@ -1,8 +1,8 @@
-"""Child tasks that a closed manager can leave behind.
+"""The interface between a manager and its event loop.
 
-A task group can't be left while a child ignores its cancellation, and its children share the fate
-of its host. A manager has to return in time whatever its tasks do. Its tasks are therefore children
-of the event loop; each enters a cancel scope of its own, within which everything is anyio's again.
+A task group can't exit while a child ignores its cancellation, and it cancels its children together
+with its host. A manager must return in time even if its tasks misbehave, so it runs them as native
+tasks of the event loop. Each task enters its own cancel scope, in which anyio works as usual.
 """
 
 from __future__ import annotations
@@ -14,7 +14,6 @@ from contextvars import Context
 from typing import Any, ParamSpec, TypeVar
 
 import anyio
-from anyio.lowlevel import current_token
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -22,19 +21,19 @@ T = TypeVar("T")
 
 
 class Backend(ABC):
-    """One event loop, as a manager uses it."""
+    """The operations that a manager needs from its event loop."""
 
-    #: The name that sniffio gives the library.
+    #: The library's name in sniffio.
     library: str
-    #: The exception that a cancelled coroutine gets.
+    #: The exception that cancellation raises in a coroutine.
     cancelled: type[BaseException]
-    #: Whether a task may be cancelled in another way than by a cancel scope while the loop runs.
+    #: Whether tasks can be cancelled without a cancel scope while the loop runs.
     cancels_natively: bool
-    #: Returns the loop's monotonic time in seconds.
+    #: Returns the loop's time in seconds.
     now: Callable[[], float]
 
     def __init__(self) -> None:
-        # The backend's own classes, because anyio looks them up again for each instance.
+        # The backend's own classes, because anyio's look up the backend for each instance.
         self.scope = type(anyio.CancelScope())
         self.event = type(anyio.Event())
 
@@ -48,20 +47,29 @@ class Backend(ABC):
         context: Context,
         on_lost: Callable[[T], None],
     ) -> object:
-        """Start `fn(subject)`, which must not raise, as a task in `context`.
+        """Start `fn(subject)` as a native task.
 
-        `on_lost` is called with the subject if the task is cancelled before its first step.
+        Args:
+            fn: The function, which must not raise.
+            subject: Its argument.
+            name: The task's name.
+            context: The context that the task runs in.
+            on_lost: Called with `subject` if the task is cancelled before its first step.
 
         Returns:
-            An object to keep for as long as the task runs.
+            An object that must be referenced while the task runs.
         """
 
     def interruptible(self, fn: Callable[P, Awaitable[R]]) -> Callable[P, Awaitable[R]]:
-        """Return a user's function in the form in which a Ctrl-C can reach it."""
+        """Return a user's function without the protection from KeyboardInterrupt."""
         return fn
 
     def call_soon(self, fn: Callable[[], object], context: Context) -> None:
-        """Call `fn` in the event loop, in `context`; for other threads and signal handlers.
+        """Call `fn` in the event loop, from another thread or a signal handler.
+
+        Args:
+            fn: The function.
+            context: The context that it runs in.
 
         Raises:
             RuntimeError: The loop has ended.
@@ -70,49 +78,44 @@ class Backend(ABC):
         self.post(fn, context)
 
     def adopt(self, context: Context) -> None:
-        """Let anyio recognise this backend in a context that runs outside of any task."""
+        """Make anyio detect this backend in a context that runs outside of any task."""
         sniffio: Any = sys.modules.get("sniffio")
         if sniffio is not None:
             context.run(sniffio.current_async_library_cvar.set, self.library)
 
     @abstractmethod
     def post(self, fn: Callable[[], object], context: Context) -> None:
-        """Do what `call_soon` does, in a context that was adopted before."""
+        """Call `fn` like `call_soon`, in a context that was adopted before."""
 
     @abstractmethod
     async def wake_on_signals(self) -> None:
-        """Wake the loop for each signal, so that its handler runs; a service of the main thread."""
+        """Wake the loop for each signal, so that its handler runs, until cancelled.
+
+        It must run in the main thread.
+        """
 
     @abstractmethod
     def current_task(self) -> object:
-        """Return the running native task, or `None` outside of any."""
+        """Return the running native task, or `None` outside of tasks."""
 
     @abstractmethod
     def is_running(self) -> bool:
-        """Return whether the loop still runs; call it in the loop's own thread."""
+        """Return whether the loop is still running; called in the loop's own thread."""
 
     def ends(self, task: object, error: BaseException) -> bool:
-        """Return whether an error is there to end `task`, and must pass.
+        """Return whether an error ends the task and must be raised again.
 
-        A user's code may raise the same exception by itself, on asyncio by awaiting something that
-        was cancelled.
+        User code may raise the same class of exception, for example by awaiting a cancelled future
+        on asyncio.
+
+        Args:
+            task: The native task.
+            error: The error that was raised in it.
         """
-        if isinstance(error, GeneratorExit):  # the coroutine is discarded with its loop
+        if isinstance(error, GeneratorExit):  # the coroutine is closed after its loop has ended
             return self.current_task() is not task
         return isinstance(error, self.cancelled) and self.is_cancelling()
 
     def is_cancelling(self) -> bool:
-        """Return whether the running task has been asked to end."""
+        """Return whether a cancellation of the running task is pending."""
         return anyio.current_effective_deadline() == float("-inf")
-
-
-def current_backend() -> Backend:
-    """Return the backend of the running event loop."""
-    asyncio: Any = sys.modules.get("asyncio")  # trio's users don't need it
-    if asyncio and isinstance(current_token().native_token, asyncio.AbstractEventLoop):
-        from ._asyncio import AsyncioBackend
-
-        return AsyncioBackend()
-    from ._trio import TrioBackend
-
-    return TrioBackend()

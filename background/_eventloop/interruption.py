@@ -1,4 +1,4 @@
-"""What keeps a cancellation or a KeyboardInterrupt from cutting a change of state in two."""
+"""Protection of state changes from cancellation and KeyboardInterrupt."""
 
 from __future__ import annotations
 
@@ -10,33 +10,39 @@ import anyio
 
 C = TypeVar("C", bound=type)
 
-#: Functions that trio must protect; its backend takes them from here, so that trio is not imported
-#: before it is used.
+#: Functions that trio must protect. Its backend takes them from here, so that trio is imported only
+#: if it is used.
 unprotected: list[Callable[..., Any]] = []
 
 
 def ki_protected(cls: C) -> C:
-    """Keep a KeyboardInterrupt out of the methods of a class.
+    """Protect the methods of a class from KeyboardInterrupt; a class decorator.
 
-    Trio raises it at any line of its main task. In these methods it waits until the main task
-    awaits something or leaves them. On asyncio, which raises it at the second Ctrl-C, this changes
-    nothing.
+    Trio may raise it at any line of its main task. In protected methods it is raised when the main
+    task awaits something or returns. There is no effect on asyncio, which raises it at the second
+    Ctrl-C.
     """
-    unprotected.extend(each for each in vars(cls).values() if isinstance(each, FunctionType))
+    unprotected.extend(value for value in vars(cls).values() if isinstance(value, FunctionType))
     return cls
 
 
 async def run_shielded(fn: Callable[[], Awaitable[None]]) -> BaseException | None:
-    """Run `fn` to completion in a shielded scope, and return the last interruption, if any.
+    """Run `fn` to completion in a shielded scope.
 
-    An interruption that no scope shields from starts `fn` again: a native cancellation on asyncio,
-    or a KeyboardInterrupt in trio's main task.
+    A shield stops neither a native cancellation on asyncio nor a KeyboardInterrupt in trio's main
+    task. Both start `fn` again.
+
+    Args:
+        fn: The function, which must be safe to repeat.
+
+    Returns:
+        The last interruption, or `None`.
     """
-    interrupted: BaseException | None = None
+    interruption: BaseException | None = None
     while True:
         try:
             with anyio.CancelScope(shield=True):
                 await fn()
-            return interrupted
-        except (anyio.get_cancelled_exc_class(), KeyboardInterrupt) as interruption:
-            interrupted = interruption
+            return interruption
+        except (anyio.get_cancelled_exc_class(), KeyboardInterrupt) as error:
+            interruption = error

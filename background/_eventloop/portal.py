@@ -16,7 +16,7 @@ R = TypeVar("R")
 
 
 class Portal:
-    """Calls functions in one event loop, until `close()`."""
+    """Calls functions in one event loop from any thread, until it is closed."""
 
     def __init__(self, backend: Backend) -> None:
         self._backend = backend
@@ -32,11 +32,14 @@ class Portal:
 
     @property
     def is_inside(self) -> bool:
-        """Whether the caller is a task of the event loop, and can call functions directly."""
+        """Whether the caller is a task of the event loop, which can call functions directly."""
         return get_ident() == self._thread and self._backend.current_task() is not None
 
     def require_here(self, method: str) -> None:
-        """Refuse a call from any thread but the event loop's own.
+        """Check that the caller runs in the event loop's own thread.
+
+        Args:
+            method: The name of the caller's method, for the message.
 
         Raises:
             ManagerMisuseError: The caller runs in another thread.
@@ -48,11 +51,17 @@ class Portal:
             )
 
     def call(self, fn: Callable[[], R]) -> R:
-        """Call `fn` in the event loop with the caller's context variables, and return its result.
+        """Call `fn` in the event loop, with the caller's context variables, and wait for it.
+
+        Args:
+            fn: The function.
+
+        Returns:
+            The function's result.
 
         Raises:
-            ManagerClosedError: The portal was closed before the call had its turn, or the event
-                loop has ended.
+            ManagerClosedError: The portal was closed before the call, or the event loop has ended.
+            Exception: The function's error.
         """
         if self.is_here:
             if not self._backend.is_running():
@@ -92,7 +101,7 @@ class Portal:
             future.set_exception(error)
 
     def close(self) -> None:
-        """Refuse every later call, and those that have not had their turn."""
+        """Refuse later calls, and fail the pending ones."""
         with self._lock:
             self._closed = True
             pending, self._pending = self._pending, set()

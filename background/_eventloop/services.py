@@ -1,4 +1,4 @@
-"""A manager's own coroutines, which run beside its tasks."""
+"""Background coroutines of a manager that are not tasks of the user."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ OnLost = Callable[[], None]
 
 
 class Services:
-    """Runs coroutines in the background, and cancels those that are left at the end."""
+    """Runs coroutines in the background until they return or `stop()` cancels them."""
 
     def __init__(self, backend: Backend, context: Context) -> None:
         self._backend = backend
@@ -25,9 +25,12 @@ class Services:
         self._stopping = False
 
     def start(self, name: str, fn: Fn, on_lost: OnLost | None = None) -> None:
-        """Run `fn`, which must not raise, until it returns or `stop()` cancels it.
+        """Start a coroutine function.
 
-        `on_lost` is called if the event loop cancels it, even before its first step.
+        Args:
+            name: The name of its native task.
+            fn: The function, which must not raise.
+            on_lost: Called if the event loop cancels it, even before its first step.
         """
         service = _Service(fn, on_lost)
         self._running[service] = self._backend.spawn(
@@ -39,17 +42,17 @@ class Services:
         )
 
     async def _serve(self, service: _Service) -> None:
-        # Made here, because anyio may not recognise the event loop in a plain callback.
+        # Created here, because anyio may not detect the event loop in a plain callback.
         service.scope = anyio.CancelScope()
         if self._stopping:
             service.scope.cancel()
         try:
             with service.scope:
                 await service.fn()
-        except self._backend.cancelled:  # nothing is awaited after this
+        except self._backend.cancelled:  # safe to suppress: nothing is awaited after this
             service.lost()
         except RuntimeError:
-            pass  # from the scope: a hook left a scope of its own open, and was reported
+            pass  # from the scope, after a hook left its own scope open, which was reported
         finally:
             self._ended(service)
 
@@ -63,7 +66,7 @@ class Services:
             self._all_ended.set()
 
     async def stop(self, timeout: float) -> None:
-        """Cancel every service and wait for at most `timeout` seconds until all have ended."""
+        """Cancel all services, and wait up to `timeout` seconds for their end."""
         self._stopping = True
         for service in list(self._running):
             if service.scope is not None:
