@@ -1,4 +1,4 @@
-"""The settings of a manager, checked."""
+"""The settings of a manager, and their checks."""
 
 from __future__ import annotations
 
@@ -43,9 +43,9 @@ class ManagerOptions(TypedDict, total=False):
 
 @frozen
 class ManagerConfig:
-    """The settings of a manager, in the form in which its parts use them.
+    """The checked settings of a manager.
 
-    `signals_optional` is whether signals are left alone where they can't be handled.
+    `signals_optional` means that signals are ignored where they can't be handled.
     """
 
     name: str

@@ -78,12 +78,12 @@ class TaskExpiredError(BackgroundError):
 
 def is_fatal(error: BaseException) -> bool:
     """Return whether the error must end the program, wherever it was raised."""
-    # Without `subgroup()`, which calls methods of the group's class, and recurses.
+    # Not with `subgroup()`, which is recursive and calls methods of the group's class.
     left = [error]
     while left:
-        each = left.pop()
-        if isinstance(each, (KeyboardInterrupt, SystemExit)):
+        part = left.pop()
+        if isinstance(part, (KeyboardInterrupt, SystemExit)):
             return True
-        if isinstance(each, BaseExceptionGroup):
-            left.extend(each.exceptions)  # pyright: ignore[reportUnknownMemberType, reportUnknownArgumentType]
+        if isinstance(part, BaseExceptionGroup):
+            left.extend(part.exceptions)  # pyright: ignore[reportUnknownMemberType, reportUnknownArgumentType]
     return False

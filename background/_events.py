@@ -133,7 +133,7 @@ class TaskCancelled(TaskEvent):
 
     Args:
         reason: The reason, as in `TaskCancelledError`.
-        duration: Seconds that the run or iteration took, or `None` if none was under way.
+        duration: Seconds that the run or iteration took, or `None` if none was in progress.
     """
 
     reason: str | None
@@ -146,7 +146,7 @@ class TaskExpired(TaskEvent):
 
     Args:
         lifespan: The lifespan in seconds.
-        duration: Seconds that the run or iteration took, or `None` if none was under way.
+        duration: Seconds that the run or iteration took, or `None` if none was in progress.
     """
 
     lifespan: float
@@ -159,7 +159,7 @@ class TaskStalled(TaskEvent):
 
     Args:
         elapsed: Seconds since the attempt began.
-        stack: Where its function stands, outermost frame first.
+        stack: The stack of its function, outermost frame first.
     """
 
     elapsed: float

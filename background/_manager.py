@@ -180,7 +180,14 @@ class Manager(Submitter):
 
     _submit = run_task
 
-    _one_off = staticmethod(describe_one_off)
+    def _one_off(
+        self,
+        fn: Callable[..., Any],
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        delay: float = 0.0,
+    ) -> Task[Any]:
+        return describe_one_off(fn, args, kwargs, delay)
 
     def _loop(
         self,
@@ -213,23 +220,23 @@ class Manager(Submitter):
     # Waiting and shutting down
 
     async def wait(self) -> None:
-        """Wait until no one-off is outstanding, those that are submitted meanwhile included.
+        """Wait until no one-off is outstanding, including those that are submitted meanwhile.
 
         In a task it does not wait for that task.
         """
         registry = self._here("wait").scheduler.registry
         await checkpoint()
-        await registry.idle_beside(current_task.get(), TaskKind.ONE_OFF)
+        await registry.idle_except(current_task.get(), TaskKind.ONE_OFF)
 
     async def stop_loops(self) -> None:
-        """Let each loop finish its current iteration, and wait until all have ended.
+        """Stop all loops after their current iterations, and wait until they have ended.
 
         In a loop it does not wait for that loop.
         """
         scheduler = self._here("stop_loops").scheduler
         scheduler.stop_loops()
         await checkpoint()
-        await scheduler.registry.idle_beside(current_task.get(), TaskKind.LOOP)
+        await scheduler.registry.idle_except(current_task.get(), TaskKind.LOOP)
 
     async def close(self, *, timeout: float | Literal["grace"] | None = "grace") -> CloseReport:
         """Accept no more tasks, wait for one-offs, stop loops, and report the outcome.
@@ -245,7 +252,7 @@ class Manager(Submitter):
                 shutdown request, `grace` seconds later; with `None` there is none even then.
 
         Returns:
-            What became of the tasks that were outstanding when closing began.
+            The outcome of the tasks that were outstanding when closing began.
 
         Raises:
             ValueError: `timeout` is not valid.
@@ -271,7 +278,7 @@ class Manager(Submitter):
         await requested.wait()
 
     def request_shutdown(self) -> None:
-        """Do what a shutdown signal does, from any thread.
+        """Request a shutdown, as a signal does, from any thread.
 
         Loops stop, `shutdown_requested()` returns, and `grace` begins to count. One-offs are still
         accepted. A second request cancels all tasks at once.
@@ -311,7 +318,7 @@ class Manager(Submitter):
         return 0 if self._runtime is None else self._runtime.scheduler.registry.count(kind)
 
     def health(self) -> Health:
-        """Return the manager's condition; looks at every outstanding task."""
+        """Return the manager's condition; counting takes time for each outstanding task."""
         runtime = self._runtime
         one_offs = [handle.status for handle in self.tasks(TaskKind.ONE_OFF)]
         return Health(
@@ -362,7 +369,11 @@ def _check_timeout(timeout: object) -> None:
 
 
 def host_of(manager: Manager, method: str) -> WorkerHost:
-    """Return what a running manager offers to workers; `method` needs it, for the messages.
+    """Return the interface of a running manager for workers.
+
+    Args:
+        manager: The manager.
+        method: The name of the calling method, for messages.
 
     Raises:
         ManagerNotRunningError: The manager was not entered.

@@ -1,4 +1,4 @@
-"""The base class of everything that watches tasks."""
+"""The base class of observers."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from ._support import validation
 
-if TYPE_CHECKING:  # events carry what observers are attached to
+if TYPE_CHECKING:  # these modules import this one
     from ._events import (
         JobDead,
         JobEnqueued,
@@ -86,9 +86,12 @@ class Observer:
         return nullcontext()
 
     async def watch(self, manager: Manager) -> None:
-        """Run beside the tasks while the manager runs, until cancelled.
+        """Run concurrently with the tasks until cancelled.
 
-        Called for a manager's observers, not for those of a single task.
+        Called for observers of a manager, not for observers of a single task.
+
+        Args:
+            manager: The manager.
         """
 
 

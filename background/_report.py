@@ -1,4 +1,4 @@
-"""What a manager reports about itself: its health, its closing, and its end."""
+"""Reports of a manager about its health and its closing."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from ._support.frozen import frozen
 
 @frozen
 class CloseReport:
-    """What became of the tasks that were outstanding when closing began.
+    """The outcome of the tasks that were outstanding when closing began.
 
     Args:
         succeeded: Tasks that succeeded.
@@ -25,7 +25,7 @@ class CloseReport:
         not_started: Tasks that were cancelled before their first start.
         stuck: Tasks that were cancelled and still run: coroutines that swallow their cancellation,
             and threads.
-        stacks: Where each stuck task stands, by the task's id.
+        stacks: The stacks of stuck tasks, by task id.
     """
 
     succeeded: tuple[TaskHandle[Any], ...] = ()
@@ -40,7 +40,7 @@ class CloseReport:
 
     @property
     def summary(self) -> str:
-        """How many tasks there are of each outcome, in one line."""
+        """The number of tasks of each outcome, in one line."""
         loops = sum(
             handle.kind is TaskKind.LOOP and state_of(handle).cancel_reason == "stopped"
             for handle in self.cancelled
@@ -60,7 +60,7 @@ class CloseReport:
     def __str__(self) -> str:
         lines = [self.summary]
         for handle in self.stuck:
-            lines.append(f"{handle!r} stands at")
+            lines.append(f"{handle!r} is still at")
             lines.append("".join(format_list(list(self.stacks.get(handle.id, ())))).rstrip())
         return "\n".join(lines)
 
@@ -90,7 +90,7 @@ class ManagerClosed:
         name: The manager's name.
         time: When it closed, in seconds since the epoch.
         duration: Seconds since closing began.
-        report: What became of its tasks.
+        report: The outcome of its tasks.
     """
 
     name: str
@@ -112,8 +112,8 @@ class Health:
         retrying: The number of outstanding one-offs that wait for another attempt.
         loops: The number of loops.
         threads: The number of sync functions that run in threads.
-        hook_errors: How often observer hooks have raised.
-        events_dropped: How many events observers have missed.
+        hook_errors: The number of errors that observer hooks raised.
+        events_dropped: The number of events that observers missed.
     """
 
     name: str

@@ -34,7 +34,7 @@ from tenacity.wait import wait_base
 from ._errors import InvalidTaskError
 from ._support import validation
 
-#: What the `retry` option takes: a policy, a number of attempts, or nothing.
+#: The values of the `retry` option: a policy, a number of attempts, or `None`.
 Retry = AsyncRetrying | int | None
 
 _TENACITYS_OWN_SLEEP = AsyncRetrying().sleep
@@ -53,7 +53,7 @@ def make_policy(retry: Retry) -> AsyncRetrying | None:
     """Return the policy that `retry` stands for; `None` for a single attempt.
 
     Raises:
-        InvalidTaskError: It is no policy and no number of attempts.
+        InvalidTaskError: `retry` is neither a policy nor a number of attempts.
     """
     if isinstance(retry, AsyncRetrying):
         return retry if retry.enabled else None
@@ -75,7 +75,7 @@ def retry_on(
     Args:
         *exceptions: The exceptions to retry.
         attempts: The most attempts, or `None` for any number.
-        timeout: Seconds since the first attempt after which no other one follows, or `None`.
+        timeout: Seconds since the first attempt after which there are no retries, or `None`.
 
     Returns:
         The policy.
@@ -89,8 +89,8 @@ def retry_on(
         ```
     """
     if not exceptions or not all(
-        isinstance(each, type) and issubclass(each, Exception)  # pyright: ignore[reportUnnecessaryIsInstance]
-        for each in exceptions
+        isinstance(kind, type) and issubclass(kind, Exception)  # pyright: ignore[reportUnnecessaryIsInstance]
+        for kind in exceptions
     ):
         raise ValueError(f"exceptions must be classes of exceptions, not {exceptions!r}")
     validation.optional(validation.count, "attempts", attempts)
@@ -112,7 +112,7 @@ def pause_after_failures(wait: wait_base, failures: int, error: BaseException) -
 
 
 def judges_success(policy: AsyncRetrying) -> bool:
-    """Return whether the policy must be asked about attempts that do not fail, too."""
+    """Return whether the policy must also be called for successful attempts."""
     fails_only = (
         isinstance(policy.retry, retry_if_exception)
         and type(policy.retry).__call__ is retry_if_exception.__call__
@@ -156,7 +156,7 @@ class Attempts:
 
     @property
     def outcome(self) -> Any:
-        """The outcome of the latest attempt, as tenacity keeps it."""
+        """The outcome of the latest attempt, as tenacity represents it."""
         return self._state.outcome
 
     async def before(self) -> None:
@@ -170,7 +170,7 @@ class Attempts:
         return await self._judge(always=isinstance(error, TryAgain))
 
     async def returned(self, value: Any) -> float | None:
-        """Do the same as `failed` for an attempt that returned a value, which may be refused."""
+        """Return the seconds until the next attempt if the value is refused, otherwise `None`."""
         self._error = None
         self._state.set_result(value)
         return await self._judge(always=False)
@@ -196,10 +196,10 @@ class Attempts:
             await anyio.sleep(delay)
         else:
             await _call(self._policy.sleep, delay)
-            await checkpoint()  # it may not have waited at all
+            await checkpoint()  # the function may have returned without waiting
 
     def again(self) -> None:
-        """Go on to the next attempt."""
+        """Prepare the next attempt."""
         self._state.prepare_for_next_attempt()
 
     async def conclude(self) -> Any:

@@ -1,7 +1,7 @@
-"""When the iterations of a loop are due.
+"""Schedules: the due times of the iterations of loops.
 
 Schedules are immutable and shared by any number of loops; a loop's own state is in its `Ticks`.
-Both are given the time as numbers and never read a clock.
+Both take times as arguments and never read a clock.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ _ALIASES = {
 class Ticks(ABC):
     """The due times of one loop."""
 
-    #: Seconds after which a wait must look at the clocks again.
+    #: The most seconds of a wait before the clocks must be read again.
     patience: float = math.inf
 
     @abstractmethod
@@ -47,7 +47,7 @@ class Ticks(ABC):
         """
 
     def confirm(self, due: float, now: float, wall: float) -> float:
-        """Return when the tick that was said to be due at `due` is really due."""
+        """Return when a tick is due by the current clocks; `due` was computed earlier."""
         return due
 
 
@@ -132,7 +132,7 @@ class Calendar(Ticks):
         self._after = after
         self._tick = -math.inf
         self._last = -math.inf  # the tick before it
-        self._looked = 0.0
+        self._read_at = 0.0  # when the clocks were last read, on the event loop's clock
 
     def next(self, now: float, wall: float, took: float = 0.0) -> float:
         self._last = self._tick
@@ -141,20 +141,20 @@ class Calendar(Ticks):
     def confirm(self, due: float, now: float, wall: float) -> float:
         delayed = now + self._tick - wall - due
         if wall - self._tick > self.patience or delayed >= self.patience:
-            # The process slept through the tick, so it is missed; or the clock was set back to
-            # before other ticks. A tick that the clock has passed since the last look is in time.
-            return self._find(now, wall, wall - min(self.patience, now - self._looked))
-        self._looked = now
+            # The process slept through the tick, so the tick is missed; or the clock was set back
+            # across earlier ticks. A tick since the last reading of the clocks is in time.
+            return self._find(now, wall, wall - min(self.patience, now - self._read_at))
+        self._read_at = now
         return now + max(0.0, self._tick - wall)
 
     def _find(self, now: float, wall: float, after: float) -> float:
-        self._looked = now
+        self._read_at = now
         self._tick = self._after(max(self._last, after))
         return now + max(0.0, self._tick - wall)
 
 
 def every(seconds: float, *, jitter: float = 0.0) -> Schedule:
-    """Make a schedule with a fixed rate, whose first tick is at once.
+    """Make a schedule with a fixed rate, whose first tick is immediate.
 
     A tick during an iteration is skipped. Jitter delays each tick by a random time, which spreads
     the loops of many processes; the grid itself does not move.

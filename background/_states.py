@@ -6,7 +6,7 @@ from enum import StrEnum
 
 
 class TaskKind(StrEnum):
-    """Whether a task runs once or again and again."""
+    """Whether a task runs once or repeatedly."""
 
     ONE_OFF = "one-off"
     LOOP = "loop"

@@ -145,7 +145,7 @@ class Submitter(ABC):
         """Run a function on a schedule.
 
         Args:
-            schedule: What `background.every` or `background.cron` returned.
+            schedule: A schedule from `background.every` or `background.cron`.
             fn: The function, as in `run`.
             *args: Positional arguments of the function.
             **kwargs: Keyword arguments of the function.

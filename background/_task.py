@@ -54,7 +54,7 @@ class Task(Generic[T]):
             it returns is awaited in the event loop.
         args: Positional arguments of the function.
         kwargs: Keyword arguments of the function.
-        kind: `ONE_OFF`, or `LOOP` to run it again and again.
+        kind: `ONE_OFF`, or `LOOP` to run it repeatedly.
         schedule: When a loop's iterations start, from `every()` or `cron()`; `None` to start each
             one when the last has ended.
         delay: Seconds before the first start.
@@ -67,11 +67,11 @@ class Task(Generic[T]):
         id: Refused while another outstanding task has it; by default unique.
         name: A name for people and telemetry; by default the function's qualified name.
         meta: Metadata for observers.
-        observers: Observers of this task only, beside the manager's.
+        observers: Observers of this task only, in addition to the manager's.
         critical: Whether its final failure cancels everything and leaves the manager's block in an
             `ExceptionGroup`. A loop fails finally only by `max_failures`.
         max_failures: Failed iterations in a row that end a loop as `FAILED`.
-        stall_after: Seconds, instead of those that the manager's `StallObserver` has.
+        stall_after: Seconds, instead of `after` of the manager's `StallObserver`.
         context: The context variables to start from; by default a copy of the submitter's.
 
     Raises:
@@ -232,7 +232,7 @@ def task(**options: Unpack[TaskOptions]) -> Callable[[FnT], FnT]:
 
 
 def check_options(taker: str, options: TaskOptions) -> None:
-    """Refuse options that do not exist.
+    """Check that options exist.
 
     Raises:
         TypeError: There is no such option.
@@ -265,7 +265,7 @@ def unchecked(
     meta: Mapping[str, Any] = EMPTY,
     observers: tuple[Observer, ...] = (),
 ) -> Task[Any]:
-    """Describe a one-off whose options are known to be valid, without `__init__` (see `thawed`)."""
+    """Describe a one-off whose options are valid, without `__init__` (see `thawed`)."""
     task: Any = _new(_Thawed)
     task.fn = fn
     task.args = args
@@ -307,10 +307,10 @@ def describe_one_off(
 
 
 def refuse_declared_loop(fn: Callable[..., Any]) -> None:
-    """Refuse to run a function once that `@task` declares a loop.
+    """Check that `@task` does not declare a function as a loop.
 
     Raises:
-        InvalidTaskError: It is a loop.
+        InvalidTaskError: The function is declared as a loop.
     """
     if _options_of(fn).get("kind") is TaskKind.LOOP:
         raise InvalidTaskError(

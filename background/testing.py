@@ -1,17 +1,22 @@
-"""Help for testing tasks: what observers saw, and time that does not pass by itself.
+"""Tools for testing tasks: an observer that records events, and virtual time.
 
 Needs pytest. Load the fixtures with `pytest_plugins = ["background.testing"]`; they work with
-anyio's pytest plugin. (PYTEST_DONT_REWRITE: nothing is asserted here.)
+anyio's pytest plugin. (PYTEST_DONT_REWRITE: this module has no assertions.)
 
+Example:
+    ```python
     async def test_report_is_sent(manager: Manager, recorder: RecordingObserver) -> None:
         await manager.run(send_report)
         assert recorder.names() == ["added", "started", "succeeded"]
+    ```
 
-In virtual time a sleep of an hour takes no time, as soon as nothing else is left to do:
-
+In virtual time, the clock jumps to the next timer when all tasks wait, so an hour's sleep returns
+immediately:
+    ```python
     @pytest.fixture(params=["asyncio", "trio"])
     def anyio_backend(request):
         return virtual_time(request.param)
+    ```
 """
 
 from __future__ import annotations
@@ -44,9 +49,18 @@ _HOOKS = {name: name.split("_", 2)[2] for name in vars(Observer) if name.startsw
 
 
 class RecordingObserver(Observer):
-    """Keeps every event that it is told, in order.
+    """Records all events in order.
 
-    `events` are the events; `names()` gives their short names, such as `"started"`.
+    `events` is the list of events; `names()` returns their short names, such as `"started"`.
+
+    Example:
+        ```python
+        recorder = RecordingObserver()
+        async with Manager(observers=[recorder]) as manager:
+            manager.run(send_report)
+            started = await recorder.wait_for(TaskStarted)
+        assert recorder.names(started.id) == ["added", "started", "succeeded"]
+        ```
     """
 
     def __init__(self) -> None:
@@ -55,19 +69,39 @@ class RecordingObserver(Observer):
         self._changed = anyio.Event()
 
     def record(self, name: str, event: Any) -> None:
-        """Keep an event under a short name; every hook calls this."""
+        """Record an event; every hook calls this.
+
+        Args:
+            name: The event's short name, such as `"started"`.
+            event: The event.
+        """
         self.events.append(event)
         self._names.append(name)
         changed, self._changed = self._changed, anyio.Event()
         changed.set()
 
     def names(self, id: str | None = None) -> list[str]:
-        """Return the short names of all events, or of those of the task or job with this id."""
+        """Return the short names of the recorded events.
+
+        Args:
+            id: The id of a task or job; `None` for all events.
+
+        Returns:
+            The names, such as `"started"`, in the order of the events.
+        """
         pairs = zip(self._names, self.events, strict=True)
         return [name for name, event in pairs if id is None or _is_of(event, id)]
 
     def of(self, kind: type[E], id: str | None = None) -> list[E]:
-        """Return the events of one class, such as `TaskFailed`."""
+        """Return the recorded events of one class.
+
+        Args:
+            kind: The class, such as `TaskFailed`.
+            id: The id of a task or job; `None` for all events.
+
+        Returns:
+            The events, in order.
+        """
         return [
             event
             for event in self.events
@@ -75,7 +109,16 @@ class RecordingObserver(Observer):
         ]
 
     async def wait_for(self, kind: type[E], *, id: str | None = None, count: int = 1) -> E:
-        """Wait until there are `count` events of that class and return the last of them."""
+        """Wait until a number of events of one class are recorded.
+
+        Args:
+            kind: The class, such as `TaskFailed`.
+            id: The id of a task or job; `None` for all events.
+            count: The number of events, counted from the beginning.
+
+        Returns:
+            The last of these events.
+        """
         while len(found := self.of(kind, id)) < count:
             await self._changed.wait()
         return found[count - 1]
@@ -97,35 +140,39 @@ for _hook, _name in _HOOKS.items():
     setattr(RecordingObserver, _hook, _recorder_hook(_name))
 
 
-_PATIENCE = 1.0  # seconds for which virtual time waits for a function that may itself wait for it
+_PATIENCE = 1.0  # real seconds for a sync function, which may itself wait for the virtual clock
 
 
-class _Held:
-    """What virtual time waits for, each with for how many seconds of real time."""
+class _Holds:
+    """The calls in other threads that hold the virtual clock.
+
+    Each call holds it for at most its own number of seconds of real time.
+    """
 
     def __init__(self) -> None:
-        self._numbers: Counter[float] = Counter()
+        self._calls: Counter[float] = Counter()  # by seconds
 
     def change(self, change: int, patience: float) -> None:
-        self._numbers[patience] += change
+        self._calls[patience] += change
 
     @property
     def patience(self) -> float:
-        return max((seconds for seconds, number in self._numbers.items() if number), default=0.0)
+        """The longest time in seconds to wait for a call, or 0 if there is none."""
+        return max((seconds for seconds, calls in self._calls.items() if calls), default=0.0)
 
 
 class _JumpingSelector(selectors.DefaultSelector):
-    """Lets the loop's clock jump to the next timer instead of waiting for it."""
+    """Makes the loop's clock jump to the next timer instead of waiting for it."""
 
     def __init__(self, jump: Callable[[float], None]) -> None:
         super().__init__()
         self._jump = jump
-        self.held = _Held()
+        self.holds = _Holds()
 
     def select(self, timeout: float | None = None) -> list[tuple[selectors.SelectorKey, int]]:
         if timeout is None or timeout <= 0:
             return super().select(timeout)
-        patience = self.held.patience
+        patience = self.holds.patience
         ready = super().select(None if patience == math.inf else patience)
         if not ready:
             self._jump(timeout)
@@ -133,10 +180,11 @@ class _JumpingSelector(selectors.DefaultSelector):
 
 
 class VirtualTimeLoop(asyncio.SelectorEventLoop):
-    """An asyncio event loop in which waiting takes no time.
+    """An asyncio event loop with a virtual clock.
 
-    As soon as nothing is left to do its clock jumps to the next timer. It gives the sync functions
-    of tasks a second of real time, SQLite as much as it takes, and waits for no other thread.
+    When no callback is ready, the clock jumps to the next timer. It first waits for calls in
+    threads: up to one second of real time for sync functions of tasks, and without a limit for
+    SQLite. It does not wait for other threads.
     """
 
     def __init__(self) -> None:
@@ -145,16 +193,21 @@ class VirtualTimeLoop(asyncio.SelectorEventLoop):
         super().__init__(self._jumping)
 
     def hold(self, change: int, patience: float) -> None:
-        """Take note that there is more or less to wait for, so many seconds of real time."""
-        self._jumping.held.change(change, patience)
+        """Count a call in another thread that the clock waits for.
+
+        Args:
+            change: 1 when the call begins, -1 when it ends.
+            patience: The most seconds of real time to wait for it.
+        """
+        self._jumping.holds.change(change, patience)
 
     def time(self) -> float:
         return self._virtual
 
     @property
     def _clock_resolution(self) -> float:
-        # asyncio takes a timer to be due that is less than this away. The real clock's resolution
-        # is too coarse for virtual time on some systems, and vanishes beside a large time.
+        # asyncio runs timers that are due within this time. The real clock's resolution is too
+        # coarse for virtual time on some systems, and lost in rounding when the time is large.
         return math.ulp(self._virtual)
 
     @_clock_resolution.setter
@@ -166,34 +219,38 @@ class VirtualTimeLoop(asyncio.SelectorEventLoop):
 
 
 def virtual_time(backend: Literal["asyncio", "trio"]) -> tuple[str, dict[str, Any]]:
-    """Return what an `anyio_backend` fixture returns for virtual time; a new one for each test.
+    """Return the value of an `anyio_backend` fixture with a virtual clock.
 
-    Waiting takes no time then. Cron schedules follow the wall clock, which needs
-    `virtual_wall_clock()` to be virtual too.
+    Use a new value for each test. Cron schedules follow the wall clock, which stays real outside of
+    `virtual_wall_clock()`.
 
-    For `anyio.run()`, the first item is its `backend` and the second its `backend_options`.
+    Args:
+        backend: The event loop.
+
+    Returns:
+        The `backend` and the `backend_options` of `anyio.run()`.
     """
     if backend == "asyncio":
         return "asyncio", {"loop_factory": VirtualTimeLoop}
     from trio.testing import MockClock
 
     mock = MockClock(autojump_threshold=0)
-    _held_by[mock] = _Held()
+    _holds_of[mock] = _Holds()
     return "trio", {"clock": mock}
 
 
-#: What each virtual clock of trio's has to wait for.
-_held_by: WeakKeyDictionary[Any, _Held] = WeakKeyDictionary()
+#: The holds on trio's virtual clocks, by clock.
+_holds_of: WeakKeyDictionary[Any, _Holds] = WeakKeyDictionary()
 
 
 def _hold(change: int, *, patience: float) -> None:
-    """Let virtual time wait, on whichever loop runs."""
+    """Count a call in another thread, on the running event loop if its time is virtual."""
     trio: Any = sys.modules.get("trio")
     if trio is not None and trio.lowlevel.in_trio_run():
         mock = trio.lowlevel.current_clock()
-        if mock in _held_by:
-            _held_by[mock].change(change, patience)
-            mock.autojump_threshold = _held_by[mock].patience
+        if mock in _holds_of:
+            _holds_of[mock].change(change, patience)
+            mock.autojump_threshold = _holds_of[mock].patience
         return
     loop = asyncio.get_running_loop()
     if isinstance(loop, VirtualTimeLoop):
@@ -206,7 +263,20 @@ clock.on_io = partial(_hold, patience=math.inf)
 
 @contextmanager
 def virtual_wall_clock(start: datetime) -> Generator[None]:
-    """Let cron schedules and event times start from `start` and follow the event loop's clock."""
+    """Replace the library's wall clock by one that follows the event loop's clock.
+
+    It serves cron schedules and the times of events.
+
+    Args:
+        start: The time at which the clock begins.
+
+    Example:
+        ```python
+        with virtual_wall_clock(datetime(2030, 1, 1, tzinfo=UTC)):
+            manager.cron("0 3 * * *", clean_up)
+            await anyio.sleep(86_400)
+        ```
+    """
     real, began, epoch = clock.wall, anyio.current_time(), start.timestamp()
     clock.wall = lambda: epoch + anyio.current_time() - began
     try:
@@ -223,7 +293,7 @@ def recorder() -> RecordingObserver:
 
 @pytest.fixture
 async def manager(anyio_backend: object, recorder: RecordingObserver) -> AsyncIterator[Manager]:
-    """A running manager, observed by `recorder`; closed after the test without waiting."""
+    """A running manager with the observer `recorder`; its tasks are cancelled after the test."""
     async with Manager(name="test", observers=[recorder]) as running:
         yield running
         await running.close(timeout=0)

@@ -1,4 +1,7 @@
-"""Observers for every day; `background.observers.otel` is imported on its own."""
+"""Observers for logging and for stalled attempts.
+
+`background.observers.otel` needs OpenTelemetry and is imported separately.
+"""
 
 from __future__ import annotations
 

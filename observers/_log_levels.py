@@ -1,4 +1,4 @@
-"""How important each event is to a log."""
+"""The log level of each event."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ Level = int | str
 
 
 class Levels(TypedDict, total=False):
-    """The level of each event, as a number or a name."""
+    """Log levels by event, as numbers or names."""
 
     added: Level
     started: Level
@@ -47,14 +47,20 @@ _DEFAULTS: Mapping[str, Level] = {
 
 
 def numbers(chosen: Mapping[str, object]) -> dict[str, int]:
-    """Return the level of each event as a number, the default unless one was chosen.
+    """Return the level of each event as a number.
 
-    Raises `TypeError` for an event that does not exist, `ValueError` for a level that does not.
+    Args:
+        chosen: Levels by event; all other events have their default levels.
+
+    Raises:
+        TypeError: There is no such event.
+        ValueError: There is no such level.
     """
     unknown = chosen.keys() - _DEFAULTS.keys()
     if unknown:
         raise TypeError(
-            f"there is no event {', '.join(sorted(unknown))}, only {', '.join(_DEFAULTS)}"
+            f"LoggingObserver has no event {', '.join(sorted(unknown))}; "
+            f"its events are {', '.join(_DEFAULTS)}"
         )
     return {event: _number(event, chosen.get(event, level)) for event, level in _DEFAULTS.items()}
 

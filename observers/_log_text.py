@@ -1,4 +1,4 @@
-"""What other people wrote, made safe for a line of a log."""
+"""Untrusted text, escaped for log lines."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from traceback import FrameSummary
 
 
 def quoted(text: str) -> str:
-    """Return the text as `repr()` does, in which nothing breaks a line or hides what it says."""
+    """Return the text as `repr()` does: quoted, with control characters escaped."""
     return str.__repr__(text)
 
 
 def escaped(value: object) -> str:
-    """Return the value as text, escaped as in `quoted` but without the quotes; never raises."""
+    """Return the value as text, escaped as by `quoted` but without the quotes; never raise."""
     try:
         text = str(value)
     except Exception:
@@ -26,7 +26,7 @@ def described(error: BaseException) -> str:
 
 
 def stack_lines(stack: Sequence[FrameSummary]) -> str:
-    """Return a stack in the manner of a traceback, indented."""
+    """Return a stack formatted like a traceback, with every line indented."""
     lines: list[str] = []
     for frame in stack:
         lines.append(
@@ -34,4 +34,4 @@ def stack_lines(stack: Sequence[FrameSummary]) -> str:
         )
         if frame.line:
             lines.append(f"    {escaped(frame.line)}")
-    return "\n".join(lines) or "  (no frame of its own)"
+    return "\n".join(lines) or "  (no stack frames)"

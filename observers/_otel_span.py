@@ -18,9 +18,17 @@ Attributes = dict[str, str | int | float]
 
 
 class Run:
-    """A context manager that keeps itself in `runs` and its `span` current, and counts as active.
+    """A context manager around one run, with a span that is current inside it.
 
-    `began` is on the event loop's clock, and known of jobs only.
+    `began` is the start on the event loop's clock; it is set for jobs only.
+
+    Args:
+        event: The start of the run.
+        tracer: The tracer that starts the span.
+        metrics: The instruments that count and measure the run.
+        runs: The runs in progress, by task id; this run is in it between enter and exit.
+        linked: Whether the span starts a new trace with a link to the submitter's span, instead of
+            being a child of that span.
     """
 
     __slots__ = ("_event", "_linked", "_metrics", "_runs", "_token", "_tracer", "began", "span")
@@ -51,7 +59,9 @@ class Run:
         if event.job is not None:
             self.began = current_time()
             if event.job.attempt == 1:
-                waited = max(0.0, event.time - event.job.enqueued_at)  # on two hosts' clocks
+                waited = max(
+                    0.0, event.time - event.job.enqueued_at
+                )  # two hosts' clocks may differ
                 self._metrics.job_queue_time.record(waited, job_attributes(event.job))
 
     def __exit__(
@@ -77,13 +87,13 @@ class Run:
             attributes["background.task.iteration"] = event.iteration
         kind = SpanKind.INTERNAL
         if event.job is not None:
-            # What the messaging conventions ask for where a handler is called with a message:
+            # The messaging conventions define this kind for spans that process a message:
             # https://opentelemetry.io/docs/specs/semconv/messaging/messaging-spans/#span-kind
             kind = SpanKind.CONSUMER
             attributes["background.job.id"] = event.job.id
             attributes["background.job.queue"] = event.job.queue
             attributes["background.job.attempt"] = event.job.attempt
-        if not self._linked:  # the span that is current was so at the submission
+        if not self._linked:  # the current span is that of the submitter's context
             return self._tracer.start_span(event.name, kind=kind, attributes=attributes)
         submitter = trace.get_current_span().get_span_context()
         links = [trace.Link(submitter)] if submitter.is_valid else []
@@ -94,7 +104,7 @@ class Run:
 
 
 def task_attributes(event: TaskEvent) -> Attributes:
-    """Return the attributes of every measurement; few tasks differ in them."""
+    """Return the attributes of a task's measurements; they have few distinct values."""
     attributes: Attributes = {
         "background.task.name": event.name,
         "background.task.kind": event.kind.value,
@@ -105,7 +115,7 @@ def task_attributes(event: TaskEvent) -> Attributes:
 
 
 def job_attributes(job: JobRef) -> Attributes:
-    """Return the attributes of what is measured of jobs."""
+    """Return the attributes of a job's measurements."""
     return {"background.job.handler": job.handler, "background.job.queue": job.queue}
 
 

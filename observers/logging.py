@@ -1,4 +1,4 @@
-"""Events as records of the standard library's `logging`."""
+"""An observer that logs events with the standard library's `logging`."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ _OUTCOMES = ("succeeded", "failed", "cancelled", "expired", "not_started", "stuc
 
 
 class _Subject(Protocol):
-    """What an event and a handle tell about their task."""
+    """The attributes that events and handles share."""
 
     @property
     def id(self) -> str: ...
@@ -45,26 +45,41 @@ class _Subject(Protocol):
 class LoggingObserver(Observer):
     """Logs one record for each event.
 
-    - `logger`: a `logging.Logger` or the name of one (default `"background"`).
-    - `levels`: by event, such as `succeeded=logging.DEBUG` or `succeeded="DEBUG"`. Defaults: DEBUG
-      for `added`, `started` and `enqueued`; INFO for `succeeded`, `stopped` (a loop that ended with
-      the others), `closing` and `closed`; WARNING for `retrying`, `cancelled`, `expired`, `stalled`
-      and `stuck` (closed, while tasks still run); ERROR for `failed`, with the traceback, and for
-      `dead`: a durable job that has given up.
+    Fields of a record's `extra`:
 
-    A record's `extra` has the fields `task_id`, `task_name`, `task_kind`, `task_meta`, `iteration`
-    and `attempt`, and those of the event, such as `error` (as text), `duration` or `reason`; times
-    are in seconds. Where a task runs a durable job there are `job_id`, `job_handler`, `job_queue`
-    and `job_attempt` too; `enqueued` and `dead` have these and `job_meta`.
-    A manager's events have `manager_name`. Fields hold the values as they are. In the message, what
-    other people wrote (names, ids, errors, reasons, source lines) is escaped as by `repr()`, so
-    that it can't forge a line. Line breaks are only in the stacks of stalled and stuck tasks, which
-    stand below the message, indented; a traceback is printed by the handler's formatter.
+    - Task events: `task_id`, `task_name`, `task_kind`, `task_meta`, `iteration`, `attempt`, and the
+      fields of the event, such as `error` (as text), `duration` or `reason`. Durations are in
+      seconds.
+    - Task events of durable jobs, besides: `job_id`, `job_handler`, `job_queue`, `job_attempt`.
+    - Job events (`enqueued` and `dead`): the job fields above, `job_meta`, and the fields of the
+      event.
+    - Manager events: `manager_name` and the fields of the event.
 
-        Manager(observers=[LoggingObserver("jobs", started=logging.INFO)])
+    Fields hold unescaped values. In the message, names, ids, errors, reasons and source lines are
+    escaped as by `repr()`, so that they can't forge a log line. The only line breaks in a message
+    are those of indented stacks, after the message of a stalled or stuck task. Tracebacks are
+    formatted by the handler's formatter.
 
-    Raises `ValueError` for what is not a logger or a level, and `TypeError` for an event that does
-    not exist, naming it.
+    Args:
+        logger: A `logging.Logger`, or the name of one.
+        **levels: Levels by event, as numbers or names. Defaults:
+
+            - `added`, `started`, `enqueued`: DEBUG.
+            - `succeeded`, `closing`, `closed`: INFO.
+            - `stopped`: INFO; a loop that was stopped.
+            - `retrying`, `cancelled`, `expired`, `stalled`: WARNING.
+            - `stuck`: WARNING; the manager closed while tasks still run.
+            - `failed`: ERROR, with the traceback.
+            - `dead`: ERROR; a durable job that gave up.
+
+    Raises:
+        ValueError: `logger` is not a logger or a name, or a level is not valid.
+        TypeError: There is no such event.
+
+    Example:
+        ```python
+        Manager(observers=[LoggingObserver("jobs", started=logging.INFO, succeeded="DEBUG")])
+        ```
     """
 
     def __init__(
@@ -87,7 +102,9 @@ class LoggingObserver(Observer):
             fields = {"queued_for": event.queued_for}
             if event.job is not None:
                 text = "started attempt %d, %.3f s after it was enqueued"
-                waited = max(0.0, event.time - event.job.enqueued_at)  # on two hosts' clocks
+                waited = max(
+                    0.0, event.time - event.job.enqueued_at
+                )  # two hosts' clocks may differ
                 self._log(level, event, fields, text, event.attempt, waited)
             else:
                 text = "started, %.3f s after it was due"
@@ -95,10 +112,14 @@ class LoggingObserver(Observer):
 
     def on_task_retrying(self, event: TaskRetrying) -> None:
         if level := self._enabled("retrying"):
-            error = "its result was refused" if event.error is None else described(event.error)
-            text = "failed attempt %d and makes another in %.3f s: %s"
+            error = (
+                "the retry policy refused its result"
+                if event.error is None
+                else described(event.error)
+            )
+            text = "failed attempt %d and retries in %.3f s: %s"
             if event.job is not None:
-                text = "failed attempt %d and goes back to its queue for another in %.3f s: %s"
+                text = "failed attempt %d and returns to its queue for a retry in %.3f s: %s"
             fields = {"error": error, "delay": event.delay}
             self._log(level, event, fields, text, event.attempt, event.delay, error)
 
@@ -131,7 +152,7 @@ class LoggingObserver(Observer):
 
     def on_task_stalled(self, event: TaskStalled) -> None:
         if level := self._enabled("stalled"):
-            text = "has stalled: it has been at attempt %d for %.3f s and stands at\n%s"
+            text = "has stalled: attempt %d has run for %.3f s and is still at\n%s"
             stack = stack_lines(event.stack)
             fields = {"elapsed": event.elapsed, "stack": stack}
             self._log(level, event, fields, text, event.attempt, event.elapsed, stack)
@@ -160,7 +181,7 @@ class LoggingObserver(Observer):
         if level := self._enabled("stuck" if report.stuck else "closed"):
             counts = {fate: len(getattr(report, fate)) for fate in _OUTCOMES}
             stuck = "".join(
-                f"\n{_subject(handle)} stands at\n{stack_lines(report.stacks.get(handle.id, ()))}"
+                f"\n{_subject(handle)} is still at\n{stack_lines(report.stacks.get(handle.id, ()))}"
                 for handle in report.stuck
             )
             args = (quoted(event.name), event.duration, report.summary, stuck)
@@ -168,7 +189,7 @@ class LoggingObserver(Observer):
             self._logger.log(level, "manager %s closed in %.3f s: %s%s", *args, extra=extra)
 
     def _enabled(self, event: str) -> int:
-        """Return the event's level, or 0 if it is not to be logged."""
+        """Return the event's level, or 0 if the logger is disabled for it."""
         level = self._levels[event]
         return level if self._logger.isEnabledFor(level) else 0
 
@@ -194,7 +215,7 @@ class LoggingObserver(Observer):
             **({} if event.job is None else _job_fields(event.job)),
             **fields,
         }
-        # A tuple, as logging asks the error itself whether it is true, which some are not.
+        # A tuple, because logging tests the truth value of an error, which may be false.
         exc_info = None if failure is None else (type(failure), failure, failure.__traceback__)
         self._logger.log(level, f"%s {text}", subject, *args, exc_info=exc_info, extra=extra)
 

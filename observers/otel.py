@@ -1,4 +1,4 @@
-"""Traces and metrics for OpenTelemetry; needs no more than `opentelemetry-api`."""
+"""Traces and metrics for OpenTelemetry; needs only `opentelemetry-api`."""
 
 from __future__ import annotations
 
@@ -26,42 +26,54 @@ from .._observer import Observer
 from ._otel_metrics import Instruments
 from ._otel_span import Attributes, Run, job_attributes, task_attributes
 
-# Looked up here, as it takes files to be read; there is none for a source tree.
+# At import time, because it reads files. A source tree that is not installed has no version.
 _VERSION = next((found.version for found in distributions(name="anyio-background")), "")
 
 
 class OpenTelemetryObserver(Observer):
-    """Makes a span for each run of a one-off and each iteration of a loop, and measures them.
+    """Records a span and metrics for each run of a one-off and each iteration of a loop.
 
-    - `tracer_provider`, `meter_provider`: default: the global ones, also if they are set later.
-    - `linked`: `False` (default) makes a span the child of the one that was current where the task
-      was submitted; `True` starts a trace of its own with a link to that span. Choose links for
-      tasks that go on long after the request, and for loops started in one.
+    One observer may serve several managers if their running tasks have different ids.
 
-    A span has the task's name, is current inside the task's function, and has the attributes
-    `code.function.name`, `background.task.id`, `.kind`, `.iteration` (of a loop), `.queue_time`
-    (seconds), `.attempts`, `.outcome` (`succeeded`, `failed`, `cancelled`, `expired`),
-    `.cancel_reason`, and `error.type`: the class of the error, or `expired`. Failed and expired
-    spans have the status ERROR. The error on which the policy gave up is recorded as an exception;
-    `background.task.retry` and `background.task.stalled` are events of the span.
+    A span has the task's name and is current inside the task's function. Attributes:
 
-    Each attempt of a durable job is a run of its own. Its span has the kind CONSUMER and the
-    attributes `background.job.id`, `.queue` and `.attempt`; the span that it is a child of, or
-    linked to, is the one that was current where the job was enqueued, in whichever process. An
-    attempt that is followed by another has the outcome `retrying`, and its error is recorded.
+    - `code.function.name`
+    - `background.task.id`, `.kind`, `.iteration` (loops only), `.queue_time` (seconds), `.attempts`
+    - `background.task.outcome`: `succeeded`, `failed`, `cancelled`, `expired` or `retrying`
+    - `background.task.cancel_reason`
+    - `error.type`: the class of the error, or `expired`
 
-    Metrics: the counters `background.task.added`, `.finished` and `.retries`, the histograms
-    `background.task.duration` and `.queue_time` in seconds, and `background.task.active`, which
-    goes up and down. Tasks are added and finished once; the others count each run or iteration.
-    Attributes are `background.task.name` and `.kind`, `background.job.queue` for jobs, with
-    `.outcome` and `error.type` at the end. Of jobs themselves there are the counters
-    `background.job.enqueued` and `.dead`, and the histogram `background.job.queue_time`: seconds
-    from enqueueing to the first attempt, a delay included, as the clocks of two hosts may have it.
-    Attributes are `background.job.handler` and `.queue`, and `error.type` of the dead.
+    Failed and expired spans have the status ERROR. The error of the last attempt is recorded as an
+    exception. Retries and stalls are the span events `background.task.retry` and
+    `background.task.stalled`.
 
+    Each attempt of a durable job has its own span, of kind CONSUMER, with the attributes
+    `background.job.id`, `.queue` and `.attempt`. Its parent, or the span that it links to, is the
+    span that was current when the job was enqueued, in any process. An attempt that will be retried
+    has the outcome `retrying`, and its error is recorded.
+
+    Tasks have the counters `background.task.added`, `.finished` and `.retries`, the histograms
+    `background.task.duration` and `.queue_time` in seconds, and the up-down counter
+    `background.task.active`. A task is added and finished once; the other instruments measure each
+    run or iteration. Attributes are `background.task.name` and `.kind`, for jobs also
+    `background.job.queue`, and for ends also `background.task.outcome` and `error.type`.
+
+    Jobs have the counters `background.job.enqueued` and `.dead`, and the histogram
+    `background.job.queue_time`: seconds from enqueueing to the first attempt, including a delay,
+    measured by the clocks of two hosts. Attributes are `background.job.handler` and `.queue`, and
+    for dead jobs also `error.type`.
+
+    Args:
+        tracer_provider: The tracer provider; by default the global one, even if it is set later.
+        meter_provider: The meter provider; by default the global one, even if it is set later.
+        linked: Whether a span starts a new trace with a link to the span that was current when the
+            task was submitted, instead of being a child of that span. Use links for tasks that run
+            long after the request, and for loops that a request starts.
+
+    Example:
+        ```python
         Manager(observers=[OpenTelemetryObserver(linked=True)])
-
-    One observer may serve any number of managers whose running tasks have different ids.
+        ```
     """
 
     def __init__(
@@ -74,7 +86,7 @@ class OpenTelemetryObserver(Observer):
         self._linked = linked
         self._tracer = trace.get_tracer("background", _VERSION, tracer_provider)
         self._metrics = Instruments(metrics.get_meter("background", _VERSION, meter_provider))
-        self._runs: dict[str, Run] = {}  # by task, while they are under way
+        self._runs: dict[str, Run] = {}  # the runs in progress, by task id
 
     def around_task(self, event: TaskStarted) -> Run:
         return Run(event, self._tracer, self._metrics, self._runs, linked=self._linked)
@@ -83,21 +95,21 @@ class OpenTelemetryObserver(Observer):
         self._metrics.added.add(1, task_attributes(event))
 
     def on_task_retrying(self, event: TaskRetrying) -> None:
-        measured, told = task_attributes(event), _attempt(event)
-        told["background.task.delay"] = event.delay
+        measured, details = task_attributes(event), _attempt(event)
+        details["background.task.delay"] = event.delay
         if event.error is not None:
-            measured["error.type"] = told["exception.type"] = _type(event.error)
-            told["exception.message"] = _message(event.error)
+            measured["error.type"] = details["exception.type"] = _type(event.error)
+            details["exception.message"] = _message(event.error)
         self._metrics.retries.add(1, measured)
-        self._span(event).add_event("background.task.retry", told)
+        self._span(event).add_event("background.task.retry", details)
         if event.job is not None:
-            self._ended_for_now(event, event.error)
+            self._attempt_ended(event, event.error)
 
     def on_task_stalled(self, event: TaskStalled) -> None:
-        told = _attempt(event)
-        told["background.task.elapsed"] = event.elapsed
-        told["code.stacktrace"] = "".join(format_list(list(event.stack)))
-        self._span(event).add_event("background.task.stalled", told)
+        details = _attempt(event)
+        details["background.task.elapsed"] = event.elapsed
+        details["code.stacktrace"] = "".join(format_list(list(event.stack)))
+        self._span(event).add_event("background.task.stalled", details)
 
     def on_task_succeeded(self, event: TaskSucceeded) -> None:
         self._ended(event, "succeeded", event.duration, final=event.final)
@@ -123,8 +135,8 @@ class OpenTelemetryObserver(Observer):
         measured = job_attributes(event.job) | {"error.type": _type(event.error)}
         self._metrics.jobs_dead.add(1, measured)
 
-    def _ended_for_now(self, event: TaskEvent, error: Exception | None) -> None:
-        """Measure the end of a job's attempt that is followed by another, in another task."""
+    def _attempt_ended(self, event: TaskEvent, error: Exception | None) -> None:
+        """Record the end of a job's attempt; the next attempt is another task."""
         run = self._runs.get(event.id)
         duration = None if run is None else current_time() - run.began
         kind = None if error is None else _type(error)
@@ -141,14 +153,25 @@ class OpenTelemetryObserver(Observer):
         final: bool = True,
         error: str | None = None,
     ) -> trace.Span:
-        """Measure an end, and return the span that it is the end of."""
+        """Record the end of a run.
+
+        Args:
+            event: The event of the end.
+            outcome: The value of `background.task.outcome`.
+            duration: Seconds that the run took, or `None` if no run was in progress.
+            final: Whether the task has ended.
+            error: The value of `error.type`, or `None`.
+
+        Returns:
+            The span of the run, or an invalid span if no run was in progress.
+        """
         result: Attributes = {"background.task.outcome": outcome}
         if error is not None:
             result["error.type"] = error
         measured = task_attributes(event) | result
         if final:
             self._metrics.finished.add(1, measured)
-        if duration is None:  # a span that is open now has had its own end
+        if duration is None:  # an open span belongs to a run that has ended
             return trace.INVALID_SPAN
         self._metrics.duration.record(duration, measured)
         span = self._span(event)

@@ -1,4 +1,4 @@
-"""Attempts that take suspiciously long."""
+"""An observer that reports attempts that take too long."""
 
 from __future__ import annotations
 
@@ -25,22 +25,28 @@ from .._states import TaskStatus
 if TYPE_CHECKING:
     from .._manager import Manager
 
-_FEW = 64  # entries of ended attempts that are not worth tidying up
+_MOST_STALE = 64  # entries of ended attempts in the heap before it is rebuilt
 
 
 class StallObserver(Observer):
-    """Has `on_task_stalled` told to all of a task's observers when an attempt takes long.
+    """Calls `on_task_stalled` of all of a task's observers when an attempt takes too long.
 
-    - `after`: seconds; a task's own `stall_after` takes its place.
+    The report is repeated at doubling intervals while the attempt runs, for example after 10, 20
+    and 40 seconds. Each attempt is timed separately; backoff does not count. Nothing is stopped.
 
-    Told again at doubling intervals for as long as the attempt lasts: after 10, 20, 40… seconds.
-    Each attempt of each run or iteration is timed by itself, and backoff is not. Nothing is
-    stopped. One timer serves all tasks, those that run durable jobs included.
+    It serves one manager at a time. A second manager logs the `RuntimeError` that `watch()` raises,
+    and gets no reports.
 
+    Args:
+        after: Seconds; a task's own `stall_after` overrides it.
+
+    Raises:
+        ValueError: `after` is not a finite number of seconds above 0.
+
+    Example:
+        ```python
         Manager(observers=[StallObserver(after=30), LoggingObserver()])
-
-    For one manager at a time: a second one logs the `RuntimeError` of its `watch()` and goes
-    without. Raises `ValueError` unless `after` is a finite number of seconds of more than 0.
+        ```
     """
 
     def __init__(self, after: float) -> None:
@@ -51,14 +57,15 @@ class StallObserver(Observer):
             )
         self._after = after
         self._manager: Manager | None = None
-        # When the first attempts of tasks without a `stall_after` began, oldest first.
+        # The begin of first attempts of tasks without a `stall_after`, oldest first. Most attempts
+        # end here, before they enter the heap.
         self._began: dict[str, float] = {}
-        # All others: when to report them, their number, task, begin, and the seconds allowed.
+        # All other attempts: due time, number, task id, begin, and allowed seconds.
         self._heap: list[tuple[float, int, str, float, float]] = []
-        self._numbers: dict[str, int] = {}  # of each task's entry in the heap that still counts
+        self._numbers: dict[str, int] = {}  # by task id: the entry in the heap that is valid
         self._number = 0
-        self._own: dict[str, float] = {}  # the `stall_after` of tasks that have one
-        self._next_look = -math.inf
+        self._own: dict[str, float] = {}  # by task id: its `stall_after`
+        self._next_check = -math.inf
         self._changed: anyio.Event
         self._now: Callable[[], float] = anyio.current_time
 
@@ -69,12 +76,12 @@ class StallObserver(Observer):
             self._put(event.id, now, event.stall_after)
             return
         self._began[event.id] = now
-        if now + self._after < self._next_look:
+        if now + self._after < self._next_check:
             self._changed.set()
 
     def on_task_retrying(self, event: TaskRetrying) -> None:
-        if event.job is not None:  # whose next attempt is another task
-            self._forget(event.id)
+        if event.job is not None:  # the next attempt is another task
+            self._discard(event.id)
             return
         self._began.pop(event.id, None)
         begins = self._now() + event.delay
@@ -82,47 +89,52 @@ class StallObserver(Observer):
 
     def on_task_succeeded(self, event: TaskSucceeded) -> None:
         if self._began.pop(event.id, None) is None:
-            self._forget(event.id)
+            self._discard(event.id)
 
     def on_task_failed(self, event: TaskFailed) -> None:
-        self._forget(event.id)
+        self._discard(event.id)
 
     def on_task_cancelled(self, event: TaskCancelled) -> None:
-        self._forget(event.id)
+        self._discard(event.id)
 
     def on_task_expired(self, event: TaskExpired) -> None:
-        self._forget(event.id)
+        self._discard(event.id)
 
     async def watch(self, manager: Manager) -> None:
-        """Report what is due, when it is due.
+        """Report stalled attempts until cancelled.
 
-        Raises `RuntimeError` while the observer watches another manager.
+        Args:
+            manager: The manager whose tasks are watched.
+
+        Raises:
+            RuntimeError: The observer watches another manager.
         """
         if self._manager is not None:
             raise RuntimeError(
-                f"this StallObserver watches the manager {self._manager.name!r} already; "
-                f"make another one for the manager {manager.name!r}"
+                f"this StallObserver already watches manager {self._manager.name!r}; "
+                f"create another one for manager {manager.name!r}"
             )
         self._manager = manager
-        # asyncio's loop is quicker to ask itself.
+        # Calling the loop's own method on asyncio is faster.
         self._now = getattr(current_token().native_token, "time", anyio.current_time)
         self._changed = anyio.Event()
         try:
             while True:
                 await self._report_due(manager)
-                self._next_look = self._next_due()
-                if self._next_look == math.inf and self._changed.is_set():
-                    # What woke it has ended. The next attempt, soon to come, need not do that.
-                    self._next_look = self._now() + self._after
+                self._next_check = self._next_due()
+                if self._next_check == math.inf and self._changed.is_set():
+                    # The attempt that woke this loop has ended already. With a time to check at,
+                    # the next attempt does not have to wake it.
+                    self._next_check = self._now() + self._after
                 self._changed = anyio.Event()
-                with anyio.move_on_at(self._next_look):
+                with anyio.move_on_at(self._next_check):
                     await self._changed.wait()
         finally:
             self._manager = None
             self._now = anyio.current_time
-            for kept in (self._began, self._heap, self._numbers, self._own):
-                kept.clear()
-            self._next_look = -math.inf
+            for entries in (self._began, self._heap, self._numbers, self._own):
+                entries.clear()
+            self._next_check = -math.inf
 
     def _next_due(self) -> float:
         due = self._heap[0][0] if self._heap else math.inf
@@ -134,18 +146,18 @@ class StallObserver(Observer):
         self._numbers[id] = self._number
         due = began + allowed
         heappush(self._heap, (due, self._number, id, began, allowed))
-        if due < self._next_look:
+        if due < self._next_check:
             self._changed.set()
         self._tidy()
 
-    def _forget(self, id: str) -> None:
+    def _discard(self, id: str) -> None:
         self._began.pop(id, None)
         if self._numbers and self._numbers.pop(id, None) is not None:
             self._own.pop(id, None)
             self._tidy()
 
     def _tidy(self) -> None:
-        if len(self._heap) > _FEW + 2 * len(self._numbers):
+        if len(self._heap) > _MOST_STALE + 2 * len(self._numbers):
             self._heap = [entry for entry in self._heap if self._numbers.get(entry[2]) == entry[1]]
             heapify(self._heap)
 
@@ -156,17 +168,17 @@ class StallObserver(Observer):
             handle = manager.get(id)
             if handle is None or self._numbers.get(id) != number:
                 continue
-            if handle.status is TaskStatus.RETRYING:  # the policy sleeps longer than it said
+            if handle.status is TaskStatus.RETRYING:  # backoff that lasts longer than its delay
                 began = now
             else:
                 manager.report_stall(id, elapsed=now - began)
             while began + allowed <= now:
                 allowed *= 2
             self._put(id, began, allowed)
-            await checkpoint()  # stacks take a while
+            await checkpoint()  # capturing a stack takes time
 
     def _queue_due(self, now: float) -> None:
-        """Put the first attempts that have lasted too long where the others are."""
+        """Move first attempts that are due to the heap."""
         while self._began:
             id, began = next(iter(self._began.items()))
             if began + self._after > now:

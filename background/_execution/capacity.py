@@ -27,8 +27,11 @@ class Capacity:
     def take(self, holder: object) -> None:
         """Take room for a task.
 
+        Args:
+            holder: The object that holds the room until `release`.
+
         Raises:
-            ManagerFullError: There is no room, or others wait for it.
+            ManagerFullError: There is no room, or tasks wait for it.
         """
         try:
             self._limiter.acquire_on_behalf_of_nowait(holder)
@@ -46,7 +49,7 @@ class Capacity:
             await self._limiter.acquire_on_behalf_of(holder)
 
     def release(self, holder: object) -> None:
-        """Give the room of a task to the next waiter."""
+        """Release the room of a task, for the next waiter."""
         self._limiter.release_on_behalf_of(holder)
 
     def job_added(self) -> None:
@@ -55,7 +58,7 @@ class Capacity:
         self._adjust()
 
     def job_ended(self) -> None:
-        """Give back the room of a job."""
+        """Release the room of a job."""
         self._jobs -= 1
         self._adjust()
 

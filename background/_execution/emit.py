@@ -1,7 +1,7 @@
-"""Turns a change of a task's state into an event for its observers.
+"""The events of tasks, for their observers.
 
-Three events happen to every task. They are made without `__init__`, which would take four times as
-long (see `thawed`).
+Most tasks have three events: added, started and succeeded. These are created without `__init__`,
+which would take four times as long (see `thawed`).
 """
 
 from __future__ import annotations
@@ -135,7 +135,7 @@ def _failed(state: TaskState, outcome: Outcome, *, final: bool) -> None:
 
 
 def ended(state: TaskState, outcome: Outcome | None) -> None:
-    """Report that a task has ended; without an outcome, no run or iteration was under way."""
+    """Report that a task has ended; without an outcome, no run or iteration was in progress."""
     hooks, status = state.hooks, state.status
     duration = None if outcome is None else outcome.duration
     if status is TaskStatus.SUCCEEDED:

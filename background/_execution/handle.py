@@ -1,4 +1,4 @@
-"""What the submitter of a task holds."""
+"""The handle of a submitted task."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ T = TypeVar("T")
 
 
 class TaskOwner(Protocol):
-    """What a handle needs from the scheduler of its task."""
+    """The operations of a scheduler that the handles of its tasks use."""
 
     event: type[anyio.Event]
 
@@ -29,13 +29,13 @@ class TaskOwner(Protocol):
         ...
 
     def require_here(self, method: str) -> None:
-        """Refuse a call from another thread."""
+        """Check that the caller runs in the event loop's own thread."""
         ...
 
 
 @ki_protected
 class TaskHandle(Generic[T]):
-    """A submitted task: what it is, how it stands, and its result. Awaiting it is `result()`.
+    """A submitted task, with its status and its result. Awaiting it calls `result()`.
 
     Wait for it in the manager's event loop; its attributes and `cancel()` work from any thread.
     """
@@ -121,7 +121,7 @@ class TaskHandle(Generic[T]):
         """Wait until the task has ended.
 
         Returns:
-            The final status, whatever it is.
+            The final status.
 
         Raises:
             ManagerMisuseError: The caller runs in another thread than the manager's event loop.
@@ -179,8 +179,8 @@ class TaskHandle(Generic[T]):
     def cancel(self, reason: str | None = None) -> bool:
         """Cancel the task.
 
-        A task that has not started ends at once. A coroutine is cancelled at the `await` where it
-        stands. A thread can't be interrupted: the task ends when the thread's function returns.
+        A task that has not started ends at once. A coroutine is cancelled at its current `await`.
+        A thread can't be interrupted: the task ends when the thread's function returns.
 
         Args:
             reason: For observers and waiters.
@@ -191,7 +191,7 @@ class TaskHandle(Generic[T]):
         return self._owner.cancel(self._state, reason)
 
     def stack(self) -> list[FrameSummary]:
-        """Return where the task's function stands, outermost frame first.
+        """Return the stack of the task's function, outermost frame first.
 
         For a sync function these are the frames of its thread. Empty unless an attempt runs.
         """
@@ -203,5 +203,5 @@ class TaskHandle(Generic[T]):
 
 
 def state_of(handle: TaskHandle[Any]) -> TaskState:
-    """Return the state that a handle shows."""
-    return handle._state  # pyright: ignore[reportPrivateUsage]  # users must not see it
+    """Return the state of a handle's task."""
+    return handle._state  # pyright: ignore[reportPrivateUsage]  # internal

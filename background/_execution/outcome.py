@@ -1,4 +1,4 @@
-"""What a run or an iteration came to, and how an attempt of a durable job takes part in that."""
+"""The outcome of a run or an iteration, and its interception by the attempt of a durable job."""
 
 from __future__ import annotations
 
@@ -7,15 +7,18 @@ from typing import Any, Protocol
 
 from .._states import TaskStatus
 
+#: The reason of a cancellation that was not requested through the manager.
+FROM_OUTSIDE = "cancelled from outside the manager"
+
 
 @dataclass(slots=True, eq=False)
 class Outcome:
-    """How a run or an iteration ended.
+    """The outcome of a run or an iteration.
 
     Args:
         status: A final status.
         duration: Seconds that it took.
-        value: What the function returned.
+        value: The value that the function returned.
         error: The error, if it did not succeed.
         cancel_reason: Why it was cancelled, if it was.
         retry_in: Seconds until a durable job's next attempt, if there will be one.
@@ -38,7 +41,7 @@ class RunInterceptor(Protocol):
         """Prepare the attempt, inside the run's cancel scope."""
 
     def on_cancel_requested(self, reason: str | None) -> None:
-        """Learn that the run was asked to end."""
+        """Handle a request to cancel the run."""
 
     def on_never_started(self, reason: str | None) -> None:
         """Handle a cancellation before the run began."""

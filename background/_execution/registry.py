@@ -1,4 +1,4 @@
-"""The outstanding tasks, and waiting until none is left."""
+"""The outstanding tasks, and waits for their end."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from .state import TaskState
 
 
 class WaitExemption(IntEnum):
-    """Why others need not wait for a task: it waits for them itself.
+    """The reason why waiters ignore a task: the task itself waits for other tasks.
 
     A waiter that accepts one exemption accepts the lower ones, too.
     """
@@ -63,7 +63,7 @@ class TaskRegistry:
     def left(
         self, kind: TaskKind | None = None, *, accept: WaitExemption = WaitExemption.NONE
     ) -> list[TaskHandle[Any]]:
-        """Return the tasks to wait for: those that are neither stuck nor exempt."""
+        """Return the tasks to wait for, which are neither stuck nor exempt."""
         return [
             handle
             for handle in self.handles.values()
@@ -74,7 +74,7 @@ class TaskRegistry:
 
     @contextmanager
     def exempt(self, state: TaskState | None, exemption: WaitExemption) -> Generator[bool]:
-        """Exempt a task that waits for the others; yields whether it is one of this manager's."""
+        """Exempt a task that waits for other tasks; yield whether it belongs to this manager."""
         handle = None if state is None else self.handles.get(state.id)
         if state is None or handle is None or state_of(handle) is not state:
             yield False
@@ -111,7 +111,7 @@ class TaskRegistry:
     async def idle(
         self, kind: TaskKind | None = None, *, accept: WaitExemption = WaitExemption.NONE
     ) -> None:
-        """Wait until no task of a kind is left; tasks that are added meanwhile count, too."""
+        """Wait until no task of a kind is left, including tasks that are added meanwhile."""
         while not self._is_idle(kind, accept):
             event = anyio.Event()
             self._waiters[event] = kind, accept
@@ -119,10 +119,15 @@ class TaskRegistry:
                 await event.wait()
             finally:
                 del self._waiters[event]
-            await checkpoint()  # others were woken by the same end, and may submit tasks
+            await checkpoint()  # other waiters, woken by the same end, may submit tasks
 
-    async def idle_beside(self, state: TaskState | None, kind: TaskKind) -> None:
-        """Wait as `idle` does, but not for the calling task; `None` outside of any task."""
+    async def idle_except(self, state: TaskState | None, kind: TaskKind) -> None:
+        """Wait like `idle`, but not for the calling task.
+
+        Args:
+            state: The calling task; `None` outside of tasks.
+            kind: The kind of the tasks to wait for.
+        """
         with self.exempt(state, WaitExemption.WAITING) as inside:
             accept = WaitExemption.WAITING if inside else WaitExemption.NONE
             await self.idle(kind, accept=accept)

@@ -18,12 +18,9 @@ from .._states import TaskKind, TaskStatus
 from .._support import clock, stacks
 from .._support.callables import is_async
 from . import emit
-from .outcome import Outcome, RunInterceptor
+from .outcome import FROM_OUTSIDE, Outcome, RunInterceptor
 from .state import Run, TaskState, current_task
 from .thread_call import ThreadCall
-
-#: The reason of a cancellation that nothing in the manager asked for.
-FROM_OUTSIDE = "cancelled from outside the manager"
 
 
 class Runner:
@@ -78,7 +75,7 @@ class Runner:
                 if policy is not None and judges:
                     value = await self._attempts(run, scope, policy, began)
                 else:
-                    # Nearly every task ends in here.
+                    # The fast path of nearly all tasks.
                     try:
                         if task.timeout is None and is_async(task.fn):
                             value = await self._interruptible(task.fn)(*task.args, **task.kwargs)
@@ -113,7 +110,7 @@ class Runner:
     async def _settle(
         self, state: TaskState, interceptor: RunInterceptor, outcome: Outcome
     ) -> Outcome:
-        """Let a durable job be settled, outside of the run's scope, where nothing cancels it."""
+        """Settle a durable job, outside of the run's cancel scope."""
         outcome.cancel_reason = state.cancel_reason
         try:
             outcome = await interceptor.after_run(outcome)

@@ -1,6 +1,6 @@
-"""Which task starts when, and what follows from its end.
+"""The start and the end of tasks.
 
-Everything in here is synchronous and happens in the event loop.
+All functions are synchronous. They run in the event loop, except for `Scheduler.cancel`.
 """
 
 from __future__ import annotations
@@ -30,9 +30,9 @@ from .._task import Task
 from . import emit
 from .capacity import Capacity
 from .handle import TaskHandle
-from .outcome import Outcome, RunInterceptor
+from .outcome import FROM_OUTSIDE, Outcome, RunInterceptor
 from .registry import TaskRegistry
-from .runner import FROM_OUTSIDE, Runner
+from .runner import Runner
 from .state import Run, TaskState
 from .timer import Timer
 
@@ -43,9 +43,9 @@ class Scheduler:
     Args:
         config: The manager's settings.
         backend: The event loop.
-        portal: Carries calls from other threads into it.
+        portal: Calls functions in the event loop from other threads.
         dispatcher: Delivers events to observers.
-        on_fatal: Called with an error that must bring the manager down.
+        on_fatal: Called with an error that must close the manager.
     """
 
     def __init__(
@@ -78,12 +78,12 @@ class Scheduler:
 
     @property
     def loops_stopped(self) -> bool:
-        """Whether no loop starts another iteration."""
+        """Whether the loops were stopped."""
         return self._runner.loops_stopped
 
     @property
     def threads_in_use(self) -> int:
-        """How many sync functions run in threads."""
+        """The number of sync functions that run in threads."""
         return self._runner.limiter.borrowed_tokens
 
     def add(
@@ -99,11 +99,11 @@ class Scheduler:
 
         Args:
             task: The task.
-            context: The context variables that it sees, instead of the task's own or a copy of the
-                current ones.
-            seat: Holds room within the capacity that was taken for the task before.
+            context: The context variables of the task, instead of its own or a copy of the current
+                ones.
+            seat: The holder of room within the capacity that was taken for the task before.
             job: The job of which the task is an attempt.
-            interceptor: Acts around the run of such a task.
+            interceptor: Intercepts the run of such a task.
 
         Raises:
             DuplicateTaskError: An outstanding task has the same id.
@@ -136,12 +136,12 @@ class Scheduler:
         return handle
 
     def _id_for(self, task: Task[Any]) -> str:
-        known = self.registry.handles
+        handles = self.registry.handles
         if task.id is None:
-            while (id := f"{self._prefix}-{next(self._numbers)}") in known:
+            while (id := f"{self._prefix}-{next(self._numbers)}") in handles:
                 pass
             return id
-        if task.id in known:
+        if task.id in handles:
             raise DuplicateTaskError(
                 f"a task with the id {task.id!r} is outstanding; its handle is "
                 f"manager.get({task.id!r})"
@@ -212,7 +212,7 @@ class Scheduler:
         self._finish(state, outcome.status, outcome)
 
     def _continue_loop(self, state: TaskState, outcome: Outcome) -> None:
-        """Let a loop wait for its next iteration, or end it if the loops were stopped."""
+        """Schedule the next iteration of a loop, or end the loop if the loops were stopped."""
         state.end_run()
         state.status = TaskStatus.WAITING
         emit.iterated(state, outcome)
@@ -256,7 +256,7 @@ class Scheduler:
         *,
         reason: str | None = None,
     ) -> None:
-        """End a task; without an outcome, no run or iteration was under way."""
+        """End a task; without an outcome, no run or iteration was in progress."""
         task, interceptor = state.task, state.interceptor
         if state.run is None:
             self._queue.pop(state, None)
@@ -308,11 +308,11 @@ class Scheduler:
         return True
 
     def require_here(self, method: str) -> None:
-        """Refuse a call from any thread but the event loop's own."""
+        """Check that the caller runs in the event loop's own thread."""
         self._portal.require_here(method)
 
     def stop_loops(self) -> None:
-        """Let no loop start another iteration, and end the pauses of their retries."""
+        """Stop all loops before their next iteration, and end their pauses between retries."""
         self._runner.loops_stopped = True
         while self.on_loops_stopped:
             self.on_loops_stopped.pop()()

@@ -1,4 +1,4 @@
-"""What changes while a task is outstanding."""
+"""The mutable state of an outstanding task."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _NO_CONTEXT = Context()
 
 
 class Run:
-    """One run of a one-off, or one iteration of a loop, while it is under way.
+    """One run of a one-off, or one iteration of a loop, while it is in progress.
 
     `native` and `coroutine` are the event loop's task and the coroutine that it runs. `scope`
     cancels the run, `pause` only the wait before its next attempt. `thread` is the thread that a
@@ -51,7 +51,8 @@ class Run:
 class Completion:
     """The waiters for a task's end.
 
-    `is_unreported` while only they are to learn that it failed.
+    `is_unreported` means that the task failed, and that neither an observer nor a waiter has
+    received the failure yet.
     """
 
     __slots__ = ("ended", "is_unreported", "waiters")
@@ -63,10 +64,10 @@ class Completion:
 
 
 class TaskState:
-    """A task that was submitted, as the scheduler and the runner change it.
+    """The state of a submitted task, which the scheduler and the runner change.
 
     Times called `..._at` are seconds since the epoch. `due` and `expires` are on the event loop's
-    clock. `seat` is what holds the task's room within the manager's capacity.
+    clock. `seat` is the holder of the task's room within the manager's capacity.
     """
 
     __slots__ = (
@@ -135,11 +136,11 @@ class TaskState:
     def fail(self, error: BaseException) -> None:
         """Record the error of a failed run or iteration."""
         self.error = error
-        # Each raise adds to the error's traceback: every waiter starts from this one.
+        # A raise extends the error's traceback, so every waiter raises it with this one.
         self.traceback = error.__traceback__
 
     def end(self, status: TaskStatus, finished_at: float, reason: str | None) -> None:
-        """Enter a final status, and release what only an outstanding task needs."""
+        """Enter a final status, and release the resources of an outstanding task."""
         self.status = status
         self.finished_at = finished_at
         self.cancel_reason = self.cancel_reason or reason
@@ -150,7 +151,7 @@ class TaskState:
         self.context = _NO_CONTEXT
 
     def end_run(self) -> None:
-        """Release the iteration that was under way."""
+        """Release the iteration that was in progress."""
         run = self.run
         if run is not None:
             run.native = run.coroutine = self.run = None

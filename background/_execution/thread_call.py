@@ -14,9 +14,13 @@ from .state import Run
 
 
 class ThreadCall:
-    """Calls the function of a run in a thread, and carries its result or error to the event loop.
+    """Calls the function of a run in a thread, and passes its result or error to the event loop.
 
-    The error does not pass through anyio, which would set attributes of it, or take it for its own.
+    The error does not pass through anyio, which would set attributes of it, or mistake it for one
+    of its own errors.
+
+    Args:
+        run: The run.
     """
 
     def __init__(self, run: Run) -> None:
@@ -29,7 +33,7 @@ class ThreadCall:
         clock.on_thread(1)
         try:
             error = await anyio.to_thread.run_sync(self, limiter=limiter)
-        except BaseException:  # asyncio can take a task away from its thread
+        except BaseException:  # asyncio can cancel the task while its thread runs
             self._is_abandoned = True
             self._discard()
             raise

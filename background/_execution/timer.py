@@ -1,4 +1,4 @@
-"""One timer for everything that waits for its time."""
+"""A timer that many entries share."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ from anyio.lowlevel import checkpoint
 T = TypeVar("T")
 
 _BATCH = 256  # entries handled before other tasks get a turn
-_FEW = 64  # abandoned entries that are not worth rebuilding the heap for
+_MOST_ABANDONED = 64  # entries that a small heap may have before it is rebuilt
 
 
 class Timer(Generic[T]):
-    """A heap of entries, and a service that calls `on_due` with each when its time has come.
+    """A heap of entries, and a service that calls `on_due` with every entry that is due.
 
-    An entry can't be removed. `abandon()` counts one that is no longer wanted; once most are, the
-    heap is rebuilt from the wanted ones.
+    Entries can't be removed. `abandon()` counts an entry that is no longer wanted; when most
+    entries are unwanted, the heap is rebuilt without them.
 
     Args:
         now: Returns the current time.
-        on_due: Called with each entry that is due.
+        on_due: Called with an entry that is due.
         wanted: Returns whether an entry is still wanted.
     """
 
@@ -48,13 +48,13 @@ class Timer(Generic[T]):
     def abandon(self) -> None:
         """Count an entry that is no longer wanted."""
         self._abandoned += 1
-        if self._abandoned > max(_FEW, len(self._heap) // 2):
+        if self._abandoned > max(_MOST_ABANDONED, len(self._heap) // 2):
             self._heap = [item for item in self._heap if self._wanted(item[2])]
             heapify(self._heap)
             self._abandoned = 0
 
     async def run(self) -> None:
-        """Serve until cancelled."""
+        """Call `on_due` with due entries until cancelled."""
         while True:
             self._changed = None
             handled = 0

@@ -1,4 +1,4 @@
-"""What a manager offers to the workers of durable jobs: their only way to its parts."""
+"""The interface of a manager for the workers of durable jobs."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def current_interceptor() -> RunInterceptor | None:
 
 
 class WorkerHost:
-    """A running manager, as a worker of durable jobs uses it.
+    """The operations of a running manager that workers of durable jobs use.
 
     Args:
         runtime: The manager's parts.
@@ -40,7 +40,7 @@ class WorkerHost:
         self._runtime = runtime
 
     def require_running(self) -> None:
-        """Refuse a worker once the manager shuts down.
+        """Check that the manager accepts workers.
 
         Raises:
             LoopsStoppedError: The manager shuts down, or its loops were stopped.
@@ -62,12 +62,12 @@ class WorkerHost:
         return self._runtime.scheduler.add(task, context=context, job=job, interceptor=interceptor)
 
     def start_service(self, name: str, fn: Callable[[], Coroutine[Any, Any, None]]) -> None:
-        """Run `fn` beside the tasks until it returns; again if the event loop cancels it."""
+        """Run `fn` as a service until it returns; start it again if the event loop cancels it."""
         again = partial(self.start_service, name, fn)
         self._runtime.services.start(f"background {name}", fn, again)
 
     def on_stopping(self, callback: Callable[[], None]) -> Callable[[], None]:
-        """Call back once when the loops stop; return a function that undoes this."""
+        """Register a callback for when the loops stop; return a function that removes it."""
         callbacks = self._runtime.scheduler.on_loops_stopped
         callbacks.add(callback)
         return partial(callbacks.discard, callback)

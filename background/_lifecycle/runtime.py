@@ -18,9 +18,9 @@ from .._errors import (
     TaskCancelledError,
     is_fatal,
 )
-from .._eventloop.backend import current_backend
 from .._eventloop.interruption import run_shielded
 from .._eventloop.portal import Portal
+from .._eventloop.running import current_backend
 from .._eventloop.services import Services
 from .._events import TaskFailed
 from .._execution.handle import TaskHandle
@@ -82,7 +82,7 @@ class ManagerRuntime:
         self.services.start("background timer", self.scheduler.timer.run, on_lost)
 
     def handle_signals(self) -> None:
-        """Let signals reach the manager, which is entered now."""
+        """Install the signal handlers of a manager that was entered."""
         if self._signals is not None:
             self._signals.install()
             self.services.start("background signals", self.backend.wake_on_signals)
@@ -93,10 +93,10 @@ class ManagerRuntime:
         self._body.cancel()
 
     def accept(self, task: Task[Any]) -> None:
-        """Refuse a task that can't be accepted now.
+        """Check that a task can be accepted now.
 
         Raises:
-            InvalidTaskError: It is no task.
+            InvalidTaskError: `task` is not a `Task`.
             ManagerClosedError: The manager is closing.
             LoopsStoppedError: The task is a loop, and the loops were stopped.
         """
@@ -105,7 +105,7 @@ class ManagerRuntime:
         if is_one_off and state is ManagerState.RUNNING:
             return
         if not isinstance(task, Task):  # pyright: ignore[reportUnnecessaryIsInstance]
-            raise InvalidTaskError(f"task must be a Task, not {task!r}; a function is for run()")
+            raise InvalidTaskError(f"task must be a Task, not {task!r}; use run() for a function")
         name = self.config.name
         if state in (ManagerState.CLOSING, ManagerState.CLOSED):
             raise ManagerClosedError(f"manager {name!r} is {state} and accepts no more tasks")
@@ -115,7 +115,11 @@ class ManagerRuntime:
             )
 
     def submit(self, task: Task[Any]) -> TaskHandle[Any]:
-        """Accept a task, from any thread; raises what `accept` and `Scheduler.add` raise."""
+        """Accept a task, from any thread.
+
+        Raises:
+            BackgroundError: As `accept` and `Scheduler.add` do.
+        """
         self.accept(task)
         if self.portal.is_inside:
             return self.scheduler.add(task)
@@ -139,7 +143,14 @@ class ManagerRuntime:
         return self.scheduler.add(task, seat=seat)
 
     async def leave(self, error: BaseException | None) -> bool:
-        """Close and end everything; return whether the error that left the body ends here."""
+        """Close the manager, and end its services.
+
+        Args:
+            error: The error that left the body.
+
+        Returns:
+            Whether the error is suppressed.
+        """
         misplaced = self.backend.current_task() is not self._host
         try:
             interrupted = await self._close(error)
@@ -161,7 +172,7 @@ class ManagerRuntime:
         return self._exit_body(error, interrupted)
 
     async def _close(self, error: BaseException | None) -> BaseException | None:
-        """Close as the end of the body demands; return what interrupted it."""
+        """Close after the end of the body; return the last interruption, or `None`."""
         interrupted: BaseException | None = None
         if error is None or isinstance(error, Exception):
             try:
@@ -176,12 +187,12 @@ class ManagerRuntime:
 
     async def _finish_closing(self) -> None:
         await self.shutdown.wait()
-        if self.scheduler.registry.left():  # tasks that waited for the others themselves
+        if self.scheduler.registry.left():  # tasks that were exempt, because they waited
             await self.shutdown.drain()
             await self.dispatcher.flush(self.config.cancel_timeout)
 
     def _exit_body(self, error: BaseException | None, interrupted: BaseException | None) -> bool:
-        """Raise what has to leave the block; return whether the body's own error ends here."""
+        """Raise the error that must leave the block; return whether the body's is suppressed."""
         leaving = error if interrupted is None else interrupted
         if self._body.__exit__(None if leaving is None else type(leaving), leaving, None):
             leaving = error if interrupted else None

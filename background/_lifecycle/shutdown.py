@@ -1,4 +1,4 @@
-"""The way from running to closed: requests, deadlines, and the report."""
+"""The shutdown of a manager: requests, deadlines, and the report."""
 
 from __future__ import annotations
 
@@ -21,18 +21,18 @@ from .._report import CloseReport, ManagerClosed, ManagerClosing
 from .._states import ManagerState, TaskKind, TaskStatus
 from .._support import clock
 
-_TURNS = 4  # of the event loop, in which a cancelled task without clean-up ends
+_TURNS = 4  # turns of the event loop until a cancelled task without clean-up has ended
 
 
 class Shutdown:
-    """Closes one manager, once, whoever asks for it and in whatever order.
+    """Closes a manager once, however many requests there are.
 
     Args:
         config: The manager's settings.
         backend: The event loop.
         services: Runs the closing.
         dispatcher: Delivers events to observers.
-        scheduler: Has the tasks.
+        scheduler: Starts and cancels the tasks.
         cancel_body: Cancels the body of the manager's block.
     """
 
@@ -69,8 +69,9 @@ class Shutdown:
     def request(self, *, ends_process: bool = False) -> None:
         """Handle a shutdown request: the first one stops loops, the second one cancels tasks.
 
-        With `ends_process`, nothing else ends the program: a body that does not leave by itself is
-        then cancelled, too.
+        Args:
+            ends_process: Whether the request must end the process. A body that stays in the block
+                is then cancelled, too.
         """
         self._ends_process |= ends_process
         if self._is_requested:
@@ -106,7 +107,7 @@ class Shutdown:
         self.begin("close() was called")
 
     def force(self, reason: str) -> None:
-        """Close now: cancel what is left at once."""
+        """Close now, and cancel the remaining tasks."""
         self._deadline = self._backend.now()
         self._move_deadline()
         self.begin(reason)
@@ -126,7 +127,7 @@ class Shutdown:
         return self._registry.left(accept=WaitExemption.CLOSING)
 
     def begin(self, reason: str) -> None:
-        """Begin to close, unless that has begun."""
+        """Begin to close, unless closing has begun."""
         if self.state not in (ManagerState.RUNNING, ManagerState.STOPPING):
             return
         self.state = ManagerState.CLOSING
@@ -164,7 +165,7 @@ class Shutdown:
         self._end()
 
     def _close_again(self) -> None:
-        """Go on although an event loop that shuts down cancelled the service, as others wait."""
+        """Continue after the event loop cancelled the service, because there are waiters."""
         if self.report is not None:
             self._end()
         else:
@@ -191,7 +192,7 @@ class Shutdown:
         self._closed.set()
 
     async def drain(self) -> None:
-        """Wait for what is left, cancel it at the deadline, and give it time to clean up."""
+        """Wait for the remaining tasks; cancel them at the deadline, and wait for their end."""
         with anyio.CancelScope(deadline=min(self._deadline, self._grace_ends)) as self._drain_scope:
             await self._registry.idle(accept=WaitExemption.CLOSING)
         self._drain_scope = None

@@ -1,4 +1,4 @@
-"""Shutdown signals, beside the handlers that are there already."""
+"""Shutdown signals, handled in addition to existing signal handlers."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ Handler = Callable[[int, FrameType | None], Any] | int | None
 
 
 class ShutdownRequest(Protocol):
-    """What a signal calls in the event loop."""
+    """The callback of a signal in the event loop."""
 
     def __call__(self, *, ends_process: bool) -> None: ...
 
@@ -55,7 +55,7 @@ class SignalHandlers:
         self._request = request
         self._call_soon = call_soon
         self._previous: dict[int, Handler] = {}
-        self._handler = self._handle  # one object, so that it can be compared
+        self._handler = self._handle  # one bound method, because `restore` compares it
         self._context = copy_context()
         self._is_active = False
         self._deferred: signal.Signals | None = None
@@ -69,7 +69,7 @@ class SignalHandlers:
             signal.signal(number, self._handler)
 
     def restore(self) -> None:
-        """Set the earlier handlers again, except where ours were replaced meanwhile."""
+        """Restore the earlier handlers, except where this manager's handlers were replaced."""
         self._is_active = False
         for number, previous in self._previous.items():
             if signal.getsignal(number) is self._handler:
@@ -108,7 +108,7 @@ class SignalHandlers:
     def _notify(self, number: signal.Signals, ends_process: bool) -> None:
         if ends_process:
             self._deferred = number
-            # A blocked event loop must not keep the process alive for ever.
+            # A blocked event loop must not keep the process alive forever.
             self._is_active = self._pending < _MOST_PENDING
         self._pending += 1
         try:

@@ -1,1 +1,1 @@
-"""Events delivered to observers, never at the expense of tasks."""
+"""The delivery of events to observers, which never affects tasks."""

@@ -1,4 +1,4 @@
-"""The events that wait for the `async def` hooks of one observer."""
+"""The buffer of events for the `async def` hooks of one observer."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ SIZE = 1024
 
 
 class Delivery(NamedTuple):
-    """An event, the hook that gets it, and what the hook returned, to be awaited."""
+    """An event, the name of the hook that gets it, and the awaitable that the hook returned."""
 
     hook: str
     event: object
@@ -30,7 +30,7 @@ class Delivery(NamedTuple):
 
 
 class EventBuffer:
-    """Awaits deliveries one after the other, in a service that runs while there are any.
+    """Awaits deliveries in order, in a service that runs while there are deliveries.
 
     Args:
         owner: The observer's name, for the log.
@@ -58,7 +58,7 @@ class EventBuffer:
         self._on_empty = on_empty
         self._waiting: deque[Delivery] = deque()
         self._current: Delivery | None = None
-        self._cut_short: list[Delivery] = []  # asyncio cancelled the service meanwhile
+        self._cut_short: list[Delivery] = []  # deliveries that asyncio cancelled
         self._is_delivering = False
         self._flushed: anyio.Event | None = None
         self._is_closed = False
@@ -69,7 +69,7 @@ class EventBuffer:
         return not (self._is_delivering or self._waiting or self._cut_short)
 
     def put(self, delivery: Delivery) -> bool:
-        """Deliver after everything that was put before; return `False` if the event is dropped."""
+        """Add a delivery to the buffer; return `False` if the event is dropped."""
         if self._is_closed:
             self._errors.undelivered(self._owner, 1)
         elif len(self._waiting) >= SIZE:
@@ -108,7 +108,7 @@ class EventBuffer:
                 self._stop()
 
     def _stop(self) -> None:
-        """Let the next event start the service again; called even if it had no first step."""
+        """Mark the service as ended; also called if it was cancelled before its first step."""
         self._is_delivering = False
         if self._current is not None:
             self._cut_short.append(self._current)
@@ -124,7 +124,7 @@ class EventBuffer:
             await self._flushed.wait()
 
     def close(self) -> list[object]:
-        """Deliver nothing more, and return the events that were not delivered to their end."""
+        """Stop delivering, and return the events that were not delivered completely."""
         self._is_closed = True
         for delivery in self._waiting:
             delivery.discard()

@@ -1,4 +1,4 @@
-"""Delivers events to observers: only those they ask for, and in one order for all."""
+"""The delivery of events to the hooks that observers override, in one order for all observers."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class Deliver(Protocol):
 
 
 class HookTable:
-    """The hooks to call for each event, for one set of observers; an empty tuple costs nothing."""
+    """The hooks of one set of observers, by event; an empty tuple means that none is called."""
 
     __slots__ = ("around", "deliver", *HOOKS)
 
@@ -49,17 +49,17 @@ class HookTable:
 
     def __init__(self, subscribers: Sequence[Subscriber], deliver: Deliver) -> None:
         self.deliver = deliver
-        self.around = tuple(each for each in subscribers if overrides(each.observer, "around_task"))
+        self.around = tuple(item for item in subscribers if overrides(item.observer, "around_task"))
         for name in HOOKS:
-            hooks = (each.hooks[name] for each in subscribers if name in each.hooks)
+            hooks = (item.hooks[name] for item in subscribers if name in item.hooks)
             setattr(self, name, tuple(hooks))
 
 
 class Dispatcher:
-    """The observers of one manager, and those that single tasks bring.
+    """The observers of one manager and of its tasks.
 
     Args:
-        observers: The manager's own.
+        observers: The manager's observers.
         backend: The event loop.
         services: Runs `async def` hooks and `watch()`.
         on_fatal: Called with an error of a hook that must end the program.
@@ -76,7 +76,7 @@ class Dispatcher:
         self._backend = backend
         self._services = services
         self._on_fatal = on_fatal
-        self._own = {id(each): self._subscriber(each) for each in observers}
+        self._own = {id(observer): self._subscriber(observer) for observer in observers}
         self._guests: dict[int, Subscriber] = {}
         self._is_delivering = False
         self._next: deque[tuple[tuple[Hook, ...], object, Then | None]] = deque()
@@ -93,10 +93,15 @@ class Dispatcher:
         )
 
     def deliver(self, hooks: tuple[Hook, ...], event: object, then: Then | None = None) -> None:
-        """Call every hook with an event, then `then` with whether one of them accepted it.
+        """Call hooks with an event.
 
-        An event that a hook causes is delivered after all hooks got the event that caused it, so
-        that all observers see all events in the same order.
+        An event that a hook causes is delivered after all hooks got the current event. All
+        observers therefore see all events in the same order.
+
+        Args:
+            hooks: The hooks.
+            event: The event.
+            then: Called afterwards with whether any hook accepted the event.
         """
         if self._is_delivering:
             self._next.append((hooks, event, then))
@@ -121,14 +126,14 @@ class Dispatcher:
             self._is_delivering = False
 
     def invite(self, observers: tuple[Observer, ...]) -> HookTable:
-        """Return the hooks of a task that brings observers, until `dismiss`."""
-        guests = [self._guest(each) for each in self._strangers(observers)]
+        """Add the observers of a task until `dismiss`, and return the hooks of the task."""
+        guests = [self._guest(observer) for observer in self._strangers(observers)]
         for guest in guests:
             guest.tasks += 1
         return HookTable((*self._own.values(), *guests), self.deliver)
 
     def dismiss(self, observers: tuple[Observer, ...]) -> None:
-        """Undo `invite`, once everything that is being delivered was delivered."""
+        """Remove the observers of a task, after the current deliveries."""
         then = partial(self._dismiss, observers)
         if self._is_delivering:
             self._next.append(((), None, then))
@@ -142,8 +147,9 @@ class Dispatcher:
             self._drop_if_unused(guest)
 
     def _strangers(self, observers: tuple[Observer, ...]) -> Iterable[Observer]:
-        """Return the observers that are not the manager's own, each once."""
-        return {id(each): each for each in observers if id(each) not in self._own}.values()
+        """Return the observers that are not the manager's, without duplicates."""
+        by_id = {id(observer): observer for observer in observers}
+        return [observer for key, observer in by_id.items() if key not in self._own]
 
     def _guest(self, observer: Observer) -> Subscriber:
         if id(observer) not in self._guests:
@@ -155,7 +161,7 @@ class Dispatcher:
             self._guests.pop(id(subscriber.observer), None)
 
     def start_watching(self, manager: object) -> None:
-        """Start the `watch()` services of the manager's own observers."""
+        """Start the `watch()` services of the manager's observers."""
         for subscriber in self._own.values():
             if overrides(subscriber.observer, "watch"):
                 name = f"{subscriber.name}.watch"
@@ -168,7 +174,7 @@ class Dispatcher:
                 await subscriber.buffer.flush()
 
     def close(self) -> list[object]:
-        """Deliver nothing more, log what went wrong, and return the undelivered events."""
+        """Stop delivering, log the counts of errors, and return the undelivered events."""
         left = [event for subscriber in self._all() for event in subscriber.buffer.close()]
         self.errors.summarise()
         return left

@@ -1,4 +1,4 @@
-"""What goes wrong with observers: logged once for each hook, and counted."""
+"""The errors of observers, which are counted, and logged once per hook."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ class HookErrors:
 
     @property
     def errors(self) -> int:
-        """How often hooks have raised."""
+        """The number of errors that hooks raised."""
         return self._errors.total()
 
     @property
     def dropped(self) -> int:
-        """How many events were dropped or not delivered."""
+        """The number of events that were dropped or not delivered."""
         return self._dropped.total()
 
     def raised(self, observer: str, hook: str, error: BaseException) -> None:
@@ -39,7 +39,7 @@ class HookErrors:
             )
 
     def overflowed(self, observer: str, hook: str, buffered: int) -> None:
-        """Record an event that found the buffer full."""
+        """Record an event that was dropped because the buffer was full."""
         self._dropped[observer] += 1
         if self._dropped[observer] == 1:
             log(
@@ -56,7 +56,7 @@ class HookErrors:
         self._dropped[observer] += events
 
     def summarise(self) -> None:
-        """Log how often each hook raised, and how many events each observer missed."""
+        """Log the number of errors of each hook, and of missed events of each observer."""
         for name, count in self._errors.items():
             if count > 1:
                 log(logging.ERROR, "Observer hook %s raised %d exceptions in all.", name, count)

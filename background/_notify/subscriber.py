@@ -1,4 +1,4 @@
-"""One observer, as one manager calls it."""
+"""An observer of a manager, and the calls of its hooks."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class Hook:
         self.fn = partial(_Call, fn) if iscoroutinefunction(fn) else fn
 
     def accepts(self, event: object, answer: object) -> bool:
-        """Return whether an event is delivered to which `fn` gave this answer."""
+        """Return whether an event is delivered, given the value that `fn` returned for it."""
         if not isawaitable(answer):
             return True
         return self.subscriber.buffer.put(Delivery(self.name, event, answer))
@@ -58,7 +58,7 @@ class Subscriber:
     Args:
         observer: The observer.
         backend: The event loop.
-        services: Runs what the buffer delivers.
+        services: Runs the deliveries of the buffer.
         errors: Counts errors and dropped events.
         on_fatal: Called with an error that must end the program.
         on_idle: Called when the buffer is empty.
@@ -75,7 +75,7 @@ class Subscriber:
     ) -> None:
         self.observer = observer
         self.name = type(observer).__qualname__
-        self.tasks = 0  # outstanding tasks that brought this observer
+        self.tasks = 0  # outstanding tasks that have this observer
         self.buffer = EventBuffer(
             self.name, backend, services, errors, self.failed, partial(on_idle, self)
         )
@@ -97,7 +97,7 @@ class Subscriber:
     def leave_around(
         self, context: AbstractContextManager[object], error: BaseException | None
     ) -> None:
-        """Leave what `enter_around` returned."""
+        """Exit a context manager that `enter_around` returned."""
         try:
             if error is None:
                 context.__exit__(None, None, None)
@@ -138,6 +138,6 @@ class RunContexts:
         ]
 
     def leave(self, error: BaseException | None) -> None:
-        """Leave all of them; `error` is what ended the run."""
+        """Exit all context managers; `error` is the error that ended the run."""
         for subscriber, context in reversed(self._entered):
             subscriber.leave_around(context, error)

@@ -1,1 +1,1 @@
-"""Leaves that know nothing of tasks."""
+"""Helpers that do not depend on tasks."""

@@ -1,4 +1,4 @@
-"""What kind of function something is, found out without calling it."""
+"""Inspection of functions without calling them."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ from .._errors import InvalidTaskError
 def is_async(fn: Callable[..., Any]) -> bool:
     """Return whether a call of `fn` returns a coroutine."""
     if fn.__class__ is FunctionType and fn.__code__.co_flags & CO_COROUTINE:
-        return True  # nearly always; the other checks are slow
+        return True  # the common case; the other checks are slow
     return iscoroutinefunction(fn) or iscoroutinefunction(type(fn).__call__)
 
 
 def check(fn: Any) -> None:
-    """Refuse what can't be run as a task, and close a coroutine that was passed by mistake.
+    """Check that a value can be run as a task; close a coroutine that was passed by mistake.
 
     Raises:
-        InvalidTaskError: It is no function.
+        InvalidTaskError: The value is not a function, or is a generator function.
     """
     if iscoroutine(fn):
         name = fn.__qualname__
@@ -40,12 +40,11 @@ def check(fn: Any) -> None:
     if not callable(fn):
         hint = "; pass the function that makes it" if isawaitable(fn) else ""
         raise InvalidTaskError(f"fn must be a function, not {fn!r}{hint}")
-    if any(
-        isasyncgenfunction(each) or isgeneratorfunction(each) for each in (fn, type(fn).__call__)
-    ):
+    called = (fn, type(fn).__call__)
+    if any(isasyncgenfunction(code) or isgeneratorfunction(code) for code in called):
         raise InvalidTaskError(
             f"fn must be a function, not the generator function {name_of(fn)}, which would never "
-            "be iterated; call it from a function that does"
+            "be iterated; call it from a function that iterates it"
         )
 
 

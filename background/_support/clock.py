@@ -1,4 +1,4 @@
-"""The wall clock, and hooks through which virtual time learns of threads and files."""
+"""The wall clock, and hooks that make virtual time wait for calls in threads."""
 
 from __future__ import annotations
 
@@ -12,5 +12,5 @@ wall = time.time
 #: `clock.on_thread()`.
 on_thread: Callable[[int], None] = lambda change: None  # noqa: E731
 
-#: The same for input and output in a thread, which always ends by itself.
+#: The same for input and output in a thread, which needs no other code to finish.
 on_io: Callable[[int], None] = lambda change: None  # noqa: E731

@@ -1,4 +1,4 @@
-"""The package's own log, whose failures affect nothing else."""
+"""The logger of this package, whose errors are suppressed."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ _logger = logging.getLogger("background")
 
 
 def log(level: int, message: str, *args: object, error: BaseException | None = None) -> None:
-    """Log a message, with the traceback of an error if there is one; never raises."""
+    """Log a message, with the traceback of an error if there is one; never raise."""
     # A tuple, because logging asks an error for its truth value, which may raise.
     exc_info = None if error is None else (type(error), error, error.__traceback__)
     try:

@@ -30,12 +30,12 @@ def of_thread(ident: int) -> list[FrameSummary]:
         frames.append(frame)
         frame = frame.f_back
     frames.reverse()
-    entry = next((place for place, each in enumerate(frames) if _is_ours(each)), len(frames))
+    entry = next((place for place, item in enumerate(frames) if _is_ours(item)), len(frames))
     return _summarise(frames[entry:])
 
 
 def without_ours(error: BaseException) -> BaseException:
-    """Cut this library's frames from the beginning of an error's traceback."""
+    """Remove this library's frames from the beginning of an error's traceback."""
     traceback = error.__traceback__
     while traceback is not None and _is_ours(traceback.tb_frame):
         traceback = traceback.tb_next
@@ -67,9 +67,9 @@ def _unwrapped(awaited: Any) -> Any:
         return awaited
     if type(awaited).__name__ not in _WRAPPERS:
         return None
-    # Only the garbage collector can see what these wrap.
+    # Only the garbage collector has access to the wrapped objects.
     wrapped: list[Any] = gc.get_referents(awaited)
-    return next((each for each in wrapped if isinstance(each, _SUSPENDABLE)), None)
+    return next((item for item in wrapped if isinstance(item, _SUSPENDABLE)), None)
 
 
 def _callees(caller: FrameType) -> Iterator[FrameType]:

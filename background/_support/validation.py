@@ -1,4 +1,4 @@
-"""Checks of arguments, whose messages name the argument."""
+"""Checks of arguments; the error messages name the argument."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Durable jobs: another process takes over what a crashed or restarted process leaves."""
+"""Durable jobs, which survive crashes and restarts of the processes that run them."""
 
 from __future__ import annotations
 

@@ -23,7 +23,7 @@ class BrokerBackoff:
     """Repeats calls with growing pauses; logs that they fail, and that they succeed again.
 
     Args:
-        what: What the calls do, for the log.
+        what: A description of the calls, for the log.
     """
 
     def __init__(self, what: str) -> None:
@@ -42,7 +42,7 @@ class BrokerBackoff:
             give_up: Returns whether to raise an error instead of calling again.
 
         Raises:
-            Exception: What `fn` raised, if `give_up` returned `True` for it.
+            Exception: The error of `fn`, if `give_up` returned `True` for it.
         """
         while True:
             try:

@@ -1,4 +1,4 @@
-"""The broker as handlers and handles use it: with results elsewhere, limits, and lost answers."""
+"""Access to the broker and the store of results, with retries after lost answers."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class Client:
         self.max_payload = max_payload
 
     async def open(self) -> None:
-        """Connect to both, or to none."""
+        """Connect to the broker and the store of results, or to neither."""
         await self.broker.open()
         try:
             if self.results is not None:
@@ -56,18 +56,18 @@ class Client:
                 await self.results.close()
 
     async def enqueue(self, messages: Sequence[Message]) -> None:
-        """Store jobs, all or none; a call whose answer was lost is repeated.
+        """Store jobs, all or none; repeat the call if its answer is lost.
 
         Raises:
-            DuplicateJobError: An id is stored already.
+            DuplicateJobError: A job with the same id is stored.
             BrokerUnavailableError: The broker can't be reached.
         """
         new, repeated = await self._enqueue_until_answered(messages)
         if all(new):
             return
         if repeated and messages[-1].handler is None and not new[-1]:
-            # The steps of another chain or group with this id may look the same; the job that
-            # represents it does not.
+            # The steps of another chain or group with this id may be equal. The job that represents
+            # it has a nonce, and differs.
             repeated = await self._is_ours(messages[-1])
         taken = [
             message.id
@@ -75,12 +75,12 @@ class Client:
             if not is_new and not (repeated and await self._is_ours(message))
         ]
         if taken:
-            for message in reversed(messages):  # a chain or group must not run in part
+            for message in reversed(messages):  # a chain or group must not run partially
                 if message.id not in taken:
                     await self.broker.cancel(message.id)
             raise DuplicateJobError(
-                f"there is a job with the id {taken[0]!r}; an id can be used again when its job is "
-                "past its retention"
+                f"a job with the id {taken[0]!r} is stored; the id can be reused after its "
+                "retention"
             )
 
     async def _enqueue_until_answered(self, messages: Sequence[Message]) -> tuple[list[bool], bool]:
@@ -98,10 +98,10 @@ class Client:
         return stored is not None and stored.message.body == message.body
 
     async def wait(self, id: str, timeout: float) -> StoredJob:
-        """Return a job once it has ended.
+        """Wait until a job has ended, and return it.
 
         Raises:
-            TimeoutError: The time is up.
+            TimeoutError: The job has not ended in time.
             QueueError: The job is not stored.
             BrokerUnavailableError: The broker could not be reached for 30 seconds.
         """
@@ -127,20 +127,20 @@ class Client:
                 raise TimeoutError(f"job {id} was {job.state} after {timeout:g} s")
 
     async def cancel(self, id: str) -> bool:
-        """Cancel a job, or all jobs of a chain or group; return whether one had not ended."""
+        """Cancel a job, or all jobs of a chain or group; return whether any had not ended."""
         job = await self.broker.get(id)
         if job is None or job.state is JobState.SUCCEEDED:
             return False
-        # Each before the jobs that it depends on, or it would be dead instead of cancelled.
+        # In reverse order, because a job whose dependency is cancelled becomes dead.
         members = self._body(job).members if job.message.handler is None else ()
-        states = [await self.broker.cancel(each) for each in (id, *reversed(members))]
+        states = [await self.broker.cancel(member) for member in (id, *reversed(members))]
         return any(state is not None and state not in FINAL for state in states)
 
     async def requeue(self, id: str) -> bool:
-        """Make a job ready that has ended; return whether it had.
+        """Make an ended job ready again; return whether the job had ended.
 
         Raises:
-            QueueError: It is a chain or group.
+            QueueError: The id is that of a chain or group.
         """
         job = await self.broker.get(id)
         if job is None or job.state not in FINAL:
@@ -148,7 +148,7 @@ class Client:
         if job.message.handler is None:
             raise QueueError(
                 f"{id} is a chain or group, which has no code to run: requeue the job that failed, "
-                "or enqueue it anew"
+                "or enqueue the chain or group again"
             )
         if self.results is not None:
             await self.results.delete(result_key(id, job.attempt))
@@ -157,14 +157,14 @@ class Client:
     async def save(
         self, id: str, attempt: int, token: str, result: bytes, retention: float
     ) -> bool:
-        """Store an intermediate result; return whether the lease was held."""
+        """Store an intermediate result; return whether the claim holds the job."""
         if self.results is None:
             return await self.broker.save(id, token, result)
         await self.results.save(result_key(id, attempt), result, retention=retention)
         return True
 
     async def info(self, id: str) -> JobInfo | None:
-        """Return a job as it is shown."""
+        """Return information about a job, or `None` if it is not stored."""
         job = await self.broker.get(id)
         return None if job is None else await self._info(job)
 
@@ -183,7 +183,7 @@ class Client:
         except BrokerUnavailableError:
             raise
         except QueueError:
-            pass  # there is none
+            pass  # no result is stored
         return JobInfo(
             id=message.id,
             handler=message.handler,
@@ -235,19 +235,24 @@ class Client:
 
 
 def result_key(id: str, attempt: int) -> str:
-    """Return the key under which an attempt's result is stored apart from the job."""
+    """Return the key of an attempt's result in a store of results."""
     return f"{id}.{attempt}"
 
 
 def previous(id: str, shape: Any, results: Sequence[bytes | None]) -> Any:
-    """Return the results of the jobs that a job depends on, put together.
+    """Return the results of a job's dependencies.
+
+    Args:
+        id: The job's id, for messages.
+        shape: The structure of the results, from the job's body.
+        results: The encoded results of the dependencies, in order.
 
     Raises:
-        InvalidPayloadError: They do not fit what the job's body says.
+        InvalidPayloadError: The results do not fit the shape.
     """
     decoded = [
-        None if each is None else json_data.decode(f"a result for job {id}", each, inf)
-        for each in results
+        None if result is None else json_data.decode(f"a result for job {id}", result, inf)
+        for result in results
     ]
     try:
         return pick(shape, decoded)

@@ -22,11 +22,11 @@ class PayloadTooLargeError(QueueError):
 
 
 class InvalidPayloadError(QueueError, ValueError):
-    """A job's arguments or its result can't be encoded, or are not what was expected."""
+    """A job's arguments or its result can't be encoded, or do not fit the handler."""
 
 
 class BrokerUnavailableError(QueueError):
-    """The broker can't be reached; what was asked for may have been done or not."""
+    """The broker can't be reached; it may or may not have done what was requested."""
 
 
 class JobFailedError(QueueError):

@@ -1,4 +1,4 @@
-"""A job as it is shown."""
+"""Information about a job."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from ._states import JobState
 
 @frozen
 class JobInfo:
-    """A job as it was when it was asked for; times are seconds since the epoch.
+    """A snapshot of a job; times are seconds since the epoch.
 
     Args:
         id: The job's id.
@@ -24,7 +24,7 @@ class JobInfo:
         started_at: When its latest attempt began.
         finished_at: When it ended.
         error: The error of its latest failed attempt.
-        result: Its result, or what it has saved so far.
+        result: Its result, or the latest value that it saved.
         args: Its positional arguments as plain data; `None` if the payload can't be read.
         kwargs: Its keyword arguments as plain data; `None` if the payload can't be read.
         meta: Its metadata.

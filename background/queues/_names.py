@@ -30,20 +30,21 @@ def handler_name(fn: object) -> str:
     """
     module, qualname = getattr(fn, "__module__", None), getattr(fn, "__qualname__", None)
     if not isinstance(module, str) or not isinstance(qualname, str):
-        raise ValueError(f"name must be given for {fn!r}, which has none of its own")
+        raise ValueError(f"name must be given for {fn!r}, which has no name")
     name = f"{module}.{qualname.replace('<locals>.', '')}"
     return check_name("name", name)
 
 
 def new_id() -> str:
-    """Return an id that no other job has, in any process.
+    """Return a unique id for a job.
 
-    Ids of about the same time are neighbours in a broker's index, which keeps the index fast.
+    Ids begin with the time. New ids are therefore neighbours in a broker's index, which keeps the
+    index fast.
     """
     return f"{time_ns() >> 10:014x}{urandom(8).hex()}"
 
 
 def new_ids(count: int) -> list[str]:
-    """Return several ids, faster than one by one."""
+    """Return several ids; faster than repeated calls of `new_id`."""
     now, random = f"{time_ns() >> 10:014x}", urandom(8 * count).hex()
     return [now + random[place : place + 16] for place in range(0, 16 * count, 16)]

@@ -1,4 +1,4 @@
-"""The queue."""
+"""The queue of durable jobs."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ _FLUSH = 5.0  # seconds that observers get to catch up when a queue is closed
 
 
 class QueueOptions(TypedDict, total=False):
-    """The arguments of `JobQueue` beside the broker."""
+    """The arguments of `JobQueue` except for the broker."""
 
     results: Results | None
     observers: Collection[Observer]
@@ -57,7 +57,7 @@ class QueueOptions(TypedDict, total=False):
 
 
 class HandlerDecorator(Protocol):
-    """What `JobQueue.handler()` returns."""
+    """The decorator that `JobQueue.handler()` returns."""
 
     @overload
     def __call__(self, fn: Callable[P, Awaitable[T]], /) -> Handler[P, Awaitable[T], T]: ...
@@ -76,7 +76,7 @@ class JobQueue:
         broker: The broker that stores the jobs. It belongs to this queue, which opens and closes
             it.
         results: The store of results, if it is not the broker.
-        observers: Observers of these jobs, beside a manager's own.
+        observers: Observers of these jobs, in addition to a manager's observers.
         lease: Seconds after which another worker can claim the job of a worker that does not
             respond.
         max_payload: The most bytes of a job's arguments, and of its result.
@@ -222,23 +222,23 @@ class JobQueue:
 
         Args:
             queue: The queue of its jobs.
-            name: The name under which workers know it; by default its module and qualified name.
+            name: The name by which workers find it; by default its module and qualified name.
             retry: A `tenacity.AsyncRetrying` or a number of attempts; by default the policy of the
-                manager that runs the job, or one attempt. Between two attempts the job is with the
-                broker.
+                manager that runs the job, or one attempt. Between two attempts the job is stored in
+                the broker.
             timeout: Seconds for one attempt.
             expires: Seconds until a job must have started.
             retention: Seconds for which a job and its result are stored after its end, instead of
                 the queue's.
             store_result: Whether results are stored.
-            observers: Observers of its jobs only, beside the queue's.
+            observers: Observers of its jobs only, in addition to the queue's.
 
         Returns:
             A decorator.
 
         Raises:
-            ValueError: An argument is not valid; or, from the decorator, it is no function, or its
-                name is taken.
+            ValueError: An argument is not valid; from the decorator: the object is not a function,
+                or the name is in use.
         """
         if without_parentheses:
             raise TypeError("handler() takes options only: write @jobs.handler(), or with options")
@@ -289,12 +289,12 @@ class JobQueue:
         kwargs: Mapping[str, Any] | None = None,
         **options: Any,
     ) -> JobHandle[Any]:
-        """Enqueue a job by the name of its handler, or what `job()`, `chain()` or `group()` made.
+        """Enqueue a job by the name of its handler, or a step.
 
-        By name, the handler may live in another process; the arguments are plain data then.
+        With a name, the handler may be in another process; the arguments must then be plain data.
 
         Args:
-            what: The name of a handler, or a step.
+            what: The name of a handler, or a step from `job()`, `chain()` or `group()`.
             args: Positional arguments, with a name.
             kwargs: Keyword arguments, with a name.
             **options: With a name, those of `Handler.options()`; with a step, `id`.
@@ -334,13 +334,13 @@ class JobQueue:
         """Enqueue jobs of any handlers in one round trip, all or none.
 
         Args:
-            steps: What `handler.job()` made.
+            steps: Steps from `handler.job()`.
 
         Returns:
             The handles of the jobs.
 
         Raises:
-            TypeError: A step is a chain or group, or no step.
+            TypeError: A value was not made by `handler.job()`.
             QueueError: As `Handler.enqueue()` does.
 
         Example:
@@ -351,15 +351,15 @@ class JobQueue:
         singles: List[Single[Any]] = []
         for step in steps:
             if not isinstance(step, Single):
-                raise TypeError(f"each of steps must be made by handler.job(), not {step!r}")
+                raise TypeError(f"steps must be made by handler.job(), not {step!r}")
             singles.append(step)
         return await self._enqueuer.enqueue_steps(singles)
 
     def handle(self, id: str) -> JobHandle[Any]:
-        """Return the handle of a job whose id is known.
+        """Return the handle of a job by its id.
 
         Raises:
-            ValueError: It is no id.
+            ValueError: `id` is not valid.
         """
         return self._enqueuer.handle(check_name("id", id))
 
@@ -368,10 +368,10 @@ class JobQueue:
         return result if handler is None else handler.signature.load_result(result)
 
     async def get(self, id: str) -> JobInfo | None:
-        """Return a job as it is now, or `None` if it is not stored.
+        """Return information about a job, or `None` if it is not stored.
 
         Raises:
-            ValueError: It is no id.
+            ValueError: `id` is not valid.
             BrokerUnavailableError: The broker can't be reached.
         """
         return await self._client.info(check_name("id", id))
@@ -414,7 +414,7 @@ class JobQueue:
             Whether the job had not ended.
 
         Raises:
-            ValueError: It is no id.
+            ValueError: `id` is not valid.
             BrokerUnavailableError: The broker can't be reached.
         """
         id = check_name("id", id)
@@ -424,7 +424,7 @@ class JobQueue:
         return cancelled
 
     async def requeue(self, id: str) -> bool:
-        """Make a job ready again that has ended, with no attempts counted.
+        """Make an ended job ready again, and reset its attempts.
 
         A step of a chain or group runs by itself, with the results that it had when it ended.
 
@@ -432,11 +432,11 @@ class JobQueue:
             id: The job's id.
 
         Returns:
-            Whether there was such a job.
+            Whether the job was stored and had ended.
 
         Raises:
-            QueueError: It is a chain or group.
-            ValueError: It is no id.
+            QueueError: The id is that of a chain or group.
+            ValueError: `id` is not valid.
             BrokerUnavailableError: The broker can't be reached.
         """
         return await self._client.requeue(check_name("id", id))
@@ -471,16 +471,16 @@ class JobQueue:
         *,
         concurrency: int = 10,
     ) -> Worker:
-        """Process jobs in a manager, and enqueue those that are due on schedules.
+        """Process jobs in a manager, and enqueue the jobs of schedules.
 
         After a shutdown request, or when the manager's loops stop, the worker claims no more jobs.
-        Jobs that run end by themselves, or are cancelled with the manager's other tasks and
+        Running jobs continue, until they end or are cancelled with the manager's other tasks and
         released.
 
         Args:
             manager: The manager.
-            queues: The queues to claim from: a list, where the first one comes first, or `Ordered`
-                or `Weighted`. By default the queues of all handlers, in the order of declaration.
+            queues: The queues to claim from: a list in order of priority, or `Ordered` or
+                `Weighted`. By default the queues of all handlers, in the order of declaration.
             concurrency: The most jobs at once.
 
         Returns:
@@ -507,7 +507,7 @@ class JobQueue:
         concurrency: int = 10,
         **options: Unpack[ManagerOptions],
     ) -> None:
-        """Be a worker process: make a manager, process jobs, and wait for a shutdown signal.
+        """Run a worker process: enter a manager, process jobs, and wait for a shutdown signal.
 
         Args:
             queues: As `start` takes them.
@@ -530,7 +530,8 @@ class JobQueue:
 
     def _selection(self, queues: Selection | Sequence[str] | None) -> Selection:
         if queues is None:
-            used = dict.fromkeys(each.config.terms.queue for each in self._handlers.values())
+            handlers = self._handlers.values()
+            used = dict.fromkeys(handler.config.terms.queue for handler in handlers)
             if not used:
                 raise ValueError("queues must be given, because there are no handlers")
             return Ordered(*used)
@@ -543,14 +544,14 @@ class JobQueue:
     def schedule(self, schedule: Schedule, job: Step[Any]) -> None:
         """Enqueue a job on a schedule.
 
-        Every process with a worker takes part, and each tick is enqueued once, if the arguments
-        look the same in all processes: a set does not. Of the ticks that all processes miss, the
-        latest is made up for within a minute. The ticks of `every()` are the multiples of its
-        seconds since the epoch, at least a tenth of a second apart.
+        Every process with a worker takes part. A tick is enqueued once if the `repr()` of the
+        arguments is equal in all processes, which is not so for a set. If all processes miss ticks,
+        the latest of them is enqueued within a minute. The ticks of `every()` are the multiples of
+        its seconds since the epoch, at least a tenth of a second apart.
 
         Args:
-            schedule: What `background.every` or `background.cron` returned.
-            job: What `handler.job()` made.
+            schedule: A schedule from `background.every` or `background.cron`.
+            job: A step from `handler.job()`.
 
         Raises:
             ValueError: An argument is not valid.

@@ -1,7 +1,7 @@
 """The state machine of a job, without input, output or clocks.
 
-The brokers in memory and in NATS keep jobs as these records. Those in SQLite and Redis do the same
-in SQL and Lua; property tests compare them with this module.
+The memory and NATS brokers store jobs as these records. The SQLite and Redis brokers implement the
+same transitions in SQL and Lua; property tests compare them with this module.
 """
 
 from __future__ import annotations
@@ -13,14 +13,14 @@ from typing import Any, Literal
 from ._states import FINAL, JobState
 from .abc import Claim, LeaseStatus, Message, Settlement, StoredJob
 
-#: What time does to a job.
+#: The transitions of a job that are due at a time.
 ByTime = Literal["due", "reclaimed", "expired"]
 
 
 class JobRecord:
     """A job, and every transition that it can make.
 
-    All times are seconds on one clock; each transition is given the time as `now`.
+    All times are seconds on one clock; transitions take the current time as `now`.
 
     Args:
         message: The job as it was enqueued.
@@ -69,13 +69,13 @@ class JobRecord:
         self.previous: list[bytes | None] = [None] * dependencies
 
     def begin(self, now: float) -> None:
-        """Become due after the delay, unless jobs that it depends on have not succeeded yet."""
+        """Become due after the delay, unless dependencies have not succeeded yet."""
         if not self.unmet:
             self._schedule(now)
 
     @property
     def delete_at(self) -> float:
-        """When the job is past its retention."""
+        """The end of the job's retention; infinite before its end."""
         if self.finished_at is None:
             return inf
         message = self.message
@@ -84,7 +84,7 @@ class JobRecord:
 
     @property
     def next_change(self) -> float:
-        """When time alone changes the state; never for a job that has ended."""
+        """The time of the next transition without an action; infinite for an ended job."""
         if self.state in FINAL:
             return inf
         if self.state is JobState.RUNNING:
@@ -95,7 +95,7 @@ class JobRecord:
         return expires_at
 
     def advance(self, now: float) -> ByTime | None:
-        """Make the transition that time demands, and return which one."""
+        """Make the transition that is due, if any, and return its name."""
         if self.next_change > now:
             return None
         if self.state is JobState.RUNNING:
@@ -142,7 +142,7 @@ class JobRecord:
         self.state = JobState.RUNNING
         self.attempt += 1
         self.token, self.lease_ends = token, lease_ends
-        self.expires_at = None  # it has started in time
+        self.expires_at = None  # an expiry concerns the start only
         self.started_at = now
         return True
 
@@ -151,7 +151,7 @@ class JobRecord:
         return self.state is JobState.RUNNING and self.token == token
 
     def renew(self, token: str, lease_ends: float) -> LeaseStatus:
-        """Let the lease of a claim end later, if it is held."""
+        """Renew the lease of a claim, if the claim holds the job."""
         if not self.is_held(token):
             return LeaseStatus.LOST
         self.lease_ends = lease_ends
@@ -190,7 +190,7 @@ class JobRecord:
         return before
 
     def requeue(self, now: float) -> bool:
-        """Start anew; return whether the job had ended."""
+        """Start again; return whether the job had ended."""
         if self.state not in FINAL:
             return False
         self.attempt = self.crashes = 0
@@ -201,7 +201,13 @@ class JobRecord:
         return True
 
     def dependency_ended(self, id: str, dependency: JobRecord | None, now: float) -> None:
-        """Handle the end of a job that this one depends on; `None` if it is not stored."""
+        """Handle the end of a dependency.
+
+        Args:
+            id: The id of the dependency.
+            dependency: The dependency, or `None` if it is not stored.
+            now: The time.
+        """
         depends_on = self.message.depends_on
         places = [place for place in self.unmet if depends_on[place] == id]
         if self.state is not JobState.SCHEDULED or not places:
@@ -219,7 +225,11 @@ class JobRecord:
             self._schedule(now)
 
     def as_claim(self, ahead: float = 0.0) -> Claim:
-        """Return the claim that holds the job; `ahead` turns its times into those of the epoch."""
+        """Return the claim that holds the job.
+
+        Args:
+            ahead: Seconds to add to its times for seconds since the epoch.
+        """
         return Claim(
             self.message,
             self.token,
@@ -231,7 +241,11 @@ class JobRecord:
         )
 
     def stored(self, ahead: float = 0.0) -> StoredJob:
-        """Return the job as it is shown; `ahead` turns its times into those of the epoch."""
+        """Return a snapshot of the job.
+
+        Args:
+            ahead: Seconds to add to its times for seconds since the epoch.
+        """
         return StoredJob(
             self.message,
             self.state,

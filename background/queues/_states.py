@@ -8,8 +8,9 @@ from enum import StrEnum
 class JobState(StrEnum):
     """The state of a job; the last four are final.
 
-    A job that waits for another attempt is `SCHEDULED` again. A `DEAD` job gave up: its policy did,
-    its payload can't be used, or its workers died while they ran it.
+    A job that waits for another attempt is `SCHEDULED` again. A job is `DEAD` if its policy gave
+    up, if its payload can't be used, if a dependency failed, or if its workers died while they ran
+    it.
     """
 
     SCHEDULED = "scheduled"

@@ -1,4 +1,4 @@
-"""Brokers by URL."""
+"""The creation of brokers from URLs."""
 
 from __future__ import annotations
 
@@ -56,7 +56,8 @@ def _sqlite(url: str) -> Broker:
     parts = urlsplit(url)
     if parts.netloc or not parts.path.startswith("/") or len(parts.path) < 2:
         raise ValueError(
-            "url must be sqlite:///name for a file here, or sqlite:////name for one anywhere"
+            "url must be sqlite:///name for a path relative to the working directory, or "
+            "sqlite:////name for an absolute path"
         )
     options = dict(parse_qsl(parts.query, keep_blank_values=True))
     synchronous = options.pop("synchronous", "NORMAL").upper()

@@ -1,11 +1,11 @@
-"""The contract of a broker, for those who write one.
+"""The interfaces of brokers and of stores of results.
 
-A broker keeps jobs and hands them out under leases. It compares times on its own clock, where it
-has one: callers pass seconds from now, or seconds since the epoch for `at`. It knows nothing of
-handlers, policies and arguments: it stores bytes.
+A broker stores jobs, and workers claim them under leases. A broker compares times on its own clock,
+if it has one: callers pass seconds from now, or seconds since the epoch for `at`. It does not
+interpret handlers, policies and arguments: it stores bytes.
 
 Every method may be cancelled at any `await`. Its change has then happened or not, and the broker
-goes on working. `BrokerUnavailableError` means the same for a lost connection.
+continues to work. `BrokerUnavailableError` means the same for a lost connection.
 """
 
 from __future__ import annotations
@@ -21,21 +21,22 @@ from ._states import JobState
 
 @dataclass(slots=True)
 class Message:
-    """A job as it is passed to a broker; not changed once it is made.
+    """A job as it is passed to a broker; it never changes.
 
     Args:
         id: The job's id; unique among the stored jobs.
         handler: The name of the handler. `None` for a job that succeeds without a run, and without
             a result, as soon as the jobs it depends on have succeeded.
         queue: The name of the queue.
-        body: What only workers read.
+        body: Encoded data that only workers read.
         retention: Seconds for which the job is stored after its end.
         dead_retention: The same for a job that is dead.
         delay: Seconds until it may start.
         at: When it may start, in seconds since the epoch; instead of `delay`.
         expires: Seconds until it must have started; `None` for no bound.
         depends_on: The ids of jobs that must succeed before it may start; its delay begins then. If
-            one of them ends otherwise, the job is dead. They are enqueued before it or with it.
+            one of them ends otherwise, the job is dead. They are enqueued before it or in the same
+            call.
     """
 
     id: str
@@ -75,7 +76,7 @@ class Claim:
 
 @dataclass(slots=True)
 class Settlement:
-    """What becomes of a claimed job.
+    """The new state of a claimed job.
 
     Args:
         id: The job's id.
@@ -83,8 +84,8 @@ class Settlement:
         state: `SUCCEEDED`, `DEAD` or `CANCELLED`; `SCHEDULED` for another attempt after `delay`; or
             `READY` to release the job at once, as if it had not been claimed.
         delay: Seconds until the next attempt.
-        result: The result of a job that succeeded, or `None` to store nothing. What any other job
-            has saved stays.
+        result: The result of a job that succeeded, or `None` to store no result. In all other
+            states, an intermediate result is retained.
         error: The error of the attempt.
     """
 
@@ -116,7 +117,7 @@ class StoredJob:
         started_at: When its latest attempt began.
         finished_at: When it ended.
         error: The error of its latest failed attempt.
-        result: Its result, or what it has saved so far.
+        result: Its result, or its latest intermediate result.
         previous: The results of the jobs that it depends on, in their order, as far as they exist.
     """
 
@@ -133,7 +134,7 @@ class StoredJob:
 
 @dataclass(slots=True)
 class MaintenanceStats:
-    """What a pass of maintenance did, in numbers of jobs.
+    """The numbers of jobs that a pass of maintenance changed.
 
     Args:
         due: Scheduled jobs that became ready.
@@ -149,7 +150,7 @@ class MaintenanceStats:
 
 
 class Broker(ABC):
-    """Keeps jobs, and hands each out to one worker at a time."""
+    """A store of jobs; one worker at a time can claim a job."""
 
     @abstractmethod
     async def open(self) -> None:
@@ -161,20 +162,19 @@ class Broker(ABC):
 
     @abstractmethod
     async def close(self) -> None:
-        """Disconnect; may be called at any time, and again."""
+        """Disconnect; may be called at any time and repeatedly."""
 
     @abstractmethod
     async def enqueue(self, messages: Sequence[Message]) -> list[bool]:
         """Store jobs, all or none.
 
-        A job whose id is stored already is left as it is, so a call whose answer was lost can be
-        repeated.
+        A job whose id is stored is not changed, so a call can be repeated if its answer is lost.
 
         Returns:
             For each job whether its id was new.
 
         Raises:
-            ValueError: A job depends on one that is not stored.
+            ValueError: A job depends on a job that is not stored.
         """
 
     @abstractmethod
@@ -195,13 +195,13 @@ class Broker(ABC):
 
     @abstractmethod
     async def wait_for_work(self, queues: Sequence[str], timeout: float) -> None:
-        """Wait until there may be something to claim, or for `timeout` seconds."""
+        """Wait until there may be a job to claim, or for `timeout` seconds."""
 
     @abstractmethod
     async def renew(self, claims: Sequence[Claim], *, lease: float) -> list[LeaseStatus]:
-        """Let leases end `lease` seconds from now.
+        """Renew leases, which then end `lease` seconds from now.
 
-        A lease that has ended is lost, even before another worker claims the job.
+        A lease that has expired is lost, even if no other worker has claimed the job.
 
         Returns:
             The status of each claim.
@@ -212,12 +212,12 @@ class Broker(ABC):
         """Settle claimed jobs.
 
         Returns:
-            For each job whether its lease was held; a refused settlement changes nothing.
+            For each job whether its claim held it; a refused settlement changes nothing.
         """
 
     @abstractmethod
     async def save(self, id: str, token: str, result: bytes) -> bool:
-        """Store an intermediate result of a claimed job; return whether its lease was held."""
+        """Store an intermediate result of a claimed job; return whether its claim held it."""
 
     @abstractmethod
     async def cancel(self, id: str) -> JobState | None:
@@ -229,7 +229,7 @@ class Broker(ABC):
 
     @abstractmethod
     async def requeue(self, id: str) -> bool:
-        """Make a job ready that has ended, with no attempts counted; return whether it had."""
+        """Make an ended job ready again, and reset its attempts; return whether it had ended."""
 
     @abstractmethod
     async def get(self, id: str) -> StoredJob | None:
@@ -237,13 +237,13 @@ class Broker(ABC):
 
     @abstractmethod
     async def wait(self, id: str, timeout: float) -> StoredJob | None:
-        """Return what `get` does, once the job has ended, or after `timeout` seconds."""
+        """Return a job like `get`, when it has ended or after `timeout` seconds."""
 
     @abstractmethod
     def scan(
         self, *, queue: str | None = None, state: JobState | None = None
     ) -> AsyncIterator[StoredJob]:
-        """Iterate over jobs, oldest first; jobs that come or go meanwhile may be missed."""
+        """Iterate over jobs, oldest first; concurrent additions may be missed."""
 
     @abstractmethod
     async def count(self, *, queue: str | None = None, state: JobState | None = None) -> int:
@@ -278,15 +278,15 @@ class Results(ABC):
 
     @abstractmethod
     async def close(self) -> None:
-        """Disconnect; may be called at any time, and again."""
+        """Disconnect; may be called at any time and repeatedly."""
 
     @abstractmethod
     async def save(self, key: str, result: bytes, *, retention: float) -> None:
-        """Store a result for `retention` seconds, in place of an earlier one."""
+        """Store a result for `retention` seconds; replace an earlier result."""
 
     @abstractmethod
     async def get(self, key: str) -> bytes | None:
-        """Return a stored result."""
+        """Return a stored result, or `None`."""
 
     @abstractmethod
     async def delete(self, key: str) -> None:

@@ -1,1 +1,1 @@
-"""Arguments, results and errors as the bytes that a broker stores."""
+"""The encoding of arguments, results and errors."""

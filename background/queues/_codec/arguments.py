@@ -1,4 +1,4 @@
-"""Arguments and results of a handler as plain data, converted by its annotations."""
+"""Conversion of a handler's arguments and results to plain data, by its annotations."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from .signatures import NOTHING, Binding, Hint, hint_of_result, hints_of_paramet
 
 
 class Codec(Protocol):
-    """Converts the values of one parameter; those of the types `as_is` need no conversion."""
+    """Converts values of one parameter; values of the types `as_is` need no conversion."""
 
     as_is: frozenset[type[Any]]
 
@@ -24,11 +24,11 @@ class Codec(Protocol):
 
 
 class Plain:
-    """Accepts plain data only, because nothing is known about the values' type.
+    """Accepts plain data only, for parameters without a usable annotation.
 
     Args:
-        what: Names the value in messages.
-        hint: What to do about a value that is refused.
+        what: The name of the value in messages.
+        hint: The advice at the end of messages about refused values.
     """
 
     as_is: frozenset[type[Any]] = frozenset({str, int, bool, type(None)})
@@ -46,13 +46,13 @@ class Plain:
 
 
 class Signature:
-    """What a handler takes and returns.
+    """The parameters and the result of a handler, with a codec for each.
 
     Args:
         fn: The handler's function.
 
     Raises:
-        TypeError: The values of an annotated type can't be told apart as JSON.
+        TypeError: An annotation can't be used, for example a union that is ambiguous in JSON.
     """
 
     def __init__(self, fn: Callable[..., Any]) -> None:
@@ -62,11 +62,18 @@ class Signature:
     def dump(
         self, args: Sequence[Any], kwargs: Mapping[str, Any]
     ) -> tuple[list[Any], dict[str, Any]]:
-        """Return arguments as plain data; `encode` refuses numbers that are not finite.
+        """Convert arguments to plain data; infinite numbers and NaN are refused by `encode`.
+
+        Args:
+            args: Positional arguments.
+            kwargs: Keyword arguments.
+
+        Returns:
+            Both as plain data.
 
         Raises:
-            TypeError: The handler can't be called with them.
-            InvalidPayloadError: An argument would come back as another value.
+            TypeError: The handler can't be called with these arguments.
+            InvalidPayloadError: An argument can't be converted, or would be decoded differently.
         """
         if self._unresolved:
             self._prepare_again()
@@ -83,7 +90,14 @@ class Signature:
         }
 
     def load(self, args: Any, kwargs: Any) -> tuple[list[Any], dict[str, Any]]:
-        """Return what to call the handler with.
+        """Convert decoded plain data to the handler's arguments.
+
+        Args:
+            args: Positional arguments, of any type.
+            kwargs: Keyword arguments, of any type.
+
+        Returns:
+            Both as the handler takes them.
 
         Raises:
             InvalidPayloadError: The arguments do not fit the handler.
@@ -108,20 +122,20 @@ class Signature:
         }
 
     def dump_result(self, value: Any) -> Any:
-        """Return a result as plain data.
+        """Convert a result to plain data.
 
         Raises:
-            InvalidPayloadError: It would come back as another value.
+            InvalidPayloadError: The result can't be converted, or would be decoded differently.
         """
         if self._unresolved:
             self._prepare_again()
         return value if type(value) in self._result.as_is else self._result.dump(value)
 
     def load_result(self, value: Any) -> Any:
-        """Return what `dump_result` was given.
+        """Convert plain data to a result.
 
         Raises:
-            InvalidPayloadError: It does not fit the annotation.
+            InvalidPayloadError: The data does not fit the annotation.
         """
         if self._unresolved:
             self._prepare_again()
@@ -131,12 +145,12 @@ class Signature:
         self._unresolved = False
         name, signature = name_of(self._fn), signature_of(self._fn)
         hints = hints_of_parameters(self._fn, signature)
-        codecs = {each: self._codec(f"argument {each!r}", hint) for each, hint in hints.items()}
+        codecs = {arg: self._codec(f"argument {arg!r}", hint) for arg, hint in hints.items()}
         self._result = self._codec("the result", hint_of_result(self._fn, signature))
         self._binding = Binding(name, signature, codecs)
 
     def _prepare_again(self) -> None:
-        """Resolve annotations at the first use, when names may be defined that were not before."""
+        """Resolve annotations again at the first use, when more names may be defined."""
         with suppress(TypeError):
             self._prepare()
         self._unresolved = False

@@ -1,4 +1,4 @@
-"""The body of a job's message: what a worker needs to run the job."""
+"""The body of a job's message: the data that a worker needs to run the job."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from ..._support.frozen import empty
 from .._errors import InvalidPayloadError
 from . import json_data
 
-#: How the results of other jobs are put together: one, by its place, or a list.
+#: The structure of the results of a job's dependencies: the place of one, or a list of structures.
 Shape = int | list["Shape"]
 
-DEEPEST = 50  # levels of chains and groups within each other
+DEEPEST = 50  # levels of nested chains and groups
 
 
 @dataclass(slots=True)
 class Body:
-    """The body of a job; fields that have their defaults are left out of the encoded body.
+    """The body of a job; fields with default values are not encoded.
 
     Args:
         args: Positional arguments.
@@ -27,10 +27,10 @@ class Body:
         trace: The trace context of the enqueuer.
         timeout: Seconds for one attempt.
         retry: A number of attempts.
-        previous: How the results of the jobs that it depends on are put together.
+        previous: The structure of the results of its dependencies.
         passes: Whether other jobs depend on its result.
         members: The ids of all jobs of a chain or group, in the job that represents it.
-        nonce: Distinguishes it from another job with the same id.
+        nonce: A unique value that distinguishes it from another job with the same id.
     """
 
     args: list[Any]
@@ -46,19 +46,24 @@ class Body:
 
 
 def decode(what: str, encoded: bytes, limit: float) -> Body:
-    """Return the body that was encoded.
+    """Decode a body.
+
+    Args:
+        what: The name of the body in messages.
+        encoded: The encoded body.
+        limit: The most bytes.
 
     Raises:
-        InvalidPayloadError: It is no body.
-        PayloadTooLargeError: It has more bytes than `limit`.
+        InvalidPayloadError: The body is not valid.
+        PayloadTooLargeError: The body has more bytes than `limit`.
     """
-    given = json_data.decode(what, encoded, limit)
-    if not _is_dict(given):
-        raise InvalidPayloadError(f"{what} is no JSON object")
-    if len(given) == 1 and _is_list(given.get("args")):  # the commonest case
-        return Body(given["args"], {})
+    data = json_data.decode(what, encoded, limit)
+    if not _is_dict(data):
+        raise InvalidPayloadError(f"{what} is not a JSON object")
+    if len(data) == 1 and _is_list(data.get("args")):  # the most common case
+        return Body(data["args"], {})
     fields: dict[str, Any] = {"args": [], "kwargs": {}}
-    fields |= {name: given[name] for name in _FITS if name in given}
+    fields |= {name: data[name] for name in _FITS if name in data}
     for name, value in fields.items():
         if not _FITS[name](value):
             raise InvalidPayloadError(f"{what}: its {name} can't be {value!r:.100}")
@@ -66,10 +71,10 @@ def decode(what: str, encoded: bytes, limit: float) -> Body:
 
 
 def pick(shape: Shape | None, results: list[Any]) -> Any:
-    """Put results together as a shape says."""
+    """Return results in the structure of a shape."""
     if shape is None:
         return None
-    return results[shape] if isinstance(shape, int) else [pick(each, results) for each in shape]
+    return results[shape] if isinstance(shape, int) else [pick(part, results) for part in shape]
 
 
 def _is_text_by_text(value: Any) -> bool:
@@ -89,7 +94,7 @@ def _is_list(value: Any) -> bool:
 
 
 def _are_texts(values: Iterable[Any]) -> bool:
-    return all(type(each) is str for each in values)
+    return all(type(value) is str for value in values)
 
 
 def _is_seconds(value: Any) -> bool:
@@ -99,9 +104,9 @@ def _is_seconds(value: Any) -> bool:
 def _is_shape(value: Any) -> bool:
     level: list[Any] = [value]
     for _ in range(DEEPEST + 1):
-        if not all(_is_list(each) or (type(each) is int and each >= 0) for each in level):
+        if not all(_is_list(part) or (type(part) is int and part >= 0) for part in level):
             return False
-        level = [inner for each in level if _is_list(each) for inner in each]
+        level = [inner for part in level if _is_list(part) for inner in part]
     return not level
 
 

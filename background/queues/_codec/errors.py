@@ -1,4 +1,4 @@
-"""Errors as the texts that brokers store."""
+"""The encoding of errors as text."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 from .._errors import JobFailedError
 
-_LONGEST = 10_000  # characters of a message or a traceback; the middle is cut
+_LONGEST = 10_000  # characters of a message or a traceback; longer texts lose their middle
 
 
 def describe(error: BaseException) -> dict[str, Any]:
@@ -21,10 +21,15 @@ def describe(error: BaseException) -> dict[str, Any]:
 
 
 def failed(id: str, error: Mapping[str, Any] | None) -> JobFailedError:
-    """Return the error that a dead job's handle raises."""
-    given = error or {}
-    texts = (given.get(name) for name in ("type", "message", "traceback"))
-    kind, message, trace = (each if isinstance(each, str) else "" for each in texts)
+    """Return the error that the handle of a dead job raises.
+
+    Args:
+        id: The job's id.
+        error: The stored error, which may have any content.
+    """
+    stored = error or {}
+    texts = (stored.get(name) for name in ("type", "message", "traceback"))
+    kind, message, trace = (text if isinstance(text, str) else "" for text in texts)
     return JobFailedError(id, kind or "unknown", message, trace)
 
 

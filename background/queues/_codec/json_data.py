@@ -1,4 +1,4 @@
-"""Plain data as JSON, within a limit, and nothing that JSON would change."""
+"""Plain data as JSON, limited in size, without values that JSON would change."""
 
 from __future__ import annotations
 
@@ -13,22 +13,22 @@ from .._errors import InvalidPayloadError, PayloadTooLargeError
 _PLAIN = (str, bool, int, type(None))
 
 _TOGETHER = 100  # values that are encoded with one call
-_MARK = "\x1e"  # stands between them
+_MARK = "\x1e"  # a value between two of them
 _MARKED = ',"\\u001e",'
 
 
 def encode(what: str, value: Any, limit: int, *, checked: bool = False) -> bytes:
-    """Return plain data as JSON; tuples become lists.
+    """Encode plain data as JSON; tuples become lists.
 
     Args:
-        what: Names the value in messages.
+        what: The name of the value in messages.
         value: The data.
         limit: The most bytes.
-        checked: Whether the data was checked already, because all of it comes from `Signature`.
+        checked: Whether the data needs no check, because all of it comes from `Signature`.
 
     Raises:
-        InvalidPayloadError: The value is no plain data.
-        PayloadTooLargeError: It has more bytes than `limit`.
+        InvalidPayloadError: The value is not plain data.
+        PayloadTooLargeError: The value has more bytes than `limit`.
     """
     if not checked:
         check(what, value)
@@ -42,34 +42,50 @@ def encode(what: str, value: Any, limit: int, *, checked: bool = False) -> bytes
 
 
 def encode_each(what: str, values: Iterable[Any], limit: int) -> list[bytes]:
-    """Return many lists or mappings as JSON that were checked already; raises what `encode` does.
+    """Encode many lists or mappings that were checked before.
 
-    A call of the encoder takes longer than the encoding of a small value, so many share a call.
+    A call of the encoder takes longer than the encoding of a small value, so values share calls.
+
+    Args:
+        what: The name of a value in messages.
+        values: The lists or mappings.
+        limit: The most bytes of one value.
+
+    Raises:
+        InvalidPayloadError: A value is not plain data.
+        PayloadTooLargeError: A value has more bytes than `limit`.
     """
     encoded: list[bytes] = []
     left = iter(values)
-    while some := list(islice(left, _TOGETHER)):
+    while chunk := list(islice(left, _TOGETHER)):
         try:
-            together = _encode_together(some)
-            fits = len(together) == len(some) and max(map(len, together)) <= limit
+            together = _encode_together(chunk)
+            fits = len(together) == len(chunk) and max(map(len, together)) <= limit
         except (RecursionError, TypeError, ValueError):
             together, fits = [], False
-        encoded += together if fits else [encode(what, each, limit, checked=True) for each in some]
+        if not fits:
+            together = [encode(what, value, limit, checked=True) for value in chunk]
+        encoded += together
     return encoded
 
 
 def _encode_together(values: Sequence[Any]) -> list[bytes]:
-    """Encode values with one call; the result has another length if the mark is in a value."""
-    marked = [each for value in values for each in (value, _MARK)]
-    return [each.encode() for each in _to_text(marked)[1 : -len(_MARKED)].split(_MARKED)]
+    """Encode values with one call; the result has more items if a value contains the mark."""
+    marked = [item for value in values for item in (value, _MARK)]
+    return [text.encode() for text in _to_text(marked)[1 : -len(_MARKED)].split(_MARKED)]
 
 
 def decode(what: str, encoded: bytes, limit: float) -> Any:
-    """Return what `encode` was given.
+    """Decode JSON.
+
+    Args:
+        what: The name of the value in messages.
+        encoded: The JSON text.
+        limit: The most bytes.
 
     Raises:
-        InvalidPayloadError: It is no JSON.
-        PayloadTooLargeError: It has more bytes than `limit`.
+        InvalidPayloadError: The text is not JSON.
+        PayloadTooLargeError: The text has more bytes than `limit`.
     """
     if len(encoded) > limit:
         raise PayloadTooLargeError(f"{what}: {len(encoded):,} bytes, and max_payload is {limit:,}")
@@ -77,9 +93,9 @@ def decode(what: str, encoded: bytes, limit: float) -> Any:
         text = encoded.decode().strip(" \t\r\n")
         value, end = _from_text(text)
         if end < len(text):
-            raise ValueError(f"there is more behind its end, at character {end}")
+            raise ValueError(f"extra data at character {end}")
         if "\\u" in text:
-            _to_text(value).encode()  # refuses lone surrogates, which no worker could encode
+            _to_text(value).encode()  # refuses lone surrogates, which can't be encoded again
         return value
     except (RecursionError, UnicodeDecodeError, ValueError) as error:
         raise InvalidPayloadError(f"{what} is not JSON: {error}") from None
@@ -91,7 +107,7 @@ _to_text: Callable[[Any], str] = json.JSONEncoder(
 
 
 def _refuse(constant: str) -> None:
-    raise ValueError(f"{constant} is no JSON number")
+    raise ValueError(f"{constant} is not a JSON number")
 
 
 def _finite(digits: str) -> float:
@@ -107,33 +123,33 @@ _from_text: Callable[[str], tuple[Any, int]] = json.JSONDecoder(
 
 
 def check(what: str, value: Any, hint: str = "") -> None:
-    """Refuse what is not plain data, or would come back as something else.
+    """Check that a value is plain data, which is decoded to the same value.
 
     Args:
-        what: Names the value in messages.
+        what: The name of the value in messages.
         value: The value.
-        hint: What to do about a value of another type.
+        hint: The advice at the end of messages about other types.
 
     Raises:
-        InvalidPayloadError: The value is no plain data.
+        InvalidPayloadError: The value is not plain data.
     """
     left: list[Any] = [value]
     seen: set[int] = set()
     while left:
-        each = left.pop()
-        kind = each.__class__
+        part = left.pop()
+        kind = part.__class__
         if kind is float:
-            if not math.isfinite(each):
-                raise InvalidPayloadError(f"{what} holds {each!r}, which JSON can't express")
+            if not math.isfinite(part):
+                raise InvalidPayloadError(f"{what} holds {part!r}, which JSON can't express")
         elif kind in (list, tuple, dict):
-            if id(each) in seen:
+            if id(part) in seen:
                 continue  # checked already; the encoder refuses a value that contains itself
-            seen.add(id(each))
+            seen.add(id(part))
             if kind is dict:
-                _check_keys(what, each, hint)
-                left.extend(each.values())
+                _check_keys(what, part, hint)
+                left.extend(part.values())
             else:
-                left.extend(each)
+                left.extend(part)
         elif kind not in _PLAIN:
             raise InvalidPayloadError(
                 f"{what} holds a {kind.__qualname__}: only str, int, float, bool, None, and lists "
@@ -145,5 +161,5 @@ def _check_keys(what: str, value: dict[Any, Any], hint: str) -> None:
     for key in value:
         if type(key) is not str:
             raise InvalidPayloadError(
-                f"{what} holds a dict with the key {key!r}, which is no str{hint}"
+                f"{what} holds a dict with the key {key!r}, which is not a str{hint}"
             )

@@ -1,4 +1,4 @@
-"""Signatures of handlers: the annotation of each parameter, and the parameter of each argument."""
+"""Signatures of handlers: annotations of parameters, and the match of arguments to parameters."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ P = TypeVar("P")
 
 NOTHING = Parameter.empty
 
-# Since Python 3.14 annotations are evaluated when they are read, which may fail.
+# Since Python 3.14, annotations are evaluated when they are read, which fails for undefined names.
 _LENIENTLY: dict[str, Any] = (
     {"annotation_format": import_module("annotationlib").Format.FORWARDREF}
     if sys.version_info >= (3, 14)
@@ -34,11 +34,11 @@ _ANY_ARGUMENTS = inspect.Signature(
 
 @dataclass(slots=True)
 class Hint:
-    """What an annotation means.
+    """A resolved annotation.
 
     Args:
-        type: A type, or `NOTHING` if there is no annotation that says anything.
-        unresolved: Why a name in it is not defined, or not yet.
+        type: The type, or `NOTHING` if there is no annotation, or if it accepts any value.
+        unresolved: The error if the annotation can't be resolved, or not yet.
     """
 
     type: Any = NOTHING
@@ -46,7 +46,7 @@ class Hint:
 
 
 def signature_of(fn: Callable[..., Any]) -> inspect.Signature:
-    """Return a function's signature; a function without one takes any arguments."""
+    """Return a function's signature, or one that takes any arguments if it has none."""
     try:
         return inspect.signature(fn, **_LENIENTLY)
     except ValueError:  # some functions that are written in C
@@ -54,7 +54,7 @@ def signature_of(fn: Callable[..., Any]) -> inspect.Signature:
 
 
 def hints_of_parameters(fn: Callable[..., Any], signature: inspect.Signature) -> dict[str, Hint]:
-    """Return what a function's parameters are annotated with, each resolved by itself."""
+    """Return the annotations of a function's parameters, each resolved separately."""
     names, types = _namespace(fn)
     return {
         parameter.name: _resolve(parameter.annotation, names, types)
@@ -63,7 +63,7 @@ def hints_of_parameters(fn: Callable[..., Any], signature: inspect.Signature) ->
 
 
 def hint_of_result(fn: Callable[..., Any], signature: inspect.Signature) -> Hint:
-    """Return what a function's result is annotated with, once it was awaited."""
+    """Return the annotation of a function's result after it was awaited."""
     hint = _resolve(signature.return_annotation, *_namespace(fn))
     if not is_async(fn) and typing.get_origin(hint.type) in (Awaitable, Coroutine):
         return Hint(typing.get_args(hint.type)[-1])
@@ -90,25 +90,28 @@ def _says_nothing(found: Any) -> bool:
 
 
 def _namespace(fn: Any) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Return the names that annotations may use: the module's, and the type parameters."""
+    """Return the names that annotations can use: the globals, and the type parameters."""
     inner: Any = fn
     while inner is not None:
         fn = inner
         inner = fn.func if issubclass(fn.__class__, partial) else getattr(fn, "__wrapped__", None)
     made_by = getattr(fn, "__init__" if isinstance(fn, type) else "__call__")
     names: dict[str, Any] = getattr(fn, "__globals__", getattr(made_by, "__globals__", {}))
-    return names, {each.__name__: each for each in getattr(fn, "__type_params__", ())}
+    type_params: tuple[Any, ...] = getattr(fn, "__type_params__", ())
+    return names, {param.__name__: param for param in type_params}
 
 
 @dataclass(slots=True, eq=False)
 class _CallShape(Generic[P]):
-    """What belongs to the arguments of a call with a certain number of positional arguments.
+    """The values of the parameters in calls with a certain number of positional arguments.
 
     Args:
-        positional: For each positional argument; ends with `None` if another one must follow.
-        named: For each name that is not free for `**kwargs`; `None` for a name that is taken.
-        required: The names that must follow.
-        is_complete: Whether nothing must follow.
+        positional: The values for the positional arguments. `None` at the end means that a
+            positional argument is missing.
+        named: The values for keyword arguments, by name. `None` means that the parameter has a
+            positional argument already. Names that are missing here belong to `**kwargs`.
+        required: The names of required keyword arguments.
+        is_complete: Whether no keyword argument is required.
     """
 
     positional: tuple[P | None, ...]
@@ -118,12 +121,12 @@ class _CallShape(Generic[P]):
 
 
 class Binding(Generic[P]):
-    """Finds what belongs to the parameter of each argument, several times as fast as `bind`.
+    """Finds the values of the parameters for a call's arguments, faster than `Signature.bind`.
 
     Args:
         name: The function's name, for messages.
-        signature: Its signature.
-        parameters: What belongs to each parameter, by name.
+        signature: The function's signature.
+        parameters: A value for each parameter, by name.
     """
 
     def __init__(
@@ -133,24 +136,31 @@ class Binding(Generic[P]):
         self._signature = signature
         self._rest: P | None = None
         self._others: P | None = None
-        known: list[Parameter] = []
+        plain: list[Parameter] = []
         for parameter in signature.parameters.values():
             if parameter.kind is Parameter.VAR_POSITIONAL:
                 self._rest = parameters[parameter.name]
             elif parameter.kind is Parameter.VAR_KEYWORD:
                 self._others = parameters[parameter.name]
             else:
-                known.append(parameter)
-        self._most = sum(parameter.kind is not Parameter.KEYWORD_ONLY for parameter in known)
-        self._shapes = [_shape(given, known, parameters) for given in range(self._most + 1)]
+                plain.append(parameter)
+        self._most = sum(parameter.kind is not Parameter.KEYWORD_ONLY for parameter in plain)
+        self._shapes = [_shape(given, plain, parameters) for given in range(self._most + 1)]
 
     def match(
         self, args: Sequence[object], kwargs: Mapping[Any, object]
     ) -> tuple[Sequence[P], Sequence[P]]:
-        """Return what belongs to each positional and to each keyword argument.
+        """Return the values of the parameters for the arguments of a call.
+
+        Args:
+            args: Positional arguments.
+            kwargs: Keyword arguments.
+
+        Returns:
+            The values for the positional and for the keyword arguments, in order.
 
         Raises:
-            TypeError: The function can't be called with them.
+            TypeError: The function can't be called with these arguments.
         """
         given = len(args)
         shape = self._shapes[min(given, self._most)]
@@ -170,7 +180,7 @@ class Binding(Generic[P]):
         return positional, named  # type: ignore[return-value]  # there is no `None`
 
     def _reason(self, args: Sequence[object], kwargs: Mapping[Any, object]) -> str:
-        """Let Python say what is wrong; not every version of it finds everything."""
+        """Return Python's error message for a call; not every version refuses every such call."""
         try:
             self._signature.bind(*args, **kwargs)
         except TypeError as error:
@@ -178,15 +188,15 @@ class Binding(Generic[P]):
         return "the arguments do not fit its parameters"
 
 
-def _shape(given: int, known: Iterable[Parameter], parameters: Mapping[str, P]) -> _CallShape[P]:
-    positional = [each for each in known if each.kind is not Parameter.KEYWORD_ONLY]
-    named = [each for each in known if each.kind is not Parameter.POSITIONAL_ONLY]
+def _shape(given: int, plain: Iterable[Parameter], parameters: Mapping[str, P]) -> _CallShape[P]:
+    positional = [param for param in plain if param.kind is not Parameter.KEYWORD_ONLY]
+    named = [param for param in plain if param.kind is not Parameter.POSITIONAL_ONLY]
     taken = positional[:given]
-    required = [each for each in known if each.default is each.empty and each not in taken]
-    by_position = [each for each in required if each.kind is Parameter.POSITIONAL_ONLY]
+    required = [param for param in plain if param.default is param.empty and param not in taken]
+    by_position = [param for param in required if param.kind is Parameter.POSITIONAL_ONLY]
     return _CallShape(
-        positional=(*(parameters[each.name] for each in taken), *([None] if by_position else [])),
-        named={each.name: None if each in taken else parameters[each.name] for each in named},
-        required=frozenset(each.name for each in required),
+        positional=(*(parameters[param.name] for param in taken), *([None] if by_position else [])),
+        named={param.name: None if param in taken else parameters[param.name] for param in named},
+        required=frozenset(param.name for param in required),
         is_complete=not required,
     )

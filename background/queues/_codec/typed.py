@@ -1,7 +1,7 @@
-"""Values of annotated types as plain data, with msgspec; imported where msgspec is installed.
+"""Conversion of values of annotated types with msgspec; imported only if msgspec is installed.
 
-Pydantic's models are converted by their own methods. Pydantic is not imported here: where there are
-models, it has been imported.
+Pydantic models are converted by their own methods. Pydantic is not imported here, because it has
+been imported if there is a model.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ class Typed:
     """Converts values of one annotated type.
 
     Args:
-        what: Names the value in messages.
+        what: The name of the value in messages.
         annotation: The type.
 
     Raises:
-        TypeError: The type's values can't be told apart as JSON.
+        TypeError: msgspec can't decode the type, for example a union that is ambiguous in JSON.
         NameError: A name in the type is not defined.
     """
 
@@ -38,36 +38,36 @@ class Typed:
         #: Types of values that need neither a conversion nor a check.
         self.as_is: frozenset[type[Any]] = _SCALARS.intersection(_members(annotation))
         self._what = what
-        # msgspec caches what it finds out about a Struct, but not about any other type.
+        # msgspec caches its information about Structs, but not about other types.
         self._holder = msgspec.defstruct("Holder", [("it", annotation)])
         msgspec.json.Decoder(self._holder)
 
     def dump(self, value: Any) -> Any:
-        """Return plain data that `load` turns into the same value.
+        """Convert a value to plain data, which `load` converts to an equal value.
 
         Raises:
-            InvalidPayloadError: The value can't be encoded, or would come back as another one.
+            InvalidPayloadError: The value can't be converted, or would be decoded differently.
         """
         try:
             plain = msgspec.to_builtins(value, str_keys=True, enc_hook=_encode)
             again = self._convert(plain)
             is_same = bool(again == value) or _alike(again, value)
-        except Exception as error:  # from the value's own methods
+        except Exception as error:  # from methods of the value
             raise self._invalid(error) from None
         if not is_same:
             sent, got = type(value).__qualname__, type(again).__qualname__
             back = "changed" if type(again) is type(value) else f"as a {got}"
             raise InvalidPayloadError(
-                f"{self._what}: a {sent} would come back {back}; annotate all of it with the types "
-                "that are sent"
+                f"{self._what}: a {sent} would come back {back}; annotate it, and all values "
+                "inside it, with their types"
             )
         return plain
 
     def load(self, value: Any) -> Any:
-        """Return plain data as the annotated type.
+        """Convert plain data to the annotated type.
 
         Raises:
-            InvalidPayloadError: It does not fit the type.
+            InvalidPayloadError: The data does not fit the type.
         """
         try:
             return self._convert(value)
@@ -84,14 +84,14 @@ class Typed:
 
 
 def _members(annotation: Any) -> tuple[Any, ...]:
-    """Return the types that a union consists of, or the type that is no union."""
+    """Return the types in a union, or the type itself if it is not a union."""
     union = typing.get_origin(annotation) in (typing.Union, types.UnionType)
     return typing.get_args(annotation) if union else (annotation,)
 
 
 def _encode(value: Any) -> Any:
     if is_model(type(value)):
-        # By the names of the fields, whatever their aliases.
+        # By field names, because aliases may differ for validation and serialization.
         return value.model_dump(mode="json", by_alias=False, round_trip=True, warnings=False)
     raise TypeError(f"{type(value).__qualname__} can't be sent")
 
@@ -103,7 +103,7 @@ def _decode(kind: Any, value: Any) -> Any:
     try:
         return kind.model_validate(value, by_name=True)
     except pydantic.ValidationError as error:
-        # Without the data, which pydantic's own message quotes.
+        # Without the data, which pydantic's message quotes.
         raise ValueError("; ".join(map(_line, error.errors()))) from None
 
 
@@ -119,11 +119,16 @@ def _line(error: dict[str, Any]) -> str:
 
 
 def _alike(again: Any, sent: Any) -> bool:
-    """Return whether a value is the one that was sent, though it may not compare as equal.
+    """Return whether a decoded value equals the value that was sent, where `==` does not suffice.
 
-    Tuples and lists are the same in JSON. Values that compare by identity are compared by their
-    fields. Times are compared by what they show: a time in the hour that is repeated when summer
-    time ends equals no time in another zone, even at the same moment. Each part is compared once.
+    Tuples and lists are the same in JSON. Objects that compare by identity are compared by their
+    fields. Times are compared by their digits and UTC offsets, because a time in the hour that is
+    repeated at the end of summer time never equals a time in another zone:
+    https://peps.python.org/pep-0495/#inter-zone-comparison
+
+    Args:
+        again: The decoded value.
+        sent: The value that was sent.
     """
     kind: type[Any] = sent.__class__
     if issubclass(kind, _SEQUENCES):
@@ -147,7 +152,7 @@ def _shown(when: datetime | time) -> tuple[Any, ...]:
 
 
 def _compared(kind: type[Any]) -> Iterable[str] | None:
-    """Return the names of the fields of a dataclass, a Struct or a pydantic model."""
+    """Return the names of the fields to compare in a dataclass, a Struct or a pydantic model."""
     if is_dataclass(kind):
         return [field.name for field in fields(kind) if field.compare]
     if is_model(kind):

@@ -1,1 +1,1 @@
-"""From a call of a handler to a message at the broker."""
+"""Enqueueing: from the call of a handler to a message for the broker."""

@@ -1,4 +1,4 @@
-"""Chains and groups: jobs that start when others have succeeded."""
+"""Chains and groups, whose jobs depend on other jobs."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ class Composite(Step[T]):
         self.steps = steps
         self.depth = 1 + max(step.depth for step in steps)
         if self.depth > DEEPEST:
-            raise ValueError(f"chains and groups can be nested {DEEPEST} deep, and no deeper")
+            raise ValueError(f"chains and groups can be nested at most {DEEPEST} deep")
 
 
 class Chain(Composite[T]):
@@ -86,11 +86,11 @@ class Group(Composite[T]):
 
 
 def chain(*steps: Step[Any]) -> Step[Any]:
-    """Run each step when the one before has succeeded; the result is that of the last step.
+    """Run every step after the previous one has succeeded; the result is that of the last step.
 
-    A step reads the result of the step before from `JobContext.previous`. If a step fails, those
-    after it are dead. Steps may be chains and groups themselves. Results between steps, and that of
-    the whole, are plain data, whatever the annotations.
+    A step reads the result of the previous step from `JobContext.previous`. If a step fails, all
+    later steps are dead. Steps may be chains and groups. The results of steps, and the result of
+    the chain, are plain data, which is not converted by annotations.
 
     Args:
         *steps: The steps, in order.
@@ -100,7 +100,7 @@ def chain(*steps: Step[Any]) -> Step[Any]:
 
     Raises:
         ValueError: There are no steps, or they are nested more than 50 deep.
-        TypeError: An argument is no step.
+        TypeError: An argument is not a step.
 
     Example:
         ```python
@@ -124,7 +124,7 @@ def group(*steps: Step[T]) -> Step[list[T]]:
 
     Raises:
         ValueError: There are no steps, or they are nested more than 50 deep.
-        TypeError: An argument is no step.
+        TypeError: An argument is not a step.
 
     Example:
         ```python
@@ -139,13 +139,13 @@ Exits = str | list["Exits"]
 
 
 class Compiler:
-    """Makes the messages of a chain or group, each after those that it depends on.
+    """Makes the messages of a chain or group, in the order of their dependencies.
 
-    `steps` has the single jobs that the messages were made of, without the last message, which
-    represents the whole.
+    `steps` are the single jobs of the messages, except for the last message, which represents the
+    chain or group.
 
     Args:
-        id: The id of the whole.
+        id: The id of the chain or group.
         terms: The queue and the retention of the job that represents it.
         max_payload: The most bytes of a body.
     """
@@ -158,24 +158,24 @@ class Compiler:
         self._messages: list[Message] = []
 
     def compile(self, step: Step[Any]) -> list[Message]:
-        """Return the messages; the last one represents the whole."""
+        """Return the messages; the last one represents the chain or group."""
         depends_on, shape = _numbered(self._add(step, (), None))
-        members = [each.id for each in self._messages]
+        members = [made.id for made in self._messages]
         terms = replace(
             self._terms,
-            retention=max(self._terms.retention, *(each.retention for each in self._messages)),
+            retention=max(self._terms.retention, *(made.retention for made in self._messages)),
         )
         last = last_message(terms, self._id, depends_on, shape, members, self._max_payload)
         return [*self._messages, last]
 
     def _add(self, step: Step[Any], depends_on: tuple[str, ...], shape: Shape | None) -> Exits:
-        """Add the jobs of a step; return those whose results make up its result."""
+        """Add the jobs of a step; return the jobs whose results make up its result."""
         if isinstance(step, Group):
-            return [self._add(each, depends_on, shape) for each in step.steps]
+            return [self._add(member, depends_on, shape) for member in step.steps]
         if isinstance(step, Chain):
             exits: Exits = []
-            for each in step.steps:
-                exits = self._add(each, depends_on, shape)
+            for member in step.steps:
+                exits = self._add(member, depends_on, shape)
                 depends_on, shape = _numbered(exits)
             return exits
         assert isinstance(step, Single)
@@ -188,7 +188,7 @@ class Compiler:
 
 
 def _numbered(exits: Exits) -> tuple[tuple[str, ...], Shape]:
-    """Return the jobs in a row, and how their results are put together."""
+    """Return the ids of the jobs, and the structure of their results."""
     ids: list[str] = []
 
     def number(exit: Exits) -> Shape:

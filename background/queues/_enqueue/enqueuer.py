@@ -1,4 +1,4 @@
-"""Enqueues jobs, however they are described, and notifies observers."""
+"""Enqueues jobs, chains and groups, and notifies observers."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Callable, Collection, Sequence
 from contextvars import copy_context
 from typing import Any, TypeVar
 
-from ..._eventloop.backend import current_backend
+from ..._eventloop.running import current_backend
 from ..._eventloop.services import Services
 from ..._events import JobEnqueued, JobRef
 from ..._lifecycle.host import WorkerHost
@@ -35,9 +35,9 @@ class Enqueuer:
 
     Args:
         client: The broker and the store of results.
-        terms: What holds for jobs without a handler in this process.
+        terms: The settings of jobs without a handler in this process.
         observers: The queue's observers.
-        load_result: Turns a result into what the handler's annotation says.
+        load_result: Converts a result to the type of the handler's annotation.
     """
 
     def __init__(
@@ -69,7 +69,7 @@ class Enqueuer:
         It can be called again if the event loop interrupts it.
 
         Raises:
-            BaseException: What a hook raised to end the program.
+            BaseException: The error of a hook that must end the program.
         """
         if self._own is None:
             return
@@ -108,7 +108,16 @@ class Enqueuer:
         self._notify(messages, options, observers)
 
     async def enqueue_step(self, step: Step[T], id: str | None) -> JobHandle[T]:
-        """Enqueue what `job()`, `chain()` or `group()` made; raises what `enqueue` raises."""
+        """Enqueue a job, chain or group.
+
+        Args:
+            step: The job, chain or group.
+            id: Its id; `None` for a new id.
+
+        Raises:
+            ValueError: `id` is too long for a chain or group.
+            QueueError: As `enqueue` does.
+        """
         self._opened()
         if isinstance(step, Single):
             message = step.message(id, self.max_payload)
@@ -121,7 +130,7 @@ class Enqueuer:
                 f"id of a chain or group can have {_LONGEST_ID} characters, not {len(id)}"
             )
         elif await self._client.broker.get(id) is not None:  # its steps may be deleted already
-            raise DuplicateJobError(f"there is a job with the id {id!r}")
+            raise DuplicateJobError(f"a job with the id {id!r} is stored")
         compiler = Compiler(id, self.terms, self.max_payload)
         messages = compiler.compile(step)
         await self._client.enqueue(messages)
@@ -131,7 +140,7 @@ class Enqueuer:
         return self.handle(id)
 
     async def enqueue_steps(self, steps: Sequence[Single[Any]]) -> list[JobHandle[Any]]:
-        """Enqueue single jobs with one call, all or none; raises what `enqueue` raises."""
+        """Enqueue single jobs with one call, all or none; raise the errors of `enqueue`."""
         self._opened()
         messages = [step.message(None, self.max_payload) for step in steps]
         await self._client.enqueue(messages)
@@ -169,7 +178,7 @@ class Enqueuer:
         self._raise_fatal()
 
     def _raise_fatal(self) -> None:
-        """Raise what a hook raised to end the program."""
+        """Raise the error of a hook that must end the program."""
         if self._fatal:
             raise self._fatal.pop()
 
@@ -191,7 +200,7 @@ def checked_observers(observers: Collection[Observer]) -> tuple[Observer, ...]:
     """Return the observers of a queue or a handler.
 
     Raises:
-        ValueError: One is no observer, or belongs to a manager.
+        ValueError: A value is not an observer, or an observer implements `watch()`.
     """
     collected = validation.collected("observers", observers)
     check_observers(collected, ValueError)

@@ -1,4 +1,4 @@
-"""What the enqueuer of a job holds."""
+"""The handle of an enqueued job."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ T = TypeVar("T")
 
 @ki_protected
 class JobHandle(Generic[T]):
-    """A job, or a chain or group, in whatever process it runs. Awaiting it is `result()`."""
+    """A job, chain or group, in any process. Awaiting it calls `result()`."""
 
     __slots__ = ("_client", "_load_result", "id")
 
@@ -36,15 +36,16 @@ class JobHandle(Generic[T]):
             timeout: Seconds to wait; `None` for no bound.
 
         Returns:
-            The result: for a chain that of its last step, for a group the list of its members'.
+            The result: for a chain, the result of its last step; for a group, the list of the
+            results of its steps.
 
         Raises:
             JobFailedError: The job is dead; for a chain or group, with the error of the step that
                 failed.
             JobCancelledError: The job was cancelled.
             JobExpiredError: The job expired.
-            TimeoutError: The time is up.
-            QueueError: The job is not stored, or its result is not.
+            TimeoutError: The job has not ended in time.
+            QueueError: The job or its result is not stored.
             InvalidPayloadError: The result does not fit the handler's annotation.
             BrokerUnavailableError: The broker could not be reached for 30 seconds.
         """
@@ -69,10 +70,10 @@ class JobHandle(Generic[T]):
             timeout: Seconds to wait; `None` for no bound.
 
         Returns:
-            The final state, whatever it is.
+            The final state.
 
         Raises:
-            TimeoutError: The time is up.
+            TimeoutError: The job has not ended in time.
             QueueError: The job is not stored.
             BrokerUnavailableError: The broker could not be reached for 30 seconds.
         """
@@ -80,11 +81,11 @@ class JobHandle(Generic[T]):
         return (await self._client.wait(self.id, inf if timeout is None else timeout)).state
 
     async def info(self) -> JobInfo | None:
-        """Return the job as it is now, or `None` if it is not stored."""
+        """Return information about the job, or `None` if it is not stored."""
         return await self._client.info(self.id)
 
     async def cancel(self) -> bool:
-        """Cancel the job; the worker of a running one does so within two seconds.
+        """Cancel the job; the worker of a running job does so within two seconds.
 
         Returns:
             Whether the job had not ended.

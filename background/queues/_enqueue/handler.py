@@ -25,10 +25,10 @@ T = TypeVar("T")
 
 @dataclass(slots=True, eq=False)
 class HandlerConfig:
-    """The settings of a handler, checked.
+    """The checked settings of a handler.
 
     Args:
-        terms: What holds for all of its jobs.
+        terms: The settings of all its jobs.
         retry: The policy of its jobs.
         timeout: Seconds for one attempt.
         stores_result: Whether results are stored.
@@ -99,7 +99,7 @@ class JobSubmission(Generic[P, T]):
             The handles of the jobs.
 
         Raises:
-            ValueError: All jobs would have one id.
+            ValueError: The options have an id, which several jobs can't share.
             QueueError: As `enqueue` does.
 
         Example:
@@ -113,7 +113,7 @@ class JobSubmission(Generic[P, T]):
         plain = (self._dump(*_split(call)) for call in calls)
         made = messages(config.terms, plain, options, enqueuer.max_payload)
         await enqueuer.enqueue(made, options, config.observers)
-        return [enqueuer.handle(each.id) for each in made]
+        return [enqueuer.handle(enqueued.id) for enqueued in made]
 
     def job(self, *args: P.args, **kwargs: P.kwargs) -> Step[T]:
         """Make a job that is not enqueued yet.
@@ -145,7 +145,7 @@ class JobSubmission(Generic[P, T]):
 
 
 class Handler(JobSubmission[P, T], Generic[P, R, T]):
-    """A function that processes jobs; called, it is the plain function.
+    """A function that processes jobs; calling the handler calls the function.
 
     Made by `JobQueue.handler()`.
     """
@@ -161,7 +161,7 @@ class Handler(JobSubmission[P, T], Generic[P, R, T]):
 
     @property
     def name(self) -> str:
-        """The name under which workers know the handler."""
+        """The name by which workers find the handler."""
         return self.config.terms.name
 
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
@@ -173,7 +173,7 @@ class Handler(JobSubmission[P, T], Generic[P, R, T]):
         Args:
             **options: `delay`: seconds until the job may start; `at`: when it may start, as a
                 `datetime` with a time zone or in seconds since the epoch; `id`: the job's id, which
-                no other stored job may have; `queue`, `expires` (seconds until it must have
+                no stored job may have; `queue`, `expires` (seconds until it must have
                 started), `timeout` (seconds for one attempt): instead of the handler's; `retry`: a
                 number of attempts instead of the handler's policy; `meta`: plain data for observers
                 and `JobContext.meta`.
@@ -197,7 +197,7 @@ class Handler(JobSubmission[P, T], Generic[P, R, T]):
 
 
 def _hint(error: TypeError, kwargs: Mapping[str, Any]) -> str:
-    """Return where options belong that were passed among the arguments."""
+    """Return the advice for options that were passed as arguments, or an empty string."""
     options = [name for name in kwargs if name in JobOptions.__annotations__]
     if not any(f"'{name}'" in str(error) for name in options):
         return ""
@@ -210,6 +210,5 @@ def _split(call: object) -> tuple[Sequence[Any], Mapping[str, Any]]:
     if isinstance(call, Mapping):
         return (), cast(Mapping[str, Any], call)
     raise TypeError(
-        "each of calls must be a tuple of arguments or a mapping of keyword arguments, "
-        f"not {call!r}"
+        f"calls must contain tuples of arguments or mappings of keyword arguments, not {call!r}"
     )

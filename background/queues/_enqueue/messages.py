@@ -1,4 +1,4 @@
-"""Turns a job to be enqueued into a broker's message."""
+"""The creation of a broker's messages for new jobs."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from .options import CheckedOptions
 
 @dataclass(slots=True, eq=False)
 class Terms:
-    """What holds for all jobs of a handler.
+    """The settings of all jobs of a handler.
 
     Args:
         name: The handler's name.
@@ -41,7 +41,7 @@ class Place:
     Args:
         id: The job's id.
         depends_on: The ids of the jobs that it depends on.
-        previous: How their results are put together.
+        previous: The structure of their results.
     """
 
     id: str
@@ -55,7 +55,7 @@ def messages(
     options: CheckedOptions,
     max_payload: int,
 ) -> list[Message]:
-    """Return the messages of jobs whose arguments are known to be plain data.
+    """Return the messages of jobs whose arguments are plain data.
 
     Raises:
         InvalidPayloadError: A body can't be encoded.
@@ -90,9 +90,9 @@ def message(
     max_payload: int,
     place: Place | None = None,
 ) -> Message:
-    """Return the message of one job; raises what `messages` raises."""
+    """Return the message of one job; raise the errors of `messages`."""
     body = _body(args, kwargs, _shared(options))
-    if options.id is not None:  # another job could have it
+    if options.id is not None:  # the id may be in use
         body["nonce"] = new_id()
     if place is not None:
         body["passes"] = True
@@ -131,7 +131,7 @@ def _body(
 
 
 def _shared(options: CheckedOptions) -> dict[str, Any]:
-    """Return what the bodies of all jobs of a call share."""
+    """Return the fields that the bodies of all jobs of a call share."""
     shared: dict[str, Any] = {}
     if trace := inject():
         shared["trace"] = trace

@@ -1,4 +1,4 @@
-"""What can be asked of a single job beyond its arguments."""
+"""The options of a single job."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class JobOptions(TypedDict, total=False):
 
 @dataclass(slots=True)
 class CheckedOptions:
-    """The options of a job, checked; `at` is in seconds since the epoch."""
+    """The checked options of a job; `at` is in seconds since the epoch."""
 
     delay: float = 0.0
     at: float | None = None
@@ -43,7 +43,7 @@ _NAMES = tuple(field.name for field in fields(CheckedOptions))
 
 
 def check(given: JobOptions) -> CheckedOptions:
-    """Return the options, checked.
+    """Check options, and return them.
 
     Raises:
         TypeError: There is no such option.
@@ -56,7 +56,7 @@ def check(given: JobOptions) -> CheckedOptions:
     at = given.get("at")
     if isinstance(at, datetime):
         if at.utcoffset() is None:
-            raise ValueError(f"at must have a time zone, such as UTC, and {at} has none")
+            raise ValueError(f"at must have a time zone, such as UTC, but {at} has none")
         at = at.timestamp()
     values: dict[str, Any] = {**given, "at": at}
     for argument in ("id", "queue"):
@@ -66,7 +66,7 @@ def check(given: JobOptions) -> CheckedOptions:
     validation.seconds("delay", options.delay, at_least=0)
     validation.optional(validation.seconds, "at", options.at)
     if options.at is not None and options.delay:
-        raise ValueError("delay and at can't both be given: each says when the job may start")
+        raise ValueError("delay and at can't both be given: both say when the job may start")
     for argument in ("expires", "timeout"):
         validation.optional(validation.seconds, argument, getattr(options, argument), above=0)
     if options.retry is not None and not _is_count(options.retry):

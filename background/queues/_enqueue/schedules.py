@@ -1,4 +1,4 @@
-"""Jobs on a schedule: each tick is enqueued once, in however many processes."""
+"""Jobs on a schedule; a tick is enqueued once, even if there are several processes."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ from .composites import Single, Step
 from .enqueuer import Enqueuer
 from .messages import message
 
-#: Seconds for which a tick's job is stored at least, for processes whose clocks are late.
-_REMEMBERED = 3600.0
+#: The shortest retention in seconds of a tick's job, which processes with late clocks must find.
+_MIN_RETENTION = 3600.0
 
 _SHORTEST = 0.1  # seconds between ticks
 _WHAT = "enqueueing on a schedule"
@@ -68,16 +68,14 @@ class JobSchedule:
         if job.options.at is not None:
             raise ValueError("job: at can't be given, because the schedule says when it may start")
         terms = job.terms
-        remembered = replace(terms, retention=max(terms.retention, _REMEMBERED))
-        self._job: Single[Any] = Single(
-            remembered, job.args, job.kwargs, job.options, job.observers
-        )
+        terms = replace(terms, retention=max(terms.retention, _MIN_RETENTION))
+        self._job: Single[Any] = Single(terms, job.args, job.kwargs, job.options, job.observers)
         self._enqueuer = enqueuer
         self._schedule = schedule
         self._id = _id_of(schedule, job)
         self._jitter = schedule.jitter if isinstance(schedule, Every) else 0.0
         self._is_failing = False
-        self._job.message(self._id, enqueuer.max_payload)  # or each tick would fail
+        self._job.message(self._id, enqueuer.max_payload)  # raises now, instead of at every tick
 
     def describe_loop(self) -> Task[None]:
         """Return the loop that enqueues the jobs, for another manager."""
@@ -87,7 +85,7 @@ class JobSchedule:
             kind=TaskKind.LOOP,
             schedule=_WallClock(self._schedule),
             name=f"schedule of {self._job.terms.name}",
-            # Until a tick is enqueued; the end of the loop ends the pauses.
+            # Without a limit of attempts; stopping the loop ends a pause.
             retry=AsyncRetrying(
                 retry=retry_if_exception_type(Exception), wait=WAIT, before_sleep=self._failed
             ),
@@ -142,12 +140,12 @@ class _Ticker:
 
 
 def _id_of(schedule: Schedule, job: Single[Any]) -> str:
-    """Return how the ids of a schedule's jobs begin, the same in all processes."""
+    """Return the prefix of the ids of a schedule's jobs, which is equal in all processes."""
     name = job.terms.name
     described = repr((name, schedule, [*job.args], sorted(job.kwargs.items())))
     return f"{name[:80]}:{sha256(described.encode()).hexdigest()[:12]}"
 
 
 def _chance(id: str) -> float:
-    """Return a number from 0 to 1 that is random, and the same in all processes."""
+    """Return a pseudo-random number from 0 to 1, which is equal in all processes."""
     return int(sha256(id.encode()).hexdigest()[:12], 16) / 16**12

@@ -1,1 +1,1 @@
-"""What a worker does: fetch, prepare, run, renew and settle jobs."""
+"""Workers, which fetch, prepare, run, renew and settle jobs."""

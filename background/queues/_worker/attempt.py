@@ -13,8 +13,7 @@ from tenacity import AsyncRetrying, RetryError
 from ..._errors import DuplicateTaskError
 from ..._events import JobRef
 from ..._execution.handle import TaskHandle
-from ..._execution.outcome import Outcome
-from ..._execution.runner import FROM_OUTSIDE
+from ..._execution.outcome import FROM_OUTSIDE, Outcome
 from ..._lifecycle.host import WorkerHost, current_interceptor
 from ..._retry import Attempts
 from ..._states import TaskStatus
@@ -28,19 +27,19 @@ from .._errors import QueueError
 from ..abc import Claim, Settlement
 from .decision import CANCELLED, LOST, UNSETTLED, cancelled, conclude, decide
 
-_OVER = "the attempt has ended"
+_ENDED = "the attempt has ended"
 
 
 @dataclass(slots=True)
 class WorkerContext:
-    """What all attempts of a worker share.
+    """The resources that all attempts of a worker share.
 
     Args:
-        host: The manager that runs them.
+        host: The manager that runs the attempts.
         client: The broker and the store of results.
-        settle: Settles a job, and returns whether its lease was held, or `None` if unknown.
+        settle: Settles a job; returns whether its lease was held, or `None` if that is unknown.
         settle_soon: Settles a job without waiting for the answer.
-        remove: Removes an attempt from those that are under way.
+        remove: Removes an attempt from the attempts in flight.
     """
 
     host: WorkerHost
@@ -51,17 +50,17 @@ class WorkerContext:
 
 
 class JobAttempt:
-    """A claimed job, the task that runs it, and what the worker knows about both.
+    """A claimed job, the task that runs it, and their state in the worker.
 
     Args:
-        worker: What all attempts of the worker share.
+        worker: The resources that all attempts of the worker share.
         claim: The claim.
         task: The task to run.
         policy: Decides about another attempt.
-        dump_result: Turns a result into plain data.
+        dump_result: Converts a result to plain data.
         stores_result: Whether the result is stored for the enqueuer.
         passes_result: Whether other jobs depend on it.
-        previous: The results of the jobs that it depends on.
+        previous: The results of its dependencies.
         held_until: When the lease ends, on the event loop's clock.
     """
 
@@ -78,9 +77,9 @@ class JobAttempt:
         "_stores_result",
         "_worker",
         "claim",
+        "has_ended",
         "held_until",
         "is_lost",
-        "is_over",
         "is_settling",
         "job",
         "job_cancelled",
@@ -114,7 +113,7 @@ class JobAttempt:
         )
         self.is_lost = False
         self.job_cancelled = False
-        self.is_over = False  # the function has returned
+        self.has_ended = False  # whether the function has returned
         self.is_settling = False
         self._worker = worker
         self._policy = policy
@@ -140,7 +139,7 @@ class JobAttempt:
 
     @property
     def gives_up(self) -> bool:
-        """Whether another try to settle the job is useless."""
+        """Whether retrying a settlement of the job is pointless."""
         return self.is_lost or self._cancel_requested
 
     def start(self, context: Context) -> None:
@@ -148,25 +147,25 @@ class JobAttempt:
         run = self._worker.host.run_attempt
         try:
             self._handle = run(self.task, context, self.job, self)
-        except DuplicateTaskError:  # an attempt of the same job still runs, whose lease was lost
+        except DuplicateTaskError:  # an earlier attempt, whose lease was lost, still runs
             self._handle = run(replace(self.task, id=None), context, self.job, self)
         if self.job_cancelled:  # an observer cancelled it before there was a handle
             self.cancel()
 
     def lose(self) -> None:
-        """End the run, because another worker may have the job."""
+        """Cancel the run, because another worker can claim the job."""
         if not self.is_lost:
             self.is_lost = True
             self._log(LOST)
             self._cancel(LOST)
 
     def cancel(self) -> None:
-        """End the run, because the job was cancelled."""
+        """Cancel the run, because the job was cancelled."""
         self.job_cancelled = True
         self._cancel(CANCELLED)
 
     def release(self) -> None:
-        """End the run, so that another worker gets the job."""
+        """Cancel the run, and release the job."""
         self._cancel("shutdown")
 
     def _cancel(self, reason: str) -> None:
@@ -183,7 +182,7 @@ class JobAttempt:
             return
         wall, now = clock.wall(), self._worker.host.backend.now
         has_failed = self.number - 1 > self.claim.crashes
-        error = self.claim.error if has_failed else None  # otherwise it is from before a requeue
+        error = self.claim.error if has_failed else None  # otherwise it precedes a requeue
         since = None if error is None else error.get("since")
         self._since = since if isinstance(since, float) else wall
         task = self.task
@@ -209,13 +208,13 @@ class JobAttempt:
         self._worker.remove(self)
 
     async def after_run(self, outcome: Outcome) -> Outcome:
-        self.is_over = True
+        self.has_ended = True
         try:
             if self.is_lost:
                 return cancelled(outcome, LOST)
             try:
                 outcome, result = await self._judge(outcome)
-            except BaseException:  # the event loop ends: another worker gets the job
+            except BaseException:  # the event loop is shutting down, so the job is released
                 self.on_never_started("shutdown")
                 raise
             self.is_settling = True
@@ -277,7 +276,7 @@ class JobAttempt:
             outcome.retry_in = delay
 
     def _encode(self, value: Any) -> bytes | None:
-        """Return a result as it is stored, if it is; raise what makes it the job's failure."""
+        """Encode a result, or return `None` if it is not stored; an error fails the job."""
         if not (self._stores_result or self._passes_result):
             return None
         what = f"the result of job {self.job.id}"
@@ -307,8 +306,8 @@ class JobAttempt:
         """Store an intermediate result, as `JobContext.save()` does."""
         client, message = self._worker.client, self.claim.message
         encoded = json_data.encode(f"a value of job {self.job.id}", value, client.max_payload)
-        if self.is_lost or self.is_over:  # a store of results can't find that out
-            raise QueueError(f"job {self.job.id}: {LOST if self.is_lost else _OVER}")
+        if self.is_lost or self.has_ended:  # a store of results does not check the lease
+            raise QueueError(f"job {self.job.id}: {LOST if self.is_lost else _ENDED}")
         self._has_saved = True
         token, retention = self.claim.token, message.retention
         if not await client.save(message.id, self.number, token, encoded, retention):

@@ -1,4 +1,4 @@
-"""Settles the jobs of one worker: those that end at about the same time with one call."""
+"""Settles the jobs of one worker; jobs that end at about the same time share a call."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class _Batch:
 
 
 class Completer:
-    """Sends settlements while its service runs; those that come meanwhile are sent next.
+    """Sends settlements in batches; settlements that arrive during a call form the next batch.
 
     Args:
         broker: The broker.
@@ -71,7 +71,7 @@ class Completer:
         return batch
 
     async def drain(self) -> None:
-        """Wait until everything was sent."""
+        """Wait until all settlements were sent."""
         while self._sent is not None or self._filling.settlements:
             if self._sent is None and not self._is_running:  # the manager has closed
                 await self._send_next()
@@ -79,16 +79,16 @@ class Completer:
                 await (self._sent or self._filling).done.wait()
 
     def close(self) -> None:
-        """Settle nothing more, and send nothing again that the broker does not accept."""
+        """Ignore further settlements, and stop retrying failed calls."""
         self._is_closed = True
 
     async def run(self) -> None:
-        """Send settlements until cancelled, then those that are left."""
+        """Send settlements until cancelled, and finally the remaining ones."""
         self._is_running = True
         try:
             while True:
                 await self._filled.wait()
-                await checkpoint()  # so that what ends in this turn of the event loop comes along
+                await checkpoint()  # jobs that end in this turn of the event loop join the batch
                 await self._send_next()
         finally:
             while self._filling.settlements:
@@ -143,7 +143,7 @@ class Completer:
         """Return whether a refused settlement was accepted before, when the answer was lost."""
         job = await self._broker.get(settlement.id)
         if job is None:
-            return settlement.state in FINAL  # its retention was shorter than all this
+            return settlement.state in FINAL  # its retention has ended already
         counted = attempt.number - (settlement.state is JobState.READY)
         if settlement.state is JobState.SCHEDULED and job.attempt == counted + 1:
             # The next attempt has begun; it has the error of this one if that was accepted.
@@ -154,12 +154,12 @@ class Completer:
         return job.attempt == counted and job.state in states
 
     async def _send_one_by_one(self, batch: _Batch, error: Exception) -> list[bool | None]:
-        """Find out which settlement the broker refuses, and make its job dead."""
+        """Send settlements separately; make the job dead whose settlement the broker refuses."""
         if len(batch.settlements) == 1:
             (settlement,) = batch.settlements
             log(logging.ERROR, "job %s can't be settled", settlement.id, error=error)
             dead = replace(settlement, state=JobState.DEAD, result=None, error=describe(error))
-            with suppress(Exception):  # then its lease ends
+            with suppress(Exception):  # otherwise its lease expires
                 await self._broker.settle([dead])
             return [None]
         accepted: list[bool | None] = []

@@ -1,4 +1,4 @@
-"""What a job's function can learn about its job."""
+"""The access of a job's function to its job."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from .attempt import JobAttempt, current_attempt
 
 @ki_protected
 class JobContext:
-    """The job that is running, for its function and everything that it calls.
+    """The running job, for its function and the functions that it calls.
 
     Example:
         ```python
@@ -52,7 +52,7 @@ class JobContext:
 
     @property
     def attempt(self) -> int:
-        """The number of this attempt, from 1, attempts whose worker died included."""
+        """The number of this attempt, from 1, including attempts whose worker died."""
         return self._attempt.job.attempt
 
     @property
@@ -62,9 +62,9 @@ class JobContext:
 
     @property
     def previous(self) -> Any:
-        """The result of the step before in a chain, for a group a list; otherwise `None`.
+        """The result of the previous step in a chain; a list after a group; otherwise `None`.
 
-        It is plain data, whatever the annotation of that step's function.
+        It is plain data, which is not converted by annotations.
         """
         return self._attempt.previous
 
@@ -82,10 +82,10 @@ class JobContext:
             value: Plain data.
 
         Raises:
-            InvalidPayloadError: The value is no plain data.
-            PayloadTooLargeError: It is larger than `max_payload`.
+            InvalidPayloadError: The value is not plain data.
+            PayloadTooLargeError: The value is larger than `max_payload`.
             BrokerUnavailableError: The broker can't be reached.
-            QueueError: Another worker may have the job, or its function has returned.
+            QueueError: The lease was lost, or the job's function has returned.
         """
         await self._attempt.save(value)
 

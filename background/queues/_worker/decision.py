@@ -1,11 +1,10 @@
-"""What becomes of a job after an attempt, decided without waiting."""
+"""Pure functions that decide how an attempt of a job is settled."""
 
 from __future__ import annotations
 
 from typing import Any
 
-from ..._execution.outcome import Outcome
-from ..._execution.runner import FROM_OUTSIDE
+from ..._execution.outcome import FROM_OUTSIDE, Outcome
 from ..._states import TaskStatus
 from .._codec.errors import describe
 from .._states import JobState
@@ -15,7 +14,7 @@ LOST = "its lease was lost"
 CANCELLED = "the job was cancelled"
 UNSETTLED = "it could not be settled"
 
-#: Reasons of a cancellation after which another worker gets the job at once.
+#: Reasons of a cancellation after which the job is released.
 _RELEASED = ("shutdown", FROM_OUTSIDE)
 
 
@@ -27,11 +26,11 @@ def decide(
     result: bytes | None = None,
     since: float = 0.0,
 ) -> Settlement:
-    """Return what to tell the broker about an attempt.
+    """Return the settlement of an attempt.
 
     Args:
         claim: The claim of the attempt.
-        outcome: The outcome of its run; `retry_in` is set if the policy asks for another attempt.
+        outcome: The outcome of its run; `retry_in` is set if the policy retries.
         job_cancelled: Whether the job itself is to be cancelled, not only the run.
         result: The encoded result of a run that succeeded.
         since: When the job's first attempt began, in seconds since the epoch.
@@ -61,7 +60,7 @@ def conclude(outcome: Outcome, settlement: Settlement, accepted: bool | None) ->
 
     Args:
         outcome: The outcome of its run.
-        settlement: What the broker was told.
+        settlement: The settlement that was sent.
         accepted: Whether the lease was still held; `None` if that is unknown.
     """
     if not accepted:
@@ -73,5 +72,5 @@ def conclude(outcome: Outcome, settlement: Settlement, accepted: bool | None) ->
 
 
 def cancelled(outcome: Outcome, reason: str | None) -> Outcome:
-    """Return the outcome of a run that was cancelled, whatever else it came to."""
+    """Return the outcome of a cancelled run, without its result and error."""
     return Outcome(TaskStatus.CANCELLED, outcome.duration, cancel_reason=reason)

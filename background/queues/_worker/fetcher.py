@@ -1,4 +1,4 @@
-"""Claims jobs while there is room for them, and starts them."""
+"""Claims jobs while there is room, and starts their attempts."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from .in_flight import InFlight
 from .preparation import Preparation
 from .selection import Selection
 
-_IDLE = 30.0  # seconds after which a worker looks for work even if the broker reports none
+_IDLE = 30.0  # the most seconds between two claims, if the broker reports no work
 
 
 @ki_protected
@@ -27,11 +27,11 @@ class Fetcher:
 
     Args:
         broker: The broker.
-        worker: What all attempts of the worker share.
+        worker: The resources that all attempts of the worker share.
         preparation: Turns claims into attempts.
-        in_flight: The attempts that are under way.
+        in_flight: The attempts in flight.
         queues: The queues to claim from.
-        concurrency: The most attempts that are under way at once.
+        concurrency: The most attempts in flight.
         lease: Seconds for which jobs are claimed.
     """
 
@@ -55,12 +55,12 @@ class Fetcher:
         self._lease = lease
         self._backoff = BrokerBackoff("claiming jobs")
         self._is_stopped = False
-        self._pause: anyio.CancelScope | None = None  # a stop ends it
+        self._pause: anyio.CancelScope | None = None  # `stop` cancels it
         self._context = copy_context()
         self._context.run(trace_context.attach, trace_context.Context())
 
     def stop(self) -> None:
-        """Claim nothing more; the jobs that were claimed go on."""
+        """Stop claiming; claimed jobs continue."""
         self._is_stopped = True
         if self._pause is not None:
             self._pause.cancel()
@@ -82,7 +82,7 @@ class Fetcher:
         room = self._concurrency - len(self._in_flight)
         queues = self._queues.draw()
         began = self._now()
-        with anyio.CancelScope(shield=True):  # or claimed jobs would wait for their leases to end
+        with anyio.CancelScope(shield=True):  # a cancelled claim could leave jobs claimed
             for claim in await self._broker.claim(queues, room, lease=self._lease):
                 self._start(claim, began + self._lease)
                 room -= 1
@@ -95,7 +95,7 @@ class Fetcher:
             text = "job %s of %s: its worker died or lost its lease; this is attempt %d"
             log(logging.WARNING, text, attempt.job.id, attempt.job.handler, claim.attempt)
         self._in_flight.add(attempt)
-        if self._is_stopped or self._now() >= held_until:  # the answer took that long
+        if self._is_stopped or self._now() >= held_until:  # the answer was too late
             attempt.on_never_started("shutdown")
             return
         try:

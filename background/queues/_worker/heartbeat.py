@@ -1,4 +1,4 @@
-"""Renews the leases of one worker's jobs, and notices those that are lost."""
+"""Renews the leases of one worker's jobs, and detects lost leases."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from ..abc import Broker, LeaseStatus
 from .attempt import JobAttempt
 from .in_flight import InFlight
 
-_OFTEN = 2.0  # seconds after which a worker notices a cancellation, at the latest
+_OFTEN = 2.0  # the most seconds until a worker detects a cancellation
 
 
 class LeaseRenewer:
@@ -69,9 +69,9 @@ class LeaseRenewer:
             return
         for attempt, status in zip(attempts, statuses, strict=True):
             if attempt not in self._in_flight:
-                continue  # it was settled meanwhile
+                continue  # settled meanwhile
             if status is LeaseStatus.LOST:
-                # A settlement that is under way may have ended it; its answer decides.
+                # A pending settlement may have ended the lease; its answer decides.
                 if not attempt.is_settling or attempt.held_until <= began:
                     attempt.lose()
             else:
@@ -80,7 +80,7 @@ class LeaseRenewer:
                     attempt.cancel()
 
     def _lose_overdue(self, attempts: list[JobAttempt]) -> None:
-        """Give up attempts whose leases have ended as far as the worker can tell."""
+        """Give up attempts whose leases have expired by the worker's clock."""
         now = self._now()
         for attempt in attempts:
             if attempt in self._in_flight and attempt.held_until <= now:

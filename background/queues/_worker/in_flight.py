@@ -1,4 +1,4 @@
-"""The attempts of one worker that are under way."""
+"""The attempts in flight of one worker."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from .attempt import JobAttempt
 
 
 class InFlight:
-    """A set of attempts that can be waited for to change.
+    """A set of attempts, and a wait for its changes.
 
     Args:
         event: The event loop's class of events.
@@ -32,7 +32,7 @@ class InFlight:
         return attempt in self._attempts
 
     def add(self, attempt: JobAttempt) -> None:
-        """Add an attempt that begins."""
+        """Add a new attempt."""
         self._attempts.add(attempt)
 
     def remove(self, attempt: JobAttempt) -> None:

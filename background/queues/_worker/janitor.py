@@ -1,4 +1,4 @@
-"""Lets the broker make due jobs ready, reclaim lost ones, and delete old ones."""
+"""Triggers the broker's maintenance of due, lost and old jobs."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import anyio
 from .._backoff import BrokerBackoff
 from ..abc import Broker
 
-_SWEEP = 5.0  # seconds between two passes, at most
+_SWEEP = 5.0  # the most seconds between two passes
 
 
 class Janitor:

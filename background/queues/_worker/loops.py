@@ -1,4 +1,4 @@
-"""The loops of a worker, which fetch, settle, renew and maintain jobs, and their end."""
+"""The loops of a worker, which fetch, settle, renew and maintain jobs."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from .selection import Selection
 
 @ki_protected
 class WorkerLoops:
-    """Everything that runs for one worker.
+    """The loops of one worker, and its shutdown.
 
     Args:
         host: The manager.
@@ -79,7 +79,7 @@ class WorkerLoops:
 
     @property
     def is_closed(self) -> bool:
-        """Whether it was closed and has no jobs left."""
+        """Whether the worker was closed and has no jobs left."""
         return self._is_closed and not self.in_flight
 
     def start(self) -> None:
@@ -110,46 +110,46 @@ class WorkerLoops:
             self.in_flight.changed()
 
     def stop(self) -> None:
-        """Claim nothing more; the jobs that were claimed go on."""
+        """Stop claiming; claimed jobs continue."""
         self._fetcher.stop()
 
     def cancel_job(self, id: str) -> None:
-        """End the attempt of a job that was cancelled, if it runs here."""
+        """Cancel the attempt of a job that was cancelled, if this worker runs it."""
         for attempt in self.in_flight:
             if attempt.job.id == id:
                 attempt.cancel()
 
     async def close(self, timeout: float | None = None) -> None:
-        """Do what `Worker.close()` describes."""
+        """Close the worker, as `Worker.close()` describes."""
         self.stop()
-        mine = current_attempt()
-        self._closing[mine] += 1
+        caller = current_attempt()
+        self._closing[caller] += 1
         self.in_flight.changed()
         try:
             with anyio.move_on_after(timeout):
-                await self._idle(mine)
-            for attempt in self._others(mine):
+                await self._idle(caller)
+            for attempt in self._remaining(caller):
                 attempt.release()
             with anyio.move_on_after(self._host.config.cancel_timeout):
-                await self._idle(mine)
+                await self._idle(caller)
                 await self._completer.drain()
-            self._stuck = self._others(mine)
+            self._stuck = self._remaining(caller)
         finally:
-            self._closing[mine] -= 1
+            self._closing[caller] -= 1
         self._is_ending = True
         self._end_services()
 
-    def _others(self, mine: JobAttempt | None) -> set[JobAttempt]:
+    def _remaining(self, caller: JobAttempt | None) -> set[JobAttempt]:
         """Return the attempts that a call of `close()` waits for."""
-        if mine is None:
+        if caller is None:
             return set(self.in_flight)
         return {attempt for attempt in self.in_flight if not self._closing[attempt]}
 
-    async def _idle(self, mine: JobAttempt | None) -> None:
-        """Wait until there are no other attempts, and no more will come."""
-        while self._others(mine) or self._fetcher.is_fetching:
+    async def _idle(self, caller: JobAttempt | None) -> None:
+        """Wait until no attempt remains, and no job can be claimed any more."""
+        while self._remaining(caller) or self._fetcher.is_fetching:
             if self._host.is_closed:
-                return  # the manager does not wait for stuck jobs any longer, either
+                return  # the manager has stopped waiting for stuck jobs
             await self.in_flight.change()
 
     def _remove(self, attempt: JobAttempt) -> None:
@@ -158,7 +158,7 @@ class WorkerLoops:
             self._end_services()
 
     def _end_services(self) -> None:
-        """End the loops once nothing is left that can be settled."""
+        """End the loops when no attempt is left that can be settled."""
         if not self._is_closed and set(self.in_flight) <= self._stuck:
             self._is_closed = True
             self._unregister()

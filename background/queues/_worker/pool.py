@@ -18,12 +18,12 @@ from .loops import WorkerLoops
 from .selection import Selection
 from .worker import Worker
 
-#: Describes the loop of a schedule, for each manager anew.
+#: Describes the loop of a schedule, separately for each manager.
 DescribeLoop = Callable[[], Task[None]]
 
 
 class WorkerPool:
-    """Everything that runs for a queue, in any number of managers.
+    """The workers and the schedules of a queue, in any number of managers.
 
     Args:
         client: The broker and the store of results.
@@ -80,7 +80,7 @@ class WorkerPool:
             max_crashes=self._max_crashes,
         )
         worker.start()
-        self._workers = [each for each in self._workers if not each.is_closed]
+        self._workers = [started for started in self._workers if not started.is_closed]
         self._workers.append(worker)
         if manager not in self._managers:
             self._managers.append(manager)
@@ -95,12 +95,16 @@ class WorkerPool:
                 self._schedules.append(manager.run_task(describe()))
 
     def cancel_job(self, id: str) -> None:
-        """Cancel a job that runs here, without waiting for the broker to say so."""
+        """Cancel a job that runs here, before the next renewal of its lease reports it."""
         for worker in self._workers:
             worker.cancel_job(id)
 
     async def close(self, *, at_once: bool) -> None:
-        """End the loops and the workers, after their jobs or `at_once`."""
+        """End the loops and the workers.
+
+        Args:
+            at_once: Whether running jobs are released instead of finished.
+        """
         for loop in self._schedules:
             loop.cancel("the queue was left")
         for worker in self._workers:

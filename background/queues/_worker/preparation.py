@@ -1,4 +1,4 @@
-"""Turns a claimed job into an attempt, or into one that fails at once with the reason."""
+"""Turns a claimed job into an attempt; the attempt of an unusable job fails with the reason."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ _NO_BODY = Body(args=[], kwargs={})
 
 
 class WorkerDiedError(QueueError):
-    """Every worker that ran the job has died while it did."""
+    """The workers of a job died while they ran it."""
 
 
 class Preparation:
     """Prepares the attempts of one worker.
 
     Args:
-        worker: What all attempts of the worker share.
+        worker: The resources that all attempts of the worker share.
         handlers: The queue's handlers, by name.
         observers: The queue's observers.
         max_crashes: A job is dead when this many workers have died while they ran it.
@@ -49,11 +49,11 @@ class Preparation:
         self._max_crashes = max_crashes
 
     def prepare(self, claim: Claim, held_until: float) -> tuple[JobAttempt, Mapping[str, str]]:
-        """Return an attempt of a job, and the trace context that came with the job."""
+        """Return an attempt of a job, and the trace context that is stored with the job."""
         message = claim.message
         handler = self._handlers.get(message.handler or "")
         if handler is None:
-            text = f"no handler {message.handler!r} here, for a job of the queue {message.queue!r}"
+            text = f"no handler {message.handler!r} for a job in the queue {message.queue!r}"
             return self._refuse(claim, held_until, UnknownHandlerError(text), self._observers)
         observers = self._observers + handler.config.observers
         if claim.crashes >= self._max_crashes:

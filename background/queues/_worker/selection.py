@@ -1,4 +1,4 @@
-"""In which order a worker claims from its queues."""
+"""The order in which a worker claims from its queues."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from random import Random
 from ..._support import validation
 from .._names import check_name
 
-_HEAVIEST = sys.float_info.max  # an int may be more than a float can hold
+_HEAVIEST = sys.float_info.max  # an int may exceed the range of float
 
 
 class Selection(ABC):
@@ -24,17 +24,17 @@ class Selection(ABC):
 
     @abstractmethod
     def draw(self) -> tuple[str, ...]:
-        """Return the queues in the order in which to claim from them this time."""
+        """Return the queues in the order of the next claim."""
 
 
 class Ordered(Selection):
-    """Claims from the first queue first; the next one has its turn when that is empty.
+    """Claims from the queues in order of priority; a queue is used if all earlier ones are empty.
 
     Args:
         *names: The names of the queues.
 
     Raises:
-        ValueError: There is no name, a name occurs twice, or one is not valid.
+        ValueError: There is no name, a name occurs twice, or a name is not valid.
 
     Example:
         ```python
@@ -57,16 +57,18 @@ class Ordered(Selection):
 
 
 class Weighted(Selection):
-    """Claims from each queue first with the chance of its weight among all weights.
+    """Claims from the queues in a weighted random order.
 
-    The same holds for the second place among the queues that are left, and so on.
+    The probability that a queue is first is its share of the weights. The later places are drawn in
+    the same way from the remaining queues.
 
     Args:
         weights: A number above 0 for each queue.
-        random: The source of chance; by default Python's own.
+        random: The random number generator; by default a new one.
 
     Raises:
-        ValueError: There is no queue, a name is not valid, or a weight is no finite number above 0.
+        ValueError: There is no queue, a name is not valid, or a weight is not a finite number above
+            0.
 
     Example:
         ```python
@@ -82,7 +84,7 @@ class Weighted(Selection):
             number = isinstance(weight, (int, float)) and not isinstance(weight, bool)  # pyright: ignore[reportUnnecessaryIsInstance]
             if not (number and 0 < weight <= _HEAVIEST):
                 raise ValueError(
-                    f"weights: that of {name} must be a finite number above 0, not {weight!r}"
+                    f"weights: the weight of {name} must be a finite number above 0, not {weight!r}"
                 )
         self._weights = dict(zip(self._names, weights.values(), strict=True))
         if random is not None:
@@ -94,9 +96,9 @@ class Weighted(Selection):
         return self._names
 
     def draw(self) -> tuple[str, ...]:
-        # The largest keys of random() ** (1 / weight) come first as often as the weights ask for:
-        # Efraimidis and Spirakis, https://doi.org/10.1016/j.ipl.2005.11.003
-        # These are the keys' logarithms, which stay distinct for small and large weights.
+        # The order by the keys random() ** (1 / weight) has these probabilities: Efraimidis and
+        # Spirakis, https://doi.org/10.1016/j.ipl.2005.11.003
+        # Their logarithms stay distinct for very small and very large weights.
         keys = {
             name: log(1 - self._random.random()) / weight for name, weight in self._weights.items()
         }
@@ -108,8 +110,8 @@ class Weighted(Selection):
 
 def _checked(names: tuple[str, ...]) -> tuple[str, ...]:
     if not names:
-        raise ValueError("queues: at least one is needed")
-    names = tuple(check_name("queues: the name of one", name) for name in names)
+        raise ValueError("queues must contain at least one name")
+    names = tuple(check_name("queues: a name", name) for name in names)
     if len(set(names)) < len(names):
-        raise ValueError(f"queues: each can be named once only, not {', '.join(names)}")
+        raise ValueError(f"queues must not contain a name twice: {', '.join(names)}")
     return names

@@ -1,4 +1,4 @@
-"""What the starter of a worker holds."""
+"""The public object of a worker."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ class Worker:
 
     @property
     def concurrency(self) -> int:
-        """The most jobs that it has at once, those that are being settled included."""
+        """The most jobs in flight, including jobs that are being settled."""
         return self._loops.concurrency
 
     @property
     def in_flight(self) -> int:
-        """The number of jobs that it has."""
+        """The number of jobs in flight."""
         return len(self._loops.in_flight)
 
     async def close(self, *, timeout: float | None = None) -> None:
-        """Claim no more jobs, and wait for those that run.
+        """Stop claiming jobs, and wait for the running ones.
 
         It may be called any number of times, concurrently, and in a job, for which it does not
         wait.

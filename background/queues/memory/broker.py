@@ -1,4 +1,4 @@
-"""Jobs in the memory of one process: for tests, and for services that need no durability."""
+"""A broker that stores jobs in memory, for tests and for jobs that need no durability."""
 
 from __future__ import annotations
 
@@ -14,19 +14,25 @@ from .._states import FINAL, JobState
 from ..abc import Broker, Claim, LeaseStatus, MaintenanceStats, Message, Settlement, StoredJob
 from .jobs import MemoryJob, MemoryJobs
 
-_CLOCK_MOVED = 1.0  # seconds by which the wall clock must differ to be read again
+_CLOCK_MOVED = 1.0  # seconds; a larger difference means that the wall clock was set
 
 
 class MemoryBroker(Broker):
-    """Keeps jobs for as long as the process lives; for one event loop."""
+    """A broker that stores jobs in memory, for one event loop.
+
+    Example:
+        ```python
+        jobs = JobQueue(MemoryBroker())
+        ```
+    """
 
     def __init__(self) -> None:
         self._jobs = MemoryJobs(self._on_change)
         self._tokens = count()
-        self._ahead = 0.0  # of the epoch's seconds, before the event loop's
-        self._changed: anyio.Event | None = None  # made by the first waiter
-        self._ended: dict[str, anyio.Event] = {}  # by job, for the waiters for its end
-        self._next_change = inf  # when the waiters look again
+        self._ahead = 0.0  # see `_epoch`
+        self._changed: anyio.Event | None = None  # created by the first waiter
+        self._ended: dict[str, anyio.Event] = {}  # by job id: the waiters for its end
+        self._next_change = inf  # when the waiters query again
 
     def __repr__(self) -> str:
         return "<MemoryBroker>"
@@ -104,16 +110,16 @@ class MemoryBroker(Broker):
         return self._jobs.advance(anyio.current_time())
 
     async def _now(self) -> float:
-        """Return the event loop's time, once time has done what it does to jobs."""
+        """Make due transitions, and return the event loop's time."""
         await checkpoint()
         now = anyio.current_time()
         self._jobs.advance(now)
         return now
 
     def _epoch(self, now: float) -> float:
-        """Return how far seconds since the epoch are ahead of the event loop's time.
+        """Return the difference between seconds since the epoch and the event loop's time.
 
-        The same for all calls, unless the wall clock is set: a job's times must not change.
+        It changes only when the wall clock is set, so that the reported times of a job stay equal.
         """
         ahead = clock.wall() - now
         if abs(ahead - self._ahead) > _CLOCK_MOVED:
@@ -126,13 +132,13 @@ class MemoryBroker(Broker):
         if self._changed is not None:
             self._changed.set()
             self._changed = None
-        if self._jobs.next_change < self._next_change:  # earlier than the waiters look again
+        if self._jobs.next_change < self._next_change:  # before the waiters query again
             for ended in self._ended.values():
                 ended.set()
             self._ended.clear()
 
     async def _wait(self, event: anyio.Event) -> None:
-        """Wait for an event, or until time changes a job."""
+        """Wait for an event, or until the next transition is due."""
         self._next_change = self._jobs.next_change
         with anyio.move_on_at(self._next_change):
             await event.wait()

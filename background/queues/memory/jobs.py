@@ -1,6 +1,7 @@
-"""The jobs of the memory broker, and everything that happens to them, without waiting.
+"""The jobs of the memory broker and their transitions, without waiting.
 
-Property tests use it as the model of the other brokers, so that every method is given the time.
+Every method takes the current time, because property tests use the class as the model of the other
+brokers.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from ..abc import Claim, LeaseStatus, MaintenanceStats, Message, Settlement, Sto
 
 
 class MemoryJob(JobRecord):
-    """A job in memory; `number` is its place in the order of enqueueing."""
+    """A job in memory; `number` is its position in the order of enqueueing."""
 
     __slots__ = ("number",)
 
@@ -29,28 +30,28 @@ class MemoryJobs:
     """All jobs of one broker.
 
     Args:
-        on_change: Called with each job that has changed.
+        on_change: Called with every job that has changed.
     """
 
     def __init__(self, on_change: Callable[[MemoryJob], None] = lambda job: None) -> None:
         self._jobs: dict[str, MemoryJob] = {}
         self._numbers = count()
         self._ready: dict[str, list[tuple[int, str]]] = {}  # heaps by number
-        self._changing: list[tuple[float, int, str]] = []  # a heap by time; some are out of date
+        self._changing: list[tuple[float, int, str]] = []  # a heap by time, with outdated entries
         self._dependants: dict[str, list[MemoryJob]] = {}
         self._on_change = on_change
 
     def get(self, id: str) -> MemoryJob | None:
-        """Return a job."""
+        """Return a job, or `None` if it is not stored."""
         return self._jobs.get(id)
 
     @property
     def next_change(self) -> float:
-        """When time changes a job next, or earlier."""
+        """The time of the next transition that is due without an action, or an earlier time."""
         return self._changing[0][0] if self._changing else inf
 
     def advance(self, now: float) -> MaintenanceStats:
-        """Make the transitions that time demands, and delete jobs past their retention."""
+        """Make due transitions, and delete jobs past their retention."""
         stats = MaintenanceStats()
         while self._changing and self._changing[0][0] <= now:
             _, number, id = heappop(self._changing)
@@ -68,10 +69,18 @@ class MemoryJobs:
         return stats
 
     def enqueue(self, messages: Sequence[Message], now: float, ahead: float = 0.0) -> list[bool]:
-        """Store jobs; `ahead` turns `now` into seconds since the epoch.
+        """Store jobs.
+
+        Args:
+            messages: The jobs.
+            now: The time.
+            ahead: Seconds to add to `now` for seconds since the epoch.
+
+        Returns:
+            For each job whether its id was new.
 
         Raises:
-            ValueError: A job depends on one that is not stored.
+            ValueError: A job depends on a job that is not stored.
         """
         new: set[str] = set()
         for message in messages:
@@ -97,7 +106,7 @@ class MemoryJobs:
         return True
 
     def _changed(self, job: MemoryJob, now: float) -> None:
-        """Bring up to date what follows from a job's state, and the jobs that depend on it."""
+        """Update the indexes after a change of a job, and the jobs that depend on it."""
         changed = [job]
         while changed:
             job = changed.pop()
@@ -122,7 +131,19 @@ class MemoryJobs:
         lease: float,
         ahead: float = 0.0,
     ) -> list[Claim]:
-        """Claim jobs that are ready."""
+        """Claim ready jobs.
+
+        Args:
+            queues: The queues, in order of priority.
+            most: The most jobs to claim.
+            token: The token of the claims.
+            now: The time.
+            lease: Seconds until the leases expire.
+            ahead: Seconds to add to `now` for seconds since the epoch.
+
+        Returns:
+            The claims.
+        """
         claims: list[Claim] = []
         for queue in queues:
             while len(claims) < most and (job := self._next_ready(queue)) is not None:
@@ -133,22 +154,22 @@ class MemoryJobs:
         return claims
 
     def has_ready(self, queues: Sequence[str]) -> bool:
-        """Return whether a job is ready."""
+        """Return whether a job in one of the queues is ready."""
         return any(self._next_ready(queue) is not None for queue in queues)
 
     def _next_ready(self, queue: str) -> MemoryJob | None:
-        """Return the oldest job that is ready, and leave it in its queue."""
+        """Return the oldest ready job without removing it from its queue."""
         ready = self._ready.get(queue, [])
         while ready:
             number, id = ready[0]
             job = self._jobs.get(id)
             if job is not None and job.number == number and job.state is JobState.READY:
                 return job
-            heappop(ready)  # it was cancelled or expired meanwhile
+            heappop(ready)  # cancelled, expired or deleted
         return None
 
     def renew(self, claims: Sequence[Claim], now: float, lease: float) -> list[LeaseStatus]:
-        """Renew leases."""
+        """Renew leases; return the status of each claim."""
         statuses: list[LeaseStatus] = []
         for claim in claims:
             job = self._jobs.get(claim.message.id)
@@ -159,7 +180,7 @@ class MemoryJobs:
         return statuses
 
     def settle(self, settlements: Sequence[Settlement], now: float) -> list[bool]:
-        """Settle claimed jobs."""
+        """Settle claimed jobs; return for each whether the claim held it."""
         accepted: list[bool] = []
         for settlement in settlements:
             job = self._jobs.get(settlement.id)
@@ -169,12 +190,12 @@ class MemoryJobs:
         return accepted
 
     def save(self, id: str, token: str, result: bytes) -> bool:
-        """Store an intermediate result."""
+        """Store an intermediate result; return whether the claim holds the job."""
         job = self._jobs.get(id)
         return job is not None and job.save(token, result)
 
     def cancel(self, id: str, now: float) -> JobState | None:
-        """Cancel a job."""
+        """Cancel a job; return the state before, or `None` if the job is not stored."""
         job = self._jobs.get(id)
         if job is None:
             return None
@@ -184,7 +205,7 @@ class MemoryJobs:
         return before
 
     def requeue(self, id: str, now: float) -> bool:
-        """Make a job ready that has ended."""
+        """Make an ended job ready again; return whether the job had ended."""
         job = self._jobs.get(id)
         if job is None or not job.requeue(now):
             return False
@@ -192,13 +213,13 @@ class MemoryJobs:
         return True
 
     def select(self, queue: str | None, state: JobState | None) -> Iterator[MemoryJob]:
-        """Iterate over jobs, oldest first."""
+        """Iterate over jobs of a queue and a state, oldest first; `None` selects all."""
         for job in self._jobs.values():
             if queue in (None, job.message.queue) and state in (None, job.state):
                 yield job
 
     def purge(self, state: JobState | None, ended_before: float) -> int:
-        """Delete jobs that have ended."""
+        """Delete jobs that ended before a time; return their number."""
         chosen = {
             job.message.id
             for job in self.select(None, state)
@@ -211,6 +232,6 @@ class MemoryJobs:
         return len(chosen)
 
     def stored(self, id: str, ahead: float = 0.0) -> StoredJob | None:
-        """Return a job as it is shown."""
+        """Return a snapshot of a job, with times in seconds since the epoch."""
         job = self._jobs.get(id)
         return None if job is None else job.stored(ahead)

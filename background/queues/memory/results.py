@@ -1,4 +1,4 @@
-"""Results in the memory of one process."""
+"""A result store in memory."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from ..abc import Results
 
 
 class MemoryResults(Results):
-    """Keeps results for as long as the process lives; for one event loop."""
+    """A store of results in memory, for one event loop."""
 
     def __init__(self) -> None:
-        self._results: dict[str, tuple[float, bytes]] = {}  # with the end of their retention
-        self._expiring: list[tuple[float, str]] = []  # a heap; some are out of date
+        self._results: dict[str, tuple[float, bytes]] = {}  # with the end of the retention
+        self._expiring: list[tuple[float, str]] = []  # a heap by time, with outdated entries
 
     async def open(self) -> None:
         await checkpoint()

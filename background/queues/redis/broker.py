@@ -1,4 +1,4 @@
-"""Jobs in Redis or Valkey: as durable as the server, and shared by any number of hosts."""
+"""A broker that stores jobs in Redis or Valkey."""
 
 from __future__ import annotations
 
@@ -20,33 +20,42 @@ from .connection import Address, RedisConnection
 from .script import VERSION, Caller, Script, encoded
 from .session import Session
 
-_CHUNK = 500  # jobs that one script changes or reads at most, where there may be millions
-_POLL = 1.0  # seconds after which waiters look although they were not notified
-_SOON = 0.001  # seconds by which a clock may be read too early
+_CHUNK = 500  # the most jobs that one script reads or changes
+_POLL = 1.0  # the most seconds between two queries of a waiter, because notifications may be lost
+_SOON = 0.001  # seconds added to a wait, because clocks and timers are not exact
 
 _STATUSES = {"H": LeaseStatus.HELD, "L": LeaseStatus.LOST, "C": LeaseStatus.CANCELLED}
 
 
 class RedisBroker(Broker):
-    """Keeps jobs in Redis 6.2 or later, or in Valkey; for one event loop of asyncio.
+    """A broker that stores jobs in Redis 6.2 or later, or in Valkey.
 
-    Acknowledged jobs are as durable as the server makes them. With `appendonly yes` and
-    `appendfsync always` nothing is lost. By default a server that is killed may lose the last
-    minutes. The server must not evict keys (`maxmemory-policy noeviction`). All times are the
-    server's.
+    It works on asyncio only, in one event loop. Any number of processes and hosts may share the
+    jobs. All times are those of the server's clock.
 
-    A call is one script, or one script for each 500 jobs; a claim has 500 jobs at most. Up to 5,000
-    messages of 64 MB together are enqueued all or none; of more messages a part may be enqueued if
-    the connection is lost.
+    Jobs are as durable as the server's configuration makes them. With `appendonly yes` and
+    `appendfsync always`, no acknowledged change is lost. With the default configuration, a server
+    that is killed may lose the changes of the last minutes. The server must not evict keys
+    (`maxmemory-policy noeviction`).
+
+    A call runs one script, or one script per 500 jobs. A claim has at most 500 jobs. Up to 5,000
+    messages of up to 64 MB in total are enqueued atomically. A larger call runs several scripts: if
+    the connection is lost in between, only a part of the messages is enqueued.
 
     Args:
-        url: `redis://user:password@host:6379/0`; `rediss://` for TLS, with `ssl_ca_certs`,
-            `ssl_certfile`, `ssl_keyfile` and the like in its query; or `unix:///path?db=0`.
-        prefix: How the names of all keys begin, in braces.
-        timeout: Seconds within which the server must accept a connection, and answer.
+        url: `redis://user:password@host:6379/0`; `rediss://` for TLS, with options such as
+            `ssl_ca_certs`, `ssl_certfile` and `ssl_keyfile` in the query; or `unix:///path?db=0`.
+        prefix: The prefix of all keys. It is a hash tag, so that all keys share one slot of a
+            cluster.
+        timeout: Seconds to wait for a connection, and for an answer.
 
     Raises:
-        ValueError: An argument is not valid.
+        ValueError: An argument is not valid; the message names it.
+
+    Example:
+        ```python
+        jobs = JobQueue(RedisBroker("redis://localhost:6379/0"))
+        ```
     """
 
     def __init__(self, url: str, *, prefix: str = "background", timeout: float = 5.0) -> None:
@@ -55,7 +64,7 @@ class RedisBroker(Broker):
         self._channel = f"{{{self.prefix}}}:events:{self._address.db}"
         self._caller = Caller(self.prefix, self._channel)
         self._session = Session(self._address, self._channel, self._check_jobs)
-        self._id = token_hex(8)  # distinguishes this broker's claims from those of all others
+        self._id = token_hex(8)  # makes the tokens of this broker's claims unique
         self._claims = count(1)
 
     def __repr__(self) -> str:
@@ -84,14 +93,14 @@ class RedisBroker(Broker):
             answer = await self._call(scripts.ENQUEUE, [part])
             if answer.startswith("?"):
                 raise ValueError(answer[1:])
-            new += [each == "1" for each in answer]
+            new += [flag == "1" for flag in answer]
         return new
 
     async def _check_dependencies(self, messages: Sequence[Message]) -> None:
-        """Refuse a job that depends on one that is not stored, before the first of several scripts.
+        """Check that all dependencies are stored, before the first of several scripts.
 
         Raises:
-            ValueError: There is such a job.
+            ValueError: A job depends on a job that is not stored.
         """
         new: set[str] = set()
         dependants: dict[str, str] = {}
@@ -100,10 +109,10 @@ class RedisBroker(Broker):
             new.add(message.id)
         ids = list(dependants)
         for first in range(0, len(ids), _CHUNK):
-            some = ids[first : first + _CHUNK]
-            answer = await self._call(scripts.CHECK, encoded(*some))
-            for id, is_stored in zip(some, answer, strict=True):
-                if is_stored == "0":
+            chunk = ids[first : first + _CHUNK]
+            answer = await self._call(scripts.CHECK, encoded(*chunk))
+            for id, flag in zip(chunk, answer, strict=True):
+                if flag == "0":
                     raise ValueError(
                         f"job {dependants[id]} depends on job {id}, which is not stored"
                     )
@@ -131,7 +140,7 @@ class RedisBroker(Broker):
             values = encoded(lease)
             for claim in claims[first : first + _CHUNK]:
                 values += encoded(claim.message.id, claim.token)
-            statuses += [_STATUSES[each] for each in await self._call(scripts.RENEW, values)]
+            statuses += [_STATUSES[code] for code in await self._call(scripts.RENEW, values)]
         return statuses
 
     async def settle(self, settlements: Sequence[Settlement]) -> list[bool]:
@@ -141,7 +150,7 @@ class RedisBroker(Broker):
             for settlement in settlements[first : first + _CHUNK]:
                 values += pack_settlement(settlement)
             answer = await self._call(scripts.SETTLE, values)
-            accepted += [each == "1" for each in answer]
+            accepted += [flag == "1" for flag in answer]
         return accepted
 
     async def save(self, id: str, token: str, result: bytes) -> bool:
@@ -188,8 +197,8 @@ class RedisBroker(Broker):
         counts: list[bytes] = await self._session.call(self._caller.counts)
         total = 0
         for field, number in zip(counts[::2], counts[1::2], strict=True):
-            its_queue, its_state = field.decode().split(" ")
-            if queue in (None, its_queue) and state in (None, its_state):
+            counted_queue, counted_state = field.decode().split(" ")
+            if queue in (None, counted_queue) and state in (None, counted_state):
                 total += int(number)
         return total
 
@@ -198,8 +207,8 @@ class RedisBroker(Broker):
         last = "0"
         while last:
             values = encoded(last, _CHUNK, state or "", older_than)
-            last, some = (await self._call(scripts.PURGE, values)).split("\n")
-            purged += int(some)
+            last, number = (await self._call(scripts.PURGE, values)).split("\n")
+            purged += int(number)
         return purged
 
     async def maintain(self) -> MaintenanceStats:
@@ -207,7 +216,7 @@ class RedisBroker(Broker):
         complete = False
         while not complete:
             answer = await self._call(scripts.MAINTAIN, encoded(_CHUNK))
-            part = [int(each) for each in answer.split(" ")]
+            part = [int(number) for number in answer.split(" ")]
             done = [a + b for a, b in zip(done, part, strict=True)]
             complete = sum(part[:3]) < _CHUNK and part[3] < _CHUNK
         due, reclaimed, expired, deleted = done
@@ -223,7 +232,7 @@ class RedisBroker(Broker):
         self, connection: RedisConnection, script: Script, values: Sequence[bytes]
     ) -> bytes:
         answer = await connection.call(self._caller.by_digest(script, values))
-        if isinstance(answer, NoScriptError):  # the server was restarted
+        if isinstance(answer, NoScriptError):  # after a restart of the server, for example
             answer = await connection.call(self._caller.by_text(script, values))
         return bytes(self._session.checked(answer))
 

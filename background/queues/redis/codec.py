@@ -1,4 +1,4 @@
-"""Jobs as they are sent to Redis, and as its scripts answer."""
+"""The encoding of jobs in the arguments and answers of the Redis scripts."""
 
 from __future__ import annotations
 
@@ -11,17 +11,20 @@ from typing import Any
 from .._states import JobState
 from ..abc import Claim, Message, Settlement, StoredJob
 
-_MOST_AT_ONCE = 5000  # messages that one script enqueues
-_MOST_BYTES = 64_000_000  # of these messages together
+_MOST_AT_ONCE = 5000  # in one script
+_MOST_BYTES = 64_000_000  # of the messages in one script
 
 _ARRAY = _STRING = Struct(">BI")
 
 
 def pack_messages(messages: Sequence[Message]) -> list[bytes]:
-    """Return the arguments of the scripts that enqueue messages, one for each script.
+    """Encode messages to enqueue.
+
+    Returns:
+        The arguments of one or more scripts.
 
     Raises:
-        ValueError: An id or a name does not fit into a line of text.
+        ValueError: An id or a name has a space, a line break or a null character.
     """
     parts: list[bytes] = []
     columns = ids, texts, queues = [list[bytes](), list[bytes](), list[bytes]()]
@@ -39,13 +42,16 @@ def pack_messages(messages: Sequence[Message]) -> list[bytes]:
 
 
 def _pack_message(message: Message) -> tuple[bytes, bytes]:
-    """Return a text and the queue: the text is a line that scripts read, and the body.
+    """Encode one message.
 
-    The queue is empty if the job is not simply ready.
+    Returns:
+        A text and a queue. The text is a line that scripts read, and the body. The queue is that of
+        a job that is ready at once; it is empty for a job with a delay, an expiry or dependencies,
+        and for a job without a handler.
     """
     id = message.id
     if " " in id or "\n" in id or "\0" in id:
-        raise ValueError(f"job {id!r}: ids and names can't have spaces in them")
+        raise ValueError(f"job {id!r}: ids and names can't contain spaces")
     start, queue = _pack_terms(
         message.queue,
         message.retention,
@@ -70,12 +76,15 @@ def _pack_terms(
     at: float | None,
     expires: float | None,
 ) -> tuple[bytes, bytes]:
-    """Return the start of a line that many jobs share, and the queue if they are ready at once."""
+    """Return the start of a message's line, and the queue if its job is ready at once.
+
+    Jobs of one handler usually share both, so they are cached.
+    """
     terms = f"{queue} {retention!r} {dead_retention!r} {handler or ''}"
     line = f"{terms} {delay!r} {_optional(at)} {_optional(expires)} "
     if line.count(" ") != 7 or "\n" in line or "\0" in line:
         raise ValueError(
-            f"queue {queue!r}, handler {handler!r}: ids and names can't have spaces in them"
+            f"queue {queue!r}, handler {handler!r}: ids and names can't contain spaces"
         )
     ready = handler is not None and delay == 0 and at is None and expires is None
     return line.encode(), queue.encode() if ready else b""
@@ -86,9 +95,9 @@ def _optional(value: float | None) -> str:
 
 
 def _pack_columns(columns: Sequence[list[bytes]]) -> bytes:
-    """Return ids, texts and queues as one argument, which is faster than many, and clear them.
+    """Encode ids, texts and queues as one argument, and clear the columns.
 
-    It is an array of arrays of strings in MessagePack.
+    The argument is a MessagePack array of arrays of strings; one argument is faster than many.
     """
     packed = [_ARRAY.pack(0xDD, len(columns))]
     for column in columns:
@@ -101,7 +110,7 @@ def _pack_columns(columns: Sequence[list[bytes]]) -> bytes:
 
 
 def unpack_message(data: bytes) -> tuple[Message, float]:
-    """Return a message, and when it was enqueued."""
+    """Return a message, and the time when it was enqueued."""
     head, _, body = data.partition(b"\n")
     _, enqueued, id, queue, *times, depends_on = head.decode().split(" ")
     retention, dead_retention, handler, delay, at, expires = times
@@ -121,7 +130,7 @@ def unpack_message(data: bytes) -> tuple[Message, float]:
 
 
 def pack_settlement(settlement: Settlement) -> tuple[bytes, bytes, bytes]:
-    """Return a line, the error, and the result, which is empty if there is none."""
+    """Return a line that the script reads, the error, and the result; both may be empty."""
     error = b"" if settlement.error is None else json.dumps(dict(settlement.error)).encode()
     result = b"" if settlement.result is None else b"=" + settlement.result
     line = f"{settlement.id} {settlement.token} {settlement.state} {settlement.delay!r}"
@@ -129,7 +138,7 @@ def pack_settlement(settlement: Settlement) -> tuple[bytes, bytes, bytes]:
 
 
 def unpack_claims(data: bytes, token: str) -> list[Claim]:
-    """Return the claims that a script has made."""
+    """Decode the claims in a script's answer."""
     claims: list[Claim] = []
     for line, text, _, error, previous in _unpack(data):
         message, enqueued_at = unpack_message(text)
@@ -140,7 +149,7 @@ def unpack_claims(data: bytes, token: str) -> list[Claim]:
 
 
 def unpack_jobs(data: bytes) -> list[StoredJob]:
-    """Return the jobs that a script has found."""
+    """Decode the jobs in a script's answer."""
     jobs: list[StoredJob] = []
     for line, text, result, error, previous in _unpack(data):
         message, enqueued_at = unpack_message(text)
@@ -160,15 +169,15 @@ def unpack_jobs(data: bytes) -> list[StoredJob]:
 
 
 def _unpack(data: bytes) -> Iterator[tuple[list[bytes], bytes, Any, Any, tuple[Any, ...]]]:
-    """Yield each job's line, message, result, error and previous results."""
+    """Yield the line, message, result, error and previous results of each job."""
     end = 0
     while end < len(data):
         start, end = end, data.index(b"\n", end)
         line = data[start:end].split(b" ")
         end += 1
         parts: list[bytes | None] = []
-        for each in line[5:]:
-            length = int(each)
+        for field in line[5:]:
+            length = int(field)
             parts.append(data[end : end + length] if length >= 0 else None)
             end += max(length, 0)
         message, result, error, *previous = parts

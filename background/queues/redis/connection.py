@@ -1,7 +1,7 @@
-"""One connection to Redis, which sends calls as they come and reads their answers in order.
+"""A Redis connection that sends requests in a pipeline and reads the answers in order.
 
-It belongs to a task of its own, so that the cancellation of a caller never comes between a request
-and its answer. Calls that wait while the server is busy are sent together.
+The connection belongs to its own task, so the cancellation of a caller can't separate a request
+from its answer. Requests that arrive while the server is busy are sent together.
 """
 
 from __future__ import annotations
@@ -22,37 +22,37 @@ from redis.exceptions import RedisError, ResponseError
 from ..._support import validation
 from .._errors import BrokerUnavailableError
 
-_MOST_TOGETHER = 100  # calls that are sent at once
+_MOST_TOGETHER = 100  # requests that are sent at once
 
 #: Options of URLs that the broker sets itself.
-_OURS = (
+_FIXED_OPTIONS = (
     *("socket_timeout", "socket_connect_timeout", "retry_on_timeout", "retry_on_error", "protocol"),
     *("health_check_interval", "decode_responses", "max_connections", "timeout"),
 )
 
 
 class Address:
-    """Where the server is, and how to connect to it; its text has no secrets.
+    """The address of a server, with the options of connections; `str()` of it has no secrets.
 
     Args:
         url: The URL.
-        timeout: Seconds within which the server must accept a connection, and answer.
+        timeout: Seconds to wait for a connection, and for an answer.
 
     Raises:
-        ValueError: An argument is not valid.
+        ValueError: An argument is not valid; the message names it.
     """
 
     def __init__(self, url: str, timeout: float) -> None:
         validation.seconds("timeout", timeout, above=0)
         try:
             options: dict[str, Any] = dict(parse_url(url))
-            for name in _OURS:
+            for name in _FIXED_OPTIONS:
                 options.pop(name, None)
             self._class: Callable[..., Any] = options.pop("connection_class", Connection)
             self.timeout = timeout
             self._options = {
                 **options,
-                "socket_timeout": None,  # each call has a timeout of its own
+                "socket_timeout": None,  # `RedisConnection` limits the time of each answer
                 "socket_connect_timeout": timeout,
                 "retry": Retry(NoBackoff(), 0),
                 "protocol": 2,
@@ -60,10 +60,10 @@ class Address:
             }
             connection = self.connection()
         except (TypeError, ValueError, AttributeError, RedisError):
-            # The message does not quote the URL, because it may have a password.
+            # The message does not quote the URL, because the URL may contain a password.
             raise ValueError(
                 "url must be like redis://host:6379/0, rediss://… for TLS or unix:///path?db=0, "
-                "with options that redis-py knows, and passwords quoted as in any URL"
+                "with options that redis-py accepts and a percent-encoded password"
             ) from None
         self.db = int(connection.db)
         self._text = _text(connection)
@@ -72,7 +72,7 @@ class Address:
         return self._text
 
     def connection(self) -> Any:
-        """Return a new connection of redis-py that is not connected yet."""
+        """Return a new redis-py connection that is not connected yet."""
         return self._class(**self._options)
 
 
@@ -102,7 +102,11 @@ class _RedisCall:
 
 
 class RedisConnection:
-    """A connection that is made when it is needed, and again after it was lost."""
+    """A connection that connects at the first request, and again after it was lost.
+
+    Args:
+        address: The server.
+    """
 
     def __init__(self, address: Address) -> None:
         self._address = address
@@ -119,14 +123,20 @@ class RedisConnection:
 
     @property
     def is_inherited(self) -> bool:
-        """Whether this process inherited it by a fork."""
+        """Whether the connection was opened before a fork, by the parent process."""
         return self._process != getpid()
 
     async def call(self, request: bytes) -> Any:
-        """Return the answer to a request, which may be a `ResponseError`.
+        """Send a request and wait for the answer.
+
+        Args:
+            request: A command in the server's protocol.
+
+        Returns:
+            The answer, or a `ResponseError`.
 
         Raises:
-            BrokerUnavailableError: There is no answer.
+            BrokerUnavailableError: The server did not answer.
         """
         if self.is_inherited:
             raise BrokerUnavailableError(
@@ -141,7 +151,7 @@ class RedisConnection:
         return await call.answer
 
     async def close(self) -> None:
-        """Disconnect; calls without an answer fail."""
+        """Disconnect; requests without an answer fail."""
         self._task.cancel()
         await asyncio.wait([self._task])
 
@@ -166,10 +176,10 @@ class RedisConnection:
             calls.popleft().fail(error)
 
     async def _exchange(self) -> None:
-        """Send what waits, and read the answers."""
+        """Send waiting requests, and read the answers."""
         while self._waiting and len(self._sent) < _MOST_TOGETHER:
             call = self._waiting.popleft()
-            if not call.answer.done():  # otherwise its caller was cancelled
+            if not call.answer.done():  # otherwise the caller was cancelled
                 self._sent.append(call)
         if not self._sent:
             return
@@ -177,7 +187,7 @@ class RedisConnection:
             async with asyncio.timeout(self._address.timeout) as limit:
                 await self._connect()
                 await self._connection.send_packed_command(
-                    b"".join([each.request for each in self._sent])
+                    b"".join([call.request for call in self._sent])
                 )
                 while self._sent:
                     value = await self._read()
@@ -189,7 +199,7 @@ class RedisConnection:
             await disconnect(self._connection, at_once=True)
 
     async def _connect(self) -> None:
-        # The server sends nothing unasked. If there is something to read, it has closed.
+        # The server never sends unrequested data here, so readable means closed.
         if self._connection.is_connected and await self._connection.can_read():
             await disconnect(self._connection, at_once=True)
         await self._connection.connect()
@@ -201,19 +211,19 @@ class RedisConnection:
             return error
 
     async def _leave_if_read_only(self, value: Any) -> None:
-        """Connect again if the server is no longer the master, because another one may be."""
+        """Disconnect from a server that became a replica; its address may lead to a new primary."""
         if isinstance(value, ResponseError) and "READONLY" in text(value) and not self._sent:
             await disconnect(self._connection, at_once=True)
 
 
 async def disconnect(connection: Any, *, at_once: bool = False) -> None:
-    """Close a connection, however that ends."""
+    """Close a connection, and ignore errors."""
     with suppress(Exception):
         await connection.disconnect(nowait=at_once)
 
 
 def explained(address: Address, error: Exception) -> BrokerUnavailableError:
-    """Return the error to raise for one of redis-py, or of the system."""
+    """Return the error to raise for an error of redis-py or the operating system."""
     reason = text(error)
     if isinstance(error, TimeoutError):
         reason = f"no answer within {address.timeout:g} s"
@@ -223,6 +233,6 @@ def explained(address: Address, error: Exception) -> BrokerUnavailableError:
 
 
 def text(error: Exception) -> str:
-    """Return an error's message with the server's error code, which redis-py removes."""
+    """Return an error's message, with the error code that redis-py removes from it."""
     code = getattr(error, "status_code", None)
     return f"{code} {error}" if code else str(error)

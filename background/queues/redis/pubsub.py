@@ -1,8 +1,7 @@
-"""Notifications of work and of ended jobs.
+"""Notifications of new work and of ended jobs.
 
-Scripts publish on one channel: `+queue` if there is work in a queue that has waiters, `=id id` if
-jobs have ended that have waiters. A lost message costs no more than a moment, because waiters also
-look from time to time.
+Scripts publish on one channel: `+queue` when a queue with waiters has work, and `=id id` when jobs
+with waiters have ended. A lost message only causes a short delay, because waiters also poll.
 """
 
 from __future__ import annotations
@@ -15,11 +14,16 @@ from typing import Any
 
 from .connection import Address, disconnect
 
-_RECONNECT = 1.0  # seconds until a lost connection is made again
+_RECONNECT = 1.0  # seconds before a lost connection is opened again
 
 
 class Notifications:
-    """A connection that listens to the channel, from the first waiter on."""
+    """A subscription to the channel, which starts with the first waiter.
+
+    Args:
+        address: The server.
+        channel: The channel.
+    """
 
     def __init__(self, address: Address, channel: str) -> None:
         self._address = address
@@ -29,7 +33,7 @@ class Notifications:
         self._tried = asyncio.Event()
 
     async def start(self) -> None:
-        """Begin to listen, if the server can be reached."""
+        """Subscribe if necessary, and wait for the first attempt to do so."""
         if self._task is None:
             self._task = asyncio.get_running_loop().create_task(
                 self._run(), name=f"listening to {self._address}", context=Context()
@@ -37,7 +41,7 @@ class Notifications:
         await self._tried.wait()
 
     async def close(self) -> None:
-        """Stop listening, and wake all waiters."""
+        """Unsubscribe, and wake all waiters."""
         self._tried.set()
         self._wake_all()
         if self._task is not None:
@@ -46,14 +50,18 @@ class Notifications:
 
     @contextmanager
     def listening(self, topics: Iterable[str]) -> Generator[asyncio.Event]:
-        """Yield an event that is set when one of the topics may have been published."""
-        event, mine = asyncio.Event(), list(topics)
-        for topic in mine:
+        """Yield an event that is set when a topic was published, or may have been missed.
+
+        Args:
+            topics: Names such as `+queue` and `=id`.
+        """
+        event, awaited = asyncio.Event(), list(topics)
+        for topic in awaited:
             self._events.setdefault(topic, set()).add(event)
         try:
             yield event
         finally:
-            for topic in mine:
+            for topic in awaited:
                 events = self._events[topic]
                 events.discard(event)
                 if not events:
@@ -68,10 +76,10 @@ class Notifications:
                     await connection.send_command("SUBSCRIBE", self._channel)
                     await connection.read_response()
                 self._tried.set()
-                self._wake_all()  # they may have missed something
+                self._wake_all()  # messages may have been missed
                 await self._listen(connection)
             except Exception:
-                # The next call of the server will report what is wrong.
+                # The next request on the other connection reports the error.
                 self._tried.set()
             finally:
                 await disconnect(connection, at_once=True)

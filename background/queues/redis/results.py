@@ -1,4 +1,4 @@
-"""Results in Redis or Valkey, each under a key of its own."""
+"""A result store in Redis or Valkey, with one key for each result."""
 
 from __future__ import annotations
 
@@ -8,21 +8,27 @@ from .connection import Address
 from .script import command, encoded
 from .session import Session
 
-_FOR_EVER = 1e12  # seconds, too many for the server to add to its time
+_FOREVER = 1e12  # seconds; the server can't represent much later times
 
 
 class RedisResults(Results):
-    """Keeps results in Redis 6.2 or later, or in Valkey; for one event loop of asyncio.
+    """A store of results in Redis 6.2 or later, or in Valkey.
 
-    The server deletes each result's key at the end of its retention.
+    It works on asyncio only, in one event loop. The server deletes a result at the end of its
+    retention.
 
     Args:
-        url: As for `RedisBroker`.
-        prefix: As for `RedisBroker`.
-        timeout: As for `RedisBroker`.
+        url: The server, in the form that `RedisBroker` takes.
+        prefix: The prefix of all keys.
+        timeout: Seconds to wait for a connection, and for an answer.
 
     Raises:
-        ValueError: An argument is not valid.
+        ValueError: An argument is not valid; the message names it.
+
+    Example:
+        ```python
+        jobs = JobQueue(SQLiteBroker("jobs.db"), results=RedisResults("redis://localhost:6379/0"))
+        ```
     """
 
     def __init__(self, url: str, *, prefix: str = "background", timeout: float = 5.0) -> None:
@@ -41,7 +47,7 @@ class RedisResults(Results):
 
     async def save(self, key: str, result: bytes, *, retention: float) -> None:
         values = [b"SET", self._key(key), result]
-        if retention < _FOR_EVER:
+        if retention < _FOREVER:
             values += encoded("PX", max(round(retention * 1000), 1))
         await self._session.call(command(*values))
 

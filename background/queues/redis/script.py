@@ -1,4 +1,4 @@
-"""The Lua scripts of the Redis broker, and how they are called."""
+"""The Lua scripts of the Redis broker, and the encoding of their calls."""
 
 from __future__ import annotations
 
@@ -7,24 +7,31 @@ from collections.abc import Sequence
 from hashlib import sha1
 from importlib.resources import files
 
-#: The keys, all in one slot of a cluster; every script declares all of them.
-#: - jobs: by id, the part of a job that changes, once it has changed; messages: the part that does
-#:   not; results; errors.
-#: - order: ids by number; ready: members of queue, number and id, in that order.
-#: - changing: ids of jobs that have not ended, by when time changes them; kept: of those that have.
-#: - dependants: which job depends on which; previous: the results that a job depends on.
-#: - counts: by queue and state; number: of the latest job; idle: queues that have waiters.
-#: - version: of this format.
+#: The keys, all in one slot of a cluster. Every script declares all of them.
+#:
+#: - jobs: records of jobs by id; a job that is ready when it is enqueued has none until it changes.
+#: - messages: the constant part of jobs, by id.
+#: - results, errors: by id.
+#: - order: ids by number.
+#: - ready: members of queue, number and id, in this order.
+#: - changing: ids of jobs that have not ended, by the time of their next change.
+#: - kept: ids of jobs that have ended, by the end of their retention.
+#: - dependants: members of dependency, dependant and place.
+#: - previous: the results of a job's dependencies, by id and place.
+#: - counts: numbers of jobs, by queue and state.
+#: - number: the number of the latest job.
+#: - idle: queues with waiters.
+#: - version: the version of this format.
 KEYS = (
     *("jobs", "messages", "results", "errors", "order", "ready", "changing", "kept"),
     *("dependants", "previous", "counts", "number", "idle", "version"),
 )
 
-#: The version of the format; it is raised when older programs can't use the new one.
+#: The version of the format; raised for changes that older programs can't read.
 VERSION = 1
 
-#: The fields of a record, by place. `at` is when time changes the job: it is due, it expires, its
-#: lease ends, or it is past its retention.
+#: The fields of a record, in order. `AT` is the time of the next change: the job is due, it or its
+#: lease expires, or its retention ends.
 FIELDS = (
     *("STATE", "QUEUE", "NUMBER", "RETENTION", "DEAD_RETENTION", "ATTEMPT", "CRASHES", "TOKEN"),
     *("STARTED", "FINISHED", "DUE", "EXPIRES", "AT", "BLOCKED", "CANCELLED", "AWAITED", "JOIN"),
@@ -35,19 +42,19 @@ _FOLDER = files("background.queues.redis").joinpath("lua")
 
 
 class Script:
-    """A script, and the digest by which the server knows it.
+    """The text of a script, and its digest.
 
-    `ARGV[1]` of every script is the channel on which waiters listen. The answer is one string,
-    because a client reads that fastest.
+    `ARGV[1]` of every script is the channel of the notifications. The answer is a single string,
+    which clients read fastest.
 
     Args:
-        *names: The names of the files that it consists of, after those that all scripts begin with.
+        *names: The names of its files, after the files that all scripts share.
     """
 
     def __init__(self, *names: str) -> None:
         parts = ("records", "transitions", *names)
         text = "".join(_FOLDER.joinpath(f"{name}.lua").read_text("utf-8") for name in parts)
-        text = re.sub(r"\s*--[^\n]*", "", text)
+        text = re.sub(r"\s*--[^\n]*", "", text)  # comments
         text = re.sub(r"\bKEYS\.(\w+)", lambda name: f"KEYS[{KEYS.index(name[1]) + 1}]", text)
         text = re.sub(r"\[([A-Z_]+)\]", lambda name: f"[{FIELDS.index(name[1]) + 1}]", text)
         self.text = text.encode()
@@ -72,26 +79,26 @@ MAINTAIN = Script("maintain")
 
 
 def pack(values: Sequence[bytes]) -> bytes:
-    """Return values in the server's protocol."""
+    """Encode values in the server's protocol."""
     return b"".join([b"$%d\r\n%b\r\n" % (len(value), value) for value in values])
 
 
 def encoded(*values: object) -> list[bytes]:
-    """Return values as the texts that scripts and commands take."""
+    """Return values as text, for scripts and commands."""
     return [str(value).encode() for value in values]
 
 
 def command(*values: bytes) -> bytes:
-    """Return a command in the server's protocol."""
+    """Encode a command in the server's protocol."""
     return b"*%d\r\n%b" % (len(values), pack(values))
 
 
 class Caller:
-    """Makes the calls of scripts, for the keys of one prefix.
+    """Encodes calls of scripts with the keys of one prefix.
 
     Args:
-        prefix: How the names of all keys begin, in braces.
-        channel: The channel on which waiters listen.
+        prefix: The prefix of all keys.
+        channel: The channel of the notifications.
     """
 
     def __init__(self, prefix: str, channel: str) -> None:
@@ -102,11 +109,11 @@ class Caller:
         self.counts = command(b"HGETALL", f"{{{prefix}}}:counts".encode())
 
     def by_digest(self, script: Script, values: Sequence[bytes]) -> bytes:
-        """Return a call of a script that the server knows."""
+        """Return a call of a script that the server has cached."""
         return self._call(pack([b"EVALSHA", script.digest]), values)
 
     def by_text(self, script: Script, values: Sequence[bytes]) -> bytes:
-        """Return a call of a script that the server may not know."""
+        """Return a call of a script that the server may not have cached."""
         return self._call(pack([b"EVAL", script.text]), values)
 
     def _call(self, start: bytes, values: Sequence[bytes]) -> bytes:

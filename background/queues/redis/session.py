@@ -1,4 +1,4 @@
-"""The connection and the notifications of a broker while it is open."""
+"""The connection and the notifications of an open broker or result store."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ from .script import command
 
 _OLDEST = (6, 2)
 
-#: What a forked child must keep, because its end would close the parent's sockets.
+#: References in a forked child: a destructor would close the sockets that the parent uses.
 _inherited: list[object] = []
 
 
 class Session:
-    """Opens and closes a connection and its notifications, in any order.
+    """Opens and closes a connection and its notifications; both can be repeated and concurrent.
 
     Args:
         address: The server.
         channel: The channel of the notifications.
-        check: Called with a new connection before it is used.
+        check: Called with a new connection before the session is open.
     """
 
     def __init__(
@@ -46,7 +46,7 @@ class Session:
         try:
             asyncio.get_running_loop()
         except RuntimeError:
-            raise RuntimeError("RedisBroker works on asyncio only, as redis-py does") from None
+            raise RuntimeError("Redis works on asyncio only, because redis-py does") from None
         async with self._opening:
             self._leave_inherited()
             if self._connection is not None:
@@ -63,7 +63,7 @@ class Session:
             self._notifications = Notifications(self._address, self._channel)
 
     async def _check_server(self, connection: RedisConnection) -> None:
-        answer = await connection.call(command(b"HELLO"))  # every user may send this
+        answer = await connection.call(command(b"HELLO"))  # allowed for every user
         if isinstance(answer, ResponseError):
             raise BrokerUnavailableError(
                 f"{self._address}: Redis 6.2 or later is needed; this server says: {answer}"
@@ -86,7 +86,7 @@ class Session:
                     await connection.close()
 
     def _leave_inherited(self) -> None:
-        """Leave what was open at a fork to the parent, which uses the same sockets."""
+        """Abandon connections that were opened before a fork; the parent uses their sockets."""
         if self._connection is not None and self._connection.is_inherited:
             _inherited.append((self._connection, self._notifications))
             self._connection = self._notifications = None
@@ -105,15 +105,19 @@ class Session:
         return self._connection, self._notifications
 
     async def call(self, request: bytes) -> Any:
-        """Return the answer to a request.
+        """Send a request and wait for the answer.
 
         Raises:
-            BrokerUnavailableError: There is no answer, or it is an error.
+            BrokerUnavailableError: The server did not answer, or it returned an error.
         """
         return self.checked(await self.connection.call(request))
 
     def checked(self, answer: Any) -> Any:
-        """Return an answer, or raise the error that it is."""
+        """Return an answer that is not an error.
+
+        Raises:
+            BrokerUnavailableError: The answer is an error.
+        """
         if isinstance(answer, ResponseError):
             raise explained(self._address, answer)
         return answer

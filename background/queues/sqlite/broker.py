@@ -1,4 +1,4 @@
-"""Jobs in a SQLite file: durable, and shared by the processes of one host."""
+"""A broker that stores jobs in a SQLite file."""
 
 from __future__ import annotations
 
@@ -21,24 +21,31 @@ from . import transitions
 from .connection import SQLiteFile, Synchronous
 
 _FIXED = (3, 51, 3)  # fixes a race between two connections that write, https://sqlite.org/wal.html
-_SOON = 0.001  # seconds by which a clock may be read too early
+_SOON = 0.001  # the shortest wait in seconds, because clocks and timers are not exact
 
 
 class SQLiteBroker(Broker):
-    """Keeps jobs in a file, for any number of processes on one host; for one event loop.
+    """A broker that stores jobs in a file, for the processes of one host.
 
-    The file is created for its owner alone (mode 0600). All times are those of the host's wall
-    clock. Before SQLite 3.51.3, several connections that change the file can damage it in rare
-    cases: a `RuntimeWarning` says so once there are several.
+    A broker object works in one event loop. The file is created with mode 0600, for its owner only.
+    All times are those of the host's wall clock.
+
+    Before SQLite 3.51.3, several connections that change the file can damage it in rare cases. A
+    `RuntimeWarning` is issued when there are several.
 
     Args:
         path: The file.
         synchronous: With `"NORMAL"`, jobs survive the end of the process, but the latest changes
-            may be lost if the system loses power. With `"FULL"` nothing is lost, and each
+            may be lost if the system loses power. With `"FULL"`, nothing is lost, and each
             transaction waits for the disk.
 
     Raises:
-        ValueError: The file is in memory, or `synchronous` is not valid.
+        ValueError: The path does not name a file, or `synchronous` is not valid.
+
+    Example:
+        ```python
+        jobs = JobQueue(SQLiteBroker("jobs.db"))
+        ```
     """
 
     def __init__(
@@ -50,11 +57,11 @@ class SQLiteBroker(Broker):
         self._file = SQLiteFile(path, synchronous, self._changed_by_others)
         self.path = self._file.path
         self._warned = sqlite3.sqlite_version_info >= _FIXED
-        self._shared = False  # with other connections that change the file
-        self._run = token_hex(8)  # distinguishes this broker's claims from those of all others
+        self._shared = False  # whether other connections change the file
+        self._run = token_hex(8)  # makes the tokens of this broker's claims unique
         self._claims = count(1)
         self._work_changed = anyio.Event()
-        self._ends: dict[str, set[anyio.Event]] = {}  # by job, for the waiters for its end
+        self._ends: dict[str, set[anyio.Event]] = {}  # by job id: the waiters for its end
 
     async def open(self) -> None:
         await self._file.open()
@@ -79,7 +86,7 @@ class SQLiteBroker(Broker):
         if changed:
             self._wake_all()
         elif claims:
-            self._wake_workers()  # there are more leases that may end
+            self._wake_workers()  # waiters must consider the new leases
         return claims
 
     async def wait_for_work(self, queues: Sequence[str], timeout: float) -> None:
@@ -103,9 +110,9 @@ class SQLiteBroker(Broker):
         if others_change:
             self._wake_all()
             return accepted
-        for each in settlements:
-            self._wake_waiters(each.id)
-        if any(each.state not in FINAL for each in settlements):
+        for settlement in settlements:
+            self._wake_waiters(settlement.id)
+        if any(settlement.state not in FINAL for settlement in settlements):
             self._wake_workers()
         return accepted
 
@@ -160,10 +167,10 @@ class SQLiteBroker(Broker):
         purged = 0
         last: int | None = 0
         while last is not None:
-            some, last = await self._file.write(
+            number, last = await self._file.write(
                 partial(transitions.purge, after=last, state=state, before=before)
             )
-            purged += some
+            purged += number
         self._wake_all()
         return purged
 
@@ -183,7 +190,7 @@ class SQLiteBroker(Broker):
 
     @contextmanager
     def _waiting(self, id: str) -> Generator[anyio.Event]:
-        """Yield an event that is set once the job may have ended."""
+        """Yield an event that is set when the job may have ended."""
         event = anyio.Event()
         events = self._ends.setdefault(id, set())
         events.add(event)
@@ -195,7 +202,7 @@ class SQLiteBroker(Broker):
                 del self._ends[id]
 
     async def _wait(self, changed: anyio.Event, at: float) -> None:
-        """Wait for an event, or until time changes a job, and make that change."""
+        """Wait for an event, or until a transition is due at `at`, and make the transition."""
         now = clock.wall()
         if at > now:
             seconds = inf if at == inf else max(at - now, _SOON)
@@ -225,9 +232,9 @@ class SQLiteBroker(Broker):
         if self._shared and not self._warned:
             self._warned = True
             warnings.warn(
-                f"several connections change {self.path}, which can damage it in rare cases before "
-                f"SQLite 3.51.3, and this is SQLite {sqlite3.sqlite_version}: use a newer version, "
-                "one process, or a server",
+                f"several connections change {self.path}, which can damage the file in rare cases "
+                f"with SQLite {sqlite3.sqlite_version}; use SQLite 3.51.3 or later, a single "
+                "process, or another broker",
                 RuntimeWarning,
                 stacklevel=3,
             )

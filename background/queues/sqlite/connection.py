@@ -1,4 +1,4 @@
-"""A SQLite file and its connection, for jobs and for results."""
+"""The connection to a SQLite file, for jobs and for results."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ Synchronous = Literal["NORMAL", "FULL"]
 
 
 class SQLiteFile:
-    """One file, and the thread of its connection while it is open; for one event loop.
+    """A file that can be opened and closed, with a thread for its connection; for one event loop.
 
     Args:
         path: The file.
-        synchronous: SQLite's setting.
-        on_foreign_change: Called when other connections change the file while it is watched.
+        synchronous: SQLite's setting `PRAGMA synchronous`.
+        on_foreign_change: Called when another connection changes the file while it is watched.
 
     Raises:
-        ValueError: The file is in memory, or `synchronous` is not valid.
+        ValueError: The path does not name a file, or `synchronous` is not valid.
     """
 
     def __init__(
@@ -40,9 +40,11 @@ class SQLiteFile:
     ) -> None:
         name = os.fspath(path)
         if name in ("", ":memory:"):
-            raise ValueError(f"path {name!r} is no file; MemoryBroker keeps jobs in memory")
+            raise ValueError(
+                f"path must name a file, not {name!r}; use MemoryBroker for jobs in memory"
+            )
         if synchronous not in ("NORMAL", "FULL"):
-            raise ValueError(f'synchronous is "NORMAL" or "FULL", not {synchronous!r}')
+            raise ValueError(f'synchronous must be "NORMAL" or "FULL", not {synchronous!r}')
         self.path = str(Path(name).absolute())
         self._connect = partial(connect, self.path, synchronous)
         self._on_foreign_change = on_foreign_change
@@ -75,7 +77,7 @@ class SQLiteFile:
 
     @contextmanager
     def watched(self) -> Generator[None]:
-        """Watch for changes that other connections make."""
+        """Report changes by other connections inside the block."""
         thread = self._opened()
         thread.watchers += 1
         try:

@@ -1,4 +1,4 @@
-"""Jobs in SQLite that depend on others: what chains and groups consist of."""
+"""Dependencies between jobs in SQLite, of which chains and groups consist."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from . import statements as sql
 
 
 def check(db: sqlite3.Connection, messages: Sequence[Message], now: float) -> None:
-    """Refuse a job that depends on one that is not stored.
+    """Check that all dependencies of new jobs are stored.
 
     Raises:
-        ValueError: There is such a job.
+        ValueError: A job depends on a job that is not stored.
     """
     new: set[str] = set()
     for message in messages:
@@ -26,11 +26,11 @@ def check(db: sqlite3.Connection, messages: Sequence[Message], now: float) -> No
 
 
 def add(db: sqlite3.Connection, number: int, message: Message, now: float) -> None:
-    """Let a new job wait for the jobs that it depends on."""
+    """Store the dependencies of a new job."""
     db.executemany(
         sql.ADD_DEPENDENCY, ((number, place, id) for place, id in enumerate(message.depends_on))
     )
-    # Only jobs that have ended are handled: others may have thousands of dependants.
+    # Only dependencies that have ended: any other may have thousands of dependants.
     ended = [
         id
         for id in dict.fromkeys(message.depends_on)
@@ -40,15 +40,15 @@ def add(db: sqlite3.Connection, number: int, message: Message, now: float) -> No
 
 
 def previous(db: sqlite3.Connection, number: int) -> tuple[bytes | None, ...]:
-    """Return the results of the jobs that a job depends on."""
+    """Return the results of a job's dependencies, in order."""
     return tuple(result for (result,) in db.execute(sql.PREVIOUS, (number,)))
 
 
 def ended_jobs(db: sqlite3.Connection, ids: Iterable[str], now: float) -> bool:
-    """Handle the end of jobs in those that depend on them, and so on.
+    """Update the jobs that depend on ended jobs, and the dependants of those that end thereby.
 
     Returns:
-        Whether any job depends on them.
+        Whether any job depends on the ended jobs.
     """
     ended = list(ids)
     has_dependants = False
@@ -74,13 +74,13 @@ def ended_jobs(db: sqlite3.Connection, ids: Iterable[str], now: float) -> bool:
 
 
 def _unblock(db: sqlite3.Connection, number: int, now: float) -> list[str]:
-    """Count a dependency that was met; return the job's id if the job has ended by that."""
+    """Count a succeeded dependency; return the ids of jobs that ended, if any."""
     row = db.execute(sql.UNBLOCK, (number,)).fetchone()
     return [] if row is None or row[0] else schedule(db, number, now)
 
 
 def schedule(db: sqlite3.Connection, number: int, now: float) -> list[str]:
-    """Let a job become ready after its delay; return its id if it has ended instead."""
+    """Make a job ready after its delay; return the ids of jobs that ended, if any."""
     id, handler, delay, at, expires_at = db.execute(sql.UNBLOCKED, (number,)).fetchone()
     due = now + delay if at is None else at
     if due > now:

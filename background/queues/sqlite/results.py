@@ -1,4 +1,4 @@
-"""Results in a SQLite file: the broker's, or another one."""
+"""A result store in a SQLite file."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ _DELETE = "DELETE FROM results WHERE key = ?"
 
 
 class SQLiteResults(Results):
-    """Keeps results in a file, for any number of processes on one host; for one event loop.
+    """A store of results in a file, for the processes of one host; for one event loop.
 
     Args:
-        path: The file, which may be a broker's, too.
-        synchronous: As for `SQLiteBroker`.
+        path: The file; it may be that of a broker.
+        synchronous: `"NORMAL"` or `"FULL"`, as for `SQLiteBroker`.
 
     Raises:
-        ValueError: An argument is not valid.
+        ValueError: The path does not name a file, or `synchronous` is not valid.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""The file of the SQLite broker: how it is created, opened and migrated."""
+"""The schema of the SQLite file, and its creation, opening and migration."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from pathlib import Path
 
 from .._errors import BrokerUnavailableError
 
-#: Seconds for which a transaction waits for the transactions of other processes.
+#: Seconds that a transaction waits for locks of other processes.
 BUSY_TIMEOUT = 5.0
 
 _OLDEST = (3, 35, 0)  # the first version that has RETURNING
 
-#: The statements that bring a file to version 1, 2, and so on; not changed once they are released.
-#: `changes_at` is when time alone changes a job's state.
+#: The statements that migrate a file to version 1, 2, and so on. They never change after a release.
+#: `changes_at` is the time of a job's next transition without an action of a worker or a user.
 MIGRATIONS: Sequence[Sequence[str]] = (
     (
         """
@@ -79,7 +79,8 @@ MIGRATIONS: Sequence[Sequence[str]] = (
     ),
 )
 
-#: File systems whose locks and shared memory do not do what SQLite's WAL mode needs.
+#: File systems without the locks and the shared memory that WAL mode needs, which works on one host
+#: only: https://sqlite.org/wal.html
 _NETWORK = frozenset(
     {
         *("afs", "beegfs", "ceph", "cifs", "fuse.glusterfs", "fuse.sshfs", "glusterfs"),
@@ -90,11 +91,15 @@ _MOUNTS = Path("/proc/self/mounts")
 
 #: The path and the process of each open connection.
 _open: list[tuple[str, int]] = []
-_opening = threading.Lock()  # only the brokers' own threads hold it
+_opening = threading.Lock()  # held by brokers' threads only
 
 
 def connect(path: str, synchronous: str) -> sqlite3.Connection:
     """Open the file, create it if necessary, and apply all migrations.
+
+    Args:
+        path: The file.
+        synchronous: SQLite's setting `PRAGMA synchronous`.
 
     Raises:
         BrokerUnavailableError: SQLite or the file can't be used.
@@ -102,17 +107,20 @@ def connect(path: str, synchronous: str) -> sqlite3.Connection:
         sqlite3.Error: SQLite can't open it.
     """
     if sqlite3.sqlite_version_info < _OLDEST:
-        raise BrokerUnavailableError(f"SQLite {sqlite3.sqlite_version} is too old: 3.35 is needed")
+        raise BrokerUnavailableError(
+            f"SQLite {sqlite3.sqlite_version} is too old; 3.35 or later is required"
+        )
     with suppress(OSError):
         if kind := network_file_system(str(Path(path).resolve()), _mounts()):
             raise BrokerUnavailableError(
-                f"{path}: jobs can't be kept on a network file system ({kind})"
+                f"{path} is on a network file system ({kind}), which SQLite does not support"
             )
-    # One at a time, because closing a file that is being created would end SQLite's locks on it.
+    # One at a time, because `_create` closes a descriptor, which drops all locks of the process on
+    # the file: https://sqlite.org/howtocorrupt.html
     with _opening:
         if any(place == path and process != os.getpid() for place, process in _open):
             raise BrokerUnavailableError(
-                f"{path} was open when this process was forked, after which SQLite can't share it"
+                f"{path} was open when this process was forked; SQLite can't share it after a fork"
             )
         _create(path)
         db = sqlite3.connect(path, timeout=BUSY_TIMEOUT, isolation_level=None)
@@ -136,7 +144,7 @@ def disconnect(db: sqlite3.Connection, path: str) -> None:
 
 
 def identity(path: Path) -> tuple[int, int] | None:
-    """Return what distinguishes a file from any that replaces it; `None` if there is none."""
+    """Return the device and inode of a file, or `None` if there is no file."""
     try:
         found = path.stat()
     except FileNotFoundError:
@@ -145,13 +153,18 @@ def identity(path: Path) -> tuple[int, int] | None:
 
 
 def network_file_system(path: str, mounts: str) -> str | None:
-    """Return the kind of network file system that a path is on, given Linux's list of mounts."""
+    """Return the type of the network file system that a path is on, or `None`.
+
+    Args:
+        path: The resolved path.
+        mounts: The content of Linux's `/proc/self/mounts`.
+    """
     longest, found = "", ""
     for line in mounts.splitlines():
         _, point, kind, *_ = line.split(" ")
         point = point.replace("\\040", " ")
         inside = path == point or path.startswith(point.rstrip("/") + "/")
-        if inside and len(point) >= len(longest):  # a later mount hides those before it
+        if inside and len(point) >= len(longest):  # a later mount hides earlier ones
             longest, found = point, kind
     return found if found in _NETWORK else None
 
@@ -161,7 +174,7 @@ def _mounts() -> str:
 
 
 def _create(path: str) -> None:
-    """Create an empty file for its owner alone; SQLite gives its other files the same mode."""
+    """Create an empty file with mode 0600; SQLite creates its other files with the same mode."""
     with suppress(FileExistsError):
         os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600))
 
@@ -172,18 +185,25 @@ def _use_wal(db: sqlite3.Connection) -> None:
         try:
             (mode,) = db.execute("PRAGMA journal_mode = WAL").fetchone()
         except sqlite3.OperationalError as error:
-            # SQLite does not wait here for other processes that do the same.
+            # Processes that do this at the same time get SQLITE_BUSY in spite of the timeout.
             if error.sqlite_errorcode != sqlite3.SQLITE_BUSY or time.monotonic() > deadline:
                 raise
             time.sleep(0.01)
         else:
             if mode != "wal":
-                raise sqlite3.OperationalError(f"there is no WAL mode here, but {mode!r}")
+                raise sqlite3.OperationalError(
+                    f"WAL mode is not available here; the mode is {mode!r}"
+                )
             return
 
 
 def migrate(db: sqlite3.Connection, path: str, migrations: Sequence[Sequence[str]]) -> None:
-    """Apply the migrations that a file lacks, all or none.
+    """Apply the missing migrations in one transaction.
+
+    Args:
+        db: The connection.
+        path: The file, for messages.
+        migrations: The statements of all migrations.
 
     Raises:
         BrokerUnavailableError: A newer version of this library has migrated the file.
@@ -192,7 +212,7 @@ def migrate(db: sqlite3.Connection, path: str, migrations: Sequence[Sequence[str
         return
     db.execute("BEGIN IMMEDIATE")
     try:
-        version = _version(db)  # another process may have migrated it meanwhile
+        version = _version(db)  # again, because another process may have migrated the file
         if version > len(migrations):
             raise BrokerUnavailableError(
                 f"{path} has version {version}, from a newer version of this library; this one "

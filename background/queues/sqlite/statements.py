@@ -1,7 +1,7 @@
 """The SQL of the SQLite broker.
 
-`changes_at` of a job that has ended is the end of its retention; of a job that runs it is the end
-of its lease.
+`changes_at` is the end of the lease for a running job, and the end of the retention for an ended
+job.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""The thread of a SQLite connection, and the calls that it makes for the event loop.
+"""The thread of a SQLite connection, which runs calls for the event loop.
 
-Calls that wait while the thread is busy share one transaction. One commit and one hop to the thread
-and back serve all of them.
+Calls that arrive while the thread is busy share one transaction, with a single commit and a single
+round trip to the thread.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from typing import Any, TypeVar
 from anyio import CancelScope, Event, to_thread
 from anyio.lowlevel import checkpoint_if_cancelled
 
-from ..._eventloop.backend import current_backend
+from ..._eventloop.running import current_backend
 from ..._support import clock
 from .._errors import BrokerUnavailableError
 from .schema import disconnect, identity
@@ -30,10 +30,10 @@ Work = Callable[[sqlite3.Connection], T]
 
 _MOST_TOGETHER = 256  # calls in one transaction
 
-# Seconds between two checks for changes by other processes. Within these bounds, it is a hundredth
-# of the time since their last change.
+# The bounds in seconds of the pause between two checks for changes by other processes. The pause is
+# a hundredth of the time since their last change.
 _OFTEN, _SELDOM = 0.001, 0.05
-_IDLE = 1.0  # seconds between two checks whether the process ends, without watchers
+_IDLE = 1.0  # seconds between two checks whether the main thread has ended, without watchers
 
 
 class _SQLiteCall:
@@ -51,7 +51,7 @@ class _SQLiteCall:
 
 
 class _RolledBackError(Exception):
-    """SQLite has rolled back a transaction by itself."""
+    """SQLite rolled back a transaction automatically."""
 
 
 class SQLiteThread:
@@ -60,7 +60,7 @@ class SQLiteThread:
     Args:
         path: The file.
         connect: Opens the connection.
-        on_foreign_change: Called in the event loop when other connections have changed the file,
+        on_foreign_change: Called in the event loop when another connection has changed the file,
             while `watchers` is not 0.
     """
 
@@ -82,9 +82,9 @@ class SQLiteThread:
         self._closed = False
         self._file = Path(path)
         self._identity: tuple[int, int] | None = None  # of the file that is open
-        self._version = 0  # what SQLite calls the data version
+        self._version = 0  # of the data, see `_data_version`
         self._changed_at = 0.0
-        # Not a daemon, which could be stopped in the middle of a transaction.
+        # A daemon thread could be stopped in the middle of a transaction.
         self._thread = threading.Thread(target=self._run, name=f"SQLite {path}", daemon=False)
         self._opening = self._new_call(lambda db: None)
         self._ended = self._backend.event()
@@ -107,14 +107,14 @@ class SQLiteThread:
                 raise self._opening.error
 
     def abandon(self) -> None:
-        """Let the thread close the connection and end, and do not wait for it."""
+        """Make the thread close the connection and end, without waiting for it."""
         self._closed = True
         self._queue.put(None)
 
     async def stop(self) -> None:
-        """Make the calls that wait, close the connection, and wait for the thread's end."""
+        """Finish pending calls, close the connection, and wait for the thread's end."""
         if self._process != getpid():
-            return  # the parent process has the thread
+            return  # the thread exists in the parent process only
         self.abandon()
         with CancelScope(shield=True):
             await self._join()
@@ -122,20 +122,27 @@ class SQLiteThread:
     async def _join(self) -> None:
         clock.on_io(1)
         try:
-            await self._ended.wait()  # first, so that no other thread has to wait long
+            await self._ended.wait()  # first, because `join` blocks a worker thread
             await to_thread.run_sync(self._thread.join)
         finally:
             clock.on_io(-1)
 
     async def call(self, work: Work[T], *, writes: bool) -> T:
-        """Call `work` in a transaction, and return its result once that is committed.
+        """Call `work` in a transaction, and wait for the commit.
 
-        It may be called twice if the first transaction fails. A cancel scope that is cancelled
-        before the call begins prevents it; later it has no effect.
+        `work` is called again in a new transaction if a shared one fails. A cancel scope has an
+        effect only before the call begins.
+
+        Args:
+            work: The function, which is called with the connection.
+            writes: Whether it changes the file.
+
+        Returns:
+            The function's result.
 
         Raises:
             BrokerUnavailableError: The file can't be used.
-            Exception: What `work` raised.
+            Exception: The function's error.
         """
         await checkpoint_if_cancelled()
         if self._process != getpid():
@@ -150,7 +157,7 @@ class SQLiteThread:
         try:
             with CancelScope(shield=True):  # transactions are short
                 await call.done.wait()
-        except BaseException:  # a native cancellation, which no scope shields from
+        except BaseException:  # a native cancellation, which shields do not stop
             call.withdrawn = True
             raise
         if call.error is not None:
@@ -178,18 +185,18 @@ class SQLiteThread:
             self._post(self._ended.set)
 
     def _serve(self, db: sqlite3.Connection) -> None:
-        with suppress(sqlite3.Error):  # otherwise the first check reports a change
+        with suppress(sqlite3.Error):  # after an error, the first check reports a change
             self._version = _data_version(db)
         while True:
             try:
-                call = self._queue.get(timeout=self._pause())
+                first = self._queue.get(timeout=self._pause())
             except Empty:
-                # A connection that was not closed must not keep the interpreter alive.
+                # An unclosed connection must not keep the interpreter alive.
                 if not threading.main_thread().is_alive():
                     return
             else:
-                calls = self._gather(call)
-                self._settle([each for each in calls if each is not None], db)
+                calls = self._gather(first)
+                self._settle([call for call in calls if call is not None], db)
                 if calls[-1] is None:
                     return
             if self.watchers:
@@ -201,7 +208,7 @@ class SQLiteThread:
         return min(max((time.monotonic() - self._changed_at) / 100, _OFTEN), _SELDOM)
 
     def _gather(self, first: _SQLiteCall | None) -> list[_SQLiteCall | None]:
-        """Return a call and those that wait behind it; `None` ends the thread."""
+        """Return a call and the calls that are queued behind it; `None` ends the thread."""
         calls = [first]
         while calls[-1] is not None and len(calls) < _MOST_TOGETHER:
             try:
@@ -211,11 +218,11 @@ class SQLiteThread:
         return calls
 
     def _check_for_changes(self, db: sqlite3.Connection) -> None:
-        """Report changes by other connections."""
+        """Call `on_foreign_change` if another connection has changed the file."""
         try:
             version = _data_version(db)
         except sqlite3.Error:
-            return  # the next call will report the error
+            return  # the next call reports the error
         if version != self._version:
             self._version = version
             self._changed_at = time.monotonic()
@@ -228,14 +235,14 @@ class SQLiteThread:
         self._send(calls)
 
     def _together(self, calls: Sequence[_SQLiteCall], db: sqlite3.Connection) -> bool:
-        """Make calls in one transaction; return `False` if each must be made by itself."""
+        """Run calls in one transaction; return `False` if they need separate transactions."""
         wanted = [call for call in calls if not call.withdrawn]
         if not wanted:
             return True
         alone = len(wanted) == 1
         try:
             self._check_file()
-            db.execute("BEGIN IMMEDIATE" if any(each.writes for each in wanted) else "BEGIN")
+            db.execute("BEGIN IMMEDIATE" if any(call.writes for call in wanted) else "BEGIN")
             for call in wanted:
                 self._do(call, db, alone)
             db.execute("COMMIT")
@@ -247,16 +254,16 @@ class SQLiteThread:
                 call.error = self._explained(error)
         finally:
             if db.in_transaction:
-                with suppress(sqlite3.Error):  # the next BEGIN will report it
+                with suppress(sqlite3.Error):  # the next BEGIN reports it
                     db.execute("ROLLBACK")
         return True
 
     def _check_file(self) -> None:
-        """Refuse a file that was replaced; SQLite itself would go on with the unlinked one."""
+        """Refuse a file that was replaced; SQLite would continue with the unlinked file."""
         if identity(self._file) != self._identity:
             raise BrokerUnavailableError(
-                f"{self._path} was removed or replaced while it was open; it can be opened again "
-                "once all queues that use it were left"
+                f"{self._path} was removed or replaced while it was open; close all queues that "
+                "use it before opening it again"
             )
 
     def _do(self, call: _SQLiteCall, db: sqlite3.Connection, alone: bool) -> None:
@@ -268,7 +275,7 @@ class SQLiteThread:
         try:
             call.value = call.work(db)
         except Exception as error:
-            if not db.in_transaction:  # the calls before this one are undone, too
+            if not db.in_transaction:  # earlier calls in the transaction are undone, too
                 raise _RolledBackError from error
             db.execute("ROLLBACK TO call")
             call.error = self._explained(error)
@@ -288,7 +295,7 @@ class SQLiteThread:
         self._post(lambda: self._deliver(calls))
 
     def _post(self, fn: Callable[[], object]) -> None:
-        with suppress(RuntimeError):  # the event loop has ended, and with it the waiters
+        with suppress(RuntimeError):  # the event loop has ended, and so have the waiters
             self._backend.post(fn, self._context)
 
     def _deliver(self, calls: Sequence[_SQLiteCall]) -> None:

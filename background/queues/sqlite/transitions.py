@@ -1,7 +1,7 @@
-"""What the SQLite broker does to jobs; each function is a part of one transaction.
+"""The operations of the SQLite broker; each function runs inside a transaction.
 
-Times are seconds since the epoch. Every function first makes the transitions that time demands, or
-leaves out the jobs that it has changed.
+Times are seconds since the epoch. Every function makes the transitions that are due before it reads
+jobs, or ignores the jobs whose transition is due.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ from ..abc import Claim, LeaseStatus, MaintenanceStats, Message, Settlement, Sto
 from . import dependencies
 from . import statements as sql
 
-#: The most rows that one transaction changes or reads where there may be millions.
+#: The most rows that one transaction reads or changes.
 CHUNK = 500
 
 _FIELDS = len(sql.MESSAGE.split(", "))
 
 
 def enqueue(db: sqlite3.Connection, messages: Sequence[Message], now: float) -> list[bool]:
-    """Store jobs; return for each whether its id was new."""
+    """Store jobs; return for each job whether its id was new."""
     dependencies.check(db, messages, now)
     return [_insert(db, message, now) for message in messages]
 
@@ -39,7 +39,7 @@ def _insert(db: sqlite3.Connection, message: Message, now: float) -> bool:
         message.handler,
         message.queue,
         message.body,
-        float(message.retention),  # whole numbers may be too large for SQLite
+        float(message.retention),  # an int may be too large for SQLite
         float(message.dead_retention),
         float(message.delay),
         None if message.at is None else float(message.at),
@@ -67,14 +67,14 @@ def _insert(db: sqlite3.Connection, message: Message, now: float) -> bool:
 def claim(
     db: sqlite3.Connection, queues: Sequence[str], most: int, token: str, now: float, lease: float
 ) -> tuple[list[Claim], bool]:
-    """Claim jobs; return also whether time has changed any job."""
+    """Claim ready jobs; return the claims, and whether other jobs changed because of the time."""
     changed = advance(db, now) != MaintenanceStats()
     claims: list[Claim] = []
     for queue in queues:
         if len(claims) < most:
             values = (token, now + lease, now, queue, now, most - len(claims))
             rows = db.execute(sql.CLAIM, values).fetchall()
-            rows.sort()  # by number, which is unique
+            rows.sort()  # by number, which is unique; RETURNING has no defined order
             claims += (_claim(db, token, *row) for row in rows)
     return claims, changed
 
@@ -112,9 +112,10 @@ def _renew(db: sqlite3.Connection, claim: Claim, now: float, lease: float) -> Le
 def settle(
     db: sqlite3.Connection, settlements: Sequence[Settlement], now: float
 ) -> tuple[list[bool], bool]:
-    """Settle jobs; return for each whether it was held, and whether other jobs depend on any."""
+    """Settle jobs; return for each whether its claim was held, and whether any has dependants."""
     accepted = [_settle(db, settlement, now) for settlement in settlements]
-    ended = (each.id for each, done in zip(settlements, accepted, strict=True) if done)
+    outcomes = zip(settlements, accepted, strict=True)
+    ended = (settlement.id for settlement, is_accepted in outcomes if is_accepted)
     return accepted, dependencies.ended_jobs(db, ended, now)
 
 
@@ -132,13 +133,13 @@ def _settle(db: sqlite3.Connection, settlement: Settlement, now: float) -> bool:
         )
         if db.execute(sql.RELEASE_CLAIM, (*released, *held)).rowcount:
             return True
-        state = JobState.CANCELLED  # unless it is not held
+        state = JobState.CANCELLED  # requested meanwhile, or the lease is lost
     end = (state.value, now, now, state.value, state.value, settlement.result, error)
     return bool(db.execute(sql.END, (*end, *held)).rowcount)
 
 
 def save(db: sqlite3.Connection, id: str, token: str, result: bytes, now: float) -> bool:
-    """Store an intermediate result; return whether the job was held."""
+    """Store an intermediate result; return whether the claim holds the job."""
     return bool(db.execute(sql.SAVE, (result, id, token, now)).rowcount)
 
 
@@ -158,7 +159,7 @@ def cancel(db: sqlite3.Connection, id: str, now: float) -> JobState | None:
 
 
 def requeue(db: sqlite3.Connection, id: str, now: float) -> bool:
-    """Make a job ready that has ended; return whether it had."""
+    """Make an ended job ready again; return whether the job had ended."""
     advance(db, now)
     row = db.execute(sql.REQUEUE, (id, now)).fetchone()
     if row is None:
@@ -171,7 +172,7 @@ def requeue(db: sqlite3.Connection, id: str, now: float) -> bool:
 
 
 def get(db: sqlite3.Connection, id: str, now: float) -> tuple[StoredJob | None, float]:
-    """Return a job, and when time will change it."""
+    """Return a job, and the time of its next change."""
     row = db.execute(sql.GET, (id, now)).fetchone()
     if row is None:
         return None, inf
@@ -179,8 +180,8 @@ def get(db: sqlite3.Connection, id: str, now: float) -> tuple[StoredJob | None, 
 
 
 def _message(values: Sequence[Any]) -> Message:
-    *others, depends_on = values
-    fields: list[Any] = [*others, tuple(json.loads(depends_on))]
+    *plain, depends_on = values
+    fields: list[Any] = [*plain, tuple(json.loads(depends_on))]
     return Message(*fields)
 
 
@@ -201,7 +202,7 @@ def _stored(db: sqlite3.Connection, number: int, *row: Any) -> StoredJob:
 
 
 def next_work(db: sqlite3.Connection, queues: Sequence[str]) -> float:
-    """Return when there may be work: at 0 seconds since the epoch if there is some now."""
+    """Return the time when there may be work, or 0 if a job is ready."""
     if any(db.execute(sql.HAS_READY, (queue,)).fetchone() for queue in queues):
         return 0.0
     row = db.execute(sql.NEXT_CHANGE).fetchone()
@@ -211,7 +212,10 @@ def next_work(db: sqlite3.Connection, queues: Sequence[str]) -> float:
 def page(
     db: sqlite3.Connection, after: int, queue: str | None, state: str | None, now: float
 ) -> tuple[list[StoredJob], int | None]:
-    """Return the selected jobs of the next page, and the number of its last job."""
+    """Return the selected jobs of the next page, and its end.
+
+    The end is the number of the page's last job, or `None` for the last page.
+    """
     last = _page_end(db, after)
     upto = 2**63 - 1 if last is None else last
     rows = db.execute(sql.PAGE, (after, upto, queue, queue, state, state, now)).fetchall()
@@ -235,14 +239,14 @@ def count(db: sqlite3.Connection, queue: str | None, state: str | None, now: flo
 def purge(
     db: sqlite3.Connection, after: int, state: str | None, before: float
 ) -> tuple[int, int | None]:
-    """Delete the selected jobs of the next page; return how many, and the number of its last."""
+    """Delete the selected ended jobs of the next page; return their number and the page's end."""
     last = _page_end(db, after)
     upto = 2**63 - 1 if last is None else last
     return db.execute(sql.PURGE_PAGE, (after, upto, before, state, state)).rowcount, last
 
 
 def maintain(db: sqlite3.Connection, now: float) -> tuple[MaintenanceStats, bool]:
-    """Do a part of what is due; return also whether that was all."""
+    """Do a part of the maintenance; return also whether nothing is left to do."""
     stats = advance(db, now)
     changed = stats.due + stats.reclaimed + stats.expired
     stats.deleted = db.execute(sql.DELETE_OLD, (now, CHUNK)).rowcount
@@ -250,7 +254,7 @@ def maintain(db: sqlite3.Connection, now: float) -> tuple[MaintenanceStats, bool
 
 
 def advance(db: sqlite3.Connection, now: float) -> MaintenanceStats:
-    """Make the transitions that time demands, for the jobs that have not ended."""
+    """Make due transitions of jobs that have not ended, for up to `CHUNK` jobs."""
     rows = db.execute(sql.CHANGING, (now, now, CHUNK)).fetchall()
     if not rows:
         return MaintenanceStats()

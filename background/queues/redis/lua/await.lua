@@ -1,5 +1,5 @@
--- Registers a waiter for the end of a job; returns the job, and the seconds until time changes it.
-write_although_memory_is_short()
+-- Registers a waiter for the end of a job; returns the seconds until its next change, and the job.
+allow_writes_above_memory_limit()
 advance(100)
 local id, job = ARGV[2], get(ARGV[2])
 local shown = {}

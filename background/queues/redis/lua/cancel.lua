@@ -1,5 +1,5 @@
--- Cancels a job, or asks its worker to; returns the state before.
-write_although_memory_is_short()
+-- Cancels a job, or requests its cancellation while it runs; returns the state before.
+allow_writes_above_memory_limit()
 advance(100)
 local id, job = ARGV[2], get(ARGV[2])
 local state = job and job[STATE] or ''

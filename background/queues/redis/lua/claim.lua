@@ -1,23 +1,23 @@
--- Claims jobs that are ready, in the order of the queues.
-write_although_memory_is_short()
+-- Claims ready jobs in the order of the queues; returns them.
+allow_writes_above_memory_limit()
 advance(100)
 local token, lease, most = ARGV[2], tonumber(ARGV[3]), tonumber(ARGV[4])
 local claims = {}
 for q = 5, #ARGV do
   local queue = ARGV[q]
   local skip = #queue + 16
-  -- If all of these have expired, there may be more behind them, for the next call.
+  -- Expired jobs are skipped, so more rounds may be necessary; the next call does the rest.
   for _ = 1, 10 do
     if most == 0 then break end
     local first, last = '[' .. queue .. '\0', '(' .. queue .. '\1'
     local members = call('ZRANGEBYLEX', KEYS.ready, first, last, 'LIMIT', 0, most)
     if #members == 0 then break end
     local ids = {}
-    for i, each in ipairs(members) do ids[i] = string.sub(each, skip) end
+    for i, entry in ipairs(members) do ids[i] = string.sub(entry, skip) end
     fetch(ids)
     local messages = call('HMGET', KEYS.messages, unpack(ids))
     for i, id in ipairs(ids) do
-      if jobs[id] == nil and messages[i] then learn_from_message(id, messages[i]) end
+      if jobs[id] == nil and messages[i] then track_message(id, messages[i]) end
       local job = jobs[id]
       if not job or job[STATE] ~= 'ready' then
         call('ZREM', KEYS.ready, members[i])

@@ -1,7 +1,7 @@
--- Stores jobs, all or none, and returns for each whether its id was new.
+-- Stores jobs, all or none; returns a flag for each job: whether its id was new.
 local ids, messages, queues = unpack(cmsgpack.unpack(ARGV[2]))
 
--- Jobs without a queue in here are not simply ready.
+-- The queue is empty here for jobs that are not ready at once (see `pack_messages`).
 local special, heads, before = {}, {}, {}
 for i, queue in ipairs(queues) do
   if queue == '' then special[#special + 1] = i end
@@ -21,7 +21,7 @@ end
 
 local number = call('INCRBY', KEYS.number, #ids) - #ids
 
--- Gives a number to each id that has none; returns how many had none.
+-- Assigns a number to each id that has none; returns the count of these ids.
 local function order()
   local numbers, new = {}, 0
   for i, id in ipairs(ids) do numbers[2 * i - 1], numbers[2 * i] = number + i, id end
@@ -34,16 +34,16 @@ end
 
 local stored_before = {}
 if order() < #ids then
-  local unknown = {}
+  local absent = {}
   fetch(ids)
   for _, id in ipairs(ids) do
     if not get(id) then
-      unknown[#unknown + 1] = id
-      if jobs[id] then touch(id) end -- deletes it, because it is past its retention
+      absent[#absent + 1] = id
+      if jobs[id] then touch(id) end -- `flush` deletes it, because it is past its retention
     end
   end
   flush()
-  each('ZREM', KEYS.order, unknown)
+  bulk('ZREM', KEYS.order, absent)
   order()
   for i, id in ipairs(ids) do
     stored_before[i] = tonumber(call('ZSCORE', KEYS.order, id)) ~= number + i
@@ -51,7 +51,7 @@ if order() < #ids then
   end
 end
 
-local answer, stored, ready, put = {}, {}, {}, {}
+local answer, stored, ready, added = {}, {}, {}, {}
 local enqueued = ' ' .. text(now) .. ' '
 for i, id in ipairs(ids) do
   answer[i] = stored_before[i] and '0' or '1'
@@ -62,14 +62,14 @@ for i, id in ipairs(ids) do
     if queue ~= '' then
       ready[#ready + 1] = 0
       ready[#ready + 1] = queue .. '\0' .. hex .. id
-      put[queue] = (put[queue] or 0) + 1
+      added[queue] = (added[queue] or 0) + 1
     end
   end
 end
-each('ZADD', KEYS.ready, ready)
-each('HSET', KEYS.messages, stored)
-for queue, many in pairs(put) do
-  tally({[QUEUE] = queue}, 'ready', many)
+bulk('ZADD', KEYS.ready, ready)
+bulk('HSET', KEYS.messages, stored)
+for queue, count in pairs(added) do
+  tally({[QUEUE] = queue}, 'ready', count)
   wakes[queue] = true
 end
 
@@ -80,7 +80,8 @@ for _, i in ipairs(special) do
     local id = ids[i]
     local _, count = string.gsub(dependencies, '[^,]+', '')
     local job = new_record(queue, string.format('%014x', number + i), retention, dead_retention)
-    job[STATE], job[BLOCKED], job[JOIN], job[DEPENDENCIES] = 'scheduled', count, handler == '', count
+    job[STATE], job[JOIN] = 'scheduled', handler == ''
+    job[BLOCKED], job[DEPENDENCIES] = count, count
     job[EXPIRES] = expires ~= '' and now + expires
     jobs[id] = job
     touch(id)
@@ -92,14 +93,14 @@ for _, i in ipairs(special) do
       local place = 0
       for dependency in string.gmatch(dependencies, '[^,]+') do
         place = place + 1
-        local other = get(dependency) or jobs[dependency]
+        local upstream = get(dependency) or jobs[dependency]
         if final then
-          -- it is dead already
-        elseif FINAL[other[STATE]] then
-          final = dependency_ended(id, place, dependency, other[STATE])
+          -- an earlier dependency has failed
+        elseif FINAL[upstream[STATE]] then
+          final = dependency_ended(id, place, dependency, upstream[STATE])
         else
           call('ZADD', KEYS.dependants, 0, dependency .. ' ' .. id .. ' ' .. place)
-          other[HAS_DEPENDANTS] = true
+          upstream[HAS_DEPENDANTS] = true
           touch(dependency)
         end
       end

@@ -1,6 +1,6 @@
--- Makes the transitions that time demands, and deletes jobs past their retention, for at most so
--- many jobs; returns how many.
-write_although_memory_is_short()
+-- Makes the transitions that are due, and deletes jobs past their retention, up to a number of jobs
+-- each; returns the counts of due, reclaimed, expired and deleted jobs.
+allow_writes_above_memory_limit()
 local most = tonumber(ARGV[2])
 local due, reclaimed, expired = advance(most)
 local ids = call('ZRANGEBYSCORE', KEYS.kept, '-inf', now, 'LIMIT', 0, most)

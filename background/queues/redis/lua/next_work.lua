@@ -1,6 +1,6 @@
--- Returns nothing if a job is ready; otherwise registers a waiter, and returns the seconds until
--- time changes a job.
-write_although_memory_is_short()
+-- Returns an empty string if a job is ready; otherwise registers a waiter, and returns the seconds
+-- until the next change of any job.
+allow_writes_above_memory_limit()
 advance(100)
 finish()
 for q = 2, #ARGV do

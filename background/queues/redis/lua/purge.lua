@@ -1,4 +1,4 @@
--- Deletes the selected jobs of a page; returns how many.
+-- Deletes selected ended jobs of a page; returns the end of the page, and the count of the jobs.
 local state, before, purged = ARGV[4], now - ARGV[5], 0
 for _, id in ipairs(ids) do
   local job = jobs[id]

@@ -1,52 +1,52 @@
--- The records of jobs, and how they are fetched.
+-- The records of jobs, and access to them.
 
 local call = redis.call
 local FINAL = {succeeded = true, dead = true, cancelled = true, expired = true}
 local clock = call('TIME')
 local now = clock[1] + clock[2] / 1000000
 
-local jobs = {} -- by id: the record as it is by now, or false
-local states, times = {}, {} -- what the indexes say about each job
+local jobs = {} -- by id: the current record, or false for a deleted job
+local states, times = {}, {} -- by id: the state and the time that the indexes have
 
--- Most of a script's times are the same, and formatting one takes as long as a command.
+-- A cache: most times in a script are equal, and formatting one takes as long as a command.
 local texts = {}
 local function text(time)
   if time and not texts[time] then texts[time] = string.format('%.17g', time) end
   return time and texts[time] or ''
 end
 
--- Lua can't pass more than some thousand values at once.
-local function each(command, key, values)
+-- Calls a command with many values. Lua limits the number of values that `unpack` can return.
+local function bulk(command, key, values)
   for first = 1, #values, 1000 do
     call(command, key, unpack(values, first, math.min(first + 999, #values)))
   end
 end
 
-local function learn(id, job)
+local function track(id, job)
   jobs[id], states[id], times[id] = job, job[STATE], job[AT]
 end
 
--- In the order of the fields; the number has 14 hexadecimal digits.
+-- Returns a record with its values in the order of the fields; the number has 14 hex digits.
 local function new_record(queue, number, retention, dead_retention)
   return {'ready', queue, number, tonumber(retention), tonumber(dead_retention), 0, 0, false, false,
     false, false, false, false, 0, false, false, false, 0, false, false, false}
 end
 
--- A job that is ready when it is enqueued has no record until something happens to it.
-local function learn_from_message(id, message)
+-- A job that is ready when it is enqueued has no record until it changes.
+local function track_message(id, message)
   local number, queue, retention, dead_retention =
     string.match(message, '^(%x+) [^ ]* [^ ]* ([^ ]*) ([^ ]*) ([^ ]*)')
-  learn(id, new_record(queue, number, retention, dead_retention))
+  track(id, new_record(queue, number, retention, dead_retention))
 end
 
--- Fetches the records that exist.
+-- Reads records, as far as they exist.
 local function fetch(ids)
   for first = 1, #ids, 1000 do
     local last = math.min(first + 999, #ids)
     local records = call('HMGET', KEYS.jobs, unpack(ids, first, last))
     for i = first, last do
       local id, record = ids[i], records[i - first + 1]
-      if record and jobs[id] == nil then learn(id, cmsgpack.unpack(record)) end
+      if record and jobs[id] == nil then track(id, cmsgpack.unpack(record)) end
     end
   end
 end
@@ -55,17 +55,18 @@ local function is_past_retention(job)
   return FINAL[job[STATE]] and job[AT] <= now
 end
 
--- Returns a job, unless it is not stored or past its retention.
+-- Returns a job, or nothing if it is not stored or past its retention.
 local function get(id)
   if jobs[id] == nil then fetch({id}) end
   if jobs[id] == nil then
     local message = call('HGET', KEYS.messages, id)
-    if message then learn_from_message(id, message) end
+    if message then track_message(id, message) end
   end
   local job = jobs[id]
   return job and not is_past_retention(job) and job
 end
 
+-- Returns a job if a claim holds its lease.
 local function held(id, token)
   local job = get(id)
   return job and job[STATE] == 'running' and job[TOKEN] == token and job[AT] > now and job

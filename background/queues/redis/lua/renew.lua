@@ -1,5 +1,5 @@
--- Renews leases; returns for each claim whether it is held, lost, or to be cancelled.
-write_although_memory_is_short()
+-- Renews leases; returns a code for each claim: H (held), L (lost) or C (cancellation requested).
+allow_writes_above_memory_limit()
 local lease, answer = tonumber(ARGV[2]), {}
 for i = 3, #ARGV, 2 do
   local id = ARGV[i]

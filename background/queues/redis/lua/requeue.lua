@@ -1,4 +1,4 @@
--- Makes a job ready that has ended; returns whether it had.
+-- Makes an ended job ready again; returns whether the job had ended.
 advance(100)
 local id, job = ARGV[2], get(ARGV[2])
 local done = job and FINAL[job[STATE]]

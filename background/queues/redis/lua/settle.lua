@@ -1,5 +1,5 @@
--- Settles claimed jobs; returns for each whether it was held.
-write_although_memory_is_short()
+-- Settles claimed jobs; returns a flag for each job: whether the claim held it.
+allow_writes_above_memory_limit()
 local ids, answer, outcomes = {}, {}, {}
 for i = 2, #ARGV, 3 do ids[#ids + 1] = string.match(ARGV[i], '^[^ ]*') end
 fetch(ids)
@@ -34,6 +34,6 @@ for i = 2, #ARGV, 3 do
     end
   end
 end
-each('HSET', KEYS.results, outcomes)
+bulk('HSET', KEYS.results, outcomes)
 finish()
 return table.concat(answer)

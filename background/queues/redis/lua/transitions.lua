@@ -1,12 +1,11 @@
--- The transitions of jobs, and their indexes.
+-- The transitions of jobs, and the indexes.
 --
--- A script changes the records of jobs. At its end `finish` updates everything that follows from
--- them: which jobs are ready, when time changes which job, the counts, and which waiters to wake.
--- So no index can differ from the records.
+-- A script changes records only. At its end, `finish` derives the indexes and the counts from the
+-- changed records, and wakes waiters, so the indexes always match the records.
 
-local touched, is_touched = {}, {} -- ids of the jobs that were changed
-local results = {} -- of the jobs that ended in this script
-local deltas, wakes, ended = {}, {}, {}
+local touched, is_touched = {}, {} -- ids of changed jobs
+local results = {} -- by id: results of jobs that ended in this script
+local deltas, wakes, ended = {}, {}, {} -- changes of counts, queues to wake, ids of ended jobs
 
 local function touch(id)
   if not is_touched[id] then
@@ -33,14 +32,15 @@ local function delete(ids)
     for place = 1, job[DEPENDENCIES] do previous[#previous + 1] = id .. ' ' .. place end
     jobs[id] = false
   end
-  each('HDEL', KEYS.jobs, ids)
-  each('HDEL', KEYS.messages, ids)
-  each('ZREM', KEYS.order, ids)
-  each('HDEL', KEYS.results, outcomes)
-  each('HDEL', KEYS.errors, errors)
-  each('HDEL', KEYS.previous, previous)
+  bulk('HDEL', KEYS.jobs, ids)
+  bulk('HDEL', KEYS.messages, ids)
+  bulk('ZREM', KEYS.order, ids)
+  bulk('HDEL', KEYS.results, outcomes)
+  bulk('HDEL', KEYS.errors, errors)
+  bulk('HDEL', KEYS.previous, previous)
 end
 
+-- Writes the changed records and their index entries, and deletes jobs past their retention.
 local function flush()
   local records, old = {}, {}
   local ready, unready, changing, unchanging, kept, unkept = {}, {}, {}, {}, {}, {}
@@ -77,22 +77,23 @@ local function flush()
       local list = final and kept or changing
       list[#list + 1] = text(at)
       list[#list + 1] = id
-      -- Waiters look once a second in any case.
+      -- Waiters poll once a second, so later changes need no notification.
       if not final and at < now + 1 then wakes[job[QUEUE]] = true end
     end
     states[id], times[id] = is, at
   end
   touched, is_touched = {}, {}
-  each('ZREM', KEYS.ready, unready)
-  each('ZREM', KEYS.changing, unchanging)
-  each('ZREM', KEYS.kept, unkept)
+  bulk('ZREM', KEYS.ready, unready)
+  bulk('ZREM', KEYS.changing, unchanging)
+  bulk('ZREM', KEYS.kept, unkept)
   delete(old)
-  each('HSET', KEYS.jobs, records)
-  each('ZADD', KEYS.ready, ready)
-  each('ZADD', KEYS.changing, changing)
-  each('ZADD', KEYS.kept, kept)
+  bulk('HSET', KEYS.jobs, records)
+  bulk('ZADD', KEYS.ready, ready)
+  bulk('ZADD', KEYS.changing, changing)
+  bulk('ZADD', KEYS.kept, kept)
 end
 
+-- Writes all changes, and notifies waiters.
 local function finish()
   flush()
   for field, by in pairs(deltas) do
@@ -106,7 +107,7 @@ local function finish()
   if #ended > 0 then call('PUBLISH', ARGV[1], '=' .. table.concat(ended, ' ')) end
 end
 
--- queue, retention, dead retention, handler, delay, at, expires, dependencies
+-- The fields: queue, retention, dead retention, handler, delay, at, expires, dependencies.
 local HEAD = '([^ ]*) ([^ ]*) ([^ ]*) ([^ ]*) ([^ ]*) ([^ ]*) ([^ ]*) ([^\n]*)\n'
 
 local function head(id)
@@ -117,7 +118,7 @@ local function earlier(a, b)
   return a and b and math.min(a, b) or a or b
 end
 
--- Lets a job become ready after a delay; returns the final state that it must enter instead.
+-- Makes a job ready after a delay; returns the final state for `stop` if the job ends instead.
 local function schedule(id, job, delay, at)
   local due = at == '' and now + delay or tonumber(at)
   touch(id)
@@ -130,7 +131,7 @@ local function schedule(id, job, delay, at)
   end
 end
 
--- Handles the end of a job that this one depends on; returns the final state that it must enter.
+-- Handles the end of a dependency of a job; returns the final state for `stop` if the job ends.
 local function dependency_ended(id, place, dependency, state)
   local job = get(id)
   if not job or job[STATE] ~= 'scheduled' or job[BLOCKED] == 0 then return end
@@ -151,7 +152,7 @@ local function dependency_ended(id, place, dependency, state)
   end
 end
 
--- Lets a job wait for no other any longer.
+-- Removes the remaining dependencies of a job.
 local function unblock(id, job)
   local _, _, _, _, _, _, _, dependencies = head(id)
   local place, entries = 0, {}
@@ -159,11 +160,11 @@ local function unblock(id, job)
     place = place + 1
     entries[place] = dependency .. ' ' .. id .. ' ' .. place
   end
-  each('ZREM', KEYS.dependants, entries)
+  bulk('ZREM', KEYS.dependants, entries)
   job[BLOCKED] = 0
 end
 
--- Ends a job, and the jobs that end because of that.
+-- Moves a job to a final state, and the jobs that end because of that.
 local function stop(id, state)
   local ending = {{id, state}}
   while #ending > 0 do
@@ -187,7 +188,7 @@ local function stop(id, state)
   end
 end
 
--- Makes the transitions that time demands, for at most so many jobs.
+-- Makes the transitions that are due, for up to `most` jobs; returns their counts.
 local function advance(most)
   local due, reclaimed, expired = 0, 0, 0
   local ids = call('ZRANGEBYSCORE', KEYS.changing, '-inf', now, 'LIMIT', 0, most)
@@ -198,7 +199,7 @@ local function advance(most)
     if not job then
       call('ZREM', KEYS.changing, id)
     elseif FINAL[job[STATE]] or not job[AT] or job[AT] > now then
-      -- another change in this pass has changed this job, too
+      -- an earlier transition in this loop has changed this job, too
     elseif job[STATE] == 'running' then
       reclaimed = reclaimed + 1
       job[CRASHES] = job[CRASHES] + 1
@@ -221,7 +222,7 @@ local function advance(most)
   return due, reclaimed, expired
 end
 
--- Adds a line about a job, and its message, result, error and previous results.
+-- Appends a job to an answer: a line with its state and the lengths of the parts that follow.
 local function show(shown, id, job, message)
   local result = job[RESULT] and call('HGET', KEYS.results, id)
   local error = job[ERROR] and call('HGET', KEYS.errors, id)
@@ -239,8 +240,9 @@ local function show(shown, id, job, message)
   shown[count + 1] = line
 end
 
--- Once a script has written anything, the server lets it write on although memory is short. Scripts
--- that free memory call this first.
-local function write_although_memory_is_short()
+-- Allows a script to write above the memory limit, for scripts that free memory. The server allows
+-- all commands of a script whose first write command needs no memory:
+-- https://redis.io/docs/latest/develop/programmability/eval-intro/
+local function allow_writes_above_memory_limit()
   call('ZREM', KEYS.changing, '')
 end
