@@ -1,8 +1,8 @@
 """Event loops, brokers and tiers of the tests.
 
 An async test runs in virtual time on asyncio and trio. Marked `realtime`, it runs in real time on
-asyncio, uvloop and trio, which threads, processes and sockets need. A test with a `broker_kind` runs
-for the embedded brokers, and in `queues/conformance` for every broker.
+asyncio, uvloop and trio, which threads, processes and sockets need. A test with a `broker_kind`
+runs for the embedded brokers, and in `queues/conformance` for every broker.
 
 The tiers are markers: `unit` for virtual time and pure functions, `integration` for real time and
 servers, and `exhaustive` for sweeps over many points, seeds or faults. The last run only with
@@ -11,6 +11,7 @@ servers, and `exhaustive` for sweeps over many points, seeds or faults. The last
 
 from __future__ import annotations
 
+import gc
 import signal
 import sys
 from collections.abc import Generator, Iterator
@@ -58,6 +59,12 @@ def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         item.add_marker(tier(item))
+
+
+def pytest_collection_finish() -> None:
+    """Leave the test modules out of garbage collections, which many tests start."""
+    gc.collect()
+    gc.freeze()
 
 
 def tier(item: pytest.Item) -> str:

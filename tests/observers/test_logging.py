@@ -50,7 +50,7 @@ from background.testing import RecordingObserver, virtual_wall_clock
 
 EVIL = "x\ny\r\x0b\x1b[31m\x85\u2028\u2029\u202e\x00\ud800 %s 'a' \"b\" \\n"
 FAILED = "failed after 0.000 s, in attempt 1"
-RETRIES = "failed attempt 1 and makes another in 5.000 s"
+RETRIES = "failed attempt 1 and retries in 5.000 s"
 EVENTS = [*Levels.__annotations__]
 
 
@@ -188,7 +188,7 @@ async def test_messages(
 
 
 ENQUEUED = "job 'job' ({id}) was enqueued in the queue 'mail', due in 0.000 s"
-BACK = "failed attempt 1 and goes back to its queue for another in 5.000 s"
+BACK = "failed attempt 1 and returns to its queue for a retry in 5.000 s"
 CLAIMED = "job 'job' ({id}) was claimed from the queue 'mail'"
 
 
@@ -267,7 +267,7 @@ def test_the_id_of_a_job_whose_task_has_another(
         ("one-off cancelled while delayed", "task 'nap' ({id}) was cancelled: enough"),
         ("one-off expires while running", "outlived its lifespan of 5 s after 5.000 s"),
         ("one-off expires while queued", "task 'nap' ({id}) outlived its lifespan of 5 s"),
-        ("one-off refused results", "failed attempt 1 and makes another in 0.000 s: its result"),
+        ("one-off refused results", "failed attempt 1 and retries in 0.000 s: the retry policy"),
         ("loop stopped in an iteration", "loop 'nap' ({id}), iteration 2, was stopped"),
         ("loop stopped before its first step", "loop 'fine' ({id}) was stopped"),
     ],
@@ -293,13 +293,13 @@ async def test_default_levels(observer: LoggingObserver, log: ListHandler) -> No
     levels = {
         "was added": "DEBUG",
         " started, ": "DEBUG",
-        "makes another": "WARNING",
+        "and retries": "WARNING",
         "succeeded in": "INFO",
         " failed after": "ERROR",
         "was cancelled": "WARNING",
         "was stopped": "INFO",
         "outlived": "WARNING",
-        "stands at": "WARNING",
+        "is still at": "WARNING",
         "is closing": "INFO",
         "closed in": "INFO",
     }
@@ -379,7 +379,7 @@ async def test_stuck_tasks_are_named_with_their_stacks(
         record = log.records[-1]
     headline, subject, *stack = record.getMessage().split("\n")
     assert headline == "manager 'background' closed in 1.000 s: 1 stuck"
-    assert subject == r"task 'stubborn\ntask' (1\n2) stands at"
+    assert subject == r"task 'stubborn\ntask' (1\n2) is still at"
     assert "    await released.wait()  # stuck here" in stack
     assert all(line.startswith("  ") for line in stack)
     assert (record.levelname, vars(record)["stuck"]) == ("WARNING", 1)
@@ -405,11 +405,11 @@ async def test_stack_of_stalled_tasks(observer: LoggingObserver, log: ListHandle
         await anyio.sleep(3)
         manager.report_stall(handle.id, elapsed=3)
         handle.cancel()
-    record = log.of("stands at")
+    record = log.of("is still at")
     headline, *stack = record.getMessage().split("\n")
     assert headline == (
-        f"task {handle.name!r} ({handle.id}) has stalled: it has been at attempt 1 for "
-        "3.000 s and stands at"
+        f"task {handle.name!r} ({handle.id}) has stalled: attempt 1 has run for "
+        "3.000 s and is still at"
     )
     assert "    await anyio.sleep_forever()  # hangs here" in stack
     assert any(line.startswith(f'  File "{__file__}", line ') for line in stack)
@@ -419,7 +419,7 @@ async def test_stack_of_stalled_tasks(observer: LoggingObserver, log: ListHandle
 
 def test_stall_without_a_stack(observer: LoggingObserver, log: ListHandler) -> None:
     observer.on_task_stalled(event(TaskStalled, elapsed=1.0, stack=()))
-    assert log.messages[0].endswith("stands at\n  (no frame of its own)")
+    assert log.messages[0].endswith("is still at\n  (no stack frames)")
 
 
 class EvilError(Exception):
@@ -449,7 +449,7 @@ async def test_nobody_can_forge_a_line(log: ListHandler, observer: LoggingObserv
         assert message.count(escaped) >= 1
         message.encode()
     assert log.of("was cancelled").getMessage().count(escaped) == 3
-    assert log.of("makes another").getMessage().count(escaped) == 4
+    assert log.of("and retries").getMessage().count(escaped) == 4
 
 
 def test_nobody_can_forge_a_line_of_a_stack(log: ListHandler, observer: LoggingObserver) -> None:
@@ -539,7 +539,7 @@ def test_bad_levels(name: str, level: Any) -> None:
 
 
 def test_unknown_events() -> None:
-    with pytest.raises(TypeError, match="there is no event finished, only added, started,"):
+    with pytest.raises(TypeError, match="no event finished; its events are added, started,"):
         LoggingObserver(finished=10)  # type: ignore[call-arg]
 
 

@@ -89,7 +89,7 @@ async def test_the_function_is_named(telemetry: Telemetry, observer: OpenTelemet
         for fn in (fine, partial(nap, 1), Flaky(0)):
             await manager.run_task(Task(fn, name="send mail"))
     named = [attributes(span)[CODE_FUNCTION_NAME] for span in telemetry.spans]
-    assert named == ["fates.fine", "fates.nap", "fates.Flaky"]
+    assert named == [f"support.outcomes.{name}" for name in ("fine", "nap", "Flaky")]
 
 
 async def test_a_span_for_each_iteration(

@@ -392,8 +392,8 @@ async def test_two_managers_at_once_are_refused(
     (record,) = [each for each in caplog.records if each.levelno == logging.ERROR]
     assert record.exc_info is not None
     assert str(record.exc_info[1]) == (
-        "this StallObserver watches the manager 'first' already; "
-        "make another one for the manager 'second'"
+        "this StallObserver already watches manager 'first'; "
+        "create another one for manager 'second'"
     )
     assert elapsed(recorder) == [2, 4]
     assert elapsed(other) == []

@@ -41,7 +41,7 @@ def test_quickstart_ends_by_itself() -> None:
     for order in (1, 2, 3, 4, 5):
         assert process.output.count(f"the receipt of order {order} is out") == 1
     assert "the invoice of order 1 has 15 bytes" in process.output
-    assert "makes another in" in process.output
+    assert "and retries in" in process.output
     assert "ValueError: message 2 makes no sense" in process.lines
     assert "loop 'read_message'" in process.output.partition("makes no sense")[2]
     assert process.lines[-1].endswith("1 succeeded, 2 loops stopped")
@@ -117,7 +117,7 @@ def test_jobs(tmp_path: Path) -> None:
         assert "0 jobs are left from before" in process.lines
         assert [line for line in process.lines if line in RECEIPTS] == RECEIPTS
         assert "306 sales in the first quarter" in process.lines
-        assert "failed attempt 1 and goes back to its queue" in process.output
+        assert "failed attempt 1 and returns to its queue" in process.output
 
 
 def test_what_killed_jobs_leave_is_finished(tmp_path: Path) -> None:

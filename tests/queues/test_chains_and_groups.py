@@ -169,7 +169,7 @@ async def test_a_failed_step_ends_the_chain(
     job = await jobs.enqueue(chain(note.job("a"), fails.job(), note.job("b"), note.job("c")))
     with pytest.raises(JobFailedError, match="by itself") as caught:
         await job.result()
-    assert (caught.value.id, caught.value.type) == (f"{job.id}.2", "test_composites.Odd")
+    assert (caught.value.id, caught.value.type) == (f"{job.id}.2", f"{__name__}.Odd")
     assert "raise Odd" in caught.value.traceback
     assert await job.wait() is S.DEAD
     info = await job.info()

@@ -54,9 +54,9 @@ def message(id: str, body: bytes, **options: Any) -> Message:
 
 async def test_a_job_runs_and_its_result_is_awaited(jobs: JobQueue, manager: Manager) -> None:
     handler = jobs.handler()(add)
-    assert handler.name == "test_jobs.add"
+    assert handler.name == f"{__name__}.add"
     assert await handler(1, b=3) == 4
-    assert repr(handler) == "<Handler 'test_jobs.add'>"
+    assert repr(handler) == f"<Handler '{__name__}.add'>"
     worker = await jobs.start(manager)
     job = await handler.enqueue(1, b=2)
     assert await job.result() == 3
@@ -428,11 +428,11 @@ async def test_the_error_of_a_job_that_failed(
     await jobs.start(manager)
     job = await fails.options(meta={"m": 1}).enqueue("no way")
     with pytest.raises(
-        JobFailedError, match=f"job {job.id} failed: test_jobs.Odd: no way"
+        JobFailedError, match=f"job {job.id} failed: {__name__}.Odd: no way"
     ) as caught:
         await job.result()
     error = caught.value
-    assert (error.id, error.type, error.message) == (job.id, "test_jobs.Odd", "no way")
+    assert (error.id, error.type, error.message) == (job.id, f"{__name__}.Odd", "no way")
     assert "raise Odd(text)" in error.traceback
     assert await job.wait() is S.DEAD
     info = await job.info()

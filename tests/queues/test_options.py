@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from datetime import UTC, datetime, timedelta, timezone, tzinfo
 from typing import Any
 
@@ -153,7 +154,9 @@ def test_a_handler_that_cannot_work(option: str, value: Any) -> None:
 def test_a_name_belongs_to_one_handler() -> None:
     jobs = JobQueue(MemoryBroker())
     jobs.handler()(nothing)
-    with pytest.raises(ValueError, match=r"name: there is a handler 'test_options\.nothing'"):
+    with pytest.raises(
+        ValueError, match=f"name: there is a handler '{re.escape(__name__)}.nothing'"
+    ):
         jobs.handler()(nothing)
     jobs.handler(name="other")(nothing)
 
@@ -163,6 +166,6 @@ def test_a_handler_looks_like_its_function() -> None:
         """What it does."""
 
     handler = JobQueue(MemoryBroker()).handler()(documented)
-    assert handler.name == "test_options.test_a_handler_looks_like_its_function.documented"
+    assert handler.name == f"{__name__}.test_a_handler_looks_like_its_function.documented"
     assert (handler.__doc__, handler.__name__) == ("What it does.", "documented")
     assert handler.fn is handler.__wrapped__ is documented  # type: ignore[attr-defined]

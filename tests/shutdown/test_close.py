@@ -108,7 +108,7 @@ async def test_a_report_in_words(clock: Clock) -> None:
         await anyio.wait_all_tasks_blocked()
         report = await manager.close(timeout=2)
     text = str(report)
-    assert text.startswith("2 succeeded, 1 not started, 1 stuck\n<TaskHandle 'slow' 7 running> st")
+    assert text.startswith("2 succeeded, 1 not started, 1 stuck\n<TaskHandle 'slow' 7 running> is")
     assert "await anyio.sleep(seconds)" in text
     assert report.stuck == (stuck,)
 

@@ -198,7 +198,7 @@ def test_stuck_task_does_not_keep_the_process(
     status, process = signalled(backend, program, number)
     assert status == -number
     assert "background: 1 stuck" in process.lines
-    assert any(line.endswith("stands at") for line in process.lines)
+    assert any(line.endswith("is still at") for line in process.lines)
 
 
 @posix
