@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import re
+import sys
 from os import urandom
+from pathlib import Path
 from time import time_ns
 
 _NAME = re.compile(r"[A-Za-z0-9_.:-]{1,128}", re.ASCII)
@@ -25,14 +27,27 @@ def check_name(argument: str, name: object) -> str:
 def handler_name(fn: object) -> str:
     """Return a function's default name as a handler: its module and its qualified name.
 
+    A script has the name by which workers import it, so that both give the same name.
+
     Raises:
         ValueError: The function has no such name.
     """
     module, qualname = getattr(fn, "__module__", None), getattr(fn, "__qualname__", None)
     if not isinstance(module, str) or not isinstance(qualname, str):
         raise ValueError(f"name must be given for {fn!r}, which has no name")
+    if module == "__main__":
+        module = _script()
     name = f"{module}.{qualname.replace('<locals>.', '')}"
     return check_name("name", name)
+
+
+def _script() -> str:
+    """Return the importable name of the module that Python was started with."""
+    main = sys.modules["__main__"]
+    spec, file = getattr(main, "__spec__", None), getattr(main, "__file__", None)
+    if spec is not None:  # python -m name
+        return spec.name
+    return "__main__" if file is None else Path(file).stem  # no file: an interactive session
 
 
 def new_id() -> str:
