@@ -210,7 +210,12 @@ class Manager(Submitter):
             The task's handle.
 
         Raises:
-            BackgroundError: As `run_task` does, except for `ManagerFullError`.
+            InvalidTaskError: The task can't be run as described.
+            DuplicateTaskError: An outstanding task has the same id.
+            LoopsStoppedError: The task is a loop, and the loops were stopped.
+            ManagerClosedError: The manager is closing.
+            ManagerMisuseError: The caller runs in another thread.
+            ManagerNotRunningError: The manager was not entered.
         """
         runtime = self._here("submit")
         runtime.accept(task)

@@ -75,7 +75,10 @@ class Submitter(ABC):
             The task's handle.
 
         Raises:
-            BackgroundError: As `run` does.
+            InvalidTaskError: The task can't be run as described.
+            ManagerFullError: There is no room within the manager's capacity.
+            ManagerClosedError: The manager is closing.
+            ManagerNotRunningError: The manager was not entered.
         """
         return self._submit(self._one_off(fn, args, kwargs, delay))
 
@@ -93,8 +96,10 @@ class Submitter(ABC):
             The task's handle.
 
         Raises:
+            InvalidTaskError: An argument is not valid.
             LoopsStoppedError: The loops were stopped.
-            BackgroundError: As `run` does.
+            ManagerClosedError: The manager is closing.
+            ManagerNotRunningError: The manager was not entered.
         """
         return self._submit(self._loop(fn, args, kwargs))
 
@@ -113,8 +118,10 @@ class Submitter(ABC):
             The task's handle.
 
         Raises:
+            InvalidTaskError: An argument is not valid.
             LoopsStoppedError: The loops were stopped.
-            BackgroundError: As `run` does.
+            ManagerClosedError: The manager is closing.
+            ManagerNotRunningError: The manager was not entered.
         """
         validation.seconds("interval", interval, at_least=SHORTEST, error=InvalidTaskError)
         return self._submit(self._loop(fn, args, kwargs, make_every(interval)))
@@ -134,8 +141,10 @@ class Submitter(ABC):
             The task's handle.
 
         Raises:
+            InvalidTaskError: An argument is not valid.
             LoopsStoppedError: The loops were stopped.
-            BackgroundError: As `run` does.
+            ManagerClosedError: The manager is closing.
+            ManagerNotRunningError: The manager was not entered.
         """
         return self._submit(self._loop(fn, args, kwargs, make_cron(expression)))
 
@@ -154,8 +163,10 @@ class Submitter(ABC):
             The task's handle.
 
         Raises:
+            InvalidTaskError: An argument is not valid.
             LoopsStoppedError: The loops were stopped.
-            BackgroundError: As `run` does.
+            ManagerClosedError: The manager is closing.
+            ManagerNotRunningError: The manager was not entered.
 
         Example:
             ```python

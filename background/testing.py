@@ -10,8 +10,9 @@ Example:
         assert recorder.names() == ["added", "started", "succeeded"]
     ```
 
-In virtual time, the clock jumps to the next timer when all tasks wait, so an hour's sleep returns
-immediately:
+    In virtual time, the clock jumps to the next timer when all tasks wait, so an hour's sleep
+    returns immediately:
+
     ```python
     @pytest.fixture(params=["asyncio", "trio"])
     def anyio_backend(request):

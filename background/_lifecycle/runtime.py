@@ -118,7 +118,10 @@ class ManagerRuntime:
         """Accept a task, from any thread.
 
         Raises:
-            BackgroundError: As `accept` and `Scheduler.add` do.
+            ManagerClosedError: The manager is closing.
+            LoopsStoppedError: The task is a loop, and the loops were stopped.
+            ManagerFullError: There is no room within the capacity.
+            DuplicateTaskError: An outstanding task has the same id.
         """
         self.accept(task)
         if self.portal.is_inside:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from ._enqueue.composites import Step, chain, group
 from ._enqueue.handle import JobHandle
 from ._enqueue.handler import Handler, JobSubmission
 from ._enqueue.options import JobOptions
+from ._enqueue.steps import Step, chain, group
 from ._errors import (
     BrokerUnavailableError,
     DuplicateJobError,

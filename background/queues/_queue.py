@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from types import TracebackType
 from typing import Any, Never, ParamSpec, Protocol, TypedDict, TypeVar, Unpack, cast, overload
@@ -10,6 +11,7 @@ from typing import Any, Never, ParamSpec, Protocol, TypedDict, TypeVar, Unpack, 
 from anyio.lowlevel import checkpoint
 
 from .._config import ManagerOptions
+from .._errors import LoopsStoppedError
 from .._eventloop.interruption import ki_protected, run_shielded
 from .._manager import Manager
 from .._observer import Observer
@@ -19,13 +21,13 @@ from .._support import callables, validation
 from ._client import Client
 from ._codec import json_data
 from ._codec.arguments import Signature
-from ._enqueue.composites import Single, Step
 from ._enqueue.enqueuer import Enqueuer, checked_observers
 from ._enqueue.handle import JobHandle
 from ._enqueue.handler import Handler, HandlerConfig, JobSubmission
 from ._enqueue.messages import Terms, message
 from ._enqueue.options import NO_OPTIONS, JobOptions, check
 from ._enqueue.schedules import JobSchedule
+from ._enqueue.steps import Single, Step
 from ._errors import QueueError
 from ._info import JobInfo
 from ._names import check_name, handler_name
@@ -304,7 +306,12 @@ class JobQueue:
 
         Raises:
             ValueError: An argument is not valid.
-            QueueError: As `Handler.enqueue()` does.
+            TypeError: A handler of this queue does not take these arguments.
+            InvalidPayloadError: An argument can't be encoded.
+            PayloadTooLargeError: A job is larger than `max_payload`.
+            DuplicateJobError: A job with the same id is stored.
+            BrokerUnavailableError: The broker can't be reached.
+            QueueError: The queue is not open.
         """
         if isinstance(what, Step):
             step: Step[Any] = what  # pyright: ignore[reportUnknownVariableType]
@@ -341,7 +348,10 @@ class JobQueue:
 
         Raises:
             TypeError: A value was not made by `handler.job()`.
-            QueueError: As `Handler.enqueue()` does.
+            PayloadTooLargeError: A job is larger than `max_payload`.
+            DuplicateJobError: A job with the same id is stored.
+            BrokerUnavailableError: The broker can't be reached.
+            QueueError: The queue is not open.
 
         Example:
             ```python
@@ -510,8 +520,9 @@ class JobQueue:
         """Run a worker process: enter a manager, process jobs, and wait for a shutdown signal.
 
         Args:
-            queues: As `start` takes them.
-            concurrency: As `start` takes it.
+            queues: The queues to claim from: a list in order of priority, or `Ordered` or
+                `Weighted`. By default the queues of all handlers, in the order of declaration.
+            concurrency: The most jobs at once.
             **options: The arguments of `Manager`; `signals` is `True` by default.
 
         Raises:
@@ -525,7 +536,8 @@ class JobQueue:
         """
         options.setdefault("signals", True)
         async with Manager(**options) as manager, self:
-            await self.start(manager, queues, concurrency=concurrency)
+            with suppress(LoopsStoppedError):  # the signal came while the broker was opened
+                await self.start(manager, queues, concurrency=concurrency)
             await manager.shutdown_requested()
 
     def _selection(self, queues: Selection | Sequence[str] | None) -> Selection:

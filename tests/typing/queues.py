@@ -127,7 +127,7 @@ async def handles(handle: JobHandle[Size]) -> None:
 # Chains and groups
 
 
-async def composites() -> None:
+async def chains_and_groups() -> None:
     assert_type(send.job("a", "b"), Step[str])
     assert_type(group(send.job("a", "b"), send.job("c", "d")), Step[list[str]])
     assert_type(group(group(nothing.job())), Step[list[list[None]]])

@@ -17,10 +17,10 @@ from .._client import Client
 from .._errors import DuplicateJobError, QueueError
 from .._names import new_id
 from ..abc import Message
-from .composites import Compiler, Single, Step
 from .handle import JobHandle
 from .messages import Terms
 from .options import NO_OPTIONS, CheckedOptions
+from .steps import Compiler, Single, Step
 
 T = TypeVar("T")
 
@@ -116,7 +116,9 @@ class Enqueuer:
 
         Raises:
             ValueError: `id` is too long for a chain or group.
-            QueueError: As `enqueue` does.
+            DuplicateJobError: A job with the same id is stored.
+            BrokerUnavailableError: The broker can't be reached.
+            QueueError: The queue is not open.
         """
         self._opened()
         if isinstance(step, Single):

@@ -12,11 +12,11 @@ from ..._observer import Observer
 from ..._retry import Retry, make_policy
 from ..._support import validation
 from .._codec.arguments import Signature
-from .composites import Single, Step
 from .enqueuer import Enqueuer
 from .handle import JobHandle
 from .messages import Terms, message, messages
 from .options import NO_OPTIONS, CheckedOptions, JobOptions, check
+from .steps import Single, Step
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -100,7 +100,11 @@ class JobSubmission(Generic[P, T]):
 
         Raises:
             ValueError: The options have an id, which several jobs can't share.
-            QueueError: As `enqueue` does.
+            TypeError: The handler does not take some of the arguments.
+            InvalidPayloadError: An argument can't be encoded.
+            PayloadTooLargeError: A job is larger than `max_payload`.
+            BrokerUnavailableError: The broker can't be reached.
+            QueueError: The queue is not open.
 
         Example:
             ```python

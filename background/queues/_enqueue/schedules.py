@@ -20,9 +20,9 @@ from ..._support.log import log
 from ..._task import Task
 from .._backoff import WAIT
 from .._errors import DuplicateJobError
-from .composites import Single, Step
 from .enqueuer import Enqueuer
 from .messages import message
+from .steps import Single, Step
 
 #: The shortest retention in seconds of a tick's job, which processes with late clocks must find.
 _MIN_RETENTION = 3600.0

@@ -52,8 +52,8 @@ class Single(Step[T]):
         return message(self.terms, self.args, self.kwargs, options, max_payload)
 
 
-class Composite(Step[T]):
-    """The base of chains and groups."""
+class Steps(Step[T]):
+    """Several steps that are one: a chain or a group."""
 
     __slots__ = ("steps",)
 
@@ -73,13 +73,13 @@ class Composite(Step[T]):
             raise ValueError(f"chains and groups can be nested at most {DEEPEST} deep")
 
 
-class Chain(Composite[T]):
+class Chain(Steps[T]):
     """Steps that run one after the other."""
 
     __slots__ = ()
 
 
-class Group(Composite[T]):
+class Group(Steps[T]):
     """Steps that run at the same time."""
 
     __slots__ = ()
