@@ -5,7 +5,8 @@
 
 from __future__ import annotations
 
+from ._log_levels import LogLevels
 from .logging import LoggingObserver
 from .stall import StallObserver
 
-__all__ = ["LoggingObserver", "StallObserver"]
+__all__ = ["LogLevels", "LoggingObserver", "StallObserver"]

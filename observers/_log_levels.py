@@ -9,7 +9,7 @@ from typing import TypedDict
 Level = int | str
 
 
-class Levels(TypedDict, total=False):
+class LogLevels(TypedDict, total=False):
     """Log levels by event, as numbers or names."""
 
     added: Level
@@ -50,7 +50,7 @@ def numbers(chosen: Mapping[str, object]) -> dict[str, int]:
     """Return the level of each event as a number.
 
     Args:
-        chosen: Levels by event; all other events have their default levels.
+        chosen: LogLevels by event; all other events have their default levels.
 
     Raises:
         TypeError: There is no such event.

@@ -23,7 +23,7 @@ from .._events import (
 from .._observer import Observer
 from .._report import ManagerClosed, ManagerClosing
 from .._states import TaskKind
-from ._log_levels import Levels, numbers
+from ._log_levels import LogLevels, numbers
 from ._log_text import described, escaped, quoted, stack_lines
 
 _OUTCOMES = ("succeeded", "failed", "cancelled", "expired", "not_started", "stuck")
@@ -62,7 +62,7 @@ class LoggingObserver(Observer):
 
     Args:
         logger: A `logging.Logger`, or the name of one.
-        **levels: Levels by event, as numbers or names. Defaults:
+        **levels: LogLevels by event, as numbers or names. Defaults:
 
             - `added`, `started`, `enqueued`: DEBUG.
             - `succeeded`, `closing`, `closed`: INFO.
@@ -83,7 +83,7 @@ class LoggingObserver(Observer):
     """
 
     def __init__(
-        self, logger: str | logging.Logger = "background", **levels: Unpack[Levels]
+        self, logger: str | logging.Logger = "background", **levels: Unpack[LogLevels]
     ) -> None:
         self._logger = _logger(logger)
         self._levels = numbers(levels)
@@ -102,9 +102,8 @@ class LoggingObserver(Observer):
             fields = {"queued_for": event.queued_for}
             if event.job is not None:
                 text = "started attempt %d, %.3f s after it was enqueued"
-                waited = max(
-                    0.0, event.time - event.job.enqueued_at
-                )  # two hosts' clocks may differ
+                # The clocks of two hosts may differ.
+                waited = max(0.0, event.time - event.job.enqueued_at)
                 self._log(level, event, fields, text, event.attempt, waited)
             else:
                 text = "started, %.3f s after it was due"
