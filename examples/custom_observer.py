@@ -1,8 +1,8 @@
-"""An observer of your own: counts, alerts, a log context, and a service beside the tasks.
+"""A custom observer: counts, alerts, a log context, and a service.
 
     python examples/custom_observer.py
 
-Override the hooks that matter to you; the others cost nothing.
+Override the hooks that you need; other hooks cost nothing.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ current: ContextVar[str] = ContextVar("current", default="-")
 
 
 def say(text: str) -> None:
-    """Print with the name of the task that this is called from, however deep."""
+    """Print text with the name of the running task."""
     print(f"[{current.get()}] {text}")
 
 
@@ -37,7 +37,7 @@ class Dashboard(Observer):
     def __init__(self) -> None:
         self.counts: Counter[str] = Counter()
 
-    # A `def` hook runs inline, at the moment of the event. It must not block.
+    # A `def` hook runs inline, where the event happens. It must not block.
 
     def on_task_retrying(self, event: TaskRetrying) -> None:
         self.counts["retried"] += 1
@@ -45,7 +45,7 @@ class Dashboard(Observer):
     def on_task_succeeded(self, event: TaskSucceeded) -> None:
         self.counts["succeeded"] += 1
 
-    # An `async def` hook may take its time: its events wait in a buffer, and no task waits for it.
+    # The events of an `async def` hook wait in a buffer. No task waits for it.
 
     async def on_task_failed(self, event: TaskFailed) -> None:
         self.counts["failed"] += 1
@@ -57,12 +57,12 @@ class Dashboard(Observer):
 
     @contextmanager
     def around_task(self, event: TaskStarted) -> Iterator[None]:
-        """Wrap each run; a context variable set here is seen by everything that the task calls."""
+        """Wrap a run; all functions that the task calls get this context variable."""
         current.set(event.name)
         yield
 
     async def watch(self, manager: Manager) -> None:
-        """Run for as long as the manager does."""
+        """Run as long as the manager."""
         while True:
             await anyio.sleep(0.1)
             health = manager.health()

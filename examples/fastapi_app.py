@@ -1,4 +1,4 @@
-"""A FastAPI service that answers at once and does the work afterwards, without losing any.
+"""A FastAPI service that answers immediately, and does the work afterwards.
 
     python examples/fastapi_app.py [port]        or        uvicorn examples.fastapi_app:app
 
@@ -7,16 +7,14 @@
     curl localhost:8000/tasks/<id>
     curl localhost:8000/health
 
-On SIGTERM and Ctrl-C the server answers the requests that it has, finishes the work that they
-handed in, says what became of it, and ends. A second Ctrl-C cancels what is left.
+On SIGTERM and Ctrl-C the server answers the open requests, finishes their tasks, logs the outcome,
+and ends. A second Ctrl-C cancels the tasks that are left.
 """
 
 from __future__ import annotations
 
 import logging
-import signal
 import sys
-import threading
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -49,13 +47,11 @@ async def refresh_prices() -> None:
 
 @asynccontextmanager
 async def lifespan(app: FastAPI) -> AsyncIterator[dict[str, Any]]:
-    # The server's own handlers run too. Signals are for the main thread: a TestClient has another.
-    in_main_thread = threading.current_thread() is threading.main_thread()
     async with Manager(
         observers=[LoggingObserver()],
         capacity=1000,
-        signals={signal.SIGINT, signal.SIGTERM} if in_main_thread else (),
-        grace=20,  # of the 30 seconds that Kubernetes gives, requests in flight included
+        signals=True,  # in addition to the server's own handlers
+        grace=20,  # Kubernetes gives 30 seconds, open requests included
     ) as manager:
         manager.every(5, refresh_prices)
         yield {"manager": manager}
@@ -78,7 +74,7 @@ async def post_receipt(order: int, manager: Background) -> dict[str, str]:
 
 @app.post("/invoices/{order}", status_code=202)
 def post_invoice(order: int, manager: Background) -> dict[str, str]:
-    # This endpoint runs in a thread itself; handing in works the same from there.
+    # This endpoint runs in a thread, from which tasks can be submitted, too.
     return {"id": manager.run(make_invoice, order).id}
 
 
@@ -86,7 +82,7 @@ def post_invoice(order: int, manager: Background) -> dict[str, str]:
 async def get_task(id: str, manager: Background) -> dict[str, Any]:
     handle = manager.get(id)
     if handle is None:
-        raise HTTPException(404, "no such task is outstanding: it has ended, or there was none")
+        raise HTTPException(404, "no such task is outstanding")
     return {"name": handle.name, "status": handle.status, "attempt": handle.attempt}
 
 

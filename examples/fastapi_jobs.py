@@ -1,4 +1,4 @@
-"""A FastAPI service whose requests enqueue jobs that outlive it, and which works them off itself.
+"""A FastAPI service that enqueues durable jobs, and processes them.
 
     python examples/fastapi_jobs.py [port]        or        uvicorn examples.fastapi_jobs:app
 
@@ -6,17 +6,15 @@
     curl localhost:8000/jobs/<id>
     curl -X DELETE localhost:8000/jobs/<id>
 
-Jobs are in the file service.db, or where the variable JOBS_URL says: redis://…, nats://…. Start it
-as often as you like: each process takes what there is, and what one leaves, another finishes.
+Jobs are stored in the file service.db, or where the variable JOBS_URL says: redis://…, nats://….
+Several processes share the jobs, and finish the jobs of a process that was killed.
 """
 
 from __future__ import annotations
 
 import logging
 import os
-import signal
 import sys
-import threading
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
@@ -35,7 +33,6 @@ logging.basicConfig(level=logging.INFO, format="%(levelname)s:     %(message)s")
 jobs = JobQueue.from_url(os.environ.get("JOBS_URL", "sqlite:///service.db"))
 
 
-# A name of its own, or else it would depend on how this module was started.
 @jobs.handler(name="send_receipt", queue="mail", retry=5, timeout=30)
 async def send_receipt(order: int) -> str:
     await anyio.sleep(0.5)
@@ -44,16 +41,8 @@ async def send_receipt(order: int) -> str:
 
 @asynccontextmanager
 async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-    # The server's own handlers run too. Signals are for the main thread: a TestClient has another.
-    in_main_thread = threading.current_thread() is threading.main_thread()
-    async with (
-        Manager(
-            observers=[LoggingObserver()],
-            signals={signal.SIGINT, signal.SIGTERM} if in_main_thread else (),
-            grace=20,  # then jobs that still run are handed back, and another process has them
-        ) as manager,
-        jobs,
-    ):
+    # When the grace time ends, running jobs are released for other processes.
+    async with Manager(observers=[LoggingObserver()], signals=True, grace=20) as manager, jobs:
         await jobs.start(manager, concurrency=20)
         yield
 
@@ -63,7 +52,7 @@ app = FastAPI(lifespan=lifespan)
 
 @app.post("/receipts/{order}", status_code=202)
 async def post_receipt(order: int) -> dict[str, str]:
-    # The id makes it one receipt for each order, however often a client asks.
+    # Because of the id, an order has one receipt, even if a client repeats the request.
     job = await send_receipt.options(id=f"receipt-{order}").enqueue(order)
     return {"id": job.id}
 
@@ -72,7 +61,7 @@ async def post_receipt(order: int) -> dict[str, str]:
 async def get_job(id: str) -> dict[str, Any]:
     info = await jobs.get(id)
     if info is None:
-        raise HTTPException(404, "no such job is known: there was none, or it is long over")
+        raise HTTPException(404, "no such job is stored")
     return {"state": info.state, "attempt": info.attempt, "result": info.result}
 
 

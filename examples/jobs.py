@@ -1,16 +1,15 @@
-"""Durable jobs, worked off by the process that enqueues them. No server is needed.
+"""Durable jobs, processed by the process that enqueues them; no server is needed.
 
-    python examples/jobs.py                             # keeps them in the file jobs.db
+    python examples/jobs.py                             # stores them in the file jobs.db
     python examples/jobs.py redis://localhost:6379      # or on a server, for many processes
     python examples/jobs.py nats://localhost:4222
 
-Interrupt it, and even kill it: the next run finishes what this one has left.
+Interrupt it, or kill it: the next run finishes the jobs that are left.
 """
 
 from __future__ import annotations
 
 import logging
-import signal
 import sys
 from contextlib import suppress
 
@@ -23,7 +22,6 @@ from background.queues import (
     JobContext,
     JobQueue,
     JobState,
-    Ordered,
     chain,
     group,
 )
@@ -31,7 +29,6 @@ from background.queues import (
 jobs = JobQueue.from_url(sys.argv[1] if sys.argv[1:] else "sqlite:///jobs.db", lease=3)
 
 
-# Names of their own, or else they would be those of the module, which is `__main__` here.
 @jobs.handler(name="send_receipt", queue="mail", retry=5, timeout=30)
 async def send_receipt(order: int) -> str:
     if order % 3 == 0 and JobContext.current().attempt == 1:
@@ -47,7 +44,7 @@ def count_sales(month: int) -> int:
 
 @jobs.handler(name="add_up", queue="reports")
 async def add_up() -> int:
-    return sum(JobContext.current().previous)  # the results of the step before
+    return sum(JobContext.current().previous)  # the results of the previous step
 
 
 LEFT = (JobState.SCHEDULED, JobState.READY, JobState.RUNNING)
@@ -55,8 +52,7 @@ LEFT = (JobState.SCHEDULED, JobState.READY, JobState.RUNNING)
 
 async def main() -> None:
     observers = [LoggingObserver()]
-    signals = {signal.SIGINT, signal.SIGTERM}
-    async with Manager(observers=observers, signals=signals, grace=1) as manager, jobs:
+    async with Manager(observers=observers, signals=True, grace=1) as manager, jobs:
         left = [await jobs.count(state=state) for state in LEFT]
         print(f"{sum(left)} jobs are left from before")
         receipts = await send_receipt.enqueue_many((order,) for order in range(1, 6))
@@ -64,14 +60,14 @@ async def main() -> None:
             await send_receipt.options(delay=1, id="order-6").enqueue(6)
         months = [count_sales.job(month) for month in (1, 2, 3)]
         quarter = await jobs.enqueue(chain(group(*months), add_up.job()))
-        await jobs.start(manager, queues=Ordered("mail", "reports"), concurrency=3)
+        await jobs.start(manager, queues=["mail", "reports"], concurrency=3)
         for receipt in receipts:
             print(await receipt.result(timeout=30))
         print(f"{await quarter.result(timeout=30)} sales in the first quarter")
         print(await jobs.handle("order-6").result(timeout=30))
         async for info in jobs.list():
-            await jobs.handle(info.id).wait()  # also for those whose process was killed
-        await jobs.purge(older_than=0)  # or they would be known for a day
+            await jobs.handle(info.id).wait()  # also for jobs of a killed process
+        await jobs.purge(older_than=0)  # otherwise they are stored for a day
 
 
 if __name__ == "__main__":

@@ -3,8 +3,8 @@
     pip install "anyio-background[examples]"
     python examples/otel.py
 
-The library needs the OpenTelemetry API alone. Which SDK and which exporters there are is the
-application's choice; without any the observer does nothing.
+The library depends on the OpenTelemetry API only. The application chooses the SDK and the
+exporters; without an SDK, the observer does nothing.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ tracer = trace.get_tracer(__name__)
 
 @contextmanager
 def telemetry() -> Iterator[None]:
-    """Set up tracing and metrics, and let nothing be lost at the end."""
+    """Set up tracing and metrics, and export everything at the end."""
     resource = Resource.create({"service.name": "shop"})
     spans = TracerProvider(resource=resource)
     spans.add_span_processor(BatchSpanProcessor(ConsoleSpanExporter()))
@@ -50,7 +50,7 @@ refusals = ["the first attempt is refused"]
 async def charge(order: int) -> None:
     if refusals:
         raise ConnectionError(refusals.pop())
-    # A span of the task's own lies inside the one that the observer made.
+    # The observer's span is the parent of this span.
     with tracer.start_as_current_span("payment provider"):
         await anyio.sleep(0.05)
 
@@ -61,7 +61,7 @@ def make_invoice(order: int) -> None:
 
 async def main() -> None:
     async with Manager(observers=[OpenTelemetryObserver()]) as manager:
-        # As in a request: the tasks' spans belong to the trace of whoever submitted them.
+        # As in a request: the tasks' spans belong to the trace of their submitter.
         with tracer.start_as_current_span("POST /orders"):
             manager.run(charge, 1)
             manager.run(make_invoice, 1)

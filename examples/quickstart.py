@@ -1,16 +1,15 @@
-"""The short tour: one-offs, a schedule, a loop, retries, threads, and an end that loses nothing.
+"""A short tour: one-offs, a schedule, a loop, retries, threads, and a graceful shutdown.
 
     python examples/quickstart.py
 
-It ends by itself after two seconds. Press Ctrl-C earlier: the loops stop, what is under way is
-finished, and the last lines say what became of it.
+It ends after two seconds. Press Ctrl-C earlier: the loops stop, running tasks finish, and the last
+lines report the outcome.
 """
 
 from __future__ import annotations
 
 import contextlib
 import logging
-import signal
 import sys
 import time
 from itertools import count
@@ -23,7 +22,7 @@ from background.observers import LoggingObserver
 
 @task(retry=5, timeout=1)
 async def send_receipt(order: int) -> None:
-    """Go through a mail server that refuses the first receipt of order 2."""
+    """Send a receipt; the mail server refuses the first receipt of order 2."""
     await anyio.sleep(0.1)
     if order in refused:
         refused.remove(order)
@@ -35,13 +34,13 @@ refused = {2}
 
 
 def make_invoice(order: int) -> bytes:
-    """Block for a while, as sync code does: it runs in a thread."""
+    """Make an invoice; this sync function runs in a thread."""
     time.sleep(0.3)
     return b"%%PDF of order %d" % order
 
 
 async def read_message() -> None:
-    """Be one iteration of a loop, which goes on although the second one fails."""
+    """Read a message; the loop continues although the second message fails."""
     await anyio.sleep(0.4)
     if next(messages) == 2:
         raise ValueError("message 2 makes no sense")
@@ -55,9 +54,7 @@ async def refresh_prices() -> None:
 
 
 async def main() -> None:
-    async with Manager(
-        observers=[LoggingObserver()], signals={signal.SIGINT, signal.SIGTERM}, grace=5
-    ) as manager:
+    async with Manager(observers=[LoggingObserver()], signals=True, grace=5) as manager:
         for order in (1, 2, 3):
             manager.run(send_receipt, order)
         manager.after(1, send_receipt, 4)
