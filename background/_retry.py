@@ -1,8 +1,7 @@
 """A narrow adapter to tenacity: its strategies, driven by this library's own loop.
 
-tenacity's loop keeps statistics in the policy, passes cancellation to predicates, and takes 120
-microseconds for a call that succeeds at once. Here a policy is only read, so any number of tasks
-may share one.
+tenacity's loop keeps statistics in the policy, passes cancellation to predicates, and takes longer
+than a short task. Here a policy is only read, so any number of tasks may share one.
 """
 
 from __future__ import annotations

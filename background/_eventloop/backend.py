@@ -1,8 +1,7 @@
 """The interface between a manager and its event loop.
 
-A task group can't exit while a child ignores its cancellation, and it cancels its children together
-with its host. A manager must return in time even if its tasks misbehave, so it runs them as native
-tasks of the event loop. Each task enters its own cancel scope, in which anyio works as usual.
+A manager runs its tasks as native tasks of the event loop, because a task group can't exit while a
+child ignores its cancellation. docs/design/native-children.md explains this design.
 """
 
 from __future__ import annotations

@@ -1,4 +1,7 @@
-"""Shutdown signals, handled in addition to existing signal handlers."""
+"""Shutdown signals, handled in addition to existing signal handlers.
+
+docs/design/signals.md explains this design.
+"""
 
 from __future__ import annotations
 

@@ -44,10 +44,10 @@ def handler_name(fn: object) -> str:
 def _script() -> str:
     """Return the importable name of the module that Python was started with."""
     main = sys.modules["__main__"]
-    spec, file = getattr(main, "__spec__", None), getattr(main, "__file__", None)
-    if spec is not None:  # python -m name
-        return spec.name
-    return "__main__" if file is None else Path(file).stem  # no file: an interactive session
+    if main.__spec__ is not None:  # python -m name
+        return main.__spec__.name
+    file: str | None = getattr(main, "__file__", None)  # an interactive session has none
+    return "__main__" if file is None else Path(file).stem
 
 
 def new_id() -> str:

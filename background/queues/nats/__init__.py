@@ -1,19 +1,8 @@
 """Jobs in NATS JetStream.
 
-A prefix has three streams (`layout`), which `streams` creates:
-
-- A key-value bucket with one record for each job. A record is only changed by compare-and-set on
-  its revision (`records`, `codec`, `job`).
-- A work queue with one hint for each ready job. Workers fetch hints, then claim the jobs in the
-  records (`ready_queue`, `claims`).
-- A stream of timers: which record must be checked at which time (`timer_wheel`).
-
-Only a record decides about its job. Hints and timers may be late, outdated or duplicated: a process
-that receives one reads the record. Every change of a record is followed by its effects, which are
-hints, timers and changes of dependent jobs. `effects` applies them, and repairs them after a crash.
-
-`broker` implements the contract of a broker with these parts. `jetstream`, `requests` and
-`connection` talk to the server.
+A job is a record in a key-value bucket, which is changed by compare-and-set. A work queue has hints
+about ready jobs, and a stream of timers says when to check a record. docs/design/nats.md explains
+the protocol, and which module has which part.
 """
 
 from __future__ import annotations

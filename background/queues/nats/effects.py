@@ -1,12 +1,8 @@
 """The effects of changes of records, and their repair after a crash.
 
-A record is changed first; its effects follow in other messages. A job that becomes ready gets a
-hint. A job that ends is handled in the jobs that depend on it, loses its hint, and is deleted after
-its retention. All effects can be applied twice without harm.
-
-A crash may come between a change and its effects. Before the change, a cover is set: a timer that
-makes another process check the job and apply its effects again. The cover is deleted when all
-effects are applied.
+A record is changed first; its effects follow in other messages, and can be applied twice without
+harm. Before the change, a cover is set: a timer that makes another process apply the effects if
+this one crashes. docs/design/nats.md lists every point at which it may crash.
 """
 
 from __future__ import annotations

@@ -4,15 +4,9 @@ A timer says when a job's record must be checked: when the job is due or expires
 when the retention has passed, or when a change that a crash has interrupted must be completed. It
 never says what to do, because the record does.
 
-Timers are stored in slots. The slot `{prefix}.timers.{width}.{number}` spans `width` seconds from
-`number * width` seconds since the epoch. Timers that are farther away are stored in wider slots, so
-there are few subjects, and one request for the list of subjects shows which slots have begun. When
-a wide slot begins, its timers are moved to narrower ones.
-
-A process takes the timers in a message by deleting it; the server lets only one process do that.
-Before, it stores covers: copies that are due a little later, which it deletes when it has processed
-the timers. If it crashes meanwhile, another process takes the covers. The cover of a lease's timer
-is due after at most the length of the lease, so a crash delays a retry by one lease at most.
+The slot `{prefix}.timers.{width}.{number}` has the timers of `width` seconds. A process takes the
+timers in a message by deleting it, after it has stored covers: copies that are due a little later,
+for another process if this one crashes. docs/design/nats.md explains both.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""A broker that stores jobs in Redis or Valkey."""
+"""A broker that stores jobs in Redis or Valkey; docs/design/redis.md explains its design."""
 
 from __future__ import annotations
 
