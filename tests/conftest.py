@@ -15,6 +15,7 @@ import gc
 import signal
 import sys
 from collections.abc import Generator, Iterator
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -63,6 +64,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 def pytest_collection_finish() -> None:
     """Leave the test modules out of garbage collections, which many tests start."""
+    import_module("hypothesis")  # when it is imported, it looks for referrers, frozen ones excepted
     gc.collect()
     gc.freeze()
 

@@ -1,4 +1,4 @@
-"""`around_task`: a context manager entered inside the task, around each run or iteration."""
+"""The `around_task` hook: a context manager around a run or an iteration."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ span = ContextVar("span", default="none")
 
 
 class Span(Observer):
-    """Keeps when it was entered and left, and with which error."""
+    """Records when it is entered and left, and with which error."""
 
     def __init__(self, name: str = "span", log: list[Any] | None = None) -> None:
         self.name = name
@@ -56,29 +56,32 @@ async def get_span() -> str:
     return span.get()
 
 
-async def test_context_variables_are_seen_by_the_function() -> None:
+async def test_context_variables() -> None:
+    """A function can read the context variables that `around_task` sets."""
     async with Manager(observers=[Span()]) as manager:
         assert await manager.run_task(Task(get_span, id="one")) == "span of one"
     assert span.get() == "none"
 
 
 @pytest.mark.realtime
-async def test_context_variables_are_seen_by_a_sync_function() -> None:
+async def test_context_variables_in_thread() -> None:
+    """A sync function can read the context variables that `around_task` sets."""
     async with Manager(observers=[Span()]) as manager:
         assert await manager.run_task(Task(span.get, id="one")) == "span of one"
         assert await manager.run_task(Task(lambda: get_span(), id="two")) == "span of two"
 
 
-async def test_it_is_entered_and_left_in_the_task_itself() -> None:
+async def test_called_in_task() -> None:
+    """`around_task` is called, entered and left in the task itself."""
     tasks: list[object] = []
 
-    class Here(Observer):
+    class TaskRecorder(Observer):
         def around_task(self, event: object) -> AbstractContextManager[object]:
             tasks.append(anyio.get_current_task())
-            return self.entered()
+            return self.record_tasks()
 
         @contextmanager
-        def entered(self) -> Generator[None]:
+        def record_tasks(self) -> Generator[None]:
             tasks.append(anyio.get_current_task())
             yield
             tasks.append(anyio.get_current_task())
@@ -86,15 +89,15 @@ async def test_it_is_entered_and_left_in_the_task_itself() -> None:
     async def work() -> None:
         tasks.append(anyio.get_current_task())
 
-    async with Manager(observers=[Here()]) as manager:
+    async with Manager(observers=[TaskRecorder()]) as manager:
         await manager.run(work)
     assert tasks == [tasks[0]] * 4
     assert tasks[0] != anyio.get_current_task()
 
 
 @pytest.mark.parametrize("fate", FATES.values(), ids=FATES)
-async def test_it_is_around_every_run_of_every_fate(fate: Fate) -> None:
-    """It is entered as often as a run starts, once for all attempts, and as often left."""
+async def test_every_outcome(fate: Fate) -> None:
+    """The context manager is entered and left once for every run, whatever the outcome."""
     entered: list[tuple[str, bool]] = []
 
     class Recorder(RecordingObserver):
@@ -109,11 +112,11 @@ async def test_it_is_around_every_run_of_every_fate(fate: Fate) -> None:
     recorder = Recorder()
     handle = await meet(fate, recorder)
     runs = recorder.names(handle.id).count("started")
-    assert [each for id, each in entered if id == handle.id] == [True, False] * runs
+    assert [is_entry for id, is_entry in entered if id == handle.id] == [True, False] * runs
 
 
-async def test_order_of_hooks_and_contexts() -> None:
-    """`started` is told outside of the contexts, and what a run came to inside."""
+async def test_order_with_hooks() -> None:
+    """`on_task_started` is called outside of the context manager, and the outcome's hook inside."""
     log: list[str] = []
 
     class Logging(Span):
@@ -141,7 +144,8 @@ async def test_order_of_hooks_and_contexts() -> None:
     ]
 
 
-async def test_several_nest_in_the_order_of_the_observers() -> None:
+async def test_nesting_order() -> None:
+    """Context managers nest in the order of the observers, with the task's own innermost."""
     log: list[str] = []
     own = Span("own", log)
     async with Manager(observers=[Span("outer", log), Span("inner", log)]) as manager:
@@ -153,8 +157,8 @@ async def test_several_nest_in_the_order_of_the_observers() -> None:
     ]
 
 
-async def test_each_iteration_has_its_own_and_starts_afresh() -> None:
-    """What an iteration's context leaves set is not seen by the next."""
+async def test_iterations_are_isolated() -> None:
+    """A context variable that is set around one iteration is not set in the next."""
     seen: list[str] = []
 
     class Leaking(Observer):
@@ -173,7 +177,8 @@ async def test_each_iteration_has_its_own_and_starts_afresh() -> None:
     assert seen == ["none", "iteration 1", "none", "iteration 2"]
 
 
-async def test_one_for_all_attempts() -> None:
+async def test_all_attempts() -> None:
+    """The context manager is entered once for all attempts of a run."""
     observer = Span()
     async with Manager(observers=[observer]) as manager:
         await manager.run_task(Task(Flaky(1), retry=TWICE))
@@ -181,7 +186,8 @@ async def test_one_for_all_attempts() -> None:
     assert observer.errors == [None]
 
 
-async def test_exit_gets_the_error_of_a_failed_run() -> None:
+async def test_exit_after_failure() -> None:
+    """`__exit__` receives the error of a failed run."""
     observer = Span()
     async with Manager(observers=[observer]) as manager:
         handle = manager.run(broken)
@@ -189,7 +195,8 @@ async def test_exit_gets_the_error_of_a_failed_run() -> None:
     assert observer.errors == [handle.error]
 
 
-async def test_exit_gets_the_error_of_each_failed_iteration() -> None:
+async def test_exit_after_failed_iteration() -> None:
+    """`__exit__` receives the error of a failed iteration."""
     observer, recorder = Span(), RecordingObserver()
     async with Manager(observers=[observer, recorder]) as manager:
         manager.run_task(Task(Flaky(1), kind=LOOP, schedule=every(10)))
@@ -198,7 +205,8 @@ async def test_exit_gets_the_error_of_each_failed_iteration() -> None:
     assert observer.errors == [failed.error, None]
 
 
-async def test_exit_gets_the_cancellation_as_an_error() -> None:
+async def test_exit_after_cancellation() -> None:
+    """`__exit__` receives a cancellation as a `TaskCancelledError`."""
     observer = Span()
     async with Manager(observers=[observer]) as manager:
         handle = manager.run_task(Task(nap, name="sleepy"))
@@ -210,7 +218,8 @@ async def test_exit_gets_the_cancellation_as_an_error() -> None:
     assert (error.name, error.id, error.reason) == ("sleepy", handle.id, "enough")
 
 
-async def test_exit_gets_the_end_of_the_lifespan_as_an_error() -> None:
+async def test_exit_after_expiry() -> None:
+    """`__exit__` receives the end of the lifespan as a `TaskExpiredError`."""
     observer = Span()
     async with Manager(observers=[observer]) as manager:
         handle = manager.run_task(Task(nap, name="sleepy", lifespan=2))
@@ -220,13 +229,13 @@ async def test_exit_gets_the_end_of_the_lifespan_as_an_error() -> None:
     assert (error.name, error.id, error.lifespan) == ("sleepy", handle.id, 2)
 
 
-class Raw(Observer):
-    """A context manager as a class, which keeps what its exit gets and answers as it is told."""
+class RecordingContext(Observer):
+    """A context manager that records the arguments of `__exit__` and returns a given result."""
 
-    def __init__(self, answer: object = None, reraise: bool = False) -> None:
-        self.answer = answer
+    def __init__(self, result: object = None, reraise: bool = False) -> None:
+        self.result = result
         self.reraise = reraise
-        self.got: list[tuple[Any, Any, Any]] = []
+        self.exits: list[tuple[Any, Any, Any]] = []
 
     def around_task(self, event: TaskStarted) -> Any:
         return self
@@ -235,26 +244,28 @@ class Raw(Observer):
         pass
 
     def __exit__(self, kind: Any, error: Any, traceback: Any) -> object:
-        self.got.append((kind, error, traceback))
+        self.exits.append((kind, error, traceback))
         if self.reraise and error is not None:
             raise error
-        return self.answer
+        return self.result
 
 
 @pytest.mark.parametrize("fn", [fine, broken])
-async def test_arguments_of_exit(fn: Any) -> None:
-    observer = Raw()
+async def test_exit_arguments(fn: Any) -> None:
+    """`__exit__` receives the error with its type and traceback, or `None` three times."""
+    observer = RecordingContext()
     async with Manager(observers=[observer]) as manager:
         handle = manager.run(fn)
         await handle.wait()
-    ((kind, error, traceback),) = observer.got
+    ((kind, error, traceback),) = observer.exits
     assert error is handle.error
     assert kind is (type(error) if error else None)
     assert traceback is (error.__traceback__ if error else None)
 
 
-async def test_exit_cannot_suppress_an_error(recorder: RecordingObserver) -> None:
-    async with Manager(observers=[Raw(answer=True), recorder]) as manager:
+async def test_exit_cannot_suppress_error(recorder: RecordingObserver) -> None:
+    """A true result of `__exit__` does not suppress the error."""
+    async with Manager(observers=[RecordingContext(result=True), recorder]) as manager:
         handle = manager.run(broken)
         with pytest.raises(ValueError, match="broken"):
             await handle
@@ -264,20 +275,19 @@ async def test_exit_cannot_suppress_an_error(recorder: RecordingObserver) -> Non
     assert manager.health().hook_errors == 0
 
 
-async def test_exit_that_raises_the_same_error_again_is_fine() -> None:
-    """As a plain `with` statement would, a context manager may pass on what it got."""
-    observers = [Raw(reraise=True), Raw(), Raw(reraise=True)]
+async def test_exit_reraises_error() -> None:
+    """`__exit__` may raise the error that it received, as in a plain `with` statement."""
+    observers = [RecordingContext(reraise=True), RecordingContext(), RecordingContext(reraise=True)]
     async with Manager(observers=observers) as manager:
         handle = manager.run(broken)
         with pytest.raises(ValueError, match="broken"):
             await handle
-    assert [error for observer in observers for _, error, _ in observer.got] == [handle.error] * 3
+    assert [error for observer in observers for _, error, _ in observer.exits] == [handle.error] * 3
     assert manager.health().hook_errors == 0
 
 
-async def test_around_task_that_nobody_overrides_costs_nothing(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+async def test_not_overridden(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`around_task` is not called if the observer does not override it."""
     called: list[object] = []
     monkeypatch.setattr(Observer, "around_task", lambda self, event: called.append(event))
     async with Manager(observers=[Observer()]) as manager:
@@ -285,8 +295,8 @@ async def test_around_task_that_nobody_overrides_costs_nothing(
     assert called == []
 
 
-async def test_around_task_may_leave_the_rest_to_its_base() -> None:
-    """The base class's context manager does nothing."""
+async def test_base_implementation() -> None:
+    """An override may return the context manager of the base class, which does nothing."""
 
     class Sometimes(Span):
         def around_task(self, event: TaskStarted) -> AbstractContextManager[object]:
@@ -301,8 +311,8 @@ async def test_around_task_may_leave_the_rest_to_its_base() -> None:
     assert observer.log == ["enter span", "leave span"]
 
 
-async def test_around_task_set_on_an_instance() -> None:
-    """A context manager around some tasks only, given as an attribute of the object."""
+async def test_set_on_instance() -> None:
+    """`around_task` may be an attribute of the observer instead of a method."""
     observer = Observer()
     helper = Span()
     observer.around_task = helper.around_task  # type: ignore[method-assign]

@@ -1,4 +1,4 @@
-"""`async def` hooks: in order, through a bounded buffer, never at the tasks' expense."""
+"""The buffer between tasks and `async def` hooks."""
 
 from __future__ import annotations
 
@@ -23,72 +23,74 @@ from background import (
 )
 from background.testing import RecordingObserver
 
-SIZE = 1024  # events that wait for one observer, at most
+SIZE = 1024  # the most events that are buffered for an observer
 
 
 class Later(Observer):
-    """Takes `seconds` for each event; keeps those that it has done with."""
+    """Takes `seconds` for an event; records the events that it has processed."""
 
     def __init__(self, seconds: float = 0) -> None:
         self.seconds = seconds
-        self.kept: list[Any] = []
+        self.processed: list[Any] = []
 
-    async def keep(self, event: Any) -> None:
+    async def process(self, event: Any) -> None:
         await anyio.sleep(self.seconds)
-        self.kept.append(event)
+        self.processed.append(event)
 
 
 for name in HOOKS:
 
-    async def keep(self: Later, event: Any) -> None:
-        await self.keep(event)
+    async def process(self: Later, event: Any) -> None:
+        await self.process(event)
 
-    setattr(Later, name, keep)
+    setattr(Later, name, process)
 
 
 class LaterAdded(Observer):
-    """As `Later`, of added tasks only."""
+    """The same for added tasks only."""
 
     def __init__(self, seconds: float) -> None:
         self.seconds = seconds
-        self.kept: list[Any] = []
+        self.processed: list[Any] = []
 
     async def on_task_added(self, event: TaskAdded) -> None:
         await anyio.sleep(self.seconds)
-        self.kept.append(event)
+        self.processed.append(event)
 
 
 @pytest.mark.parametrize("seconds", [0, 0.01], ids=["quick", "slow"])
-async def test_events_come_in_order(seconds: float, recorder: RecordingObserver) -> None:
-    """All hooks of an observer share one order, which is that of what happened."""
+async def test_event_order(seconds: float, recorder: RecordingObserver) -> None:
+    """All hooks of an observer receive the events in the order in which these occur."""
     later = Later(seconds)
     await everything_happens(later, recorder)
-    assert later.kept == recorder.events
+    assert later.processed == recorder.events
 
 
 @pytest.mark.realtime
-async def test_events_come_in_order_in_real_time(recorder: RecordingObserver) -> None:
+async def test_event_order_in_real_time(recorder: RecordingObserver) -> None:
+    """Hooks receive the events of sync functions and retries in order in real time."""
     later = Later()
     async with Manager(observers=[later, recorder]) as manager:
         for number in range(50):
             manager.run(lambda: None)
             manager.run_task(Task(Flaky(number % 2), retry=2))
         await manager.close(timeout=0)
-    assert later.kept == recorder.events
-    assert len(later.kept) >= 2 * 100 + 2
+    assert later.processed == recorder.events
+    assert len(later.processed) >= 2 * 100 + 2
 
 
 async def test_one_event_at_a_time() -> None:
-    inside: list[str] = []
+    """A hook is not called before the previous call has returned."""
+    in_progress: list[str] = []
     most = 0
 
     class Counting(Observer):
         async def on_task_added(self, event: TaskAdded) -> None:
             nonlocal most
-            inside.append(event.id)
-            most = max(most, len(inside))
+            in_progress.append(event.id)
+            most = max(most, len(in_progress))
             await anyio.sleep(1)
-            inside.remove(event.id)
+            in_progress.remove(event.id)
 
     async with Manager(observers=[Counting()], cancel_timeout=60) as manager:
         for _ in range(10):
@@ -96,7 +98,8 @@ async def test_one_event_at_a_time() -> None:
     assert most == 1
 
 
-async def test_tasks_do_not_wait_for_slow_hooks() -> None:
+async def test_tasks_do_not_wait() -> None:
+    """Tasks do not wait for slow hooks."""
     later = Later(100)
     async with Manager(observers=[later], cancel_timeout=0) as manager:
         began = anyio.current_time()
@@ -104,46 +107,50 @@ async def test_tasks_do_not_wait_for_slow_hooks() -> None:
             await manager.run(nap, 1)
         await manager.run_task(Task(Flaky(1), retry=TWICE))
         assert anyio.current_time() - began == pytest.approx(15)
-    assert later.kept == []
+    assert later.processed == []
 
 
-async def test_observers_do_not_wait_for_each_other() -> None:
+async def test_observers_do_not_wait() -> None:
+    """An observer does not wait for another, slow one."""
     slow, quick = Later(100), Later()
     async with Manager(observers=[slow, quick], cancel_timeout=0) as manager:
         await manager.run(nap, 1)
         await anyio.sleep(1)
-        assert len(quick.kept) == 3
-        assert slow.kept == []
+        assert len(quick.processed) == 3
+        assert slow.processed == []
 
 
-async def test_plain_hooks_of_the_same_observer_do_not_wait_either() -> None:
-    told: list[str] = []
+async def test_plain_hooks_do_not_wait() -> None:
+    """Plain hooks do not wait for the `async def` hooks of the same observer."""
+    calls: list[str] = []
 
     class Mixed(Observer):
         async def on_task_added(self, event: TaskAdded) -> None:
             await anyio.sleep(100)
-            told.append("added")
+            calls.append("added")
 
         def on_task_succeeded(self, event: TaskSucceeded) -> None:
-            told.append("succeeded")
+            calls.append("succeeded")
 
     async with Manager(observers=[Mixed()], cancel_timeout=200) as manager:
         await manager.run(fine)
-        assert told == ["succeeded"]
-    assert told == ["succeeded", "added"]
+        assert calls == ["succeeded"]
+    assert calls == ["succeeded", "added"]
 
 
-async def test_buffer_takes_up_again_after_a_pause() -> None:
-    """It is served by nothing while it is empty, and again as soon as it is not."""
+async def test_empty_buffer() -> None:
+    """An empty buffer is processed again as soon as it receives an event."""
     later = Later(1)
     async with Manager(observers=[later]) as manager:
         for count in (3, 6):
             await manager.run(fine)
             await anyio.sleep(60)
-            assert len(later.kept) == count
+            assert len(later.processed) == count
 
 
-async def test_hook_may_submit_a_task_whose_events_it_gets(recorder: RecordingObserver) -> None:
+async def test_hook_submits_task(recorder: RecordingObserver) -> None:
+    """A hook can submit a task, and receives its events."""
+
     class Chain(Observer):
         def __init__(self) -> None:
             self.left = 3
@@ -162,17 +169,17 @@ async def test_hook_may_submit_a_task_whose_events_it_gets(recorder: RecordingOb
 # Overflow
 
 
-async def test_overflow_is_counted_and_logged(caplog: pytest.LogCaptureFixture) -> None:
-    """The oldest events are kept, the tasks run all the same, and the log is not flooded."""
+async def test_overflow(caplog: pytest.LogCaptureFixture) -> None:
+    """An overflow drops the newest events, is counted, and is logged once and in a summary."""
     later = LaterAdded(0.001)
     async with Manager(observers=[later], cancel_timeout=60) as manager:
         handles = [manager.run(fine) for _ in range(SIZE + 100)]
         assert manager.health().events_dropped == 100
         (record,) = caplog.records
-        told = "Observer hook LaterAdded.on_task_added is too slow: 1024 events are buffered."
-        assert record.getMessage().startswith(told)
+        expected = "Observer hook LaterAdded.on_task_added is too slow: 1024 events are buffered."
+        assert record.getMessage().startswith(expected)
         assert record.levelname == "WARNING"
-    assert [event.id for event in later.kept] == [handle.id for handle in handles[:SIZE]]
+    assert [event.id for event in later.processed] == [handle.id for handle in handles[:SIZE]]
     assert {handle.status for handle in handles} == {TaskStatus.SUCCEEDED}
     messages = [(record.levelname, record.getMessage()) for record in caplog.records[1:]]
     assert messages == [("WARNING", "Observer LaterAdded was too slow and missed 100 events.")]
@@ -180,7 +187,8 @@ async def test_overflow_is_counted_and_logged(caplog: pytest.LogCaptureFixture) 
     assert manager.health().hook_errors == 0
 
 
-async def test_there_is_room_again_after_an_overflow() -> None:
+async def test_event_after_overflow() -> None:
+    """The buffer accepts events again after an overflow."""
     later = LaterAdded(1)
     async with Manager(observers=[later]) as manager:
         for _ in range(SIZE + 10):
@@ -188,24 +196,24 @@ async def test_there_is_room_again_after_an_overflow() -> None:
         await anyio.sleep(2 * SIZE)
         handle = manager.run(fine)
         await anyio.sleep(5)
-        assert later.kept[-1].id == handle.id
-        assert len(later.kept) == SIZE + 1
+        assert later.processed[-1].id == handle.id
+        assert len(later.processed) == SIZE + 1
         assert manager.health().events_dropped == 10
 
 
-async def test_each_observer_has_a_buffer_of_its_own() -> None:
+async def test_separate_buffers() -> None:
+    """An overflow of one observer does not affect the others."""
     slow, quick, plain = LaterAdded(1000), Later(), RecordingObserver()
     async with Manager(observers=[slow, quick, plain], cancel_timeout=0) as manager:
         for _ in range(SIZE + 10):
             await manager.run(fine)
             await anyio.sleep(0.1)
-        assert len(quick.kept) == len(plain.events) == 3 * (SIZE + 10)
+        assert len(quick.processed) == len(plain.events) == 3 * (SIZE + 10)
         assert manager.health().events_dropped == 9  # one more is in the hook
 
 
-async def test_overflow_of_an_observer_that_left_is_still_counted(
-    caplog: pytest.LogCaptureFixture,
-) -> None:
+async def test_overflow_of_task_observer(caplog: pytest.LogCaptureFixture) -> None:
+    """An overflow of a task's observer is counted after its tasks have ended."""
     later = LaterAdded(0.001)
     async with Manager() as manager:
         for _ in range(SIZE + 100):
@@ -217,8 +225,8 @@ async def test_overflow_of_an_observer_that_left_is_still_counted(
     assert len(warnings) == 2
 
 
-async def test_failure_that_does_not_fit_is_logged(caplog: pytest.LogCaptureFixture) -> None:
-    """No failure is silent: one that overflows has not been told."""
+async def test_dropped_failure(caplog: pytest.LogCaptureFixture) -> None:
+    """A failure whose event is dropped is logged, because it was not reported."""
 
     class Stuck(Observer):
         async def on_task_failed(self, event: TaskFailed) -> None:
@@ -234,24 +242,24 @@ async def test_failure_that_does_not_fit_is_logged(caplog: pytest.LogCaptureFixt
         assert [record for record in caplog.records if "one too many" in record.getMessage()]
 
 
-async def test_overflow_by_awaitables_of_plain_hooks() -> None:
-    """A coroutine that there is no room for is closed, and nothing warns of it."""
+async def test_overflow_of_awaitables() -> None:
+    """A coroutine of a plain hook that does not fit is closed, without a warning."""
     gate = anyio.Event()
-    kept: list[Any] = []
+    processed: list[Any] = []
 
     class Returning(Observer):
         def on_task_added(self, event: TaskAdded) -> Awaitable[None]:
-            return self.keep(event)
+            return self.process(event)
 
-        async def keep(self, event: TaskAdded) -> None:
+        async def process(self, event: TaskAdded) -> None:
             await gate.wait()
-            kept.append(event)
+            processed.append(event)
 
     async with Manager(observers=[Returning()], cancel_timeout=60) as manager:
         for _ in range(SIZE + 10):
             manager.run(fine)
         gate.set()
-    assert len(kept) == SIZE
+    assert len(processed) == SIZE
     assert manager.health().events_dropped == 10
 
 
@@ -259,7 +267,8 @@ async def test_overflow_by_awaitables_of_plain_hooks() -> None:
 
 
 @pytest.mark.parametrize("cancel_timeout", [0, 5])
-async def test_closing_waits_for_hooks_up_to_the_cancel_timeout(cancel_timeout: float) -> None:
+async def test_closing_waits_for_hooks(cancel_timeout: float) -> None:
+    """Closing waits for hooks for at most `cancel_timeout`."""
     later = Later(1000)
     async with Manager(observers=[later], cancel_timeout=cancel_timeout) as manager:
         manager.run(fine)
@@ -269,20 +278,21 @@ async def test_closing_waits_for_hooks_up_to_the_cancel_timeout(cancel_timeout: 
         assert anyio.current_time() - began == pytest.approx(cancel_timeout)
         assert manager.state is ManagerState.CLOSED
     assert anyio.current_time() - began == pytest.approx(cancel_timeout)
-    assert later.kept == []
+    assert later.processed == []
 
 
-async def test_closing_lets_hooks_catch_up(recorder: RecordingObserver) -> None:
+async def test_hooks_catch_up(recorder: RecordingObserver) -> None:
+    """Hooks process their remaining events while the manager closes."""
     later = Later(1)
     async with Manager(observers=[later, recorder], cancel_timeout=6) as manager:
         await manager.run(fine)
-    assert [type(event) for event in later.kept] == [type(event) for event in recorder.events]
-    assert later.kept[-1].report.stuck == ()
+    assert [type(event) for event in later.processed] == [type(event) for event in recorder.events]
+    assert later.processed[-1].report.stuck == ()
 
 
 @pytest.mark.parametrize("hook", HOOKS)
-async def test_hanging_hook_harms_nothing(hook: str) -> None:
-    """Whichever hook never returns, tasks meet their fates and closing is bounded."""
+async def test_hanging_hook(hook: str) -> None:
+    """A hook that never returns does not affect tasks, and delays closing by `cancel_timeout`."""
 
     async def hang(self: Observer, event: Any) -> None:
         await anyio.sleep_forever()
@@ -300,7 +310,8 @@ async def test_hanging_hook_harms_nothing(hook: str) -> None:
 
 
 @pytest.mark.parametrize("hook", HOOKS)
-async def test_hook_that_swallows_its_cancellation_harms_nothing(hook: str) -> None:
+async def test_hook_ignores_cancellation(hook: str) -> None:
+    """A hook that ignores its cancellation delays closing by at most two `cancel_timeout`s."""
     swallowed: list[object] = []
 
     async def hang(self: Observer, event: Any) -> None:
@@ -317,7 +328,8 @@ async def test_hook_that_swallows_its_cancellation_harms_nothing(hook: str) -> N
     assert swallowed == []
 
 
-async def test_hanging_hook_is_cancelled_when_the_manager_is_left() -> None:
+async def test_hanging_hook_is_cancelled() -> None:
+    """A hook that never returns is cancelled when the block is left."""
     ended: list[str] = []
 
     class Hanging(Observer):
@@ -335,22 +347,20 @@ async def test_hanging_hook_is_cancelled_when_the_manager_is_left() -> None:
     assert ended == [handle.id]
 
 
-async def test_events_that_a_hanging_hook_never_got_are_counted_and_logged(
-    caplog: pytest.LogCaptureFixture,
-) -> None:
-    """What closing leaves undelivered is as lost as what overflowed."""
+async def test_undelivered_events(caplog: pytest.LogCaptureFixture) -> None:
+    """Events that are not delivered until closing ends are counted and logged as missed."""
     later = LaterAdded(1000)
     async with Manager(observers=[later], cancel_timeout=1) as manager:
         for _ in range(5):
             manager.run(fine)
-    assert later.kept == []
+    assert later.processed == []
     assert manager.health().events_dropped == 5
     (record,) = caplog.records
     assert record.getMessage() == "Observer LaterAdded was too slow and missed 5 events."
 
 
-async def test_failure_that_was_not_delivered_is_logged(caplog: pytest.LogCaptureFixture) -> None:
-    """No failure is silent: one that no hook got around to has not been told."""
+async def test_undelivered_failure(caplog: pytest.LogCaptureFixture) -> None:
+    """A failure that is not delivered until closing ends is logged."""
 
     class Stuck(Observer):
         async def on_task_added(self, event: TaskAdded) -> None:
@@ -360,12 +370,12 @@ async def test_failure_that_was_not_delivered_is_logged(caplog: pytest.LogCaptur
             pass
 
     async with Manager(observers=[Stuck()], cancel_timeout=1) as manager:
-        manager.run_task(Task(broken, name="mine"))
-    assert [record for record in caplog.records if "task 'mine'" in record.getMessage()]
+        manager.run_task(Task(broken, name="unlucky"))
+    assert [record for record in caplog.records if "task 'unlucky'" in record.getMessage()]
 
 
-async def test_undelivered_awaitables_are_closed() -> None:
-    """Coroutines that no time was left for are closed, and nothing warns of them."""
+async def test_undelivered_awaitables() -> None:
+    """Coroutines that are not delivered until closing ends are closed, without a warning."""
 
     class Returning(Observer):
         def on_task_added(self, event: TaskAdded) -> Awaitable[None]:
@@ -377,10 +387,8 @@ async def test_undelivered_awaitables_are_closed() -> None:
     assert manager.state is ManagerState.CLOSED
 
 
-async def test_events_of_a_task_that_closes_the_manager_are_delivered(
-    recorder: RecordingObserver,
-) -> None:
-    """It ends after the report was made, and its end is told to `async def` hooks too."""
+async def test_events_of_closing_task(recorder: RecordingObserver) -> None:
+    """The end of a task that closes the manager is delivered, although the report precedes it."""
 
     async def close_from_inside() -> None:
         await manager.close()
@@ -391,11 +399,11 @@ async def test_events_of_a_task_that_closes_the_manager_are_delivered(
         manager.run(close_from_inside)
         await manager.shutdown_requested()
     assert recorder.names() == ["added", "started", "closing", "closed", "succeeded"]
-    assert later.kept == recorder.events
+    assert later.processed == recorder.events
 
 
-async def test_stuck_task_that_ends_later_harms_nothing(recorder: RecordingObserver) -> None:
-    """A task that outlives the manager may still be told of, to whom it may concern."""
+async def test_stuck_task_ends_later(recorder: RecordingObserver) -> None:
+    """The end of a task that outlives the manager still reaches plain hooks."""
 
     async def stubborn() -> None:
         with anyio.CancelScope(shield=True):
@@ -417,9 +425,12 @@ async def test_stuck_task_that_ends_later_harms_nothing(recorder: RecordingObser
 # Cancellation
 
 
-def test_hook_that_awaits_something_cancelled(caplog: pytest.LogCaptureFixture) -> None:
-    """On asyncio, awaiting what was cancelled raises as if the hook itself were."""
-    kept: list[str] = []
+def test_hook_awaits_cancelled_future(caplog: pytest.LogCaptureFixture) -> None:
+    """A hook that awaits a cancelled future has failed, and the next hooks are called.
+
+    On asyncio this raises the same exception as a cancellation of the hook.
+    """
+    processed: list[str] = []
 
     class Awaiting(Observer):
         async def on_task_started(self, event: object) -> None:
@@ -428,20 +439,20 @@ def test_hook_that_awaits_something_cancelled(caplog: pytest.LogCaptureFixture) 
             await future
 
         async def on_task_succeeded(self, event: TaskSucceeded) -> None:
-            kept.append(event.id)
+            processed.append(event.id)
 
     async def main() -> None:
         async with Manager(observers=[Awaiting()]) as manager:
             handles = [manager.run(fine) for _ in range(3)]
-        assert kept == [handle.id for handle in handles]
+        assert processed == [handle.id for handle in handles]
         assert manager.health().hook_errors == 3
 
     asyncio.run(main())
     assert "Awaiting.on_task_started raised an exception" in caplog.records[0].getMessage()
 
 
-def test_event_loop_that_shuts_down_does_not_wait_for_hooks() -> None:
-    """Hooks in the middle of something are cancelled for good when asyncio cancels all tasks."""
+def test_event_loop_shutdown() -> None:
+    """A hook is cancelled and the next one is not called when asyncio cancels all tasks."""
     entered: list[str] = []
 
     class Hanging(Observer):
@@ -461,10 +472,8 @@ def test_event_loop_that_shuts_down_does_not_wait_for_hooks() -> None:
     assert len(entered) == 1
 
 
-def test_hook_that_asyncio_cancels_is_not_forgotten_for_those_that_follow(
-    caplog: pytest.LogCaptureFixture,
-) -> None:
-    """A failure that one did not get to the end of is logged like any that nobody is told of."""
+def test_natively_cancelled_hook(caplog: pytest.LogCaptureFixture) -> None:
+    """A failure is logged if asyncio cancels its hook, and the next event is delivered."""
     paging = asyncio.Event()
 
     class Pager(Observer):
@@ -476,9 +485,9 @@ def test_hook_that_asyncio_cancels_is_not_forgotten_for_those_that_follow(
         async with Manager(observers=[Pager()]) as manager:
             manager.run_task(Task(broken, name="first"))
             await paging.wait()
-            for each in asyncio.all_tasks():
-                if each.get_name().endswith("Pager"):
-                    each.cancel()
+            for task in asyncio.all_tasks():
+                if task.get_name().endswith("Pager"):
+                    task.cancel()
             await asyncio.sleep(0)
             await manager.run_task(Task(broken, name="second")).wait()
         assert manager.health().events_dropped == 1

@@ -1,4 +1,4 @@
-"""What is in the events."""
+"""The fields of events."""
 
 from __future__ import annotations
 
@@ -55,7 +55,8 @@ from background.testing import RecordingObserver, virtual_wall_clock
 
 
 @pytest.mark.parametrize("kind", EVENTS)
-def test_events_are_frozen_and_slotted(kind: type) -> None:
+def test_frozen_events(kind: type) -> None:
+    """Events are frozen, have slots and keyword-only fields, and can be copied and pickled."""
     values: dict[str, Any] = {field.name: None for field in dataclasses.fields(kind)}
     event = kind(**values)
     assert not hasattr(event, "__dict__")
@@ -71,7 +72,7 @@ def test_events_are_frozen_and_slotted(kind: type) -> None:
 
 
 @frozen
-class Middling:
+class Example:
     first: int
     second: str = "two"
     third: list[int]
@@ -79,36 +80,37 @@ class Middling:
     fifth: int = 5
 
 
-def test_frozen_classes() -> None:
-    """Fields with defaults may come before fields without; a default factory is called once."""
-    short = Middling(first=1, third=[3])
+def test_frozen_class() -> None:
+    """Fields with defaults may precede fields without, and a default factory is called once."""
+    short = Example(first=1, third=[3])
     assert (short.second, short.fourth, short.fifth) == ("two", {}, 5)
-    assert short.fourth is Middling(first=1, third=[]).fourth
+    assert short.fourth is Example(first=1, third=[]).fourth
     with pytest.raises(TypeError, match="missing"):
-        Middling(first=1)  # type: ignore[call-arg]
+        Example(first=1)  # type: ignore[call-arg]
     with pytest.raises(dataclasses.FrozenInstanceError):
         short.fifth = 6  # type: ignore[misc]
 
 
-def test_thawed_classes() -> None:
-    """An instance of a thawed class becomes a frozen one."""
-    made = object.__new__(thawed(Middling))
+def test_thawed_class() -> None:
+    """An instance of a thawed class becomes one of the frozen class."""
+    made = object.__new__(thawed(Example))
     made.first, made.second, made.third, made.fourth, made.fifth = 1, "two", [3], {}, 5
-    made.__class__ = Middling
-    assert made == Middling(first=1, third=[3])
+    made.__class__ = Example
+    assert made == Example(first=1, third=[3])
     with pytest.raises(dataclasses.FrozenInstanceError):
         made.fifth = 6
 
 
-@pytest.mark.parametrize("kind", [each for each in EVENTS if issubclass(each, TaskEvent)])
-def test_events_of_tasks_know_no_job_unless_told(kind: type) -> None:
+@pytest.mark.parametrize("kind", [kind for kind in EVENTS if issubclass(kind, TaskEvent)])
+def test_no_job_by_default(kind: type) -> None:
+    """An event of a task has no job by default."""
     names = [field.name for field in dataclasses.fields(kind) if field.name != "job"]
     assert kind(**dict.fromkeys(names)).job is None
 
 
 @pytest.mark.parametrize("fate", JOBS.values(), ids=JOBS)
-async def test_the_job_in_every_event(fate: JobFate, recorder: RecordingObserver) -> None:
-    """The attempt of the job's event is the job's, and so is that of its task."""
+async def test_job_of_events(fate: JobFate, recorder: RecordingObserver) -> None:
+    """Every event of a job's task has the job, with the number of its attempt."""
     with virtual_wall_clock(datetime(2030, 1, 1, tzinfo=UTC)):
         id = await meet_job(fate, recorder)
     (enqueued,) = recorder.of(JobEnqueued)
@@ -128,8 +130,8 @@ async def test_the_job_in_every_event(fate: JobFate, recorder: RecordingObserver
         assert dead.error is recorder.of(TaskFailed, id)[-1].error
 
 
-async def test_identity_in_every_event(recorder: RecordingObserver) -> None:
-    """Each event carries the task's id, name, kind and meta, and the wall-clock time."""
+async def test_common_fields(recorder: RecordingObserver) -> None:
+    """Every event has the task's id, name, kind and meta, and the wall-clock time."""
     meta = {"user": 7}
     flaky = Flaky(1)
 
@@ -155,7 +157,8 @@ async def test_identity_in_every_event(recorder: RecordingObserver) -> None:
     assert [event.time - began for event in events] == pytest.approx([0, 3, 4, 5, 12])
 
 
-async def test_meta_in_events_is_read_only(manager: Manager, recorder: RecordingObserver) -> None:
+async def test_read_only_meta(manager: Manager, recorder: RecordingObserver) -> None:
+    """The `meta` of an event is a read-only copy."""
     meta = {"user": 7}
     await manager.run_task(Task(fine, meta=meta))
     meta["user"] = 8
@@ -165,8 +168,8 @@ async def test_meta_in_events_is_read_only(manager: Manager, recorder: Recording
             event.meta["user"] = 9  # type: ignore[index]
 
 
-async def test_iterations_and_attempts_of_a_loop(recorder: RecordingObserver) -> None:
-    """Iterations count from 1, and the attempts of each do."""
+async def test_loop_counters(recorder: RecordingObserver) -> None:
+    """Iterations count from 1, and so do the attempts of an iteration."""
     async with Manager(observers=[recorder]) as manager:
         handle = manager.run_task(Task(Flaky(1), kind=LOOP, schedule=every(10), retry=TWICE))
         await anyio.sleep(15)
@@ -188,16 +191,15 @@ async def test_iterations_and_attempts_of_a_loop(recorder: RecordingObserver) ->
 
 
 @pytest.mark.parametrize("delay", [0, 2.5])
-async def test_added_has_the_delay(
-    manager: Manager, recorder: RecordingObserver, delay: float
-) -> None:
+async def test_added(manager: Manager, recorder: RecordingObserver, delay: float) -> None:
+    """`TaskAdded` has the task's delay."""
     manager.after(delay, fine)
     (event,) = recorder.of(TaskAdded)
     assert event.delay == delay
 
 
-async def test_started_has_the_time_in_the_queue(recorder: RecordingObserver) -> None:
-    """It counts from when the task was due, not from its submission."""
+async def test_started(recorder: RecordingObserver) -> None:
+    """`TaskStarted` has the seconds since the task was due, which exclude its delay."""
     async with Manager(observers=[recorder], limit=1) as manager:
         first = manager.run(nap, 10)
         second = manager.after(4, fine)
@@ -207,8 +209,8 @@ async def test_started_has_the_time_in_the_queue(recorder: RecordingObserver) ->
     assert queued_for == pytest.approx({first.id: 0, second.id: 6, third.id: 0})
 
 
-async def test_started_of_a_loop_has_no_time_in_the_queue(recorder: RecordingObserver) -> None:
-    """A loop is due on its grid, and never waits for the limit."""
+async def test_started_loop(recorder: RecordingObserver) -> None:
+    """A loop's `queued_for` is 0, because it is due on its grid and ignores the limit."""
     async with Manager(observers=[recorder], limit=1) as manager:
         manager.run(nap, 100)
         manager.every(10, nap, 15)
@@ -218,7 +220,8 @@ async def test_started_of_a_loop_has_no_time_in_the_queue(recorder: RecordingObs
     assert [event.queued_for for event in loops] == pytest.approx([0, 0, 0])
 
 
-async def test_retrying_has_error_and_delay(manager: Manager, recorder: RecordingObserver) -> None:
+async def test_retrying(manager: Manager, recorder: RecordingObserver) -> None:
+    """`TaskRetrying` has the error of the attempt and the delay of the next one."""
     handle = manager.run_task(Task(broken, retry=TWICE))
     await handle.wait()
     (event,) = recorder.of(TaskRetrying)
@@ -226,9 +229,8 @@ async def test_retrying_has_error_and_delay(manager: Manager, recorder: Recordin
     assert event.delay == 5
 
 
-async def test_retrying_after_a_refused_result_has_no_error(
-    manager: Manager, recorder: RecordingObserver
-) -> None:
+async def test_retrying_after_refused_result(manager: Manager, recorder: RecordingObserver) -> None:
+    """`TaskRetrying` has no error if the policy refused the result."""
     policy = AsyncRetrying(
         stop=stop_after_attempt(2), wait=wait_fixed(3), retry=retry_if_result(bool)
     )
@@ -238,10 +240,8 @@ async def test_retrying_after_a_refused_result_has_no_error(
     assert event.delay == 3
 
 
-async def test_duration_is_that_of_the_whole_run(
-    manager: Manager, recorder: RecordingObserver
-) -> None:
-    """It has every attempt and backoff in it, and neither the delay nor the time in the queue."""
+async def test_duration_of_run(manager: Manager, recorder: RecordingObserver) -> None:
+    """The duration of a run includes its attempts and backoff, but not its delay."""
 
     async def work(failing: Flaky) -> None:
         await anyio.sleep(1)
@@ -257,7 +257,8 @@ async def test_duration_is_that_of_the_whole_run(
     assert failed.final
 
 
-async def test_duration_is_that_of_one_iteration(recorder: RecordingObserver) -> None:
+async def test_duration_of_iteration(recorder: RecordingObserver) -> None:
+    """The duration in an event of a loop is that of one iteration."""
     async with Manager(observers=[recorder]) as manager:
         manager.every(10, nap, 3)
         await anyio.sleep(15)
@@ -265,7 +266,8 @@ async def test_duration_is_that_of_one_iteration(recorder: RecordingObserver) ->
     assert not any(event.final for event in recorder.of(TaskSucceeded))
 
 
-async def test_failed_has_the_error_itself(manager: Manager, recorder: RecordingObserver) -> None:
+async def test_failed(manager: Manager, recorder: RecordingObserver) -> None:
+    """`TaskFailed` has the exception that the task raised."""
     handle = manager.run(broken)
     await handle.wait()
     (event,) = recorder.of(TaskFailed)
@@ -273,9 +275,8 @@ async def test_failed_has_the_error_itself(manager: Manager, recorder: Recording
     assert event.final
 
 
-async def test_failed_is_final_only_at_the_last_of_too_many_failures(
-    manager: Manager, recorder: RecordingObserver
-) -> None:
+async def test_final_failure(manager: Manager, recorder: RecordingObserver) -> None:
+    """Only the last of too many failures is final."""
     handle = manager.run_task(Task(broken, kind=LOOP, schedule=every(1), max_failures=3))
     assert await handle.wait() is TaskStatus.FAILED
     failed = recorder.of(TaskFailed)
@@ -302,9 +303,10 @@ async def test_failed_is_final_only_at_the_last_of_too_many_failures(
         ("loop between iterations at close", "stopped", None),
     ],
 )
-async def test_cancelled_has_reason_and_duration(
+async def test_cancelled(
     name: str, reason: str, duration: float | None, recorder: RecordingObserver
 ) -> None:
+    """`TaskCancelled` has the reason, and the duration of a run in progress."""
     handle = await meet(FATES[name], recorder)
     (event,) = recorder.of(TaskCancelled, handle.id)
     assert event.reason == reason
@@ -314,7 +316,8 @@ async def test_cancelled_has_reason_and_duration(
     assert caught.value.reason == reason
 
 
-async def test_cancelled_without_a_reason(manager: Manager, recorder: RecordingObserver) -> None:
+async def test_cancelled_without_reason(manager: Manager, recorder: RecordingObserver) -> None:
+    """The reason in `TaskCancelled` is `None` by default."""
     manager.run(nap).cancel()
     (event,) = recorder.of(TaskCancelled)
     assert event.reason is None
@@ -330,9 +333,10 @@ async def test_cancelled_without_a_reason(manager: Manager, recorder: RecordingO
         ("loop expires between iterations", 15, None),
     ],
 )
-async def test_expired_has_lifespan_and_duration(
+async def test_expired(
     name: str, lifespan: float, duration: float | None, recorder: RecordingObserver
 ) -> None:
+    """`TaskExpired` has the lifespan, and the duration of a run in progress."""
     handle = await meet(FATES[name], recorder)
     (event,) = recorder.of(TaskExpired, handle.id)
     assert event.lifespan == lifespan
@@ -341,7 +345,8 @@ async def test_expired_has_lifespan_and_duration(
         await handle
 
 
-async def test_stalled_has_elapsed_and_stack(manager: Manager, recorder: RecordingObserver) -> None:
+async def test_stalled(manager: Manager, recorder: RecordingObserver) -> None:
+    """`TaskStalled` has the elapsed time and the stack."""
     handle = manager.run(nap)
     await anyio.sleep(2)
     manager.report_stall(handle.id, elapsed=2)
@@ -351,10 +356,9 @@ async def test_stalled_has_elapsed_and_stack(manager: Manager, recorder: Recordi
     assert isinstance(event.stack, tuple)
 
 
-async def test_stall_of_an_unknown_task_is_ignored(
-    manager: Manager, recorder: RecordingObserver
-) -> None:
-    manager.report_stall("nobody", elapsed=2)
+async def test_stall_of_unknown_task(manager: Manager, recorder: RecordingObserver) -> None:
+    """`report_stall()` ignores an unknown id."""
+    manager.report_stall("unknown", elapsed=2)
     assert recorder.events == []
 
 
@@ -367,17 +371,18 @@ async def test_stall_of_an_unknown_task_is_ignored(
     ],
     ids=["delayed", "in backoff", "between iterations"],
 )
-async def test_stall_of_a_task_without_an_attempt_is_ignored(
+async def test_stall_without_attempt(
     make: Callable[[], Task[Any]], manager: Manager, recorder: RecordingObserver
 ) -> None:
-    """A watcher that comes too late tells nobody that a task stalls while it does not run."""
+    """`report_stall()` ignores a task without an attempt, because the caller may be late."""
     handle = manager.run_task(make())
     await anyio.sleep(1)
     manager.report_stall(handle.id, elapsed=1)
     assert "stalled" not in recorder.names()
 
 
-async def test_events_of_the_manager(recorder: RecordingObserver) -> None:
+async def test_manager_events(recorder: RecordingObserver) -> None:
+    """The manager's events have its name and the times, reason and report of closing."""
     start = datetime(2030, 1, 1, tzinfo=UTC)
     with virtual_wall_clock(start):
         async with Manager(name="mail", observers=[recorder]) as manager:
@@ -397,7 +402,8 @@ async def test_events_of_the_manager(recorder: RecordingObserver) -> None:
     assert recorder.names()[-4:] == ["closing", "cancelled", "succeeded", "closed"]
 
 
-async def test_manager_closing_is_told_of_once(recorder: RecordingObserver) -> None:
+async def test_manager_events_once(recorder: RecordingObserver) -> None:
+    """Several calls of `close()` emit one `ManagerClosing` and one `ManagerClosed`."""
     async with Manager(observers=[recorder]) as manager:
         await manager.close()
         await manager.close(timeout=0)
@@ -405,7 +411,8 @@ async def test_manager_closing_is_told_of_once(recorder: RecordingObserver) -> N
     assert recorder.events[0].reason == "close() was called"
 
 
-async def test_closing_by_leaving_the_block(recorder: RecordingObserver) -> None:
+async def test_closing_reason_after_leaving(recorder: RecordingObserver) -> None:
+    """`ManagerClosing` has its own reason if the block was left."""
     async with Manager(observers=[recorder]):
         pass
     assert recorder.events[0].reason == "the block was left"

@@ -1,11 +1,11 @@
-"""Hooks that raise: counted, logged once, and no harm to anything else."""
+"""Exceptions in hooks."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import anyio
@@ -17,7 +17,7 @@ from background.testing import RecordingObserver
 
 
 class Oops(BaseException):
-    """Neither an `Exception` nor anything that means to end the program."""
+    """A base exception that neither is an `Exception` nor ends the program."""
 
 
 class CustomGroup(BaseExceptionGroup[BaseException]):
@@ -38,8 +38,8 @@ FATAL = {
 }
 
 
-def raising(hook: str, error: Callable[[], BaseException], *, is_async: bool) -> Observer:
-    """Make an observer whose one hook raises each time."""
+def make_raising(hook: str, error: Callable[[], BaseException], *, is_async: bool) -> Observer:
+    """Return an observer with one hook, which always raises."""
 
     def plain(self: Observer, event: Any) -> None:
         raise error()
@@ -50,30 +50,30 @@ def raising(hook: str, error: Callable[[], BaseException], *, is_async: bool) ->
     return type("Raising", (Observer,), {hook: coroutine if is_async else plain})()
 
 
-def errors_in(caplog: pytest.LogCaptureFixture, text: str) -> list[logging.LogRecord]:
+def find_records(caplog: pytest.LogCaptureFixture, text: str) -> list[logging.LogRecord]:
     return [record for record in caplog.records if text in record.getMessage()]
 
 
 @pytest.mark.parametrize("error", HARMLESS.values(), ids=HARMLESS)
 @pytest.mark.parametrize("is_async", [False, True], ids=["def", "async def"])
 @pytest.mark.parametrize("hook", HOOKS)
-async def test_raising_hook_harms_nothing(
+async def test_raising_hook(
     hook: str, is_async: bool, error: Callable[[], BaseException], caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Other observers are told the same as ever, and each call is counted."""
+    """A raising hook does not affect other observers, and its exceptions are counted."""
     expected, recorder = RecordingObserver(), RecordingObserver()
     await everything_happens(expected)
-    manager = await everything_happens(raising(hook, error, is_async=is_async), recorder)
+    manager = await everything_happens(make_raising(hook, error, is_async=is_async), recorder)
     assert recorder.names() == expected.names()
     assert manager.state is ManagerState.CLOSED
     assert manager.count() == 0
     calls = sum(hook.endswith(f"_{name}") for name in recorder.names())
     assert manager.health().hook_errors == calls
-    first, *rest = errors_in(caplog, f"Raising.{hook} raised")
+    first, *rest = find_records(caplog, f"Raising.{hook} raised")
     assert first.levelname == "ERROR"
     assert first.exc_info is not None
     assert type(first.exc_info[1]) is type(error())
-    assert [each.getMessage() for each in rest] == (
+    assert [record.getMessage() for record in rest] == (
         [f"Observer hook Raising.{hook} raised {calls} exceptions in all."] if calls > 1 else []
     )
 
@@ -81,12 +81,12 @@ async def test_raising_hook_harms_nothing(
 @pytest.mark.parametrize("error", FATAL.values(), ids=FATAL)
 @pytest.mark.parametrize("is_async", [False, True], ids=["def", "async def"])
 @pytest.mark.parametrize("hook", HOOKS)
-async def test_interrupting_hook_ends_the_program_in_order(
+async def test_interrupting_hook(
     hook: str, is_async: bool, error: Callable[[], BaseException]
 ) -> None:
-    """`KeyboardInterrupt` and `SystemExit` leave the block, after every task has ended."""
+    """A hook's `KeyboardInterrupt` or `SystemExit` is raised when all tasks have ended."""
     recorder = RecordingObserver()
-    observer = raising(hook, error, is_async=is_async)
+    observer = make_raising(hook, error, is_async=is_async)
     manager = Manager(observers=[observer, recorder], cancel_timeout=1)
     handles: list[TaskHandle[Any]] = []
 
@@ -110,7 +110,9 @@ async def test_interrupting_hook_ends_the_program_in_order(
     assert recorder.names()[-1] == "closed"
 
 
-async def test_errors_are_logged_once_per_hook(caplog: pytest.LogCaptureFixture) -> None:
+async def test_errors_logged_once_per_hook(caplog: pytest.LogCaptureFixture) -> None:
+    """Only the first exception of a hook is logged, and their number at the end."""
+
     class Raising(Observer):
         def on_task_started(self, event: object) -> None:
             raise ValueError("first")
@@ -136,11 +138,11 @@ async def test_errors_are_logged_once_per_hook(caplog: pytest.LogCaptureFixture)
     assert {record.name for record in caplog.records} == {"background"}
 
 
-async def test_same_hook_of_two_observers_is_logged_once(caplog: pytest.LogCaptureFixture) -> None:
-    """A hook is that of a class, whatever the number of its objects."""
+async def test_errors_logged_once_per_class(caplog: pytest.LogCaptureFixture) -> None:
+    """Exceptions in the same hook of several observers of a class are logged once."""
     observers = [
-        raising("on_task_succeeded", lambda: ValueError("a"), is_async=False),
-        raising("on_task_succeeded", lambda: ValueError("b"), is_async=False),
+        make_raising("on_task_succeeded", lambda: ValueError("a"), is_async=False),
+        make_raising("on_task_succeeded", lambda: ValueError("b"), is_async=False),
     ]
     async with Manager(observers=observers) as manager:
         await manager.run(fine)
@@ -153,8 +155,8 @@ async def test_same_hook_of_two_observers_is_logged_once(caplog: pytest.LogCaptu
     )
 
 
-async def test_raising_hook_is_called_again() -> None:
-    """A hook that failed once is not given up."""
+async def test_raising_hook_called_again() -> None:
+    """A hook that raised an exception is called for the next event."""
     calls: list[object] = []
 
     class Unsteady(Observer):
@@ -168,29 +170,25 @@ async def test_raising_hook_is_called_again() -> None:
     assert len(calls) == 2
 
 
-async def test_failure_is_logged_if_the_hook_to_be_told_of_it_raises(
-    caplog: pytest.LogCaptureFixture,
-) -> None:
-    """No failure is silent: an observer that could not be told does not count as told."""
-    observer = raising("on_task_failed", lambda: ValueError("broken hook"), is_async=False)
+async def test_unreported_failure(caplog: pytest.LogCaptureFixture) -> None:
+    """A failure is logged if the only hook for it raises."""
+    observer = make_raising("on_task_failed", lambda: ValueError("broken hook"), is_async=False)
     async with Manager(observers=[observer]) as manager:
-        manager.run_task(Task(broken, name="mine"))
-    (record,) = errors_in(caplog, "task 'mine'")
+        manager.run_task(Task(broken, name="unlucky"))
+    (record,) = find_records(caplog, "task 'unlucky'")
     assert record.exc_info is not None
     assert str(record.exc_info[1]) == "broken"
 
 
-async def test_failure_is_not_logged_if_one_observer_was_told(
-    caplog: pytest.LogCaptureFixture,
-) -> None:
-    """In whatever order: one observer's error hides nothing from the others."""
-    observer = raising("on_task_failed", lambda: ValueError("broken hook"), is_async=False)
+async def test_reported_failure(caplog: pytest.LogCaptureFixture) -> None:
+    """A failure is not logged if a hook of another observer receives it, in any order."""
+    observer = make_raising("on_task_failed", lambda: ValueError("broken hook"), is_async=False)
     for observers in ([observer, RecordingObserver()], [RecordingObserver(), observer]):
         caplog.clear()
         async with Manager(observers=observers) as manager:
-            manager.run_task(Task(broken, name="mine"))
-        assert errors_in(caplog, "task 'mine'") == []
-        assert len(errors_in(caplog, "on_task_failed raised")) == 1
+            manager.run_task(Task(broken, name="unlucky"))
+        assert find_records(caplog, "task 'unlucky'") == []
+        assert len(find_records(caplog, "on_task_failed raised")) == 1
 
 
 class RaisingContext:
@@ -207,7 +205,7 @@ class RaisingContext:
             raise self.error()
 
 
-def raising_around(where: str, error: Callable[[], BaseException]) -> Observer:
+def make_raising_around(where: str, error: Callable[[], BaseException]) -> Observer:
     class RaisingAround(Observer):
         def around_task(self, event: object) -> Any:
             if where == "call":
@@ -219,27 +217,29 @@ def raising_around(where: str, error: Callable[[], BaseException]) -> Observer:
 
 @pytest.mark.parametrize("error", HARMLESS.values(), ids=HARMLESS)
 @pytest.mark.parametrize("where", ["call", "type", "enter", "exit"])
-async def test_raising_around_task_harms_nothing(
+async def test_raising_around_task(
     where: str, error: Callable[[], BaseException], caplog: pytest.LogCaptureFixture
 ) -> None:
+    """A raising `around_task` does not affect tasks, and its exceptions are counted."""
     expected, recorder = RecordingObserver(), RecordingObserver()
     await everything_happens(expected)
-    manager = await everything_happens(raising_around(where, error), recorder)
+    manager = await everything_happens(make_raising_around(where, error), recorder)
     assert recorder.names() == expected.names()
     assert manager.count() == 0
     runs = recorder.names().count("started")
     assert manager.health().hook_errors == runs
-    first, second = errors_in(caplog, "RaisingAround.around_task raised")
+    first, second = find_records(caplog, "RaisingAround.around_task raised")
     assert first.exc_info
     assert second.getMessage().endswith(f"raised {runs} exceptions in all.")
 
 
 @pytest.mark.parametrize("error", FATAL.values(), ids=FATAL)
 @pytest.mark.parametrize("where", ["call", "enter", "exit"])
-async def test_interrupting_around_task_ends_the_program_in_order(
+async def test_interrupting_around_task(
     where: str, error: Callable[[], BaseException], recorder: RecordingObserver
 ) -> None:
-    manager = Manager(observers=[raising_around(where, error), recorder])
+    """A `KeyboardInterrupt` or `SystemExit` in `around_task` is raised after all tasks end."""
+    manager = Manager(observers=[make_raising_around(where, error), recorder])
     handles: list[TaskHandle[Any]] = []
 
     async def use() -> None:
@@ -256,23 +256,26 @@ async def test_interrupting_around_task_ends_the_program_in_order(
 
 
 @pytest.mark.parametrize("where", ["call", "enter", "exit"])
-async def test_result_survives_a_raising_around_task(where: str) -> None:
-    observer = raising_around(where, lambda: ValueError("broken hook"))
+async def test_outcome_after_raising_around_task(where: str) -> None:
+    """A task keeps its outcome if `around_task` raises."""
+    observer = make_raising_around(where, lambda: ValueError("broken hook"))
     async with Manager(observers=[observer]) as manager:
         assert await manager.run(fine) == "fine"
         assert await manager.run(broken).wait() is TaskStatus.FAILED
 
 
-async def test_failing_around_task_leaves_the_others_their_turn() -> None:
-    """What was entered is left, also around one that could not be entered."""
+async def test_around_task_of_other_observers() -> None:
+    """An `around_task` that raises does not affect those of other observers."""
     entered: list[str] = []
 
     class Tracking(Observer):
-        def around_task(self, event: object) -> Any:
+        @contextmanager
+        def around_task(self, event: object) -> Iterator[None]:
             entered.append("entered")
-            return nullcontext()
+            yield
+            entered.append("left")
 
-    failing = raising_around("enter", lambda: Oops())
+    failing = make_raising_around("enter", lambda: Oops())
     async with Manager(observers=[Tracking(), failing, Tracking()]) as manager:
         await manager.run(fine)
-    assert entered == ["entered", "entered"]
+    assert entered == ["entered", "entered", "left", "left"]

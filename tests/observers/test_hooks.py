@@ -1,4 +1,4 @@
-"""Which hooks are called, and what unused ones cost."""
+"""Calls of hooks, and the cost of unused hooks."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from background._execution import emit
 from background.testing import RecordingObserver
 
 
-def keeping(kind: str, hook: str, kept: list[Any]) -> type[Observer]:
-    """Make an observer class with one hook of a kind that keeps what it gets."""
+def make_observer(kind: str, hook: str, received: list[Any]) -> type[Observer]:
+    """Return an observer class with one hook of a kind, which records its events."""
 
     def plain(self: Observer, event: Any) -> None:
-        kept.append(event)
+        received.append(event)
 
     async def coroutine(self: Observer, event: Any) -> None:
         await anyio.lowlevel.checkpoint()
-        kept.append(event)
+        received.append(event)
 
     def returning(self: Observer, event: Any) -> Awaitable[None]:
         return coroutine(self, event)
@@ -34,7 +34,7 @@ def keeping(kind: str, hook: str, kept: list[Any]) -> type[Observer]:
 
         def __await__(self) -> Any:
             yield from anyio.lowlevel.checkpoint().__await__()
-            kept.append(self.event)
+            received.append(self.event)
 
     def awaitable(self: Observer, event: Any) -> Awaitable[None]:
         return Awaiting(event)
@@ -45,27 +45,29 @@ def keeping(kind: str, hook: str, kept: list[Any]) -> type[Observer]:
 
 @pytest.mark.parametrize("hook", HOOKS)
 @pytest.mark.parametrize("kind", ["def", "async def", "def of coroutine", "def of awaitable"])
-async def test_kinds_of_hooks(kind: str, hook: str, recorder: RecordingObserver) -> None:
-    """Each hook may be of each kind, and gets the same events in the same order."""
-    kept: list[Any] = []
-    manager = await everything_happens(recorder, keeping(kind, hook, kept)())
+async def test_hook_kinds(kind: str, hook: str, recorder: RecordingObserver) -> None:
+    """A hook may be plain, `async def`, or return an awaitable, and receives the same events."""
+    received: list[Any] = []
+    manager = await everything_happens(recorder, make_observer(kind, hook, received)())
     pairs = zip(recorder.names(), recorder.events, strict=True)
-    assert kept == [event for name, event in pairs if hook.endswith(f"_{name}")]
-    assert kept
+    assert received == [event for name, event in pairs if hook.endswith(f"_{name}")]
+    assert received
     assert manager.health().hook_errors == 0
 
 
-async def test_hooks_set_on_an_instance(recorder: RecordingObserver) -> None:
-    """A hook may be an attribute of the object instead of a method."""
-    kept: list[Any] = []
+async def test_hook_on_instance(recorder: RecordingObserver) -> None:
+    """A hook may be an attribute of the observer instead of a method."""
+    received: list[Any] = []
     observer = Observer()
-    observer.on_task_succeeded = kept.append  # type: ignore[method-assign]
+    observer.on_task_succeeded = received.append  # type: ignore[method-assign]
     async with Manager(observers=[observer, recorder]) as manager:
         await manager.run(fine)
-    assert kept == recorder.of(TaskSucceeded)
+    assert received == recorder.of(TaskSucceeded)
 
 
-async def test_hook_returning_something_else_is_let_be() -> None:
+async def test_return_value_of_hook() -> None:
+    """A return value of a hook that is not an awaitable is ignored."""
+
     class Chatty(Observer):
         def on_task_succeeded(self, event: TaskSucceeded) -> Any:
             return "thanks"
@@ -75,13 +77,15 @@ async def test_hook_returning_something_else_is_let_be() -> None:
     assert manager.health().hook_errors == 0
 
 
-async def test_observer_given_twice_is_told_once(recorder: RecordingObserver) -> None:
+async def test_duplicate_observer(recorder: RecordingObserver) -> None:
+    """An observer that is passed twice receives an event once."""
     async with Manager(observers=[recorder, recorder]) as manager:
         await manager.run(fine)
     assert recorder.names() == ["added", "started", "succeeded", "closing", "closed"]
 
 
-async def test_observers_are_told_in_their_order() -> None:
+async def test_order_of_observers() -> None:
+    """Observers are called in the order in which they were passed."""
     order: list[int] = []
 
     class Numbered(Observer):
@@ -96,8 +100,8 @@ async def test_observers_are_told_in_their_order() -> None:
     assert order == [1, 2, 3]
 
 
-async def test_plain_hooks_see_the_context_of_the_submitter_or_of_the_task() -> None:
-    """`added` is told where the task is submitted, and the rest inside the task."""
+async def test_task_of_hooks() -> None:
+    """`on_task_added` is called in the submitter's task, and other plain hooks in the new one."""
     tasks: dict[str, Any] = {}
 
     class Where(Observer):
@@ -118,54 +122,55 @@ async def test_plain_hooks_see_the_context_of_the_submitter_or_of_the_task() -> 
     assert tasks == {"added": anyio.get_current_task(), "started": own, "succeeded": own}
 
 
-def counting_events(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """Have the names of the classes of all events that are made from now on kept."""
-    made: list[str] = []
+def record_new_events(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Return a list to which the class name of every new event is added."""
+    created: list[str] = []
 
     def counting_init(original: Any) -> Any:
         def counted(self: Any, *args: Any, **kwargs: Any) -> None:
-            made.append(type(self).__name__)
+            created.append(type(self).__name__)
             original(self, *args, **kwargs)
 
         return counted
 
     def counting_new(kind: type) -> Any:
-        made.append(kind.__name__)
+        created.append(kind.__name__)
         return object.__new__(kind)
 
-    for kind in set(EVENTS) - {JobRef}:  # which events have a part in
+    for kind in set(EVENTS) - {JobRef}:  # a field of events, not an event
         monkeypatch.setattr(kind, "__init__", counting_init(kind.__init__))
     monkeypatch.setattr(emit, "_new", counting_new)
-    return made
+    return created
 
 
-async def test_no_event_is_made_that_nobody_wants(monkeypatch: pytest.MonkeyPatch) -> None:
-    made = counting_events(monkeypatch)
+async def test_no_unused_events(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No event is created if no observer has a hook for it."""
+    created = record_new_events(monkeypatch)
     await everything_happens(Observer())
-    assert made == []
+    assert created == []
 
 
 @pytest.mark.parametrize("hook", HOOKS)
-async def test_only_the_events_that_are_wanted_are_made(
-    monkeypatch: pytest.MonkeyPatch, hook: str
-) -> None:
-    kept: list[Any] = []
-    made = counting_events(monkeypatch)
-    await everything_happens(keeping("def", hook, kept)())
-    assert made == [type(event).__name__ for event in kept]
-    assert len(set(made)) == 1
+async def test_only_used_events(monkeypatch: pytest.MonkeyPatch, hook: str) -> None:
+    """Only the events for which an observer has a hook are created."""
+    received: list[Any] = []
+    created = record_new_events(monkeypatch)
+    await everything_happens(make_observer("def", hook, received)())
+    assert created == [type(event).__name__ for event in received]
+    assert len(set(created)) == 1
 
 
-async def test_one_event_is_made_for_all_observers(monkeypatch: pytest.MonkeyPatch) -> None:
-    made = counting_events(monkeypatch)
+async def test_shared_event(monkeypatch: pytest.MonkeyPatch) -> None:
+    """All observers receive the same event object."""
+    created = record_new_events(monkeypatch)
     recorders = [RecordingObserver(), RecordingObserver()]
     await everything_happens(*recorders)
-    assert len(made) == len(recorders[0].events)
+    assert len(created) == len(recorders[0].events)
     assert all(a is b for a, b in zip(recorders[0].events, recorders[1].events, strict=True))
 
 
-async def test_hooks_are_looked_up_once_for_all_tasks() -> None:
-    """No attribute of an observer is read for a task, whether it has the hook or not."""
+async def test_hook_lookup() -> None:
+    """Hooks are looked up when the manager is entered, and not again for a task."""
     looked_up: list[str] = []
 
     class Watched(Observer):

@@ -1,4 +1,4 @@
-"""What `LoggingObserver` writes, at which level, and that nobody can forge a line of it."""
+"""Records of `LoggingObserver`: fields, messages, levels and escaping."""
 
 from __future__ import annotations
 
@@ -45,13 +45,13 @@ from background import (
     every,
 )
 from background.observers import LoggingObserver
-from background.observers._log_levels import Levels
+from background.observers._log_levels import LogLevels
 from background.testing import RecordingObserver, virtual_wall_clock
 
 EVIL = "x\ny\r\x0b\x1b[31m\x85\u2028\u2029\u202e\x00\ud800 %s 'a' \"b\" \\n"
 FAILED = "failed after 0.000 s, in attempt 1"
 RETRIES = "failed attempt 1 and retries in 5.000 s"
-EVENTS = [*Levels.__annotations__]
+EVENTS = [*LogLevels.__annotations__]
 
 
 class ListHandler(logging.Handler):
@@ -73,7 +73,7 @@ class ListHandler(logging.Handler):
 
 @pytest.fixture
 def log() -> ListHandler:
-    """What the logger `jobs` of the test gets."""
+    """The records of the logger `jobs`."""
     handler = ListHandler()
     logger = logging.getLogger("jobs")
     logger.handlers, logger.propagate = [handler], False
@@ -86,50 +86,49 @@ def observer(log: ListHandler) -> LoggingObserver:
     return LoggingObserver("jobs")
 
 
-def event(kind: type, **fields: Any) -> Any:
+def make_event(kind: type, **fields: Any) -> Any:
     identity = {"id": "7", "name": "job", "kind": TaskKind.ONE_OFF, "meta": {}}
     return kind(**{**identity, "iteration": 0, "attempt": 1, "time": 0.0, **fields})
 
 
-async def test_one_record_with_its_fields_for_each_event(
+async def test_record_fields(
     observer: LoggingObserver, log: ListHandler, recorder: RecordingObserver
 ) -> None:
+    """Every event is logged in one record, with the event's fields as attributes."""
     await everything_happens(recorder, observer)
     assert len(log.records) == len(recorder.events)
-    for record, told in zip(log.records, recorder.events, strict=True):
+    for record, event in zip(log.records, recorder.events, strict=True):
         fields = vars(record)
-        job = getattr(told, "job", None)
-        if hasattr(told, "id"):
-            assert (fields["task_id"], fields["task_name"]) == (told.id, told.name)
-            assert (fields["task_kind"], fields["task_meta"]) == (told.kind, told.meta)
-            assert (job is None) == (told.name != "dies")
+        job = getattr(event, "job", None)
+        if hasattr(event, "id"):
+            assert (fields["task_id"], fields["task_name"]) == (event.id, event.name)
+            assert (fields["task_kind"], fields["task_meta"]) == (event.kind, event.meta)
+            assert (job is None) == (event.name != "dies")
         elif job is not None:
-            assert fields["job_meta"] == told.meta
+            assert fields["job_meta"] == event.meta
         else:
-            assert fields["manager_name"] == told.name
-        given = {name: value for name, value in fields.items() if name.startswith("job_")}
+            assert fields["manager_name"] == event.name
+        job_fields = {name: value for name, value in fields.items() if name.startswith("job_")}
         of_job = ("id", "handler", "queue", "attempt")
         expected = {} if job is None else {f"job_{name}": getattr(job, name) for name in of_job}
-        assert given.items() >= expected.items()
-        assert bool(given) == (job is not None)
+        assert job_fields.items() >= expected.items()
+        assert bool(job_fields) == (job is not None)
         elsewhere = ("id", "name", "kind", "meta", "job", "time", "error", "stack", "report")
-        for name in type(told).__slots__:
+        for name in type(event).__slots__:
             if name not in (*elsewhere, "fn", "stall_after"):
-                assert fields[name] == getattr(told, name)
+                assert fields[name] == getattr(event, name)
 
 
 @pytest.mark.parametrize("fate", FATES.values(), ids=FATES)
-async def test_fields_are_plain_data(
-    fate: Any, observer: LoggingObserver, log: ListHandler
-) -> None:
+async def test_plain_task_fields(fate: Any, observer: LoggingObserver, log: ListHandler) -> None:
+    """The attributes of a task's records can be stored as JSON."""
     await meet(fate, observer)
     assert_plain(log)
 
 
 @pytest.mark.parametrize("fate", JOBS.values(), ids=JOBS)
-async def test_fields_of_jobs_are_plain_data(
-    fate: Any, observer: LoggingObserver, log: ListHandler
-) -> None:
+async def test_plain_job_fields(fate: Any, observer: LoggingObserver, log: ListHandler) -> None:
+    """The attributes of a job's records can be stored as JSON."""
     await meet_job(fate, observer)
     assert_plain(log)
 
@@ -180,9 +179,10 @@ def assert_plain(log: ListHandler) -> None:
         ),
     ],
 )
-async def test_messages(
+async def test_task_messages(
     fate: str, messages: list[str], observer: LoggingObserver, log: ListHandler
 ) -> None:
+    """The messages of a task and of the manager describe their events."""
     handle = await meet(FATES[fate], observer)
     assert log.messages == [message.format(id=handle.id) for message in messages]
 
@@ -225,38 +225,42 @@ CLAIMED = "job 'job' ({id}) was claimed from the queue 'mail'"
         ),
     ],
 )
-async def test_messages_of_jobs(
+async def test_job_messages(
     fate: str, messages: list[tuple[str, str]], observer: LoggingObserver, log: ListHandler
 ) -> None:
+    """The messages of a job describe its events, at their levels."""
     with virtual_wall_clock(datetime(2030, 1, 1, tzinfo=UTC)):
         id = await meet_job(JOBS[fate], observer)
-    told = [(each.levelname, each.getMessage()) for each in log.records if hasattr(each, "job_id")]
-    assert told == [(level, message.format(id=id)) for level, message in messages]
+    records = [record for record in log.records if hasattr(record, "job_id")]
+    logged = [(record.levelname, record.getMessage()) for record in records]
+    assert logged == [(level, message.format(id=id)) for level, message in messages]
 
 
-async def test_a_dead_job_has_one_traceback(observer: LoggingObserver, log: ListHandler) -> None:
+async def test_traceback_of_dead_job(observer: LoggingObserver, log: ListHandler) -> None:
+    """The traceback of a dead job is logged once, with its last failure."""
     await meet_job(JOBS["gives up"], observer)
-    (record,) = [each for each in log.records if each.exc_info]
+    (record,) = [record for record in log.records if record.exc_info]
     assert "failed after" in record.getMessage()
 
 
 JOB = JobRef(id="7", handler="send", queue="mail", attempt=2, enqueued_at=100.0)
 
 
-def test_a_clock_that_is_behind_that_of_the_enqueuer(
-    observer: LoggingObserver, log: ListHandler
-) -> None:
-    """No job seems to start before it was enqueued."""
+def test_clock_behind_enqueuer(observer: LoggingObserver, log: ListHandler) -> None:
+    """No job is logged as started before it was enqueued, even if the worker's clock is behind."""
     fields = {"fn": fine, "queued_for": 0.0, "stall_after": None, "time": 40.0, "attempt": 2}
-    observer.on_task_started(event(TaskStarted, job=JOB, **fields))
+    observer.on_task_started(make_event(TaskStarted, job=JOB, **fields))
     assert log.messages == ["job 'job' (7) started attempt 2, 0.000 s after it was enqueued"]
 
 
-def test_the_id_of_a_job_whose_task_has_another(
-    observer: LoggingObserver, log: ListHandler
-) -> None:
-    """As one has that runs beside an attempt which has lost its lease."""
-    observer.on_task_succeeded(event(TaskSucceeded, id="x-1", job=JOB, duration=1.0, final=True))
+def test_task_id_differs_from_job_id(observer: LoggingObserver, log: ListHandler) -> None:
+    """A message has the id of the job if the id of its task differs.
+
+    It differs if another attempt, which has lost its lease, still runs.
+    """
+    observer.on_task_succeeded(
+        make_event(TaskSucceeded, id="x-1", job=JOB, duration=1.0, final=True)
+    )
     assert log.messages == ["job 'job' (7) succeeded in 1.000 s"]
     assert (vars(log.records[0])["task_id"], vars(log.records[0])["job_id"]) == ("x-1", "7")
 
@@ -272,12 +276,16 @@ def test_the_id_of_a_job_whose_task_has_another(
         ("loop stopped before its first step", "loop 'fine' ({id}) was stopped"),
     ],
 )
-async def test_ends(fate: str, message: str, observer: LoggingObserver, log: ListHandler) -> None:
+async def test_outcome_messages(
+    fate: str, message: str, observer: LoggingObserver, log: ListHandler
+) -> None:
+    """The message of an outcome has its details."""
     handle = await meet(FATES[fate], observer)
-    assert any(message.format(id=handle.id) in each for each in log.messages)
+    assert any(message.format(id=handle.id) in logged for logged in log.messages)
 
 
 async def test_default_levels(observer: LoggingObserver, log: ListHandler) -> None:
+    """Every kind of event has a default level."""
     refused = AsyncRetrying(
         stop=stop_after_attempt(2), wait=wait_fixed(1), retry=retry_if_result(lambda _: True)
     )
@@ -310,20 +318,18 @@ async def test_default_levels(observer: LoggingObserver, log: ListHandler) -> No
     assert seen == {text: {level} for text, level in levels.items()}
 
 
-async def test_stopped_is_for_loops_that_end_with_the_others(
-    observer: LoggingObserver, log: ListHandler
-) -> None:
+async def test_cancelled_level(observer: LoggingObserver, log: ListHandler) -> None:
+    """A loop that was cancelled individually is logged as a warning, as a one-off is."""
     async with Manager(observers=[observer]) as manager:
         manager.run(nap).cancel("stopped")
         manager.every(10, fine).cancel("enough")
         manager.every(10, fine).cancel()
-    assert [each.levelname for each in log.records if "was cancelled" in each.getMessage()] == [
-        "WARNING"
-    ] * 3
+    records = [record for record in log.records if "was cancelled" in record.getMessage()]
+    assert [record.levelname for record in records] == ["WARNING"] * 3
 
 
-#: Texts that stand beside another one for the same event of a task.
-JOBS_OWN = {
+#: Messages of jobs for events that have another message for other tasks.
+JOB_MESSAGES = {
     "%s was claimed from the queue %s",
     "%s started attempt %d, %.3f s after it was enqueued",
 }
@@ -331,16 +337,16 @@ JOBS_OWN = {
 
 @pytest.mark.parametrize("chosen", [logging.CRITICAL, "CRITICAL"])
 @pytest.mark.parametrize("name", EVENTS)
-async def test_chosen_levels(name: str, chosen: int | str, log: ListHandler) -> None:
-    """A level is chosen for one event and changes that one alone."""
-    usual = await _everything(log)
-    changed = await _everything(log, **{name: chosen})
+async def test_chosen_level(name: str, chosen: int | str, log: ListHandler) -> None:
+    """A level that is chosen for an event changes only the records of that event."""
+    usual = await log_everything(log)
+    changed = await log_everything(log, **{name: chosen})
     assert {level for _, level in changed - usual} == {logging.CRITICAL}
-    assert len({text for text, _ in changed - usual} - JOBS_OWN) == 1
+    assert len({text for text, _ in changed - usual} - JOB_MESSAGES) == 1
 
 
-async def _everything(log: ListHandler, **levels: Any) -> Counter[tuple[str, int]]:
-    """Have everything logged; return how often each text was, with its level."""
+async def log_everything(log: ListHandler, **levels: Any) -> Counter[tuple[str, int]]:
+    """Log every event; return the number of records by message and level."""
     log.records.clear()
     observer = LoggingObserver("jobs", **levels)
     await everything_happens(observer)
@@ -353,7 +359,7 @@ async def _everything(log: ListHandler, **levels: Any) -> Counter[tuple[str, int
 
 @asynccontextmanager
 async def stuck_at_close(manager: Manager, **options: Any) -> AsyncIterator[None]:
-    """Have the manager closed while a task ignores its cancellation; in the end, let it go."""
+    """Close the manager while a task ignores its cancellation; end the task at last."""
     released, started = anyio.Event(), anyio.Event()
 
     async def stubborn() -> None:
@@ -369,9 +375,8 @@ async def stuck_at_close(manager: Manager, **options: Any) -> AsyncIterator[None
     await handle.wait()
 
 
-async def test_stuck_tasks_are_named_with_their_stacks(
-    observer: LoggingObserver, log: ListHandler
-) -> None:
+async def test_stuck_tasks(observer: LoggingObserver, log: ListHandler) -> None:
+    """The record of the manager's end has the stuck tasks with their stacks."""
     async with (
         Manager(observers=[observer], cancel_timeout=1) as manager,
         stuck_at_close(manager, name="stubborn\ntask", id="1\n2"),
@@ -385,18 +390,21 @@ async def test_stuck_tasks_are_named_with_their_stacks(
     assert (record.levelname, vars(record)["stuck"]) == ("WARNING", 1)
 
 
-async def test_traceback_of_failures(observer: LoggingObserver, log: ListHandler) -> None:
+async def test_traceback_of_failure(observer: LoggingObserver, log: ListHandler) -> None:
+    """Only the record of a failure has a traceback."""
     async with Manager(observers=[observer]) as manager:
         handle = manager.run(broken)
         await handle.wait()
     record = log.of("failed after")
     assert record.exc_info is not None
     assert record.exc_info[1] is handle.error
-    assert [each for each in log.records if each.exc_info] == [record]
+    assert [logged for logged in log.records if logged.exc_info] == [record]
     assert 'raise ValueError("broken")' in logging.Formatter().format(record)
 
 
-async def test_stack_of_stalled_tasks(observer: LoggingObserver, log: ListHandler) -> None:
+async def test_stack_of_stall(observer: LoggingObserver, log: ListHandler) -> None:
+    """The record of a stall has the task's stack."""
+
     async def hang() -> None:
         await anyio.sleep_forever()  # hangs here
 
@@ -417,8 +425,9 @@ async def test_stack_of_stalled_tasks(observer: LoggingObserver, log: ListHandle
     assert vars(record)["stack"] == "\n".join(stack)
 
 
-def test_stall_without_a_stack(observer: LoggingObserver, log: ListHandler) -> None:
-    observer.on_task_stalled(event(TaskStalled, elapsed=1.0, stack=()))
+def test_stall_without_stack(observer: LoggingObserver, log: ListHandler) -> None:
+    """The record of a stall without stack frames says so."""
+    observer.on_task_stalled(make_event(TaskStalled, elapsed=1.0, stack=()))
     assert log.messages[0].endswith("is still at\n  (no stack frames)")
 
 
@@ -429,7 +438,7 @@ class EvilError(Exception):
 EvilError.__qualname__ = EVIL
 
 
-async def test_nobody_can_forge_a_line(log: ListHandler, observer: LoggingObserver) -> None:
+async def test_escaped_tasks(log: ListHandler, observer: LoggingObserver) -> None:
     """Names, ids, reasons and errors are escaped, and nothing in them is lost or formatted."""
 
     async def fail() -> None:
@@ -452,9 +461,10 @@ async def test_nobody_can_forge_a_line(log: ListHandler, observer: LoggingObserv
     assert log.of("and retries").getMessage().count(escaped) == 4
 
 
-def test_nobody_can_forge_a_line_of_a_stack(log: ListHandler, observer: LoggingObserver) -> None:
+def test_escaped_stack(log: ListHandler, observer: LoggingObserver) -> None:
+    """The text of stack frames and the reason of closing are escaped."""
     stack = (FrameSummary(EVIL, 1, EVIL, line=EVIL), FrameSummary("a.py", 2, "f", line=""))
-    observer.on_task_stalled(event(TaskStalled, elapsed=1.0, stack=stack))
+    observer.on_task_stalled(make_event(TaskStalled, elapsed=1.0, stack=stack))
     observer.on_manager_closing(ManagerClosing(name="m", time=0.0, reason=EVIL, outstanding=0))
     stalled, closing = log.messages
     assert all(line.isprintable() for line in stalled.split("\n"))
@@ -462,21 +472,21 @@ def test_nobody_can_forge_a_line_of_a_stack(log: ListHandler, observer: LoggingO
     assert closing.isprintable()
 
 
-def test_nobody_can_forge_a_line_by_a_job(log: ListHandler, observer: LoggingObserver) -> None:
-    """What another process has put into the broker is escaped, too."""
+def test_escaped_jobs(log: ListHandler, observer: LoggingObserver) -> None:
+    """Text that another process stored in the broker is escaped."""
     job = JobRef(id=EVIL, handler=EVIL, queue=EVIL, attempt=1, enqueued_at=0.0)
     error = EvilError(EVIL)
     observer.on_job_enqueued(JobEnqueued(job=job, meta={}, time=0.0, delay=0.0))
     observer.on_job_dead(JobDead(job=job, meta={}, time=0.0, error=error))
-    observer.on_task_added(event(TaskAdded, name=EVIL, job=job, delay=0.0))
-    observer.on_task_retrying(event(TaskRetrying, name=EVIL, job=job, error=error, delay=0.0))
+    observer.on_task_added(make_event(TaskAdded, name=EVIL, job=job, delay=0.0))
+    observer.on_task_retrying(make_event(TaskRetrying, name=EVIL, job=job, error=error, delay=0.0))
     escaped = repr(EVIL)[1:-1]
     assert [message.count(escaped) for message in log.messages] == [3, 4, 3, 4]
     assert all(message.isprintable() for message in log.messages)
 
 
-def test_text_that_is_no_plain_string(log: ListHandler, observer: LoggingObserver) -> None:
-    """A `str` that represents itself in another way can't forge a line either."""
+def test_escaped_str_subclass(log: ListHandler, observer: LoggingObserver) -> None:
+    """Text of a `str` subclass with its own `__repr__` is escaped."""
 
     class Name(str):
         __slots__ = ()
@@ -486,24 +496,26 @@ def test_text_that_is_no_plain_string(log: ListHandler, observer: LoggingObserve
 
         __str__ = __repr__
 
-    told = event(TaskSucceeded, name=Name("x\ny"), id=Name("z"), duration=1.0, final=True)
-    observer.on_task_succeeded(told)
+    succeeded = make_event(TaskSucceeded, name=Name("x\ny"), id=Name("z"), duration=1.0, final=True)
+    observer.on_task_succeeded(succeeded)
     assert log.messages == [r"task 'x\ny' (a\nb) succeeded in 1.000 s"]
 
 
-def test_error_that_cannot_be_printed(log: ListHandler, observer: LoggingObserver) -> None:
+def test_unprintable_error(log: ListHandler, observer: LoggingObserver) -> None:
+    """An error whose `__str__` raises is logged with a placeholder."""
+
     class Mute(Exception):
         def __str__(self) -> str:
             raise RuntimeError
 
     Mute.__qualname__ = "Mu\nte"
-    observer.on_task_failed(event(TaskFailed, error=Mute(), duration=1.0, final=True))
+    observer.on_task_failed(make_event(TaskFailed, error=Mute(), duration=1.0, final=True))
     assert log.messages[0].endswith(r"in attempt 1: Mu\nte: <Mu\nte that can't be printed>")
     assert "Mu" in logging.Formatter().format(log.records[0])
 
 
-async def test_a_disabled_level_costs_no_work(log: ListHandler) -> None:
-    """Nothing is made of an event that the logger would drop."""
+async def test_disabled_level(log: ListHandler) -> None:
+    """No message is made for an event that the logger would drop."""
 
     class Untouchable:
         def __getattr__(self, name: str) -> Any:
@@ -520,38 +532,46 @@ async def test_a_disabled_level_costs_no_work(log: ListHandler) -> None:
     assert log.records == []
 
 
-def test_the_default_logger_is_that_of_the_package(caplog: pytest.LogCaptureFixture) -> None:
-    LoggingObserver().on_task_failed(event(TaskFailed, error=OSError(), duration=1, final=True))
+def test_default_logger(caplog: pytest.LogCaptureFixture) -> None:
+    """The default logger is that of the package."""
+    LoggingObserver().on_task_failed(
+        make_event(TaskFailed, error=OSError(), duration=1, final=True)
+    )
     assert [record.name for record in caplog.records] == ["background"]
 
 
-def test_a_logger_may_be_given_itself(log: ListHandler) -> None:
+def test_logger_instance(log: ListHandler) -> None:
+    """A `logging.Logger` may be passed instead of its name."""
     observer = LoggingObserver(logging.getLogger("jobs"), failed="DEBUG")
-    observer.on_task_failed(event(TaskFailed, error=OSError(), duration=1, final=True))
+    observer.on_task_failed(make_event(TaskFailed, error=OSError(), duration=1, final=True))
     assert [record.levelname for record in log.records] == ["DEBUG"]
 
 
 @pytest.mark.parametrize("level", [0, -1, True, None, "", "info", "LOUD", "NOTSET", 10.0, b"INFO"])
 @pytest.mark.parametrize("name", EVENTS)
-def test_bad_levels(name: str, level: Any) -> None:
+def test_invalid_level(name: str, level: Any) -> None:
+    """An invalid level is refused."""
     with pytest.raises(ValueError, match=rf"^{name} must be a level .*, not {level!r}$"):
         LoggingObserver(**{name: level})
 
 
-def test_unknown_events() -> None:
+def test_unknown_event() -> None:
+    """A level for an unknown event is refused."""
     with pytest.raises(TypeError, match="no event finished; its events are added, started,"):
         LoggingObserver(finished=10)  # type: ignore[call-arg]
 
 
 @pytest.mark.parametrize("logger", [None, 1, logging, logging.LoggerAdapter(logging.root, {})])
-def test_bad_loggers(logger: Any) -> None:
+def test_invalid_logger(logger: Any) -> None:
+    """An invalid logger is refused."""
     with pytest.raises(ValueError, match=r"^logger must be a logging\.Logger or the name of one"):
         LoggingObserver(logger)
 
 
-async def test_a_failure_that_is_logged_counts_as_told(
+async def test_failure_logged_once(
     observer: LoggingObserver, log: ListHandler, caplog: pytest.LogCaptureFixture
 ) -> None:
+    """A failure that the observer logs is not logged by the package, too."""
     async with Manager(observers=[observer]) as manager:
         handle = manager.run(broken)
         assert await handle.wait() is TaskStatus.FAILED
@@ -559,9 +579,8 @@ async def test_a_failure_that_is_logged_counts_as_told(
     assert [record for record in caplog.records if record.name == "background"] == []
 
 
-async def test_failures_that_nobody_is_told_of_cannot_be_forged_either(
-    caplog: pytest.LogCaptureFixture,
-) -> None:
+async def test_escaped_unreported_failure(caplog: pytest.LogCaptureFixture) -> None:
+    """The package's own record of an unreported failure is escaped."""
     async with Manager() as manager:
         manager.run_task(Task(broken, name=EVIL, id=EVIL))
     (record,) = caplog.records

@@ -1,4 +1,4 @@
-"""Spans and metrics, as OpenTelemetry's own SDK receives them."""
+"""Spans and metrics of `OpenTelemetryObserver`, as the SDK receives them."""
 
 from __future__ import annotations
 
@@ -61,14 +61,15 @@ def observer(telemetry: Telemetry) -> OpenTelemetryObserver:
     return telemetry.observer()
 
 
-async def test_a_span_for_each_run(telemetry: Telemetry, observer: OpenTelemetryObserver) -> None:
+async def test_span_of_run(telemetry: Telemetry, observer: OpenTelemetryObserver) -> None:
+    """A run has a span with the task's name and outcome, in a trace of its own."""
     async with Manager(observers=[observer]) as manager:
         await manager.run_task(Task(fine, id="7", name="send mail"))
         await manager.run(fine)
-    span, other = telemetry.spans
-    assert (span.name, other.name) == ("send mail", "fine")
-    told = {name: value for name, value in attributes(span).items() if "." not in name}
-    assert told == {
+    span, next_span = telemetry.spans
+    assert (span.name, next_span.name) == ("send mail", "fine")
+    own = {name: value for name, value in attributes(span).items() if "." not in name}
+    assert own == {
         "id": "7",
         "kind": "one-off",
         "queue_time": 0.0,
@@ -78,13 +79,13 @@ async def test_a_span_for_each_run(telemetry: Telemetry, observer: OpenTelemetry
     assert span.kind is SpanKind.INTERNAL
     assert span.status.status_code is StatusCode.UNSET
     assert (span.events, span.links, span.parent) == ((), (), None)
-    assert span.context.trace_id != other.context.trace_id
+    assert span.context.trace_id != next_span.context.trace_id
     assert span.instrumentation_scope is not None
     assert span.instrumentation_scope.name == "background"
 
 
-async def test_the_function_is_named(telemetry: Telemetry, observer: OpenTelemetryObserver) -> None:
-    """By the name that stack traces know it by, whatever the task is called."""
+async def test_function_name(telemetry: Telemetry, observer: OpenTelemetryObserver) -> None:
+    """A span has the qualified name of the function, whatever the task's name."""
     async with Manager(observers=[observer]) as manager:
         for fn in (fine, partial(nap, 1), Flaky(0)):
             await manager.run_task(Task(fn, name="send mail"))
@@ -92,32 +93,30 @@ async def test_the_function_is_named(telemetry: Telemetry, observer: OpenTelemet
     assert named == [f"support.outcomes.{name}" for name in ("fine", "nap", "Flaky")]
 
 
-async def test_a_span_for_each_iteration(
-    telemetry: Telemetry, observer: OpenTelemetryObserver
-) -> None:
-    """Siblings, not nested, and each with its own outcome."""
+async def test_spans_of_iterations(telemetry: Telemetry, observer: OpenTelemetryObserver) -> None:
+    """Iterations have sibling spans with their own outcomes."""
     async with Manager(observers=[observer]) as manager:
         with telemetry.tracer.start_as_current_span("request"):
             manager.run_task(Task(Flaky(1), kind=LOOP, schedule=every(10)))
         await anyio.sleep(25)
     request, *iterations = telemetry.spans
-    told = [(attributes(each)["iteration"], attributes(each)["outcome"]) for each in iterations]
-    assert told == [(1, "failed"), (2, "succeeded"), (3, "succeeded")]
-    assert {attributes(each)["kind"] for each in iterations} == {"loop"}
-    assert {ids(each.parent) for each in iterations} == {ids(request.context)}
+    outcomes = [(attributes(span)["iteration"], attributes(span)["outcome"]) for span in iterations]
+    assert outcomes == [(1, "failed"), (2, "succeeded"), (3, "succeeded")]
+    assert {attributes(span)["kind"] for span in iterations} == {"loop"}
+    assert {ids(span.parent) for span in iterations} == {ids(request.context)}
 
 
-async def test_an_iteration_is_not_cancelled_with_its_loop(
+async def test_iteration_of_stopped_loop(
     telemetry: Telemetry, observer: OpenTelemetryObserver
 ) -> None:
-    """A loop that stops after an iteration leaves that iteration's outcome alone."""
+    """The outcome of an iteration does not change if its loop is stopped afterwards."""
     await meet(FATES["loop stopped in an iteration"], observer)  # type: ignore[arg-type]
-    assert [attributes(each)["outcome"] for each in telemetry.spans] == ["succeeded"] * 2
-    assert all("cancel_reason" not in attributes(each) for each in telemetry.spans)
+    assert [attributes(span)["outcome"] for span in telemetry.spans] == ["succeeded"] * 2
+    assert all("cancel_reason" not in attributes(span) for span in telemetry.spans)
 
 
-async def test_failures(telemetry: Telemetry, observer: OpenTelemetryObserver) -> None:
-    """The status is an error, and the exception is recorded once."""
+async def test_failure(telemetry: Telemetry, observer: OpenTelemetryObserver) -> None:
+    """The span of a failed run has the status error and one event with the exception."""
     async with Manager(observers=[observer]) as manager:
         await manager.run(broken).wait()
     span = telemetry.span
@@ -138,9 +137,9 @@ class CustomError(Exception):
         raise RuntimeError("no text")
 
 
-async def test_an_error_that_cannot_be_printed(
-    telemetry: Telemetry, observer: OpenTelemetryObserver
-) -> None:
+async def test_unprintable_error(telemetry: Telemetry, observer: OpenTelemetryObserver) -> None:
+    """An error whose `__str__` raises is recorded with a placeholder."""
+
     async def fail() -> None:
         raise CustomError
 
@@ -154,7 +153,8 @@ async def test_an_error_that_cannot_be_printed(
     assert span.events[0].attributes[EXCEPTION_MESSAGE] == "(can't be printed)"
 
 
-async def test_retries_are_events(telemetry: Telemetry, observer: OpenTelemetryObserver) -> None:
+async def test_retries(telemetry: Telemetry, observer: OpenTelemetryObserver) -> None:
+    """A retry is an event of the span, and does not change the span's status."""
     async with Manager(observers=[observer]) as manager:
         await manager.run_task(Task(Flaky(2), retry=AsyncRetrying(wait=wait_fixed(5))))
     span = telemetry.span
@@ -168,16 +168,16 @@ async def test_retries_are_events(telemetry: Telemetry, observer: OpenTelemetryO
     assert span.status.status_code is StatusCode.UNSET
 
 
-async def test_only_the_last_error_is_recorded(
-    telemetry: Telemetry, observer: OpenTelemetryObserver
-) -> None:
+async def test_last_error(telemetry: Telemetry, observer: OpenTelemetryObserver) -> None:
+    """Only the error of the last attempt is recorded as an exception."""
     async with Manager(observers=[observer]) as manager:
         await manager.run_task(Task(broken, retry=TWICE)).wait()
     names = [event.name for event in telemetry.span.events]
     assert names == ["background.task.retry", "exception"]
 
 
-async def test_refused_results(telemetry: Telemetry, observer: OpenTelemetryObserver) -> None:
+async def test_refused_result(telemetry: Telemetry, observer: OpenTelemetryObserver) -> None:
+    """A retry after a refused result has no error."""
     policy = AsyncRetrying(stop=stop_after_attempt(2), retry=retry_if_result(bool))
     async with Manager(observers=[observer]) as manager:
         await manager.run_task(Task(fine, retry=policy)).wait()
@@ -188,9 +188,10 @@ async def test_refused_results(telemetry: Telemetry, observer: OpenTelemetryObse
 
 
 @pytest.mark.parametrize("reason", ["enough", None])
-async def test_cancellation_is_no_error(
+async def test_cancellation(
     reason: str | None, telemetry: Telemetry, observer: OpenTelemetryObserver
 ) -> None:
+    """A cancellation is an outcome with a reason, not an error."""
     async with Manager(observers=[observer]) as manager:
         handle = manager.run(nap)
         await anyio.sleep(1)
@@ -202,7 +203,8 @@ async def test_cancellation_is_no_error(
     assert (span.status.status_code, span.events) == (StatusCode.UNSET, ())
 
 
-async def test_expiry_is_an_error(telemetry: Telemetry, observer: OpenTelemetryObserver) -> None:
+async def test_expiry(telemetry: Telemetry, observer: OpenTelemetryObserver) -> None:
+    """The end of the lifespan is an error without an exception."""
     async with Manager(observers=[observer]) as manager:
         manager.run_task(Task(nap, lifespan=2))
     span = telemetry.span
@@ -212,7 +214,9 @@ async def test_expiry_is_an_error(telemetry: Telemetry, observer: OpenTelemetryO
     assert span.events == ()
 
 
-async def test_stalls_are_events(telemetry: Telemetry, observer: OpenTelemetryObserver) -> None:
+async def test_stall(telemetry: Telemetry, observer: OpenTelemetryObserver) -> None:
+    """A stall is an event of the span, with the stack."""
+
     async def hang() -> None:
         await anyio.sleep(10)  # hangs here
 
@@ -227,10 +231,8 @@ async def test_stalls_are_events(telemetry: Telemetry, observer: OpenTelemetryOb
     assert "await anyio.sleep(10)  # hangs here" in attributes(event)[CODE_STACKTRACE]
 
 
-async def test_the_span_is_current_in_the_function(
-    telemetry: Telemetry, observer: OpenTelemetryObserver
-) -> None:
-    """What the function makes is a child of the task's span, tasks included."""
+async def test_current_span(telemetry: Telemetry, observer: OpenTelemetryObserver) -> None:
+    """Spans and tasks that a function creates are children of its task's span."""
 
     async def work() -> None:
         with telemetry.tracer.start_as_current_span("query"):
@@ -245,9 +247,11 @@ async def test_the_span_is_current_in_the_function(
 
 
 @pytest.mark.realtime
-async def test_the_span_is_current_in_a_thread(
+async def test_current_span_in_thread(
     telemetry: Telemetry, observer: OpenTelemetryObserver
 ) -> None:
+    """The span is current in the thread of a sync function."""
+
     def work() -> tuple[int, int]:
         return ids(trace.get_current_span().get_span_context())
 
@@ -257,10 +261,10 @@ async def test_the_span_is_current_in_a_thread(
 
 
 @pytest.mark.parametrize("kind", ["run", "after", "retry"])
-async def test_a_child_of_a_request_that_has_ended(
+async def test_parent_has_ended(
     kind: str, telemetry: Telemetry, observer: OpenTelemetryObserver
 ) -> None:
-    """The trace goes on after the span of the submitter has ended."""
+    """A span is a child of the submitter's span, even if that has ended."""
     async with Manager(observers=[observer]) as manager:
         with telemetry.tracer.start_as_current_span("request"):
             if kind == "run":
@@ -280,8 +284,8 @@ async def test_a_child_of_a_request_that_has_ended(
     assert span.start_time > request.end_time
 
 
-async def test_linked_to_a_request_that_has_ended(telemetry: Telemetry) -> None:
-    """A trace of its own, which leads back to the submitter's; other context is kept."""
+async def test_linked_span(telemetry: Telemetry) -> None:
+    """A linked span has its own trace, a link to the submitter's span, and its baggage."""
 
     async def work() -> object:
         return baggage.get_baggage("user")
@@ -300,7 +304,7 @@ async def test_linked_to_a_request_that_has_ended(telemetry: Telemetry) -> None:
 
 
 class StartRecorder(SpanProcessor):
-    """Records the context that each span starts in."""
+    """Records the contexts in which spans start."""
 
     def __init__(self) -> None:
         self.contexts: list[context.Context | None] = []
@@ -309,19 +313,19 @@ class StartRecorder(SpanProcessor):
         self.contexts.append(parent_context)
 
 
-async def test_linked_spans_start_with_the_baggage(telemetry: Telemetry) -> None:
-    """What copies baggage to spans does so for linked ones too."""
+async def test_baggage_at_start_of_linked_span(telemetry: Telemetry) -> None:
+    """Span processors receive the submitter's baggage when a linked span starts."""
     starts = StartRecorder()
     telemetry.tracers.add_span_processor(starts)
     async with Manager(observers=[telemetry.observer(linked=True)]) as manager:
         token = context.attach(baggage.set_baggage("user", "ada"))
         manager.run(fine)
         context.detach(token)
-    assert [baggage.get_baggage("user", each) for each in starts.contexts] == ["ada"]
+    assert [baggage.get_baggage("user", parent) for parent in starts.contexts] == ["ada"]
 
 
 class LinkRecorder(Sampler):
-    """Records the links that spans are asked for with."""
+    """Records the links with which spans are created."""
 
     def __init__(self) -> None:
         self.links: list[Sequence[trace.Link] | None] = []
@@ -343,7 +347,8 @@ class LinkRecorder(Sampler):
         return "links"
 
 
-async def test_linked_without_a_submitting_span(telemetry: Telemetry) -> None:
+async def test_linked_span_without_submitter(telemetry: Telemetry) -> None:
+    """A linked span has no link if the submitter has no span."""
     sampler = telemetry.tracers.sampler = LinkRecorder()
     async with Manager(observers=[telemetry.observer(linked=True)]) as manager:
         await manager.run(fine)
@@ -351,10 +356,8 @@ async def test_linked_without_a_submitting_span(telemetry: Telemetry) -> None:
     assert [list(links or ()) for links in sampler.links] == [[]]
 
 
-async def test_other_observers_find_the_context_as_it_was(
-    observer: OpenTelemetryObserver,
-) -> None:
-    """What is entered before the span is left with the same span current again."""
+async def test_context_of_other_observers(observer: OpenTelemetryObserver) -> None:
+    """The current span of an outer observer is the same before and after the run."""
     seen: list[trace.Span] = []
 
     class Outer(Observer):
@@ -369,9 +372,8 @@ async def test_other_observers_find_the_context_as_it_was(
     assert seen == [trace.INVALID_SPAN] * 2
 
 
-async def test_the_submitter_keeps_its_own_span(
-    telemetry: Telemetry, observer: OpenTelemetryObserver
-) -> None:
+async def test_span_of_submitter(telemetry: Telemetry, observer: OpenTelemetryObserver) -> None:
+    """The submitter's current span does not change."""
     async with Manager(observers=[observer]) as manager:
         with telemetry.tracer.start_as_current_span("request") as request:
             await manager.run(fine)
@@ -379,9 +381,8 @@ async def test_the_submitter_keeps_its_own_span(
         assert trace.get_current_span() is trace.INVALID_SPAN
 
 
-async def test_the_observer_of_a_single_task(
-    telemetry: Telemetry, observer: OpenTelemetryObserver
-) -> None:
+async def test_observer_of_task(telemetry: Telemetry, observer: OpenTelemetryObserver) -> None:
+    """An observer of a single task records that task only."""
     async with Manager() as manager:
         await manager.run_task(Task(fine, observers=(observer,)))
         await manager.run(fine)
@@ -389,23 +390,23 @@ async def test_the_observer_of_a_single_task(
     assert telemetry.values("finished") == {("fine", "one-off", "succeeded"): 1}
 
 
-async def test_two_managers_share_an_observer(
-    telemetry: Telemetry, observer: OpenTelemetryObserver
-) -> None:
+async def test_shared_observer(telemetry: Telemetry, observer: OpenTelemetryObserver) -> None:
+    """Two managers can share an observer."""
     async with (
         Manager(observers=[observer]) as first,
         Manager(observers=[observer]) as second,
     ):
         first.run(nap, 3)
         second.run(broken)
-    told = {span.name: attributes(span)["outcome"] for span in telemetry.spans}
-    assert told == {"nap": "succeeded", "broken": "failed"}
+    outcomes = {span.name: attributes(span)["outcome"] for span in telemetry.spans}
+    assert outcomes == {"nap": "succeeded", "broken": "failed"}
 
 
 # Metrics
 
 
 async def test_counters(telemetry: Telemetry, observer: OpenTelemetryObserver) -> None:
+    """Added and finished tasks and retries are counted by name, kind, outcome and error."""
     async with Manager(observers=[observer]) as manager:
         await manager.run(fine)
         await manager.run(fine)
@@ -431,7 +432,7 @@ async def test_counters(telemetry: Telemetry, observer: OpenTelemetryObserver) -
 
 
 async def test_durations(telemetry: Telemetry, observer: OpenTelemetryObserver) -> None:
-    """Runs and iterations are timed, retries and all; what never ran has no duration."""
+    """The duration of a run or iteration includes retries; a task that never ran has none."""
     async with Manager(observers=[observer]) as manager:
         manager.run(nap, 3)
         manager.run(nap, 4)
@@ -453,7 +454,7 @@ async def test_durations(telemetry: Telemetry, observer: OpenTelemetryObserver) 
 
 
 async def test_queue_times(telemetry: Telemetry, observer: OpenTelemetryObserver) -> None:
-    """Time in the queue counts, and a delay that was asked for does not."""
+    """The queue time excludes the task's delay."""
     async with Manager(limit=1, observers=[observer]) as manager:
         manager.run(nap, 10)
         manager.run(nap, 1)
@@ -466,8 +467,8 @@ async def test_queue_times(telemetry: Telemetry, observer: OpenTelemetryObserver
 
 
 @pytest.mark.parametrize("fate", FATES.values(), ids=FATES)
-async def test_every_end_is_measured_once(fate: Fate, telemetry: Telemetry) -> None:
-    """However a task ends, nothing stays active, nothing is kept, and every span has an outcome."""
+async def test_every_outcome(fate: Fate, telemetry: Telemetry) -> None:
+    """Every outcome is measured once, and no run remains active."""
     observer = telemetry.observer()
     handle = await meet(fate, observer)  # type: ignore[arg-type]
     assert sum(telemetry.values("added").values()) == sum(telemetry.values("finished").values())
@@ -483,6 +484,7 @@ async def test_every_end_is_measured_once(fate: Fate, telemetry: Telemetry) -> N
 
 
 async def test_active_runs(telemetry: Telemetry, observer: OpenTelemetryObserver) -> None:
+    """The number of active runs includes one-offs and iterations in progress."""
     async with Manager(limit=2, observers=[observer]) as manager:
         for _ in range(3):
             manager.run(nap, 10)
@@ -495,9 +497,8 @@ async def test_active_runs(telemetry: Telemetry, observer: OpenTelemetryObserver
         assert telemetry.values("active") == {("nap", "one-off"): 0, ("nap", "loop"): 0}
 
 
-async def test_stuck_tasks_are_active_until_they_end(
-    telemetry: Telemetry, observer: OpenTelemetryObserver
-) -> None:
+async def test_stuck_task(telemetry: Telemetry, observer: OpenTelemetryObserver) -> None:
+    """A stuck task is active until it ends."""
     released = anyio.Event()
 
     async def stubborn() -> None:
@@ -517,7 +518,7 @@ async def test_stuck_tasks_are_active_until_they_end(
 
 
 async def test_units(telemetry: Telemetry, observer: OpenTelemetryObserver) -> None:
-    """Durations are in seconds, in buckets that suit them; the rest are counts."""
+    """Durations are in seconds, in suitable buckets; other metrics are counts."""
     async with Manager(observers=[observer]) as manager:
         await manager.run_task(Task(Flaky(1), retry=TWICE))
     units = {
@@ -545,8 +546,8 @@ async def test_units(telemetry: Telemetry, observer: OpenTelemetryObserver) -> N
 
 
 @pytest.mark.parametrize("fate", JOBS.values(), ids=JOBS)
-async def test_every_end_of_a_job_is_measured_once(fate: JobFate, telemetry: Telemetry) -> None:
-    """Each attempt is a task that is added and finished, and a run that is no longer active."""
+async def test_every_job_outcome(fate: JobFate, telemetry: Telemetry) -> None:
+    """Every attempt of a job is a run with a consumer span, is measured once, and ends."""
     observer = telemetry.observer()
     id = await meet_job(fate, observer)
     assert sum(telemetry.values("added").values()) == sum(telemetry.values("finished").values())
@@ -562,16 +563,17 @@ async def test_every_end_of_a_job_is_measured_once(fate: JobFate, telemetry: Tel
         assert [attributes(span)["outcome"] for span in spans] == ends
     for number, span in enumerate(spans, 1):
         assert span.kind is SpanKind.CONSUMER
-        told = {
+        of_job = {
             name.removeprefix("background.job."): value
             for name, value in attributes(span).items()
             if name.startswith("background.job.")
         }
-        assert told == {"id": id, "queue": "mail", "attempt": number}
+        assert of_job == {"id": id, "queue": "mail", "attempt": number}
     assert observer._runs == {}
 
 
-async def test_metrics_of_jobs(telemetry: Telemetry, observer: OpenTelemetryObserver) -> None:
+async def test_job_metrics(telemetry: Telemetry, observer: OpenTelemetryObserver) -> None:
+    """Enqueued and dead jobs, and the outcomes of attempts, are counted by queue."""
     for fate in ("succeeds", "succeeds at last", "gives up at last", "refused results"):
         await meet_job(JOBS[fate], observer)
     assert telemetry.values("job.enqueued") == {("job", "mail"): 4}
@@ -594,10 +596,10 @@ async def test_metrics_of_jobs(telemetry: Telemetry, observer: OpenTelemetryObse
     assert units == {"enqueued": "{job}", "dead": "{job}"}
 
 
-async def test_an_attempt_that_is_followed_by_another(
+async def test_job_attempt_before_retry(
     telemetry: Telemetry, observer: OpenTelemetryObserver
 ) -> None:
-    """Its span has its error, and its duration is measured."""
+    """The span of an attempt that is retried has its error, and its duration is measured."""
     jobs = JobQueue(MemoryBroker())
     slow = jobs.handler(name="slow", retry=TWICE, timeout=3)(nap)
     async with Manager(observers=[observer]) as manager, jobs:
@@ -615,9 +617,8 @@ async def test_an_attempt_that_is_followed_by_another(
     assert durations == {"retrying": pytest.approx(3), "failed": pytest.approx(3)}
 
 
-async def test_a_refused_result_of_a_job_is_no_error_yet(
-    telemetry: Telemetry, observer: OpenTelemetryObserver
-) -> None:
+async def test_refused_result_of_job(telemetry: Telemetry, observer: OpenTelemetryObserver) -> None:
+    """A refused result of a job that is retried is not an error."""
     await meet_job(JOBS["refused results"], observer)
     first, _ = telemetry.spans
     assert [event.name for event in first.events] == ["background.task.retry"]
@@ -625,10 +626,8 @@ async def test_a_refused_result_of_a_job_is_no_error_yet(
     assert ERROR_TYPE not in attributes(first)
 
 
-async def test_times_until_jobs_start(
-    telemetry: Telemetry, observer: OpenTelemetryObserver
-) -> None:
-    """From enqueueing to the first attempt: a delay counts, and later attempts do not."""
+async def test_job_queue_time(telemetry: Telemetry, observer: OpenTelemetryObserver) -> None:
+    """A job's queue time lasts from enqueueing to its first attempt, its delay included."""
     jobs = JobQueue(MemoryBroker())
     handler = jobs.handler(name="job", retry=TWICE)(broken)
     with virtual_wall_clock(datetime(2030, 1, 1, tzinfo=UTC)):
@@ -643,11 +642,14 @@ async def test_times_until_jobs_start(
     assert (point.count, round(point.sum, 3)) == (2, 17)
     assert (point.explicit_bounds[0], point.explicit_bounds[-1]) == (0.005, 3600)
     assert telemetry.metric("job.queue_time").unit == "s"
-    assert sum(each.count for each in telemetry.points("queue_time").values()) == 4
+    assert sum(point.count for point in telemetry.points("queue_time").values()) == 4
 
 
-async def test_a_job_from_a_host_whose_clock_is_ahead(telemetry: Telemetry) -> None:
-    """No time until its start is negative, which the SDK would refuse with a warning."""
+async def test_enqueuer_clock_ahead(telemetry: Telemetry) -> None:
+    """A job's queue time is not negative if the enqueuer's clock is ahead.
+
+    The SDK would refuse a negative value with a warning.
+    """
     job = JobRef(id="7", handler="send", queue="mail", attempt=1, enqueued_at=100.0)
     names = [field.name for field in dataclasses.fields(TaskStarted)]
     fields: dict[str, Any] = {**dict.fromkeys(names), "id": "7", "name": "send", "job": job}
@@ -659,34 +661,34 @@ async def test_a_job_from_a_host_whose_clock_is_ahead(telemetry: Telemetry) -> N
 
 
 @pytest.mark.parametrize("linked", [False, True])
-async def test_the_trace_goes_on_where_the_job_runs(linked: bool, telemetry: Telemetry) -> None:
-    """Enqueued with one queue object, and worked off with another that shares the broker alone."""
+async def test_trace_of_job(linked: bool, telemetry: Telemetry) -> None:
+    """A job belongs to the trace of its enqueuer, or has a link to it, in another queue object."""
     broker = MemoryBroker()
-    here, there = JobQueue(broker), JobQueue(broker)
-    there.handler(name="send", retry=TWICE)(Flaky(1))
-    async with here:
+    enqueuing, processing = JobQueue(broker), JobQueue(broker)
+    processing.handler(name="send", retry=TWICE)(Flaky(1))
+    async with enqueuing:
         token = context.attach(baggage.set_baggage("user", "ada"))
         with telemetry.tracer.start_as_current_span("request"):
-            job = await here.enqueue("send")
+            job = await enqueuing.enqueue("send")
         context.detach(token)
-    elsewhere = Telemetry()
-    async with Manager(observers=[elsewhere.observer(linked=linked)]) as manager, there:
-        await there.start(manager)
-        await there.handle(job.id).wait()
+    worker_telemetry = Telemetry()
+    async with Manager(observers=[worker_telemetry.observer(linked=linked)]) as manager, processing:
+        await processing.start(manager)
+        await processing.handle(job.id).wait()
     (request,) = telemetry.spans
-    for attempt in elsewhere.spans:
+    for attempt in worker_telemetry.spans:
         parent = ids(attempt.parent) if attempt.parent is not None else None
         assert parent == (None if linked else ids(request.context))
         assert [ids(link.context) for link in attempt.links] == (
             [ids(request.context)] if linked else []
         )
-        same = attempt.context.trace_id == request.context.trace_id
-        assert same != linked
-    assert len(elsewhere.spans) == 2
+        same_trace = attempt.context.trace_id == request.context.trace_id
+        assert same_trace != linked
+    assert len(worker_telemetry.spans) == 2
 
 
-async def test_a_worker_does_not_lend_its_own_trace_to_jobs(telemetry: Telemetry) -> None:
-    """A job that was enqueued outside of any trace begins one, wherever its worker was started."""
+async def test_job_without_trace(telemetry: Telemetry) -> None:
+    """A job that was enqueued outside of a trace starts one, wherever its worker was started."""
     jobs = JobQueue(MemoryBroker())
     handler = jobs.handler(name="send")(fine)
     async with Manager(observers=[telemetry.observer()]) as manager, jobs:
@@ -698,10 +700,8 @@ async def test_a_worker_does_not_lend_its_own_trace_to_jobs(telemetry: Telemetry
     assert spans["send"].context.trace_id != spans["startup"].context.trace_id
 
 
-async def test_jobs_that_a_job_enqueues(
-    telemetry: Telemetry, observer: OpenTelemetryObserver
-) -> None:
-    """They belong to its trace."""
+async def test_job_enqueued_by_job(telemetry: Telemetry, observer: OpenTelemetryObserver) -> None:
+    """A job that a job enqueues belongs to the latter's trace."""
     jobs = JobQueue(MemoryBroker())
     inner = jobs.handler(name="inner")(fine)
 
@@ -717,8 +717,8 @@ async def test_jobs_that_a_job_enqueues(
     assert ids(spans["inner"].parent) == ids(spans["outer"].context)
 
 
-def test_one_trace_across_two_processes(tmp_path: Path) -> None:
-    """The ids that both print are those of one trace, and of the parent and its child."""
+def test_trace_across_processes(tmp_path: Path) -> None:
+    """A job belongs to the trace of its enqueuer in another process."""
     script = PROGRAMS / "traced_job.py"
     url = f"sqlite:///{tmp_path.as_posix()}/jobs.db"
     with running(script, "enqueue", url) as enqueuer:
@@ -733,8 +733,8 @@ def test_one_trace_across_two_processes(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("linked", [False, True])
-async def test_a_remote_parent_is_passed_on_without_the_sdk(linked: bool) -> None:
-    """With the API alone, a task still sees the trace that its submitter belongs to."""
+async def test_remote_parent_without_sdk(linked: bool) -> None:
+    """A task belongs to its submitter's trace without the SDK, too."""
     remote = trace.SpanContext(0x1234, 0x5678, is_remote=True)
 
     async def work() -> int:
@@ -790,8 +790,8 @@ PROGRAM = """
 """
 
 
-def test_the_api_alone_is_enough() -> None:
-    """Where no SDK can be imported, everything works and nothing is said."""
+def test_api_without_sdk() -> None:
+    """The observer works without the SDK, and nothing is printed."""
     program = PROGRAM.format(
         before="sys.modules['opentelemetry.sdk'] = None",
         between="",
@@ -800,7 +800,8 @@ def test_the_api_alone_is_enough() -> None:
     assert run_program(program) == "done\n['opentelemetry.sdk']\n"
 
 
-def test_global_providers_may_be_set_later() -> None:
+def test_global_providers_set_later() -> None:
+    """Global providers may be set after the observer was created."""
     program = PROGRAM.format(
         before="""
     from opentelemetry import metrics, trace

@@ -1,4 +1,4 @@
-"""The order in which observers are told of a task."""
+"""The order of a task's events."""
 
 from __future__ import annotations
 
@@ -25,27 +25,27 @@ from background.testing import RecordingObserver
 
 
 @pytest.mark.parametrize("fate", FATES.values(), ids=FATES)
-async def test_order_of_events(fate: Fate, recorder: RecordingObserver) -> None:
+async def test_order_by_outcome(fate: Fate, recorder: RecordingObserver) -> None:
+    """The events of a task have the order that belongs to its outcome."""
     handle = await meet(fate, recorder)
     assert " ".join(recorder.names(handle.id)) == fate.order
 
 
 @pytest.mark.parametrize("fate", FATES.values(), ids=FATES)
 async def test_one_final_event(fate: Fate, recorder: RecordingObserver) -> None:
-    """The last event of a task tells the same as its handle, and is its only final one."""
+    """The last event of a task is its only final one, and agrees with the handle's status."""
     handle = await meet(fate, recorder)
     ends = [
-        each
-        for each in recorder.of(TaskEvent, handle.id)
-        if isinstance(each, (TaskCancelled, TaskExpired)) or getattr(each, "final", False)
+        event
+        for event in recorder.of(TaskEvent, handle.id)
+        if isinstance(event, (TaskCancelled, TaskExpired)) or getattr(event, "final", False)
     ]
     assert ends == [recorder.of(TaskEvent, handle.id)[-1]]
     assert recorder.names(handle.id)[-1] == handle.status
 
 
-async def test_added_is_told_before_the_call_returns(
-    manager: Manager, recorder: RecordingObserver
-) -> None:
+async def test_added_before_return(manager: Manager, recorder: RecordingObserver) -> None:
+    """`on_task_added` is called before `run()` returns."""
     handle = manager.run(fine)
     assert recorder.names() == ["added"]
     await handle
@@ -53,16 +53,15 @@ async def test_added_is_told_before_the_call_returns(
 
 
 @pytest.mark.realtime
-async def test_order_of_events_of_sync_functions(
-    manager: Manager, recorder: RecordingObserver
-) -> None:
+async def test_order_of_sync_function(manager: Manager, recorder: RecordingObserver) -> None:
+    """The events of a sync function have the same order."""
     handle = manager.run(lambda: "done")
     assert await handle == "done"
     assert recorder.names() == ["added", "started", "succeeded"]
 
 
 class Reacting(Observer):
-    """Does something to the first task that it is told of by one hook."""
+    """Calls a function with the first event that one hook receives."""
 
     def __init__(self, hook: str, react: Callable[[Any], object]) -> None:
         self._reacted = False
@@ -89,10 +88,10 @@ REACTIONS = {
     [lambda: Task(nap), lambda: Task(nap, delay=5), lambda: Task(nap, kind=LOOP)],
     ids=["one-off", "delayed", "loop"],
 )
-async def test_reaction_to_added_keeps_the_order(
+async def test_end_caused_by_on_task_added(
     reaction: str, first: bool, make: Callable[[], Task[Any]], recorder: RecordingObserver
 ) -> None:
-    """An end that an observer causes while `added` is being told is told after it."""
+    """An end that a hook causes in `on_task_added` is reported after `TaskAdded`."""
     reacting = Reacting("on_task_added", lambda event: REACTIONS[reaction](manager, event))
     observers = [reacting, recorder] if first else [recorder, reacting]
     async with Manager(observers=observers) as manager:
@@ -105,10 +104,8 @@ async def test_reaction_to_added_keeps_the_order(
 
 
 @pytest.mark.parametrize("reaction", REACTIONS)
-async def test_reaction_to_the_end_of_an_iteration_keeps_the_order(
-    reaction: str, recorder: RecordingObserver
-) -> None:
-    """A loop that an observer ends as its iteration succeeds ends after the success is told."""
+async def test_end_caused_by_on_task_succeeded(reaction: str, recorder: RecordingObserver) -> None:
+    """An end that a hook causes in `on_task_succeeded` is reported after `TaskSucceeded`."""
     reacting = Reacting("on_task_succeeded", lambda event: REACTIONS[reaction](manager, event))
     async with Manager(observers=[reacting, recorder]) as manager:
         handle = manager.every(10, fine)
@@ -117,7 +114,8 @@ async def test_reaction_to_the_end_of_an_iteration_keeps_the_order(
 
 
 @pytest.mark.parametrize("hook", ["on_task_started", "on_task_retrying"])
-async def test_cancelling_hook_of_a_running_task(hook: str, recorder: RecordingObserver) -> None:
+async def test_hook_cancels_running_task(hook: str, recorder: RecordingObserver) -> None:
+    """A task that a hook cancels is reported as cancelled after the hook's event."""
     reacting = Reacting(hook, lambda event: manager.cancel(event.id))
     async with Manager(observers=[reacting, recorder]) as manager:
         handle = manager.run_task(Task(nap, timeout=5, retry=TWICE))
@@ -126,7 +124,8 @@ async def test_cancelling_hook_of_a_running_task(hook: str, recorder: RecordingO
     assert recorder.names(handle.id)[-2:] == names
 
 
-async def test_one_off_cancelled_when_added_never_starts(recorder: RecordingObserver) -> None:
+async def test_hook_cancels_added_task(recorder: RecordingObserver) -> None:
+    """A one-off that a hook cancels in `on_task_added` never starts."""
     started: list[str] = []
 
     async def work() -> None:
@@ -147,8 +146,8 @@ async def test_one_off_cancelled_when_added_never_starts(recorder: RecordingObse
 @pytest.mark.parametrize(
     "hook", ["on_task_added", "on_task_started", "on_task_succeeded", "on_manager_closing"]
 )
-async def test_hook_that_submits_a_task(hook: str, recorder: RecordingObserver) -> None:
-    """A task submitted by a hook runs, or is refused once the manager closes."""
+async def test_hook_submits_task(hook: str, recorder: RecordingObserver) -> None:
+    """A task that a hook submits runs, or is refused if the manager closes."""
     submitted: list[TaskHandle[str]] = []
     reacting = Reacting(hook, lambda event: submitted.append(manager.run(fine)))
     async with Manager(observers=[reacting, recorder]) as manager:
@@ -159,17 +158,17 @@ async def test_hook_that_submits_a_task(hook: str, recorder: RecordingObserver) 
     assert manager.health().hook_errors == (hook == "on_manager_closing")
 
 
-async def test_hook_sees_its_task_by_id(recorder: RecordingObserver) -> None:
-    """The task is outstanding when `added` is told, and no longer when its end is."""
+async def test_lookup_in_hook(recorder: RecordingObserver) -> None:
+    """A task is outstanding in `on_task_added`, and no longer in `on_task_succeeded`."""
     seen: dict[str, bool] = {}
 
-    class Looking(Observer):
+    class Lookup(Observer):
         def on_task_added(self, event: TaskAdded) -> None:
             seen["added"] = manager.get(event.id) is not None
 
         def on_task_succeeded(self, event: TaskSucceeded) -> None:
             seen["succeeded"] = manager.get(event.id) is not None
 
-    async with Manager(observers=[Looking()]) as manager:
+    async with Manager(observers=[Lookup()]) as manager:
         await manager.run(fine)
     assert seen == {"added": True, "succeeded": False}

@@ -1,4 +1,4 @@
-"""When `StallObserver` reports what takes long, and that it costs nothing else."""
+"""Reports of `StallObserver`, and their cost."""
 
 from __future__ import annotations
 
@@ -20,19 +20,19 @@ from background.testing import RecordingObserver, VirtualTimeLoop, virtual_time
 
 
 def elapsed(recorder: RecordingObserver, id: str | None = None) -> list[float]:
-    """Return the times that stalls were reported with, rounded as clocks are."""
+    """Return the times with which stalls were reported, rounded to milliseconds."""
     return [round(event.elapsed, 3) for event in recorder.of(TaskStalled, id)]
 
 
-class Looks(StallObserver):
-    """Counts how often the timer has looked for what is due."""
+class WakeCounter(StallObserver):
+    """Counts how often the timer wakes."""
 
     def __init__(self, after: float) -> None:
         super().__init__(after)
-        self.looks = 0
+        self.wakes = 0
 
     async def _report_due(self, manager: Manager) -> None:
-        self.looks += 1
+        self.wakes += 1
         await super()._report_due(manager)
 
 
@@ -42,7 +42,7 @@ def timed(observer: StallObserver) -> list[str]:
 
 
 async def test_doubling_intervals(recorder: RecordingObserver) -> None:
-    """A task is reported after so many seconds, twice as many, and so on, and is not stopped."""
+    """A task is reported after `after` seconds, after twice that time and so on, and continues."""
     async with Manager(observers=[recorder, StallObserver(after=2)]) as manager:
         began = anyio.current_time()
         reported: list[float] = []
@@ -59,7 +59,8 @@ async def test_doubling_intervals(recorder: RecordingObserver) -> None:
     assert recorder.names(handle.id)[-1] == "succeeded"
 
 
-async def test_what_is_quick_is_not_reported(recorder: RecordingObserver) -> None:
+async def test_quick_tasks(recorder: RecordingObserver) -> None:
+    """Tasks that end within the limit are not reported."""
     async with Manager(observers=[recorder, StallObserver(2)]) as manager:
         for _ in range(3):
             await manager.run(nap, 1.9)
@@ -69,15 +70,16 @@ async def test_what_is_quick_is_not_reported(recorder: RecordingObserver) -> Non
     assert elapsed(recorder) == []
 
 
-async def test_a_queued_task_is_not_stalled(recorder: RecordingObserver) -> None:
+async def test_queued_task(recorder: RecordingObserver) -> None:
+    """A queued task is not reported."""
     async with Manager(limit=1, observers=[recorder, StallObserver(2)]) as manager:
         manager.run_task(Task(nap, args=(20,), stall_after=100))
         manager.run(nap, 1)
     assert elapsed(recorder) == []
 
 
-async def test_own_limit_of_a_task(recorder: RecordingObserver) -> None:
-    """`stall_after` takes the place of `after`, be it shorter or longer."""
+async def test_stall_after(recorder: RecordingObserver) -> None:
+    """A task's `stall_after` replaces `after`, whether it is shorter or longer."""
     async with Manager(observers=[recorder, StallObserver(10)]) as manager:
         usual = manager.run(nap, 15)
         short = manager.run_task(Task(nap, args=(15,), stall_after=3))
@@ -87,7 +89,8 @@ async def test_own_limit_of_a_task(recorder: RecordingObserver) -> None:
     assert elapsed(recorder, long.id) == [12]
 
 
-async def test_an_earlier_deadline_wakes_the_timer(recorder: RecordingObserver) -> None:
+async def test_earlier_deadline(recorder: RecordingObserver) -> None:
+    """A task with an earlier deadline is reported in time."""
     async with Manager(observers=[recorder, StallObserver(100)]) as manager:
         began = anyio.current_time()
         manager.run(nap, 50)
@@ -97,8 +100,8 @@ async def test_an_earlier_deadline_wakes_the_timer(recorder: RecordingObserver) 
         assert anyio.current_time() - began == pytest.approx(15)
 
 
-async def test_each_attempt_is_timed_by_itself(recorder: RecordingObserver) -> None:
-    """Neither earlier attempts nor backoff count."""
+async def test_time_of_attempt(recorder: RecordingObserver) -> None:
+    """The time of an attempt excludes earlier attempts and backoff."""
     policy = AsyncRetrying(stop=stop_after_attempt(3), wait=wait_fixed(10))
     async with Manager(observers=[recorder, StallObserver(2)]) as manager:
         began = anyio.current_time()
@@ -113,8 +116,11 @@ async def test_each_attempt_is_timed_by_itself(recorder: RecordingObserver) -> N
     assert [event.attempt for event in recorder.of(TaskStalled)] == [1, 1, 2, 2, 3, 3]
 
 
-async def test_backoff_that_lasts_longer_than_announced(recorder: RecordingObserver) -> None:
-    """A policy with a sleep of its own is not mistaken for a task that stands still."""
+async def test_backoff_longer_than_announced(recorder: RecordingObserver) -> None:
+    """A backoff that exceeds its delay is not reported.
+
+    A policy may have its own `sleep`.
+    """
 
     async def oversleep(delay: float) -> None:
         await anyio.sleep(delay + 20)
@@ -128,7 +134,8 @@ async def test_backoff_that_lasts_longer_than_announced(recorder: RecordingObser
     assert all(0 < event.elapsed <= 5 for event in stalls)
 
 
-async def test_each_iteration_is_timed_by_itself(recorder: RecordingObserver) -> None:
+async def test_time_of_iteration(recorder: RecordingObserver) -> None:
+    """The time of an iteration excludes earlier iterations."""
     async with Manager(observers=[recorder, StallObserver(2)]) as manager:
         manager.every(10, nap, 5)
         await anyio.sleep(26)
@@ -137,16 +144,19 @@ async def test_each_iteration_is_timed_by_itself(recorder: RecordingObserver) ->
     assert stalls == [(1, 2), (1, 4), (2, 2), (2, 4), (3, 2), (3, 4)]
 
 
-async def test_every_observer_of_the_task_is_told(recorder: RecordingObserver) -> None:
-    own, stranger = RecordingObserver(), RecordingObserver()
+async def test_recipients(recorder: RecordingObserver) -> None:
+    """A stall is reported to the manager's observers and to those of the task."""
+    own, unrelated = RecordingObserver(), RecordingObserver()
     async with Manager(observers=[StallObserver(2), recorder]) as manager:
         manager.run_task(Task(nap, args=(3,), observers=(own,)))
-        manager.run_task(Task(nap, args=(1,), observers=(stranger,)))
+        manager.run_task(Task(nap, args=(1,), observers=(unrelated,)))
     assert elapsed(recorder) == elapsed(own) == [2]
-    assert elapsed(stranger) == []
+    assert elapsed(unrelated) == []
 
 
-async def test_the_stack_shows_where_a_coroutine_hangs(recorder: RecordingObserver) -> None:
+async def test_stack_of_coroutine(recorder: RecordingObserver) -> None:
+    """The stack shows where a coroutine hangs."""
+
     async def inner() -> None:
         await anyio.sleep_forever()  # hangs here
 
@@ -166,7 +176,8 @@ async def test_the_stack_shows_where_a_coroutine_hangs(recorder: RecordingObserv
 
 
 @pytest.mark.realtime
-async def test_the_stack_shows_where_a_thread_hangs(recorder: RecordingObserver) -> None:
+async def test_stack_of_thread(recorder: RecordingObserver) -> None:
+    """The stack shows where a thread hangs."""
     entered, released = threading.Event(), threading.Event()
 
     def block() -> None:
@@ -176,26 +187,26 @@ async def test_the_stack_shows_where_a_thread_hangs(recorder: RecordingObserver)
     async with Manager(observers=[recorder, StallObserver(0.001)]) as manager:
         manager.run(block)
         await anyio.to_thread.run_sync(entered.wait)
-        known = len(recorder.of(TaskStalled))
+        count = len(recorder.of(TaskStalled))
         lines: list[str | None] = []
         while "released.wait(30)  # hangs here" not in lines:
-            known += 1
-            stalled = await recorder.wait_for(TaskStalled, count=known)
+            count += 1
+            stalled = await recorder.wait_for(TaskStalled, count=count)
             lines = [frame.line for frame in stalled.stack]
         released.set()
     assert stalled.stack[0].name == "block"
 
 
 class LateWatch(StallObserver):
-    """Gets the first step of its service only after five seconds."""
+    """Starts its service five seconds late."""
 
     async def watch(self, manager: Manager) -> None:
         await anyio.sleep(5)
         await super().watch(manager)
 
 
-async def test_tasks_that_started_before_the_watch(recorder: RecordingObserver) -> None:
-    """They are timed from their start, by their own limits, and the ended ones are forgotten."""
+async def test_tasks_before_service(recorder: RecordingObserver) -> None:
+    """Tasks that started before the service are timed from their start, unless they have ended."""
     observer = LateWatch(100)
     async with Manager(observers=[recorder, observer]) as manager:
         slow = manager.run_task(Task(nap, args=(20,), stall_after=1))
@@ -205,15 +216,15 @@ async def test_tasks_that_started_before_the_watch(recorder: RecordingObserver) 
     assert elapsed(recorder) == [5, 8, 16]
 
 
-async def test_reports_that_are_late_are_not_repeated(recorder: RecordingObserver) -> None:
-    """A timer that comes late reports once and goes on with what is still to come."""
+async def test_late_timer(recorder: RecordingObserver) -> None:
+    """A late timer reports a task once and continues with the intervals to come."""
     async with Manager(observers=[recorder, LateWatch(1.5)]) as manager:
         manager.run(nap, 7)
     assert elapsed(recorder) == [5, 6]
 
 
-async def test_other_tasks_get_their_turn_between_reports(recorder: RecordingObserver) -> None:
-    """However many tasks stall at once, the event loop goes on."""
+async def test_checkpoints_between_reports(recorder: RecordingObserver) -> None:
+    """Other tasks run between the reports of many stalled tasks."""
     async with Manager(observers=[recorder, StallObserver(2)]) as manager:
         for _ in range(50):
             manager.run(nap, 3)
@@ -222,45 +233,47 @@ async def test_other_tasks_get_their_turn_between_reports(recorder: RecordingObs
     assert len(recorder.of(TaskStalled)) == 50
 
 
-async def test_a_task_that_ends_while_others_are_reported(recorder: RecordingObserver) -> None:
-    """What is due and ends in between is not reported."""
+async def test_end_between_reports(recorder: RecordingObserver) -> None:
+    """A task that ends while other tasks are reported is not reported."""
 
-    class Executioner(RecordingObserver):
+    class Cancelling(RecordingObserver):
         def on_task_stalled(self, event: TaskStalled) -> None:
             for handle in manager.tasks():
                 if handle.id != event.id:
                     handle.cancel()
 
-    async with Manager(observers=[recorder, StallObserver(2), Executioner()]) as manager:
+    async with Manager(observers=[recorder, StallObserver(2), Cancelling()]) as manager:
         for _ in range(5):
             manager.run(nap, 3)
-    # Cancelled ones still have a step to go, so the second one may be told before it ends.
+    # A cancelled task ends in its next step, so the second one may be reported before its end.
     assert 1 <= len(recorder.of(TaskStalled)) <= 2
 
 
 class Leftovers(StallObserver):
-    """Notes what it still keeps when the manager has closed."""
+    """Records the number of tasks that it still times when the manager has closed."""
 
     def on_manager_closed(self, event: Any) -> None:
         self.left = len(timed(self))
 
 
 @pytest.mark.parametrize("fate", FATES.values(), ids=FATES)
-async def test_every_end_is_forgotten(fate: Fate) -> None:
+async def test_every_outcome(fate: Fate) -> None:
+    """No task is timed after its end, whatever its outcome."""
     observer = Leftovers(1)
     await meet(fate, observer)  # type: ignore[arg-type]
     assert observer.left == 0
 
 
 @pytest.mark.parametrize("fate", JOBS.values(), ids=JOBS)
-async def test_every_end_of_a_job_is_forgotten(fate: JobFate) -> None:
+async def test_every_job_outcome(fate: JobFate) -> None:
+    """No job is timed after its end, whatever its outcome."""
     observer = Leftovers(0.5)
     await meet_job(fate, observer)
     assert observer.left == 0
 
 
-async def test_a_job_between_two_attempts_is_not_timed(recorder: RecordingObserver) -> None:
-    """It is with the broker; its next attempt is a task of its own, timed from its start."""
+async def test_job_between_attempts(recorder: RecordingObserver) -> None:
+    """A job is not timed between its attempts, because each attempt is a task."""
     jobs, observer = JobQueue(MemoryBroker()), StallObserver(2)
     policy = AsyncRetrying(stop=stop_after_attempt(2), wait=wait_fixed(100))
     slow = jobs.handler(name="slow", timeout=5, retry=policy)(nap)
@@ -275,7 +288,8 @@ async def test_a_job_between_two_attempts_is_not_timed(recorder: RecordingObserv
     assert [event.attempt for event in recorder.of(TaskStalled)] == [1, 1, 2, 2]
 
 
-async def test_a_thousand_retried_jobs_leave_nothing(recorder: RecordingObserver) -> None:
+async def test_memory_of_retried_jobs(recorder: RecordingObserver) -> None:
+    """The observer stores nothing for a thousand retried jobs that have ended."""
     jobs, observer = JobQueue(MemoryBroker()), StallObserver(1_000_000)
     policy = AsyncRetrying(stop=stop_after_attempt(2), wait=wait_fixed(1))
     unlucky = jobs.handler(name="unlucky", retry=policy)(broken)
@@ -292,8 +306,8 @@ async def test_a_thousand_retried_jobs_leave_nothing(recorder: RecordingObserver
     assert recorder.names().count("retrying") == 1_000
 
 
-async def test_many_short_tasks_leave_nothing(recorder: RecordingObserver) -> None:
-    """Beside one that goes on, thousands of tasks and attempts come and go without a trace."""
+async def test_memory_of_short_tasks(recorder: RecordingObserver) -> None:
+    """The observer stores nothing for ended tasks and attempts while one long task continues."""
     observer = StallObserver(1_000_000)
     policy = AsyncRetrying(stop=stop_after_attempt(500), wait=wait_fixed(1))
     most = 0
@@ -319,21 +333,21 @@ async def test_many_short_tasks_leave_nothing(recorder: RecordingObserver) -> No
     assert timed(observer) == []
 
 
-async def test_the_timer_is_idle_without_long_tasks() -> None:
-    """Short tasks wake it at most once in `after` seconds, and after the last one it sleeps."""
-    observer = Looks(100)
+async def test_idle_timer() -> None:
+    """Short tasks seldom wake the timer, and it stays idle after the last one."""
+    observer = WakeCounter(100)
     async with Manager(observers=[observer]) as manager:
         for _ in range(1_000):
             await manager.run(nap, 0.5)
-        assert observer.looks <= 1 + 2 * 5
+        assert observer.wakes <= 1 + 2 * 5
         await anyio.sleep(200)
-        looks = observer.looks
+        wakes = observer.wakes
         await anyio.sleep(80_000)
-        assert observer.looks == looks
+        assert observer.wakes == wakes
 
 
-def test_one_timer_for_all_tasks() -> None:
-    """A thousand tasks that hang do not set more of the event loop's timers than ten."""
+def test_one_timer() -> None:
+    """The number of the event loop's timers does not depend on the number of tasks."""
 
     class CountingLoop(VirtualTimeLoop):
         timers = 0
@@ -358,7 +372,8 @@ def test_one_timer_for_all_tasks() -> None:
     assert timers(1_000) == timers(10)
 
 
-async def test_a_task_that_outlives_its_manager_is_forgotten() -> None:
+async def test_stuck_task() -> None:
+    """A task that outlives its manager is no longer timed."""
     observer, released = StallObserver(2), anyio.Event()
 
     async def stubborn() -> None:
@@ -376,30 +391,31 @@ async def test_a_task_that_outlives_its_manager_is_forgotten() -> None:
     await handle.wait()
 
 
-async def test_two_managers_at_once_are_refused(
+async def test_second_manager_at_once(
     recorder: RecordingObserver, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """The second is told so, goes without, and does the first no harm."""
+    """The observer raises an error in a second manager at once, and still watches the first."""
     observer = StallObserver(2)
-    other = RecordingObserver()
+    second_recorder = RecordingObserver()
     async with Manager(name="first", observers=[observer, recorder]) as first:
         await anyio.sleep(1)
-        async with Manager(name="second", observers=[observer, other]) as second:
+        async with Manager(name="second", observers=[observer, second_recorder]) as second:
             await anyio.sleep(1)
             first.run(nap, 5)
             second.run(nap, 5)
             await anyio.sleep(3)
-    (record,) = [each for each in caplog.records if each.levelno == logging.ERROR]
+    (record,) = [record for record in caplog.records if record.levelno == logging.ERROR]
     assert record.exc_info is not None
     assert str(record.exc_info[1]) == (
         "this StallObserver already watches manager 'first'; "
         "create another one for manager 'second'"
     )
     assert elapsed(recorder) == [2, 4]
-    assert elapsed(other) == []
+    assert elapsed(second_recorder) == []
 
 
-async def test_one_manager_after_the_other(recorder: RecordingObserver) -> None:
+async def test_consecutive_managers(recorder: RecordingObserver) -> None:
+    """Consecutive managers can use the same observer."""
     observer = StallObserver(2)
     for _ in range(2):
         async with Manager(observers=[observer, recorder]) as manager:
@@ -407,7 +423,8 @@ async def test_one_manager_after_the_other(recorder: RecordingObserver) -> None:
     assert elapsed(recorder) == [2, 2]
 
 
-def test_one_event_loop_after_the_other(recorder: RecordingObserver) -> None:
+def test_consecutive_event_loops(recorder: RecordingObserver) -> None:
+    """Consecutive event loops can use the same observer."""
     observer = StallObserver(2)
 
     async def main() -> None:
@@ -420,19 +437,21 @@ def test_one_event_loop_after_the_other(recorder: RecordingObserver) -> None:
     assert elapsed(recorder) == [2, 2, 2]
 
 
-async def test_only_for_managers() -> None:
+async def test_observer_of_task() -> None:
+    """A task refuses a `StallObserver`."""
     with pytest.raises(ValueError, match="pass the StallObserver to"):
         Task(fine, observers=(StallObserver(2),))
 
 
 @pytest.mark.parametrize("after", [0, -1, math.inf, math.nan, True, None, "2"])
-def test_bad_limits(after: Any) -> None:
+def test_invalid_limit(after: Any) -> None:
+    """An invalid limit is refused."""
     with pytest.raises(ValueError, match=r"^after must be a finite number of seconds, more than 0"):
         StallObserver(after)
 
 
-async def test_absurd_limits_do_not_stop_the_event_loop(recorder: RecordingObserver) -> None:
-    """A limit too small to make a difference on the clock, and one whose double is infinite."""
+async def test_extreme_limits(recorder: RecordingObserver) -> None:
+    """Limits that are too small for the clock, or too large to be doubled, block nothing."""
     async with Manager(observers=[recorder, StallObserver(1e-300)]) as manager:
         await anyio.sleep(1)
         manager.run(nap, 1)

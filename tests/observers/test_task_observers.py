@@ -1,4 +1,4 @@
-"""Observers that single tasks bring along, beside the manager's."""
+"""Observers of single tasks."""
 
 from __future__ import annotations
 
@@ -33,24 +33,26 @@ from background.testing import RecordingObserver
 
 
 @pytest.mark.parametrize("fate", FATES.values(), ids=FATES)
-async def test_told_the_same_as_the_managers(fate: Fate, recorder: RecordingObserver) -> None:
-    """Of its own task only, and nothing of the manager."""
+async def test_same_events(fate: Fate, recorder: RecordingObserver) -> None:
+    """A task's observer receives the same events of the task as the manager's observer."""
     own = RecordingObserver()
     handle = await meet(fate, recorder, own)
     assert own.events == recorder.of(TaskEvent, handle.id)
     assert " ".join(own.names()) == fate.order
 
 
-async def test_only_told_of_its_task() -> None:
+async def test_events_of_own_task_only() -> None:
+    """A task's observer receives no events of other tasks."""
     observers = [RecordingObserver(), RecordingObserver()]
     async with Manager() as manager:
-        handles = [manager.run_task(Task(nap, observers=(each,))) for each in observers]
+        handles = [manager.run_task(Task(nap, observers=(observer,))) for observer in observers]
         await manager.run(fine)
     for observer, handle in zip(observers, handles, strict=True):
         assert observer.names() == observer.names(handle.id) == ["added", "started", "succeeded"]
 
 
-async def test_standing_observers_are_told_first() -> None:
+async def test_order_of_observers() -> None:
+    """The manager's observers are called before the task's."""
     order: list[str] = []
 
     class Named(Observer):
@@ -60,25 +62,28 @@ async def test_standing_observers_are_told_first() -> None:
         def on_task_succeeded(self, event: TaskSucceeded) -> None:
             order.append(self.name)
 
-    async with Manager(observers=[Named("standing")]) as manager:
+    async with Manager(observers=[Named("manager's")]) as manager:
         await manager.run_task(Task(fine, observers=(Named("first"), Named("second"))))
-    assert order == ["standing", "first", "second"]
+    assert order == ["manager's", "first", "second"]
 
 
-async def test_observer_of_both_is_told_once(recorder: RecordingObserver) -> None:
+async def test_observer_of_manager_and_task(recorder: RecordingObserver) -> None:
+    """An observer of the manager and of a task receives an event once."""
     async with Manager(observers=[recorder]) as manager:
         await manager.run_task(Task(fine, observers=(recorder, recorder)))
         await manager.run(fine)
     assert recorder.names()[:6] == ["added", "started", "succeeded"] * 2
 
 
-async def test_observer_given_twice_is_told_once(recorder: RecordingObserver) -> None:
+async def test_duplicate_observer(recorder: RecordingObserver) -> None:
+    """An observer that is passed twice receives an event once."""
     async with Manager() as manager:
         await manager.run_task(Task(fine, observers=(recorder, recorder)))
     assert recorder.names() == ["added", "started", "succeeded"]
 
 
-async def test_observer_of_several_tasks_at_once(recorder: RecordingObserver) -> None:
+async def test_observer_of_several_tasks(recorder: RecordingObserver) -> None:
+    """Tasks that run at the same time can share an observer."""
     async with Manager() as manager:
         handles = [manager.run_task(Task(nap, args=(n,), observers=(recorder,))) for n in (1, 2)]
         manager.run(fine)
@@ -87,7 +92,9 @@ async def test_observer_of_several_tasks_at_once(recorder: RecordingObserver) ->
     assert len(recorder.events) == 6
 
 
-async def test_observers_of_a_decorated_function(recorder: RecordingObserver) -> None:
+async def test_decorated_function(recorder: RecordingObserver) -> None:
+    """The `task` decorator accepts observers."""
+
     @task(observers=(recorder,))
     async def work() -> None:
         pass
@@ -98,9 +105,10 @@ async def test_observers_of_a_decorated_function(recorder: RecordingObserver) ->
     assert recorder.names(handle.id) == ["added", "started", "succeeded"]
 
 
-async def test_told_failure_is_not_logged(
+async def test_reported_failure(
     recorder: RecordingObserver, caplog: pytest.LogCaptureFixture
 ) -> None:
+    """A failure that a task's observer receives is not logged."""
     async with Manager() as manager:
         manager.run_task(Task(broken, observers=(recorder,)))
         manager.run(broken)
@@ -108,44 +116,44 @@ async def test_told_failure_is_not_logged(
     assert len(caplog.records) == 1
 
 
-async def test_async_hooks_of_an_observer_that_leaves_with_its_task() -> None:
-    """What is on its way to an observer reaches it, though its task has ended."""
-    told: list[object] = []
+async def test_pending_events_after_task() -> None:
+    """A task's observer receives its pending events after the task has ended."""
+    received: list[object] = []
 
     class Slow(Observer):
         async def on_task_added(self, event: TaskAdded) -> None:
             await anyio.sleep(10)
-            told.append(event)
+            received.append(event)
 
         async def on_task_succeeded(self, event: TaskSucceeded) -> None:
             await anyio.sleep(10)
-            told.append(event)
+            received.append(event)
 
     async with Manager(cancel_timeout=30) as manager:
         await manager.run_task(Task(fine, observers=(Slow(),)))
-        assert told == []
+        assert received == []
         await anyio.sleep(15)
-        assert [type(event) for event in told] == [TaskAdded]
-    assert [type(event) for event in told] == [TaskAdded, TaskSucceeded]
+        assert [type(event) for event in received] == [TaskAdded]
+    assert [type(event) for event in received] == [TaskAdded, TaskSucceeded]
 
 
-async def test_events_of_two_tasks_share_the_order_of_one_async_observer() -> None:
-    """While an observer has something to catch up with, its next task's events come after that."""
-    told: list[tuple[type, str]] = []
+async def test_order_across_tasks() -> None:
+    """An observer receives the pending events of a task before those of its next task."""
+    received: list[tuple[type, str]] = []
 
     class Slow(Observer):
         async def on_task_added(self, event: TaskAdded) -> None:
             await anyio.sleep(10)
-            told.append((type(event), event.id))
+            received.append((type(event), event.id))
 
         async def on_task_succeeded(self, event: TaskSucceeded) -> None:
-            told.append((type(event), event.id))
+            received.append((type(event), event.id))
 
     observer = Slow()
     async with Manager(cancel_timeout=100) as manager:
         await manager.run_task(Task(fine, id="a", observers=(observer,)))
         await manager.run_task(Task(fine, id="b", observers=(observer,)))
-    assert told == [
+    assert received == [
         (TaskAdded, "a"),
         (TaskSucceeded, "a"),
         (TaskAdded, "b"),
@@ -163,7 +171,8 @@ class Around(Observer):
         yield
 
 
-async def test_around_task_is_around_its_task_only() -> None:
+async def test_around_task() -> None:
+    """`around_task` of a task's observer is called for that task only."""
     around = Around()
     async with Manager() as manager:
         handle = manager.run_task(Task(nap, observers=(around,)))
@@ -171,7 +180,9 @@ async def test_around_task_is_around_its_task_only() -> None:
     assert around.entered == [handle.id]
 
 
-def test_async_around_task_is_refused() -> None:
+def test_async_around_task() -> None:
+    """An observer with an `async def around_task` is refused."""
+
     class Wrong(Observer):
         async def around_task(self, event: TaskStarted) -> None:  # type: ignore[override]
             pass
@@ -180,8 +191,8 @@ def test_async_around_task_is_refused() -> None:
         Task(fine, observers=(Wrong(),))
 
 
-async def test_refused_task_leaves_nothing_behind(recorder: RecordingObserver) -> None:
-    """An observer of a task that was not taken is told nothing and not kept."""
+async def test_refused_task(recorder: RecordingObserver) -> None:
+    """The observer of a refused task receives no events and is not stored."""
     async with Manager(capacity=1) as manager:
         handle = manager.run_task(Task(nap, id="one", observers=(recorder,)))
         observer = RecordingObserver()
@@ -222,28 +233,34 @@ class Raising(Observer):
 
 
 ENDS = {
-    "succeeded": lambda manager, each: manager.run_task(Task(fine, observers=(each,))),
-    "failed": lambda manager, each: manager.run_task(Task(broken, retry=TWICE, observers=(each,))),
-    "cancelled": lambda manager, each: cancelled(manager.run_task(Task(nap, observers=(each,)))),
-    "expired": lambda manager, each: manager.run_task(Task(nap, lifespan=1, observers=(each,))),
-    "too many failures": lambda manager, each: manager.run_task(
-        Task(broken, kind=LOOP, schedule=every(1), max_failures=2, observers=(each,))
+    "succeeded": lambda manager, observer: manager.run_task(Task(fine, observers=(observer,))),
+    "failed": lambda manager, observer: manager.run_task(
+        Task(broken, retry=TWICE, observers=(observer,))
+    ),
+    "cancelled": lambda manager, observer: cancel(
+        manager.run_task(Task(nap, observers=(observer,)))
+    ),
+    "expired": lambda manager, observer: manager.run_task(
+        Task(nap, lifespan=1, observers=(observer,))
+    ),
+    "too many failures": lambda manager, observer: manager.run_task(
+        Task(broken, kind=LOOP, schedule=every(1), max_failures=2, observers=(observer,))
     ),
 }
 
 
-def cancelled(handle: Any) -> Any:
+def cancel(handle: Any) -> Any:
     handle.cancel()
     return handle
 
 
 @pytest.mark.parametrize("kind", [Quiet, Plain, Later, Raising, Around])
 @pytest.mark.parametrize("end", ENDS)
-async def test_observer_is_let_go_with_its_task(
+async def test_observer_is_released(
     end: str, kind: type[Observer], caplog: pytest.LogCaptureFixture
 ) -> None:
-    """An observer object for each task does not pile up in the manager."""
-    # Records of errors would keep their tracebacks, and those everything else.
+    """The manager releases a task's observer after the task's end."""
+    # Log records of errors have tracebacks, which refer to the observer.
     caplog.set_level(logging.CRITICAL, "background")
     async with Manager() as manager:
         observer = kind()
@@ -256,7 +273,8 @@ async def test_observer_is_let_go_with_its_task(
         assert await manager.run(fine) == "fine"
 
 
-async def test_errors_of_an_observer_that_left_are_still_counted() -> None:
+async def test_errors_of_released_observer() -> None:
+    """Errors of a task's observer are still counted after it is released."""
     async with Manager() as manager:
         for count in (2, 4):
             await manager.run_task(Task(fine, observers=(Raising(),)))
@@ -264,8 +282,8 @@ async def test_errors_of_an_observer_that_left_are_still_counted() -> None:
             assert manager.health().hook_errors == count
 
 
-async def test_error_on_leaving_the_context_of_the_last_task_is_counted() -> None:
-    """An observer's last chance to go wrong comes after its task's end."""
+async def test_error_after_task_end() -> None:
+    """An error on leaving `around_task` is counted, although it follows the task's end."""
 
     class RaisingAround(Observer):
         @contextmanager
@@ -281,10 +299,8 @@ async def test_error_on_leaving_the_context_of_the_last_task_is_counted() -> Non
 
 
 @pytest.mark.parametrize("shared", [True, False], ids=["one object", "an object for each task"])
-async def test_errors_are_logged_once_for_all_tasks(
-    shared: bool, caplog: pytest.LogCaptureFixture
-) -> None:
-    """Observers that come along with many tasks, one after the other, do not flood the log."""
+async def test_errors_logged_once(shared: bool, caplog: pytest.LogCaptureFixture) -> None:
+    """Errors of the same hook in the observers of many tasks are logged once, with a summary."""
     observer = Raising()
     async with Manager() as manager:
         for _ in range(10):
@@ -300,7 +316,8 @@ async def test_errors_are_logged_once_for_all_tasks(
     ]
 
 
-async def test_manager_events_are_not_for_observers_of_tasks(recorder: RecordingObserver) -> None:
+async def test_no_manager_events(recorder: RecordingObserver) -> None:
+    """A task's observer receives no events of the manager."""
     own = RecordingObserver()
     async with Manager(observers=[recorder]) as manager:
         manager.after(5, nap)
@@ -310,15 +327,16 @@ async def test_manager_events_are_not_for_observers_of_tasks(recorder: Recording
     assert recorder.names() == ["added", "added", "closing", "cancelled", "cancelled", "closed"]
 
 
-async def test_managers_share_an_observer(recorder: RecordingObserver) -> None:
+async def test_shared_by_managers(recorder: RecordingObserver) -> None:
+    """Consecutive managers can share an observer."""
     await everything_happens(recorder)
     once = recorder.names()
     await everything_happens(recorder)
     assert recorder.names() == once * 2
 
 
-async def test_observer_of_a_task_that_another_observer_ends_at_once() -> None:
-    """It is not let go before it has heard of what is still to be told."""
+async def test_task_cancelled_by_manager_observer() -> None:
+    """A task's observer receives all events if a hook of the manager's cancels the new task."""
     kept: list[type] = []
 
     class Own(Observer):
@@ -339,8 +357,8 @@ async def test_observer_of_a_task_that_another_observer_ends_at_once() -> None:
     assert kept == [TaskAdded, TaskCancelled]
 
 
-class ShutsDown(Observer):
-    """Asks for a shutdown when a task is cancelled."""
+class ShuttingDown(Observer):
+    """Requests a shutdown when a task is cancelled."""
 
     def __init__(self, manager: Manager) -> None:
         self.manager = manager
@@ -349,12 +367,11 @@ class ShutsDown(Observer):
         self.manager.request_shutdown()
 
 
-async def test_the_report_counts_no_task_whose_end_began_the_closing(
-    recorder: RecordingObserver,
-) -> None:
+async def test_report_without_ended_task(recorder: RecordingObserver) -> None:
+    """The report does not include a task whose end started the closing."""
     async with Manager(observers=[recorder]) as manager:
         manager.request_shutdown()
-        last = manager.run_task(Task(anyio.sleep, args=(9,), observers=(ShutsDown(manager),)))
+        last = manager.run_task(Task(anyio.sleep, args=(9,), observers=(ShuttingDown(manager),)))
         last.cancel()
         report = await manager.close()
     (closing,) = recorder.of(ManagerClosing)
@@ -362,9 +379,10 @@ async def test_the_report_counts_no_task_whose_end_began_the_closing(
     assert report == CloseReport()
 
 
-async def test_a_task_that_closes_is_not_cancelled_by_what_closing_sets_off() -> None:
+async def test_closing_task_not_cancelled() -> None:
+    """A task that closes is not cancelled by a shutdown request that the closing causes."""
     async with Manager() as manager:
         manager.request_shutdown()
-        manager.run_task(Task(anyio.sleep, args=(1,), delay=9, observers=(ShutsDown(manager),)))
+        manager.run_task(Task(anyio.sleep, args=(1,), delay=9, observers=(ShuttingDown(manager),)))
         closer = manager.run(manager.close)
         assert await closer.wait() is TaskStatus.SUCCEEDED

@@ -1,4 +1,4 @@
-"""Services of observers: `watch()` runs beside the tasks for as long as the manager does."""
+"""The `watch()` services of observers."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class Oops(BaseException):
 
 
 class Watching(Observer):
-    """Keeps what its service sees."""
+    """Records the manager's states that its service sees."""
 
     def __init__(self, swallows: float = 0) -> None:
         self.log: list[object] = []
@@ -42,8 +42,8 @@ class Watching(Observer):
             self.log.append("ended")
 
 
-async def test_watch_runs_as_long_as_the_manager() -> None:
-    """It is still there while the manager closes, and is cancelled and awaited after that."""
+async def test_lifetime() -> None:
+    """A service runs until the manager has closed, and is then cancelled and awaited."""
     observer = Watching(swallows=2)
     async with Manager(observers=[observer]) as manager:
         await observer.started.wait()
@@ -54,7 +54,8 @@ async def test_watch_runs_as_long_as_the_manager() -> None:
     assert observer.log == [ManagerState.RUNNING, ManagerState.CLOSED, "ended"]
 
 
-async def test_watch_is_cancelled_when_the_body_fails() -> None:
+async def test_body_fails() -> None:
+    """A service is cancelled when the body fails."""
     observer = Watching()
 
     async def use() -> None:
@@ -67,7 +68,8 @@ async def test_watch_is_cancelled_when_the_body_fails() -> None:
     assert observer.log[-1] == "ended"
 
 
-async def test_watch_that_swallows_its_cancellation_does_not_hold_the_manager() -> None:
+async def test_service_ignores_cancellation() -> None:
+    """A service that ignores its cancellation delays leaving by at most `cancel_timeout`."""
     observer = Watching(swallows=1000)
     began = anyio.current_time()
     async with Manager(observers=[observer], cancel_timeout=3):
@@ -76,7 +78,8 @@ async def test_watch_that_swallows_its_cancellation_does_not_hold_the_manager() 
     assert "ended" not in observer.log
 
 
-async def test_watch_may_return() -> None:
+async def test_service_returns() -> None:
+    """A service may return before the manager closes."""
     returned = anyio.Event()
 
     class Brief(Observer):
@@ -89,7 +92,8 @@ async def test_watch_may_return() -> None:
     assert manager.health().hook_errors == 0
 
 
-async def test_watch_starts_from_the_context_of_the_manager() -> None:
+async def test_context_variables() -> None:
+    """A service starts with its own copy of the manager's context."""
     seen: list[str] = []
 
     class Tasting(Observer):
@@ -104,8 +108,8 @@ async def test_watch_starts_from_the_context_of_the_manager() -> None:
     assert flavour.get() == "sugar"
 
 
-async def test_watch_can_submit_look_and_cancel(recorder: RecordingObserver) -> None:
-    """A service has the whole manager, and reports stalls by it."""
+async def test_service_uses_manager(recorder: RecordingObserver) -> None:
+    """A service can inspect, cancel and submit tasks, and report stalls."""
 
     class Impatient(Observer):
         async def watch(self, manager: Manager) -> None:
@@ -123,7 +127,9 @@ async def test_watch_can_submit_look_and_cancel(recorder: RecordingObserver) -> 
     assert recorder.names().count("succeeded") == 1
 
 
-async def test_watch_may_close_the_manager(recorder: RecordingObserver) -> None:
+async def test_service_closes_manager(recorder: RecordingObserver) -> None:
+    """A service can close the manager."""
+
     class Closing(Observer):
         async def watch(self, manager: Manager) -> None:
             await anyio.sleep(5)
@@ -135,8 +141,8 @@ async def test_watch_may_close_the_manager(recorder: RecordingObserver) -> None:
     assert recorder.names(handle.id) == ["added", "started", "cancelled"]
 
 
-async def test_no_service_without_watch() -> None:
-    """The base class's `watch` is not even called."""
+async def test_not_overridden() -> None:
+    """No service starts for an observer that does not override `watch()`."""
     called: list[object] = []
 
     class Plain(Observer):
@@ -155,7 +161,9 @@ async def test_no_service_without_watch() -> None:
 
 
 @pytest.mark.parametrize("hook", ["watch", "around_task"])
-async def test_wrong_kind_of_hook_is_refused(hook: str) -> None:
+async def test_wrong_kind_of_hook(hook: str) -> None:
+    """A plain `watch` and an `async def around_task` are refused."""
+
     async def asynchronous(self: Observer, event: object) -> None:
         pass
 
@@ -168,7 +176,8 @@ async def test_wrong_kind_of_hook_is_refused(hook: str) -> None:
         Manager(observers=[wrong])
 
 
-def test_watching_observer_of_a_task_is_refused() -> None:
+def test_observer_of_task() -> None:
+    """An observer with a `watch()` service is refused as an observer of a task."""
     with pytest.raises(InvalidTaskError, match=r"pass the Watching to Manager\(observers=…\)"):
         Task(fine, observers=(Watching(),))
 
@@ -186,7 +195,7 @@ FATAL: dict[str, Callable[[], BaseException]] = {
 
 
 class RaisingWatch(Observer):
-    """Raises `after` so many seconds, or when it is cancelled."""
+    """Raises after `after` seconds, or when it is cancelled."""
 
     def __init__(self, error: Callable[[], BaseException], after: float) -> None:
         self.error = error
@@ -208,10 +217,10 @@ class RaisingWatch(Observer):
         if (name, after) != ("CancelledError", 1000)  # that is how a cancelled service ends
     ],
 )
-async def test_raising_watch_harms_nothing(
+async def test_raising_service(
     after: float, error: Callable[[], BaseException], caplog: pytest.LogCaptureFixture
 ) -> None:
-    """The service ends there, and everything else goes on."""
+    """An exception ends the service and affects nothing else."""
     recorder = RecordingObserver()
     async with Manager(observers=[RaisingWatch(error, after), recorder]) as manager:
         await manager.run(nap, 10)
@@ -227,9 +236,10 @@ async def test_raising_watch_harms_nothing(
 
 @pytest.mark.parametrize("error", FATAL.values(), ids=FATAL)
 @pytest.mark.parametrize("after", [0, 5, 1000], ids=["at once", "later", "when cancelled"])
-async def test_interrupting_watch_ends_the_program_in_order(
+async def test_interrupting_service(
     after: float, error: Callable[[], BaseException], recorder: RecordingObserver
 ) -> None:
+    """A service's `KeyboardInterrupt` or `SystemExit` is raised when all tasks have ended."""
     manager = Manager(observers=[RaisingWatch(error, after), recorder])
 
     async def use() -> None:

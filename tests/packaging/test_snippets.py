@@ -1,4 +1,4 @@
-"""Every snippet of the README and of docs/ is run: as a program, an application, or tests."""
+"""The README's and the documentation's snippets: programs, applications and tests."""
 
 from __future__ import annotations
 
@@ -11,52 +11,80 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+# A block of text right after a snippet is its output.
+SNIPPET = re.compile(r"```python\n(.*?)```\n(?:\n```text\n(.*?)```)?", re.DOTALL)
 SNIPPETS = {
-    f"{page.stem} {number}": snippet
+    f"{page.relative_to(ROOT).with_suffix('').as_posix()} {number}": found.groups()
     for page in PAGES
-    for number, snippet in enumerate(
-        re.findall(r"```python\n(.*?)```", page.read_text("utf-8"), re.DOTALL), start=1
-    )
+    for number, found in enumerate(SNIPPET.finditer(page.read_text("utf-8")), start=1)
 }
 
 CALL_THE_APPLICATION = """
-from fastapi.testclient import TestClient
+from starlette.testclient import TestClient
 with TestClient(app) as client:
     print(client.post("/users/ada").raise_for_status().json())
 """
 
+# Windows has no SIGTERM that a process can handle.
+STOP_THE_WORKER = """
+import signal, threading, time
+def stop():
+    number = getattr(signal, "SIGBREAK", signal.SIGTERM)
+    while signal.getsignal(number) is signal.SIG_DFL:
+        time.sleep(0.01)
+    signal.raise_signal(number)
+threading.Thread(target=stop, daemon=True).start()
+"""
 
-def run(*arguments: object, cwd: Path) -> str:
-    done = subprocess.run(
+
+def run(*arguments: object, cwd: Path, stopped: bool = False) -> str:
+    process = subprocess.run(
         [sys.executable, *map(str, arguments)],
         cwd=cwd,
-        capture_output=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
         encoding="utf-8",
         timeout=60,
-        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+        env={
+            **os.environ,
+            "PYTHONPATH": os.pathsep.join(sys.path),
+            "PYTHONUNBUFFERED": "1",
+            "PYTHONUTF8": "1",
+        },
     )
-    assert done.returncode == 0, done.stdout + done.stderr
-    return done.stdout
+    assert (process.returncode != 0) is stopped, process.stdout
+    return process.stdout
 
 
-@pytest.mark.parametrize("snippet", SNIPPETS.values(), ids=SNIPPETS)
-def test_snippet(snippet: str, tmp_path: Path) -> None:
+def without_figures(text: str) -> str:
+    """Return the lines of an output without ids, times and other figures."""
+    return re.sub(r"[0-9a-f]{8,}|\d+", "0", text)
+
+
+@pytest.mark.parametrize(("snippet", "output"), SNIPPETS.values(), ids=SNIPPETS)
+def test_snippet(snippet: str, output: str | None, tmp_path: Path) -> None:
+    """A snippet runs without an error or a warning, and prints what the page says."""
     program = tmp_path / "test_snippet.py"
+    program.write_text(snippet, "utf-8")
     if "def test_" in snippet:
-        program.write_text(snippet, "utf-8")
-        assert "2 passed" in run(
-            "-m", "pytest", "-q", "-p", "no:cacheprovider", program, cwd=tmp_path
-        )
-    elif "FastAPI(" in snippet:
+        printed = run("-m", "pytest", "-q", "-p", "no:cacheprovider", program, cwd=tmp_path)
+        assert " passed" in printed
+    elif "\napp = " in snippet:
         program.write_text(snippet + CALL_THE_APPLICATION, "utf-8")
-        assert "task" in run(program, cwd=tmp_path)
+        assert "'task': " in run(program, cwd=tmp_path)
+    elif "jobs.work(" in snippet:
+        program.write_text(STOP_THE_WORKER + snippet, "utf-8")
+        assert "Traceback" not in run("-W", "error", program, cwd=tmp_path, stopped=True)
     else:
-        assert "anyio.run(main)" in snippet
-        program.write_text(snippet, "utf-8")
-        run("-W", "error", program, cwd=tmp_path)
+        assert "anyio.run(" in snippet
+        printed = run("-W", "error", program, cwd=tmp_path)
+        if output is not None:
+            assert without_figures(printed) == without_figures(output)
 
 
-def test_there_are_snippets_of_every_kind() -> None:
-    kinds = ("def test_", "FastAPI(", "anyio.run(main)")
-    assert all(any(kind in snippet for snippet in SNIPPETS.values()) for kind in kinds)
+def test_kinds_of_snippets() -> None:
+    """Snippets of every kind are found, and some with their output."""
+    kinds = ("def test_", "\napp = ", "anyio.run(")
+    assert all(any(kind in snippet for snippet, _ in SNIPPETS.values()) for kind in kinds)
+    assert any(output is not None for _, output in SNIPPETS.values())

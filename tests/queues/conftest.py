@@ -1,4 +1,4 @@
-"""What the tests of durable jobs share: a broker that several queues use, and one such queue."""
+"""Fixtures of the tests of durable jobs."""
 
 from __future__ import annotations
 
@@ -17,20 +17,20 @@ from background.queues import JobQueue
 async def broker(
     broker_kind: Kind, anyio_backend: object, tmp_path: Path
 ) -> AsyncIterator[FaultyBroker]:
-    """A broker that is open for as long as the test runs, whoever else opens and closes it."""
+    """A broker that stays open during the test, although queues open and close it."""
     async with broker_kind.opened(broker_kind.make(tmp_path)) as real:
         yield FaultyBroker(real)
 
 
 @pytest.fixture
 def renewing_often(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Have workers ask the broker soon, with a lease that no slow machine loses."""
+    """Make workers renew their leases often, so that they soon notice a cancellation."""
     monkeypatch.setattr("background.queues._worker.heartbeat._OFTEN", 0.1)
 
 
 @pytest.fixture
 async def jobs(broker: FaultyBroker, manager: Manager) -> AsyncIterator[JobQueue]:
-    """An open queue; after the test what it runs is cancelled."""
+    """An open queue, whose jobs are cancelled after the test."""
     async with JobQueue(broker) as jobs:
         yield jobs
         await manager.close(timeout=0)

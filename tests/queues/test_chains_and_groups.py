@@ -1,4 +1,4 @@
-"""Chains and groups, and every nesting of them."""
+"""Chains and groups of jobs, and their nesting."""
 
 from __future__ import annotations
 
@@ -32,36 +32,36 @@ from background.testing import RecordingObserver
 
 S = JobState
 C, G = "chain", "group"
-Note = Handler[Any, Any, Any]
+Echo = Handler[Any, Any, Any]
 
 
 @pytest.fixture
-def note(jobs: JobQueue) -> Note:
-    """A handler that tells its label and what it got from the step before."""
+def echo(jobs: JobQueue) -> Echo:
+    """A handler that returns its label and the previous step's result."""
 
-    @jobs.handler(name="note")
-    async def note(label: str) -> Any:
+    @jobs.handler(name="echo")
+    async def echo(label: str) -> Any:
         return [label, JobContext.current().previous]
 
-    return note
+    return echo
 
 
-def build(note: Note, shape: Any) -> Step[Any]:
+def build_step(echo: Echo, shape: Any) -> Step[Any]:
     if isinstance(shape, str):
-        return note.job(shape)
+        return echo.job(shape)
     kind, *steps = shape
-    return {C: chain, G: group}[kind](*[build(note, each) for each in steps])
+    return {C: chain, G: group}[kind](*[build_step(echo, part) for part in steps])
 
 
-def expected(shape: Any, previous: Any = None) -> Any:
-    """What a shape's result is, by what the documentation says."""
+def expected_result(shape: Any, previous: Any = None) -> Any:
+    """Return the result that the documentation promises for a shape."""
     if isinstance(shape, str):
         return [shape, previous]
     kind, *steps = shape
     if kind == G:
-        return [expected(each, previous) for each in steps]
-    for each in steps:
-        previous = expected(each, previous)
+        return [expected_result(part, previous) for part in steps]
+    for part in steps:
+        previous = expected_result(part, previous)
     return previous
 
 
@@ -86,59 +86,61 @@ SHAPES = [
 
 
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
-async def test_each_step_gets_the_result_of_the_one_before(
-    jobs: JobQueue, manager: Manager, note: Note, shape: Any
-) -> None:
+async def test_previous_results(jobs: JobQueue, manager: Manager, echo: Echo, shape: Any) -> None:
+    """Every step receives the result of the step before it, in any nesting."""
     await jobs.start(manager)
-    job = await jobs.enqueue(build(note, shape))
-    assert await job.result() == expected(shape)
+    job = await jobs.enqueue(build_step(echo, shape))
+    assert await job.result() == expected_result(shape)
     info = await job.info()
     assert info is not None
     assert (info.state, info.handler, info.error) == (S.SUCCEEDED, None, None)
-    assert info.result == expected(shape)
+    assert info.result == expected_result(shape)
 
 
-async def test_a_composite_is_taken_in_one_round_trip(
-    jobs: JobQueue, note: Note, broker: FaultyBroker
-) -> None:
-    job = await jobs.enqueue(chain(note.job("a"), group(note.job("b"), note.job("c"))), id="mine")
-    assert job.id == "mine"
+async def test_one_enqueue_call(jobs: JobQueue, echo: Echo, broker: FaultyBroker) -> None:
+    """A chain with all its steps is enqueued by one call to the broker."""
+    job = await jobs.enqueue(chain(echo.job("a"), group(echo.job("b"), echo.job("c"))), id="parent")
+    assert job.id == "parent"
     assert broker.asked["enqueue"] == 1
     states = {info.id: info.state async for info in jobs.list()}
     assert states == {
-        "mine.1": S.READY,
-        "mine.2": S.SCHEDULED,
-        "mine.3": S.SCHEDULED,
-        "mine": S.SCHEDULED,
+        "parent.1": S.READY,
+        "parent.2": S.SCHEDULED,
+        "parent.3": S.SCHEDULED,
+        "parent": S.SCHEDULED,
     }
-    with pytest.raises(TimeoutError, match="job mine was scheduled"):
+    with pytest.raises(TimeoutError, match="job parent was scheduled"):
         await job.result(timeout=0)
 
 
-async def test_steps_keep_their_options(jobs: JobQueue, note: Note) -> None:
-    step = note.options(queue="slow", meta={"m": 1}, delay=60).job("a")
-    await jobs.enqueue(group(step, note.job("b")), id="mine")
+async def test_step_options(jobs: JobQueue, echo: Echo) -> None:
+    """A step is enqueued with its own queue, meta and delay."""
+    step = echo.options(queue="slow", meta={"m": 1}, delay=60).job("a")
+    await jobs.enqueue(group(step, echo.job("b")), id="parent")
     infos = {info.id: info async for info in jobs.list()}
-    first, second = infos["mine.1"], infos["mine.2"]
+    first, second = infos["parent.1"], infos["parent.2"]
     assert (first.queue, first.meta, first.state) == ("slow", {"m": 1}, S.SCHEDULED)
     assert (second.queue, second.meta, second.state) == ("default", {}, S.READY)
 
 
-async def test_observers_hear_of_every_step(broker: FaultyBroker, anyio_backend: Any) -> None:
+async def test_enqueued_events(broker: FaultyBroker, anyio_backend: Any) -> None:
+    """Observers of a handler are notified of its steps, observers of the queue of all jobs."""
     of_queue, of_handler = RecordingObserver(), RecordingObserver()
     async with JobQueue(broker, observers=[of_queue]) as jobs:
 
         @jobs.handler(name="h", observers=[of_handler])
         async def handler() -> None: ...
 
-        await jobs.enqueue(chain(handler.job(), handler.options(meta={"m": 1}).job()), id="it")
-    told = [event for event in of_handler.events if isinstance(event, JobEnqueued)]
-    assert [(each.job.id, each.meta) for each in told] == [("it.1", {}), ("it.2", {"m": 1})]
-    told = [event for event in of_queue.events if isinstance(event, JobEnqueued)]
-    assert [each.job.id for each in told] == ["it.1", "it.2", "it"]
+        await jobs.enqueue(chain(handler.job(), handler.options(meta={"m": 1}).job()), id="c")
+    events = [event for event in of_handler.events if isinstance(event, JobEnqueued)]
+    assert [(event.job.id, event.meta) for event in events] == [("c.1", {}), ("c.2", {"m": 1})]
+    events = [event for event in of_queue.events if isinstance(event, JobEnqueued)]
+    assert [event.job.id for event in events] == ["c.1", "c.2", "c"]
 
 
-async def test_steps_have_their_attempts(jobs: JobQueue, manager: Manager, note: Note) -> None:
+async def test_step_retry(jobs: JobQueue, manager: Manager, echo: Echo) -> None:
+    """A failed step is retried before the next step runs."""
+
     @jobs.handler(name="shaky", retry=3)
     async def shaky() -> int:
         if (attempt := JobContext.current().attempt) == 1:
@@ -146,31 +148,32 @@ async def test_steps_have_their_attempts(jobs: JobQueue, manager: Manager, note:
         return attempt
 
     await jobs.start(manager)
-    assert await (await jobs.enqueue(chain(shaky.job(), note.job("a")))).result() == ["a", 2]
+    assert await (await jobs.enqueue(chain(shaky.job(), echo.job("a")))).result() == ["a", 2]
 
 
-class Odd(Exception):
-    """An error of a step."""
+class StepError(Exception):
+    """The error of a step."""
 
 
-def failing(jobs: JobQueue) -> Note:
+def declare_failing(jobs: JobQueue) -> Echo:
     @jobs.handler(name="fails")
     async def fails() -> None:
-        raise Odd("by itself")
+        raise StepError("by itself")
 
     return fails
 
 
-async def test_a_failed_step_ends_the_chain(
-    jobs: JobQueue, manager: Manager, note: Note, recorder: RecordingObserver
+async def test_failed_step(
+    jobs: JobQueue, manager: Manager, echo: Echo, recorder: RecordingObserver
 ) -> None:
-    fails = failing(jobs)
+    """A failed step makes the following steps and the chain dead, with the step's error."""
+    fails = declare_failing(jobs)
     await jobs.start(manager)
-    job = await jobs.enqueue(chain(note.job("a"), fails.job(), note.job("b"), note.job("c")))
+    job = await jobs.enqueue(chain(echo.job("a"), fails.job(), echo.job("b"), echo.job("c")))
     with pytest.raises(JobFailedError, match="by itself") as caught:
         await job.result()
-    assert (caught.value.id, caught.value.type) == (f"{job.id}.2", f"{__name__}.Odd")
-    assert "raise Odd" in caught.value.traceback
+    assert (caught.value.id, caught.value.type) == (f"{job.id}.2", f"{__name__}.StepError")
+    assert "raise StepError" in caught.value.traceback
     assert await job.wait() is S.DEAD
     info = await job.info()
     assert info is not None
@@ -183,13 +186,12 @@ async def test_a_failed_step_ends_the_chain(
     assert await jobs.handle(f"{job.id}.1").result() == ["a", None]
 
 
-async def test_a_failed_member_fails_the_group_and_the_others_go_on(
-    jobs: JobQueue, manager: Manager, note: Note
-) -> None:
-    fails = failing(jobs)
+async def test_failed_member(jobs: JobQueue, manager: Manager, echo: Echo) -> None:
+    """A failed member fails its group; the remaining members run to their ends."""
+    fails = declare_failing(jobs)
     await jobs.start(manager, concurrency=1)
     job = await jobs.enqueue(
-        chain(group(note.job("a"), fails.job(), chain(note.job("b"), note.job("c"))), note.job("d"))
+        chain(group(echo.job("a"), fails.job(), chain(echo.job("b"), echo.job("c"))), echo.job("d"))
     )
     with pytest.raises(JobFailedError, match="by itself"):
         await job.result()
@@ -197,10 +199,9 @@ async def test_a_failed_member_fails_the_group_and_the_others_go_on(
     assert await jobs.handle(f"{job.id}.5").wait() is S.DEAD
 
 
-async def test_a_cancelled_step_is_what_the_handle_tells_of(
-    jobs: JobQueue, manager: Manager, note: Note
-) -> None:
-    job = await jobs.enqueue(chain(note.job("a"), note.job("b"), note.job("c")))
+async def test_cancelled_step(jobs: JobQueue, manager: Manager, echo: Echo) -> None:
+    """The chain's error names the cancelled step."""
+    job = await jobs.enqueue(chain(echo.job("a"), echo.job("b"), echo.job("c")))
     assert await jobs.cancel(f"{job.id}.2")
     with pytest.raises(JobFailedError, match=f"job {job.id}.2, which it depends on, is cancelled"):
         await job.result()
@@ -208,19 +209,19 @@ async def test_a_cancelled_step_is_what_the_handle_tells_of(
     assert await jobs.handle(f"{job.id}.1").result() == ["a", None]
 
 
-async def test_an_expired_step_is_what_the_handle_tells_of(
-    jobs: JobQueue, manager: Manager, note: Note
-) -> None:
+async def test_expired_step(jobs: JobQueue, manager: Manager, echo: Echo) -> None:
+    """The chain's error names the expired step."""
     await jobs.start(manager)
-    first, second = note.options(delay=10).job("a"), note.options(expires=5).job("b")
+    first, second = echo.options(delay=10).job("a"), echo.options(expires=5).job("b")
     job = await jobs.enqueue(chain(first, second))
     with pytest.raises(JobFailedError, match=f"job {job.id}.2, which it depends on, is expired"):
         await job.result()
 
 
-async def test_a_composite_is_cancelled_as_a_whole(
-    jobs: JobQueue, manager: Manager, note: Note, recorder: RecordingObserver
+async def test_cancel_running_chain(
+    jobs: JobQueue, manager: Manager, echo: Echo, recorder: RecordingObserver
 ) -> None:
+    """Cancelling a chain cancels all of its steps that have not succeeded."""
     started = anyio.Event()
 
     @jobs.handler(name="waits")
@@ -230,7 +231,7 @@ async def test_a_composite_is_cancelled_as_a_whole(
 
     await jobs.start(manager)
     job = await jobs.enqueue(
-        chain(note.job("a"), group(waits.job(), note.job("b")), note.job("c"), note.job("d"))
+        chain(echo.job("a"), group(waits.job(), echo.job("b")), echo.job("c"), echo.job("d"))
     )
     await started.wait()
     await jobs.handle(f"{job.id}.3").wait()
@@ -250,10 +251,9 @@ async def test_a_composite_is_cancelled_as_a_whole(
     assert not await job.cancel()
 
 
-async def test_cancelling_a_composite_is_taken_up_again_where_the_broker_was_lost(
-    jobs: JobQueue, note: Note, broker: FaultyBroker
-) -> None:
-    job = await jobs.enqueue(chain(note.job("a"), note.job("b")))
+async def test_cancel_after_lost_answer(jobs: JobQueue, echo: Echo, broker: FaultyBroker) -> None:
+    """A second cancel() completes a cancellation that an outage has interrupted."""
+    job = await jobs.enqueue(chain(echo.job("a"), echo.job("b")))
     broker.lose("cancel")
     with pytest.raises(BrokerUnavailableError):
         await job.cancel()
@@ -263,51 +263,52 @@ async def test_cancelling_a_composite_is_taken_up_again_where_the_broker_was_los
     assert not await job.cancel()
 
 
-async def test_the_id_of_a_composite_is_taken(jobs: JobQueue, manager: Manager, note: Note) -> None:
+async def test_duplicate_id(jobs: JobQueue, manager: Manager, echo: Echo) -> None:
+    """The id of a chain is rejected as a duplicate until the chain is purged."""
     await jobs.start(manager)
-    job = await jobs.enqueue(chain(note.job("a")), id="mine")
+    job = await jobs.enqueue(chain(echo.job("a")), id="parent")
     for _ in range(2):
-        with pytest.raises(DuplicateJobError, match="'mine'"):
-            await jobs.enqueue(group(note.job("b")), id="mine")
+        with pytest.raises(DuplicateJobError, match="'parent'"):
+            await jobs.enqueue(group(echo.job("b")), id="parent")
         assert await job.result() == ["a", None]
     await jobs.purge(older_than=0)
-    assert await (await jobs.enqueue(group(note.job("b")), id="mine")).result() == [["b", None]]
+    assert await (await jobs.enqueue(group(echo.job("b")), id="parent")).result() == [["b", None]]
 
 
-async def test_a_composite_with_a_step_whose_id_is_taken_does_not_run(
-    jobs: JobQueue, note: Note
-) -> None:
-    await note.options(id="mine.2", delay=60).enqueue("foreign")
-    with pytest.raises(DuplicateJobError, match=r"'mine\.2'"):
-        await jobs.enqueue(chain(note.job("a"), note.job("b"), note.job("c")), id="mine")
+async def test_duplicate_step_id(jobs: JobQueue, echo: Echo) -> None:
+    """A chain is rejected and its steps are cancelled if the id of one step is taken."""
+    await echo.options(id="parent.2", delay=60).enqueue("other")
+    with pytest.raises(DuplicateJobError, match=r"'parent\.2'"):
+        await jobs.enqueue(chain(echo.job("a"), echo.job("b"), echo.job("c")), id="parent")
     states = {info.id: info.state async for info in jobs.list()}
-    assert states.pop("mine.2") is S.SCHEDULED
+    assert states.pop("parent.2") is S.SCHEDULED
     assert set(states.values()) <= {S.CANCELLED}
 
 
-async def test_a_composite_whose_answer_was_lost_is_one(
-    jobs: JobQueue, manager: Manager, note: Note, broker: FaultyBroker
+async def test_enqueue_after_lost_answers(
+    jobs: JobQueue, manager: Manager, echo: Echo, broker: FaultyBroker
 ) -> None:
+    """A chain is stored once, although the broker's answers are lost."""
     await jobs.start(manager)
     broker.lose("enqueue", 2)
-    job = await jobs.enqueue(chain(note.job("a"), note.job("b")), id="mine")
+    job = await jobs.enqueue(chain(echo.job("a"), echo.job("b")), id="parent")
     assert await job.result() == ["b", ["a", None]]
     assert await jobs.count() == 3
 
 
-async def test_a_composite_is_not_requeued(jobs: JobQueue, manager: Manager, note: Note) -> None:
-    """It would succeed at once, whatever its steps have come to."""
-    fails = failing(jobs)
+async def test_requeue_rejected(jobs: JobQueue, manager: Manager, echo: Echo) -> None:
+    """A dead chain can't be requeued, as it would succeed regardless of its steps."""
+    fails = declare_failing(jobs)
     await jobs.start(manager)
-    job = await jobs.enqueue(chain(fails.job(), note.job("b")))
+    job = await jobs.enqueue(chain(fails.job(), echo.job("b")))
     assert await job.wait() is S.DEAD
     with pytest.raises(QueueError, match=f"{job.id} is a chain or group"):
         await jobs.requeue(job.id)
     assert await job.wait() is S.DEAD
 
 
-async def test_results_pass_where_none_are_kept(manager: Manager, broker: FaultyBroker) -> None:
-    """Also where results have a store of their own."""
+async def test_results_not_stored(manager: Manager, broker: FaultyBroker) -> None:
+    """Steps receive results that are not stored, also if there is a separate store of results."""
     results = MemoryResults()
     async with JobQueue(broker, results=results) as jobs:
 
@@ -330,7 +331,8 @@ async def test_results_pass_where_none_are_kept(manager: Manager, broker: Faulty
         assert list(results.kept.values()) == [b"[2]"]
 
 
-async def test_the_result_outlives_the_steps(manager: Manager, broker: FaultyBroker) -> None:
+async def test_result_retention(manager: Manager, broker: FaultyBroker) -> None:
+    """The result of a group is retained longer than its steps."""
     async with JobQueue(broker, retention=100) as jobs:
 
         @jobs.handler(name="brief", retention=5)
@@ -346,31 +348,34 @@ async def test_the_result_outlives_the_steps(manager: Manager, broker: FaultyBro
         await manager.close(timeout=0)
 
 
-async def test_as_many_levels_as_there_may_be(jobs: JobQueue, manager: Manager, note: Note) -> None:
+async def test_nesting_limit(jobs: JobQueue, manager: Manager, echo: Echo) -> None:
+    """Chains and groups can be nested 50 levels deep, and no deeper."""
     await jobs.start(manager)
     shape: Any = "a"
     for level in range(50):
         shape = (G, shape) if level % 2 else (C, shape)
-    step = build(note, (shape[0], shape[1]))
-    assert await (await jobs.enqueue(step)).result() == expected(shape)
-    deep: Any = note.job("a")
+    step = build_step(echo, (shape[0], shape[1]))
+    assert await (await jobs.enqueue(step)).result() == expected_result(shape)
+    deep: Any = echo.job("a")
     for _ in range(50):
         deep = group(deep)
     job = await jobs.enqueue(deep)
-    assert await job.result() == expected(eval_groups(50))
+    assert await job.result() == expected_result(nested_groups(50))
     for make in (chain, group):
         with pytest.raises(ValueError, match="50 deep"):
             make(deep)
 
 
-def eval_groups(levels: int) -> Any:
+def nested_groups(levels: int) -> Any:
     shape: Any = "a"
     for _ in range(levels):
         shape = (G, shape)
     return shape
 
 
-async def test_a_thousand_members(jobs: JobQueue, manager: Manager) -> None:
+async def test_thousand_members(jobs: JobQueue, manager: Manager) -> None:
+    """A group of a thousand jobs runs, and results have the order of the members."""
+
     @jobs.handler(name="same")
     async def same(number: int) -> int:
         return number
@@ -388,25 +393,26 @@ async def test_a_thousand_members(jobs: JobQueue, manager: Manager) -> None:
     ]
 
 
-async def test_what_is_no_composite(jobs: JobQueue, note: Note) -> None:
+async def test_invalid_arguments(jobs: JobQueue, echo: Echo) -> None:
+    """Missing steps, wrong steps, wrong ids and further options are rejected."""
     for make in (chain, group):
         with pytest.raises(ValueError, match=rf"{make.__name__}\(\) needs at least one"):
             make()
-        for wrong in (note, "a", None, [note.job("a")]):
+        for wrong in (echo, "a", None, [echo.job("a")]):
             with pytest.raises(TypeError, match=rf"a step of {make.__name__}\(\)"):
                 make(wrong)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="id of a chain or group can have 120"):
-        await jobs.enqueue(chain(note.job("a")), id="a" * 121)
+        await jobs.enqueue(chain(echo.job("a")), id="a" * 121)
     with pytest.raises(ValueError, match="id must"):
-        await jobs.enqueue(chain(note.job("a")), id="a b")
+        await jobs.enqueue(chain(echo.job("a")), id="a b")
     with pytest.raises(ValueError, match="only id"):
-        await jobs.enqueue(chain(note.job("a")), meta={})  # type: ignore[call-overload]
+        await jobs.enqueue(chain(echo.job("a")), meta={})  # type: ignore[call-overload]
     assert await jobs.count() == 0
-    assert (await jobs.enqueue(chain(note.job("a")), id="a" * 120)).id == "a" * 120
+    assert (await jobs.enqueue(chain(echo.job("a")), id="a" * 120)).id == "a" * 120
 
 
 class LosingBroker(MemoryBroker):
-    """Loses the next request to enqueue, once `gate` is set."""
+    """Loses the next request to enqueue when `gate` is set."""
 
     gate: anyio.Event | None = None
 
@@ -418,7 +424,8 @@ class LosingBroker(MemoryBroker):
         return await super().enqueue(messages)
 
 
-async def test_a_lost_composite_does_not_cancel_the_same_of_somebody_else(manager: Manager) -> None:
+async def test_lost_request_keeps_duplicate(manager: Manager) -> None:
+    """A rejected chain whose first request was lost doesn't cancel the chain that has its id."""
     broker = LosingBroker()
     jobs = JobQueue(broker)
 
@@ -426,14 +433,14 @@ async def test_a_lost_composite_does_not_cancel_the_same_of_somebody_else(manage
     async def same(number: int) -> int:
         return number
 
-    async def late() -> None:
+    async def enqueue_duplicate() -> None:
         with pytest.raises(DuplicateJobError):
             await jobs.enqueue(chain(same.job(1), same.job(2)), id="c")
 
     async with jobs:
         broker.gate = gate = anyio.Event()
         async with anyio.create_task_group() as tasks:
-            tasks.start_soon(late)
+            tasks.start_soon(enqueue_duplicate)
             await anyio.wait_all_tasks_blocked()
             job = await jobs.enqueue(chain(same.job(1), same.job(2)), id="c")
             gate.set()

@@ -1,4 +1,4 @@
-"""Settlements that a worker's service sends, whenever that ends."""
+"""Settlements that a worker's completer sends."""
 
 from __future__ import annotations
 
@@ -12,63 +12,64 @@ from background.queues import JobState
 from background.queues._worker.completer import Completer
 
 
-class Holder:
+class AttemptStub:
     number = 1
     gives_up = False
 
 
-async def test_what_came_just_before_the_end_is_settled(broker: FaultyBroker) -> None:
-    """Though the service is cancelled before it has heard of it."""
+async def test_settle_before_cancellation(broker: FaultyBroker) -> None:
+    """A settlement is sent if the completer is cancelled right after it was added."""
     await broker.enqueue([message()])
     claim = await claim_one(broker)
-    settler = Completer(broker, type(anyio.Event()))
+    completer = Completer(broker, type(anyio.Event()))
     async with anyio.create_task_group() as group:
-        group.start_soon(settler.run)
+        group.start_soon(completer.run)
         await anyio.wait_all_tasks_blocked()
-        settler.settle_soon(Holder(), settlement(claim, JobState.SUCCEEDED))  # type: ignore[arg-type]
+        completer.settle_soon(AttemptStub(), settlement(claim, JobState.SUCCEEDED))  # type: ignore[arg-type]
         group.cancel_scope.cancel()
     assert await state_of(broker) is JobState.SUCCEEDED
 
 
 @pytest.mark.parametrize("state", [JobState.SUCCEEDED, JobState.DEAD, JobState.CANCELLED])
-async def test_what_is_ready_again_has_not_ended(broker: FaultyBroker, state: JobState) -> None:
-    """Its lease was over before the settlement came through, at the second try."""
+async def test_settle_after_lease_expiry(broker: FaultyBroker, state: JobState) -> None:
+    """A repeated settlement is rejected if the lease has expired before the second call."""
     await broker.enqueue([message()])
     claim = await claim_one(broker)
     await elapse(broker.real, 60)
     assert (await broker.maintain()).reclaimed == 1
     broker.fail("settle")
-    settler = Completer(broker, type(anyio.Event()))
+    completer = Completer(broker, type(anyio.Event()))
     async with anyio.create_task_group() as group:
-        group.start_soon(settler.run)
-        assert await settler.settle(Holder(), settlement(claim, state)) is False  # type: ignore[arg-type]
+        group.start_soon(completer.run)
+        assert await completer.settle(AttemptStub(), settlement(claim, state)) is False  # type: ignore[arg-type]
         group.cancel_scope.cancel()
     assert await state_of(broker) is JobState.READY
 
 
 @pytest.mark.parametrize("accepted", [True, False])
-async def test_the_next_attempt_tells_what_became_of_a_settlement(
-    broker: FaultyBroker, accepted: bool
-) -> None:
-    """It follows a failure, or the end of a lease, if nothing is known but that it has begun."""
+async def test_settle_with_next_attempt_running(broker: FaultyBroker, accepted: bool) -> None:
+    """The next attempt's stored error shows whether an unanswered settlement was accepted.
+
+    The next attempt follows either the settled failure or the expiry of the lease.
+    """
     await broker.enqueue([message()])
     claim = await claim_one(broker)
     (broker.lose if accepted else broker.fail)("settle")
-    settler = Completer(broker, type(anyio.Event()))
-    answers: list[bool | None] = []
+    completer = Completer(broker, type(anyio.Event()))
+    results: list[bool | None] = []
 
     async def settle() -> None:
         failed = settlement(claim, JobState.SCHEDULED, error={"type": "E"})
-        answers.append(await settler.settle(Holder(), failed))  # type: ignore[arg-type]
+        results.append(await completer.settle(AttemptStub(), failed))  # type: ignore[arg-type]
         group.cancel_scope.cancel()
 
     async with anyio.create_task_group() as group:
-        group.start_soon(settler.run)
+        group.start_soon(completer.run)
         group.start_soon(settle)
         await broker.called("settle")
-        go_on = broker.hold("settle")
+        resume = broker.hold("settle")
         if not accepted:
             await elapse(broker.real, LEASE + 1)
         assert (await claim_one(broker)).attempt == 2
-        go_on.set()
-    assert answers == [accepted]
+        resume.set()
+    assert results == [accepted]

@@ -1,4 +1,4 @@
-"""What the function of a job can ask about its job."""
+"""The context of a running job."""
 
 from __future__ import annotations
 
@@ -27,45 +27,59 @@ from background.testing import RecordingObserver
 S = JobState
 
 
-async def test_what_a_job_knows_of_itself(jobs: JobQueue, manager: Manager) -> None:
+async def test_attributes(jobs: JobQueue, manager: Manager) -> None:
+    """The context has the id, queue, attempt, previous result, meta and enqueue time of the job."""
     seen: list[Any] = []
     times: list[float] = []
 
-    @jobs.handler(name="look", queue="q")
-    async def look() -> None:
-        it = JobContext.current()
-        seen.extend([it.id, it.queue, it.attempt, it.previous, dict(it.meta), repr(it)])
-        times.append(it.enqueued_at)
+    @jobs.handler(name="inspect", queue="q")
+    async def inspect() -> None:
+        current = JobContext.current()
+        seen.extend(
+            [
+                current.id,
+                current.queue,
+                current.attempt,
+                current.previous,
+                dict(current.meta),
+                repr(current),
+            ]
+        )
+        times.append(current.enqueued_at)
         with pytest.raises(TypeError):
-            it.meta["k"] = 2  # type: ignore[index]
+            current.meta["k"] = 2  # type: ignore[index]
 
     await jobs.start(manager)
-    job = await look.options(meta={"k": 1}).enqueue()
+    job = await inspect.options(meta={"k": 1}).enqueue()
     await job.result()
     info = await job.info()
     assert info is not None
     assert times == [info.enqueued_at]
     assert seen == [job.id, "q", 1, None, {"k": 1}, f"<JobContext {job.id} attempt 1>"]
-    await (await look.enqueue()).result()
+    await (await inspect.enqueue()).result()
     assert seen[-2] == {}
 
 
-async def test_there_is_no_job_outside_of_jobs(manager: Manager, anyio_backend: Any) -> None:
-    async def ask() -> None:
+async def test_outside_of_jobs(manager: Manager, anyio_backend: Any) -> None:
+    """current() raises an error outside of jobs, also in a manager's tasks."""
+
+    async def get_context() -> None:
         JobContext.current()
 
     with pytest.raises(QueueError, match="no job is running here"):
-        await ask()
+        await get_context()
     with pytest.raises(QueueError, match="no job is running here"):
-        await manager.run(ask)
+        await manager.run(get_context)
 
 
-async def test_a_job_in_a_thread(jobs: JobQueue, manager: Manager) -> None:
+async def test_threads(jobs: JobQueue, manager: Manager) -> None:
+    """The context is available in sync handlers and in threads that a handler starts."""
+
     @jobs.handler(name="sync")
     def sync() -> list[Any]:
-        it = JobContext.current()
-        anyio.from_thread.run(it.save, {"half": True})
-        return [it.id, it.attempt, it.previous]
+        current = JobContext.current()
+        anyio.from_thread.run(current.save, {"half": True})
+        return [current.id, current.attempt, current.previous]
 
     @jobs.handler(name="helped")
     async def helped() -> str:
@@ -76,36 +90,37 @@ async def test_a_job_in_a_thread(jobs: JobQueue, manager: Manager) -> None:
         return "first"
 
     await jobs.start(manager)
-    job = await jobs.enqueue(chain(first.job(), sync.job()), id="it")
-    assert await job.result() == ["it.2", 1, "first"]
-    other = await helped.enqueue()
-    assert await other.result() == other.id
+    job = await jobs.enqueue(chain(first.job(), sync.job()), id="parent")
+    assert await job.result() == ["parent.2", 1, "first"]
+    helped_job = await helped.enqueue()
+    assert await helped_job.result() == helped_job.id
 
 
-async def test_tasks_that_a_job_submits_are_not_the_job(jobs: JobQueue, manager: Manager) -> None:
-    async def ask() -> str:
+async def test_submitted_task(jobs: JobQueue, manager: Manager) -> None:
+    """A task that a job submits to the manager has no job context."""
+
+    async def get_context() -> str:
         with pytest.raises(QueueError):
             JobContext.current()
         return "none"
 
     @jobs.handler(name="submits")
     async def submits() -> str:
-        return await manager.run(ask)
+        return await manager.run(get_context)
 
     await jobs.start(manager)
     assert await (await submits.enqueue()).result() == "none"
 
 
-async def test_what_a_job_saves_is_seen_by_others(
-    jobs: JobQueue, manager: Manager, broker: FaultyBroker
-) -> None:
+async def test_save(jobs: JobQueue, manager: Manager, broker: FaultyBroker) -> None:
+    """Other queues see the last value that a running or dead job has saved."""
     saved, go_on = anyio.Event(), anyio.Event()
 
     @jobs.handler(name="saves")
     async def saves(fails: bool) -> str:
-        it = JobContext.current()
-        await it.save([1])
-        await it.save({"done": 2})
+        current = JobContext.current()
+        await current.save([1])
+        await current.save({"done": 2})
         saved.set()
         await go_on.wait()
         if fails:
@@ -115,52 +130,53 @@ async def test_what_a_job_saves_is_seen_by_others(
     await jobs.start(manager)
     job = await saves.enqueue(False)
     await saved.wait()
-    async with JobQueue(broker) as front:
-        info = await front.get(job.id)
+    async with JobQueue(broker) as client:
+        info = await client.get(job.id)
         assert info is not None
         assert (info.state, info.result) == (S.RUNNING, {"done": 2})
         go_on.set()
         assert await job.result() == "result"
         failed = await saves.enqueue(True)
         assert await failed.wait() is S.DEAD
-        info = await front.get(failed.id)
+        info = await client.get(failed.id)
         assert info is not None
         assert info.result == {"done": 2}
 
 
-async def test_what_cannot_be_saved(manager: Manager, broker: FaultyBroker) -> None:
+async def test_save_errors(manager: Manager, broker: FaultyBroker) -> None:
+    """save() raises errors for invalid values, for values above max_payload and for outages."""
     async with JobQueue(broker, max_payload=100) as jobs:
 
         @jobs.handler(name="saves")
         async def saves() -> str:
-            it = JobContext.current()
+            current = JobContext.current()
             with pytest.raises(InvalidPayloadError, match="a value of job"):
-                await it.save(object())
+                await current.save(object())
             with pytest.raises(PayloadTooLargeError):
-                await it.save("x" * 101)
+                await current.save("x" * 101)
             broker.fail("save")
             with pytest.raises(BrokerUnavailableError):
-                await it.save(1)
-            return "fine"
+                await current.save(1)
+            return "saved"
 
         await jobs.start(manager)
-        assert await (await saves.enqueue()).result() == "fine"
+        assert await (await saves.enqueue()).result() == "saved"
 
 
-async def test_a_job_whose_lease_is_lost_saves_nothing(
+async def test_save_after_lost_lease(
     jobs: JobQueue, manager: Manager, broker: FaultyBroker, recorder: RecordingObserver
 ) -> None:
-    """And is cancelled, as another may have it."""
+    """A job whose lease is lost can't save a value, and is cancelled."""
     errors: list[Exception] = []
 
     @jobs.handler(name="saves")
     async def saves() -> None:
-        it = JobContext.current()
+        current = JobContext.current()
         (claim,) = broker.claims
-        stolen = Settlement(id=it.id, token=claim.token, state=S.SUCCEEDED, result=b"7")
-        assert await broker.real.settle([stolen]) == [True]
+        foreign = Settlement(id=current.id, token=claim.token, state=S.SUCCEEDED, result=b"7")
+        assert await broker.real.settle([foreign]) == [True]
         try:
-            await it.save(1)
+            await current.save(1)
         except QueueError as error:
             errors.append(error)
         await anyio.sleep_forever()
@@ -176,29 +192,32 @@ async def test_a_job_whose_lease_is_lost_saves_nothing(
 
 
 @pytest.mark.parametrize("where", ["broker", "store"])
-@pytest.mark.parametrize("ends", ["returns", "is handed back"])
-async def test_what_outlives_a_job_saves_nothing(
+@pytest.mark.parametrize("ends", ["returns", "is released"])
+async def test_save_after_attempt(
     ends: str, where: str, manager: Manager, broker: FaultyBroker
 ) -> None:
-    """Its result is not replaced, nor what the next attempt saves, which has the same number."""
+    """A context can't save a value after its attempt has ended.
+
+    That value would replace the result, or a value of the next attempt with the same number.
+    """
     contexts: list[JobContext] = []
     results = MemoryResults() if where == "store" else None
-    going = anyio.Event()
+    started = anyio.Event()
 
     async with JobQueue(broker, results=results) as jobs:
 
         @jobs.handler(name="saves")
         async def saves() -> str:
             contexts.append(JobContext.current())
-            if ends == "is handed back" and len(contexts) == 1:
-                going.set()
+            if ends == "is released" and len(contexts) == 1:
+                started.set()
                 await anyio.sleep_forever()
             return "the end"
 
         worker = await jobs.start(manager)
         job = await saves.enqueue()
-        if ends == "is handed back":
-            await going.wait()
+        if ends == "is released":
+            await started.wait()
             await worker.close(timeout=0)
             await jobs.start(manager)
         assert await job.result() == "the end"
@@ -208,18 +227,18 @@ async def test_what_outlives_a_job_saves_nothing(
         await manager.close(timeout=0)
 
 
-async def test_the_trace_context_travels_with_the_job(jobs: JobQueue, manager: Manager) -> None:
-    """And that of the worker's surroundings does not come in its place."""
+async def test_trace_context(jobs: JobQueue, manager: Manager) -> None:
+    """A job runs in the trace context in which it was enqueued, not in its worker's."""
 
-    @jobs.handler(name="look")
-    async def look() -> Any:
-        return baggage.get_baggage("who")
+    @jobs.handler(name="baggage")
+    async def read_baggage() -> Any:
+        return baggage.get_baggage("user")
 
-    here = context.attach(baggage.set_baggage("who", "worker"))
+    token = context.attach(baggage.set_baggage("user", "worker"))
     await jobs.start(manager)
-    context.detach(here)
-    assert await (await look.enqueue()).result() is None
-    here = context.attach(baggage.set_baggage("who", "me"))
-    job = await look.enqueue()
-    context.detach(here)
-    assert await job.result() == "me"
+    context.detach(token)
+    assert await (await read_baggage.enqueue()).result() is None
+    token = context.attach(baggage.set_baggage("user", "client"))
+    job = await read_baggage.enqueue()
+    context.detach(token)
+    assert await job.result() == "client"

@@ -1,4 +1,4 @@
-"""The settlement of an attempt."""
+"""Decisions about the settlements and final outcomes of attempts."""
 
 from __future__ import annotations
 
@@ -48,12 +48,17 @@ def cancelled(reason: str | None) -> Outcome:
 def test_decide(
     outcome: Outcome, job_cancelled: bool, state: JobState, delay: float, error: str | None
 ) -> None:
-    """Each outcome has one settlement."""
+    """An attempt's outcome determines the state, delay and error of its settlement."""
     result = b"5" if outcome is SUCCEEDED else None
-    made = decide(CLAIM, outcome, job_cancelled=job_cancelled, result=result, since=3.0)
-    assert (made.id, made.token, made.state, made.delay) == ("one", "token", state, delay)
-    assert made.result == result
-    described: Any = made.error
+    settlement = decide(CLAIM, outcome, job_cancelled=job_cancelled, result=result, since=3.0)
+    assert (settlement.id, settlement.token, settlement.state, settlement.delay) == (
+        "one",
+        "token",
+        state,
+        delay,
+    )
+    assert settlement.result == result
+    described: Any = settlement.error
     assert (described and described["type"]) == error
     assert described is None or described["since"] == 3.0
 
@@ -77,7 +82,7 @@ def test_conclude(
     reason: str | None,
     is_dead: bool,
 ) -> None:
-    """An outcome stands if the broker accepted its settlement."""
+    """An attempt counts as cancelled if the broker has not accepted its settlement."""
     final = conclude(outcome, decide(CLAIM, outcome), accepted)
     assert (final.status, final.cancel_reason, final.is_dead) == (status, reason, is_dead)
     assert final.duration == outcome.duration

@@ -10,7 +10,7 @@ import pytest
 from background import BackgroundError
 from background.queues import JobCancelledError, JobExpiredError, JobFailedError, QueueError
 
-TEXTS = {
+MESSAGES = {
     JobFailedError("7", "ValueError", "broken", "Traceback…"): "job 7 failed: ValueError: broken",
     JobFailedError("7", "KeyboardInterrupt", ""): "job 7 failed: KeyboardInterrupt",
     JobCancelledError("7"): "job 7 was cancelled",
@@ -18,10 +18,11 @@ TEXTS = {
 }
 
 
-@pytest.mark.parametrize(("error", "text"), TEXTS.items(), ids=str)
-def test_errors_that_tell_of_a_job(error: QueueError, text: str) -> None:
-    assert str(error) == text
+@pytest.mark.parametrize(("error", "message"), MESSAGES.items(), ids=str)
+def test_job_errors(error: QueueError, message: str) -> None:
+    """Errors of jobs keep their message and attributes when they are copied or pickled."""
+    assert str(error) == message
     assert isinstance(error, BackgroundError)
-    for again in (copy.copy(error), pickle.loads(pickle.dumps(error))):
-        assert str(again) == text
-        assert vars(again) == vars(error)
+    for copied in (copy.copy(error), pickle.loads(pickle.dumps(error))):
+        assert str(copied) == message
+        assert vars(copied) == vars(error)

@@ -1,4 +1,4 @@
-"""Jobs as those see them who enqueue them: from arguments to results."""
+"""Jobs from their arguments to their results."""
 
 from __future__ import annotations
 
@@ -45,14 +45,21 @@ async def add(a: int, b: int = 1) -> int:
 
 
 def message(id: str, body: bytes, **options: Any) -> Message:
-    given = {"handler": "add", "queue": "default", "retention": 60, "dead_retention": 60, **options}
-    return Message(id=id, body=body, **given)
+    fields = {
+        "handler": "add",
+        "queue": "default",
+        "retention": 60,
+        "dead_retention": 60,
+        **options,
+    }
+    return Message(id=id, body=body, **fields)
 
 
 # Enqueueing
 
 
-async def test_a_job_runs_and_its_result_is_awaited(jobs: JobQueue, manager: Manager) -> None:
+async def test_enqueue_and_result(jobs: JobQueue, manager: Manager) -> None:
+    """A job is enqueued and run, and its handle returns the result."""
     handler = jobs.handler()(add)
     assert handler.name == f"{__name__}.add"
     assert await handler(1, b=3) == 4
@@ -65,9 +72,8 @@ async def test_a_job_runs_and_its_result_is_awaited(jobs: JobQueue, manager: Man
     assert repr(worker).startswith("<Worker of Ordered('default'), ")
 
 
-async def test_arguments_are_checked_when_a_job_is_enqueued(
-    jobs: JobQueue, broker: FaultyBroker
-) -> None:
+async def test_invalid_arguments(jobs: JobQueue, broker: FaultyBroker) -> None:
+    """Invalid arguments are rejected without a call to the broker."""
     handler = jobs.handler()(add)
     with pytest.raises(TypeError, match="missing"):
         await handler.enqueue()  # type: ignore[call-arg]
@@ -89,16 +95,15 @@ async def test_arguments_are_checked_when_a_job_is_enqueued(
     assert broker.asked["enqueue"] == 0
 
 
-async def test_many_jobs_take_one_round_trip(
-    jobs: JobQueue, manager: Manager, broker: FaultyBroker
-) -> None:
+async def test_enqueue_many(jobs: JobQueue, manager: Manager, broker: FaultyBroker) -> None:
+    """enqueue_many() enqueues all jobs with one call to the broker."""
     handler = jobs.handler()(add)
-    made = await handler.enqueue_many([(1,), {"a": 2, "b": 3}, [4, 5]])
+    handles = await handler.enqueue_many([(1,), {"a": 2, "b": 3}, [4, 5]])
     assert broker.asked["enqueue"] == 1
     await jobs.start(manager)
-    assert [await each.result() for each in made] == [2, 5, 9]
-    later = await handler.options(queue="other", meta={"x": 1}).enqueue_many([(1,), (2,)])
-    assert len({each.id for each in later}) == await jobs.count(queue="other") == 2
+    assert [await job.result() for job in handles] == [2, 5, 9]
+    handles = await handler.options(queue="other", meta={"x": 1}).enqueue_many([(1,), (2,)])
+    assert len({job.id for job in handles}) == await jobs.count(queue="other") == 2
     assert await handler.enqueue_many([]) == []
 
 
@@ -110,33 +115,36 @@ async def test_many_jobs_take_one_round_trip(
         {"at": 4e9, "expires": 5e9, "timeout": 2, "retry": 3, "meta": {"x": 1}},
     ],
 )
-async def test_one_of_many_is_enqueued_as_it_would_be_alone(
-    jobs: JobQueue, broker: FaultyBroker, options: Any
-) -> None:
-    sending = jobs.handler(expires=50, retention=7)(add).options(**options)
-    alone = [await sending.enqueue(1, 2), await sending.enqueue(a=1, b=2)]
-    many = await sending.enqueue_many([(1, 2), {"a": 1, "b": 2}])
-    for one, other in zip(alone, many, strict=True):
-        stored = [await broker.get(each.id) for each in (one, other)]
-        first, second = (replace(each.message, id="") for each in stored if each is not None)
+async def test_enqueue_many_messages(jobs: JobQueue, broker: FaultyBroker, options: Any) -> None:
+    """enqueue_many() stores the same messages as enqueue(), except for the ids."""
+    handler = jobs.handler(expires=50, retention=7)(add).options(**options)
+    single = [await handler.enqueue(1, 2), await handler.enqueue(a=1, b=2)]
+    batch = await handler.enqueue_many([(1, 2), {"a": 1, "b": 2}])
+    for single_job, batch_job in zip(single, batch, strict=True):
+        stored = [await broker.get(job.id) for job in (single_job, batch_job)]
+        first, second = (replace(job.message, id="") for job in stored if job is not None)
         assert first == second
-        assert one.id != other.id
+        assert single_job.id != batch_job.id
 
 
 @pytest.mark.parametrize("bad", [(), "text", 5, {"c": 1}, ("one",)])
-async def test_one_call_that_is_refused_enqueues_none(jobs: JobQueue, bad: Any) -> None:
+async def test_enqueue_many_with_invalid_call(jobs: JobQueue, bad: Any) -> None:
+    """enqueue_many() enqueues no job if the arguments of one job are invalid."""
     handler = jobs.handler()(add)
     with pytest.raises((TypeError, InvalidPayloadError)):
         await handler.enqueue_many([(1,), bad])
     assert await jobs.count() == 0
 
 
-async def test_many_jobs_cannot_have_one_id(jobs: JobQueue) -> None:
+async def test_enqueue_many_with_id(jobs: JobQueue) -> None:
+    """enqueue_many() rejects the option `id`."""
     with pytest.raises(ValueError, match="id can't"):
         await jobs.handler()(add).options(id="one").enqueue_many([(1,)])
 
 
-async def test_sync_handlers_run_in_threads(jobs: JobQueue, manager: Manager) -> None:
+async def test_sync_handler(jobs: JobQueue, manager: Manager) -> None:
+    """A job of a sync handler runs and has the returned result."""
+
     @jobs.handler(name="double")
     def double(number: int) -> int:
         return 2 * number
@@ -145,20 +153,21 @@ async def test_sync_handlers_run_in_threads(jobs: JobQueue, manager: Manager) ->
     assert await (await double.enqueue(4)).result() == 8
 
 
-async def test_options_of_a_job(jobs: JobQueue, manager: Manager) -> None:
+async def test_job_options(jobs: JobQueue, manager: Manager) -> None:
+    """A job's options override those of its handler."""
     handler = jobs.handler(queue="q", expires=500, timeout=100, retry=3)(add)
-    options = handler.options(id="mine", queue="r", meta={"by": "me"}, expires=50, timeout=9)
+    options = handler.options(id="custom", queue="r", meta={"by": "user"}, expires=50, timeout=9)
     job = await options.enqueue(1)
     info = await job.info()
     assert info is not None
-    assert (info.id, info.handler, info.queue, info.state) == ("mine", handler.name, "r", S.READY)
-    assert (info.args, info.kwargs, info.meta) == ([1], {}, {"by": "me"})
+    assert (info.id, info.handler, info.queue, info.state) == ("custom", handler.name, "r", S.READY)
+    assert (info.args, info.kwargs, info.meta) == ([1], {}, {"by": "user"})
     assert (info.attempt, info.started_at, info.finished_at) == (0, None, None)
     assert info.error is info.result is None
     assert b"[1]" in info.payload
 
 
-class Name(str, Enum):  # noqa: UP042 - which prints as Name.ID, unlike a StrEnum
+class Name(str, Enum):  # noqa: UP042 - prints as Name.ID, unlike a StrEnum
     HANDLER = "h"
     HERE = "here"
     THERE = "there"
@@ -168,18 +177,18 @@ class Name(str, Enum):  # noqa: UP042 - which prints as Name.ID, unlike a StrEnu
 @pytest.mark.parametrize(
     "queues", [Ordered(Name.HERE, Name.THERE), Weighted({Name.HERE: 1, Name.THERE: 1})]
 )
-async def test_names_may_be_of_an_enumeration(
+async def test_enum_names(
     queues: Ordered | Weighted, jobs: JobQueue, manager: Manager, broker: FaultyBroker
 ) -> None:
-    """Whoever uses the plain names finds the same handlers, queues and jobs."""
+    """Members of a string enumeration are the same names as their plain values."""
     handler = jobs.handler(name=Name.HANDLER, queue=Name.HERE)(add)
     first = await handler.enqueue(1)
     second = await handler.options(id=Name.ID, queue=Name.THERE).enqueue(2)
     third = await jobs.enqueue(Name.HANDLER, [3])
     found = [await broker.get(id) for id in (first.id, "the-id", third.id)]
-    told = [(each.message.handler, each.message.queue) for each in found if each is not None]
-    assert told == [("h", "here"), ("h", "there"), ("h", "here")]
-    assert {type(name) for each in told for name in each} == {str}
+    names = [(job.message.handler, job.message.queue) for job in found if job is not None]
+    assert names == [("h", "here"), ("h", "there"), ("h", "here")]
+    assert {type(name) for pair in names for name in pair} == {str}
     await jobs.start(manager, queues)
     assert [await job.result() for job in (first, second, third)] == [2, 3, 4]
     assert await jobs.count(queue=Name.HERE) == await jobs.count(queue="here") == 2
@@ -188,27 +197,26 @@ async def test_names_may_be_of_an_enumeration(
         await jobs.count(queue="two words")
 
 
-async def test_delayed_and_expiring_jobs(
-    jobs: JobQueue, manager: Manager, broker: FaultyBroker
-) -> None:
+async def test_delay_and_expiry(jobs: JobQueue, manager: Manager, broker: FaultyBroker) -> None:
+    """A job starts after its delay, and expires if it isn't started in time."""
     times: list[float] = []
     began = anyio.current_time()
 
-    @jobs.handler(name="note", expires=30)
-    async def note() -> None:
+    @jobs.handler(name="record", expires=30)
+    async def record() -> None:
         times.append(round(anyio.current_time() - began))
 
     wall = clock.wall()
-    await note.options(delay=10).enqueue()
-    await note.options(at=wall + 20).enqueue()
+    await record.options(delay=10).enqueue()
+    await record.options(at=wall + 20).enqueue()
     at = datetime.fromtimestamp(wall, UTC) + timedelta(seconds=40)
     for options in ({"at": at}, {"delay": 30}, {"delay": 5, "expires": 5}):
         with pytest.raises(ValueError, match=r"^expires must be more than the delay: "):
-            await note.options(**options).enqueue()  # type: ignore[arg-type]
+            await record.options(**options).enqueue()  # type: ignore[arg-type]
         with pytest.raises(ValueError, match=r"^expires must be more than the delay: "):
-            await note.options(**options).enqueue_many([()])  # type: ignore[arg-type]
-    expiring = await note.options(delay=25, queue="nobody").enqueue()
-    late = await note.options(at=at, expires=100).enqueue()
+            await record.options(**options).enqueue_many([()])  # type: ignore[arg-type]
+    expiring = await record.options(delay=25, queue="unused").enqueue()
+    late = await record.options(at=at, expires=100).enqueue()
     assert await jobs.count(state=S.SCHEDULED) == 4
     await jobs.start(manager)
     with pytest.raises(JobExpiredError, match=f"job {expiring.id} expired") as caught:
@@ -219,9 +227,8 @@ async def test_delayed_and_expiring_jobs(
     assert times == [10, 20, 40]
 
 
-async def test_an_id_is_taken_for_as_long_as_its_job_is_known(
-    jobs: JobQueue, manager: Manager
-) -> None:
+async def test_duplicate_id(jobs: JobQueue, manager: Manager) -> None:
+    """An id is rejected as a duplicate for as long as its job is stored."""
     handler = jobs.handler()(add)
     await jobs.start(manager)
     job = await handler.options(id="one").enqueue(1)
@@ -237,23 +244,23 @@ async def test_an_id_is_taken_for_as_long_as_its_job_is_known(
     await handler.options(id="one").enqueue(1)
 
 
-async def test_a_name_is_enough_for_a_handler_elsewhere(
-    jobs: JobQueue, manager: Manager, broker: FaultyBroker
-) -> None:
+async def test_enqueue_by_name(jobs: JobQueue, manager: Manager, broker: FaultyBroker) -> None:
+    """A queue without the handler enqueues a job by the handler's name."""
     jobs.handler(name="there", queue="far")(add)
-    async with JobQueue(broker) as front:
-        job = await front.enqueue("there", [1], {"b": 5}, queue="far", meta={"k": [1]})
+    async with JobQueue(broker) as client:
+        job = await client.enqueue("there", [1], {"b": 5}, queue="far", meta={"k": [1]})
         with pytest.raises(InvalidPayloadError, match="argument for there"):
-            await front.enqueue("there", [object()])
+            await client.enqueue("there", [object()])
         await jobs.start(manager)
         assert await job.result() == 6
-        assert (await front.handle(job.id).result()) == 6
-        info = await front.get(job.id)
+        assert (await client.handle(job.id).result()) == 6
+        info = await client.get(job.id)
         assert info is not None
         assert info.meta == {"k": [1]}
 
 
-async def test_a_name_takes_the_terms_of_a_handler_here(jobs: JobQueue) -> None:
+async def test_enqueue_by_local_name(jobs: JobQueue) -> None:
+    """A job enqueued by name gets the queue of a registered handler, or else the default."""
     jobs.handler(name="here", queue="near")(add)
     info = await (await jobs.enqueue("here", (1,))).info()
     assert info is not None
@@ -264,7 +271,7 @@ async def test_a_name_takes_the_terms_of_a_handler_here(jobs: JobQueue) -> None:
 
 
 @pytest.mark.parametrize(
-    ("what", "args", "options", "named"),
+    ("name", "args", "options", "argument"),
     [
         ("a b", [], {}, "name"),
         (5, [], {}, "name"),
@@ -274,37 +281,39 @@ async def test_a_name_takes_the_terms_of_a_handler_here(jobs: JobQueue) -> None:
         ("x", [], {"id": "a b"}, "id"),
     ],
 )
-async def test_what_cannot_be_enqueued_by_name(
-    jobs: JobQueue, what: Any, args: Any, options: Any, named: str
+async def test_enqueue_by_name_errors(
+    jobs: JobQueue, name: Any, args: Any, options: Any, argument: str
 ) -> None:
-    with pytest.raises(ValueError, match=named):
-        await jobs.enqueue(what, args, **options)
+    """The error for a job enqueued by name contains the invalid argument's name."""
+    with pytest.raises(ValueError, match=argument):
+        await jobs.enqueue(name, args, **options)
 
 
-async def test_a_step_brings_its_own_arguments(jobs: JobQueue, manager: Manager) -> None:
+async def test_enqueue_step(jobs: JobQueue, manager: Manager) -> None:
+    """A step is enqueued with its own arguments and options; only an id can be added."""
     handler = jobs.handler()(add)
     step = handler.options(meta={"x": 1}, queue="r").job(1)
-    for given in ({"args": [1]}, {"kwargs": {"a": 1}}, {"queue": "q"}, {"id": "a b"}):
+    for options in ({"args": [1]}, {"kwargs": {"a": 1}}, {"queue": "q"}, {"id": "a b"}):
         with pytest.raises(ValueError, match="id"):
-            await jobs.enqueue(step, **given)  # type: ignore[call-overload]
+            await jobs.enqueue(step, **options)  # type: ignore[call-overload]
     with pytest.raises(ValueError, match="id"):
         handler.options(id="one").job(1)
-    job = await jobs.enqueue(step, id="mine")
+    job = await jobs.enqueue(step, id="custom")
     info = await job.info()
     assert info is not None
-    assert (info.id, info.queue, info.meta) == ("mine", "r", {"x": 1})
+    assert (info.id, info.queue, info.meta) == ("custom", "r", {"x": 1})
 
 
-async def test_observers_hear_of_jobs_that_are_enqueued(
+async def test_enqueued_events(
     manager: Manager, recorder: RecordingObserver, broker: FaultyBroker
 ) -> None:
-    """Each once: those of the queue, of the handler, and of managers that work for it."""
+    """Observers of the queue, the handler and the manager receive one event for every job."""
     of_queue, of_handler = RecordingObserver(), RecordingObserver()
     async with JobQueue(broker, observers=[of_queue]) as jobs:
         handler = jobs.handler(name="h", queue="q", observers=[of_handler])(add)
         job = await handler.options(delay=5, meta={"k": 1}).enqueue(1)
-        for each in (of_queue, of_handler):
-            (event,) = each.events
+        for observer in (of_queue, of_handler):
+            (event,) = observer.events
             assert isinstance(event, JobEnqueued)
             assert (event.job.id, event.job.handler, event.job.queue) == (job.id, "h", "q")
             assert (event.job.attempt, event.meta, event.delay) == (0, {"k": 1}, 5)
@@ -318,35 +327,35 @@ async def test_observers_hear_of_jobs_that_are_enqueued(
         assert recorder.names().count("enqueued") == 6
         assert of_queue.names().count("enqueued") == 7
         assert of_handler.names().count("enqueued") == 6
-        told = [event for event in of_handler.events if isinstance(event, JobEnqueued)]
-        assert told[-1].meta == {"m": 1}
-        assert 55 < told[-1].delay <= 60
+        events = [event for event in of_handler.events if isinstance(event, JobEnqueued)]
+        assert events[-1].meta == {"m": 1}
+        assert 55 < events[-1].delay <= 60
 
 
-async def test_a_queue_that_two_enter_at_once_is_one_ones(broker: FaultyBroker) -> None:
+async def test_concurrent_enter(broker: FaultyBroker) -> None:
+    """If two tasks enter a queue at the same time, the second one gets an error."""
     jobs = JobQueue(broker)
     handler = jobs.handler()(add)
-    refused: list[str] = []
+    errors: list[str] = []
 
-    async def use() -> None:
+    async def enter() -> None:
         try:
             async with jobs:
                 await anyio.sleep(0.01)
                 await handler.enqueue(1)
         except QueueError as error:
-            refused.append(str(error))
+            errors.append(str(error))
 
     async with anyio.create_task_group() as group:
-        group.start_soon(use)
-        group.start_soon(use)
-    assert refused == ["the queue is open already"]
+        group.start_soon(enter)
+        group.start_soon(enter)
+    assert errors == ["the queue is open already"]
     async with jobs:
         await handler.enqueue(1)
 
 
-async def test_nothing_works_before_the_queue_is_entered_or_after_it_was_left(
-    broker: FaultyBroker, manager: Manager
-) -> None:
+async def test_queue_not_open(broker: FaultyBroker, manager: Manager) -> None:
+    """A queue that is not open rejects calls without asking the broker."""
     jobs = JobQueue(broker)
     handler = jobs.handler()(add)
     for _ in range(2):
@@ -363,9 +372,8 @@ async def test_nothing_works_before_the_queue_is_entered_or_after_it_was_left(
                 await jobs.__aenter__()
 
 
-async def test_a_queue_that_is_cancelled_while_it_opens_leaves_nothing_open(
-    broker: FaultyBroker, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_cancelled_enter(broker: FaultyBroker, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A queue closes its broker if it is cancelled while opening."""
     with anyio.CancelScope() as scope:
 
         async def open(results: MemoryResults) -> None:
@@ -377,7 +385,8 @@ async def test_a_queue_that_is_cancelled_while_it_opens_leaves_nothing_open(
     assert (broker.asked["open"], broker.asked["close"]) == (1, 1)
 
 
-async def test_a_broker_of_its_own_is_opened_and_closed(tmp_path: Any, anyio_backend: Any) -> None:
+async def test_broker_lifecycle(tmp_path: Any, anyio_backend: Any) -> None:
+    """A queue opens and closes its broker."""
     path = tmp_path / "jobs.db"
     async with JobQueue(SQLiteBroker(path)) as jobs:
         job = await jobs.handler(name="h")(add).enqueue(1)
@@ -390,15 +399,15 @@ async def test_a_broker_of_its_own_is_opened_and_closed(tmp_path: Any, anyio_bac
             assert await jobs.handle(job.id).result() == 2
 
 
-async def test_the_handler_of_one_queue_can_be_one_of_another(broker: FaultyBroker) -> None:
-    """Each enqueues its own jobs, whatever both are made of."""
-    async with JobQueue(broker) as jobs, JobQueue(MemoryBroker()) as others:
+async def test_handler_of_two_queues(broker: FaultyBroker) -> None:
+    """A handler of one queue can be declared as another queue's handler, for separate jobs."""
+    async with JobQueue(broker) as jobs, JobQueue(MemoryBroker()) as second_queue:
         first = jobs.handler(name="first")(add)
-        second = others.handler(name="second", queue="q")(first)
+        second = second_queue.handler(name="second", queue="q")(first)
         assert await second(1) == 2
         await second.enqueue(1)
-        assert (await jobs.count(), await others.count(queue="q")) == (0, 1)
-        assert [each.handler async for each in others.list()] == ["second"]
+        assert (await jobs.count(), await second_queue.count(queue="q")) == (0, 1)
+        assert [info.handler async for info in second_queue.list()] == ["second"]
 
 
 async def numbers() -> AsyncIterator[int]:
@@ -406,7 +415,8 @@ async def numbers() -> AsyncIterator[int]:
 
 
 @pytest.mark.parametrize("bad", [5, numbers])
-def test_what_can_not_be_a_handler(bad: Any) -> None:
+def test_invalid_handler(bad: Any) -> None:
+    """An object that is no function and an async generator function are rejected."""
     with pytest.raises(ValueError, match="fn must be a function"):
         JobQueue(MemoryBroker()).handler(name="h")(bad)
 
@@ -414,26 +424,30 @@ def test_what_can_not_be_a_handler(bad: Any) -> None:
 # Results
 
 
-class Odd(Exception):
-    """An error of a handler."""
+class HandlerError(Exception):
+    """The error of a handler."""
 
 
-async def test_the_error_of_a_job_that_failed(
-    jobs: JobQueue, manager: Manager, recorder: RecordingObserver
-) -> None:
+async def test_failed_job(jobs: JobQueue, manager: Manager, recorder: RecordingObserver) -> None:
+    """A failed job is dead, and its error has the exception's type, message and traceback."""
+
     @jobs.handler(name="fails")
     async def fails(text: str) -> None:
-        raise Odd(text)
+        raise HandlerError(text)
 
     await jobs.start(manager)
-    job = await fails.options(meta={"m": 1}).enqueue("no way")
+    job = await fails.options(meta={"m": 1}).enqueue("no access")
     with pytest.raises(
-        JobFailedError, match=f"job {job.id} failed: {__name__}.Odd: no way"
+        JobFailedError, match=f"job {job.id} failed: {__name__}.HandlerError: no access"
     ) as caught:
         await job.result()
     error = caught.value
-    assert (error.id, error.type, error.message) == (job.id, f"{__name__}.Odd", "no way")
-    assert "raise Odd(text)" in error.traceback
+    assert (error.id, error.type, error.message) == (
+        job.id,
+        f"{__name__}.HandlerError",
+        "no access",
+    )
+    assert "raise HandlerError(text)" in error.traceback
     assert await job.wait() is S.DEAD
     info = await job.info()
     assert info is not None
@@ -441,12 +455,14 @@ async def test_the_error_of_a_job_that_failed(
     assert str(info.error) == str(error)
     assert None not in (info.started_at, info.finished_at)
     dead = await recorder.wait_for(JobDead)
-    assert (dead.job.id, dead.meta, str(dead.error)) == (job.id, {"m": 1}, "no way")
+    assert (dead.job.id, dead.meta, str(dead.error)) == (job.id, {"m": 1}, "no access")
     assert told_of(recorder, job.id) == ["added", "started", "failed", "dead"]
 
 
 @pytest.mark.parametrize("text", ["\ud800", "\0", "a" * 30_000, "ž" * 30_000, ""])
-async def test_an_error_may_say_anything(jobs: JobQueue, manager: Manager, text: str) -> None:
+async def test_error_messages(jobs: JobQueue, manager: Manager, text: str) -> None:
+    """An error's message can contain any text; a long one is shortened."""
+
     @jobs.handler(name="fails")
     async def fails() -> None:
         raise ValueError(text)
@@ -459,7 +475,9 @@ async def test_an_error_may_say_anything(jobs: JobQueue, manager: Manager, text:
     assert len(caught.value.message) < 11_000
 
 
-async def test_errors_that_cannot_be_printed(jobs: JobQueue, manager: Manager) -> None:
+async def test_unprintable_error(jobs: JobQueue, manager: Manager) -> None:
+    """A placeholder replaces an error's message that can't be printed."""
+
     class Mute(Exception):
         def __str__(self) -> str:
             raise RuntimeError("no text")
@@ -483,7 +501,7 @@ class Nameless(type):
         return super().__getattribute__(name)
 
 
-def untraceable() -> SyntaxError:
+def make_untraceable() -> SyntaxError:
     error = SyntaxError("m")
     error.lineno, error.text = 1, 2  # type: ignore[assignment]
     return error
@@ -494,13 +512,15 @@ def untraceable() -> SyntaxError:
     [
         (lambda: Nameless("Error", (Exception,), {})("m"), "(can't be printed)", "m"),
         (lambda: type("E" * 2_000_000, (Exception,), {})("m"), "E" * 1000, "m"),
-        (untraceable, "SyntaxError", "m"),
+        (make_untraceable, "SyntaxError", "m"),
     ],
     ids=["nameless", "long", "untraceable"],
 )
-async def test_errors_that_cannot_be_described_are_failures_all_the_same(
+async def test_undescribable_error(
     jobs: JobQueue, manager: Manager, make: Any, kind: str, message: str
 ) -> None:
+    """A job fails as usual if its error can't be described in full."""
+
     @jobs.handler(name="fails")
     async def fails() -> None:
         raise make()
@@ -514,7 +534,8 @@ async def test_errors_that_cannot_be_described_are_failures_all_the_same(
     assert caught.value.message.startswith(message)
 
 
-async def test_a_cancelled_job_says_so(jobs: JobQueue) -> None:
+async def test_cancelled_job(jobs: JobQueue) -> None:
+    """The result of a cancelled job raises JobCancelledError."""
     job = await jobs.handler()(add).enqueue(1)
     assert await job.cancel()
     assert not await job.cancel()
@@ -524,7 +545,8 @@ async def test_a_cancelled_job_says_so(jobs: JobQueue) -> None:
     assert await job.wait() is S.CANCELLED
 
 
-async def test_waiting_ends_with_its_timeout(jobs: JobQueue) -> None:
+async def test_wait_timeout(jobs: JobQueue) -> None:
+    """result() and wait() raise TimeoutError, with the job's state."""
     job = await jobs.handler()(add).enqueue(1)
     for wait in (job.result, job.wait):
         with pytest.raises(TimeoutError, match=f"job {job.id} was ready after 0.01 s"):
@@ -535,19 +557,21 @@ async def test_waiting_ends_with_its_timeout(jobs: JobQueue) -> None:
             await wait(timeout=-1)
 
 
-async def test_what_is_asked_about_a_job_that_is_not_known(jobs: JobQueue) -> None:
-    job = jobs.handle("nobody")
+async def test_missing_job(jobs: JobQueue) -> None:
+    """A missing job raises an error when awaited, and is None or False to other calls."""
+    job = jobs.handle("missing")
     for wait in (job.result, job.wait):
-        with pytest.raises(QueueError, match="job nobody is not stored"):
+        with pytest.raises(QueueError, match="job missing is not stored"):
             await wait()
     assert await job.info() is None
-    assert await jobs.get("nobody") is None
+    assert await jobs.get("missing") is None
     assert not await job.cancel()
-    assert not await jobs.cancel("nobody")
-    assert not await jobs.requeue("nobody")
+    assert not await jobs.cancel("missing")
+    assert not await jobs.requeue("missing")
 
 
-async def test_what_is_no_id_is_refused(jobs: JobQueue) -> None:
+async def test_invalid_ids(jobs: JobQueue) -> None:
+    """get(), cancel(), requeue() and handle() reject an invalid id."""
     for id in ("", "a b", "\ud800", 5, None, ["a"]):
         for ask in (jobs.get, jobs.cancel, jobs.requeue):
             with pytest.raises(ValueError, match=r"^id must be"):
@@ -556,7 +580,8 @@ async def test_what_is_no_id_is_refused(jobs: JobQueue) -> None:
             jobs.handle(id)  # type: ignore[arg-type]
 
 
-async def test_results_that_are_not_kept(jobs: JobQueue, manager: Manager) -> None:
+async def test_result_not_stored(jobs: JobQueue, manager: Manager) -> None:
+    """A job of a handler with store_result=False succeeds without a result."""
     handler = jobs.handler(name="none", store_result=False)(add)
     await jobs.start(manager)
     job = await handler.enqueue(1)
@@ -568,7 +593,8 @@ async def test_results_that_are_not_kept(jobs: JobQueue, manager: Manager) -> No
     assert (info.state, info.result) == (S.SUCCEEDED, None)
 
 
-async def test_how_long_jobs_are_known(manager: Manager, broker: FaultyBroker) -> None:
+async def test_retention(manager: Manager, broker: FaultyBroker) -> None:
+    """A finished job is stored for the retention of its handler or else of its queue."""
     async with JobQueue(broker, retention=100) as jobs:
         handlers = [
             jobs.handler(name="usual")(add),
@@ -576,88 +602,89 @@ async def test_how_long_jobs_are_known(manager: Manager, broker: FaultyBroker) -
             jobs.handler(name="without", store_result=False)(add),
         ]
         await jobs.start(manager)
-        made = [await each.enqueue(1) for each in handlers]
-        for each in made:
-            await each.wait()
+        handles = [await handler.enqueue(1) for handler in handlers]
+        for job in handles:
+            await job.wait()
         await elapse(broker.real, 11)
-        assert [await each.info() is None for each in made] == [False, True, False]
+        assert [await job.info() is None for job in handles] == [False, True, False]
         await elapse(broker.real, 100)
         assert await jobs.count() == 0
         await manager.close(timeout=0)
 
 
-async def test_a_result_that_cannot_travel_is_the_jobs_failure(
-    manager: Manager, broker: FaultyBroker
-) -> None:
+async def test_invalid_result(manager: Manager, broker: FaultyBroker) -> None:
+    """A job fails if its result can't be encoded or is too large."""
     async with JobQueue(broker, max_payload=100) as jobs:
 
         @jobs.handler(name="big")
         async def big() -> str:
             return "x" * 101
 
-        @jobs.handler(name="odd")
-        async def odd() -> Any:
+        @jobs.handler(name="wrong")
+        async def wrong() -> Any:
             return object()
 
         await jobs.start(manager)
         with pytest.raises(JobFailedError, match="PayloadTooLargeError: the result of job"):
             await (await big.enqueue()).result()
         with pytest.raises(JobFailedError, match="InvalidPayloadError: the result"):
-            await (await odd.enqueue()).result()
+            await (await wrong.enqueue()).result()
 
 
-async def test_a_result_nobody_keeps_need_not_travel(jobs: JobQueue, manager: Manager) -> None:
-    @jobs.handler(name="odd", store_result=False)
-    async def odd() -> object:
+async def test_invalid_result_not_stored(jobs: JobQueue, manager: Manager) -> None:
+    """A job succeeds with any result if results are not stored."""
+
+    @jobs.handler(name="wrong", store_result=False)
+    async def wrong() -> object:
         return object()
 
     await jobs.start(manager)
-    assert await (await odd.enqueue()).wait() is S.SUCCEEDED
+    assert await (await wrong.enqueue()).wait() is S.SUCCEEDED
 
 
-# Looking and changing
+# Queries and changes
 
 
-async def test_jobs_are_counted_listed_and_purged(
-    jobs: JobQueue, manager: Manager, broker: FaultyBroker
-) -> None:
+async def test_count_list_and_purge(jobs: JobQueue, manager: Manager, broker: FaultyBroker) -> None:
+    """Jobs are counted, listed and purged by queue and state."""
     handler = jobs.handler(name="h", queue="q")(add)
     handles = await handler.enqueue_many([(n,) for n in range(3)])
-    other = await jobs.enqueue("far", [], queue="other")
+    far_job = await jobs.enqueue("far", [], queue="other")
     assert (await jobs.count(), await jobs.count(queue="q"), await jobs.count(state=S.READY)) == (
         4,
         3,
         4,
     )
-    assert [info.id async for info in jobs.list(queue="q")] == [each.id for each in handles]
+    assert [info.id async for info in jobs.list(queue="q")] == [job.id for job in handles]
     assert [info.id async for info in jobs.list(state=S.SUCCEEDED)] == []
     await jobs.start(manager)
-    for each in handles:
-        await each.wait()
+    for job in handles:
+        await job.wait()
     assert [info.result async for info in jobs.list(state=S.SUCCEEDED)] == [1, 2, 3]
     assert await jobs.count(queue="q", state=S.SUCCEEDED) == 3
     assert await jobs.count(queue="q", state="succeeded") == 3  # type: ignore[arg-type]
     assert await jobs.purge(state=S.DEAD) == 0
     assert await jobs.purge(older_than=60) == 0
     assert await jobs.purge(state=S.SUCCEEDED) == 3
-    assert [info.id async for info in jobs.list()] == [other.id]
-    for wrong in (lambda: jobs.count(state="odd"), lambda: jobs.purge(state="odd")):  # type: ignore[arg-type, return-value]
+    assert [info.id async for info in jobs.list()] == [far_job.id]
+    for call in (lambda: jobs.count(state="odd"), lambda: jobs.purge(state="odd")):  # type: ignore[arg-type, return-value]
         with pytest.raises(ValueError, match=r"^state must be one of scheduled, ready, .*'odd'"):
-            await wrong()
+            await call()
     with pytest.raises(ValueError, match="odd"):
         jobs.list(state="odd")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="older_than"):
         await jobs.purge(older_than=-1)
 
 
-async def test_a_dead_job_is_requeued(jobs: JobQueue, manager: Manager) -> None:
+async def test_requeue(jobs: JobQueue, manager: Manager) -> None:
+    """Only a dead job can be requeued, and it begins with its first attempt."""
     attempts: list[int] = []
 
     @jobs.handler(name="fails")
     async def fails() -> int:
         attempts.append(JobContext.current().attempt)
         if len(attempts) == 1:
-            raise Odd
+            raise HandlerError
         return 5
 
     await jobs.start(manager)
@@ -669,21 +696,23 @@ async def test_a_dead_job_is_requeued(jobs: JobQueue, manager: Manager) -> None:
     assert attempts == [1, 1]
 
 
-async def test_a_job_that_waits_is_dequeued_by_anyone(jobs: JobQueue, broker: FaultyBroker) -> None:
+async def test_cancel_from_second_queue(jobs: JobQueue, broker: FaultyBroker) -> None:
+    """A queue without the handler can cancel ready and scheduled jobs, but only once."""
     handler = jobs.handler()(add)
     job = await handler.enqueue(1)
     delayed = await handler.options(delay=60).enqueue(1)
-    async with JobQueue(broker) as front:
-        assert await front.cancel(job.id)
-        assert await front.cancel(delayed.id)
-        assert not await front.cancel(job.id)
-        assert not await JobQueue(broker).cancel(job.id)  # which has not been entered
+    async with JobQueue(broker) as client:
+        assert await client.cancel(job.id)
+        assert await client.cancel(delayed.id)
+        assert not await client.cancel(job.id)
+        assert not await JobQueue(broker).cancel(job.id)  # not entered
     assert await job.wait() is await delayed.wait() is S.CANCELLED
 
 
-async def test_a_running_job_is_seen_from_elsewhere(
+async def test_running_job_from_second_queue(
     jobs: JobQueue, manager: Manager, broker: FaultyBroker
 ) -> None:
+    """A second queue can query a running job, but can't requeue or purge it."""
     started, finish = anyio.Event(), anyio.Event()
 
     @jobs.handler(name="waits")
@@ -695,22 +724,23 @@ async def test_a_running_job_is_seen_from_elsewhere(
     await jobs.start(manager)
     job = await waits.enqueue()
     await started.wait()
-    async with JobQueue(broker) as front:
-        info = await front.get(job.id)
+    async with JobQueue(broker) as client:
+        info = await client.get(job.id)
         assert info is not None
         assert (info.state, info.attempt, info.result) == (S.RUNNING, 1, None)
         assert info.started_at is not None
-        assert await front.count(state=S.RUNNING) == 1
-        assert not await front.requeue(job.id)
-        assert await front.purge(older_than=0) == 0
+        assert await client.count(state=S.RUNNING) == 1
+        assert not await client.requeue(job.id)
+        assert await client.purge(older_than=0) == 0
         finish.set()
-        assert await front.handle(job.id).result() == "done"
+        assert await client.handle(job.id).result() == "done"
 
 
-# Results elsewhere
+# Separate stores of results
 
 
-async def test_results_in_a_store_of_their_own(manager: Manager, broker: FaultyBroker) -> None:
+async def test_results_store(manager: Manager, broker: FaultyBroker) -> None:
+    """Results and saved values are in the separate store; requeue() deletes them."""
     results = MemoryResults()
     async with JobQueue(broker, results=results, retention=50) as jobs:
         saved = anyio.Event()
@@ -722,7 +752,7 @@ async def test_results_in_a_store_of_their_own(manager: Manager, broker: FaultyB
             saved.set()
             await go_on.wait()
             if fails:
-                raise Odd
+                raise HandlerError
             return "the end"
 
         worker = await jobs.start(manager)
@@ -748,10 +778,8 @@ async def test_results_in_a_store_of_their_own(manager: Manager, broker: FaultyB
     assert not results.is_open
 
 
-async def test_a_store_of_results_keeps_nothing_of_a_handler_without(
-    manager: Manager, broker: FaultyBroker
-) -> None:
-    """Nor what it saved on the way, once it has succeeded."""
+async def test_results_store_not_used(manager: Manager, broker: FaultyBroker) -> None:
+    """A value saved by a handler with store_result=False is deleted when its job succeeds."""
     results = MemoryResults()
     async with JobQueue(broker, results=results) as jobs:
 
@@ -768,9 +796,8 @@ async def test_a_store_of_results_keeps_nothing_of_a_handler_without(
             await job.result()
 
 
-async def test_a_result_waits_for_the_store_to_come_back(
-    manager: Manager, broker: FaultyBroker
-) -> None:
+async def test_results_store_outage(manager: Manager, broker: FaultyBroker) -> None:
+    """A worker stores the result when the separate store is available again."""
     results = MemoryResults()
     async with JobQueue(broker, results=results) as jobs:
 
@@ -792,7 +819,8 @@ async def test_a_result_waits_for_the_store_to_come_back(
         results.down = False
 
 
-async def test_a_result_that_can_be_kept_nowhere_is_computed_again(broker: FaultyBroker) -> None:
+async def test_results_store_down_at_shutdown(broker: FaultyBroker) -> None:
+    """A job whose result can't be stored before shutdown is released, and runs again."""
     results = MemoryResults()
     async with JobQueue(broker, results=results) as jobs:
         handler = jobs.handler(name="h")(add)
@@ -811,7 +839,8 @@ async def test_a_result_that_can_be_kept_nowhere_is_computed_again(broker: Fault
             assert await job.result() == 2
 
 
-async def test_a_queue_opens_both_stores_or_none(broker: FaultyBroker) -> None:
+async def test_results_store_lifecycle(broker: FaultyBroker) -> None:
+    """A queue opens and closes its broker and its results together, also if one fails."""
     results = MemoryResults()
     results.down = True
     jobs = JobQueue(broker, results=results)
@@ -835,7 +864,8 @@ async def test_a_queue_opens_both_stores_or_none(broker: FaultyBroker) -> None:
 # Payloads
 
 
-async def test_arguments_have_a_limit_when_enqueued(broker: FaultyBroker) -> None:
+async def test_payload_limit(broker: FaultyBroker) -> None:
+    """Arguments above max_payload and meta that can't be encoded are rejected."""
     async with JobQueue(broker, max_payload=100) as jobs:
         handler = jobs.handler(name="h")(add)
         with pytest.raises(PayloadTooLargeError, match="max_payload is 100"):
@@ -873,21 +903,22 @@ BODIES = {
 }
 
 
-async def test_a_body_that_cannot_be_run_is_dead_and_kept(
+async def test_invalid_bodies(
     manager: Manager, broker: FaultyBroker, recorder: RecordingObserver
 ) -> None:
+    """A job with an invalid body is dead, and its body stays stored."""
     async with JobQueue(broker, max_payload=1000) as jobs:
         handler = jobs.handler(name="add")(add)
-        sent = [message(f"bad-{n}", body) for n, body in enumerate(BODIES.values())]
-        await broker.enqueue(sent)
+        messages = [message(f"bad-{n}", body) for n, body in enumerate(BODIES.values())]
+        await broker.enqueue(messages)
         worker = await jobs.start(manager)
-        for each, what in zip(sent, BODIES, strict=True):
-            job = jobs.handle(each.id)
+        for sent, kind in zip(messages, BODIES, strict=True):
+            job = jobs.handle(sent.id)
             with pytest.raises(JobFailedError, match=r"InvalidPayloadError|PayloadTooLargeError"):
                 await job.result()
             info = await job.info()
-            assert info is not None, what
-            assert (info.state, info.payload) == (S.DEAD, each.body), what
+            assert info is not None, kind
+            assert (info.state, info.payload) == (S.DEAD, sent.body), kind
             if info.args is not None:
                 assert info.kwargs is not None
         assert await (await handler.enqueue(1)).result() == 2
@@ -895,19 +926,19 @@ async def test_a_body_that_cannot_be_run_is_dead_and_kept(
         await worker.close()
 
 
-async def test_what_an_unreadable_body_says_about_its_job(
-    jobs: JobQueue, broker: FaultyBroker
-) -> None:
+async def test_info_of_unreadable_body(jobs: JobQueue, broker: FaultyBroker) -> None:
+    """The info of a job with an unreadable body has the raw payload and no arguments."""
     await broker.enqueue([message("bad", b"{")])
     info = await jobs.get("bad")
     assert info is not None
     assert (info.args, info.kwargs, info.meta, info.payload) == (None, None, {}, b"{")
 
 
-async def test_a_job_whose_handler_is_not_known_is_dead(
+async def test_unknown_handler(
     jobs: JobQueue, manager: Manager, recorder: RecordingObserver
 ) -> None:
-    handler = jobs.handler(name="known")(add)
+    """A job of an unknown handler is dead."""
+    handler = jobs.handler(name="add")(add)
     await jobs.start(manager)
     job = await jobs.enqueue("other", [1])
     with pytest.raises(JobFailedError, match=r"UnknownHandlerError: no handler 'other'"):
@@ -921,12 +952,13 @@ async def test_a_job_whose_handler_is_not_known_is_dead(
     assert await (await handler.enqueue(1)).result() == 2
 
 
-async def test_a_job_that_workers_die_of_is_dead(
+async def test_max_crashes(
     manager: Manager,
     broker: FaultyBroker,
     recorder: RecordingObserver,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
+    """A job is dead when max_crashes of its workers have crashed."""
     ran: list[int] = []
     async with JobQueue(broker, max_crashes=2) as jobs:
 
@@ -934,7 +966,7 @@ async def test_a_job_that_workers_die_of_is_dead(
         async def handler() -> None:
             ran.append(JobContext.current().attempt)
 
-        poison, poor = await handler.enqueue(), await handler.options(id="poor").enqueue()
+        poison, survivor = await handler.enqueue(), await handler.options(id="survivor").enqueue()
         for crashes in (1, 2):
             claims = await broker.real.claim(["default"], 3 - crashes, lease=1)
             assert len(claims) == 3 - crashes
@@ -942,14 +974,15 @@ async def test_a_job_that_workers_die_of_is_dead(
         await jobs.start(manager)
         with pytest.raises(JobFailedError, match="its worker died 2 times"):
             await poison.result()
-        assert await poor.result() is None
+        assert await survivor.result() is None
         assert ran == [2]
-        assert "job poor of h: its worker died or lost its lease" in caplog.text
+        assert "job survivor of h: its worker died or lost its lease" in caplog.text
         await manager.close(timeout=0)
     assert recorder.names().count("dead") == 1
 
 
-async def test_the_memory_broker_serves_a_queue_by_itself(anyio_backend: Any) -> None:
+async def test_memory_broker(anyio_backend: Any) -> None:
+    """A queue runs jobs with a memory broker that nothing else has opened."""
     async with Manager() as manager, JobQueue(MemoryBroker()) as jobs:
         handler = jobs.handler()(add)
         await jobs.start(manager)

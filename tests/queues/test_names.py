@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 from functools import partial
+from pathlib import Path
 
 import pytest
+from support.processes.process import running
 
 from background.queues import _names
 
 
 @pytest.mark.parametrize("name", ["a", "mail", "Aa0_.:-", "x" * 128])
-def test_good_names(name: str) -> None:
+def test_valid_names(name: str) -> None:
+    """A valid name is returned unchanged."""
     assert _names.check_name("queue", name) == name
 
 
 @pytest.mark.parametrize("name", ["", "x" * 129, "a b", "a/b", "é", "a\n", "*", None, 1, b"a"])
-def test_bad_names_are_refused(name: object) -> None:
+def test_invalid_names(name: object) -> None:
+    """Values that are empty, too long, no text or with other characters are rejected."""
     with pytest.raises(ValueError, match=r"^queue must be 1 to 128 letters, digits and any of"):
         _names.check_name("queue", name)
 
@@ -27,25 +31,51 @@ class Mail:
     async def send(self) -> None: ...
 
 
-def test_handlers_are_called_after_where_they_are() -> None:
+def test_default_handler_name() -> None:
+    """A handler is named after its function's module and qualified name."""
+
     def inner() -> None: ...
 
     assert _names.handler_name(handler) == f"{__name__}.handler"
     assert _names.handler_name(Mail.send) == f"{__name__}.Mail.send"
-    expected = f"{__name__}.test_handlers_are_called_after_where_they_are.inner"
+    expected = f"{__name__}.test_default_handler_name.inner"
     assert _names.handler_name(inner) == expected
 
 
-def test_what_has_no_name_of_its_own_needs_one() -> None:
+SCRIPT = """
+from background.queues._names import handler_name
+async def remind(): ...
+print(handler_name(remind))
+"""
+
+
+def test_handler_name_in_script(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A handler of a script has the same name as in a process that imports it."""
+    (tmp_path / "mail.py").write_text(SCRIPT)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    for command in ([tmp_path / "mail.py"], ["-m", "mail"], ["-c", "import mail"]):
+        with running(*command) as process:
+            assert process.wait_for("remind") == "mail.remind"
+
+
+def test_handler_name_without_file() -> None:
+    """A handler that no other process can import is named after the main module."""
+    with running("-c", SCRIPT) as process:
+        assert process.wait_for("remind") == "__main__.remind"
+
+
+def test_handler_name_required() -> None:
+    """Partials and lambdas have no valid default name."""
     with pytest.raises(ValueError, match=r"^name must be given for functools.partial"):
         _names.handler_name(partial(handler))
     with pytest.raises(ValueError, match=r"^name must be 1 to 128 letters"):
         _names.handler_name(lambda: None)
 
 
-def test_ids_are_made_in_the_order_of_time_and_only_once() -> None:
+def test_new_ids() -> None:
+    """New ids are unique and begin with their time in sortable form."""
     ids = [*_names.new_ids(100), _names.new_id(), *_names.new_ids(1), _names.new_id()]
     assert len({*ids}) == 103
-    assert {len(each) for each in ids} == {30}
-    assert [each[:14] for each in ids] == sorted(each[:14] for each in ids)
+    assert {len(id) for id in ids} == {30}
+    assert [id[:14] for id in ids] == sorted(id[:14] for id in ids)
     assert _names.new_ids(0) == []

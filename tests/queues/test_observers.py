@@ -1,4 +1,4 @@
-"""Who is told of jobs: observers of a queue, of a handler and of a manager, with one or without."""
+"""Observers of queues, of handlers and of managers with workers."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from background.queues import JobQueue, JobState, chain, group
 from background.queues.memory import MemoryBroker
 from background.testing import RecordingObserver
 
-PATIENCE = 10.0  # virtual seconds that leaving a queue may take, whatever its observers do
+EXIT_TIMEOUT = 10.0  # virtual seconds that a queue's exit may take with any observers
 
 
-def telling(hook: Callable[[Any, Any], Any], name: str = "on_job_enqueued") -> Observer:
-    return type("Telling", (Observer,), {name: hook})()
+def make_observer(hook: Callable[[Any, Any], Any], name: str = "on_job_enqueued") -> Observer:
+    return type("HookObserver", (Observer,), {name: hook})()
 
 
 def make_queue(*observers: Observer) -> JobQueue:
@@ -31,30 +31,34 @@ def make_queue(*observers: Observer) -> JobQueue:
 
 
 @pytest.mark.parametrize("kind", ["def", "async def"])
-async def test_enqueueing_is_told_without_a_manager(kind: str) -> None:
-    kept: list[JobEnqueued] = []
+async def test_enqueued_event(kind: str) -> None:
+    """A queue notifies its observers without a manager, and completes async hooks on exit."""
+    events: list[JobEnqueued] = []
 
-    def plain(self: Observer, event: JobEnqueued) -> None:
-        kept.append(event)
+    def sync_hook(self: Observer, event: JobEnqueued) -> None:
+        events.append(event)
 
-    async def later(self: Observer, event: JobEnqueued) -> None:
+    async def async_hook(self: Observer, event: JobEnqueued) -> None:
         await anyio.sleep(1)
-        kept.append(event)
+        events.append(event)
 
-    jobs = make_queue(telling(plain if kind == "def" else later))
+    jobs = make_queue(make_observer(sync_hook if kind == "def" else async_hook))
     send = jobs.handler(name="send", queue="mail")(fine)
     async with jobs:
         first = await send.options(meta={"user": 7}, delay=5).enqueue()
         second = await jobs.enqueue("elsewhere")
-        assert len(kept) == (2 if kind == "def" else 0)
-    told = [(each.job.id, each.job.handler, each.job.queue, each.delay) for each in kept]
-    assert told == [(first.id, "send", "mail", 5), (second.id, "elsewhere", "default", 0)]
-    assert [each.job.attempt for each in kept] == [0, 0]
-    assert [each.meta for each in kept] == [{"user": 7}, {}]
-    assert [each.job.enqueued_at for each in kept] == [each.time for each in kept]
+        assert len(events) == (2 if kind == "def" else 0)
+    jobs_seen = [
+        (event.job.id, event.job.handler, event.job.queue, event.delay) for event in events
+    ]
+    assert jobs_seen == [(first.id, "send", "mail", 5), (second.id, "elsewhere", "default", 0)]
+    assert [event.job.attempt for event in events] == [0, 0]
+    assert [event.meta for event in events] == [{"user": 7}, {}]
+    assert [event.job.enqueued_at for event in events] == [event.time for event in events]
 
 
-async def test_the_delay_of_a_job_that_is_due_at_a_time(recorder: RecordingObserver) -> None:
+async def test_enqueued_event_delay(recorder: RecordingObserver) -> None:
+    """The delay of an event is the time until `at`, or zero if that has passed."""
     jobs = make_queue(recorder)
     send = jobs.handler(name="send")(fine)
     async with jobs:
@@ -65,91 +69,100 @@ async def test_the_delay_of_a_job_that_is_due_at_a_time(recorder: RecordingObser
     assert 999_000 < recorder.of(JobEnqueued)[1].delay <= 1_000_000
 
 
-async def test_each_of_many_is_told(recorder: RecordingObserver) -> None:
+async def test_enqueue_many(recorder: RecordingObserver) -> None:
+    """Observers receive one event for every job of enqueue_many()."""
     jobs = make_queue(recorder)
     send = jobs.handler(name="send")(fine)
     async with jobs:
         handles = await send.enqueue_many([()] * 3)
-    assert [each.job.id for each in recorder.of(JobEnqueued)] == [each.id for each in handles]
+    assert [event.job.id for event in recorder.of(JobEnqueued)] == [job.id for job in handles]
 
 
-async def test_observers_that_do_not_ask_are_not_told() -> None:
-    kept: list[object] = []
-    jobs = make_queue(telling(lambda self, event: kept.append(event), "on_job_dead"))
+async def test_other_hook() -> None:
+    """An observer doesn't receive events whose hooks it doesn't implement."""
+    events: list[object] = []
+    jobs = make_queue(make_observer(lambda self, event: events.append(event), "on_job_dead"))
     async with jobs:
         await jobs.enqueue("send")
-    assert kept == []
+    assert events == []
 
 
-async def test_a_queue_without_observers_works() -> None:
+async def test_no_observers() -> None:
+    """A queue without observers enqueues jobs."""
     jobs = make_queue()
     async with jobs:
         assert await jobs.enqueue("send")
         assert await jobs.count() == 1
 
 
-async def test_a_hook_that_hangs_does_not_keep_the_queue_open(
+async def test_hanging_hook(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    """Leaving is bounded, and says what was not delivered."""
+    """A queue's exit waits a limited time for a hook, and logs how many events were dropped."""
     started: list[object] = []
 
     async def hang(self: Observer, event: object) -> None:
         started.append(event)
         await anyio.sleep_forever()
 
-    jobs = make_queue(telling(hang))
+    jobs = make_queue(make_observer(hang))
     async with jobs:
         await jobs.enqueue("send")
         await jobs.enqueue("send")
         await anyio.sleep(1)
         began = anyio.current_time()
-    assert anyio.current_time() - began <= PATIENCE
+    assert anyio.current_time() - began <= EXIT_TIMEOUT
     assert len(started) == 1
-    assert any("2 events" in each.getMessage() for each in caplog.records)
+    assert any("2 events" in record.getMessage() for record in caplog.records)
 
 
-async def test_a_hook_that_swallows_its_cancellation_does_not_either() -> None:
+async def test_uncancellable_hook() -> None:
+    """A queue's exit waits a limited time for a hook that ignores its cancellation."""
+
     async def stubborn(self: Observer, event: object) -> None:
         with anyio.CancelScope(shield=True):
             await anyio.sleep(1_000)
 
-    jobs = make_queue(telling(stubborn))
+    jobs = make_queue(make_observer(stubborn))
     async with jobs:
         await jobs.enqueue("send")
         await anyio.sleep(1)
         began = anyio.current_time()
-    assert anyio.current_time() - began <= PATIENCE
+    assert anyio.current_time() - began <= EXIT_TIMEOUT
     await anyio.sleep(1_000)
 
 
 @pytest.mark.parametrize("is_async", [False, True], ids=["def", "async def"])
-async def test_a_hook_that_raises_harms_nothing(
+async def test_raising_hook(
     is_async: bool, recorder: RecordingObserver, caplog: pytest.LogCaptureFixture
 ) -> None:
-    def plain(self: Observer, event: object) -> None:
+    """A hook's exceptions are logged and counted; jobs and further observers are unaffected."""
+
+    def sync_hook(self: Observer, event: object) -> None:
         raise ValueError("broken hook")
 
-    async def later(self: Observer, event: object) -> None:
+    async def async_hook(self: Observer, event: object) -> None:
         raise ValueError("broken hook")
 
-    jobs = make_queue(telling(later if is_async else plain), recorder)
+    jobs = make_queue(make_observer(async_hook if is_async else sync_hook), recorder)
     async with jobs:
         await jobs.enqueue("send")
         await jobs.enqueue("send")
     assert recorder.names() == ["enqueued", "enqueued"]
-    messages = [each.getMessage() for each in caplog.records if each.levelno == logging.ERROR]
-    assert messages[0].startswith("Observer hook Telling.on_job_enqueued raised an exception")
-    assert messages[1:] == ["Observer hook Telling.on_job_enqueued raised 2 exceptions in all."]
+    messages = [record.getMessage() for record in caplog.records if record.levelno == logging.ERROR]
+    assert messages[0].startswith("Observer hook HookObserver.on_job_enqueued raised an exception")
+    assert messages[1:] == [
+        "Observer hook HookObserver.on_job_enqueued raised 2 exceptions in all."
+    ]
 
 
-async def test_a_def_hook_that_ends_the_program() -> None:
-    """`SystemExit` comes from where the job was enqueued, after that has been done."""
+async def test_exit_in_sync_hook() -> None:
+    """enqueue() raises a sync hook's SystemExit after the job was stored."""
 
-    def leave(self: Observer, event: object) -> None:
+    def exit_program(self: Observer, event: object) -> None:
         raise SystemExit(3)
 
-    jobs = make_queue(telling(leave))
+    jobs = make_queue(make_observer(exit_program))
     with pytest.raises(SystemExit):
         async with jobs:
             try:
@@ -159,13 +172,13 @@ async def test_a_def_hook_that_ends_the_program() -> None:
 
 
 @pytest.mark.parametrize("again", [True, False])
-async def test_an_async_hook_that_ends_the_program(again: bool) -> None:
-    """`SystemExit` comes from where the next job is enqueued, or from the end of the block."""
+async def test_exit_in_async_hook(again: bool) -> None:
+    """The next enqueue() or the queue's exit raises an async hook's SystemExit."""
 
-    async def leave(self: Observer, event: object) -> None:
+    async def exit_program(self: Observer, event: object) -> None:
         raise SystemExit(3)
 
-    jobs = make_queue(telling(leave))
+    jobs = make_queue(make_observer(exit_program))
     reached: list[str] = []
     with pytest.raises(SystemExit):
         async with jobs:
@@ -175,18 +188,18 @@ async def test_an_async_hook_that_ends_the_program(again: bool) -> None:
                 await jobs.enqueue("send")
             reached.append("the end")
     assert reached == ([] if again else ["the end"])
-    async with jobs:  # it has been closed
+    async with jobs:  # it was closed
         pass
 
 
-async def test_an_error_is_not_replaced_by_that_of_a_hook() -> None:
-    """What leaves the block is what ends the program, with the block's own error as its context."""
+async def test_exit_with_block_error() -> None:
+    """A hook's SystemExit has the exception of the queue's block as its context."""
 
-    async def leave(self: Observer, event: object) -> None:
+    async def exit_program(self: Observer, event: object) -> None:
         raise SystemExit(3)
 
     async def use() -> None:
-        async with make_queue(telling(leave)) as jobs:
+        async with make_queue(make_observer(exit_program)) as jobs:
             await jobs.enqueue("send")
             raise ValueError("of the block")
 
@@ -199,9 +212,8 @@ async def test_an_error_is_not_replaced_by_that_of_a_hook() -> None:
 
 
 @pytest.mark.parametrize("place", ["queue", "handler", "both"])
-async def test_an_observer_that_the_manager_has_too_is_told_once(
-    place: str, recorder: RecordingObserver
-) -> None:
+async def test_shared_observer(place: str, recorder: RecordingObserver) -> None:
+    """An observer of the manager and of the queue or handler receives every event once."""
     jobs = make_queue(*([recorder] if place != "handler" else []))
     own = [recorder] if place != "queue" else []
     send = jobs.handler(name="send", observers=own)(fine)
@@ -213,9 +225,8 @@ async def test_an_observer_that_the_manager_has_too_is_told_once(
     assert recorder.names() == names
 
 
-async def test_an_observer_of_the_queue_is_told_of_its_jobs_alone(
-    manager: Manager, recorder: RecordingObserver
-) -> None:
+async def test_queue_observer(manager: Manager, recorder: RecordingObserver) -> None:
+    """A queue's observer receives the events of the queue's jobs only."""
     own = RecordingObserver()
     jobs = make_queue(own)
     dies = jobs.handler(name="dies")(broken)
@@ -228,23 +239,24 @@ async def test_an_observer_of_the_queue_is_told_of_its_jobs_alone(
     assert [name for name in recorder.names() if name in ("enqueued", "dead")] == own.names()[::4]
 
 
-async def test_an_observer_of_a_handler_is_told_of_its_jobs_alone(manager: Manager) -> None:
-    own, other = RecordingObserver(), RecordingObserver()
+async def test_handler_observer(manager: Manager) -> None:
+    """A handler's observer receives the events of the handler's jobs only."""
+    dead_observer, succeeded_observer = RecordingObserver(), RecordingObserver()
     jobs = make_queue()
-    dies = jobs.handler(name="dies", observers=[own])(broken)
-    works = jobs.handler(name="works", observers=[other])(fine)
+    dies = jobs.handler(name="dies", observers=[dead_observer])(broken)
+    works = jobs.handler(name="works", observers=[succeeded_observer])(fine)
     async with jobs:
         await jobs.start(manager)
         await (await dies.enqueue()).wait()
         await (await works.enqueue()).wait()
         await (await jobs.enqueue("works")).wait()
         await manager.wait()
-    assert own.names() == ["enqueued", "added", "started", "failed", "dead"]
-    assert other.names() == ["enqueued", "added", "started", "succeeded"] * 2
+    assert dead_observer.names() == ["enqueued", "added", "started", "failed", "dead"]
+    assert succeeded_observer.names() == ["enqueued", "added", "started", "succeeded"] * 2
 
 
-async def test_two_managers_tell_an_observer_once() -> None:
-    """Be it the queue's, or that of one of them or of both."""
+async def test_two_managers() -> None:
+    """An observer of a queue, or of one or both of its managers, receives an event once."""
     shared, first_only, second_only = (RecordingObserver() for _ in range(3))
     jobs = make_queue(shared)
     send = jobs.handler(name="send")(fine)
@@ -256,13 +268,14 @@ async def test_two_managers_tell_an_observer_once() -> None:
         await jobs.start(first)
         await jobs.start(second)
         await (await send.enqueue()).wait()
-    for each in (shared, first_only, second_only):
-        assert each.names().count("enqueued") == 1
+    for observer in (shared, first_only, second_only):
+        assert observer.names().count("enqueued") == 1
 
 
-async def test_after_the_manager_has_closed_the_queue_tells_by_itself(
+async def test_event_after_manager_close(
     recorder: RecordingObserver,
 ) -> None:
+    """A queue notifies its own observers after its manager has closed."""
     own = RecordingObserver()
     jobs = make_queue(own)
     send = jobs.handler(name="send")(fine)
@@ -276,9 +289,8 @@ async def test_after_the_manager_has_closed_the_queue_tells_by_itself(
     assert own.names().count("enqueued") == 2
 
 
-async def test_several_workers_of_a_manager_tell_once(
-    manager: Manager, recorder: RecordingObserver
-) -> None:
+async def test_two_workers(manager: Manager, recorder: RecordingObserver) -> None:
+    """A manager with two workers notifies its observers once."""
     jobs = make_queue()
     send = jobs.handler(name="send")(fine)
     async with jobs:
@@ -288,35 +300,37 @@ async def test_several_workers_of_a_manager_tell_once(
     assert recorder.names().count("enqueued") == 1
 
 
-async def test_steps_are_told_of_with_their_own_observers_and_meta(
+async def test_steps(
     recorder: RecordingObserver,
 ) -> None:
-    """As those of jobs that are enqueued one by one, be it alone or in a composite."""
+    """A step's event has the step's meta, and goes to its handler's observers.
+
+    This holds for a step that is enqueued alone and for steps of chains and groups.
+    """
     own = RecordingObserver()
     jobs = make_queue(recorder)
-    mine = jobs.handler(name="mine", observers=[own])(fine)
+    observed = jobs.handler(name="observed", observers=[own])(fine)
     other = jobs.handler(name="other")(fine)
     async with jobs:
-        step = mine.options(meta={"n": 1}, delay=3).job()
+        step = observed.options(meta={"n": 1}, delay=3).job()
         await jobs.enqueue(step)
-        await jobs.enqueue(chain(step, group(other.job(), mine.options(meta={"n": 2}).job())))
-    told = [(each.job.handler, each.meta.get("n"), each.delay) for each in own.of(JobEnqueued)]
-    assert told == [("mine", 1, 3), ("mine", 1, 3), ("mine", 2, 0)]
-    all_told = [(each.job.handler, each.meta.get("n")) for each in recorder.of(JobEnqueued)]
-    assert all_told == [
-        ("mine", 1),
-        ("mine", 1),
+        await jobs.enqueue(chain(step, group(other.job(), observed.options(meta={"n": 2}).job())))
+    steps = [(event.job.handler, event.meta.get("n"), event.delay) for event in own.of(JobEnqueued)]
+    assert steps == [("observed", 1, 3), ("observed", 1, 3), ("observed", 2, 0)]
+    all_jobs = [(event.job.handler, event.meta.get("n")) for event in recorder.of(JobEnqueued)]
+    assert all_jobs == [
+        ("observed", 1),
+        ("observed", 1),
         ("other", None),
-        ("mine", 2),
-        ("", None),  # what stands for the composite
+        ("observed", 2),
+        ("", None),  # the chain itself
     ]
 
 
-async def test_a_job_of_an_unknown_handler_is_told_to_be_dead(
-    manager: Manager, recorder: RecordingObserver
-) -> None:
+async def test_unknown_handler(manager: Manager, recorder: RecordingObserver) -> None:
+    """Observers are notified of the dead job of an unknown handler."""
     jobs = make_queue()
-    jobs.handler(name="known")(fine)
+    jobs.handler(name="send")(fine)
     async with jobs:
         await jobs.start(manager)
         job = await jobs.enqueue("unknown")
@@ -326,12 +340,12 @@ async def test_a_job_of_an_unknown_handler_is_told_to_be_dead(
     assert type(dead.error).__name__ == "UnknownHandlerError"
 
 
-# What observers can't be
+# Invalid observers
 
 
 @pytest.mark.parametrize("place", ["queue", "handler"])
-def test_observers_that_watch_are_refused(place: str) -> None:
-    """Nobody would run their service."""
+def test_watching_observers(place: str) -> None:
+    """Observers that implement watch() are rejected, as only a manager runs it."""
     with pytest.raises(
         ValueError, match=r"^observers: StallObserver implements watch\(\): pass it to"
     ):
@@ -342,51 +356,53 @@ def test_observers_that_watch_are_refused(place: str) -> None:
 
 
 @pytest.mark.parametrize("observers", [1, [1], [Observer], "x"])
-def test_what_is_no_observer_is_refused(observers: Any) -> None:
+def test_invalid_observers(observers: Any) -> None:
+    """Objects that are no observers are rejected."""
     with pytest.raises(ValueError, match="observers"):
         JobQueue(MemoryBroker(), observers=observers)
     with pytest.raises(ValueError, match="observers"):
         make_queue().handler(observers=observers)
 
 
-# Beside that
+# Handles and references
 
 
-async def test_handles_say_which_job_they_run(manager: Manager) -> None:
+async def test_task_handle(manager: Manager) -> None:
+    """A job's task handle has the job's id, handler, queue and attempt."""
     jobs = make_queue()
     seen: list[Any] = []
 
-    async def look() -> None:
+    async def list_tasks() -> None:
         seen.extend(manager.tasks())
 
-    handler = jobs.handler(name="look", queue="mail")(look)
+    handler = jobs.handler(name="list", queue="mail")(list_tasks)
     async with jobs:
         await jobs.start(manager)
         job = await handler.enqueue()
         await job.wait()
         await manager.wait()
     (handle,) = seen
-    assert (handle.id, handle.job.id, handle.job.handler) == (job.id, job.id, "look")
+    assert (handle.id, handle.job.id, handle.job.handler) == (job.id, job.id, "list")
     assert (handle.job.queue, handle.job.attempt, handle.attempt) == ("mail", 1, 1)
     assert handle.status is TaskStatus.SUCCEEDED
 
 
-async def test_observers_of_handlers_are_kept_no_longer_than_needed(manager: Manager) -> None:
-    """Neither by the queue nor by a manager, also where a hook is slow."""
-    told: list[object] = []
+async def test_handler_observers_released(manager: Manager) -> None:
+    """Queues and managers release a handler's observers when their hooks have ended."""
+    events: list[object] = []
 
-    async def later(self: Observer, event: object) -> None:
+    async def async_hook(self: Observer, event: object) -> None:
         await anyio.sleep(1)
-        told.append(event)
+        events.append(event)
 
     jobs = make_queue()
-    send = jobs.handler(name="send", observers=[telling(later)])(fine)
+    send = jobs.handler(name="send", observers=[make_observer(async_hook)])(fine)
     async with jobs:
         await send.enqueue()
         await anyio.sleep(2)
-        kept = jobs._enqueuer._opened()[0]._guests
+        retained = jobs._enqueuer._opened()[0]._guests
         await jobs.start(manager)
         await (await send.enqueue()).wait()
         await anyio.sleep(2)
-        assert kept == manager._runtime.dispatcher._guests == {}  # type: ignore[union-attr]
-    assert len(told) == 2
+        assert retained == manager._runtime.dispatcher._guests == {}  # type: ignore[union-attr]
+    assert len(events) == 2

@@ -1,4 +1,4 @@
-"""Everything that queues, handlers and jobs can be told, and what is refused."""
+"""Options of queues, handlers and jobs."""
 
 from __future__ import annotations
 
@@ -15,26 +15,28 @@ from background.queues._enqueue.options import NO_OPTIONS, check
 from background.queues.memory import MemoryBroker
 
 
-class Watches(Observer):
+class WatchingObserver(Observer):
     async def watch(self, manager: Manager) -> None: ...
 
 
-async def nothing() -> None: ...
+async def noop() -> None: ...
 
 
-def test_what_is_not_given_has_its_default() -> None:
+def test_defaults() -> None:
+    """Options that are missing or None have their defaults."""
     assert check({}) == NO_OPTIONS
     assert check({"at": None, "id": None, "meta": None}) == NO_OPTIONS
 
 
-def test_times_may_be_given_as_datetimes() -> None:
+def test_at() -> None:
+    """`at` can be a datetime or a number of seconds since the epoch."""
     at = datetime(2030, 1, 1, 2, tzinfo=timezone(timedelta(hours=2)))
     assert check({"at": at}).at == datetime(2030, 1, 1, tzinfo=UTC).timestamp()
     assert check({"at": 5}).at == 5
 
 
-class Nowhere(tzinfo):
-    """A time zone that does not know how far it is from UTC."""
+class UnknownOffset(tzinfo):
+    """A time zone without an offset from UTC."""
 
     def utcoffset(self, dt: datetime | None, /) -> None:
         return None
@@ -52,7 +54,7 @@ class Nowhere(tzinfo):
         ("at", math.inf),
         ("at", "tomorrow"),
         ("at", datetime(2030, 1, 1)),
-        ("at", datetime(2030, 1, 1, tzinfo=Nowhere())),
+        ("at", datetime(2030, 1, 1, tzinfo=UnknownOffset())),
         ("id", ""),
         ("id", "a b"),
         ("id", "x" * 129),
@@ -73,24 +75,28 @@ class Nowhere(tzinfo):
         ("meta", "text"),
     ],
 )
-def test_an_option_that_cannot_work_is_named(option: str, value: Any) -> None:
+def test_invalid_job_options(option: str, value: Any) -> None:
+    """The error of an invalid job option begins with its name."""
     with pytest.raises(ValueError, match=rf"^{option}\b"):
         check({option: value})  # type: ignore[misc]
 
 
-def test_a_policy_cannot_travel() -> None:
+def test_policy_of_job() -> None:
+    """A retry policy is rejected as an option of a job, as it can't be encoded."""
     from tenacity import AsyncRetrying
 
     with pytest.raises(ValueError, match="a policy belongs to the handler"):
         check({"retry": AsyncRetrying()})  # type: ignore[typeddict-item]
 
 
-def test_a_job_starts_at_one_time() -> None:
+def test_delay_and_at() -> None:
+    """delay and at can't be combined."""
     with pytest.raises(ValueError, match="delay and at"):
         check({"delay": 1, "at": 5})
 
 
-def test_an_option_that_does_not_exist() -> None:
+def test_unknown_option() -> None:
+    """The error of an unknown option lists the options."""
     with pytest.raises(TypeError, match="no option color, only delay, at, id"):
         check({"color": 1})  # type: ignore[typeddict-unknown-key]
 
@@ -101,7 +107,7 @@ def test_an_option_that_does_not_exist() -> None:
         ("results", MemoryBroker()),
         ("observers", [Observer]),
         ("observers", "text"),
-        ("observers", [Watches()]),
+        ("observers", [WatchingObserver()]),
         ("lease", 0),
         ("lease", 0.05),
         ("lease", None),
@@ -113,15 +119,17 @@ def test_an_option_that_does_not_exist() -> None:
         ("retention", math.inf),
     ],
 )
-def test_a_queue_that_cannot_work(option: str, value: Any) -> None:
+def test_invalid_queue_options(option: str, value: Any) -> None:
+    """The error of an invalid queue option begins with its name."""
     with pytest.raises(ValueError, match=rf"^{option}\b"):
         JobQueue(MemoryBroker(), **{option: value})
 
 
-def test_a_queue_needs_a_broker() -> None:
-    for wrong in ("memory://", None, MemoryBroker):
+def test_invalid_broker() -> None:
+    """A URL, None or a broker's class is rejected as a broker."""
+    for value in ("memory://", None, MemoryBroker):
         with pytest.raises(ValueError, match="broker"):
-            JobQueue(wrong)  # type: ignore[arg-type]
+            JobQueue(value)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(
@@ -140,32 +148,34 @@ def test_a_queue_needs_a_broker() -> None:
         ("retention", -1),
         ("retention", "5"),
         ("retention", math.nan),
-        ("observers", [Watches()]),
+        ("observers", [WatchingObserver()]),
         ("observers", [1]),
     ],
 )
-def test_a_handler_that_cannot_work(option: str, value: Any) -> None:
+def test_invalid_handler_options(option: str, value: Any) -> None:
+    """The error of an invalid handler option begins with its name."""
     jobs = JobQueue(MemoryBroker())
     with pytest.raises(ValueError, match=rf"^{option}\b"):
-        jobs.handler(**{option: value})(nothing)
+        jobs.handler(**{option: value})(noop)
     assert jobs._handlers == {}
 
 
-def test_a_name_belongs_to_one_handler() -> None:
+def test_duplicate_name() -> None:
+    """A second handler with the same name is rejected."""
     jobs = JobQueue(MemoryBroker())
-    jobs.handler()(nothing)
-    with pytest.raises(
-        ValueError, match=f"name: there is a handler '{re.escape(__name__)}.nothing'"
-    ):
-        jobs.handler()(nothing)
-    jobs.handler(name="other")(nothing)
+    jobs.handler()(noop)
+    with pytest.raises(ValueError, match=f"name: there is a handler '{re.escape(__name__)}.noop'"):
+        jobs.handler()(noop)
+    jobs.handler(name="other")(noop)
 
 
-def test_a_handler_looks_like_its_function() -> None:
+def test_handler_metadata() -> None:
+    """A handler has the name, docstring and function of its definition."""
+
     async def documented(a: int) -> None:
         """What it does."""
 
     handler = JobQueue(MemoryBroker()).handler()(documented)
-    assert handler.name == f"{__name__}.test_a_handler_looks_like_its_function.documented"
+    assert handler.name == f"{__name__}.test_handler_metadata.documented"
     assert (handler.__doc__, handler.__name__) == ("What it does.", "documented")
     assert handler.fn is handler.__wrapped__ is documented  # type: ignore[attr-defined]

@@ -1,4 +1,4 @@
-"""Brokers that can't be reached for a while, and leases that are lost meanwhile."""
+"""Outages of brokers, and lost leases."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ TWICE = AsyncRetrying(stop=stop_after_attempt(2), wait=wait_fixed(0.2))
 
 
 class Log:
-    """What a handler did."""
+    """Handlers that record their attempts."""
 
     def __init__(self) -> None:
         self.ran: list[int] = []
@@ -41,7 +41,7 @@ class Log:
         self.started = anyio.Event()
         self.finish = anyio.Event()
 
-    async def note(self) -> int:
+    async def record(self) -> int:
         self.ran.append(JobContext.current().attempt)
         return len(self.ran)
 
@@ -64,9 +64,9 @@ async def log(anyio_backend: object) -> Log:
 # Enqueueing
 
 
-@pytest.mark.parametrize("lost", [False, True], ids=["asked in vain", "answer lost"])
-@pytest.mark.parametrize("options", [{}, {"id": "mine"}, {"delay": 0.01}], ids=str)
-async def test_a_job_is_enqueued_once_however_often_it_is_tried(
+@pytest.mark.parametrize("lost", [False, True], ids=["call lost", "answer lost"])
+@pytest.mark.parametrize("options", [{}, {"id": "custom"}, {"delay": 0.01}], ids=str)
+async def test_enqueue_retry(
     jobs: JobQueue,
     manager: Manager,
     broker: FaultyBroker,
@@ -75,7 +75,8 @@ async def test_a_job_is_enqueued_once_however_often_it_is_tried(
     lost: bool,
     options: Any,
 ) -> None:
-    handler = jobs.handler(name="h")(log.note)
+    """A job is stored once, although enqueueing is retried."""
+    handler = jobs.handler(name="h")(log.record)
     await jobs.start(manager)
     (broker.lose if lost else broker.fail)("enqueue", times=3)
     job = await handler.options(**options).enqueue()
@@ -85,26 +86,29 @@ async def test_a_job_is_enqueued_once_however_often_it_is_tried(
     assert len([event for event in recorder.events if isinstance(event, JobEnqueued)]) == 1
 
 
-async def test_many_jobs_are_enqueued_once(jobs: JobQueue, broker: FaultyBroker, log: Log) -> None:
-    handler = jobs.handler(name="h")(log.note)
+async def test_enqueue_many_retry(jobs: JobQueue, broker: FaultyBroker, log: Log) -> None:
+    """enqueue_many() stores every job once, although the first answer is lost."""
+    handler = jobs.handler(name="h")(log.record)
     broker.lose("enqueue")
     assert len(await handler.enqueue_many([()] * 5)) == await jobs.count() == 5
 
 
-async def test_an_id_that_was_taken_before_is_refused_though_an_answer_was_lost(
+async def test_duplicate_id_after_lost_answer(
     jobs: JobQueue, broker: FaultyBroker, log: Log
 ) -> None:
-    handler = jobs.handler(name="h")(log.note)
-    await handler.options(id="mine").enqueue()
+    """A duplicate id is rejected, although the first answer is lost."""
+    handler = jobs.handler(name="h")(log.record)
+    await handler.options(id="custom").enqueue()
     broker.lose("enqueue")
-    with pytest.raises(QueueError, match="'mine'"):
-        await handler.options(id="mine").enqueue()
+    with pytest.raises(QueueError, match="'custom'"):
+        await handler.options(id="custom").enqueue()
 
 
-async def test_a_broker_that_stays_away_is_told_of(
+async def test_long_outage(
     jobs: JobQueue, broker: FaultyBroker, recorder: RecordingObserver, log: Log
 ) -> None:
-    handler = jobs.handler(name="h")(log.note)
+    """Calls raise BrokerUnavailableError in a long outage, enqueue() after five tries."""
+    handler = jobs.handler(name="h")(log.record)
     job = await handler.enqueue()
     broker.down |= {"enqueue", "get", "cancel", "requeue", "count", "purge"}
     with pytest.raises(BrokerUnavailableError):
@@ -120,10 +124,11 @@ async def test_a_broker_that_stays_away_is_told_of(
 # Waiting
 
 
-async def test_those_who_wait_bear_with_an_outage(
+async def test_wait_during_outage(
     jobs: JobQueue, manager: Manager, broker: FaultyBroker, log: Log
 ) -> None:
-    job = await jobs.handler(name="h")(log.note).enqueue()
+    """result() retries during a short outage, unless its timeout is zero."""
+    job = await jobs.handler(name="h")(log.record).enqueue()
     await jobs.start(manager)
     broker.fail("wait", times=3)
     assert await job.result() == 1
@@ -132,10 +137,9 @@ async def test_those_who_wait_bear_with_an_outage(
         await job.result(timeout=0)
 
 
-async def test_those_who_wait_are_told_of_a_long_outage(
-    jobs: JobQueue, broker: FaultyBroker, log: Log
-) -> None:
-    job = await jobs.handler(name="h")(log.note).enqueue()
+async def test_wait_during_long_outage(jobs: JobQueue, broker: FaultyBroker, log: Log) -> None:
+    """result() and wait() raise BrokerUnavailableError after 30 seconds or their timeout."""
+    job = await jobs.handler(name="h")(log.record).enqueue()
     broker.down.add("wait")
     began = anyio.current_time()
     with pytest.raises(BrokerUnavailableError):
@@ -150,11 +154,11 @@ async def test_those_who_wait_are_told_of_a_long_outage(
     assert 134 < anyio.current_time() - began < 138
 
 
-# Working
+# Claims and settlements
 
 
 @pytest.mark.parametrize("name", ["claim", "wait_for_work", "maintain"])
-async def test_a_worker_goes_on_after_an_outage(
+async def test_worker_after_outage(
     jobs: JobQueue,
     manager: Manager,
     broker: FaultyBroker,
@@ -162,8 +166,9 @@ async def test_a_worker_goes_on_after_an_outage(
     caplog: pytest.LogCaptureFixture,
     name: str,
 ) -> None:
+    """A worker continues after an outage, and logs its beginning and its end."""
     caplog.set_level(logging.INFO, "background")
-    handler = jobs.handler(name="h")(log.note)
+    handler = jobs.handler(name="h")(log.record)
     broker.fail(name, times=2)
     await jobs.start(manager)
     await broker.called(name, 3 if name != "wait_for_work" else 2)
@@ -176,14 +181,15 @@ async def test_a_worker_goes_on_after_an_outage(
     assert caplog.text.count("no broker; trying again") == 1
 
 
-async def test_an_error_that_is_not_the_networks_is_logged_as_it_is(
+async def test_unexpected_broker_error(
     jobs: JobQueue,
     manager: Manager,
     broker: FaultyBroker,
     log: Log,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    handler = jobs.handler(name="h")(log.note)
+    """A worker logs a broker's unexpected error with its traceback, and continues."""
+    handler = jobs.handler(name="h")(log.record)
     for name in ("claim", "maintain", "settle"):
         broker.fail(name, error=ZeroDivisionError(name))
     await jobs.start(manager)
@@ -193,15 +199,16 @@ async def test_an_error_that_is_not_the_networks_is_logged_as_it_is(
     assert "Traceback" in caplog.text
 
 
-async def test_what_the_broker_refuses_to_settle_is_dead_and_holds_nobody_up(
+async def test_rejected_settlement(
     jobs: JobQueue, manager: Manager, broker: FaultyBroker, log: Log
 ) -> None:
-    handler = jobs.handler(name="h")(log.note)
-    made = await handler.enqueue_many([(), ()])
-    # Both together, then one of them alone.
+    """A job is dead if the broker rejects its settlement; its batch is settled as usual."""
+    handler = jobs.handler(name="h")(log.record)
+    handles = await handler.enqueue_many([(), ()])
+    # The first call has both settlements, the second only one of them.
     broker.fail("settle", error=PayloadTooLargeError("no room for this"), times=2)
     await jobs.start(manager, concurrency=2)
-    by_state = {await each.wait(): each for each in made}
+    by_state = {await job.wait(): job for job in handles}
     assert by_state.keys() == {S.DEAD, S.SUCCEEDED}
     with pytest.raises(JobFailedError, match="no room for this") as failed:
         await by_state[S.DEAD].result()
@@ -209,10 +216,11 @@ async def test_what_the_broker_refuses_to_settle_is_dead_and_holds_nobody_up(
     assert await (await handler.enqueue()).result() == 3
 
 
-async def test_what_can_not_even_be_dead_is_left_to_its_lease(
+async def test_rejected_dead_settlement(
     jobs: JobQueue, manager: Manager, broker: FaultyBroker, recorder: RecordingObserver, log: Log
 ) -> None:
-    handler = jobs.handler(name="h")(log.note)
+    """A job that can't be settled as dead either stays running until its lease expires."""
+    handler = jobs.handler(name="h")(log.record)
     broker.fail("settle", error=PayloadTooLargeError("no room for this"), times=2)
     await jobs.start(manager)
     job = await handler.enqueue()
@@ -223,14 +231,14 @@ async def test_what_can_not_even_be_dead_is_left_to_its_lease(
     assert info.state is S.RUNNING
 
 
-class Broken(TraceContextTextMapPropagator):
-    """A propagator that can't read what another has written."""
+class BrokenPropagator(TraceContextTextMapPropagator):
+    """A propagator that can't read a stored trace context."""
 
     def extract(self, *args: Any, **kwargs: Any) -> Any:
-        raise ArithmeticError("what is this?")
+        raise ArithmeticError("unknown format")
 
 
-async def test_a_job_that_cannot_be_started_is_left_to_its_lease(
+async def test_start_error(
     jobs: JobQueue,
     manager: Manager,
     broker: FaultyBroker,
@@ -238,13 +246,14 @@ async def test_a_job_that_cannot_be_started_is_left_to_its_lease(
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    jobs.handler(name="h")(log.note)
+    """A job that can't be started is logged, and claimed again after its lease has expired."""
+    jobs.handler(name="h")(log.record)
     body = b'{"args":[],"trace":{"traceparent":"?"}}'
     await broker.enqueue(
         [Message(id="one", handler="h", queue="q", body=body, retention=60, dead_retention=60)]
     )
     with monkeypatch.context() as patch:
-        patch.setattr(propagate, "extract", Broken().extract)
+        patch.setattr(propagate, "extract", BrokenPropagator().extract)
         worker = await jobs.start(manager, Ordered("q"))
         await broker.called("claim")
         await anyio.sleep(1)
@@ -254,23 +263,24 @@ async def test_a_job_that_cannot_be_started_is_left_to_its_lease(
     assert log.ran == [2]
 
 
-async def test_a_claim_that_took_longer_than_its_lease_is_not_begun(
+async def test_claim_after_lease_expiry(
     jobs: JobQueue, manager: Manager, broker: FaultyBroker, log: Log
 ) -> None:
-    handler = jobs.handler(name="h")(log.note)
+    """A job isn't started if the claim took longer than its lease."""
+    handler = jobs.handler(name="h")(log.record)
     job = await handler.enqueue()
-    going_on = broker.hold("claim")
+    resume = broker.hold("claim")
     await jobs.start(manager)
     await broker.called("claim")
     await anyio.sleep(31)
-    going_on.set()
+    resume.set()
     assert await job.result() == 1
     assert log.ran == [1]
     assert [claim.attempt for claim in broker.claims] == [1, 1]
 
 
-@pytest.mark.parametrize("lost", [False, True], ids=["asked in vain", "answer lost"])
-async def test_a_settlement_is_repeated(
+@pytest.mark.parametrize("lost", [False, True], ids=["call lost", "answer lost"])
+async def test_settlement_retry(
     jobs: JobQueue,
     manager: Manager,
     broker: FaultyBroker,
@@ -278,7 +288,8 @@ async def test_a_settlement_is_repeated(
     log: Log,
     lost: bool,
 ) -> None:
-    handler = jobs.handler(name="h")(log.note)
+    """A settlement is retried, and the job runs once."""
+    handler = jobs.handler(name="h")(log.record)
     (broker.lose if lost else broker.fail)("settle", times=2)
     await jobs.start(manager)
     job = await handler.enqueue()
@@ -288,10 +299,13 @@ async def test_a_settlement_is_repeated(
     assert told_of(recorder, job.id) == ["added", "started", "succeeded"]
 
 
-async def test_the_answer_to_every_settlement_may_be_lost(
+async def test_lost_settlement_answers(
     jobs: JobQueue, manager: Manager, broker: FaultyBroker, recorder: RecordingObserver
 ) -> None:
-    """Whether it was of a failure, after which the next attempt may begin first, or of an end."""
+    """Every attempt is settled once, although the first answer to its settlement is lost.
+
+    After a failure, the next attempt may begin before the settlement is repeated.
+    """
 
     @jobs.handler(name="shaky", retry=TWICE)
     async def shaky() -> int:
@@ -310,13 +324,14 @@ async def test_the_answer_to_every_settlement_may_be_lost(
     assert await job.result() == 2
     assert await (await fails.enqueue()).wait() is S.DEAD
     await worker.close()
-    told = told_of(recorder, job.id)
-    assert sorted(told) == ["added", "added", "retrying", "started", "started", "succeeded"]
+    names = told_of(recorder, job.id)
+    assert sorted(names) == ["added", "added", "retrying", "started", "started", "succeeded"]
 
 
-async def test_a_job_handed_back_may_be_with_another_when_the_answer_is_lost(
+async def test_release_with_lost_answer(
     jobs: JobQueue, manager: Manager, broker: FaultyBroker, log: Log
 ) -> None:
+    """A closing worker releases its job, although the answer is lost."""
     job = await jobs.handler(name="h")(log.wait).enqueue()
     worker = await jobs.start(manager)
     await log.started.wait()
@@ -327,11 +342,12 @@ async def test_a_job_handed_back_may_be_with_another_when_the_answer_is_lost(
     assert (stored.state, stored.attempt) == (S.READY, 0)
 
 
-async def test_a_settlement_of_a_job_that_is_forgotten_at_once(
+async def test_settlement_without_retention(
     broker: FaultyBroker, manager: Manager, recorder: RecordingObserver, log: Log
 ) -> None:
+    """A job with a retention of zero succeeds, although the answer is lost."""
     async with JobQueue(broker, retention=0) as jobs:
-        handler = jobs.handler(name="h")(log.note)
+        handler = jobs.handler(name="h")(log.record)
         await jobs.start(manager)
         broker.lose("settle")
         job = await handler.enqueue()
@@ -339,12 +355,13 @@ async def test_a_settlement_of_a_job_that_is_forgotten_at_once(
         assert told_of(recorder, job.id) == ["added", "started", "succeeded"]
 
 
-async def test_what_cannot_be_settled_is_given_up_with_the_manager(
+async def test_shutdown_during_outage(
     broker: FaultyBroker, log: Log, caplog: pytest.LogCaptureFixture
 ) -> None:
+    """A manager's shutdown ends the retries of settlements, and the job stays running."""
     recorder = RecordingObserver()
     async with Manager(observers=[recorder], grace=0.05) as manager, JobQueue(broker) as jobs:
-        handler = jobs.handler(name="h")(log.note)
+        handler = jobs.handler(name="h")(log.record)
         await jobs.start(manager)
         broker.down.add("settle")
         job = await handler.enqueue()
@@ -363,10 +380,10 @@ async def test_what_cannot_be_settled_is_given_up_with_the_manager(
 
 
 @pytest.mark.usefixtures("renewing_often")
-async def test_a_job_that_another_has_is_cancelled_here(
+async def test_lost_lease_cancels_job(
     broker: FaultyBroker, manager: Manager, recorder: RecordingObserver, log: Log
 ) -> None:
-    """And can no longer change what becomes of it."""
+    """A job whose lease is lost is cancelled, and can't change the stored result."""
     async with JobQueue(broker) as jobs:
         handler = jobs.handler(name="h")(log.wait)
         worker = await jobs.start(manager, concurrency=1)
@@ -374,8 +391,8 @@ async def test_a_job_that_another_has_is_cancelled_here(
         await log.started.wait()
         (claim,) = broker.claims
         log.finish = anyio.Event()
-        stolen = Settlement(id=job.id, token=claim.token, state=S.SUCCEEDED, result=b"7")
-        assert await broker.real.settle([stolen]) == [True]
+        foreign = Settlement(id=job.id, token=claim.token, state=S.SUCCEEDED, result=b"7")
+        assert await broker.real.settle([foreign]) == [True]
         await log.cancelled.wait()
         event = await recorder.wait_for(TaskCancelled)
         assert (event.id, event.reason) == (job.id, "its lease was lost")
@@ -383,17 +400,18 @@ async def test_a_job_that_another_has_is_cancelled_here(
         assert worker.in_flight == 0
 
 
-async def test_a_job_that_another_has_is_not_settled_here(
+async def test_settlement_after_lost_lease(
     broker: FaultyBroker, manager: Manager, recorder: RecordingObserver, log: Log
 ) -> None:
+    """A job whose lease is lost is reported as cancelled, although it has succeeded."""
     async with JobQueue(broker) as jobs:
         handler = jobs.handler(name="h")(log.wait)
         await jobs.start(manager)
         job = await handler.enqueue()
         await log.started.wait()
         (claim,) = broker.claims
-        stolen = Settlement(id=job.id, token=claim.token, state=S.SUCCEEDED, result=b"7")
-        assert await broker.real.settle([stolen]) == [True]
+        foreign = Settlement(id=job.id, token=claim.token, state=S.SUCCEEDED, result=b"7")
+        assert await broker.real.settle([foreign]) == [True]
         log.finish.set()
         event = await recorder.wait_for(TaskCancelled)
         assert event.reason == "its lease was lost"
@@ -401,10 +419,10 @@ async def test_a_job_that_another_has_is_not_settled_here(
 
 
 @pytest.mark.usefixtures("renewing_often")
-async def test_a_job_that_another_has_is_not_begun(
+async def test_lost_lease_before_start(
     broker: FaultyBroker, recorder: RecordingObserver, log: Log
 ) -> None:
-    """Where it has been waiting for the manager's limit."""
+    """A job isn't started if its lease is lost while it waits for the manager's limit."""
     async with (
         Manager(limit=1, observers=[recorder]) as manager,
         JobQueue(broker) as jobs,
@@ -414,8 +432,8 @@ async def test_a_job_that_another_has_is_not_begun(
         await jobs.start(manager)
         await log.started.wait()
         claim = broker.claims[1]
-        stolen = Settlement(id=second.id, token=claim.token, state=S.SUCCEEDED, result=b"7")
-        assert await broker.real.settle([stolen]) == [True]
+        foreign = Settlement(id=second.id, token=claim.token, state=S.SUCCEEDED, result=b"7")
+        assert await broker.real.settle([foreign]) == [True]
         event = await recorder.wait_for(TaskCancelled)
         assert (event.id, event.reason) == (second.id, "its lease was lost")
         log.finish.set()
@@ -425,62 +443,63 @@ async def test_a_job_that_another_has_is_not_begun(
 
 
 @pytest.mark.usefixtures("renewing_often")
-async def test_a_job_that_ends_while_leases_are_renewed(
+async def test_settlement_during_renewal(
     broker: FaultyBroker, manager: Manager, recorder: RecordingObserver, log: Log
 ) -> None:
+    """A job that ends during the renewal of its lease is settled as usual."""
     async with JobQueue(broker) as jobs:
         handler = jobs.handler(name="h")(log.wait)
         await jobs.start(manager)
         job = await handler.enqueue()
         await log.started.wait()
-        going_on = broker.hold("renew")
+        resume = broker.hold("renew")
         await broker.called("renew")
         log.finish.set()
         assert await job.result() == 1
-        going_on.set()
+        resume.set()
         await broker.called("renew", 1)
     assert recorder.of(TaskCancelled) == []
     assert told_of(recorder, job.id) == ["added", "started", "succeeded"]
 
 
 @pytest.mark.usefixtures("renewing_often")
-async def test_a_lease_that_a_settlement_has_ended_is_not_missed(
+async def test_renewal_during_settlement(
     broker: FaultyBroker, manager: Manager, log: Log, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Though a renewal hears of that before the settlement has its answer."""
+    """A lease isn't lost if the job's own settlement has ended it before a renewal."""
     async with JobQueue(broker) as jobs:
-        handler = jobs.handler(name="h")(log.note)
+        handler = jobs.handler(name="h")(log.record)
         await jobs.start(manager)
         broker.lose("settle")
         job = await handler.enqueue()
         await broker.called("settle")
-        going_on = broker.hold("settle")
+        resume = broker.hold("settle")
         await broker.called("settle", 2)
         renewed = broker.asked["renew"]
         await broker.called("renew", renewed + 2)
-        going_on.set()
+        resume.set()
         assert await job.result() == 1
     assert "lease was lost" not in caplog.text
 
 
-@pytest.mark.parametrize("how", ["down", "hangs", "odd"])
-async def test_leases_that_cannot_be_renewed_are_given_up(
+@pytest.mark.parametrize("failure", ["down", "hangs", "error"])
+async def test_renewal_failure(
     jobs: JobQueue,
     manager: Manager,
     broker: FaultyBroker,
     recorder: RecordingObserver,
     log: Log,
-    how: str,
+    failure: str,
 ) -> None:
-    """When they have ended for everybody else, and no sooner."""
+    """A lease that can't be renewed is lost when it has expired, and no earlier."""
     handler = jobs.handler(name="h")(log.wait)
     await jobs.start(manager)
     began = anyio.current_time()
     job = await handler.enqueue()
     await log.started.wait()
-    if how == "down":
+    if failure == "down":
         broker.down.add("renew")
-    elif how == "hangs":
+    elif failure == "hangs":
         broker.hold("renew")
     else:
         broker.fail("renew", error=ZeroDivisionError(), times=100)
@@ -492,9 +511,10 @@ async def test_leases_that_cannot_be_renewed_are_given_up(
     broker.down.clear()
 
 
-async def test_leases_bear_with_an_outage(
+async def test_renewal_after_outage(
     jobs: JobQueue, manager: Manager, broker: FaultyBroker, log: Log
 ) -> None:
+    """A job continues if its lease is renewed after an outage."""
     handler = jobs.handler(name="h")(log.wait)
     await jobs.start(manager)
     job = await handler.enqueue()
@@ -508,10 +528,13 @@ async def test_leases_bear_with_an_outage(
     assert await job.result() == 1
 
 
-async def test_a_job_whose_lease_was_lost_runs_elsewhere_meanwhile(
+async def test_second_run_after_lost_lease(
     jobs: JobQueue, manager: Manager, broker: FaultyBroker, recorder: RecordingObserver
 ) -> None:
-    """Here in the same worker, where the first run takes its time to end."""
+    """A job whose lease is lost runs again while its cancelled attempt is still ending.
+
+    The same worker runs both attempts.
+    """
     ran: list[int] = []
 
     @jobs.handler(name="h")
@@ -533,20 +556,21 @@ async def test_a_job_whose_lease_was_lost_runs_elsewhere_meanwhile(
     assert len(recorder.of(TaskSucceeded)) == 1
 
 
-async def test_an_event_loop_that_was_blocked_is_noticed(
+async def test_blocked_event_loop(
     jobs: JobQueue,
     manager: Manager,
     log: Log,
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
+    """A worker logs that it renews leases late because the event loop was blocked."""
     handler = jobs.handler(name="h")(log.wait)
     worker = await jobs.start(manager)
     await handler.enqueue()
     await log.started.wait()
-    real = worker._loops._renewer._now
-    late = iter([12.0])
-    monkeypatch.setattr(worker._loops._renewer, "_now", lambda: real() + next(late, 0.0))
+    now = worker._loops._renewer._now
+    delays = iter([12.0])
+    monkeypatch.setattr(worker._loops._renewer, "_now", lambda: now() + next(delays, 0.0))
     await anyio.sleep(5)
     assert "leases are renewed 12.0 s late" in caplog.text
     log.finish.set()

@@ -1,4 +1,4 @@
-"""Attempts of a job: the policy decides, and the broker has the job in between."""
+"""Retries of jobs."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def policy(attempts: int, **options: Any) -> AsyncRetrying:
 
 
 class Shaky:
-    """Fails until its last attempt."""
+    """A handler that raises its errors in turn, and then succeeds."""
 
     def __init__(self, *errors: Exception) -> None:
         self.errors = list(errors)
@@ -59,7 +59,7 @@ class Shaky:
 
 
 def ends(recorder: RecordingObserver, job: JobHandle[Any]) -> list[Any]:
-    """The events of the ends of a job's attempts, in order."""
+    """Return the events with which a job's attempts ended, in order."""
     return [
         event
         for event in recorder.events
@@ -67,9 +67,10 @@ def ends(recorder: RecordingObserver, job: JobHandle[Any]) -> list[Any]:
     ]
 
 
-async def test_attempts_until_one_succeeds(
+async def test_retry_until_success(
     jobs: JobQueue, manager: Manager, recorder: RecordingObserver
 ) -> None:
+    """A job is retried until an attempt succeeds, with events for every attempt."""
     errors = ValueError("1"), KeyError("2")
     shaky = Shaky(*errors)
     handler = jobs.handler(name="h", retry=policy(5))(shaky)
@@ -82,12 +83,12 @@ async def test_attempts_until_one_succeeds(
         *["added", "started", "retrying"] * 2,
         *["added", "started", "succeeded"],
     ]
-    told = ends(recorder, job)
-    for number, event in enumerate(told, 1):
+    events = ends(recorder, job)
+    for number, event in enumerate(events, 1):
         assert (event.job.id, event.job.attempt, event.attempt) == (job.id, number, number)
         assert (event.job.handler, event.meta) == ("h", {"m": 1})
-    assert [each.error for each in told[:2]] == [*errors]
-    assert [each.delay for each in told[:2]] == [0, 0]
+    assert [event.error for event in events[:2]] == [*errors]
+    assert [event.delay for event in events[:2]] == [0, 0]
     info = await job.info()
     assert info is not None
     assert (info.attempt, info.state, info.result) == (3, S.SUCCEEDED, 3)
@@ -95,9 +96,10 @@ async def test_attempts_until_one_succeeds(
     assert info.error.type == "KeyError"
 
 
-async def test_attempts_until_the_policy_gives_up(
+async def test_retry_until_stop(
     jobs: JobQueue, manager: Manager, recorder: RecordingObserver
 ) -> None:
+    """A job is dead when its policy stops retrying."""
     shaky = Shaky(*[ValueError(str(n)) for n in range(9)])
     handler = jobs.handler(name="h", retry=policy(3))(shaky)
     await jobs.start(manager)
@@ -106,11 +108,16 @@ async def test_attempts_until_the_policy_gives_up(
         await job.result()
     dead = await recorder.wait_for(JobDead)
     assert dead.job.attempt == 3
-    assert [type(each) for each in ends(recorder, job)] == [TaskRetrying, TaskRetrying, TaskFailed]
+    assert [type(event) for event in ends(recorder, job)] == [
+        TaskRetrying,
+        TaskRetrying,
+        TaskFailed,
+    ]
     assert recorder.names().count("dead") == 1
 
 
-async def test_a_number_of_attempts(jobs: JobQueue, manager: Manager) -> None:
+async def test_number_of_attempts(jobs: JobQueue, manager: Manager) -> None:
+    """`retry` can be a number of attempts, and a job's number overrides its handler's."""
     shaky = Shaky(*[ValueError()] * 9)
     handler = jobs.handler(name="h", retry=2)(shaky)
     await jobs.start(manager)
@@ -124,55 +131,61 @@ async def test_a_number_of_attempts(jobs: JobQueue, manager: Manager) -> None:
     assert shaky.attempts == [1, 2, 3]
 
 
-async def test_the_policy_of_the_manager(broker: FaultyBroker, anyio_backend: object) -> None:
-    shaky, own = Shaky(*[ValueError()] * 9), Shaky(*[ValueError()] * 9)
+async def test_manager_policy(broker: FaultyBroker, anyio_backend: object) -> None:
+    """The manager's policy applies to jobs whose handlers have none."""
+    shaky, limited_shaky = Shaky(*[ValueError()] * 9), Shaky(*[ValueError()] * 9)
     async with Manager(retry=policy(3)) as manager, JobQueue(broker) as jobs:
         handler = jobs.handler(name="h")(shaky)
-        other = jobs.handler(name="o", retry=2)(own)
+        limited = jobs.handler(name="limited", retry=2)(limited_shaky)
         await jobs.start(manager)
         assert await (await handler.enqueue()).wait() is S.DEAD
-        assert await (await other.options(retry=1).enqueue()).wait() is S.DEAD
-        assert await (await other.enqueue()).wait() is S.DEAD
+        assert await (await limited.options(retry=1).enqueue()).wait() is S.DEAD
+        assert await (await limited.enqueue()).wait() is S.DEAD
     assert shaky.attempts == [1, 2, 3]
-    assert own.attempts == [1, 1, 2]
+    assert limited_shaky.attempts == [1, 1, 2]
 
 
-async def test_a_policy_picks_errors(jobs: JobQueue, manager: Manager) -> None:
+async def test_retry_on_some_errors(jobs: JobQueue, manager: Manager) -> None:
+    """A job is dead after the first error that its policy doesn't retry."""
     shaky = Shaky(ValueError(), KeyError("no"), ValueError())
-    some = policy(9, retry=retry_if_exception_type(ValueError))
-    handler = jobs.handler(name="h", retry=some)(shaky)
+    selective = policy(9, retry=retry_if_exception_type(ValueError))
+    handler = jobs.handler(name="h", retry=selective)(shaky)
     await jobs.start(manager)
     with pytest.raises(JobFailedError, match="KeyError"):
         await (await handler.enqueue()).result()
     assert shaky.attempts == [1, 2]
 
 
-async def test_a_policy_refuses_results(
+async def test_retry_on_result(
     jobs: JobQueue, manager: Manager, recorder: RecordingObserver
 ) -> None:
+    """A policy can retry on a result; the last refused result is a RetryError."""
+
     @jobs.handler(name="h", retry=policy(3, retry=retry_if_result(lambda value: value < 3)))
-    async def attempt(most: int) -> int:
-        return min(JobContext.current().attempt, most)
+    async def attempt(limit: int) -> int:
+        return min(JobContext.current().attempt, limit)
 
     await jobs.start(manager)
     job = await attempt.enqueue(9)
     assert await job.result() == 3
-    assert [each.error for each in ends(recorder, job)[:2]] == [None, None]
+    assert [event.error for event in ends(recorder, job)[:2]] == [None, None]
     with pytest.raises(JobFailedError, match="RetryError"):
         await (await attempt.enqueue(1)).result()
     failed = await recorder.wait_for(TaskFailed)
     assert isinstance(failed.error, RetryError)
 
 
-async def test_a_job_that_asks_for_another_attempt(jobs: JobQueue, manager: Manager) -> None:
+async def test_try_again(jobs: JobQueue, manager: Manager) -> None:
+    """A job that raises TryAgain is retried, regardless of the policy's errors."""
     shaky = Shaky(TryAgain(), TryAgain())
-    never = policy(9, retry=retry_if_exception_type(ValueError))
-    handler = jobs.handler(name="h", retry=never)(shaky)
+    selective = policy(9, retry=retry_if_exception_type(ValueError))
+    handler = jobs.handler(name="h", retry=selective)(shaky)
     await jobs.start(manager)
     assert await (await handler.enqueue()).result() == 3
 
 
-async def test_the_hooks_of_a_policy(jobs: JobQueue, manager: Manager) -> None:
+async def test_policy_hooks(jobs: JobQueue, manager: Manager) -> None:
+    """A policy's hooks are called with the number, arguments and error of every attempt."""
     seen: list[tuple[str, int, Any, Any]] = []
 
     def hook(name: str) -> Callable[[RetryCallState], None]:
@@ -199,23 +212,27 @@ async def test_the_hooks_of_a_policy(jobs: JobQueue, manager: Manager) -> None:
     ]
 
 
-async def test_a_policy_has_the_last_word(
+async def test_retry_error_callback(
     jobs: JobQueue, manager: Manager, recorder: RecordingObserver
 ) -> None:
-    async def instead(state: RetryCallState) -> int:
+    """The result of a policy's retry_error_callback is the job's result."""
+
+    async def fallback(state: RetryCallState) -> int:
         return 100 + state.attempt_number
 
-    handler = jobs.handler(name="h", retry=policy(2, retry_error_callback=instead))(
+    handler = jobs.handler(name="h", retry=policy(2, retry_error_callback=fallback))(
         Shaky(*[ValueError()] * 9)
     )
     await jobs.start(manager)
     job = await handler.enqueue()
     assert await job.result() == 102
     await recorder.wait_for(TaskSucceeded)
-    assert [type(each) for each in ends(recorder, job)] == [TaskRetrying, TaskSucceeded]
+    assert [type(event) for event in ends(recorder, job)] == [TaskRetrying, TaskSucceeded]
 
 
-async def test_a_policy_that_fails_itself(jobs: JobQueue, manager: Manager) -> None:
+async def test_policy_error(jobs: JobQueue, manager: Manager) -> None:
+    """A job is dead if its policy raises an error."""
+
     def broken(state: RetryCallState) -> Any:
         raise ZeroDivisionError("of the policy")
 
@@ -230,8 +247,8 @@ async def test_a_policy_that_fails_itself(jobs: JobQueue, manager: Manager) -> N
             await (await handler.enqueue()).result()
 
 
-async def test_the_next_attempt_is_anyones(broker: FaultyBroker, anyio_backend: object) -> None:
-    """Here that of another worker, with a policy and an observer of its own."""
+async def test_next_attempt_in_second_worker(broker: FaultyBroker, anyio_backend: object) -> None:
+    """A second worker makes the next attempt, with its own policy and observers."""
     ran: list[tuple[str, int]] = []
     observers = {name: RecordingObserver() for name in "ab"}
 
@@ -245,7 +262,7 @@ async def test_the_next_attempt_is_anyones(broker: FaultyBroker, anyio_backend: 
 
         return handler
 
-    async with JobQueue(broker) as front:
+    async with JobQueue(broker) as client:
         async with Manager(observers=[observers["a"]]) as manager, JobQueue(broker) as jobs:
             slow = AsyncRetrying(stop=stop_after_attempt(4), wait=wait_fixed(0.05))
 
@@ -256,10 +273,10 @@ async def test_the_next_attempt_is_anyones(broker: FaultyBroker, anyio_backend: 
                 raise ValueError("in a")
 
             worker = await jobs.start(manager)
-            job = await front.enqueue("h")
+            job = await client.enqueue("h")
             retrying = await observers["a"].wait_for(TaskRetrying)
             assert retrying.delay == 0.05
-        info = await front.get(job.id)
+        info = await client.get(job.id)
         assert info is not None
         assert info.error is not None
         assert (info.attempt, info.error.message) == (1, "in a")
@@ -268,14 +285,12 @@ async def test_the_next_attempt_is_anyones(broker: FaultyBroker, anyio_backend: 
             await jobs.start(manager)
             assert await job.result() == "b"
     assert ran == [("a", 1), ("b", 2)]
-    assert [type(each) for each in ends(observers["a"], job)] == [TaskRetrying]
-    assert [type(each) for each in ends(observers["b"], job)] == [TaskSucceeded]
+    assert [type(event) for event in ends(observers["a"], job)] == [TaskRetrying]
+    assert [type(event) for event in ends(observers["b"], job)] == [TaskSucceeded]
 
 
-async def test_a_policy_counts_its_time_from_the_first_attempt(
-    broker: FaultyBroker, anyio_backend: object
-) -> None:
-    """Wherever that was; and anew once the job is requeued."""
+async def test_stop_after_delay(broker: FaultyBroker, anyio_backend: object) -> None:
+    """A policy's time begins with the job's first attempt in any worker, or with a requeue."""
     times: list[float] = []
     began = anyio.current_time()
 
@@ -283,7 +298,7 @@ async def test_a_policy_counts_its_time_from_the_first_attempt(
         times.append(round(anyio.current_time() - began))
         raise ValueError
 
-    async def live(job: JobHandle[Any] | None, seconds: float) -> JobHandle[Any]:
+    async def run_worker(job: JobHandle[Any] | None, seconds: float) -> JobHandle[Any]:
         async with Manager() as manager, JobQueue(broker) as jobs:
             patient = AsyncRetrying(stop=stop_after_delay(25), wait=wait_fixed(10))
             handler = jobs.handler(name="h", retry=patient)(fails)
@@ -292,40 +307,41 @@ async def test_a_policy_counts_its_time_from_the_first_attempt(
             await anyio.sleep(seconds)
         return job
 
-    job = await live(None, 5)
-    await live(job, 30)
+    job = await run_worker(None, 5)
+    await run_worker(job, 30)
     assert times == [0, 10, 20, 30]
-    async with JobQueue(broker) as front:
-        assert await front.handle(job.id).wait() is S.DEAD
+    async with JobQueue(broker) as client:
+        assert await client.handle(job.id).wait() is S.DEAD
         await elapse(broker.real, 65)
-        assert await front.requeue(job.id)
+        assert await client.requeue(job.id)
         times.clear()
-        await live(job, 40)
+        await run_worker(job, 40)
         assert times == [100, 110, 120, 130]
         await elapse(broker.real, 60)
-        assert await front.requeue(job.id)
+        assert await client.requeue(job.id)
         times.clear()
-        assert len(await broker.real.claim(["default"], 1, lease=1)) == 1  # by one that crashes
+        assert (
+            len(await broker.real.claim(["default"], 1, lease=1)) == 1
+        )  # by a worker that crashes
         await elapse(broker.real, 5)
-        await live(job, 40)
+        await run_worker(job, 40)
         assert times == [205, 215, 225, 235]
 
 
-async def test_a_job_that_waits_for_another_attempt_takes_no_place(
-    jobs: JobQueue, manager: Manager
-) -> None:
+async def test_backoff_frees_worker(jobs: JobQueue, manager: Manager) -> None:
+    """A job in backoff takes neither the worker's nor the manager's capacity."""
     began = anyio.current_time()
     shaky = Shaky(ValueError())
     patient = AsyncRetrying(stop=stop_after_attempt(2), wait=wait_fixed(60))
     handler = jobs.handler(name="h", retry=patient)(shaky)
 
-    @jobs.handler(name="o")
-    async def other() -> float:
+    @jobs.handler(name="quick")
+    async def quick() -> float:
         return anyio.current_time() - began
 
     worker = await jobs.start(manager, concurrency=1)
     job = await handler.enqueue()
-    assert await (await other.enqueue()).result() < 1
+    assert await (await quick.enqueue()).result() < 1
     info = await job.info()
     assert info is not None
     assert (info.state, info.attempt) == (S.SCHEDULED, 1)
@@ -334,9 +350,10 @@ async def test_a_job_that_waits_for_another_attempt_takes_no_place(
     assert anyio.current_time() - began >= 60
 
 
-async def test_a_job_that_waits_for_another_attempt_is_cancelled(
+async def test_cancel_during_backoff(
     jobs: JobQueue, manager: Manager, recorder: RecordingObserver
 ) -> None:
+    """A job in backoff can be cancelled."""
     patient = AsyncRetrying(stop=stop_after_attempt(2), wait=wait_fixed(60))
     handler = jobs.handler(name="h", retry=patient)(Shaky(ValueError()))
     await jobs.start(manager)
@@ -344,12 +361,14 @@ async def test_a_job_that_waits_for_another_attempt_is_cancelled(
     await recorder.wait_for(TaskRetrying)
     assert await job.cancel()
     assert await job.wait() is S.CANCELLED
-    assert [type(each) for each in ends(recorder, job)] == [TaskRetrying]
+    assert [type(event) for event in ends(recorder, job)] == [TaskRetrying]
 
 
-async def test_a_timeout_is_for_each_attempt(
+async def test_timeout_per_attempt(
     jobs: JobQueue, manager: Manager, recorder: RecordingObserver
 ) -> None:
+    """A timeout ends one attempt, and the next one has the same time again."""
+
     @jobs.handler(name="h", timeout=500, retry=policy(2))
     async def hangs() -> int:
         if JobContext.current().attempt == 1:

@@ -1,4 +1,4 @@
-"""Jobs that are enqueued again and again: each tick once, by however many processes."""
+"""Schedules that enqueue jobs, in one or several processes."""
 
 from __future__ import annotations
 
@@ -21,54 +21,52 @@ from background.queues import InvalidPayloadError, JobQueue, JobState, PayloadTo
 from background.queues._enqueue.schedules import _id_of, _Ticker
 from background.queues.memory import MemoryBroker
 
-TOKYO = ZoneInfo("Asia/Tokyo")  # read before an event loop could be blocked by that
-START = datetime(2030, 1, 1, tzinfo=UTC).timestamp()  # as in tests/brokers.py
+TOKYO = ZoneInfo("Asia/Tokyo")  # loaded here, as that blocks an event loop
+START = datetime(2030, 1, 1, tzinfo=UTC).timestamp()  # as in support/brokers/kinds.py
 
 
 @asynccontextmanager
 async def process(
     broker: FaultyBroker, ran: list[float] | None, *schedules: Schedule, **options: Any
 ) -> AsyncIterator[tuple[Manager, JobQueue]]:
-    """A process of its own, as far as one broker is concerned; its jobs note when they ran."""
+    """Run a manager, a queue and a worker like a separate process, and record when jobs ran."""
     async with Manager(**options) as manager, JobQueue(broker) as jobs:
 
-        @jobs.handler(name="note", store_result=False)
-        async def note(what: str = "") -> None:
+        @jobs.handler(name="record", store_result=False)
+        async def record(label: str = "") -> None:
             if ran is not None:
                 ran.append(round(clock.wall() - START, 3))
 
         for schedule in schedules:
-            jobs.schedule(schedule, note.job())
+            jobs.schedule(schedule, record.job())
         await jobs.start(manager)
         yield manager, jobs
 
 
-async def test_every_tick_is_enqueued_once(
-    broker: FaultyBroker, caplog: pytest.LogCaptureFixture
-) -> None:
-    """And that others have done it is nothing to speak of."""
+async def test_every_tick_once(broker: FaultyBroker, caplog: pytest.LogCaptureFixture) -> None:
+    """All processes together enqueue every tick once, and don't log duplicates."""
     ran: list[float] = []
     async with (
         process(broker, ran, every(60)),
         process(broker, ran, every(60), every(60)) as (manager, jobs),
-        Manager() as other,
+        Manager() as second_manager,
     ):
         await jobs.start(manager)
-        await jobs.start(other)
+        await jobs.start(second_manager)
         await anyio.sleep(200)
     assert ran == [60, 120, 180]
     assert caplog.text == ""
     assert await broker.count() == 3
 
 
-async def _nothing() -> None: ...
+async def _noop() -> None: ...
 
 
-async def test_the_times_of_a_schedule(broker: FaultyBroker) -> None:
-    """Those of the clock, not of when the process began."""
+async def test_times(broker: FaultyBroker) -> None:
+    """Ticks have the times of the clock, regardless of when the process started."""
     ran: list[float] = []
-    early = JobQueue(broker)
-    early.schedule(every(90), early.handler(name="note")(_nothing).job())
+    unopened = JobQueue(broker)
+    unopened.schedule(every(90), unopened.handler(name="record")(_noop).job())
     assert await broker.count() == 0
     await anyio.sleep(7)
     async with process(broker, ran, every(20), cron("*/2 * * * *")):
@@ -76,55 +74,56 @@ async def test_the_times_of_a_schedule(broker: FaultyBroker) -> None:
     assert ran == [20, 40, 60, 80, 100, 120, 120]
 
 
-async def test_schedules_that_are_added_later(broker: FaultyBroker) -> None:
+async def test_schedule_of_running_worker(broker: FaultyBroker) -> None:
+    """A schedule that is added to a queue with a running worker enqueues its ticks."""
     ran: list[float] = []
     async with process(broker, ran) as (_, jobs):
         async with Manager() as closed:
             await jobs.start(closed)
-        handler = jobs._handlers["note"]
+        handler = jobs._handlers["record"]
         jobs.schedule(every(10), handler.job("x"))
-        jobs.schedule(cron("* * * * *"), handler.job(what="y"))
+        jobs.schedule(cron("* * * * *"), handler.job(label="y"))
         await anyio.sleep(61)
         assert ran == [10, 20, 30, 40, 50, 60, 60]
         infos = [info async for info in jobs.list()]
         assert {info.args[0] for info in infos if info.args} == {"x"}
-        assert [info.kwargs for info in infos if not info.args] == [{"what": "y"}]
+        assert [info.kwargs for info in infos if not info.args] == [{"label": "y"}]
 
 
-async def test_ticks_of_different_arguments_are_different_jobs(broker: FaultyBroker) -> None:
+async def test_different_arguments(broker: FaultyBroker) -> None:
+    """Schedules with different arguments enqueue different jobs."""
     async with process(broker, None) as (_, jobs):
-        handler = jobs._handlers["note"]
+        handler = jobs._handlers["record"]
         for args in (["a"], ["b"], ["a"]):
             jobs.schedule(every(10), handler.job(*args))
         await anyio.sleep(11)
         assert await jobs.count() == 2
 
 
-async def test_cron_in_a_time_zone(broker: FaultyBroker) -> None:
+async def test_cron_time_zone(broker: FaultyBroker) -> None:
+    """A cron schedule has the times of its time zone."""
     ran: list[float] = []
     async with process(broker, ran) as (_, jobs):
-        jobs.schedule(cron("5 9 * * *", tz=TOKYO.key), jobs._handlers["note"].job())
+        jobs.schedule(cron("5 9 * * *", tz=TOKYO.key), jobs._handlers["record"].job())
         await anyio.sleep(400)
     assert ran == [300]
 
 
-async def test_clocks_that_differ(broker: FaultyBroker, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A process whose clock is behind finds what has been enqueued already."""
+async def test_late_clock(broker: FaultyBroker, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A process whose clock is late doesn't enqueue a tick of another process again."""
     ahead = clock.wall
     async with process(broker, None, every(60)):
         await anyio.sleep(100)
         assert await broker.count() == 1
         monkeypatch.setattr(clock, "wall", lambda: ahead() - 50)
         async with process(broker, None, every(60)):
-            await anyio.sleep(15)  # for which it is one minute now
+            await anyio.sleep(15)  # to one minute by this clock
             assert await broker.count() == 1
             monkeypatch.setattr(clock, "wall", ahead)
 
 
-async def test_ticks_that_all_have_missed(
-    broker: FaultyBroker, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """By more than a minute."""
+async def test_missed_ticks(broker: FaultyBroker, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ticks that all processes have missed by more than a minute are skipped."""
     ran: list[float] = []
     async with process(broker, ran, every(600)):
         await anyio.sleep(590)
@@ -135,9 +134,8 @@ async def test_ticks_that_all_have_missed(
     monkeypatch.setattr(clock, "wall", real)
 
 
-async def test_a_broker_that_is_away_at_the_tick(
-    broker: FaultyBroker, caplog: pytest.LogCaptureFixture
-) -> None:
+async def test_broker_outage(broker: FaultyBroker, caplog: pytest.LogCaptureFixture) -> None:
+    """A tick is enqueued late if the broker is unavailable at its time."""
     caplog.set_level(logging.INFO, "background")
     ran: list[float] = []
     async with process(broker, ran, every(60)):
@@ -153,10 +151,11 @@ async def test_a_broker_that_is_away_at_the_tick(
     assert "enqueueing on a schedule: works again" in caplog.text
 
 
-@pytest.mark.parametrize("how", ["shutdown", "left"])
-async def test_closing_waits_for_no_tick_that_cannot_be_enqueued(
+@pytest.mark.parametrize("how", ["shutdown", "exit"])
+async def test_close_during_outage(
     broker: FaultyBroker, how: str, caplog: pytest.LogCaptureFixture
 ) -> None:
+    """Closing doesn't wait for a tick that can't be enqueued."""
     caplog.set_level(logging.INFO, "background")
     async with process(broker, None, every(60)) as (manager, _):
         await anyio.sleep(59)
@@ -173,10 +172,11 @@ async def test_closing_waits_for_no_tick_that_cannot_be_enqueued(
     assert await broker.real.count() == 0
 
 
-async def test_schedules_end_with_their_queue(broker: FaultyBroker) -> None:
+async def test_queue_exit(broker: FaultyBroker) -> None:
+    """A schedule stops when its queue is exited, and starts with it again."""
     async with Manager() as manager:
         async with JobQueue(broker) as jobs:
-            jobs.schedule(every(60), jobs.handler(name="note")(_nothing).job())
+            jobs.schedule(every(60), jobs.handler(name="record")(_noop).job())
             await jobs.start(manager)
             await anyio.sleep(61)
         await anyio.sleep(120)
@@ -196,7 +196,8 @@ def _half(number: float) -> float:
     return number / 2
 
 
-def test_what_cannot_be_scheduled() -> None:
+def test_invalid_schedules() -> None:
+    """Invalid schedules, jobs, options and arguments are rejected."""
     jobs = JobQueue(MemoryBroker())
 
     @jobs.handler(name="h")
@@ -219,7 +220,8 @@ def test_what_cannot_be_scheduled() -> None:
 
 
 @given(st.floats(0.1, 1e6), st.floats(0, 4e9))
-def test_aligned_ticks_come_after_each_other(seconds: float, wall: float) -> None:
+def test_aligned_ticks(seconds: float, wall: float) -> None:
+    """Ticks are in ascending order, at multiples of the interval."""
     schedule = every(seconds)
     tick = schedule.after(wall)
     assert wall < tick <= wall + seconds * 1.001 + 1e-6
@@ -227,9 +229,10 @@ def test_aligned_ticks_come_after_each_other(seconds: float, wall: float) -> Non
     assert abs(tick / seconds - round(tick / seconds)) < 1e-3
 
 
-def test_ticks_have_ids_that_a_broker_can_take() -> None:
+def test_tick_ids() -> None:
+    """A tick's id depends on its job's arguments, and fits into a job's id."""
     jobs = JobQueue(MemoryBroker())
-    handler = jobs.handler(name="x" * 128)(_nothing_of)
+    handler = jobs.handler(name="x" * 128)(_accept)
     schedule = every(0.1)
     id = _id_of(schedule, handler.job(1, a=1))
     assert id == _id_of(schedule, handler.job(1, a=1))
@@ -237,11 +240,11 @@ def test_ticks_have_ids_that_a_broker_can_take() -> None:
     assert len(f"{id}.{schedule.after(4e9):.3f}") < 128
 
 
-async def _nothing_of(number: int, a: int) -> None: ...
+async def _accept(number: int, a: int) -> None: ...
 
 
-async def test_jitter_is_the_same_in_all_processes(broker: FaultyBroker) -> None:
-    """A tick is enqueued on the grid, and its job is delayed by what its id says."""
+async def test_jitter(broker: FaultyBroker) -> None:
+    """A tick's jitter is the same in all processes, as its id determines it."""
     ran: list[float] = []
     async with (
         process(broker, ran, every(60, jitter=30)),
@@ -252,8 +255,8 @@ async def test_jitter_is_the_same_in_all_processes(broker: FaultyBroker) -> None
     assert all(0 < time % 60 < 30 for time in ran)
 
 
-async def test_a_tick_that_has_been_seen_is_not_enqueued_again(broker: FaultyBroker) -> None:
-    """As when the clock is put back."""
+async def test_repeated_tick(broker: FaultyBroker) -> None:
+    """A tick isn't enqueued again, as after the clock was set back."""
     ticks: list[float] = []
 
     async def enqueue(tick: float) -> None:

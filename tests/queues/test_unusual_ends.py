@@ -1,4 +1,4 @@
-"""What becomes of a job whose run ends in an unusual way, and what observers are told of it."""
+"""Jobs whose attempts end in unusual ways, and their events."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ REASON = "cancelled from outside the manager"
 
 
 class GatedBroker(MemoryBroker):
-    """Has settlements wait for `gate`, and says by `settling` that some do."""
+    """A broker whose settlements wait for `gate`; `settling` is set when the first one waits."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -56,7 +56,7 @@ def cancelled_reasons(recorder: RecordingObserver) -> list[str | None]:
 
 
 def on_asyncio(test: Callable[..., Any]) -> Callable[..., None]:
-    """Run a test on asyncio alone, in virtual time: on trio nobody can cancel a single task."""
+    """Run a test on asyncio only, in virtual time: trio can't cancel a single task natively."""
 
     @wraps(test)
     def run(**fixtures: Any) -> None:
@@ -66,12 +66,12 @@ def on_asyncio(test: Callable[..., Any]) -> Callable[..., None]:
     return run
 
 
-# Errors that are no `Exception`
+# Errors that are not an `Exception`
 
 
 @pytest.mark.parametrize("where", ["function", "policy"])
-async def test_a_job_that_is_interrupted_is_not_told_to_be_dead(where: str) -> None:
-    """`KeyboardInterrupt` is the process's, and another worker has the job next."""
+async def test_keyboard_interrupt(where: str) -> None:
+    """A job that raises KeyboardInterrupt is released, as that ends the process, not the job."""
     recorder, broker = RecordingObserver(), MemoryBroker()
     jobs = JobQueue(broker)
 
@@ -97,15 +97,15 @@ async def test_a_job_that_is_interrupted_is_not_told_to_be_dead(where: str) -> N
     assert await broker.count(state=JobState.READY) == 1
 
 
-async def test_a_job_that_exits_is_dead() -> None:
-    """`SystemExit` ends the program, and the job would end it again and again."""
+async def test_system_exit() -> None:
+    """A job that raises SystemExit is dead, as a retry would end the program again."""
     recorder, broker = RecordingObserver(), MemoryBroker()
     jobs = JobQueue(broker)
 
-    async def leave() -> None:
+    async def exit_program() -> None:
         raise SystemExit(3)
 
-    handler = jobs.handler(name="leave", retry=5)(leave)
+    handler = jobs.handler(name="exits", retry=5)(exit_program)
 
     async def use() -> None:
         async with Manager(observers=[recorder]) as manager, jobs:
@@ -119,34 +119,34 @@ async def test_a_job_that_exits_is_dead() -> None:
     assert await broker.count(state=JobState.DEAD) == 1
 
 
-class Odd(BaseException):
-    """Neither an `Exception` nor what ends a program."""
+class CustomError(BaseException):
+    """An error that is not an `Exception`, and doesn't end a program."""
 
 
 @pytest.mark.parametrize("strategy", ["retry", "stop", "wait", "before_sleep"])
-async def test_a_policy_that_raises_the_worst(
+async def test_policy_base_exception(
     strategy: str, manager: Manager, recorder: RecordingObserver
 ) -> None:
-    """The job is dead by it, as nobody could tell when it should be tried again."""
+    """A job is dead if its policy raises a BaseException, as the time of a retry is undefined."""
 
     def raises(state: RetryCallState) -> Any:
-        raise Odd("policy")
+        raise CustomError("policy")
 
     strategies: dict[str, Any] = {strategy: raises}
     jobs = JobQueue(MemoryBroker())
-    handler = jobs.handler(name="unlucky", retry=AsyncRetrying(**strategies))(broken)
+    handler = jobs.handler(name="broken", retry=AsyncRetrying(**strategies))(broken)
     async with jobs:
         await jobs.start(manager)
         job = await handler.enqueue()
         assert await job.wait(timeout=5) is JobState.DEAD
         await manager.wait()
     assert recorder.names(job.id) == ["enqueued", "added", "started", "failed", "dead"]
-    assert isinstance(recorder.of(JobDead)[0].error, Odd)
+    assert isinstance(recorder.of(JobDead)[0].error, CustomError)
     assert manager.count() == 0
 
 
-def await_cancelled() -> asyncio.Future[Any]:
-    """Make what raises a cancellation in whoever awaits it, though nobody has cancelled that."""
+def cancelled_future() -> asyncio.Future[Any]:
+    """Return a future that raises a cancellation in a task that was not cancelled."""
     future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
     future.cancel()
     return future
@@ -154,13 +154,14 @@ def await_cancelled() -> asyncio.Future[Any]:
 
 @pytest.mark.parametrize("where", ["async", "sync", "before", "retry", "GeneratorExit"])
 @on_asyncio
-async def test_a_cancellation_that_nobody_asked_for(
-    where: str, recorder: RecordingObserver
-) -> None:
-    """The job is dead by it: handed back, it would come again and again, without being counted."""
+async def test_spurious_cancellation(where: str, recorder: RecordingObserver) -> None:
+    """A job that raises a cancellation that was not requested is dead.
+
+    If it were released, it would run again and again, and its attempts would not be counted.
+    """
 
     async def waits() -> None:
-        await await_cancelled()
+        await cancelled_future()
 
     def raises(state: RetryCallState | None = None) -> None:
         raise GeneratorExit if where == "GeneratorExit" else asyncio.CancelledError
@@ -169,7 +170,7 @@ async def test_a_cancellation_that_nobody_asked_for(
     strategy = {"before": "before", "retry": "retry", "GeneratorExit": "retry"}.get(where)
     retry: Any = 5 if strategy is None else AsyncRetrying(**{strategy: raises})
     jobs = JobQueue(MemoryBroker())
-    handler = jobs.handler(name="odd", retry=retry)(functions.get(where, broken))
+    handler = jobs.handler(name="cancelled", retry=retry)(functions.get(where, broken))
     async with Manager(observers=[recorder]) as manager, jobs:
         await jobs.start(manager)
         job = await handler.enqueue()
@@ -187,11 +188,11 @@ async def test_a_cancellation_that_nobody_asked_for(
     )
 
 
-# Runs that never begin
+# Attempts that never start
 
 
-class CancelsOnAdd(Observer):
-    """Does something with the handle of each job's task when that is added."""
+class OnTaskAdded(Observer):
+    """Calls `act` with the handle of a job's task when the task is added."""
 
     def __init__(self, act: Callable[[TaskHandle[Any]], object]) -> None:
         self.act = act
@@ -204,13 +205,13 @@ class CancelsOnAdd(Observer):
             self.act(handle)
 
 
-async def test_a_job_that_an_observer_cancels_before_it_starts() -> None:
-    """It is cancelled for good, and its place is free for the next."""
-    recorder, executioner = RecordingObserver(), CancelsOnAdd(lambda handle: handle.cancel("no"))
+async def test_cancel_before_start() -> None:
+    """A job that an observer cancels before its start is cancelled, and frees the worker."""
+    recorder, observer = RecordingObserver(), OnTaskAdded(lambda handle: handle.cancel("no"))
     jobs = JobQueue(MemoryBroker())
     handler = jobs.handler(name="send")(fine)
-    async with Manager(observers=[recorder, executioner]) as manager, jobs:
-        executioner.manager = manager
+    async with Manager(observers=[recorder, observer]) as manager, jobs:
+        observer.manager = manager
         worker = await jobs.start(manager, concurrency=1)
         first, second = await handler.enqueue(), await handler.enqueue()
         assert await first.wait() is await second.wait() is JobState.CANCELLED
@@ -220,9 +221,9 @@ async def test_a_job_that_an_observer_cancels_before_it_starts() -> None:
     assert cancelled_reasons(recorder) == ["no", "no"]
 
 
-@pytest.mark.parametrize("by", ["dequeue", "handle", "close"])
-async def test_a_job_that_waits_for_the_managers_limit(by: str) -> None:
-    """Cancelled it is so for good; handed back it is ready for another worker."""
+@pytest.mark.parametrize("by", ["queue", "handle", "close"])
+async def test_cancel_at_limit(by: str) -> None:
+    """A job that waits for the manager's limit is cancelled on request, and released on close."""
     recorder, broker = RecordingObserver(), MemoryBroker()
     jobs = JobQueue(broker)
     handler = jobs.handler(name="send")(fine)
@@ -232,7 +233,7 @@ async def test_a_job_that_waits_for_the_managers_limit(by: str) -> None:
         job = await handler.enqueue()
         await anyio.sleep(1)
         assert worker.in_flight == 1
-        if by == "dequeue":
+        if by == "queue":
             assert await jobs.cancel(job.id)
         elif by == "handle":
             assert manager.cancel(job.id, reason="no")
@@ -244,12 +245,12 @@ async def test_a_job_that_waits_for_the_managers_limit(by: str) -> None:
         assert await state_of(job) is expected
         await manager.close(timeout=0)
     assert recorder.names(job.id)[:3] == ["enqueued", "added", "cancelled"]
-    reasons = {"dequeue": "the job was cancelled", "handle": "no", "close": "shutdown"}
+    reasons = {"queue": "the job was cancelled", "handle": "no", "close": "shutdown"}
     assert cancelled_reasons(recorder)[0] == reasons[by]
 
 
 def cancel_natively(handle: TaskHandle[Any]) -> object:
-    """Have asyncio cancel a task before its first step, once it has been made."""
+    """Cancel the asyncio task when it exists, and before its first step."""
 
     def cancel() -> None:
         native: Any = task_state(handle).run.native
@@ -259,35 +260,33 @@ def cancel_natively(handle: TaskHandle[Any]) -> object:
 
 
 @on_asyncio
-async def test_a_job_that_is_cancelled_natively_before_its_first_step() -> None:
-    """By whoever cancels all of asyncio's tasks: the job is for another worker."""
-    recorder, executioner = RecordingObserver(), CancelsOnAdd(cancel_natively)
+async def test_native_cancel_before_start() -> None:
+    """A job whose task is cancelled natively before its first step is released."""
+    recorder, observer = RecordingObserver(), OnTaskAdded(cancel_natively)
     broker = MemoryBroker()
     jobs = JobQueue(broker)
     handler = jobs.handler(name="send")(fine)
-    async with Manager(observers=[recorder, executioner]) as manager, jobs:
-        executioner.manager = manager
+    async with Manager(observers=[recorder, observer]) as manager, jobs:
+        observer.manager = manager
         worker = await jobs.start(manager)
         job = await handler.enqueue()
         await recorder.wait_for(TaskCancelled)
-        executioner.act = lambda handle: None
+        observer.act = lambda handle: None
         assert await job.wait(timeout=5) is JobState.SUCCEEDED
         await worker.close()
     names = ["enqueued", "added", "cancelled", "added", "started", "succeeded"]
     assert recorder.names(job.id) == names
     assert cancelled_reasons(recorder) == [REASON]
-    (info,) = [each async for each in broker.scan()]
-    assert info.attempt == 1  # that which never began does not count
+    (info,) = [stored async for stored in broker.scan()]
+    assert info.attempt == 1  # an attempt that never started isn't counted
 
 
-# Ends while the job is being settled
+# Cancellations during the settlement
 
 
 @pytest.mark.parametrize("fn", [fine, broken], ids=["succeeds", "gives up"])
-async def test_a_shutdown_while_a_job_is_settled(
-    fn: Callable[[], Any], recorder: RecordingObserver
-) -> None:
-    """What it has come to stands, as it has nothing left to be cancelled."""
+async def test_close_during_settlement(fn: Callable[[], Any], recorder: RecordingObserver) -> None:
+    """The outcome of a job that is being settled stands when the manager closes."""
     broker = GatedBroker()
     jobs = JobQueue(broker)
     handler = jobs.handler(name="send")(fn)
@@ -309,8 +308,8 @@ async def test_a_shutdown_while_a_job_is_settled(
 
 
 @on_asyncio
-async def test_a_native_cancellation_while_a_job_is_settled(recorder: RecordingObserver) -> None:
-    """The task is told to be cancelled, and the settlement goes its way."""
+async def test_native_cancel_during_settlement(recorder: RecordingObserver) -> None:
+    """A native cancellation during the settlement cancels the task, not the settlement."""
     broker = GatedBroker()
     jobs = JobQueue(broker)
     handler = jobs.handler(name="send")(fine)
@@ -331,8 +330,8 @@ async def test_a_native_cancellation_while_a_job_is_settled(recorder: RecordingO
 
 
 @on_asyncio
-async def test_a_native_cancellation_while_a_policy_decides(recorder: RecordingObserver) -> None:
-    """The job is handed back, as nothing was decided."""
+async def test_native_cancel_during_policy(recorder: RecordingObserver) -> None:
+    """A job is released if it is cancelled natively before its policy has decided."""
     asked = anyio.Event()
 
     async def ask(state: RetryCallState) -> bool:
@@ -361,10 +360,11 @@ async def test_a_native_cancellation_while_a_policy_decides(recorder: RecordingO
 
 @pytest.mark.parametrize("when", ["running", "settling"])
 @on_asyncio
-async def test_a_native_cancellation_of_all_tasks(when: str, recorder: RecordingObserver) -> None:
-    """The worker lives on, no job is lost, and each task has one end.
+async def test_native_cancel_of_all_tasks(when: str, recorder: RecordingObserver) -> None:
+    """After a native cancellation of all tasks, no job is lost, and every task has one end.
 
-    A settlement on its way may be lost; then the job runs again when its lease has ended.
+    The worker continues. A settlement in progress may be lost; then the job runs again when its
+    lease has expired.
     """
     broker = GatedBroker() if when == "settling" else MemoryBroker()
     jobs = JobQueue(broker)
@@ -379,10 +379,12 @@ async def test_a_native_cancellation_of_all_tasks(when: str, recorder: Recording
         worker = await jobs.start(manager)
         job = await handler.enqueue()
         await (broker.settling.wait() if isinstance(broker, GatedBroker) else started.wait())
-        me = asyncio.current_task()
-        own = [task for task in asyncio.all_tasks() if task is not me and of_package(task)]
-        assert len(own) >= 5
-        for task in own:
+        current = asyncio.current_task()
+        tasks = [
+            task for task in asyncio.all_tasks() if task is not current and is_of_package(task)
+        ]
+        assert len(tasks) >= 5
+        for task in tasks:
             task.cancel()
         if isinstance(broker, GatedBroker):
             broker.gate.set()
@@ -394,27 +396,27 @@ async def test_a_native_cancellation_of_all_tasks(when: str, recorder: Recording
         info = await job.info()
     assert info is not None
     assert info.state is JobState.SUCCEEDED
-    ran: dict[str, list[str]] = {}  # the second run may begin before the first one's end is told
+    ran: dict[str, list[str]] = {}  # the second run may begin before the first one's last event
     for name, event in zip(recorder.names(job.id), recorder.events, strict=False):
         ran.setdefault(getattr(event, "id", ""), []).append(name)
-    told = sorted("-".join(names) for names in ran.values())
+    sequences = sorted("-".join(names) for names in ran.values())
     cancelled, again = "added-started-cancelled", "added-started-succeeded"
-    assert told in (
+    assert sequences in (
         [cancelled, again, "enqueued"],
         [f"{cancelled}-{again}", "enqueued"],
         [cancelled, "enqueued"],
     )
 
 
-def of_package(task: asyncio.Task[Any]) -> bool:
+def is_of_package(task: asyncio.Task[Any]) -> bool:
     return type(task).__module__.startswith("background.")
 
 
 # Policies
 
 
-async def test_attempts_are_counted_on_from_a_number() -> None:
-    """As those before it were made by other processes."""
+async def test_attempt_number() -> None:
+    """A policy counts attempts from a given number, after those of other processes."""
     policy = AsyncRetrying(stop=stop_after_attempt(4), wait=wait_fixed(1))
     delays: list[float | None] = []
     for number in (2, 3, 4):
@@ -425,9 +427,8 @@ async def test_attempts_are_counted_on_from_a_number() -> None:
     assert await attempts.failed(ValueError()) == 1
 
 
-async def test_a_policy_counts_the_time_since_the_first_attempt(
-    manager: Manager, recorder: RecordingObserver
-) -> None:
+async def test_stop_after_delay(manager: Manager, recorder: RecordingObserver) -> None:
+    """A policy measures its time from the first attempt."""
     policy = AsyncRetrying(stop=stop_after_delay(25), wait=wait_fixed(10))
     jobs = JobQueue(MemoryBroker())
     handler = jobs.handler(name="flaky", retry=policy)(broken)
@@ -440,11 +441,11 @@ async def test_a_policy_counts_the_time_since_the_first_attempt(
     assert recorder.of(JobDead)[0].job.attempt == 4  # at 0, 10, 20 and 30 seconds
 
 
-# The end of the loops
+# Stopped loops
 
 
-async def test_workers_stop_with_the_loops(manager: Manager) -> None:
-    """They claim no more, and what runs goes on."""
+async def test_stop_loops(manager: Manager) -> None:
+    """stop_loops() ends the claims of workers, and running jobs continue."""
     jobs = JobQueue(MemoryBroker())
     handler = jobs.handler(name="nap")(nap)
     async with jobs:
@@ -459,14 +460,15 @@ async def test_workers_stop_with_the_loops(manager: Manager) -> None:
         assert worker.in_flight == 0
 
 
-async def test_a_worker_that_was_closed_is_told_nothing_of_the_loops(manager: Manager) -> None:
+async def test_loops_stopped_callbacks(manager: Manager) -> None:
+    """A closed worker is not notified when the manager's loops stop."""
     jobs = JobQueue(MemoryBroker())
     jobs.handler(name="send")(fine)
     async with jobs:
         first, second = await jobs.start(manager), await jobs.start(manager)
-        told = manager._runtime.scheduler.on_loops_stopped  # type: ignore[union-attr]
-        assert told == {first._loops.stop, second._loops.stop}
+        callbacks = manager._runtime.scheduler.on_loops_stopped  # type: ignore[union-attr]
+        assert callbacks == {first._loops.stop, second._loops.stop}
         await first.close()
-        assert told == {second._loops.stop}
+        assert callbacks == {second._loops.stop}
         await manager.stop_loops()
-        assert told == set()
+        assert callbacks == set()

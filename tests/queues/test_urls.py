@@ -18,6 +18,7 @@ from background.queues.sqlite import SQLiteBroker
 
 @pytest.mark.parametrize("url", ["memory:", "memory://", "MEMORY://"])
 def test_memory(url: str) -> None:
+    """A memory URL makes a memory broker."""
     assert isinstance(make_broker(url), MemoryBroker)
 
 
@@ -32,13 +33,14 @@ def test_memory(url: str) -> None:
     ],
 )
 def test_sqlite(url: str, path: Path) -> None:
+    """An SQLite URL makes a broker with the URL's absolute path."""
     broker = make_broker(url)
     assert isinstance(broker, SQLiteBroker)
     assert broker.path == str(path)
 
 
 @pytest.mark.parametrize(
-    ("url", "told"),
+    ("url", "message"),
     [
         ("sqlite://jobs.db", "url must be sqlite:///name"),
         ("sqlite:jobs.db", "url must be sqlite:///name"),
@@ -54,26 +56,30 @@ def test_sqlite(url: str, path: Path) -> None:
         (5, "url must be a string"),
     ],
 )
-def test_what_names_no_broker(url: Any, told: str) -> None:
-    with pytest.raises(ValueError, match=told):
+def test_invalid_urls(url: Any, message: str) -> None:
+    """Invalid URLs are rejected with an explanation."""
+    with pytest.raises(ValueError, match=message):
         make_broker(url)
 
 
 @pytest.mark.parametrize("url", ["sqlite://me:secret@host/jobs.db", "postgres://me:secret@host/"])
-def test_passwords_are_not_repeated(url: str) -> None:
+def test_hidden_password(url: str) -> None:
+    """Error messages don't contain the URL's password."""
     with pytest.raises(ValueError, match="url") as caught:
         make_broker(url)
     assert "secret" not in str(caught.value)
 
 
-def test_a_queue_by_url_takes_the_same_keywords() -> None:
+def test_from_url_options() -> None:
+    """JobQueue.from_url() accepts the options of JobQueue."""
     assert JobQueue.from_url("memory://", max_payload=5)._client.max_payload == 5
     with pytest.raises(ValueError, match="lease"):
         JobQueue.from_url("memory://", lease=0)
 
 
 @pytest.mark.parametrize("scheme", ["redis", "rediss", "unix", "nats", "tls"])
-def test_servers_are_reached_by_their_own_brokers(scheme: str) -> None:
+def test_server_schemes(scheme: str) -> None:
+    """The URL's scheme selects the Redis or the NATS broker."""
     broker = make_broker(f"{scheme}://localhost")
     assert isinstance(broker, NatsBroker if scheme in ("nats", "tls") else RedisBroker)
 
@@ -89,13 +95,17 @@ except ImportError as error:
 """
 
 
-def test_an_import_that_fails_is_explained() -> None:
-    with pytest.raises(ImportError, match="no such thing: these URLs need an extra"), needing("x"):
-        raise ImportError("no such thing")
+def test_import_error() -> None:
+    """A failed import is explained by a missing extra."""
+    with pytest.raises(ImportError, match="no module x: these URLs need an extra"), needing("x"):
+        raise ImportError("no module x")
 
 
-@pytest.mark.parametrize(("url", "extra"), [("redis://here", "redis"), ("tls://here", "nats")])
-def test_without_an_extra_its_name_is_told(url: str, extra: str) -> None:
+@pytest.mark.parametrize(
+    ("url", "extra"), [("redis://localhost", "redis"), ("tls://localhost", "nats")]
+)
+def test_missing_extra(url: str, extra: str) -> None:
+    """The error of a missing extra contains the command that installs it."""
     with running("-c", WITHOUT, url, extra) as process:
         assert process.wait() == 0
     assert f"pip install 'anyio-background[{extra}]'" in process.output

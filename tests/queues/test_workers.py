@@ -1,10 +1,11 @@
-"""Workers: how many jobs they take, in which order, and how they end."""
+"""Workers: concurrency, queues, closing and cancellation."""
 
 from __future__ import annotations
 
 import threading
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
+from datetime import UTC, datetime
 from random import Random
 from typing import Any
 
@@ -24,6 +25,8 @@ from background import (
     TaskAdded,
     TaskCancelled,
     TaskFailed,
+    TaskSucceeded,
+    every,
 )
 from background.queues import (
     Handler,
@@ -36,13 +39,14 @@ from background.queues import (
     Weighted,
 )
 from background.queues._worker.completer import Completer
-from background.testing import RecordingObserver
+from background.queues.memory import MemoryBroker
+from background.testing import RecordingObserver, virtual_wall_clock
 
 S = JobState
 
 
 class Meter:
-    """Counts how many are inside at once, and lets them out together."""
+    """A handler that counts its concurrent calls, and blocks until `open` is set."""
 
     def __init__(self) -> None:
         self.now = 0
@@ -52,11 +56,11 @@ class Meter:
         self.cancelled = 0
         self._changed = anyio.Event()
 
-    async def visit(self, what: Any = None) -> Any:
-        self.ran.append(what)
+    async def work(self, label: Any = None) -> Any:
+        self.ran.append(label)
         self.now += 1
         self.most = max(self.most, self.now)
-        self._tell()
+        self._notify()
         try:
             await self.open.wait()
         except BaseException:
@@ -64,10 +68,10 @@ class Meter:
             raise
         finally:
             self.now -= 1
-            self._tell()
-        return what
+            self._notify()
+        return label
 
-    def _tell(self) -> None:
+    def _notify(self) -> None:
         changed, self._changed = self._changed, anyio.Event()
         changed.set()
 
@@ -82,38 +86,38 @@ async def meter(anyio_backend: object) -> Meter:
 
 
 @pytest.fixture
-def visit(jobs: JobQueue, meter: Meter) -> Handler[Any, Any, Any]:
-    return jobs.handler(name="visit")(meter.visit)
+def work(jobs: JobQueue, meter: Meter) -> Handler[Any, Any, Any]:
+    return jobs.handler(name="work")(meter.work)
 
 
-async def has_ended(broker: FaultyBroker, id: str) -> tuple[JobState, int]:
+async def state_and_attempt(broker: FaultyBroker, id: str) -> tuple[JobState, int]:
     stored = await broker.real.get(id)
     assert stored is not None
     return stored.state, stored.attempt
 
 
-# How many, and which
+# Concurrency and queues
 
 
-async def test_no_more_jobs_are_claimed_than_there_is_room_for(
-    jobs: JobQueue, manager: Manager, broker: FaultyBroker, meter: Meter, visit: Any
+async def test_concurrency(
+    jobs: JobQueue, manager: Manager, broker: FaultyBroker, meter: Meter, work: Any
 ) -> None:
-    made = await visit.enqueue_many([(n,) for n in range(20)])
+    """A worker claims no more jobs than its concurrency."""
+    handles = await work.enqueue_many([(n,) for n in range(20)])
     worker = await jobs.start(manager, concurrency=3)
     await meter.reach(3)
     assert worker.in_flight == 3
     assert (await jobs.count(state=S.RUNNING), await jobs.count(state=S.READY)) == (3, 17)
     meter.open.set()
-    for each in made:
-        await each.wait()
+    for job in handles:
+        await job.wait()
     assert (meter.most, broker.most) == (3, 3)
     assert sorted(meter.ran) == [*range(20)]
     assert len(broker.claims) == 20
 
 
-async def test_the_room_that_one_job_leaves_is_for_one(
-    jobs: JobQueue, manager: Manager, broker: FaultyBroker
-) -> None:
+async def test_refill(jobs: JobQueue, manager: Manager, broker: FaultyBroker) -> None:
+    """A worker at its concurrency claims one job for every job that ends."""
     gates = [anyio.Event() for _ in range(6)]
     started = [anyio.Event() for _ in range(6)]
 
@@ -122,89 +126,91 @@ async def test_the_room_that_one_job_leaves_is_for_one(
         started[number].set()
         await gates[number].wait()
 
-    made = await go_through.enqueue_many([(n,) for n in range(6)])
+    handles = await go_through.enqueue_many([(n,) for n in range(6)])
     worker = await jobs.start(manager, concurrency=3)
     for number in range(3):
         await started[number + 2].wait()
         gates[number].set()
-        await made[number].wait()
+        await handles[number].wait()
         await started[number + 3].wait()
         assert (worker.in_flight, await jobs.count(state=S.RUNNING)) == (3, 3)
     for gate in gates:
         gate.set()
-    for each in made:
-        await each.wait()
+    for job in handles:
+        await job.wait()
     assert broker.most == 3
 
 
-async def test_the_jobs_of_two_workers_are_twice_as_many(
-    jobs: JobQueue, manager: Manager, broker: FaultyBroker, meter: Meter, visit: Any
+async def test_several_workers(
+    jobs: JobQueue, manager: Manager, broker: FaultyBroker, meter: Meter, work: Any
 ) -> None:
+    """Workers of one or several managers have separate concurrencies, and share the jobs."""
     for _ in range(2):
         await jobs.start(manager, concurrency=2)
-    async with Manager() as other:
-        await jobs.start(other, concurrency=3)
-        made = await visit.enqueue_many([(n,) for n in range(20)])
+    async with Manager() as second_manager:
+        await jobs.start(second_manager, concurrency=3)
+        handles = await work.enqueue_many([(n,) for n in range(20)])
         await meter.reach(7)
-        assert other.count() == 3
+        assert second_manager.count() == 3
         meter.open.set()
-        for each in made:
-            await each.wait()
+        for job in handles:
+            await job.wait()
     assert meter.most == 7
     assert sorted(meter.ran) == [*range(20)]
 
 
-async def test_the_first_queue_comes_first(jobs: JobQueue, manager: Manager) -> None:
+async def test_ordered_queues(jobs: JobQueue, manager: Manager) -> None:
+    """A worker claims from its queues in the given order, or in that of their declaration."""
     ran: list[str] = []
 
     @jobs.handler(name="low", queue="low")
-    async def note(what: str) -> None:
-        ran.append(what)
+    async def run_low(label: str) -> None:
+        ran.append(label)
 
     @jobs.handler(name="high", queue="high")
-    async def note_too(what: str) -> None:
-        ran.append(what)
+    async def run_high(label: str) -> None:
+        ran.append(label)
 
-    await note.enqueue_many([("a",), ("b",)])
-    await note_too.enqueue_many([("c",), ("d",)])
-    last = await note.enqueue("e")
+    await run_low.enqueue_many([("a",), ("b",)])
+    await run_high.enqueue_many([("c",), ("d",)])
+    last = await run_low.enqueue("e")
     worker = await jobs.start(manager, Ordered("high", "low"), concurrency=1)
     await last.wait()
     assert ran == ["c", "d", "a", "b", "e"]
     await worker.close()
     ran.clear()
-    await note_too.enqueue_many([("c",), ("d",)])
-    await note.enqueue("a")
-    last = await note_too.enqueue("b")
-    await jobs.start(manager, concurrency=1)  # in the order in which they were declared
+    await run_high.enqueue_many([("c",), ("d",)])
+    await run_low.enqueue("a")
+    last = await run_high.enqueue("b")
+    await jobs.start(manager, concurrency=1)  # in the order of their declaration
     await last.wait()
     assert ran == ["a", "c", "d", "b"]
 
 
-async def test_queues_that_are_not_named_are_left_alone(
-    jobs: JobQueue, manager: Manager, meter: Meter, visit: Any
-) -> None:
-    other = await visit.options(queue="other").enqueue("other")
-    mine = await visit.enqueue("mine")
+async def test_unlisted_queue(jobs: JobQueue, manager: Manager, meter: Meter, work: Any) -> None:
+    """A worker doesn't claim from a queue that is not one of its own."""
+    unlisted = await work.options(queue="other").enqueue("other")
+    listed = await work.enqueue("default")
     await jobs.start(manager, Ordered("default"))
     meter.open.set()
-    assert await mine.result() == "mine"
-    info = await other.info()
+    assert await listed.result() == "default"
+    info = await unlisted.info()
     assert info.state is S.READY
 
 
-async def test_heavier_queues_come_first_more_often(jobs: JobQueue, manager: Manager) -> None:
+async def test_weighted_queues(jobs: JobQueue, manager: Manager) -> None:
+    """A worker claims more often from a queue with a greater weight."""
     ran: list[str] = []
     half = anyio.Event()
 
-    @jobs.handler(name="note")
-    async def note(queue: str) -> None:
+    @jobs.handler(name="record")
+    async def record(queue: str) -> None:
         ran.append(queue)
         if len(ran) == 100:
             half.set()
 
     for queue in ("high", "low"):
-        await note.options(queue=queue).enqueue_many([(queue,)] * 100)
+        await record.options(queue=queue).enqueue_many([(queue,)] * 100)
     seed = 20
     weighted = Weighted({"high": 3, "low": 1}, random=Random(seed))
     await jobs.start(manager, weighted, concurrency=1)
@@ -212,7 +218,8 @@ async def test_heavier_queues_come_first_more_often(jobs: JobQueue, manager: Man
     assert 60 < ran[:100].count("high") < 90, seed
 
 
-async def test_sync_handlers_run_beside_each_other(jobs: JobQueue, manager: Manager) -> None:
+async def test_concurrent_sync_handlers(jobs: JobQueue, manager: Manager) -> None:
+    """Sync handlers run concurrently, in threads."""
     together = threading.Barrier(2, timeout=SOON)
 
     @jobs.handler(name="meet")
@@ -220,11 +227,13 @@ async def test_sync_handlers_run_beside_each_other(jobs: JobQueue, manager: Mana
         return together.wait()
 
     await jobs.start(manager, concurrency=2)
-    made = await meet.enqueue_many([(), ()])
-    assert {await each.result() for each in made} == {0, 1}
+    handles = await meet.enqueue_many([(), ()])
+    assert {await job.result() for job in handles} == {0, 1}
 
 
-async def test_a_timeout_ends_an_attempt(jobs: JobQueue, manager: Manager) -> None:
+async def test_timeout(jobs: JobQueue, manager: Manager) -> None:
+    """An attempt that exceeds its timeout fails with TimeoutError."""
+
     @jobs.handler(name="hangs", timeout=0.01)
     async def hangs() -> None:
         await anyio.sleep_forever()
@@ -236,37 +245,36 @@ async def test_a_timeout_ends_an_attempt(jobs: JobQueue, manager: Manager) -> No
         await (await hangs.enqueue()).result()
 
 
-async def test_a_managers_limit_holds_for_jobs_and_its_capacity_does_not(
-    broker: FaultyBroker, meter: Meter
-) -> None:
+async def test_manager_limit(broker: FaultyBroker, meter: Meter) -> None:
+    """A manager's limit applies to jobs, and its capacity only to its own tasks."""
     async with Manager(limit=2, capacity=1) as manager, JobQueue(broker) as jobs:
-        visit = jobs.handler(name="visit")(meter.visit)
-        made = await visit.enqueue_many([(n,) for n in range(6)])
+        work = jobs.handler(name="work")(meter.work)
+        handles = await work.enqueue_many([(n,) for n in range(6)])
         worker = await jobs.start(manager, concurrency=4)
         await meter.reach(2)
         assert (worker.in_flight, manager.count()) == (4, 4)
         with pytest.raises(ManagerFullError):
             manager.run(anyio.sleep, 0)
         meter.open.set()
-        assert [await each.result() for each in made] == [*range(6)]
+        assert [await job.result() for job in handles] == [*range(6)]
     assert meter.most == 2
 
 
-async def test_a_task_with_the_id_of_a_job_is_in_nobodys_way(
-    jobs: JobQueue, manager: Manager, meter: Meter, visit: Any
-) -> None:
+async def test_task_with_same_id(jobs: JobQueue, manager: Manager, meter: Meter, work: Any) -> None:
+    """A job runs although one of the manager's tasks has its id."""
     from background import Task
 
     busy = manager.run_task(Task(anyio.sleep_forever, id="taken"))
     await jobs.start(manager)
-    job = await visit.options(id="taken").enqueue("job")
+    job = await work.options(id="taken").enqueue("job")
     await meter.reach(1)
     meter.open.set()
     assert await job.result() == "job"
     busy.cancel()
 
 
-async def test_what_cannot_be_started(jobs: JobQueue, manager: Manager, visit: Any) -> None:
+async def test_start_errors(jobs: JobQueue, manager: Manager, work: Any) -> None:
+    """start() rejects invalid arguments, and managers that don't run or are shutting down."""
     for concurrency in (0, -1, 1.5, True, None):
         with pytest.raises(ValueError, match="concurrency"):
             await jobs.start(manager, concurrency=concurrency)  # type: ignore[arg-type]
@@ -276,45 +284,46 @@ async def test_what_cannot_be_started(jobs: JobQueue, manager: Manager, visit: A
         await jobs.start(manager, "default")  # type: ignore[arg-type]
     with pytest.raises(ManagerNotRunningError):
         await jobs.start(Manager())
-    async with Manager() as other:
-        other.request_shutdown()
+    async with Manager() as stopped:
+        stopped.request_shutdown()
         with pytest.raises(LoopsStoppedError):
-            await jobs.start(other)
+            await jobs.start(stopped)
     with pytest.raises(LoopsStoppedError):
-        await jobs.start(other)
+        await jobs.start(stopped)
 
 
-async def test_queues_must_be_given_where_no_handlers_tell_them(
-    jobs: JobQueue, manager: Manager
-) -> None:
-    async def visit() -> None: ...
+async def test_start_without_handlers(jobs: JobQueue, manager: Manager) -> None:
+    """start() requires queues if there are no handlers."""
+
+    async def work() -> None: ...
 
     with pytest.raises(ValueError, match="queues must be given"):
         await jobs.start(manager)
     with pytest.raises(ValueError, match="must be a list, Ordered"):
         await jobs.start(manager, "mail")  # type: ignore[arg-type]
     with pytest.raises(TypeError, match="write @jobs"):
-        jobs.handler(visit)  # type: ignore[arg-type]
+        jobs.handler(work)  # type: ignore[arg-type]
     await jobs.start(manager, Ordered("q"))
 
 
 # Closing a worker
 
 
-async def test_a_worker_that_closes_waits_for_its_jobs(
-    jobs: JobQueue, manager: Manager, broker: FaultyBroker, meter: Meter, visit: Any
+async def test_close(
+    jobs: JobQueue, manager: Manager, broker: FaultyBroker, meter: Meter, work: Any
 ) -> None:
-    first = await visit.enqueue(1)
+    """close() waits for running jobs, and the worker claims no further ones."""
+    first = await work.enqueue(1)
     worker = await jobs.start(manager, concurrency=2)
     await meter.reach(1)
     async with anyio.create_task_group() as group:
         for _ in range(2):
             group.start_soon(worker.close)
         await anyio.wait_all_tasks_blocked()
-        late = await visit.enqueue(2)
+        late = await work.enqueue(2)
         meter.open.set()
-    assert await has_ended(broker, first.id) == (S.SUCCEEDED, 1)
-    assert await has_ended(broker, late.id) == (S.READY, 0)
+    assert await state_and_attempt(broker, first.id) == (S.SUCCEEDED, 1)
+    assert await state_and_attempt(broker, late.id) == (S.READY, 0)
     claims = broker.asked["claim"]
     await worker.close()
     await worker.close(timeout=0)
@@ -323,73 +332,73 @@ async def test_a_worker_that_closes_waits_for_its_jobs(
         await worker.close(timeout=-1)
 
 
-async def test_what_a_closing_worker_cannot_wait_for_is_handed_back(
-    jobs: JobQueue, manager: Manager, broker: FaultyBroker, meter: Meter, visit: Any
+async def test_close_timeout(
+    jobs: JobQueue, manager: Manager, broker: FaultyBroker, meter: Meter, work: Any
 ) -> None:
-    """At once, and as if it had not been tried."""
-    made = await visit.enqueue_many([(n,) for n in range(3)])
+    """close() releases jobs at its timeout immediately, and doesn't count their attempts."""
+    handles = await work.enqueue_many([(n,) for n in range(3)])
     worker = await jobs.start(manager, concurrency=2)
     await meter.reach(2)
     await worker.close(timeout=0.01)
     assert meter.cancelled == 2
-    for each in made:
-        assert await has_ended(broker, each.id) == (S.READY, 0)
+    for job in handles:
+        assert await state_and_attempt(broker, job.id) == (S.READY, 0)
     meter.open.set()
     await jobs.start(manager)
-    assert [await each.result() for each in made] == [0, 1, 2]
-    assert await has_ended(broker, made[0].id) == (S.SUCCEEDED, 1)
+    assert [await job.result() for job in handles] == [0, 1, 2]
+    assert await state_and_attempt(broker, handles[0].id) == (S.SUCCEEDED, 1)
 
 
-async def test_a_job_closes_its_own_worker(
-    jobs: JobQueue, manager: Manager, broker: FaultyBroker, meter: Meter, visit: Any
+async def test_close_by_job(
+    jobs: JobQueue, manager: Manager, broker: FaultyBroker, meter: Meter, work: Any
 ) -> None:
-    """It waits for the others, and then ends itself."""
+    """A job that closes its own worker waits for the remaining jobs, and then ends."""
 
     @jobs.handler(name="closes")
     async def closes(timeout: float | None) -> str:
         await worker.close(timeout=timeout)
         return "closed"
 
-    for timeout, fate in ((None, (S.SUCCEEDED, 1)), (0, (S.READY, 0))):
-        other = await visit.enqueue("other")
+    for timeout, expected in ((None, (S.SUCCEEDED, 1)), (0, (S.READY, 0))):
+        running = await work.enqueue("running")
         worker = await jobs.start(manager)
         await meter.reach(1)
         closing = await closes.enqueue(timeout)
         if timeout is None:
-            await broker.called("renew")  # while both run
+            await broker.called("renew")  # while both jobs run
             meter.open.set()
         assert await closing.result() == "closed"
-        assert await has_ended(broker, other.id) == fate
+        assert await state_and_attempt(broker, running.id) == expected
         meter.open = anyio.Event()
         claims = broker.asked["claim"]
         await worker.close()
         assert broker.asked["claim"] == claims
 
 
-async def test_jobs_that_close_their_worker_do_not_wait_for_each_other(
-    jobs: JobQueue, manager: Manager
-) -> None:
+async def test_close_by_two_jobs(jobs: JobQueue, manager: Manager) -> None:
+    """Two jobs that close their worker don't wait for each other."""
+
     @jobs.handler(name="closes")
     async def closes() -> str:
         await worker.close()
         return "closed"
 
-    made = await closes.enqueue_many([(), ()])
+    handles = await closes.enqueue_many([(), ()])
     worker = await jobs.start(manager, concurrency=2)
-    assert [await each.result() for each in made] == ["closed", "closed"]
+    assert [await job.result() for job in handles] == ["closed", "closed"]
 
 
-# Leaving the blocks
+# Exits of the manager and the queue
 
 
 @asynccontextmanager
-async def entered(
+async def manager_and_queue(
     broker: FaultyBroker, queue_first: bool, **options: Any
 ) -> AsyncIterator[tuple[Manager, JobQueue]]:
     manager, jobs = Manager(**options), JobQueue(broker)
     async with AsyncExitStack() as stack:
-        for each in (jobs, manager) if queue_first else (manager, jobs):
-            await stack.enter_async_context(each)
+        for block in (jobs, manager) if queue_first else (manager, jobs):
+            await stack.enter_async_context(block)
         yield manager, jobs
 
 
@@ -397,17 +406,16 @@ ORDERS = pytest.mark.parametrize("queue_first", [False, True], ids=["inside", "o
 
 
 @ORDERS
-async def test_jobs_that_run_are_waited_for_when_the_blocks_are_left(
-    broker: FaultyBroker, meter: Meter, queue_first: bool
-) -> None:
-    async with entered(broker, queue_first) as (manager, jobs):
-        visit = jobs.handler(name="visit")(meter.visit)
-        job, later = await visit.enqueue_many([(1,), (2,)])
+async def test_exit(broker: FaultyBroker, meter: Meter, queue_first: bool) -> None:
+    """The exit waits for running jobs, and starts no further ones."""
+    async with manager_and_queue(broker, queue_first) as (manager, jobs):
+        work = jobs.handler(name="work")(meter.work)
+        job, later = await work.enqueue_many([(1,), (2,)])
         await jobs.start(manager, concurrency=1)
         await meter.reach(1)
         manager.run(_open_soon, meter)
-    assert await has_ended(broker, job.id) == (S.SUCCEEDED, 1)
-    assert (await has_ended(broker, later.id))[1] == 0
+    assert await state_and_attempt(broker, job.id) == (S.SUCCEEDED, 1)
+    assert (await state_and_attempt(broker, later.id))[1] == 0
 
 
 async def _open_soon(meter: Meter) -> None:
@@ -417,10 +425,9 @@ async def _open_soon(meter: Meter) -> None:
 
 @ORDERS
 @pytest.mark.parametrize("idle", [False, True])
-async def test_nothing_hangs_where_there_is_nothing_to_do(
-    broker: FaultyBroker, queue_first: bool, idle: bool
-) -> None:
-    async with entered(broker, queue_first) as (manager, jobs):
+async def test_exit_without_jobs(broker: FaultyBroker, queue_first: bool, idle: bool) -> None:
+    """The exit ends a worker that has no jobs."""
+    async with manager_and_queue(broker, queue_first) as (manager, jobs):
         worker = await jobs.start(manager, Ordered("q"))
         if idle:
             await broker.called("wait_for_work")
@@ -429,51 +436,49 @@ async def test_nothing_hangs_where_there_is_nothing_to_do(
 
 
 @ORDERS
-async def test_jobs_that_are_just_claimed_are_handed_back(
-    broker: FaultyBroker, meter: Meter, queue_first: bool
-) -> None:
-    """Without a single step, when the blocks are left at that very time."""
+async def test_exit_during_claim(broker: FaultyBroker, meter: Meter, queue_first: bool) -> None:
+    """Jobs claimed during the exit are released, and not started."""
     meter.open.set()
-    async with entered(broker, queue_first) as (manager, jobs):
-        visit = jobs.handler(name="visit")(meter.visit)
-        job = await visit.enqueue(1)
-        going_on = broker.hold("claim")
+    async with manager_and_queue(broker, queue_first) as (manager, jobs):
+        work = jobs.handler(name="work")(meter.work)
+        job = await work.enqueue(1)
+        resume = broker.hold("claim")
         await jobs.start(manager)
         await broker.called("claim")
         manager.request_shutdown()
-        going_on.set()
-    assert await has_ended(broker, job.id) == (S.READY, 0)
+        resume.set()
+    assert await state_and_attempt(broker, job.id) == (S.READY, 0)
     assert meter.ran == []
 
 
 @ORDERS
-async def test_jobs_that_are_just_claimed_are_left_behind_with_their_broker(
+async def test_exit_during_outage(
     broker: FaultyBroker,
     meter: Meter,
     queue_first: bool,
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    """Nothing goes on trying to hand them back once the queue was left."""
+    """Attempts to release jobs during an outage end with the queue's exit."""
     ended = anyio.Event()
     run = Completer.run
 
-    async def watched(settler: Completer) -> None:
+    async def watched_run(completer: Completer) -> None:
         try:
-            await run(settler)
+            await run(completer)
         finally:
             ended.set()
 
-    monkeypatch.setattr(Completer, "run", watched)
-    async with entered(broker, queue_first) as (manager, jobs):
-        visit = jobs.handler(name="visit")(meter.visit)
-        await visit.enqueue(1)
-        going_on = broker.hold("claim")
+    monkeypatch.setattr(Completer, "run", watched_run)
+    async with manager_and_queue(broker, queue_first) as (manager, jobs):
+        work = jobs.handler(name="work")(meter.work)
+        await work.enqueue(1)
+        resume = broker.hold("claim")
         worker = await jobs.start(manager)
         await broker.called("claim")
         worker._loops.stop()
         broker.down.add("settle")
-        going_on.set()
+        resume.set()
         await broker.called("settle", 2)
     with anyio.fail_after(10):
         await ended.wait()
@@ -482,103 +487,105 @@ async def test_jobs_that_are_just_claimed_are_left_behind_with_their_broker(
 
 
 @ORDERS
-async def test_jobs_are_handed_back_at_once_when_the_body_is_cancelled(
-    broker: FaultyBroker, meter: Meter, queue_first: bool
-) -> None:
+async def test_exit_on_cancellation(broker: FaultyBroker, meter: Meter, queue_first: bool) -> None:
+    """Running jobs are released immediately if the block is cancelled."""
     with anyio.CancelScope() as scope:
-        async with entered(broker, queue_first) as (manager, jobs):
-            visit = jobs.handler(name="visit")(meter.visit)
-            job = await visit.enqueue(1)
+        async with manager_and_queue(broker, queue_first) as (manager, jobs):
+            work = jobs.handler(name="work")(meter.work)
+            job = await work.enqueue(1)
             await jobs.start(manager)
             await meter.reach(1)
             scope.cancel()
             await anyio.sleep_forever()
     assert scope.cancelled_caught
     assert meter.cancelled == 1
-    assert await has_ended(broker, job.id) == (S.READY, 0)
+    assert await state_and_attempt(broker, job.id) == (S.READY, 0)
 
 
 @ORDERS
-async def test_jobs_go_on_when_the_body_fails(
-    broker: FaultyBroker, meter: Meter, queue_first: bool
-) -> None:
+async def test_exit_on_error(broker: FaultyBroker, meter: Meter, queue_first: bool) -> None:
+    """Running jobs are completed if the block raises an error."""
     with pytest.raises(ZeroDivisionError):
-        async with entered(broker, queue_first) as (manager, jobs):
-            visit = jobs.handler(name="visit")(meter.visit)
-            job = await visit.enqueue(1)
+        async with manager_and_queue(broker, queue_first) as (manager, jobs):
+            work = jobs.handler(name="work")(meter.work)
+            job = await work.enqueue(1)
             await jobs.start(manager)
             await meter.reach(1)
             manager.run(_open_soon, meter)
             raise ZeroDivisionError
-    assert await has_ended(broker, job.id) == (S.SUCCEEDED, 1)
+    assert await state_and_attempt(broker, job.id) == (S.SUCCEEDED, 1)
 
 
 @ORDERS
-async def test_after_a_shutdown_request_nothing_is_claimed(
-    broker: FaultyBroker, meter: Meter, queue_first: bool
-) -> None:
-    async with entered(broker, queue_first) as (manager, jobs):
-        visit = jobs.handler(name="visit")(meter.visit)
-        job = await visit.enqueue(1)
+async def test_shutdown_request(broker: FaultyBroker, meter: Meter, queue_first: bool) -> None:
+    """After a shutdown request, running jobs are completed, and no further ones are claimed."""
+    async with manager_and_queue(broker, queue_first) as (manager, jobs):
+        work = jobs.handler(name="work")(meter.work)
+        job = await work.enqueue(1)
         await jobs.start(manager)
         await meter.reach(1)
         manager.request_shutdown()
         await manager.shutdown_requested()
-        late = await visit.enqueue(2)
+        late = await work.enqueue(2)
         meter.open.set()
-    assert await has_ended(broker, job.id) == (S.SUCCEEDED, 1)
-    assert await has_ended(broker, late.id) == (S.READY, 0)
+    assert await state_and_attempt(broker, job.id) == (S.SUCCEEDED, 1)
+    assert await state_and_attempt(broker, late.id) == (S.READY, 0)
 
 
 @ORDERS
 @pytest.mark.parametrize("requests", [1, 2])
-async def test_jobs_are_handed_back_when_the_grace_time_is_over(
-    broker: FaultyBroker, meter: Meter, queue_first: bool, requests: int
-) -> None:
-    """Or when a second request comes."""
+async def test_grace(broker: FaultyBroker, meter: Meter, queue_first: bool, requests: int) -> None:
+    """Running jobs are released after the grace period, or on a second shutdown request."""
     recorder = RecordingObserver()
     grace = 0.02 if requests == 1 else None
-    async with entered(broker, queue_first, grace=grace, observers=[recorder]) as (manager, jobs):
-        visit = jobs.handler(name="visit", retry=5)(meter.visit)
-        made = await visit.enqueue_many([(1,), (2,)])
+    async with manager_and_queue(broker, queue_first, grace=grace, observers=[recorder]) as (
+        manager,
+        jobs,
+    ):
+        work = jobs.handler(name="work", retry=5)(meter.work)
+        handles = await work.enqueue_many([(1,), (2,)])
         await jobs.start(manager)
         await meter.reach(2)
         for _ in range(requests):
             manager.request_shutdown()
     assert meter.cancelled == 2
-    for each in made:
-        assert await has_ended(broker, each.id) == (S.READY, 0)
-    assert [each.reason for each in recorder.of(TaskCancelled)] == ["shutdown"] * 2
+    for job in handles:
+        assert await state_and_attempt(broker, job.id) == (S.READY, 0)
+    assert [event.reason for event in recorder.of(TaskCancelled)] == ["shutdown"] * 2
 
 
-async def test_a_queue_goes_on_with_another_manager(broker: FaultyBroker, meter: Meter) -> None:
+async def test_restart(broker: FaultyBroker, meter: Meter) -> None:
+    """A queue works with several managers in turn, and a manager with a queue entered twice."""
     meter.open.set()
     async with JobQueue(broker) as jobs:
-        visit = jobs.handler(name="visit")(meter.visit)
+        work = jobs.handler(name="work")(meter.work)
         for number in range(3):
             async with Manager() as manager:
                 await jobs.start(manager)
-                assert await (await visit.enqueue(number)).result() == number
+                assert await (await work.enqueue(number)).result() == number
     async with Manager() as manager:
         for number in range(2):
             async with jobs:
                 await jobs.start(manager)
-                assert await (await visit.enqueue(number)).result() == number
+                assert await (await work.enqueue(number)).result() == number
 
 
-# What jobs do to workers
+# Exits and cancellations of jobs
 
 
 @pytest.mark.parametrize(
-    ("error", "fate"), [(KeyboardInterrupt, (S.READY, 0)), (SystemExit, (S.DEAD, 1))]
+    ("error", "expected"), [(KeyboardInterrupt, (S.READY, 0)), (SystemExit, (S.DEAD, 1))]
 )
-async def test_a_job_that_ends_the_program(
+async def test_job_ends_program(
     broker: FaultyBroker,
     error: type[BaseException],
-    fate: tuple[JobState, int],
+    expected: tuple[JobState, int],
     meter: Meter,
 ) -> None:
-    """An interrupt is not the job's doing; its own exit is, and must not end every worker."""
+    """A job that raises KeyboardInterrupt is released, and one that raises SystemExit is dead.
+
+    The job doesn't cause the interrupt. It causes the exit, which must not end every worker.
+    """
     recorder = RecordingObserver()
 
     async def exits() -> None:
@@ -587,21 +594,20 @@ async def test_a_job_that_ends_the_program(
     with pytest.raises(error):
         async with Manager(observers=[recorder]) as manager, JobQueue(broker) as jobs:
             handler = jobs.handler(name="exits", retry=5)(exits)
-            visit = jobs.handler(name="visit")(meter.visit)
-            other = await visit.enqueue(1)
+            work = jobs.handler(name="work")(meter.work)
+            running = await work.enqueue(1)
             await jobs.start(manager)
             await meter.reach(1)
             job = await handler.enqueue()
             await anyio.sleep_forever()
-    assert await has_ended(broker, job.id) == fate
-    assert await has_ended(broker, other.id) == (S.READY, 0)
-    assert recorder.names().count("dead") == (fate[0] is S.DEAD)
+    assert await state_and_attempt(broker, job.id) == expected
+    assert await state_and_attempt(broker, running.id) == (S.READY, 0)
+    assert recorder.names().count("dead") == (expected[0] is S.DEAD)
     assert len(recorder.of(TaskFailed)) == 1
 
 
-async def test_a_job_that_cannot_be_cancelled_holds_up_nobody(
-    broker: FaultyBroker, meter: Meter
-) -> None:
+async def test_stuck_job(broker: FaultyBroker, meter: Meter) -> None:
+    """A job that ignores its cancellation delays neither close() nor the release of jobs."""
     release = anyio.Event()
     ended = anyio.Event()
 
@@ -613,8 +619,8 @@ async def test_a_job_that_cannot_be_cancelled_holds_up_nobody(
 
     async with Manager(cancel_timeout=3) as manager, JobQueue(broker) as jobs:
         handler = jobs.handler(name="stuck")(stuck)
-        visit = jobs.handler(name="visit")(meter.visit)
-        other = await visit.enqueue(1)
+        work = jobs.handler(name="work")(meter.work)
+        running = await work.enqueue(1)
         job = await handler.enqueue()
         worker = await jobs.start(manager)
         await meter.reach(1)
@@ -622,11 +628,11 @@ async def test_a_job_that_cannot_be_cancelled_holds_up_nobody(
         began = anyio.current_time()
         await worker.close(timeout=0)
         assert anyio.current_time() - began <= 3
-        assert await has_ended(broker, other.id) == (S.READY, 0)
+        assert await state_and_attempt(broker, running.id) == (S.READY, 0)
         assert worker.in_flight == 1
         report = await manager.close(timeout=0)
         assert isinstance(report, CloseReport)
-        assert [each.id for each in report.stuck] == [job.id]
+        assert [task.id for task in report.stuck] == [job.id]
     assert anyio.current_time() - began < 20
     release.set()
     await ended.wait()
@@ -634,14 +640,15 @@ async def test_a_job_that_cannot_be_cancelled_holds_up_nobody(
     assert worker.in_flight == 0
     await anyio.sleep(31)
     claims = await broker.real.claim(["default"], 5, lease=1)
-    assert sorted(each.message.id for each in claims) == sorted([job.id, other.id])
+    assert sorted(claim.message.id for claim in claims) == sorted([job.id, running.id])
 
 
-async def test_a_running_job_is_cancelled_by_its_queue(
-    jobs: JobQueue, manager: Manager, recorder: RecordingObserver, meter: Meter, visit: Any
+async def test_cancel_by_queue(
+    jobs: JobQueue, manager: Manager, recorder: RecordingObserver, meter: Meter, work: Any
 ) -> None:
+    """A running job is cancelled by the queue whose worker runs it, but only once."""
     await jobs.start(manager)
-    job = await visit.enqueue(1)
+    job = await work.enqueue(1)
     await meter.reach(1)
     assert await jobs.cancel(job.id)
     assert await job.wait() is S.CANCELLED
@@ -652,40 +659,41 @@ async def test_a_running_job_is_cancelled_by_its_queue(
 
 
 @pytest.mark.usefixtures("renewing_often")
-async def test_a_running_job_is_cancelled_from_elsewhere(
+async def test_cancel_by_second_queue(
     broker: FaultyBroker, manager: Manager, recorder: RecordingObserver, meter: Meter
 ) -> None:
-    async with JobQueue(broker) as jobs, JobQueue(broker) as front:
-        visit = jobs.handler(name="visit", retry=9)(meter.visit)
+    """A running job is cancelled by a second queue with the same broker."""
+    async with JobQueue(broker) as jobs, JobQueue(broker) as client:
+        work = jobs.handler(name="work", retry=9)(meter.work)
         await jobs.start(manager)
-        job = await visit.enqueue(1)
+        job = await work.enqueue(1)
         await meter.reach(1)
-        assert await front.cancel(job.id)
-        assert await front.handle(job.id).wait() is S.CANCELLED
+        assert await client.cancel(job.id)
+        assert await client.handle(job.id).wait() is S.CANCELLED
         event = await recorder.wait_for(TaskCancelled)
         assert event.reason == "the job was cancelled"
     assert meter.cancelled == 1
 
 
-async def test_a_job_is_cancelled_as_the_task_that_it_is(
-    jobs: JobQueue, manager: Manager, recorder: RecordingObserver, meter: Meter, visit: Any
+async def test_cancel_by_manager(
+    jobs: JobQueue, manager: Manager, recorder: RecordingObserver, meter: Meter, work: Any
 ) -> None:
+    """The manager cancels a job like a task, with a reason."""
     await jobs.start(manager)
-    job = await visit.enqueue(1)
+    job = await work.enqueue(1)
     await meter.reach(1)
     handle = manager.get(job.id)
     assert handle is not None
     assert handle.job is not None
-    assert (handle.job.id, handle.name) == (job.id, "visit")
+    assert (handle.job.id, handle.name) == (job.id, "work")
     assert manager.cancel(job.id, reason="enough")
     assert await job.wait() is S.CANCELLED
     event = await recorder.wait_for(TaskCancelled)
     assert event.reason == "enough"
 
 
-async def test_a_job_that_succeeds_though_cancelled_has_succeeded(
-    jobs: JobQueue, manager: Manager
-) -> None:
+async def test_success_after_cancellation(jobs: JobQueue, manager: Manager) -> None:
+    """A job that returns in spite of its cancellation has succeeded."""
     started = anyio.Event()
 
     @jobs.handler(name="stubborn")
@@ -703,8 +711,8 @@ async def test_a_job_that_succeeds_though_cancelled_has_succeeded(
     assert await job.result() == "done"
 
 
-class Cancels(Observer):
-    """Cancels tasks before they can start."""
+class CancellingObserver(Observer):
+    """Cancels jobs before they start."""
 
     def __init__(self, manager: Callable[[], Manager]) -> None:
         self._manager = manager
@@ -714,40 +722,37 @@ class Cancels(Observer):
             self._manager().cancel(event.id, reason="not wanted")
 
 
-async def test_an_observer_cancels_a_job_before_it_starts(
-    broker: FaultyBroker, meter: Meter
-) -> None:
+async def test_cancel_by_observer(broker: FaultyBroker, meter: Meter) -> None:
+    """A job that an observer cancels before its start doesn't run."""
     recorder = RecordingObserver()
-    observers = [Cancels(lambda: manager), recorder]
+    observers = [CancellingObserver(lambda: manager), recorder]
     async with Manager(observers=observers) as manager, JobQueue(broker) as jobs:
-        visit = jobs.handler(name="visit")(meter.visit)
+        work = jobs.handler(name="work")(meter.work)
         worker = await jobs.start(manager)
-        job = await visit.enqueue(1)
+        job = await work.enqueue(1)
         assert await job.wait() is S.CANCELLED
         await worker.close()
     assert meter.ran == []
     assert told_of(recorder, job.id) == ["added", "cancelled"]
 
 
-async def test_a_worker_cancels_a_job_that_is_just_added(
-    broker: FaultyBroker, meter: Meter
-) -> None:
-    class Tells(Observer):
+async def test_cancel_when_added(broker: FaultyBroker, meter: Meter) -> None:
+    """A job that its worker cancels when the task is added doesn't run."""
+
+    class CancelsByWorker(Observer):
         def on_task_added(self, event: TaskAdded) -> None:
             worker._loops.cancel_job(event.id)
 
-    async with Manager(observers=[Tells()]) as manager, JobQueue(broker) as jobs:
-        visit = jobs.handler(name="visit")(meter.visit)
+    async with Manager(observers=[CancelsByWorker()]) as manager, JobQueue(broker) as jobs:
+        work = jobs.handler(name="work")(meter.work)
         worker = await jobs.start(manager)
-        job = await visit.enqueue(1)
+        job = await work.enqueue(1)
         assert await job.wait() is S.CANCELLED
     assert meter.ran == []
 
 
-async def test_a_closed_worker_serves_no_longer(
-    jobs: JobQueue, manager: Manager, visit: Any
-) -> None:
-    """Also where the event loop has cancelled a service of its, which would begin again."""
+async def test_closed_worker_services(jobs: JobQueue, manager: Manager, work: Any) -> None:
+    """A closed worker doesn't restart a service that the event loop has cancelled."""
     worker = await jobs.start(manager)
     await worker.close()
     served: list[str] = []
@@ -760,7 +765,9 @@ async def test_a_closed_worker_serves_no_longer(
     assert served == []
 
 
-async def test_jobs_enqueue_jobs(jobs: JobQueue, manager: Manager) -> None:
+async def test_nested_jobs(jobs: JobQueue, manager: Manager) -> None:
+    """A job can enqueue a job and wait for its result."""
+
     @jobs.handler(name="count")
     async def count(down: int) -> list[int]:
         if not down:
@@ -770,3 +777,55 @@ async def test_jobs_enqueue_jobs(jobs: JobQueue, manager: Manager) -> None:
 
     await jobs.start(manager)
     assert await (await count.enqueue(3)).result() == [1, 1, 1]
+
+
+# Worker processes
+
+
+class StopObserver(Observer):
+    """Requests the shutdown of the manager that `work()` makes."""
+
+    def __init__(self, requested: anyio.Event) -> None:
+        self.requested = requested
+
+    async def watch(self, manager: Manager) -> None:
+        await self.requested.wait()
+        manager.request_shutdown()
+
+
+async def test_work() -> None:
+    """`work()` processes jobs until a shutdown is requested."""
+    jobs = JobQueue(MemoryBroker())
+    requested = anyio.Event()
+
+    @jobs.handler(queue="mail")
+    async def stop() -> None:
+        await anyio.sleep(1)
+        requested.set()
+
+    jobs.schedule(every(10), stop.job())
+    recorder = RecordingObserver()
+    with virtual_wall_clock(datetime(2030, 1, 1, tzinfo=UTC)), anyio.fail_after(60):
+        await jobs.work(
+            ["mail"], concurrency=2, signals=False, observers=[recorder, StopObserver(requested)]
+        )
+    ended = [event.job for event in recorder.of(TaskSucceeded) if event.job is not None]
+    assert [job.queue for job in ended] == ["mail"]
+
+
+async def test_shutdown_before_work() -> None:
+    """`work()` returns if the shutdown is requested while it opens the broker."""
+    requested = anyio.Event()
+
+    class SlowBroker(MemoryBroker):
+        async def open(self) -> None:
+            requested.set()
+            await anyio.sleep(1)
+            await super().open()
+
+    jobs = JobQueue(SlowBroker())
+    jobs.handler()(anyio.sleep_forever)
+    recorder = RecordingObserver()
+    with anyio.fail_after(60):
+        await jobs.work(signals=False, observers=[recorder, StopObserver(requested)])
+    assert recorder.names() == ["closing", "closed"]

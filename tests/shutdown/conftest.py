@@ -1,4 +1,4 @@
-"""What the tests of leaving share."""
+"""Fixtures of the tests of leaving."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from background.testing import VirtualTimeLoop
 def run(
     request: pytest.FixtureRequest, caplog: pytest.LogCaptureFixture
 ) -> Callable[[Callable[[], Awaitable[Any]]], Any]:
-    """Run as `asyncio.run` does; fail if that hangs, or if asyncio has something to complain of."""
+    """Return a function like `asyncio.run`; fail if it hangs or if asyncio logs anything."""
 
-    def run_it(main: Callable[[], Awaitable[Any]]) -> Any:
+    def run_main(main: Callable[[], Awaitable[Any]]) -> Any:
         async def guarded() -> Any:
             return await main()
 
@@ -28,7 +28,7 @@ def run(
             loop.call_later(10_000 if request.param is VirtualTimeLoop else 10, loop.stop)
             return runner.run(guarded())
 
-    yield run_it  # type: ignore[misc]
+    yield run_main  # type: ignore[misc]
     gc.collect()
-    complaints = [record for record in caplog.records if record.name == "asyncio"]
-    assert complaints == []
+    records = [record for record in caplog.records if record.name == "asyncio"]
+    assert records == []

@@ -1,4 +1,4 @@
-"""Closing a manager: what it waits for, and its report."""
+"""Closing of a manager: waiting, reports and states."""
 
 from __future__ import annotations
 
@@ -35,23 +35,23 @@ from background import (
 from background.testing import RecordingObserver
 
 
-async def fails() -> None:
+async def fail() -> None:
     raise ValueError("no luck")
 
 
 # The report
 
 
-async def test_the_report_has_every_fate(recorder: RecordingObserver, clock: Clock) -> None:
-    release = anyio.Event()
+async def test_report_contents(recorder: RecordingObserver, clock: Clock) -> None:
+    """The report lists every task that was outstanding, by its outcome."""
 
-    async def fails_later() -> None:
+    async def fail_later() -> None:
         await anyio.sleep(1)
         raise ValueError
 
     tasks: list[Task[Any]] = [
         Task(anyio.sleep, args=(1,), id="succeeded"),
-        Task(fails_later, id="failed"),
+        Task(fail_later, id="failed"),
         Task(ages, id="cancelled"),
         Task(ages, id="cancelled by hand"),
         Task(ages, id="expired", lifespan=2),
@@ -59,7 +59,7 @@ async def test_the_report_has_every_fate(recorder: RecordingObserver, clock: Clo
         Task(cleans_up, args=(100,), id="stuck"),
         Task(anyio.sleep, args=(3,), id="loop", kind=TaskKind.LOOP),
         Task(checkpoint, id="loop not started", kind=TaskKind.LOOP, delay=100),
-        Task(fails_later, id="loop failed", kind=TaskKind.LOOP, max_failures=1),
+        Task(fail_later, id="loop failed", kind=TaskKind.LOOP, max_failures=1),
     ]
     async with Manager(observers=[recorder], cancel_timeout=5) as manager:
         before = manager.run(checkpoint)
@@ -69,10 +69,10 @@ async def test_the_report_has_every_fate(recorder: RecordingObserver, clock: Clo
         await anyio.sleep(0.5)
         async with anyio.create_task_group() as group:
 
-            async def cancel_one() -> None:
+            async def cancel_by_hand() -> None:
                 manager.cancel("cancelled by hand")
 
-            group.start_soon(cancel_one)
+            group.start_soon(cancel_by_hand)
             report = await closed(manager, timeout=10)
         assert clock.now == 15.5
         assert fates(report) == {
@@ -89,17 +89,18 @@ async def test_the_report_has_every_fate(recorder: RecordingObserver, clock: Clo
         (event,) = recorder.of(ManagerClosed)
         assert event.report is report
         assert event.duration == pytest.approx(15)
-        release.set()
 
 
-async def test_nothing_to_report(manager: Manager) -> None:
+async def test_empty_report(manager: Manager) -> None:
+    """The report of a manager without outstanding tasks is empty."""
     await manager.run(checkpoint)
     report = await manager.close()
     assert report == CloseReport()
     assert str(report) == "nothing was left"
 
 
-async def test_a_report_in_words(clock: Clock) -> None:
+async def test_report_text(clock: Clock) -> None:
+    """The text of a report has the number of tasks per outcome and the stacks of stuck tasks."""
     async with Manager(cancel_timeout=1) as manager:
         manager.run(anyio.sleep, 1)
         manager.run(anyio.sleep, 1)
@@ -113,7 +114,8 @@ async def test_a_report_in_words(clock: Clock) -> None:
     assert report.stuck == (stuck,)
 
 
-async def test_a_loop_that_is_stopped_before_it_ever_ran_is_cancelled(manager: Manager) -> None:
+async def test_loop_before_first_iteration(manager: Manager) -> None:
+    """A loop that is stopped before its first iteration counts as cancelled."""
     manager.run_task(Task(checkpoint, kind=TaskKind.LOOP, delay=5))
     report = await manager.close()
     assert counts(report) == {"cancelled": 1}
@@ -122,16 +124,16 @@ async def test_a_loop_that_is_stopped_before_it_ever_ran_is_cancelled(manager: M
 # Waiting
 
 
-async def test_closing_waits_for_one_offs_as_long_as_it_takes(
-    manager: Manager, clock: Clock
-) -> None:
+async def test_one_offs_finish(manager: Manager, clock: Clock) -> None:
+    """Closing without a timeout waits until running one-offs have finished."""
     manager.run(anyio.sleep, 1_000_000)
     report = await manager.close()
     assert clock.now == 1_000_000
     assert counts(report) == {"succeeded": 1}
 
 
-async def test_closing_lets_a_loop_finish_its_iteration(manager: Manager, clock: Clock) -> None:
+async def test_loop_finishes_iteration(manager: Manager, clock: Clock) -> None:
+    """Closing stops a loop after its current iteration."""
     handle = manager.loop(anyio.sleep, 10)
     await anyio.sleep(15)
     report = await manager.close()
@@ -142,9 +144,10 @@ async def test_closing_lets_a_loop_finish_its_iteration(manager: Manager, clock:
         await handle
 
 
-async def test_delayed_tasks_are_cancelled_at_once(
+async def test_delayed_task_cancelled(
     manager: Manager, recorder: RecordingObserver, clock: Clock
 ) -> None:
+    """A delayed task that is not due is cancelled as soon as closing begins."""
     manager.run(anyio.sleep, 10)
     delayed = manager.after(5, checkpoint)
     await anyio.sleep(1)
@@ -161,8 +164,8 @@ async def test_delayed_tasks_are_cancelled_at_once(
     assert delayed.started_at is None
 
 
-async def test_a_delayed_task_that_is_due_when_closing_begins_runs(clock: Clock) -> None:
-    """Also if the timer has not come round to it."""
+async def test_due_task_runs(clock: Clock) -> None:
+    """A delayed task that is due when closing begins runs, even if the timer has not fired yet."""
     ran: list[float] = []
 
     async def work() -> None:
@@ -177,8 +180,8 @@ async def test_a_delayed_task_that_is_due_when_closing_begins_runs(clock: Clock)
     assert counts(report) == {"succeeded": 1}
 
 
-async def test_queued_tasks_run_all_the_same(clock: Clock) -> None:
-    """They are due; only the limit holds them back."""
+async def test_queued_tasks_run(clock: Clock) -> None:
+    """Tasks that wait for the limit run during closing, because they are due."""
     async with Manager(limit=2) as manager:
         for _ in range(6):
             manager.run(anyio.sleep, 10)
@@ -187,9 +190,8 @@ async def test_queued_tasks_run_all_the_same(clock: Clock) -> None:
     assert counts(report) == {"succeeded": 6}
 
 
-async def test_queued_tasks_that_miss_the_deadline_have_not_started(
-    recorder: RecordingObserver,
-) -> None:
+async def test_queued_tasks_at_deadline(recorder: RecordingObserver) -> None:
+    """Tasks still queued at the deadline are cancelled and reported as not started."""
     async with Manager(limit=1, observers=[recorder]) as manager:
         handles = [manager.run(anyio.sleep, 10) for _ in range(4)]
         report = await manager.close(timeout=15)
@@ -203,9 +205,10 @@ async def test_queued_tasks_that_miss_the_deadline_have_not_started(
     assert all(handle.started_at is None for handle in handles[2:])
 
 
-async def test_tasks_in_backoff_keep_their_policy(manager: Manager, clock: Clock) -> None:
+async def test_backoff_during_closing(manager: Manager, clock: Clock) -> None:
+    """A task in backoff is retried as its policy says while the manager closes."""
     policy = AsyncRetrying(stop=stop_after_attempt(4), wait=wait_fixed(60))
-    handle = manager.run_task(Task(fails, retry=policy))
+    handle = manager.run_task(Task(fail, retry=policy))
     await anyio.sleep(10)
     assert handle.status is TaskStatus.RETRYING
     report = await manager.close()
@@ -214,10 +217,9 @@ async def test_tasks_in_backoff_keep_their_policy(manager: Manager, clock: Clock
     assert report.failed == (handle,)
 
 
-async def test_tasks_in_backoff_keep_their_policy_until_the_deadline(
-    manager: Manager, clock: Clock
-) -> None:
-    handle = manager.run_task(Task(fails, retry=AsyncRetrying(wait=wait_fixed(60))))
+async def test_backoff_at_deadline(manager: Manager, clock: Clock) -> None:
+    """A task in backoff is retried until the deadline and then cancelled."""
+    handle = manager.run_task(Task(fail, retry=AsyncRetrying(wait=wait_fixed(60))))
     await anyio.sleep(10)
     report = await manager.close(timeout=100)
     assert clock.now == 110
@@ -227,10 +229,11 @@ async def test_tasks_in_backoff_keep_their_policy_until_the_deadline(
         await handle
 
 
-# Again, concurrently, and from inside
+# Repeated and concurrent calls, and calls inside tasks
 
 
-async def test_every_call_returns_the_same_report(manager: Manager) -> None:
+async def test_concurrent_close_calls(manager: Manager) -> None:
+    """Concurrent and later calls of `close()` return the same report."""
     manager.run(anyio.sleep, 10)
     reports: list[CloseReport] = []
 
@@ -246,7 +249,8 @@ async def test_every_call_returns_the_same_report(manager: Manager) -> None:
     assert counts(reports[0]) == {"succeeded": 1}
 
 
-async def test_closing_is_told_once(manager: Manager, recorder: RecordingObserver) -> None:
+async def test_closing_events(manager: Manager, recorder: RecordingObserver) -> None:
+    """Several calls of `close()` emit one closing and one closed event."""
     manager.run(anyio.sleep, 10)
     async with anyio.create_task_group() as group:
         for _ in range(3):
@@ -258,7 +262,8 @@ async def test_closing_is_told_once(manager: Manager, recorder: RecordingObserve
     assert recorder.names().count("closed") == 1
 
 
-async def test_a_cancelled_call_does_not_stop_the_closing(manager: Manager, clock: Clock) -> None:
+async def test_cancelled_close_call(manager: Manager, clock: Clock) -> None:
+    """Cancelling a call of `close()` does not stop the closing."""
     handle = manager.run(anyio.sleep, 10)
     with anyio.move_on_after(1) as scope:
         await manager.close()
@@ -270,7 +275,8 @@ async def test_a_cancelled_call_does_not_stop_the_closing(manager: Manager, cloc
     assert (await manager.close()).succeeded == (handle,)
 
 
-async def test_a_call_that_is_cancelled_from_the_start_begins_to_close(manager: Manager) -> None:
+async def test_close_in_cancelled_scope(manager: Manager) -> None:
+    """A call of `close()` in a cancelled scope still starts the closing."""
     manager.run(anyio.sleep, 10)
     with anyio.CancelScope() as scope:
         scope.cancel()
@@ -279,7 +285,8 @@ async def test_a_call_that_is_cancelled_from_the_start_begins_to_close(manager: 
     assert manager.state is ManagerState.CLOSING
 
 
-async def test_inside_a_task_it_is_not_waited_for(manager: Manager, clock: Clock) -> None:
+async def test_close_in_task(manager: Manager, clock: Clock) -> None:
+    """`close()` in a task does not wait for that task."""
     reports: list[CloseReport] = []
 
     async def closer() -> str:
@@ -289,13 +296,15 @@ async def test_inside_a_task_it_is_not_waited_for(manager: Manager, clock: Clock
         return "closed it"
 
     handle = manager.run(closer)
-    other = manager.run(anyio.sleep, 10)
+    sleeper = manager.run(anyio.sleep, 10)
     assert await handle == "closed it"
     assert clock.now == 15
-    assert fates(reports[0]) == {"succeeded": [other.id]}
+    assert fates(reports[0]) == {"succeeded": [sleeper.id]}
 
 
-async def test_inside_a_task_group_of_a_task(manager: Manager, clock: Clock) -> None:
+async def test_close_in_child_of_task(manager: Manager, clock: Clock) -> None:
+    """`close()` in a task group of a task does not wait for that task."""
+
     async def closer() -> None:
         async with anyio.create_task_group() as outer, anyio.create_task_group() as inner:
             inner.start_soon(closed, manager)
@@ -308,22 +317,24 @@ async def test_inside_a_task_group_of_a_task(manager: Manager, clock: Clock) -> 
     assert await manager.close() == CloseReport()
 
 
-async def test_inside_two_tasks_at_once(manager: Manager, clock: Clock) -> None:
+async def test_close_in_two_tasks(manager: Manager, clock: Clock) -> None:
+    """Two tasks that call `close()` at once do not wait for each other."""
     reports: list[CloseReport] = []
 
     async def closer() -> None:
         reports.append(await closed(manager))
 
-    one, two = manager.run(closer), manager.run(closer)
-    other = manager.run(anyio.sleep, 10)
-    await one
-    await two
+    first, second = manager.run(closer), manager.run(closer)
+    sleeper = manager.run(anyio.sleep, 10)
+    await first
+    await second
     assert clock.now == 10
     assert reports[0] is reports[1]
-    assert fates(reports[0]) == {"succeeded": [other.id]}
+    assert fates(reports[0]) == {"succeeded": [sleeper.id]}
 
 
-async def test_inside_a_loop(manager: Manager, clock: Clock) -> None:
+async def test_close_in_loop(manager: Manager, clock: Clock) -> None:
+    """`close()` in a loop does not wait for that loop."""
     reports: list[CloseReport] = []
 
     async def closer() -> None:
@@ -331,42 +342,42 @@ async def test_inside_a_loop(manager: Manager, clock: Clock) -> None:
         reports.append(await closed(manager))
 
     handle = manager.loop(closer)
-    other = manager.loop(anyio.sleep, 10)
+    sleeper = manager.loop(anyio.sleep, 10)
     with pytest.raises(TaskCancelledError, match="stopped"):
         await handle
     assert clock.now == 10
     assert handle.iteration == 1
-    assert fates(reports[0]) == {"cancelled": [other.id]}
+    assert fates(reports[0]) == {"cancelled": [sleeper.id]}
 
 
-async def test_inside_a_task_at_no_time_at_all(manager: Manager, clock: Clock) -> None:
-    """The others are cancelled, and it is not, as it is not waited for."""
+async def test_close_in_task_with_zero_timeout(manager: Manager, clock: Clock) -> None:
+    """`close(timeout=0)` in a task cancels the other tasks, but not that task."""
     steps: list[str] = []
 
     async def closer() -> None:
         report = await closed(manager, timeout=0)
         steps.append("closed")
-        assert fates(report) == {"cancelled": [other.id]}
+        assert fates(report) == {"cancelled": [sleeper.id]}
         await checkpoint()
         steps.append("done")
 
-    other = manager.run(ages)
+    sleeper = manager.run(ages)
     await anyio.wait_all_tasks_blocked()
     await manager.run(closer)
     assert steps == ["closed", "done"]
     assert clock.now == 0
 
 
-async def test_inside_a_task_twice_at_once(manager: Manager, clock: Clock) -> None:
-    """The task is not waited for as long as one call is left."""
+async def test_two_close_calls_in_task(manager: Manager, clock: Clock) -> None:
+    """A task is exempt from the waiting while at least one of its calls of `close()` continues."""
 
-    async def gives_up() -> None:
+    async def close_for_a_second() -> None:
         with anyio.move_on_after(1):
             await manager.close()
 
     async def closer() -> None:
         async with anyio.create_task_group() as group:
-            group.start_soon(gives_up)
+            group.start_soon(close_for_a_second)
             group.start_soon(closed, manager)
 
     handle = manager.run(closer)
@@ -375,9 +386,9 @@ async def test_inside_a_task_twice_at_once(manager: Manager, clock: Clock) -> No
     assert clock.now == 10
 
 
-async def test_a_task_that_gave_up_closing_is_waited_for_again(
-    manager: Manager, clock: Clock
-) -> None:
+async def test_abandoned_close_in_task(manager: Manager, clock: Clock) -> None:
+    """Closing waits for a task again after that task's call of `close()` is cancelled."""
+
     async def closer() -> None:
         with anyio.move_on_after(1):
             await manager.close()
@@ -390,8 +401,8 @@ async def test_a_task_that_gave_up_closing_is_waited_for_again(
     assert handle in report.succeeded
 
 
-async def test_the_block_waits_for_the_task_that_closes(clock: Clock) -> None:
-    """Which the report can't wait for."""
+async def test_block_waits_for_closing_task(clock: Clock) -> None:
+    """Leaving the block waits for the task that called `close()`; the report cannot."""
 
     async def closer() -> None:
         await closed(manager)
@@ -404,9 +415,9 @@ async def test_the_block_waits_for_the_task_that_closes(clock: Clock) -> None:
     assert clock.now == 30
 
 
-async def test_the_block_that_was_left_first_waits_for_a_task_that_closes_later(
-    clock: Clock,
-) -> None:
+async def test_close_in_task_while_leaving(clock: Clock) -> None:
+    """A block that is being left waits for tasks that call `close()` later."""
+
     async def closer() -> None:
         await anyio.sleep(1)
         await closed(manager)
@@ -420,7 +431,9 @@ async def test_the_block_that_was_left_first_waits_for_a_task_that_closes_later(
 
 
 @pytest.mark.realtime
-async def test_from_the_thread_of_a_sync_task(manager: Manager) -> None:
+async def test_close_from_thread(manager: Manager) -> None:
+    """A sync task can close the manager from its thread."""
+
     def closer() -> CloseReport:
         return anyio.from_thread.run(manager.close)
 
@@ -429,15 +442,15 @@ async def test_from_the_thread_of_a_sync_task(manager: Manager) -> None:
         assert await handle == CloseReport()
 
 
-async def test_from_a_hook_of_an_observer(recorder: RecordingObserver, clock: Clock) -> None:
-    """An `async def` hook that closes delays it by no more than the time to catch up."""
+async def test_close_in_hook(recorder: RecordingObserver, clock: Clock) -> None:
+    """An `async def` hook that calls `close()` delays it by no more than the time to catch up."""
 
-    class Closes(RecordingObserver):
+    class Closing(RecordingObserver):
         async def on_task_failed(self, event: Any) -> None:  # type: ignore[override]
             await manager.close()
 
-    async with Manager(observers=[Closes()], cancel_timeout=5) as manager:
-        manager.run(fails)
+    async with Manager(observers=[Closing()], cancel_timeout=5) as manager:
+        manager.run(fail)
         with anyio.fail_after(100):
             await manager.shutdown_requested()
         report = await closed(manager)
@@ -445,42 +458,44 @@ async def test_from_a_hook_of_an_observer(recorder: RecordingObserver, clock: Cl
     assert clock.now <= 10
 
 
-async def test_closing_two_managers_from_tasks_of_each_other(clock: Clock) -> None:
-    async with Manager() as one, Manager() as other:
-        one.run(closed, other)
-        other.run(closed, one)
-        one.run(anyio.sleep, 5)
-        other.run(anyio.sleep, 5)
+async def test_mutual_close(clock: Clock) -> None:
+    """Tasks of two managers can close each other's manager without a deadlock."""
+    async with Manager() as first, Manager() as second:
+        first.run(closed, second)
+        second.run(closed, first)
+        first.run(anyio.sleep, 5)
+        second.run(anyio.sleep, 5)
         await anyio.wait_all_tasks_blocked()
-        await closed(one, timeout=20)
-        await closed(other, timeout=20)
+        await closed(first, timeout=20)
+        await closed(second, timeout=20)
     assert clock.now < 21
 
 
 # States
 
 
-async def test_the_states_in_their_order(clock: Clock) -> None:
-    seen: list[ManagerState] = []
+async def test_state_transitions(clock: Clock) -> None:
+    """A manager is new, running, stopping, closing and closed, in this order."""
+    states: list[ManagerState] = []
 
-    class Looks(RecordingObserver):
+    class StateRecorder(RecordingObserver):
         def on_manager_closing(self, event: Any) -> None:  # type: ignore[override]
-            seen.append(manager.state)
+            states.append(manager.state)
 
         def on_manager_closed(self, event: Any) -> None:  # type: ignore[override]
-            seen.append(manager.state)
+            states.append(manager.state)
 
-    manager = Manager(observers=[Looks()])
-    seen.append(manager.state)
+    manager = Manager(observers=[StateRecorder()])
+    states.append(manager.state)
     async with manager as entered:
         assert entered is manager
-        seen.append(manager.state)
+        states.append(manager.state)
         manager.request_shutdown()
-        seen.append(manager.state)
+        states.append(manager.state)
         manager.run(anyio.sleep, 1)
         await manager.close()
-        seen.append(manager.state)
-    assert seen == [
+        states.append(manager.state)
+    assert states == [
         ManagerState.NEW,
         ManagerState.RUNNING,
         ManagerState.STOPPING,
@@ -506,7 +521,9 @@ WAITS: dict[str, Callable[[Manager], Awaitable[Any]]] = {
 }
 
 
-async def each_refusal(manager: Manager, error: type[BackgroundError], match: str) -> None:
+async def assert_submissions_refused(
+    manager: Manager, error: type[BackgroundError], match: str
+) -> None:
     for submit in SUBMISSIONS.values():
         with pytest.raises(error, match=match):
             submit(manager)
@@ -514,9 +531,10 @@ async def each_refusal(manager: Manager, error: type[BackgroundError], match: st
         await WAITS["submit"](manager)
 
 
-async def test_before_entering_everything_says_so() -> None:
+async def test_use_before_entering() -> None:
+    """A manager that was not entered has no tasks and raises `ManagerNotRunningError`."""
     manager = Manager(name="early")
-    await each_refusal(manager, ManagerNotRunningError, "'early' is not running yet")
+    await assert_submissions_refused(manager, ManagerNotRunningError, "'early' is not running yet")
     for wait in WAITS.values():
         with pytest.raises(ManagerNotRunningError, match="not running yet"):
             await wait(manager)
@@ -530,7 +548,8 @@ async def test_before_entering_everything_says_so() -> None:
     assert manager.state is ManagerState.NEW
 
 
-async def test_closed_before_it_was_entered() -> None:
+async def test_close_before_entering() -> None:
+    """A manager that is closed before it is entered cannot be used any more."""
     manager = Manager(name="unused")
     report = await manager.close()
     assert report == CloseReport()
@@ -539,7 +558,7 @@ async def test_closed_before_it_was_entered() -> None:
     with pytest.raises(ManagerClosedError, match="'unused' was closed before it was entered"):
         async with manager:
             pass
-    await each_refusal(manager, ManagerClosedError, "closed before it was entered")
+    await assert_submissions_refused(manager, ManagerClosedError, "closed before it was entered")
     for wait in WAITS.values():
         with pytest.raises(ManagerClosedError):
             await wait(manager)
@@ -548,29 +567,31 @@ async def test_closed_before_it_was_entered() -> None:
     assert (manager.tasks(), manager.count(), manager.get("1")) == ([], 0, None)
 
 
-async def test_while_closing_and_after_nothing_is_taken(recorder: RecordingObserver) -> None:
+async def test_submission_after_close(recorder: RecordingObserver) -> None:
+    """A manager accepts no tasks while it closes and after that."""
     async with Manager(name="late", observers=[recorder]) as manager:
         manager.run(anyio.sleep, 10)
         async with anyio.create_task_group() as group:
             group.start_soon(manager.close)
             await anyio.sleep(1)
             assert manager.state is ManagerState.CLOSING
-            await each_refusal(
+            await assert_submissions_refused(
                 manager, ManagerClosedError, "'late' is closing and accepts no more tasks"
             )
             assert manager.count() == 1
-        await each_refusal(
+        await assert_submissions_refused(
             manager, ManagerClosedError, "'late' is closed and accepts no more tasks"
         )
         await manager.wait()
         await manager.stop_loops()
         await manager.shutdown_requested()
-    await each_refusal(manager, ManagerClosedError, "'late' is closed")
+    await assert_submissions_refused(manager, ManagerClosedError, "'late' is closed")
     assert recorder.names().count("added") == 1
 
 
 @pytest.mark.parametrize("when", ["inside", "after"])
-async def test_a_manager_is_entered_once(when: str) -> None:
+async def test_enter_twice(when: str) -> None:
+    """A manager cannot be entered twice."""
     match = "has been entered before; make a new one each time"
     async with Manager() as manager:
         if when == "inside":
@@ -581,7 +602,8 @@ async def test_a_manager_is_entered_once(when: str) -> None:
         await manager.__aenter__()
 
 
-async def test_a_closing_manager_lets_go_who_waits_for_room() -> None:
+async def test_pending_submits_at_close() -> None:
+    """Calls of `submit()` that wait for room raise `ManagerClosedError` when closing begins."""
     async with Manager(capacity=1) as manager:
         manager.run(anyio.sleep, 10)
         errors: list[BaseException] = []
@@ -603,8 +625,8 @@ async def test_a_closing_manager_lets_go_who_waits_for_room() -> None:
 
 @pytest.mark.realtime
 @pytest.mark.parametrize("method", [*WAITS, "close"])
-async def test_a_foreign_event_loop_is_refused(manager: Manager, method: str) -> None:
-    """Before anything happens: a refused close() does not close."""
+async def test_foreign_event_loop(manager: Manager, method: str) -> None:
+    """A call in another event loop is refused before it changes anything."""
 
     async def foreign() -> None:
         call = WAITS.get(method, lambda manager: manager.close())
@@ -615,8 +637,8 @@ async def test_a_foreign_event_loop_is_refused(manager: Manager, method: str) ->
     assert manager.state is ManagerState.RUNNING
 
 
-async def test_only_exceptions_are_errors_of_the_managers() -> None:
-    """Everything that a manager refuses can be caught as one."""
+async def test_error_hierarchy() -> None:
+    """The errors of a manager derive from `BackgroundError`."""
     for error in (
         ManagerNotRunningError,
         ManagerClosedError,
@@ -627,7 +649,9 @@ async def test_only_exceptions_are_errors_of_the_managers() -> None:
     assert issubclass(LoopsStoppedError, ManagerClosedError)
 
 
-async def test_observers_that_are_slow_hold_closing_back_for_a_while_only(clock: Clock) -> None:
+async def test_slow_observer_at_close(clock: Clock) -> None:
+    """A slow observer delays closing by at most `cancel_timeout`."""
+
     class Slow(RecordingObserver):
         async def on_task_succeeded(self, event: Any) -> None:  # type: ignore[override]
             await ages()

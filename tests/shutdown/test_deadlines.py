@@ -1,4 +1,4 @@
-"""The deadlines of closing a manager."""
+"""Deadlines of closing."""
 
 from __future__ import annotations
 
@@ -22,9 +22,8 @@ from background.testing import RecordingObserver
 
 
 @pytest.mark.parametrize("timeout", [-1, -0.001, nan, inf, True, "5"])
-async def test_a_timeout_that_cannot_work_is_refused_before_anything_happens(
-    manager: Manager, timeout: Any
-) -> None:
+async def test_invalid_timeout(manager: Manager, timeout: Any) -> None:
+    """An invalid timeout is refused before it changes anything."""
     with pytest.raises(ValueError, match="timeout must be"):
         await manager.close(timeout=timeout)
     assert manager.state is ManagerState.RUNNING
@@ -32,7 +31,8 @@ async def test_a_timeout_that_cannot_work_is_refused_before_anything_happens(
         await Manager().close(timeout=timeout)
 
 
-async def test_no_time_at_all(manager: Manager, recorder: RecordingObserver, clock: Clock) -> None:
+async def test_zero_timeout(manager: Manager, recorder: RecordingObserver, clock: Clock) -> None:
+    """`close(timeout=0)` cancels running tasks immediately."""
     handle = manager.run(ages)
     await anyio.wait_all_tasks_blocked()
     report = await manager.close(timeout=0)
@@ -41,7 +41,8 @@ async def test_no_time_at_all(manager: Manager, recorder: RecordingObserver, clo
     assert recorder.of(TaskCancelled)[0].reason == "shutdown"
 
 
-async def test_no_time_at_all_for_what_has_not_made_a_step(manager: Manager) -> None:
+async def test_zero_timeout_before_first_step(manager: Manager) -> None:
+    """`close(timeout=0)` reports a task before its first step by whether it still ran."""
     ran: list[int] = []
 
     async def work() -> None:
@@ -53,14 +54,16 @@ async def test_no_time_at_all_for_what_has_not_made_a_step(manager: Manager) -> 
     assert len(ran) == len(report.succeeded)
 
 
-async def test_a_timeout_leaves_alone_what_ends_before(manager: Manager, clock: Clock) -> None:
+async def test_task_ends_before_timeout(manager: Manager, clock: Clock) -> None:
+    """A task that ends before the timeout is not cancelled."""
     manager.run(anyio.sleep, 5)
     report = await manager.close(timeout=10)
     assert clock.now == 5
     assert counts(report) == {"succeeded": 1}
 
 
-async def test_clean_up_has_time(clock: Clock) -> None:
+async def test_cleanup_within_cancel_timeout(clock: Clock) -> None:
+    """A cancelled task has `cancel_timeout` seconds to clean up."""
     async with Manager(cancel_timeout=5) as manager:
         handle = manager.run(cleans_up, 4.9)
         await anyio.wait_all_tasks_blocked()
@@ -69,7 +72,8 @@ async def test_clean_up_has_time(clock: Clock) -> None:
     assert report.cancelled == (handle,)
 
 
-async def test_clean_up_that_takes_too_long_is_stuck(clock: Clock) -> None:
+async def test_cleanup_exceeds_cancel_timeout(clock: Clock) -> None:
+    """A task whose clean-up exceeds `cancel_timeout` is stuck, and outstanding until it ends."""
     async with Manager(cancel_timeout=5) as manager:
         handle = manager.run(cleans_up, 5.1)
         await anyio.wait_all_tasks_blocked()
@@ -85,7 +89,8 @@ async def test_clean_up_that_takes_too_long_is_stuck(clock: Clock) -> None:
     assert manager.count() == 0
 
 
-async def test_without_time_for_clean_up_those_who_need_none_are_not_stuck(clock: Clock) -> None:
+async def test_zero_cancel_timeout(clock: Clock) -> None:
+    """With `cancel_timeout=0` only tasks that need time to clean up are stuck."""
     async with Manager(cancel_timeout=0) as manager:
         quick = [manager.run(ages) for _ in range(20)]
         slow = manager.run(cleans_up, 1)
@@ -97,7 +102,9 @@ async def test_without_time_for_clean_up_those_who_need_none_are_not_stuck(clock
     await slow.wait()
 
 
-async def test_a_task_that_swallows_one_cancellation_may_finish(clock: Clock) -> None:
+async def test_task_swallows_cancellation(clock: Clock) -> None:
+    """A task that swallows its cancellation and returns has succeeded."""
+
     async def work() -> str:
         try:
             await ages()
@@ -114,13 +121,14 @@ async def test_a_task_that_swallows_one_cancellation_may_finish(clock: Clock) ->
 
 
 @pytest.mark.realtime
-async def test_a_task_that_swallows_every_cancellation_is_stuck() -> None:
+async def test_task_swallows_every_cancellation() -> None:
+    """A task that swallows every cancellation is stuck."""
     release = threading.Event()
 
     async def work() -> None:
         while not release.is_set():
             try:
-                await anyio.sleep(0.001)  # stands here
+                await anyio.sleep(0.001)
             except anyio.get_cancelled_exc_class():
                 pass
 
@@ -137,12 +145,13 @@ async def test_a_task_that_swallows_every_cancellation_is_stuck() -> None:
 
 
 @pytest.mark.realtime
-async def test_a_thread_that_does_not_return_is_stuck_until_it_does() -> None:
+async def test_stuck_thread() -> None:
+    """A task whose thread does not return is stuck, and ends when the thread returns."""
     entered, release = threading.Event(), threading.Event()
 
     def work() -> None:
         entered.set()
-        release.wait(SOON)  # stands here
+        release.wait(SOON)  # stuck here
 
     async with Manager(cancel_timeout=0.05) as manager:
         handle = manager.run(work)
@@ -150,7 +159,7 @@ async def test_a_thread_that_does_not_return_is_stuck_until_it_does() -> None:
         report = await manager.close(timeout=0)
         assert report.stuck == (handle,)
         assert report.stacks[handle.id][0].name == "work"
-        assert "stands here" in str(report)
+        assert "stuck here" in str(report)
         assert manager.health().threads == 1
     assert manager.state is ManagerState.CLOSED
     assert not release.is_set()
@@ -161,25 +170,25 @@ async def test_a_thread_that_does_not_return_is_stuck_until_it_does() -> None:
     assert report.stuck == (handle,)
 
 
-async def test_a_later_close_can_only_tighten_the_deadline(manager: Manager, clock: Clock) -> None:
+async def test_later_close_shortens_deadline(manager: Manager, clock: Clock) -> None:
+    """A later call of `close()` can shorten the deadline, but not extend it."""
     handle = manager.run(ages)
 
-    async def later(delay: float, timeout: float) -> None:
+    async def close_after(delay: float, timeout: float) -> None:
         await anyio.sleep(delay)
         await manager.close(timeout=timeout)
 
     async with anyio.create_task_group() as group:
-        group.start_soon(later, 0, 50)
-        group.start_soon(later, 1, 100)
-        group.start_soon(later, 2, 10)
-        group.start_soon(later, 3, 500)
+        group.start_soon(close_after, 0, 50)
+        group.start_soon(close_after, 1, 100)
+        group.start_soon(close_after, 2, 10)
+        group.start_soon(close_after, 3, 500)
     assert clock.now == 12
     assert (await manager.close()).cancelled == (handle,)
 
 
-async def test_a_close_without_a_timeout_leaves_anothers_deadline_alone(
-    manager: Manager, clock: Clock
-) -> None:
+async def test_later_close_without_timeout(manager: Manager, clock: Clock) -> None:
+    """A later call of `close()` without a timeout does not change the deadline."""
     manager.run(ages)
     async with anyio.create_task_group() as group:
         group.start_soon(lambda: manager.close(timeout=10))
@@ -188,10 +197,8 @@ async def test_a_close_without_a_timeout_leaves_anothers_deadline_alone(
     assert clock.now == 10
 
 
-async def test_a_close_that_waits_for_ever_leaves_anothers_deadline_alone(
-    manager: Manager, clock: Clock
-) -> None:
-    """`None` waives the grace after a shutdown request, not what somebody else asked for."""
+async def test_later_close_with_timeout_none(manager: Manager, clock: Clock) -> None:
+    """A later `close(timeout=None)` waives the grace only, not the deadline of an earlier call."""
     manager.run(anyio.sleep, 100)
     async with anyio.create_task_group() as group:
         group.start_soon(lambda: manager.close(timeout=10))
@@ -200,7 +207,8 @@ async def test_a_close_that_waits_for_ever_leaves_anothers_deadline_alone(
     assert clock.now == 10
 
 
-async def test_a_deadline_during_clean_up_changes_nothing(clock: Clock) -> None:
+async def test_deadline_during_cleanup(clock: Clock) -> None:
+    """A new deadline while tasks clean up does not shorten `cancel_timeout`."""
     async with Manager(cancel_timeout=5) as manager:
         handle = manager.run(cleans_up, 4)
         await anyio.wait_all_tasks_blocked()

@@ -1,4 +1,4 @@
-"""Leaving a manager's block by return, by an error, and in other tasks."""
+"""Leaving of a manager's block: by return, by an exception, and in another task."""
 
 from __future__ import annotations
 
@@ -32,12 +32,11 @@ from background import (
 )
 from background.testing import RecordingObserver
 
-# As close()
+# The same as close()
 
 
-async def test_leaving_by_return_waits_as_closing_does(
-    clock: Clock, recorder: RecordingObserver
-) -> None:
+async def test_leave_by_return(clock: Clock, recorder: RecordingObserver) -> None:
+    """Leaving the block by return waits for tasks as `close()` does."""
     async with Manager(observers=[recorder]) as manager:
         one_off = manager.run(anyio.sleep, 10)
         loop = manager.loop(anyio.sleep, 4)
@@ -55,9 +54,8 @@ async def test_leaving_by_return_waits_as_closing_does(
 
 
 @pytest.mark.parametrize("kind", [ValueError, StopAsyncIteration, StopIteration, TimeoutError])
-async def test_leaving_by_an_error_waits_as_closing_does(
-    clock: Clock, kind: type[Exception]
-) -> None:
+async def test_leave_by_exception(clock: Clock, kind: type[Exception]) -> None:
+    """Leaving the block by an exception waits for tasks and raises the exception."""
     error = kind("of the body")
     with pytest.raises((kind, RuntimeError)) as caught:
         async with Manager() as manager:
@@ -68,7 +66,8 @@ async def test_leaving_by_an_error_waits_as_closing_does(
     assert handle.status is TaskStatus.SUCCEEDED
 
 
-async def test_leaving_by_an_error_group_waits_as_closing_does(clock: Clock) -> None:
+async def test_leave_by_exception_group(clock: Clock) -> None:
+    """Leaving the block by an exception group waits for tasks and raises the group."""
     with pytest.RaisesGroup(ValueError):
         async with Manager() as manager, anyio.create_task_group() as group:
             handle = manager.run(anyio.sleep, 10)
@@ -77,13 +76,15 @@ async def test_leaving_by_an_error_group_waits_as_closing_does(clock: Clock) -> 
     assert handle.status is TaskStatus.SUCCEEDED
 
 
-async def test_leaving_after_closing_takes_no_time(clock: Clock) -> None:
+async def test_leave_after_closing(clock: Clock) -> None:
+    """Leaving the block of a closed manager takes no time."""
     async with Manager() as manager:
         await manager.close()
     assert clock.now == 0
 
 
-async def test_leaving_while_closing_waits_for_it(clock: Clock) -> None:
+async def test_leave_while_closing(clock: Clock) -> None:
+    """Leaving the block while the manager closes waits for the closing."""
     async with Manager() as manager:
         handle = manager.run(anyio.sleep, 10)
         with anyio.move_on_after(1):
@@ -92,7 +93,8 @@ async def test_leaving_while_closing_waits_for_it(clock: Clock) -> None:
     assert handle.status is TaskStatus.SUCCEEDED
 
 
-async def test_leaving_after_a_shutdown_request_has_the_grace(clock: Clock) -> None:
+async def test_leave_after_request(clock: Clock) -> None:
+    """Leaving the block after a shutdown request cancels tasks at the end of the grace."""
     async with Manager(grace=10) as manager:
         handle = manager.run(ages)
         await anyio.sleep(5)
@@ -101,23 +103,25 @@ async def test_leaving_after_a_shutdown_request_has_the_grace(clock: Clock) -> N
     assert handle.status is TaskStatus.CANCELLED
 
 
-async def test_a_request_while_leaving_sets_the_grace(clock: Clock) -> None:
+async def test_request_while_leaving(clock: Clock) -> None:
+    """A shutdown request while the block is left starts the grace."""
     async with Manager(grace=10) as manager:
 
-        async def asks() -> None:
+        async def request_shutdown() -> None:
             await anyio.sleep(5)
             manager.request_shutdown()
             await ages()
 
-        handle = manager.run(asks)
+        handle = manager.run(request_shutdown)
     assert clock.now == 15
     assert handle.status is TaskStatus.CANCELLED
 
 
-async def test_tasks_submitted_by_tasks_while_leaving_are_refused(clock: Clock) -> None:
+async def test_submission_while_leaving(clock: Clock) -> None:
+    """Tasks that are submitted while the block is left are refused."""
     errors: list[BaseException] = []
 
-    async def submits() -> None:
+    async def submit() -> None:
         await anyio.sleep(1)
         try:
             manager.run(checkpoint)
@@ -125,11 +129,12 @@ async def test_tasks_submitted_by_tasks_while_leaving_are_refused(clock: Clock) 
             errors.append(error)
 
     async with Manager() as manager:
-        manager.run(submits)
+        manager.run(submit)
     assert len(errors) == 1
 
 
-async def test_a_stuck_task_does_not_hold_the_block(clock: Clock) -> None:
+async def test_stuck_task(clock: Clock) -> None:
+    """Leaving the block does not wait for a stuck task."""
     async with Manager(grace=1, cancel_timeout=2) as manager:
         handle = manager.run(cleans_up, 100)
         await checkpoint()
@@ -140,13 +145,14 @@ async def test_a_stuck_task_does_not_hold_the_block(clock: Clock) -> None:
     assert clock.now == 101
 
 
-# Nested
+# Nested managers
 
 
-async def test_nested_managers_close_from_the_inside_out(clock: Clock) -> None:
+async def test_nested_managers(clock: Clock) -> None:
+    """Nested managers close from the inside out."""
     order: list[str] = []
 
-    class Tells(Observer):
+    class CloseRecorder(Observer):
         def __init__(self, name: str) -> None:
             self.name = name
 
@@ -154,15 +160,17 @@ async def test_nested_managers_close_from_the_inside_out(clock: Clock) -> None:
             order.append(f"{self.name} at {clock.now:g}")
 
     async with (
-        Manager(observers=[Tells("outer")]) as outer,
-        Manager(observers=[Tells("inner")]) as inner,
+        Manager(observers=[CloseRecorder("outer")]) as outer,
+        Manager(observers=[CloseRecorder("inner")]) as inner,
     ):
         inner.run(anyio.sleep, 5)
         outer.run(anyio.sleep, 8)
     assert order == ["inner at 5", "outer at 8"]
 
 
-async def test_a_manager_inside_a_task_of_another(clock: Clock) -> None:
+async def test_manager_in_task(clock: Clock) -> None:
+    """A task of one manager can use another manager."""
+
     async def serve() -> str:
         async with Manager() as inner:
             handle = inner.run(anyio.sleep, 5)
@@ -173,7 +181,8 @@ async def test_a_manager_inside_a_task_of_another(clock: Clock) -> None:
     assert await handle == "succeeded at 5"
 
 
-async def test_cancelling_a_task_with_a_manager_inside(clock: Clock) -> None:
+async def test_cancelled_task_with_manager(clock: Clock) -> None:
+    """Cancelling a task cancels the tasks of a manager inside it."""
     handles: list[TaskHandle[Any]] = []
 
     async def serve() -> None:
@@ -190,15 +199,15 @@ async def test_cancelling_a_task_with_a_manager_inside(clock: Clock) -> None:
     assert handles[0].status is TaskStatus.CANCELLED
 
 
-async def test_a_task_that_closes_the_manager_that_it_holds_open(clock: Clock) -> None:
-    """A task of the inner manager closes the outer one, whose task waits for the inner block."""
+async def test_inner_task_closes_outer_manager(clock: Clock) -> None:
+    """A task of an inner manager can close the outer one, whose task waits for the inner block."""
 
-    async def closes_outer() -> None:
+    async def close_outer() -> None:
         await outer.close(timeout=10)
 
     async def serve() -> None:
         async with Manager() as inner:
-            inner.run(closes_outer)
+            inner.run(close_outer)
 
     async with Manager() as outer:
         handle = outer.run(serve)
@@ -210,27 +219,29 @@ async def test_a_task_that_closes_the_manager_that_it_holds_open(clock: Clock) -
 # Failures while leaving
 
 
-async def test_a_critical_failure_leaves_the_block(clock: Clock) -> None:
+async def test_critical_failure(clock: Clock) -> None:
+    """A critical failure cancels the body and the tasks, and is raised from the block."""
     with pytest.RaisesGroup(pytest.RaisesExc(ValueError, match="vital")):
         async with Manager(name="core") as manager:
             manager.run_task(Task(fails_after, args=(5, ValueError("vital")), critical=True))
-            other = manager.run(cleans_up, 1)
+            sleeper = manager.run(cleans_up, 1)
             await ages()
     assert clock.now == 6
-    assert other.status is TaskStatus.CANCELLED
+    assert sleeper.status is TaskStatus.CANCELLED
 
 
-async def test_a_critical_failure_while_leaving(clock: Clock) -> None:
+async def test_critical_failure_while_leaving(clock: Clock) -> None:
+    """A critical failure while the block is left cancels the other tasks and is raised."""
     with pytest.RaisesGroup(pytest.RaisesExc(ValueError, match="vital")):
         async with Manager() as manager:
             manager.run_task(Task(fails_after, args=(5, ValueError("vital")), critical=True))
-            other = manager.run(ages)
+            sleeper = manager.run(ages)
     assert clock.now == 5
-    assert other.status is TaskStatus.CANCELLED
+    assert sleeper.status is TaskStatus.CANCELLED
 
 
-async def test_a_critical_failure_while_leaving_by_an_error(clock: Clock) -> None:
-    """Neither of the two is lost."""
+async def test_critical_failure_and_body_error(clock: Clock) -> None:
+    """A critical failure and the exception of the body are raised in one group."""
     with pytest.RaisesGroup(
         pytest.RaisesExc(ValueError, match="vital"), pytest.RaisesExc(LookupError, match="body")
     ):
@@ -240,8 +251,10 @@ async def test_a_critical_failure_while_leaving_by_an_error(clock: Clock) -> Non
     assert clock.now == 5
 
 
-async def test_a_critical_failure_among_the_clean_up(clock: Clock) -> None:
-    async def fails_in_clean_up() -> None:
+async def test_critical_failure_in_cleanup(clock: Clock) -> None:
+    """A critical failure in the clean-up of a task is raised from the block."""
+
+    async def fail_in_cleanup() -> None:
         try:
             await ages()
         finally:
@@ -249,58 +262,64 @@ async def test_a_critical_failure_among_the_clean_up(clock: Clock) -> None:
 
     with pytest.RaisesGroup(pytest.RaisesExc(ValueError, match="vital")):
         async with Manager() as manager:
-            manager.run_task(Task(fails_in_clean_up, critical=True))
+            manager.run_task(Task(fail_in_cleanup, critical=True))
             await anyio.sleep(1)
             await manager.close(timeout=0)
 
 
-async def test_two_critical_failures_leave_together(clock: Clock) -> None:
+async def test_two_critical_failures(clock: Clock) -> None:
+    """Two critical failures are raised in one group."""
     with pytest.RaisesGroup(ValueError, LookupError):
         async with Manager() as manager:
             manager.run_task(Task(fails_after, args=(5, ValueError()), critical=True))
-            manager.run_task(Task(fails_in_the_end, args=(LookupError(),), critical=True))
+            manager.run_task(Task(fail_when_cancelled, args=(LookupError(),), critical=True))
             await ages()
 
 
 @pytest.mark.parametrize("where", ["in the body", "while leaving"])
-async def test_an_interrupt_from_a_task_leaves_as_it_is(clock: Clock, where: str) -> None:
+async def test_keyboard_interrupt_in_task(clock: Clock, where: str) -> None:
+    """A `KeyboardInterrupt` in a task is raised from the block, not in a group."""
     error = KeyboardInterrupt()
     with pytest.raises(KeyboardInterrupt) as caught:
         async with Manager() as manager:
             manager.run(fails_after, 5, error)
-            other = manager.run(ages)
+            sleeper = manager.run(ages)
             if where == "in the body":
                 await ages()
     assert caught.value is error
     assert clock.now == 5
-    assert other.status is TaskStatus.CANCELLED
+    assert sleeper.status is TaskStatus.CANCELLED
 
 
-async def test_an_exit_from_an_observer_leaves_as_it_is() -> None:
-    class Exits(Observer):
+async def test_system_exit_in_observer() -> None:
+    """A `SystemExit` in an observer is raised from the block, not in a group."""
+
+    class Exiting(Observer):
         def on_task_succeeded(self, event: Any) -> None:
             raise SystemExit(3)
 
     with pytest.raises(SystemExit) as caught:
-        async with Manager(observers=[Exits()]) as manager:
+        async with Manager(observers=[Exiting()]) as manager:
             manager.run(checkpoint)
             await ages()
     assert caught.value.code == 3
 
 
-async def test_a_critical_failure_in_a_cancelled_block(clock: Clock) -> None:
-    """The cancellation goes on to its scope, and the failure is still raised."""
+async def test_critical_failure_in_cancelled_block(clock: Clock) -> None:
+    """A critical failure in a cancelled block is raised, and the cancellation reaches its scope."""
     with pytest.raises(BaseExceptionGroup) as caught:
         with anyio.move_on_after(5) as scope:
             async with Manager() as manager:
-                manager.run_task(Task(fails_in_the_end, args=(ValueError("vital"),), critical=True))
+                manager.run_task(
+                    Task(fail_when_cancelled, args=(ValueError("vital"),), critical=True)
+                )
                 await ages()
     assert caught.group_contains(ValueError, match="vital")
     assert scope.cancel_called
     assert clock.now == 5
 
 
-async def fails_in_the_end(error: Exception) -> None:
+async def fail_when_cancelled(error: Exception) -> None:
     try:
         await ages()
     finally:
@@ -310,7 +329,8 @@ async def fails_in_the_end(error: Exception) -> None:
 # Generators and other tasks
 
 
-async def test_left_by_closing_a_generator(clock: Clock) -> None:
+async def test_leave_by_closing_generator(clock: Clock) -> None:
+    """Closing a generator leaves the block inside it and cancels the tasks."""
     handles: list[TaskHandle[Any]] = []
 
     async def serve() -> AsyncGenerator[Manager]:
@@ -327,7 +347,9 @@ async def test_left_by_closing_a_generator(clock: Clock) -> None:
     assert handles[0].status is TaskStatus.CANCELLED
 
 
-async def test_in_a_context_manager_made_of_a_generator(clock: Clock) -> None:
+async def test_asynccontextmanager(clock: Clock) -> None:
+    """The block works inside a function decorated with `asynccontextmanager`."""
+
     @asynccontextmanager
     async def lifespan() -> AsyncIterator[dict[str, Manager]]:
         async with Manager() as manager:
@@ -347,19 +369,19 @@ async def test_in_a_context_manager_made_of_a_generator(clock: Clock) -> None:
 
 
 @pytest.mark.parametrize("error", [None, ValueError("of the body")])
-async def test_left_in_another_task(
+async def test_leave_in_another_task(
     clock: Clock, recorder: RecordingObserver, error: Exception | None
 ) -> None:
-    """The tasks are seen to their end before the mistake is explained."""
+    """Leaving the block in another task waits for tasks before it raises `ManagerMisuseError`."""
     manager = Manager(observers=[recorder])
-    entered, leave = anyio.Event(), anyio.Event()
+    entered, left = anyio.Event(), anyio.Event()
     caught: list[BaseException] = []
 
     async def enter() -> None:
         await manager.__aenter__()
         entered.set()
 
-    async def leave_it() -> None:
+    async def leave() -> None:
         await entered.wait()
         handles.append(manager.run(anyio.sleep, 10))
         handles.append(manager.loop(anyio.sleep, 3))
@@ -367,20 +389,20 @@ async def test_left_in_another_task(
             await manager.__aexit__(type(error) if error else None, error, None)
         except ManagerMisuseError as misuse:
             caught.append(misuse)
-        leave.set()
+        left.set()
 
     handles: list[TaskHandle[Any]] = []
 
     async def host() -> None:
         await enter()
-        await leave.wait()
+        await left.wait()
 
     try:
         async with anyio.create_task_group() as group:
             group.start_soon(host)
-            group.start_soon(leave_it)
+            group.start_soon(leave)
     except* RuntimeError:
-        pass  # trio objects to the scope that its task never left
+        pass  # from trio: the scope was not left by its own task
     (misuse,) = caught
     assert "left in the task that entered it" in str(misuse)
     assert misuse.__cause__ is error
@@ -390,8 +412,12 @@ async def test_left_in_another_task(
     assert clock.now == 10
 
 
-async def test_a_generator_that_another_task_finishes(clock: Clock) -> None:
-    """As a fixture might be whose runner uses a task for each half."""
+async def test_generator_resumed_in_another_task(clock: Clock) -> None:
+    """A generator that another task resumes raises `ManagerMisuseError` after the tasks have ended.
+
+    Fixtures are such generators if their runner uses a task for the setup and a task for the
+    teardown.
+    """
     handles: list[TaskHandle[Any]] = []
 
     async def fixture() -> AsyncIterator[Manager]:
@@ -428,8 +454,8 @@ async def test_a_generator_that_another_task_finishes(clock: Clock) -> None:
     assert clock.now == 5
 
 
-def living() -> int:
-    """How many tasks the event loop has, those of this library included."""
+def count_tasks() -> int:
+    """Return the number of tasks in the event loop, including those of this library."""
     if asyncio_running():
         return len(asyncio.all_tasks())
     import trio
@@ -453,13 +479,15 @@ WAYS: dict[str, BaseException | None] = {
 }
 
 
-# Nothing is left behind
+# Clean-up
 
 
 @pytest.mark.parametrize("cancel_timeout", [0, 5])
 @pytest.mark.parametrize("way", WAYS)
-async def test_no_task_of_the_managers_own_is_left(way: str, cancel_timeout: float) -> None:
-    class Watches(Observer):
+async def test_no_internal_tasks_left(way: str, cancel_timeout: float) -> None:
+    """No internal task of a manager remains after its block, however it is left."""
+
+    class Watching(Observer):
         async def watch(self, manager: Manager) -> None:
             await ages()
 
@@ -467,18 +495,18 @@ async def test_no_task_of_the_managers_own_is_left(way: str, cancel_timeout: flo
             await checkpoint()
 
     await checkpoint()
-    before = living()
+    before = count_tasks()
     try:
         with anyio.CancelScope() as scope:
             async with Manager(
-                observers=[Watches()], cancel_timeout=cancel_timeout, grace=100
+                observers=[Watching()], cancel_timeout=cancel_timeout, grace=100
             ) as manager:
                 await manager.run(checkpoint)
                 manager.every(1, checkpoint)
                 manager.after(100, checkpoint)
                 await anyio.sleep(2.5)
                 manager.request_shutdown()
-                assert living() > before
+                assert count_tasks() > before
                 if (error := WAYS[way]) is not None:
                     raise error
                 if way == "cancellation":
@@ -488,10 +516,12 @@ async def test_no_task_of_the_managers_own_is_left(way: str, cancel_timeout: flo
         pass
     for _ in range(5):  # trio's system nursery ends a step later
         await checkpoint()
-    assert living() == before
+    assert count_tasks() == before
 
 
-async def test_a_watch_that_does_not_end_is_left_behind(clock: Clock) -> None:
+async def test_watch_exceeds_cancel_timeout(clock: Clock) -> None:
+    """A `watch()` service that does not end is abandoned after `cancel_timeout`."""
+
     class Stubborn(Observer):
         async def watch(self, manager: Manager) -> None:
             with anyio.CancelScope(shield=True):
@@ -502,8 +532,10 @@ async def test_a_watch_that_does_not_end_is_left_behind(clock: Clock) -> None:
     assert clock.now == 4
 
 
-async def test_a_watch_that_asks_for_shutdown_as_it_ends_starts_nothing(clock: Clock) -> None:
-    class Asks(Observer):
+async def test_watch_requests_shutdown_at_end(clock: Clock) -> None:
+    """A shutdown request of a `watch()` service that ends has no effect."""
+
+    class Requesting(Observer):
         async def watch(self, manager: Manager) -> None:
             try:
                 await ages()
@@ -511,20 +543,21 @@ async def test_a_watch_that_asks_for_shutdown_as_it_ends_starts_nothing(clock: C
                 manager.request_shutdown()
 
     await checkpoint()
-    before = living()
-    async with Manager(observers=[Asks()]):
+    before = count_tasks()
+    async with Manager(observers=[Requesting()]):
         await anyio.sleep(1)
     for _ in range(5):
         await checkpoint()
     assert clock.now == 1
-    assert living() == before
+    assert count_tasks() == before
 
 
 # Threads
 
 
 @pytest.mark.realtime
-async def test_leaving_waits_for_threads(recorder: RecordingObserver) -> None:
+async def test_leave_waits_for_thread(recorder: RecordingObserver) -> None:
+    """Leaving the block waits for the thread of a sync task."""
     entered, release = threading.Event(), threading.Event()
 
     def work() -> str:
@@ -541,7 +574,8 @@ async def test_leaving_waits_for_threads(recorder: RecordingObserver) -> None:
 
 
 @pytest.mark.realtime
-async def test_a_loop_in_a_thread_finishes_its_iteration(recorder: RecordingObserver) -> None:
+async def test_loop_in_thread(recorder: RecordingObserver) -> None:
+    """A loop of a sync function finishes its current iteration."""
     entered = threading.Event()
     runs: list[int] = []
 
@@ -557,8 +591,8 @@ async def test_a_loop_in_a_thread_finishes_its_iteration(recorder: RecordingObse
     assert recorder.of(TaskFailed) == []
 
 
-def test_the_clean_up_of_the_log(caplog: pytest.LogCaptureFixture) -> None:
-    """A block that was left in peace logs nothing."""
+def test_no_log_records(caplog: pytest.LogCaptureFixture) -> None:
+    """A block that is left without an error logs nothing."""
     with caplog.at_level(logging.DEBUG, logger="background"):
 
         async def main() -> None:

@@ -1,4 +1,4 @@
-"""Leaving a manager's block by cancellation."""
+"""Leaving of a manager's block by cancellation."""
 
 from __future__ import annotations
 
@@ -21,12 +21,11 @@ from background.testing import RecordingObserver
 
 
 class Ending(BaseException):
-    """Neither an `Exception` nor known to anybody."""
+    """A base exception that is not an `Exception`."""
 
 
-async def test_cancelling_the_body_cancels_the_tasks(
-    clock: Clock, recorder: RecordingObserver
-) -> None:
+async def test_cancelled_body(clock: Clock, recorder: RecordingObserver) -> None:
+    """Cancelling the body cancels the tasks, which have `cancel_timeout` seconds to clean up."""
     done: list[str] = []
     with anyio.move_on_after(5) as scope:
         async with Manager(observers=[recorder], cancel_timeout=5) as manager:
@@ -56,7 +55,8 @@ async def test_cancelling_the_body_cancels_the_tasks(
     await tasks[1].wait()
 
 
-async def test_a_timeout_around_the_block(clock: Clock) -> None:
+async def test_timeout_around_block(clock: Clock) -> None:
+    """A timeout around the block cancels the tasks and waits for their clean-up."""
     with pytest.raises(TimeoutError):
         with anyio.fail_after(5):
             async with Manager() as manager:
@@ -66,7 +66,9 @@ async def test_a_timeout_around_the_block(clock: Clock) -> None:
     assert handle.status is TaskStatus.CANCELLED
 
 
-async def test_a_sibling_that_fails(clock: Clock) -> None:
+async def test_failing_sibling(clock: Clock) -> None:
+    """A failing sibling cancels the block and its tasks."""
+
     async def serve() -> None:
         async with Manager() as manager:
             handles.append(manager.run(ages))
@@ -82,19 +84,20 @@ async def test_a_sibling_that_fails(clock: Clock) -> None:
 
 
 async def test_cancelled_while_leaving(clock: Clock, recorder: RecordingObserver) -> None:
-    """Closing goes on, but with the tasks cancelled."""
+    """A cancellation while the block is left cancels the tasks, and the closing continues."""
     with anyio.move_on_after(5) as scope:
         async with Manager(observers=[recorder]) as manager:
             handle = manager.run(cleans_up, 2)
-            queued = manager.run(anyio.sleep, 1)
+            finished = manager.run(anyio.sleep, 1)
     assert scope.cancelled_caught
     assert clock.now == 7
     report = report_to(recorder)
     assert report.cancelled == (handle,)
-    assert report.succeeded == (queued,)
+    assert report.succeeded == (finished,)
 
 
-async def test_cancelled_while_leaving_by_an_error(clock: Clock) -> None:
+async def test_cancelled_while_leaving_by_error(clock: Clock) -> None:
+    """A cancellation while the block is left by an exception cancels the tasks and replaces it."""
     with anyio.move_on_after(5) as scope:
         async with Manager() as manager:
             handle = manager.run(ages)
@@ -104,8 +107,8 @@ async def test_cancelled_while_leaving_by_an_error(clock: Clock) -> None:
     assert handle.status is TaskStatus.CANCELLED
 
 
-async def test_cancelled_while_the_tasks_clean_up(clock: Clock) -> None:
-    """They keep their time for it."""
+async def test_cancelled_during_cleanup(clock: Clock) -> None:
+    """A second cancellation does not shorten the tasks' time to clean up."""
     with anyio.move_on_after(5) as outer:
         with anyio.move_on_after(2) as inner:
             async with Manager(cancel_timeout=10) as manager:
@@ -117,8 +120,8 @@ async def test_cancelled_while_the_tasks_clean_up(clock: Clock) -> None:
     assert handle.status is TaskStatus.CANCELLED
 
 
-async def test_cancelled_in_a_shielded_block(clock: Clock) -> None:
-    """The shield is the caller's decision: nothing is cancelled before the end."""
+async def test_shielded_block(clock: Clock) -> None:
+    """The tasks of a shielded block are not cancelled with the scope around it."""
     with anyio.CancelScope() as scope:
         scope.cancel()
         with anyio.CancelScope(shield=True):
@@ -128,7 +131,8 @@ async def test_cancelled_in_a_shielded_block(clock: Clock) -> None:
     assert handle.status is TaskStatus.SUCCEEDED
 
 
-async def test_entered_in_a_cancelled_scope() -> None:
+async def test_enter_in_cancelled_scope() -> None:
+    """A manager that is entered in a cancelled scope cancels its tasks and closes."""
     with anyio.CancelScope() as scope:
         scope.cancel()
         async with Manager() as manager:
@@ -139,8 +143,8 @@ async def test_entered_in_a_cancelled_scope() -> None:
     assert handle.status is TaskStatus.CANCELLED
 
 
-async def test_a_body_that_swallows_its_cancellation_leaves_as_it_ends(clock: Clock) -> None:
-    """What counts is how the block is left; but inside a cancelled scope waiting is cancelled."""
+async def test_body_swallows_cancellation(clock: Clock) -> None:
+    """Leaving in a cancelled scope cancels the tasks even if the body swallows its cancellation."""
     with anyio.move_on_after(5):
         async with Manager() as manager:
             handle = manager.run(anyio.sleep, 100)
@@ -153,9 +157,8 @@ async def test_a_body_that_swallows_its_cancellation_leaves_as_it_ends(clock: Cl
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, SystemExit, Ending])
-async def test_what_is_no_exception_cancels_the_tasks(
-    clock: Clock, error: type[BaseException]
-) -> None:
+async def test_leave_by_base_exception(clock: Clock, error: type[BaseException]) -> None:
+    """A base exception that is not an `Exception` cancels the tasks and is raised."""
     raised = error()
     with pytest.raises(error) as caught:
         async with Manager() as manager:
@@ -167,15 +170,15 @@ async def test_what_is_no_exception_cancels_the_tasks(
     assert handle.status is TaskStatus.CANCELLED
 
 
-async def test_cancelling_the_caller_touches_only_what_is_in_its_block(clock: Clock) -> None:
-    """A task of an outer manager survives that the inner block is cancelled."""
+async def test_outer_task_survives(clock: Clock) -> None:
+    """A task of an outer manager continues when the inner block is cancelled."""
     async with Manager() as outer:
         with anyio.move_on_after(5):
             async with Manager() as inner:
-                lost = inner.run(anyio.sleep, 100)
-                kept = outer.run(anyio.sleep, 100)
+                inner_task = inner.run(anyio.sleep, 100)
+                outer_task = outer.run(anyio.sleep, 100)
                 await ages()
-        assert lost.status is TaskStatus.CANCELLED
-        assert kept.status is TaskStatus.RUNNING
+        assert inner_task.status is TaskStatus.CANCELLED
+        assert outer_task.status is TaskStatus.RUNNING
     assert clock.now == 100
-    assert kept.status is TaskStatus.SUCCEEDED
+    assert outer_task.status is TaskStatus.SUCCEEDED

@@ -1,4 +1,4 @@
-"""Leaving a manager's block by the cancellation of asyncio and trio themselves."""
+"""Leaving of a manager's block by native cancellation on asyncio and trio."""
 
 from __future__ import annotations
 
@@ -31,18 +31,19 @@ from background.testing import RecordingObserver, virtual_time
 
 
 async def until(condition: Callable[[], bool]) -> None:
-    """Go on in the very step of the event loop in which something has become true."""
+    """Return in the step of the event loop in which the condition becomes true."""
     for _ in range(100):
         if condition():
             return
         await asyncio.sleep(0)
-    raise AssertionError("it never became true")
+    raise AssertionError("the condition never became true")
 
 
-# asyncio's own ways
+# asyncio
 
 
-def test_cancelling_the_native_task(run: Run) -> None:
+def test_cancel_native_task(run: Run) -> None:
+    """Cancelling the asyncio task of the block cancels the tasks, which can clean up."""
     done: list[str] = []
     recorder = RecordingObserver()
 
@@ -69,7 +70,8 @@ def test_cancelling_the_native_task(run: Run) -> None:
     assert len(report_to(recorder).cancelled) == 1
 
 
-def test_cancelling_the_native_task_while_it_leaves(run: Run) -> None:
+def test_cancel_native_task_while_leaving(run: Run) -> None:
+    """Cancelling the asyncio task while it leaves the block cancels the tasks."""
     recorder = RecordingObserver()
 
     async def serve() -> None:
@@ -88,8 +90,8 @@ def test_cancelling_the_native_task_while_it_leaves(run: Run) -> None:
     assert len(report_to(recorder).cancelled + report_to(recorder).not_started) == 1
 
 
-def test_cancelling_the_native_task_again_and_again(run: Run) -> None:
-    """Whoever is impatient gets no less: the tasks keep their time to clean up."""
+def test_cancel_native_task_repeatedly(run: Run) -> None:
+    """Repeated cancellations do not shorten the tasks' time to clean up."""
     done: list[str] = []
 
     async def serve() -> None:
@@ -114,7 +116,9 @@ def test_cancelling_the_native_task_again_and_again(run: Run) -> None:
     run(main)
 
 
-def test_a_native_timeout_around_the_block(run: Run) -> None:
+def test_native_timeout(run: Run) -> None:
+    """`asyncio.timeout()` around the block cancels the tasks and raises `TimeoutError`."""
+
     async def main() -> TaskStatus:
         with pytest.raises(TimeoutError):
             async with asyncio.timeout(0.01):
@@ -129,7 +133,9 @@ def test_a_native_timeout_around_the_block(run: Run) -> None:
     assert run(main) is TaskStatus.CANCELLED
 
 
-def test_a_native_timeout_while_leaving(run: Run) -> None:
+def test_native_timeout_while_leaving(run: Run) -> None:
+    """`asyncio.timeout()` that expires while the block is left cancels the tasks."""
+
     async def main() -> TaskStatus:
         with pytest.raises(TimeoutError):
             async with asyncio.timeout(0.01):
@@ -140,7 +146,9 @@ def test_a_native_timeout_while_leaving(run: Run) -> None:
     assert run(main) is TaskStatus.CANCELLED
 
 
-def test_a_critical_failure_does_not_leave_a_native_cancellation_behind(run: Run) -> None:
+def test_no_pending_native_cancellation(run: Run) -> None:
+    """The asyncio task has no pending cancellation after a critical failure."""
+
     async def main() -> int:
         with pytest.RaisesGroup(ValueError):
             async with Manager() as manager:
@@ -155,8 +163,8 @@ def test_a_critical_failure_does_not_leave_a_native_cancellation_behind(run: Run
 
 
 @pytest.mark.parametrize("steps", range(6))
-def test_asyncio_run_ends_while_a_manager_is_open(run: Run, steps: int) -> None:
-    """It cancels every task there is, those of the manager among them."""
+def test_run_ends_in_open_block(run: Run, steps: int) -> None:
+    """A manager closes when `asyncio.run()` ends and cancels all tasks, the manager's included."""
     recorder = RecordingObserver()
 
     async def serve() -> None:
@@ -183,8 +191,8 @@ def test_asyncio_run_ends_while_a_manager_is_open(run: Run, steps: int) -> None:
 
 
 @pytest.mark.parametrize("steps", range(8))
-def test_asyncio_run_ends_while_a_manager_is_left(run: Run, steps: int) -> None:
-    """Everything is told of its end, whatever step of closing the cancellation hits."""
+def test_run_ends_while_leaving(run: Run, steps: int) -> None:
+    """The end of every task is reported if `asyncio.run()` ends at any step of leaving."""
     recorder = RecordingObserver()
     manager = Manager(observers=[recorder], limit=1)
     handles: list[TaskHandle[Any]] = []
@@ -211,8 +219,11 @@ def test_asyncio_run_ends_while_a_manager_is_left(run: Run, steps: int) -> None:
 
 
 @pytest.mark.parametrize("steps", range(6))
-def test_cancelling_every_task_while_a_manager_is_left(run: Run, steps: int) -> None:
-    """As careless shutdown code does, in whatever step of closing: also the first."""
+def test_cancel_all_tasks_while_leaving(run: Run, steps: int) -> None:
+    """Cancelling all asyncio tasks at any step of leaving still reports the end of every task.
+
+    Some programs shut down like this.
+    """
     recorder = RecordingObserver()
     manager = Manager(observers=[recorder], limit=1)
 
@@ -238,13 +249,13 @@ def test_cancelling_every_task_while_a_manager_is_left(run: Run, steps: int) -> 
 
 
 @pytest.mark.parametrize("steps", range(4))
-def test_asyncio_run_ends_while_tasks_clean_up(run: Run, steps: int) -> None:
-    done: list[str] = []
+def test_run_ends_during_cleanup(run: Run, steps: int) -> None:
+    """A manager closes if `asyncio.run()` ends while tasks clean up."""
     manager = Manager()
 
     async def serve() -> None:
         async with manager:
-            manager.run(cleans_up, 0.01, done)
+            manager.run(cleans_up, 0.01)
             await asyncio.sleep(0)
             await asyncio.sleep(0)
             await manager.close(timeout=0)
@@ -259,8 +270,8 @@ def test_asyncio_run_ends_while_tasks_clean_up(run: Run, steps: int) -> None:
     assert manager.state is ManagerState.CLOSED
 
 
-def test_asyncio_run_ends_with_a_manager_that_was_never_left(run: Run) -> None:
-    """Nobody sees to its tasks then, but nothing hangs either."""
+def test_run_ends_without_leaving(run: Run) -> None:
+    """`asyncio.run()` ends and cancels the tasks of a manager that was never left."""
 
     async def main() -> TaskHandle[Any]:
         manager = await Manager().__aenter__()
@@ -273,7 +284,9 @@ def test_asyncio_run_ends_with_a_manager_that_was_never_left(run: Run) -> None:
     assert run(main).status is TaskStatus.CANCELLED
 
 
-def test_asyncio_run_ends_with_a_stuck_task_left_behind(run: Run) -> None:
+def test_run_ends_with_stuck_task(run: Run) -> None:
+    """`asyncio.run()` ends and cancels a task that the manager reported as stuck."""
+
     async def main() -> TaskHandle[Any]:
         async with Manager(cancel_timeout=0.01) as manager:
             handle = manager.run(cleans_up, 1000)
@@ -286,7 +299,8 @@ def test_asyncio_run_ends_with_a_stuck_task_left_behind(run: Run) -> None:
     assert run(main).status is TaskStatus.CANCELLED
 
 
-def test_asyncio_run_ends_with_a_thread_left_behind(run: Run) -> None:
+def test_run_ends_with_stuck_thread(run: Run) -> None:
+    """`asyncio.run()` ends without waiting for a stuck thread."""
     entered, release = threading.Event(), threading.Event()
 
     def work() -> None:
@@ -307,8 +321,11 @@ def test_asyncio_run_ends_with_a_thread_left_behind(run: Run) -> None:
     assert handle.status is TaskStatus.CANCELLED
 
 
-def test_cancelling_every_task_inside_the_block(run: Run) -> None:
-    """As careless shutdown code does: no task may be lost in its first step."""
+def test_cancel_all_tasks_in_block(run: Run) -> None:
+    """Cancelling all asyncio tasks ends the manager's tasks, even before their first step.
+
+    Some programs shut down like this.
+    """
 
     async def main() -> list[TaskStatus]:
         async with Manager() as manager:
@@ -323,8 +340,10 @@ def test_cancelling_every_task_inside_the_block(run: Run) -> None:
     assert run(main) == [TaskStatus.CANCELLED] * 2
 
 
-def test_a_task_that_a_native_cancellation_hits(run: Run) -> None:
-    async def stops_itself() -> None:
+def test_native_cancellation_of_task(run: Run) -> None:
+    """A native cancellation ends the task that it hits as cancelled, and no other task."""
+
+    async def cancel_itself() -> None:
         task = asyncio.current_task()
         assert task is not None
         task.cancel()
@@ -333,7 +352,7 @@ def test_a_task_that_a_native_cancellation_hits(run: Run) -> None:
     async def main() -> None:
         recorder = RecordingObserver()
         async with Manager(observers=[recorder], retry=5) as manager:
-            handle = manager.run(stops_itself)
+            handle = manager.run(cancel_itself)
             with pytest.raises(TaskCancelledError, match="outside the manager"):
                 await handle
             assert await manager.run(asyncio.sleep, 0, "fine") == "fine"
@@ -342,8 +361,8 @@ def test_a_task_that_a_native_cancellation_hits(run: Run) -> None:
     run(main)
 
 
-def test_the_end_of_the_grace_with_plain_asyncio(run: Run) -> None:
-    """The request comes from a callback, which belongs to no task."""
+def test_request_from_callback(run: Run) -> None:
+    """A shutdown can be requested in a callback of the event loop, which belongs to no task."""
 
     async def main() -> TaskStatus:
         async with Manager(grace=0.01) as manager:
@@ -354,7 +373,8 @@ def test_the_end_of_the_grace_with_plain_asyncio(run: Run) -> None:
     assert run(main) is TaskStatus.CANCELLED
 
 
-def test_submitting_from_a_callback_with_plain_asyncio(run: Run) -> None:
+def test_submission_from_callback(run: Run) -> None:
+    """A task can be submitted in a callback of the event loop."""
     recorder = RecordingObserver()
     seen: list[str] = []
 
@@ -374,8 +394,8 @@ def test_submitting_from_a_callback_with_plain_asyncio(run: Run) -> None:
     assert sorted(seen) == ["added", "ran"]
 
 
-def test_waiting_as_long_as_it_takes_waives_the_grace_of_a_signal(run: Run) -> None:
-    """Also of one that ends the program afterwards."""
+def test_timeout_none_after_signal(run: Run) -> None:
+    """`close(timeout=None)` waives the grace of a signal that ends the program afterwards."""
     statuses: list[TaskStatus] = []
 
     async def main() -> None:
@@ -392,8 +412,8 @@ def test_waiting_as_long_as_it_takes_waives_the_grace_of_a_signal(run: Run) -> N
     assert statuses == [TaskStatus.SUCCEEDED]
 
 
-def test_a_signal_after_closing_starts_nothing(run: Run) -> None:
-    """One that comes while the last services end is put off until the block has been left."""
+def test_signal_after_closing(run: Run) -> None:
+    """A signal while the last services end is deferred until the block has been left."""
     seen: list[tuple[float, int]] = []
 
     class Late(Observer):
@@ -420,27 +440,28 @@ def test_a_signal_after_closing_starts_nothing(run: Run) -> None:
     assert tasks == 1
 
 
-def test_two_managers_left_in_the_wrong_order(run: Run) -> None:
-    """The tasks of both are seen to their end all the same."""
+def test_wrong_order_of_leaving(run: Run) -> None:
+    """Two managers that are left in the wrong order still wait for their tasks."""
 
     async def main() -> list[TaskStatus]:
-        one, other = Manager(), Manager()
-        await one.__aenter__()
-        await other.__aenter__()
-        handles = [one.run(asyncio.sleep, 0.01), other.run(asyncio.sleep, 0.02)]
-        for manager in (one, other):
+        first, second = Manager(), Manager()
+        await first.__aenter__()
+        await second.__aenter__()
+        handles = [first.run(asyncio.sleep, 0.01), second.run(asyncio.sleep, 0.02)]
+        for manager in (first, second):
             with suppress(RuntimeError):
                 await manager.__aexit__(None, None, None)
-        assert one.state is other.state is ManagerState.CLOSED
+        assert first.state is second.state is ManagerState.CLOSED
         return [handle.status for handle in handles]
 
     assert run(main) == [TaskStatus.SUCCEEDED] * 2
 
 
-# trio's own ways
+# trio
 
 
-def test_trio_ends_with_a_manager_that_was_never_left() -> None:
+def test_trio_ends_without_leaving() -> None:
+    """The end of trio's event loop cancels the tasks of a manager that was never left."""
     import trio
 
     async def main() -> TaskHandle[Any]:
@@ -455,8 +476,11 @@ def test_trio_ends_with_a_manager_that_was_never_left() -> None:
     assert handle.status is TaskStatus.CANCELLED
 
 
-def test_trio_ends_with_a_manager_that_was_never_left_but_closes() -> None:
-    """Nothing starts again and again what the end of the event loop cancels."""
+def test_trio_ends_while_closing() -> None:
+    """trio's event loop ends although a manager that was never left is closing.
+
+    A service that is restarted after its cancellation would run forever.
+    """
     handles: list[TaskHandle[Any]] = []
 
     async def main() -> None:
@@ -476,7 +500,8 @@ def test_trio_ends_with_a_manager_that_was_never_left_but_closes() -> None:
     assert handles[0].status is TaskStatus.CANCELLED
 
 
-def test_keyboard_interrupt_handed_to_trio_in_the_middle_of_the_body() -> None:
+def test_keyboard_interrupt_on_trio() -> None:
+    """A `KeyboardInterrupt` in the body cancels the tasks on trio."""
     backend, options = virtual_time("trio")
     recorder = RecordingObserver()
 

@@ -22,7 +22,8 @@ from background import (
 from background.testing import RecordingObserver
 
 
-async def test_a_shutdown_request(recorder: RecordingObserver) -> None:
+async def test_first_request(recorder: RecordingObserver) -> None:
+    """A shutdown request stops the loops; one-offs are still accepted and run."""
     async with Manager(observers=[recorder]) as manager:
         waiting = manager.every(10, checkpoint)
         delayed = manager.after(3, checkpoint)
@@ -39,22 +40,24 @@ async def test_a_shutdown_request(recorder: RecordingObserver) -> None:
     assert manager.state is ManagerState.CLOSED
 
 
-async def test_shutdown_is_requested_by_closing_too(manager: Manager) -> None:
-    seen: list[ManagerState] = []
+async def test_close_counts_as_request(manager: Manager) -> None:
+    """`shutdown_requested()` returns when closing begins, too."""
+    states: list[ManagerState] = []
 
     async def watch() -> None:
         await manager.shutdown_requested()
-        seen.append(manager.state)
+        states.append(manager.state)
 
     manager.run(watch)
     manager.run(anyio.sleep, 10)
     await anyio.wait_all_tasks_blocked()
-    assert seen == []
+    assert states == []
     await manager.close()
-    assert seen == [ManagerState.CLOSING]
+    assert states == [ManagerState.CLOSING]
 
 
-async def test_closing_after_a_request_has_until_the_end_of_the_grace(clock: Clock) -> None:
+async def test_close_after_request(clock: Clock) -> None:
+    """`close()` after a shutdown request waits for tasks until the end of the grace."""
     async with Manager(grace=10) as manager:
         handle = manager.run(ages)
         manager.request_shutdown()
@@ -64,7 +67,8 @@ async def test_closing_after_a_request_has_until_the_end_of_the_grace(clock: Clo
         assert report.cancelled == (handle,)
 
 
-async def test_a_request_while_closing_sets_the_grace(clock: Clock) -> None:
+async def test_request_while_closing(clock: Clock) -> None:
+    """A shutdown request while the manager closes starts the grace."""
     async with Manager(grace=10) as manager:
         handle = manager.run(ages)
         async with anyio.create_task_group() as group:
@@ -77,9 +81,8 @@ async def test_a_request_while_closing_sets_the_grace(clock: Clock) -> None:
     assert handle.status is TaskStatus.CANCELLED
 
 
-async def test_when_nobody_closes_the_end_of_the_grace_does(
-    clock: Clock, recorder: RecordingObserver
-) -> None:
+async def test_grace_ends_without_close(clock: Clock, recorder: RecordingObserver) -> None:
+    """The end of the grace closes the manager if `close()` was not called."""
     async with Manager(grace=10, observers=[recorder]) as manager:
         handle = manager.run(ages)
         manager.request_shutdown()
@@ -92,7 +95,8 @@ async def test_when_nobody_closes_the_end_of_the_grace_does(
         assert manager.state is ManagerState.CLOSED
 
 
-async def test_no_grace_at_all(clock: Clock) -> None:
+async def test_zero_grace(clock: Clock) -> None:
+    """With `grace=0` a shutdown request cancels the tasks immediately."""
     async with Manager(grace=0) as manager:
         handle = manager.run(ages)
         manager.request_shutdown()
@@ -101,7 +105,8 @@ async def test_no_grace_at_all(clock: Clock) -> None:
         assert clock.now == 0
 
 
-async def test_an_endless_grace(clock: Clock) -> None:
+async def test_endless_grace(clock: Clock) -> None:
+    """With `grace=None` a shutdown request never cancels tasks."""
     async with Manager(grace=None) as manager:
         handle = manager.run(anyio.sleep, 1_000_000)
         manager.request_shutdown()
@@ -109,7 +114,8 @@ async def test_an_endless_grace(clock: Clock) -> None:
     assert handle.status is TaskStatus.SUCCEEDED
 
 
-async def test_a_timeout_tightens_the_grace(clock: Clock) -> None:
+async def test_timeout_shorter_than_grace(clock: Clock) -> None:
+    """A timeout that is shorter than the grace replaces it."""
     async with Manager(grace=10) as manager:
         manager.run(ages)
         manager.request_shutdown()
@@ -117,7 +123,8 @@ async def test_a_timeout_tightens_the_grace(clock: Clock) -> None:
         assert clock.now == 3
 
 
-async def test_a_timeout_does_not_lengthen_the_grace(clock: Clock) -> None:
+async def test_timeout_longer_than_grace(clock: Clock) -> None:
+    """A timeout that is longer than the grace does not extend it."""
     async with Manager(grace=10) as manager:
         manager.run(ages)
         manager.request_shutdown()
@@ -126,7 +133,8 @@ async def test_a_timeout_does_not_lengthen_the_grace(clock: Clock) -> None:
 
 
 @pytest.mark.parametrize("order", ["before", "after", "while closing"])
-async def test_waiting_as_long_as_it_takes_waives_the_grace(clock: Clock, order: str) -> None:
+async def test_timeout_none_waives_grace(clock: Clock, order: str) -> None:
+    """`close(timeout=None)` waives the grace, before and after the shutdown request."""
     async with Manager(grace=10) as manager:
         handle = manager.run(anyio.sleep, 100)
         if order == "before":
@@ -144,7 +152,8 @@ async def test_waiting_as_long_as_it_takes_waives_the_grace(clock: Clock, order:
     assert handle.status is TaskStatus.SUCCEEDED
 
 
-async def test_a_second_request_cancels_at_once(clock: Clock, recorder: RecordingObserver) -> None:
+async def test_second_request(clock: Clock, recorder: RecordingObserver) -> None:
+    """A second shutdown request cancels the tasks immediately."""
     async with Manager(grace=10, observers=[recorder]) as manager:
         handle = manager.run(ages)
         manager.request_shutdown()
@@ -157,7 +166,8 @@ async def test_a_second_request_cancels_at_once(clock: Clock, recorder: Recordin
         assert (await manager.close()).cancelled == (handle,)
 
 
-async def test_a_second_request_while_closing_cancels_at_once(clock: Clock) -> None:
+async def test_second_request_while_closing(clock: Clock) -> None:
+    """A second shutdown request cancels the tasks even during `close(timeout=None)`."""
     async with Manager() as manager:
         handle = manager.run(ages)
         async with anyio.create_task_group() as group:
@@ -171,8 +181,8 @@ async def test_a_second_request_while_closing_cancels_at_once(clock: Clock) -> N
 
 
 @pytest.mark.parametrize("steps", range(5))
-async def test_nothing_waives_a_second_request(clock: Clock, steps: int) -> None:
-    """Whoever waits as long as it takes is told by a second request that it has taken too long."""
+async def test_timeout_none_after_second_request(clock: Clock, steps: int) -> None:
+    """`close(timeout=None)` does not waive a second shutdown request."""
     async with Manager() as manager:
         handle = manager.run(anyio.sleep, 100)
         await anyio.wait_all_tasks_blocked()
@@ -185,7 +195,8 @@ async def test_nothing_waives_a_second_request(clock: Clock, steps: int) -> None
         assert handle.status is TaskStatus.CANCELLED
 
 
-async def test_a_third_request_changes_nothing(clock: Clock) -> None:
+async def test_third_request(clock: Clock) -> None:
+    """Shutdown requests after the second one change nothing."""
     async with Manager(cancel_timeout=5) as manager:
         manager.run(cleans_up, 4)
         await anyio.wait_all_tasks_blocked()
@@ -196,7 +207,8 @@ async def test_a_third_request_changes_nothing(clock: Clock) -> None:
         assert counts(report) == {"cancelled": 1}
 
 
-async def test_a_request_after_closing_changes_nothing(recorder: RecordingObserver) -> None:
+async def test_request_after_closing(recorder: RecordingObserver) -> None:
+    """Shutdown requests after closing change nothing."""
     async with Manager(observers=[recorder]) as manager:
         await manager.close()
         manager.request_shutdown()
@@ -207,9 +219,8 @@ async def test_a_request_after_closing_changes_nothing(recorder: RecordingObserv
     assert recorder.names() == ["closing", "closed"]
 
 
-async def test_the_end_of_the_grace_after_closing_changes_nothing(
-    recorder: RecordingObserver,
-) -> None:
+async def test_grace_ends_after_closing(recorder: RecordingObserver) -> None:
+    """The end of the grace after closing changes nothing."""
     async with Manager(grace=10, observers=[recorder]) as manager:
         manager.request_shutdown()
         await manager.close()
@@ -217,13 +228,15 @@ async def test_the_end_of_the_grace_after_closing_changes_nothing(
     assert recorder.names() == ["closing", "closed"]
 
 
-async def test_a_request_from_the_hook_that_tells_of_closing(clock: Clock) -> None:
-    class Asks(RecordingObserver):
+async def test_requests_in_closing_hook(clock: Clock) -> None:
+    """Two shutdown requests in `on_manager_closing` cancel the tasks immediately."""
+
+    class Requesting(RecordingObserver):
         def on_manager_closing(self, event: Any) -> None:  # type: ignore[override]
             manager.request_shutdown()
             manager.request_shutdown()
 
-    async with Manager(observers=[Asks()]) as manager:
+    async with Manager(observers=[Requesting()]) as manager:
         manager.run(ages)
         await anyio.sleep(1)
         report = await manager.close()
@@ -232,6 +245,7 @@ async def test_a_request_from_the_hook_that_tells_of_closing(clock: Clock) -> No
 
 
 @pytest.mark.realtime
-async def test_a_request_from_another_thread(manager: Manager) -> None:
+async def test_request_from_thread(manager: Manager) -> None:
+    """A shutdown can be requested from another thread."""
     await anyio.to_thread.run_sync(manager.request_shutdown)
     assert manager.state is ManagerState.STOPPING

@@ -1,4 +1,4 @@
-"""Cleaning up to the end, however it is cancelled."""
+"""Shielded clean-up."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ from background._eventloop.running import current_backend
 from background._eventloop.services import Services
 
 
-async def test_what_is_cancelled_by_a_scope_is_seen_to_its_end() -> None:
+async def test_scope_cancellation() -> None:
+    """`run_shielded()` runs its function to completion in a cancelled scope."""
     ends: list[float] = []
 
     async def clean_up() -> None:
@@ -25,28 +26,29 @@ async def test_what_is_cancelled_by_a_scope_is_seen_to_its_end() -> None:
     assert ends == [began + 5]
 
 
-def test_what_asyncio_cancels_is_begun_again() -> None:
-    """The cancellation is returned."""
-    begun: list[anyio.Event] = []
+def test_native_cancellation() -> None:
+    """`run_shielded()` starts its function again after a native cancellation, and returns that."""
+    starts: list[anyio.Event] = []
 
     async def clean_up() -> None:
-        begun.append(anyio.Event())
-        await begun[-1].wait()
+        starts.append(anyio.Event())
+        await starts[-1].wait()
 
     async def main() -> None:
         task = asyncio.create_task(run_shielded(clean_up))
         await anyio.wait_all_tasks_blocked()
         task.cancel()
         await anyio.wait_all_tasks_blocked()
-        assert len(begun) == 2
-        begun[-1].set()
+        assert len(starts) == 2
+        starts[-1].set()
         assert isinstance(await task, asyncio.CancelledError)
 
     anyio.run(main)
-    assert len(begun) == 2
+    assert len(starts) == 2
 
 
-async def test_a_service_that_has_not_begun_is_stopped_as_well() -> None:
+async def test_service_before_first_step() -> None:
+    """A service that has not made its first step is stopped as well."""
     backend = current_backend()
     services = Services(backend, copy_context())
     ended = anyio.Event()

@@ -1,4 +1,4 @@
-"""Shutdown signals: what they do to programs, and whose handler runs when."""
+"""Shutdown signals: their effect on programs, and the order of handlers."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from background._lifecycle.runtime import _is_from_shutdown
 from background._lifecycle.signals import SignalHandlers
 
 posix = pytest.mark.skipif(
-    sys.platform == "win32", reason="no process can be sent SIGINT or SIGTERM on Windows"
+    sys.platform == "win32", reason="a process cannot be sent SIGINT or SIGTERM on Windows"
 )
 realtime = pytest.mark.realtime
 
@@ -43,22 +43,22 @@ def start(backend: str, program: str) -> Any:
     return running(SCRIPT, backend, program)
 
 
-def signalled(backend: str, program: str, number: signal.Signals) -> tuple[int, Process]:
-    """Run a program, send it the signal once it is ready, and see it end."""
+def run_and_signal(backend: str, program: str, number: signal.Signals) -> tuple[int, Process]:
+    """Run a program, send it the signal when it is ready, and wait for its end."""
     with start(backend, program) as process:
         process.wait_for("ready")
         process.send(number)
         return process.wait(), process
 
 
-# Programs. How a program ends after SIGINT is KeyboardInterrupt's business: what comes after the
-# block still runs up to its next await on asyncio, and not at all on trio.
+# Programs. SIGINT ends a program by KeyboardInterrupt: on asyncio the code after the block still
+# runs up to its next await, on trio it does not run.
 
 
 @posix
-def test_first_signal_drains(backend: str, number: signal.Signals) -> None:
-    """Loops stop, one-offs are still accepted and finished, and the signal has its way at last."""
-    status, process = signalled(backend, "drains", number)
+def test_first_signal(backend: str, number: signal.Signals) -> None:
+    """The first signal stops the loops, waits for one-offs, and then ends the process."""
+    status, process = run_and_signal(backend, "drains", number)
     assert status == -number
     assert process.lines[:7] == [
         "ready",
@@ -75,8 +75,8 @@ def test_first_signal_drains(backend: str, number: signal.Signals) -> None:
 
 
 @posix
-def test_second_signal_cancels(backend: str, number: signal.Signals) -> None:
-    """Tasks at once, and a body that does not leave by itself."""
+def test_second_signal(backend: str, number: signal.Signals) -> None:
+    """A second signal cancels the tasks, and a body that does not end by itself."""
     with start(backend, "stays") as process:
         process.wait_for("ready")
         process.send(number)
@@ -87,7 +87,8 @@ def test_second_signal_cancels(backend: str, number: signal.Signals) -> None:
 
 
 @posix
-def test_another_second_signal_has_its_own_way() -> None:
+def test_different_second_signal() -> None:
+    """A second signal that differs from the first ends the process in its own way."""
     with start("asyncio", "stays") as process:
         process.wait_for("ready")
         process.send(INT)
@@ -98,24 +99,25 @@ def test_another_second_signal_has_its_own_way() -> None:
 
 
 @posix
-def test_grace_runs_out(backend: str, number: signal.Signals) -> None:
-    status, process = signalled(backend, "stays_with_grace", number)
+def test_grace_ends(backend: str, number: signal.Signals) -> None:
+    """The end of the grace cancels the tasks and the body."""
+    status, process = run_and_signal(backend, "stays_with_grace", number)
     assert status == -number
     assert {"job cancelled", "body cancelled", "background: 1 cancelled"} < set(process.lines)
 
 
 @posix
-def test_body_that_stays_although_the_manager_has_closed(backend: str) -> None:
-    """It is the only thing left, and has to be ended all the same."""
-    status, process = signalled(backend, "stays_after_close", TERM)
+def test_body_outlives_manager(backend: str) -> None:
+    """A signal cancels a body that continues after its manager has closed."""
+    status, process = run_and_signal(backend, "stays_after_close", TERM)
     assert status == -TERM
     assert process.lines == ["background: nothing was left", "ready", "body cancelled"]
 
 
 @posix
 def test_signal_while_closing(backend: str) -> None:
-    """The deadline counts for `close()` too, which still returns the report."""
-    status, process = signalled(backend, "closes", TERM)
+    """A signal sets the deadline of a `close()` in progress, which returns its report."""
+    status, process = run_and_signal(backend, "closes", TERM)
     assert status == -TERM
     assert process.lines == [
         "ready, manager is closing",
@@ -125,9 +127,9 @@ def test_signal_while_closing(backend: str) -> None:
 
 
 @posix
-def test_handler_of_before_is_called(backend: str, number: signal.Signals) -> None:
-    """It had taken over the process, which is not ended then."""
-    status, process = signalled(backend, "has_python_handler", number)
+def test_previous_handler(backend: str, number: signal.Signals) -> None:
+    """A handler that a program installed before is called, and the process is not ended."""
+    status, process = run_and_signal(backend, "has_python_handler", number)
     assert status == 0
     assert process.lines == [
         "ready",
@@ -140,8 +142,9 @@ def test_handler_of_before_is_called(backend: str, number: signal.Signals) -> No
 
 @posix
 @pytest.mark.parametrize("backend", ["asyncio", "uvloop"])
-def test_handler_of_the_event_loop_is_called(backend: str) -> None:
-    status, process = signalled(backend, "has_loop_handler", TERM)
+def test_event_loop_handler(backend: str) -> None:
+    """A handler that was added to the event loop is called, and restored afterwards."""
+    status, process = run_and_signal(backend, "has_loop_handler", TERM)
     assert status == 0
     assert process.lines[1:] == [
         "loop handler called, manager is stopping",
@@ -152,7 +155,8 @@ def test_handler_of_the_event_loop_is_called(backend: str) -> None:
 
 @posix
 def test_nested_managers(backend: str) -> None:
-    status, process = signalled(backend, "is_nested", TERM)
+    """A signal shuts down all nested managers, which close from the inside out."""
+    status, process = run_and_signal(backend, "is_nested", TERM)
     assert status == -TERM
     assert process.lines[1:] == [
         "outer is stopping, inner is stopping",
@@ -164,6 +168,7 @@ def test_nested_managers(backend: str) -> None:
 
 @posix
 def test_second_signal_to_nested_managers(backend: str) -> None:
+    """A second signal cancels the tasks of nested managers and the body."""
     with start(backend, "is_nested_and_stays") as process:
         process.wait_for("ready")
         process.send(TERM)
@@ -175,9 +180,9 @@ def test_second_signal_to_nested_managers(backend: str) -> None:
 
 
 @posix
-def test_signal_that_was_ignored(backend: str) -> None:
-    """It is a request to shut down, as was asked for, but never ends the process."""
-    status, process = signalled(backend, "ignores_sigint", INT)
+def test_ignored_signal(backend: str) -> None:
+    """A signal that was ignored before requests a shutdown, but does not end the process."""
+    status, process = run_and_signal(backend, "ignores_sigint", INT)
     assert status == 0
     assert process.lines[1:] == [
         "manager is stopping",
@@ -188,23 +193,24 @@ def test_signal_that_was_ignored(backend: str) -> None:
 
 @posix
 @pytest.mark.parametrize("program", ["has_stuck_thread", "has_stubborn_task"])
-def test_stuck_task_does_not_keep_the_process(
-    backend: str, program: str, number: signal.Signals
-) -> None:
-    """Neither a thread that never returns nor a coroutine that swallows its cancellation.
+def test_stuck_task(backend: str, program: str, number: signal.Signals) -> None:
+    """A stuck thread or task does not keep the process alive.
 
-    After SIGINT, event loops and the interpreter itself would wait for them.
+    After SIGINT, the event loop and the interpreter would wait for it.
     """
-    status, process = signalled(backend, program, number)
+    status, process = run_and_signal(backend, program, number)
     assert status == -number
     assert "background: 1 stuck" in process.lines
     assert any(line.endswith("is still at") for line in process.lines)
 
 
 @posix
-def test_blocked_event_loop_does_not_keep_the_process(backend: str, number: signal.Signals) -> None:
-    """It hears no signal. The third one goes past it, or the next: asyncio's own SIGINT asks its
-    main task first."""
+def test_blocked_event_loop(backend: str, number: signal.Signals) -> None:
+    """The third signal ends a process whose event loop is blocked.
+
+    With SIGINT on asyncio it is the fourth, because asyncio's handler cancels the main task
+    first.
+    """
     with start(backend, "blocks_the_loop") as process:
         process.wait_for("ready")
         for sent in range(1, 3 if number is TERM or backend == "trio" else 4):
@@ -215,9 +221,9 @@ def test_blocked_event_loop_does_not_keep_the_process(backend: str, number: sign
 
 
 @posix
-def test_manager_in_a_child_task(backend: str) -> None:
-    """SIGINT ends the whole program, not only the task that the manager is in."""
-    status, process = signalled(backend, "is_in_a_child_task", INT)
+def test_manager_in_child_task(backend: str) -> None:
+    """SIGINT ends the whole program, not only the task of the manager."""
+    status, process = run_and_signal(backend, "is_in_a_child_task", INT)
     assert "background: nothing was left" in process.lines
     assert "sibling cancelled" in process.lines
     assert "KeyboardInterrupt" in process.output
@@ -225,55 +231,57 @@ def test_manager_in_a_child_task(backend: str) -> None:
 
 
 @posix
-def test_error_of_the_body_comes_first(backend: str) -> None:
-    status, process = signalled(backend, "fails", TERM)
+def test_body_error(backend: str) -> None:
+    """The program ends by an error of the body, not by the signal."""
+    status, process = run_and_signal(backend, "fails", TERM)
     assert status == 1
     assert process.lines[-1] == "RuntimeError: the body's own"
 
 
 @posix
-def test_event_loop_torn_down_as_closing_begins(backend: str) -> None:
-    """asyncio cancels the closing before its first step; nobody who waits for it may hang."""
+def test_event_loop_ends_as_closing_begins(backend: str) -> None:
+    """Nothing hangs if asyncio cancels the closing before its first step."""
     with start(backend, "ends_as_closing_begins") as process:
         assert process.wait() == (1 if backend == "trio" else 3)
     assert "background: nothing was left" in process.lines
 
 
-# The handlers, in this process. Its own dispositions are put back by the fixtures.
+# Handlers in this process. The fixtures restore its own.
 
-Seen = list[int]
+Received = list[int]
 
 
 @pytest.fixture
 def dispositions() -> Iterator[None]:
-    """Put back what a test does to the signals; the event loop starts after this."""
+    """Restore the dispositions of the signals; the event loop starts after this fixture."""
     numbers = [INT, TERM, *([signal.SIGWINCH] if sys.platform != "win32" else [])]
-    before = {each: signal.getsignal(each) for each in numbers}
+    before = {number: signal.getsignal(number) for number in numbers}
     yield
-    for each, handler in before.items():
-        signal.signal(each, handler)
+    for number, handler in before.items():
+        signal.signal(number, handler)
 
 
 @pytest.fixture
-def seen(dispositions: None) -> Seen:
-    """The signals that a handler of before has seen; it stands for a server's."""
-    numbers: Seen = []
+def received(dispositions: None) -> Received:
+    """Install a handler as a server does, and return the signals that it receives."""
+    numbers: Received = []
 
     def handle(number: int, frame: FrameType | None) -> None:
         numbers.append(number)
 
-    for each in (INT, TERM):
-        signal.signal(each, handle)
+    for number in (INT, TERM):
+        signal.signal(number, handle)
     return numbers
 
 
-def handlers() -> tuple[Any, Any]:
+def get_handlers() -> tuple[Any, Any]:
     return signal.getsignal(INT), signal.getsignal(TERM)
 
 
 @realtime
-async def test_signal_requests_a_shutdown(seen: Seen) -> None:
-    before = handlers()
+async def test_signal_requests_shutdown(received: Received) -> None:
+    """A signal requests a shutdown and reaches the previous handler, which is restored."""
+    before = get_handlers()
     async with Manager(signals={INT, TERM}) as manager:
         loop = manager.every(3600, checkpoint)
         assert manager.state is ManagerState.RUNNING
@@ -282,13 +290,13 @@ async def test_signal_requests_a_shutdown(seen: Seen) -> None:
         assert manager.state is ManagerState.STOPPING
         assert await loop.wait() is TaskStatus.CANCELLED
         assert await manager.run(int) == 0
-    assert seen == [TERM]
-    assert handlers() == before
+    assert received == [TERM]
+    assert get_handlers() == before
 
 
 @realtime
-async def test_second_signal_cancels_tasks_but_not_the_body_of_a_server(seen: Seen) -> None:
-    """The handler of before is to end it, as it has its own way."""
+async def test_second_signal_with_previous_handler(received: Received) -> None:
+    """A second signal does not cancel the body if a previous handler can end it."""
     async with Manager(signals={INT, TERM}) as manager:
         handle = manager.run(anyio.sleep_forever)
         signal.raise_signal(INT)
@@ -299,66 +307,74 @@ async def test_second_signal_cancels_tasks_but_not_the_body_of_a_server(seen: Se
         report = await manager.close()
         await checkpoint()
     assert handle in (*report.cancelled, *report.not_started)
-    assert seen == [INT, TERM]
+    assert received == [INT, TERM]
 
 
 @realtime
-async def test_signals_that_were_not_asked_for_are_left_alone(seen: Seen) -> None:
-    sigint, sigterm = handlers()
+async def test_unselected_signals(received: Received) -> None:
+    """Signals that are not in `signals` keep their handlers."""
+    sigint, sigterm = get_handlers()
     async with Manager(signals=[TERM]) as manager:
-        assert handlers()[0] is sigint
+        assert get_handlers()[0] is sigint
         signal.raise_signal(INT)
         await checkpoint()
         assert manager.state is ManagerState.RUNNING
     async with Manager():
-        assert handlers() == (sigint, sigterm)
+        assert get_handlers() == (sigint, sigterm)
 
 
 @realtime
-async def test_handler_of_somebody_else_is_left_to_them(seen: Seen) -> None:
-    """What was put over the manager's handler while it ran is not the manager's to remove."""
-    sigint, _ = handlers()
+async def test_foreign_handler(received: Received) -> None:
+    """A handler that was installed over the manager's is not removed."""
+    sigint, _ = get_handlers()
 
-    def other(number: int, frame: FrameType | None) -> None:
-        raise AssertionError("not to be called")
+    def foreign(number: int, frame: FrameType | None) -> None:
+        raise AssertionError("must not be called")
 
     async with Manager(signals={INT, TERM}):
-        signal.signal(TERM, other)
-    assert handlers() == (sigint, other)
+        signal.signal(TERM, foreign)
+    assert get_handlers() == (sigint, foreign)
 
 
 @realtime
-async def test_handler_put_back_after_leaving_only_passes_on(seen: Seen) -> None:
-    """As by a manager, or anything else, that was entered within and left later."""
+async def test_handler_reinstalled_after_leaving(received: Received) -> None:
+    """The manager's handler only calls the previous one if it is installed again after leaving.
+
+    Code that saved the handler inside the block and restores it later does this.
+    """
     async with Manager(signals=[TERM]) as manager:
-        ours = signal.getsignal(TERM)
-    signal.signal(TERM, ours)
+        installed = signal.getsignal(TERM)
+    signal.signal(TERM, installed)
     signal.raise_signal(TERM)
-    assert seen == [TERM]
+    assert received == [TERM]
     assert manager.state is ManagerState.CLOSED
 
 
 @posix
 @realtime
-async def test_default_disposition_is_met_after_closing(dispositions: None) -> None:
-    """With a signal whose default is to do nothing, to be seen here."""
+async def test_default_disposition_after_leaving(dispositions: None) -> None:
+    """The default disposition is restored, and applies if the manager's handler is set again.
+
+    The default of SIGWINCH is to do nothing, so the test can raise it.
+    """
     number = signal.SIGWINCH
     signal.signal(number, signal.SIG_DFL)
     async with Manager(signals=[number]) as manager:
-        ours = signal.getsignal(number)
+        installed = signal.getsignal(number)
         signal.raise_signal(number)
         await manager.shutdown_requested()
         assert manager.state is ManagerState.STOPPING
-        assert signal.getsignal(number) is ours
+        assert signal.getsignal(number) is installed
     assert signal.getsignal(number) is signal.SIG_DFL
-    signal.signal(number, ours)
+    signal.signal(number, installed)
     signal.raise_signal(number)
     assert signal.getsignal(number) is signal.SIG_DFL
 
 
 @posix
 @realtime
-async def test_second_signal_cancels_the_body_where_nothing_else_does(dispositions: None) -> None:
+async def test_second_signal_with_default_disposition(dispositions: None) -> None:
+    """A second signal cancels the body if the signal has its default disposition."""
     number = signal.SIGWINCH
     signal.signal(number, signal.SIG_DFL)
     async with Manager(signals=[number]) as manager:
@@ -371,7 +387,8 @@ async def test_second_signal_cancels_the_body_where_nothing_else_does(dispositio
 
 @posix
 @realtime
-async def test_default_disposition_is_met_with_stuck_tasks(dispositions: None) -> None:
+async def test_default_disposition_with_stuck_task(dispositions: None) -> None:
+    """The default disposition is restored even if a task is stuck."""
     number = signal.SIGWINCH
     signal.signal(number, signal.SIG_DFL)
     running, released = anyio.Event(), threading.Event()
@@ -393,7 +410,8 @@ async def test_default_disposition_is_met_with_stuck_tasks(dispositions: None) -
 
 
 @realtime
-async def test_keyboard_interrupt_comes_after_closing(dispositions: None) -> None:
+async def test_keyboard_interrupt_after_closing(dispositions: None) -> None:
+    """SIGINT raises `KeyboardInterrupt` after the manager has closed."""
     signal.signal(INT, signal.default_int_handler)
     manager = Manager(signals=[INT])
     handles = []
@@ -413,10 +431,13 @@ async def test_keyboard_interrupt_comes_after_closing(dispositions: None) -> Non
 
 @realtime
 @pytest.mark.parametrize("closed", [False, True], ids=["none", "closed"])
-async def test_keyboard_interrupt_without_output_streams(
+async def test_keyboard_interrupt_without_streams(
     dispositions: None, monkeypatch: pytest.MonkeyPatch, closed: bool
 ) -> None:
-    """As under `pythonw`, where there is nothing to flush, or in a daemon that has closed them."""
+    """SIGINT raises `KeyboardInterrupt` even if the output streams are missing or closed.
+
+    They are missing under `pythonw`, and some daemons close them.
+    """
     stream = io.TextIOWrapper(io.BytesIO()) if closed else None
     if stream is not None:
         stream.close()
@@ -437,50 +458,51 @@ async def test_keyboard_interrupt_without_output_streams(
 
 
 @realtime
-async def test_ignored_signal_is_ignored_again(dispositions: None) -> None:
+async def test_ignored_signal_after_leaving(dispositions: None) -> None:
+    """A signal that was ignored before is ignored again after leaving."""
     signal.signal(INT, signal.SIG_IGN)
     async with Manager(signals=[INT]) as manager:
-        ours = signal.getsignal(INT)
+        installed = signal.getsignal(INT)
         signal.raise_signal(INT)
         await manager.shutdown_requested()
     assert signal.getsignal(INT) is signal.SIG_IGN
-    signal.signal(INT, ours)
+    signal.signal(INT, installed)
     signal.raise_signal(INT)
     assert manager.state is ManagerState.CLOSED
 
 
 @realtime
-async def test_nested_managers_that_are_left_in_the_wrong_order(seen: Seen) -> None:
-    """The outer manager's handler comes back with the inner one's end, and is no obstacle."""
+async def test_nested_managers_closed_outer_first(received: Received) -> None:
+    """Closing the outer manager first does not affect the previous handler."""
     outer, inner = Manager(signals=[TERM]), Manager(signals=[TERM])
     await outer.__aenter__()
     await inner.__aenter__()
     signal.raise_signal(TERM)
     await outer.shutdown_requested()
     await inner.shutdown_requested()
-    assert seen == [TERM]
+    assert received == [TERM]
     await outer.close()
     await inner.close()
     await inner.__aexit__(None, None, None)
     await outer.__aexit__(None, None, None)
     signal.raise_signal(TERM)
-    assert seen == [TERM, TERM]
+    assert received == [TERM, TERM]
 
 
 @realtime
-async def test_second_manager_with_the_same_signals(seen: Seen) -> None:
-    """One after the other: nothing of the first is left in the way of the second."""
-    before = handlers()
+async def test_consecutive_managers(received: Received) -> None:
+    """Consecutive managers can handle the same signals."""
+    before = get_handlers()
     for _ in range(3):
         async with Manager(signals={INT, TERM}) as manager:
             signal.raise_signal(TERM)
             await manager.shutdown_requested()
-        assert handlers() == before
-    assert seen == [TERM] * 3
+        assert get_handlers() == before
+    assert received == [TERM] * 3
 
 
-async def test_grace_counts_from_the_signal(seen: Seen) -> None:
-    """And ends the tasks even if nobody leaves the block."""
+async def test_grace_after_signal(received: Received) -> None:
+    """The grace counts from the signal, and its end cancels tasks inside the block, too."""
     async with Manager(signals=[TERM], grace=30) as manager:
         handle = manager.run(anyio.sleep_forever)
         await anyio.sleep(1)
@@ -491,8 +513,8 @@ async def test_grace_counts_from_the_signal(seen: Seen) -> None:
         assert anyio.current_time() - began == pytest.approx(30)
 
 
-def in_another_thread(program: Callable[[], Any]) -> Any:
-    """Return what an async program returns or raises in the event loop of another thread."""
+def run_in_thread(program: Callable[[], Any]) -> Any:
+    """Run an async program in another thread; return its result or its exception."""
     outcome: list[Any] = []
 
     def run() -> None:
@@ -507,24 +529,28 @@ def in_another_thread(program: Callable[[], Any]) -> Any:
     return outcome[0]
 
 
-def test_signals_need_the_main_thread(seen: Seen) -> None:
-    before = handlers()
+def test_main_thread_required(received: Received) -> None:
+    """Only a manager in the main thread can handle signals."""
+    before = get_handlers()
     manager = Manager(signals={INT, TERM})
 
     async def program() -> None:
         async with manager:
             pass
 
-    error = in_another_thread(program)
+    error = run_in_thread(program)
     assert isinstance(error, ManagerMisuseError)
     assert "main thread" in str(error)
     assert "request_shutdown()" in str(error)
     assert manager.state is ManagerState.NEW
-    assert handlers() == before
+    assert get_handlers() == before
 
 
-def test_signal_for_a_manager_whose_event_loop_has_ended(seen: Seen) -> None:
-    """It was never left: nobody listens, and the handler must not stand in the way."""
+def test_signal_after_event_loop_end(received: Received) -> None:
+    """The handler of a manager that was never left only calls the previous one.
+
+    Its event loop has ended, so no shutdown can be requested.
+    """
     left_behind = []
 
     async def program() -> None:
@@ -532,28 +558,32 @@ def test_signal_for_a_manager_whose_event_loop_has_ended(seen: Seen) -> None:
 
     asyncio.run(program())
     signal.raise_signal(TERM)
-    assert seen == [TERM]
+    assert received == [TERM]
 
 
-async def test_signal_that_is_heard_after_leaving(seen: Seen) -> None:
-    """What a handler asks of the event loop may have its turn only when the manager has gone."""
-    asked: list[Callable[[], object]] = []
+async def test_callback_after_restore(received: Received) -> None:
+    """A callback that a signal schedules has no effect after the handlers are restored."""
+    scheduled: list[Callable[[], object]] = []
     async with Manager() as manager:
         handlers = SignalHandlers(
-            [TERM], manager._runtime.shutdown.request, lambda ask, context: asked.append(ask)
+            [TERM],
+            manager._runtime.shutdown.request,
+            lambda callback, context: scheduled.append(callback),
         )
         handlers.install()
         signal.raise_signal(TERM)
         handlers.restore()
-        for ask in asked:
-            ask()
+        for callback in scheduled:
+            callback()
         assert manager.state is ManagerState.RUNNING
-    assert len(asked) == 1
+    assert len(scheduled) == 1
 
 
-def test_signal_under_plain_asyncio(seen: Seen) -> None:
-    """In a callback of an event loop that was not started by `anyio.run()`, as servers don't, anyio
-    can't tell what it is in."""
+def test_signal_under_plain_asyncio(received: Received) -> None:
+    """A signal works in an event loop that was not started by `anyio.run()`.
+
+    anyio cannot detect the event loop in callbacks of such a loop, and servers use such loops.
+    """
 
     async def program() -> TaskStatus:
         async with asyncio.timeout(PATIENCE), Manager(signals=[TERM], grace=0) as manager:
@@ -564,7 +594,8 @@ def test_signal_under_plain_asyncio(seen: Seen) -> None:
     assert asyncio.run(program()) is TaskStatus.CANCELLED
 
 
-def test_what_a_shutdown_does_to_a_body_that_waits_is_not_the_bodys_own_error() -> None:
+def test_body_error_from_shutdown() -> None:
+    """An error of the body comes from the shutdown if it consists of its cancellations only."""
     cancelled = TaskCancelledError("name", "id", "shutdown")
     assert _is_from_shutdown(cancelled)
     assert _is_from_shutdown(ExceptionGroup("two", [cancelled, ExceptionGroup("one", [cancelled])]))

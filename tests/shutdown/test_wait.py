@@ -26,7 +26,8 @@ from background import (
 )
 
 
-async def test_waiting_for_one_offs_only(manager: Manager, clock: Clock) -> None:
+async def test_wait_ignores_loops(manager: Manager, clock: Clock) -> None:
+    """`wait()` waits for one-offs, also for delayed ones, and not for loops."""
     manager.loop(anyio.sleep, 1)
     manager.run(anyio.sleep, 5)
     manager.after(20, anyio.sleep, 5)
@@ -36,7 +37,8 @@ async def test_waiting_for_one_offs_only(manager: Manager, clock: Clock) -> None
     assert manager.state is ManagerState.RUNNING
 
 
-async def test_waiting_for_nothing_is_a_cancellation_point(manager: Manager) -> None:
+async def test_wait_is_cancellation_point(manager: Manager) -> None:
+    """`wait()` and `stop_loops()` are cancellation points even if there is no task."""
     for wait in (manager.wait, manager.stop_loops):
         with anyio.CancelScope() as scope:
             scope.cancel()
@@ -44,7 +46,9 @@ async def test_waiting_for_nothing_is_a_cancellation_point(manager: Manager) -> 
         assert scope.cancelled_caught
 
 
-async def test_new_one_offs_prolong_the_wait(manager: Manager, clock: Clock) -> None:
+async def test_new_one_offs(manager: Manager, clock: Clock) -> None:
+    """`wait()` includes one-offs that are submitted meanwhile."""
+
     async def chain(left: int) -> None:
         await anyio.sleep(1)
         if left:
@@ -55,10 +59,11 @@ async def test_new_one_offs_prolong_the_wait(manager: Manager, clock: Clock) -> 
     assert clock.now == 10
 
 
-async def test_a_one_off_that_follows_the_last_one_prolongs_the_wait(
-    manager: Manager, clock: Clock
-) -> None:
-    """Whoever was woken by the same end has a turn before the wait is over, in any order."""
+async def test_follow_up_task(manager: Manager, clock: Clock) -> None:
+    """`wait()` includes a one-off that is submitted when the last one has ended.
+
+    All tasks that wait for the same end run before `wait()` returns, in any order.
+    """
 
     async def follow(first: TaskHandle[None]) -> None:
         await first
@@ -72,10 +77,13 @@ async def test_a_one_off_that_follows_the_last_one_prolongs_the_wait(
     assert clock.now == 100
 
 
-async def test_a_one_off_that_comes_as_the_last_one_ends_prolongs_the_wait(clock: Clock) -> None:
-    """Who waits has been woken by then, but has not made a step."""
+async def test_submission_as_last_task_ends(clock: Clock) -> None:
+    """`wait()` includes a one-off that is submitted in the step in which the last one ends.
 
-    class Follows(Observer):
+    The waiter has been woken by then, but has not run.
+    """
+
+    class Submitting(Observer):
         @contextmanager
         def around_task(self, event: TaskStarted) -> Generator[None]:
             yield
@@ -83,31 +91,33 @@ async def test_a_one_off_that_comes_as_the_last_one_ends_prolongs_the_wait(clock
                 assert manager.count() == 0
                 manager.run(anyio.sleep, 5)
 
-    async with Manager(observers=[Follows()]) as manager:
+    async with Manager(observers=[Submitting()]) as manager:
         manager.run_task(Task(anyio.sleep, args=(5,), id="first"))
         await manager.wait()
         assert clock.now == 10
 
 
-async def test_waiting_inside_a_task_leaves_that_one_out(manager: Manager, clock: Clock) -> None:
-    async def waits() -> float:
+async def test_wait_in_task(manager: Manager, clock: Clock) -> None:
+    """Tasks that call `wait()` wait neither for themselves nor for each other."""
+
+    async def wait() -> float:
         with anyio.fail_after(1000):
             await manager.wait()
         return clock.now
 
-    handles = [manager.run(waits) for _ in range(3)]
+    handles = [manager.run(wait) for _ in range(3)]
     manager.run(anyio.sleep, 5)
     assert [await handle for handle in handles] == [5, 5, 5]
 
 
-async def test_waiting_outside_includes_the_tasks_that_wait(manager: Manager, clock: Clock) -> None:
-    """They wait for the others, but nobody outside waits for less than all."""
+async def test_wait_outside_task(manager: Manager, clock: Clock) -> None:
+    """`wait()` outside of tasks includes the tasks that call `wait()`."""
 
-    async def waits() -> None:
+    async def wait() -> None:
         await manager.wait()
         await anyio.sleep(7)
 
-    manager.run(waits)
+    manager.run(wait)
     manager.run(anyio.sleep, 5)
     await anyio.wait_all_tasks_blocked()
     await manager.wait()
@@ -115,16 +125,17 @@ async def test_waiting_outside_includes_the_tasks_that_wait(manager: Manager, cl
     assert manager.count() == 0
 
 
-async def test_stopping_loops_inside_a_loop(manager: Manager, clock: Clock) -> None:
+async def test_stop_loops_in_loop(manager: Manager, clock: Clock) -> None:
+    """Loops that call `stop_loops()` wait neither for themselves nor for each other."""
     ended: list[float] = []
 
-    async def stops() -> None:
+    async def stop() -> None:
         await anyio.sleep(1)
         with anyio.fail_after(1000):
             await manager.stop_loops()
         ended.append(clock.now)
 
-    handles = [manager.loop(stops), manager.loop(stops)]
+    handles = [manager.loop(stop), manager.loop(stop)]
     manager.loop(anyio.sleep, 10)
     for handle in handles:
         with pytest.raises(TaskCancelledError, match="stopped"):
@@ -134,7 +145,8 @@ async def test_stopping_loops_inside_a_loop(manager: Manager, clock: Clock) -> N
     assert manager.state is ManagerState.RUNNING
 
 
-async def test_stopping_loops_concurrently_and_again(manager: Manager, clock: Clock) -> None:
+async def test_stop_loops_repeatedly(manager: Manager, clock: Clock) -> None:
+    """`stop_loops()` can be called concurrently and again; only new loops are refused after it."""
     manager.loop(anyio.sleep, 10)
     await anyio.sleep(1)
     async with anyio.create_task_group() as group:
@@ -147,7 +159,8 @@ async def test_stopping_loops_concurrently_and_again(manager: Manager, clock: Cl
     await manager.run(checkpoint)
 
 
-async def test_a_cancelled_stop_still_stops(manager: Manager) -> None:
+async def test_cancelled_stop_loops(manager: Manager) -> None:
+    """A cancelled call of `stop_loops()` still stops the loops."""
     handle = manager.every(10, checkpoint)
     with anyio.CancelScope() as scope:
         scope.cancel()
@@ -155,21 +168,22 @@ async def test_a_cancelled_stop_still_stops(manager: Manager) -> None:
     assert handle.status is TaskStatus.CANCELLED
 
 
-async def test_waiting_ends_with_closing(manager: Manager) -> None:
-    """With a task stuck, everything that waits is let go when the manager has closed."""
-    async with Manager(cancel_timeout=1) as other:
-        stuck = other.run(cleans_up, 1000)
+async def test_wait_after_closing() -> None:
+    """No method waits for a stuck task after the manager has closed."""
+    async with Manager(cancel_timeout=1) as manager:
+        stuck = manager.run(cleans_up, 1000)
         await anyio.wait_all_tasks_blocked()
-        await other.close(timeout=0)
+        await manager.close(timeout=0)
         with anyio.fail_after(1):
-            await other.wait()
-            await other.stop_loops()
-            await other.shutdown_requested()
+            await manager.wait()
+            await manager.stop_loops()
+            await manager.shutdown_requested()
     assert stuck.status is TaskStatus.RUNNING
     await stuck.wait()
 
 
-async def test_a_wait_under_way_is_let_go_when_a_task_is_given_up(clock: Clock) -> None:
+async def test_pending_wait_at_stuck_task(clock: Clock) -> None:
+    """A pending `wait()` returns when closing reports the last task as stuck."""
     async with Manager(cancel_timeout=1) as manager:
         stuck = manager.run(cleans_up, 1000)
         await anyio.wait_all_tasks_blocked()

@@ -1,4 +1,4 @@
-"""Rule 2: a task is not its caller's, but sees the context variables of its submission."""
+"""Isolation of tasks from the caller's scopes, and the context variables that they get."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ from background import Manager, Task, TaskHandle, TaskKind, TaskStatus, every, t
 VARIABLE: ContextVar[str] = ContextVar("VARIABLE", default="unset")
 
 
-async def seen() -> str:
+async def read_variable() -> str:
     await checkpoint()
     return VARIABLE.get()
 
 
-async def value_after(seconds: float) -> str:
+async def return_after(seconds: float) -> str:
     await anyio.sleep(seconds)
     return "done"
 
@@ -35,23 +35,24 @@ Submit = Callable[[Manager], Any]
 # The caller's scope, timeout and request
 
 
-def by_run(manager: Manager) -> TaskHandle[str]:
-    return manager.run(value_after, 10)
+def call_run(manager: Manager) -> TaskHandle[str]:
+    return manager.run(return_after, 10)
 
 
-def by_after(manager: Manager) -> TaskHandle[str]:
-    return manager.after(5, value_after, 5)
+def call_after(manager: Manager) -> TaskHandle[str]:
+    return manager.after(5, return_after, 5)
 
 
-def by_run_task(manager: Manager) -> TaskHandle[str]:
-    return manager.run_task(Task(value_after, args=(10,), retry=3))
+def call_run_task(manager: Manager) -> TaskHandle[str]:
+    return manager.run_task(Task(return_after, args=(10,), retry=3))
 
 
-ways = pytest.mark.parametrize("submit", [by_run, by_after, by_run_task])
+submit_methods = pytest.mark.parametrize("submit", [call_run, call_after, call_run_task])
 
 
-@ways
-async def test_task_outlives_its_callers_cancel_scope(manager: Manager, submit: Submit) -> None:
+@submit_methods
+async def test_task_outlives_cancel_scope(manager: Manager, submit: Submit) -> None:
+    """A task continues after the cancel scope of its caller is cancelled."""
     with anyio.CancelScope() as scope:
         handle = submit(manager)
         scope.cancel()
@@ -60,22 +61,23 @@ async def test_task_outlives_its_callers_cancel_scope(manager: Manager, submit: 
     assert await handle == "done"
 
 
-@ways
-async def test_task_outlives_its_callers_timeout(manager: Manager, submit: Submit) -> None:
+@submit_methods
+async def test_task_outlives_timeout(manager: Manager, submit: Submit) -> None:
+    """A task continues after its caller's timeout expires."""
     with pytest.raises(TimeoutError), anyio.fail_after(1):
         handle = submit(manager)
         await handle
     assert await handle == "done"
 
 
-@ways
-async def test_task_outlives_its_callers_request(manager: Manager, submit: Submit) -> None:
-    """A request is a task in a group, which ends or is cancelled."""
+@submit_methods
+async def test_task_outlives_request(manager: Manager, submit: Submit) -> None:
+    """A task continues after the request that submitted it ends or is cancelled."""
     handles: list[TaskHandle[str]] = []
 
-    async def request(patience: float) -> None:
+    async def request(duration: float) -> None:
         handles.append(submit(manager))
-        await anyio.sleep(patience)
+        await anyio.sleep(duration)
 
     async with anyio.create_task_group() as server:
         server.start_soon(request, 0)
@@ -86,47 +88,52 @@ async def test_task_outlives_its_callers_request(manager: Manager, submit: Submi
     assert [await handle for handle in handles] == ["done", "done"]
 
 
-async def test_submit_in_a_scope_that_ends(manager: Manager) -> None:
+async def test_submit_in_expiring_scope(manager: Manager) -> None:
+    """A task submitted with `submit()` continues after the caller's scope expires."""
     with anyio.move_on_after(1):
-        handle = await manager.submit(Task(value_after, args=(10,)))
+        handle = await manager.submit(Task(return_after, args=(10,)))
         await anyio.sleep_forever()
     assert await handle == "done"
 
 
-async def test_task_submitted_while_its_caller_is_being_cancelled(manager: Manager) -> None:
-    """As in the clean-up of a request whose client has gone."""
+async def test_submit_during_cancellation(manager: Manager) -> None:
+    """A task that a cancelled caller submits in its clean-up runs to completion."""
     handles: list[TaskHandle[str]] = []
     with anyio.CancelScope() as scope:
         scope.cancel()
         try:
             await anyio.sleep_forever()
         finally:
-            handles.append(manager.run(value_after, 10))
+            handles.append(manager.run(return_after, 10))
     assert await handles[0] == "done"
 
 
-async def test_task_has_no_deadline_of_its_callers(manager: Manager) -> None:
-    async def deadline() -> float:
+async def test_deadline_not_inherited(manager: Manager) -> None:
+    """A task does not inherit its caller's deadline."""
+
+    async def get_deadline() -> float:
         return anyio.current_effective_deadline()
 
     with anyio.fail_after(3600):
-        assert await manager.run(deadline) == math.inf
+        assert await manager.run(get_deadline) == math.inf
 
 
-async def test_loop_outlives_its_callers_scope(manager: Manager) -> None:
+async def test_loop_outlives_scope(manager: Manager) -> None:
+    """A loop continues after the cancel scope of its caller expires."""
     with anyio.move_on_after(1):
-        loop = manager.every(10, seen)
+        loop = manager.every(10, read_variable)
         await anyio.sleep_forever()
     await anyio.sleep(100)
     assert loop.iteration == 11
     assert loop.error is None
 
 
-async def test_task_outlives_the_task_that_submitted_it(manager: Manager) -> None:
+async def test_task_outlives_parent_task(manager: Manager) -> None:
+    """A task continues after the task that submitted it is cancelled."""
     children: list[TaskHandle[str]] = []
 
     async def parent() -> None:
-        children.append(manager.run(value_after, 10))
+        children.append(manager.run(return_after, 10))
         await anyio.sleep_forever()
 
     handle = manager.run(parent)
@@ -136,8 +143,9 @@ async def test_task_outlives_the_task_that_submitted_it(manager: Manager) -> Non
     assert await children[0] == "done"
 
 
-async def test_waiter_that_is_cancelled_leaves_the_task_alone(manager: Manager) -> None:
-    handle = manager.run(value_after, 10)
+async def test_cancelled_waiter(manager: Manager) -> None:
+    """Cancelling the waiters of a task does not cancel the task."""
+    handle = manager.run(return_after, 10)
     async with anyio.create_task_group() as waiters:
         waiters.start_soon(handle.result)
         waiters.start_soon(handle.wait)
@@ -146,13 +154,15 @@ async def test_waiter_that_is_cancelled_leaves_the_task_alone(manager: Manager) 
     assert await handle == "done"
 
 
-def test_task_outlives_a_native_asyncio_timeout_and_task() -> None:
+def test_task_outlives_asyncio_cancellation() -> None:
+    """A task continues after `asyncio.timeout()` or `asyncio.Task.cancel()` cancels its caller."""
+
     async def main() -> None:
         async with Manager() as manager:
             handles: list[TaskHandle[str]] = []
 
             async def request() -> None:
-                handles.append(manager.run(value_after, 0.01))
+                handles.append(manager.run(return_after, 0.01))
                 await asyncio.Event().wait()
 
             with pytest.raises(TimeoutError):
@@ -170,42 +180,49 @@ def test_task_outlives_a_native_asyncio_timeout_and_task() -> None:
 # Context variables
 
 
-async def test_task_sees_a_copy_made_at_submission(manager: Manager) -> None:
+async def test_context_copied_at_submission(manager: Manager) -> None:
+    """A task reads the context variables as they were when it was submitted."""
     VARIABLE.set("at submission")
-    now, later = manager.run(seen), manager.after(10, seen)
+    now, later = manager.run(read_variable), manager.after(10, read_variable)
     VARIABLE.set("since then")
     assert await now == "at submission"
     assert await later == "at submission"
 
 
-async def test_submit_copies_the_submitters_variables(manager: Manager) -> None:
+async def test_submit_copies_context(manager: Manager) -> None:
+    """`submit()` copies the context variables of its caller."""
     VARIABLE.set("at submission")
-    handle = await manager.submit(Task(seen))
+    handle = await manager.submit(Task(read_variable))
     VARIABLE.set("since then")
     assert await handle == "at submission"
 
 
-async def test_what_a_task_sets_stays_with_it(manager: Manager) -> None:
-    async def set_it() -> None:
+async def test_variable_set_by_task(manager: Manager) -> None:
+    """A variable set by a task is visible neither to its caller nor to other tasks."""
+
+    async def set_variable() -> None:
         VARIABLE.set("by the task")
 
     VARIABLE.set("before")
-    first, second = manager.run(set_it), manager.run(seen)
+    first, second = manager.run(set_variable), manager.run(read_variable)
     await first
     assert await second == "before"
     assert VARIABLE.get() == "before"
 
 
-async def test_task_passes_its_variables_on_to_the_tasks_it_submits(manager: Manager) -> None:
+async def test_child_task_inherits_context(manager: Manager) -> None:
+    """A task passes its context variables on to the tasks that it submits."""
+
     async def parent() -> str:
         VARIABLE.set("by the parent")
-        return await manager.run(seen)
+        return await manager.run(read_variable)
 
     assert await manager.run(parent) == "by the parent"
 
 
 @pytest.mark.parametrize("schedule", [None, every(10)], ids=["at once", "every"])
-async def test_iteration_starts_from_the_copy_afresh(manager: Manager, schedule: Any) -> None:
+async def test_iterations_start_from_same_context(manager: Manager, schedule: Any) -> None:
+    """Every iteration of a loop starts from the context copied at submission."""
     found: list[str] = []
 
     async def work() -> None:
@@ -222,8 +239,10 @@ async def test_iteration_starts_from_the_copy_afresh(manager: Manager, schedule:
     assert set(found) == {"at submission"}
 
 
-async def test_given_context_is_seen_and_stays_as_it_is(manager: Manager) -> None:
-    async def see_and_set() -> str:
+async def test_explicit_context_unchanged(manager: Manager) -> None:
+    """Tasks read the variables of an explicit context and leave the context unchanged."""
+
+    async def read_and_set() -> str:
         before = VARIABLE.get()
         VARIABLE.set("by a task")
         return before
@@ -231,36 +250,41 @@ async def test_given_context_is_seen_and_stays_as_it_is(manager: Manager) -> Non
     context = Context()
     context.run(VARIABLE.set, "given")
     VARIABLE.set("the submitter's")
-    shared = Task(see_and_set, context=context)
+    shared = Task(read_and_set, context=context)
     handles = [manager.run_task(shared) for _ in range(100)]
     assert {await handle for handle in handles} == {"given"}
     assert context[VARIABLE] == "given"
     assert list(context) == [VARIABLE]
 
 
-async def test_tasks_share_a_given_context_at_the_same_time(manager: Manager) -> None:
-    """A context can be entered once only, so each task has to have a copy."""
+async def test_shared_explicit_context(manager: Manager) -> None:
+    """Concurrent tasks can share an explicit context.
+
+    A context can be entered only once at a time, so every task gets a copy.
+    """
     context = copy_context()
     async with anyio.create_task_group() as waiters:
         for _ in range(10):
-            handle = manager.run_task(Task(value_after, args=(10,), context=context))
+            handle = manager.run_task(Task(return_after, args=(10,), context=context))
             waiters.start_soon(handle.result)
     loops = [
-        manager.run_task(Task(value_after, args=(0.1,), kind=TaskKind.LOOP, context=context))
+        manager.run_task(Task(return_after, args=(0.1,), kind=TaskKind.LOOP, context=context))
         for _ in range(2)
     ]
     await anyio.sleep(1)
     assert all(loop.iteration > 1 and loop.error is None for loop in loops)
 
 
-async def test_context_that_is_being_run_can_be_given(manager: Manager) -> None:
+async def test_active_context(manager: Manager) -> None:
+    """A context can be passed to a task while code runs in it."""
     context = Context()
     context.run(VARIABLE.set, "given")
-    handle = context.run(lambda: manager.run_task(Task(seen, context=context)))
+    handle = context.run(lambda: manager.run_task(Task(read_variable, context=context)))
     assert await handle == "given"
 
 
-async def test_context_is_an_option_of_a_function(manager: Manager) -> None:
+async def test_context_from_decorator(manager: Manager) -> None:
+    """`@task` accepts a context for the tasks of the function."""
     context = Context()
     context.run(VARIABLE.set, "the function's")
 
@@ -271,7 +295,8 @@ async def test_context_is_an_option_of_a_function(manager: Manager) -> None:
     assert await manager.run(decorated) == "the function's"
 
 
-async def test_later_attempts_see_the_submitters_variables(manager: Manager) -> None:
+async def test_retries_keep_context(manager: Manager) -> None:
+    """Every attempt of a retried task reads the variables of its submission."""
     found: list[str] = []
 
     async def fail() -> None:
@@ -289,30 +314,35 @@ async def test_later_attempts_see_the_submitters_variables(manager: Manager) -> 
 
 
 @pytest.mark.realtime
-async def test_sync_function_sees_the_variables(manager: Manager) -> None:
-    def set_it() -> str:
+async def test_context_in_thread(manager: Manager) -> None:
+    """A sync function reads the variables of its submission and does not change the caller's."""
+
+    def set_variable() -> str:
         before = VARIABLE.get()
         VARIABLE.set("by the thread")
         return before
 
     VARIABLE.set("at submission")
-    handle = manager.run(set_it)
+    handle = manager.run(set_variable)
     VARIABLE.set("since then")
     assert await handle == "at submission"
     assert VARIABLE.get() == "since then"
 
 
 @pytest.mark.realtime
-async def test_awaitable_of_a_sync_function_sees_the_variables(manager: Manager) -> None:
+async def test_context_of_returned_awaitable(manager: Manager) -> None:
+    """An awaitable returned by a sync function runs with the variables of the submission."""
     VARIABLE.set("at submission")
-    assert await manager.run(lambda: seen()) == "at submission"
+    assert await manager.run(lambda: read_variable()) == "at submission"
 
 
 @pytest.mark.realtime
-async def test_task_from_a_thread_sees_the_threads_variables(manager: Manager) -> None:
+async def test_submit_from_thread_copies_context(manager: Manager) -> None:
+    """A task submitted from a worker thread gets that thread's context variables."""
+
     def submit() -> TaskHandle[str]:
         VARIABLE.set("the thread's")
-        handle = manager.run(seen)
+        handle = manager.run(read_variable)
         VARIABLE.set("since then")
         return handle
 
@@ -322,22 +352,22 @@ async def test_task_from_a_thread_sees_the_threads_variables(manager: Manager) -
 
 
 @pytest.mark.realtime
-async def test_task_from_a_thread_that_knows_no_context(manager: Manager) -> None:
+async def test_submit_from_thread_without_context(manager: Manager) -> None:
+    """A task submitted from a thread without a context reads the variables' defaults."""
     handles: list[TaskHandle[str]] = []
     VARIABLE.set("the event loop's")
-    thread = threading.Thread(target=lambda: handles.append(manager.run(seen)))
+    thread = threading.Thread(target=lambda: handles.append(manager.run(read_variable)))
     thread.start()
     await anyio.to_thread.run_sync(thread.join)
     assert await handles[0] == "unset"
 
 
 @pytest.mark.realtime
-@pytest.mark.parametrize("no_blocking_calls", [None], ids=["blocking"])  # of the other event loop
-@pytest.mark.parametrize("other", ["asyncio", "trio"])
-async def test_task_from_a_thread_with_an_event_loop_of_its_own(
-    manager: Manager, other: str
-) -> None:
-    """The task belongs to the manager's event loop, in all that it uses."""
+# The second event loop blocks its thread.
+@pytest.mark.parametrize("no_blocking_calls", [None], ids=["blocking"])
+@pytest.mark.parametrize("backend", ["asyncio", "trio"])
+async def test_submit_from_another_event_loop(manager: Manager, backend: str) -> None:
+    """A task submitted from another event loop runs in the manager's event loop."""
     handles: list[TaskHandle[Any]] = []
 
     async def work() -> Any:
@@ -347,12 +377,12 @@ async def test_task_from_a_thread_with_an_event_loop_of_its_own(
         in_thread = await anyio.to_thread.run_sync(VARIABLE.get)
         return current_token().native_token, in_thread
 
-    async def elsewhere() -> None:
-        VARIABLE.set("the other loop's")
+    async def submit() -> None:
+        VARIABLE.set("the second loop's")
         handles.append(manager.run(work))
         handles.append(manager.run(lambda: work()))
         await checkpoint()
 
-    await anyio.to_thread.run_sync(lambda: anyio.run(elsewhere, backend=other))
+    await anyio.to_thread.run_sync(lambda: anyio.run(submit, backend=backend))
     for handle in handles:
-        assert await handle == (current_token().native_token, "the other loop's")
+        assert await handle == (current_token().native_token, "the second loop's")

@@ -1,4 +1,4 @@
-"""Options that live with the function."""
+"""Options set with the `@task` decorator."""
 
 from __future__ import annotations
 
@@ -59,19 +59,20 @@ def decorate(**options: Any) -> Callable[[], Any]:
 
 
 @pytest.mark.parametrize("option", OPTIONS)
-def test_task_takes_each_option_from_the_function(option: str) -> None:
+def test_option_from_decorator(option: str) -> None:
+    """`Task` takes an option from its decorated function."""
     assert getattr(Task(decorate(**{option: OPTIONS[option]})), option) == OPTIONS[option]
 
 
 @pytest.mark.parametrize("option", LOOP_OPTIONS)
-def test_task_takes_each_option_of_a_loop_from_the_function(option: str) -> None:
-    """`schedule` and `max_failures` say by themselves that it is one."""
+def test_loop_option_from_decorator(option: str) -> None:
+    """A loop option makes the function's tasks loops, even if `kind` is not set."""
     described = Task(decorate(**{option: LOOP_OPTIONS[option]}))
     assert getattr(described, option) == LOOP_OPTIONS[option]
     assert described.kind is TaskKind.LOOP
 
 
-OTHERS: dict[str, Any] = {
+OVERRIDES: dict[str, Any] = {
     "delay": 6.0,
     "timeout": 11.0,
     "lifespan": 101.0,
@@ -87,18 +88,20 @@ OTHERS: dict[str, Any] = {
 }
 
 
-@pytest.mark.parametrize("option", OTHERS)
-def test_submission_has_the_last_word(option: str) -> None:
-    """And what it does not say still comes from the function."""
+@pytest.mark.parametrize("option", OVERRIDES)
+def test_submission_overrides_decorator(option: str) -> None:
+    """An option of the submission overrides the decorator's; other options remain."""
     loop = option in LOOP_OPTIONS
     decorated = decorate(**(OPTIONS | (LOOP_OPTIONS if loop else {})))
-    described = Task(decorated, **{option: OTHERS[option]})
-    assert getattr(described, option) == OTHERS[option]
-    for other in OPTIONS.keys() - {option}:
-        assert getattr(described, other) == OPTIONS[other]
+    described = Task(decorated, **{option: OVERRIDES[option]})
+    assert getattr(described, option) == OVERRIDES[option]
+    for name in OPTIONS.keys() - {option}:
+        assert getattr(described, name) == OPTIONS[name]
 
 
-def test_function_stays_what_it_was() -> None:
+def test_decorated_function_unchanged() -> None:
+    """The decorator returns the function itself, which can still be called."""
+
     def add(a: int, b: int) -> int:
         """Add."""
         return a + b
@@ -110,11 +113,13 @@ def test_function_stays_what_it_was() -> None:
     assert decorated.__name__ == "add"
 
 
-def test_options_can_be_none_of_those_there_are() -> None:
+def test_decorator_without_options() -> None:
+    """The decorator can be used without options."""
     assert Task(decorate()).retry is None
 
 
-def test_options_do_not_change_with_what_was_given() -> None:
+def test_options_are_copied() -> None:
+    """Changes to the caller's `meta` do not change the options, and `meta` is read-only."""
     meta = {"team": "mail"}
     decorated = decorate(meta=meta)
     meta["team"] = "web"
@@ -124,7 +129,8 @@ def test_options_do_not_change_with_what_was_given() -> None:
         described.meta["team"] = "web"  # type: ignore[index]
 
 
-def test_wrapped_function_keeps_its_options() -> None:
+def test_wrapped_function() -> None:
+    """A wrapper made with `functools.wraps` keeps the options."""
     decorated = decorate(retry=3)
 
     @functools.wraps(decorated)
@@ -134,8 +140,11 @@ def test_wrapped_function_keeps_its_options() -> None:
     assert Task(wrapper).retry == 3
 
 
-def test_function_that_has_any_attribute_has_no_options() -> None:
-    """As the methods of a proxy, which are not to be called for it."""
+def test_function_with_arbitrary_attributes() -> None:
+    """A callable with arbitrary attributes has no options.
+
+    The methods of a proxy are such callables; they must not be called to read options.
+    """
 
     class Method:
         def __getattr__(self, name: str) -> Method:
@@ -147,7 +156,8 @@ def test_function_that_has_any_attribute_has_no_options() -> None:
     assert Task(Method()).retry is None
 
 
-def test_decorating_again_replaces_the_options() -> None:
+def test_decorate_twice() -> None:
+    """A second decorator replaces all options of the first."""
     decorated = decorate(retry=3, timeout=5)
     task(retry=4)(decorated)
     assert Task(decorated).retry == 4
@@ -165,18 +175,20 @@ class Service:
 
 
 @pytest.mark.realtime
-async def test_methods_have_options_too(manager: Manager) -> None:
+async def test_decorated_methods(manager: Manager) -> None:
+    """Methods and static methods can be decorated."""
     handle = manager.run(Service().method)
     assert (handle.name, handle.task.retry) == ("service", 2)
     assert await handle == "done"
     assert manager.run(Service.static).name == "static"
 
 
-# Every way of submitting it
+# Submission methods
 
 
 @pytest.mark.realtime
-async def test_every_way_of_submitting_honours_the_options(manager: Manager) -> None:
+async def test_options_in_all_submission_methods(manager: Manager) -> None:
+    """All submission methods apply the options of the function."""
     one_off = decorate(name="one-off", timeout=10, meta={"a": 1})
     loop = decorate(name="loop", timeout=10, meta={"a": 1}, max_failures=3)
     handles = [
@@ -202,7 +214,9 @@ async def test_every_way_of_submitting_honours_the_options(manager: Manager) -> 
 
 
 @pytest.mark.realtime
-async def test_sync_function_with_options(manager: Manager) -> None:
+async def test_decorated_sync_function(manager: Manager) -> None:
+    """A sync function can be decorated."""
+
     @task(name="sync", timeout=10)
     def add(a: int, b: int) -> int:
         return a + b
@@ -212,11 +226,12 @@ async def test_sync_function_with_options(manager: Manager) -> None:
     assert await handle == 3
 
 
-async def test_options_have_their_effect(recorder: RecordingObserver) -> None:
-    own = RecordingObserver()
+async def test_options_take_effect(recorder: RecordingObserver) -> None:
+    """The delay, retries, timeout, name and observers of the decorator take effect."""
+    observer = RecordingObserver()
     calls: list[float] = []
 
-    @task(delay=5, retry=3, timeout=2, name="flaky", observers=[own])  # type: ignore[arg-type]
+    @task(delay=5, retry=3, timeout=2, name="flaky", observers=[observer])  # type: ignore[arg-type]
     async def flaky() -> None:
         calls.append(anyio.current_time())
         await anyio.sleep(100 if len(calls) < 3 else 1)
@@ -226,21 +241,24 @@ async def test_options_have_their_effect(recorder: RecordingObserver) -> None:
         await manager.run(flaky)
     assert calls[0] - began == pytest.approx(5)
     assert len(calls) == 3
-    for each in (own, recorder):
-        assert each.names()[:5] == ["added", "started", "retrying", "retrying", "succeeded"]
-        assert each.events[0].name == "flaky"
+    for recording in (observer, recorder):
+        assert recording.names()[:5] == ["added", "started", "retrying", "retrying", "succeeded"]
+        assert recording.events[0].name == "flaky"
 
 
-async def test_delay_of_the_call_replaces_the_functions(manager: Manager) -> None:
+async def test_after_overrides_delay(manager: Manager) -> None:
+    """`after()` overrides the delay of the decorator."""
     decorated = decorate(delay=5)
     began = anyio.current_time()
     await manager.after(9, decorated)
     assert anyio.current_time() - began == pytest.approx(9)
 
 
-async def test_lifespan_of_the_function_counts_with_the_delay_of_the_call(
+async def test_lifespan_with_delay_of_call(
     manager: Manager,
 ) -> None:
+    """The lifespan of the decorator must be longer than the delay of the call."""
+
     @task(lifespan=10)
     async def slow() -> None:
         await anyio.sleep_forever()
@@ -251,19 +269,22 @@ async def test_lifespan_of_the_function_counts_with_the_delay_of_the_call(
         await manager.after(9, slow)
 
 
-async def test_schedule_of_the_call_replaces_the_functions(manager: Manager) -> None:
+async def test_every_overrides_schedule(manager: Manager) -> None:
+    """`every()` overrides the schedule of the decorator."""
     runs: list[float] = []
 
     @task(schedule=every(10))
     async def tick() -> None:
         runs.append(anyio.current_time())
 
-    own, other = manager.loop(tick), manager.every(25, tick)
+    decorated, overridden = manager.loop(tick), manager.every(25, tick)
     await anyio.sleep(51)
-    assert (own.iteration, other.iteration) == (6, 3)
+    assert (decorated.iteration, overridden.iteration) == (6, 3)
 
 
-async def test_loop_ends_after_as_many_failures_as_its_function_allows(manager: Manager) -> None:
+async def test_max_failures_from_decorator(manager: Manager) -> None:
+    """A loop fails after the decorator's number of failures in a row."""
+
     @task(max_failures=2)
     async def fail() -> None:
         raise ValueError("wrong")
@@ -273,9 +294,8 @@ async def test_loop_ends_after_as_many_failures_as_its_function_allows(manager: 
     assert loop.iteration == 2
 
 
-async def test_function_that_is_declared_a_loop_is_no_one_off(
-    manager: Manager, recorder: RecordingObserver
-) -> None:
+async def test_loop_function_as_one_off(manager: Manager, recorder: RecordingObserver) -> None:
+    """`run()` and `after()` reject a function that is declared as a loop."""
     decorated = decorate(schedule=every(60), name="ticker")
     for submit in (manager.run, functools.partial(manager.after, 5)):
         with pytest.raises(InvalidTaskError, match=r"decorated.*loop\(\)"):
@@ -284,7 +304,7 @@ async def test_function_that_is_declared_a_loop_is_no_one_off(
     assert recorder.events == []
 
 
-# What can't work
+# Invalid options
 
 
 @pytest.mark.parametrize(
@@ -308,22 +328,23 @@ async def test_function_that_is_declared_a_loop_is_no_one_off(
     ],
     ids=str,
 )
-def test_bad_option_fails_when_the_function_is_decorated(
-    options: dict[str, Any], argument: str
-) -> None:
+def test_invalid_option(options: dict[str, Any], argument: str) -> None:
+    """An invalid option is rejected when the function is decorated."""
     decorator = task(**options)
     with pytest.raises(InvalidTaskError, match=rf"^{argument} "):
         decorator(work)
     assert Task(work).retry is None
 
 
-def test_what_is_no_function_is_not_decorated() -> None:
+def test_decorate_non_function() -> None:
+    """The decorator rejects an object that is not callable."""
     with pytest.raises(InvalidTaskError, match=r"^fn "):
         task(retry=3)(5)  # type: ignore[type-var]
 
 
 @pytest.mark.parametrize("option", ["retries", "args", "fn"])
-def test_unknown_option_is_refused(option: str) -> None:
+def test_unknown_option(option: str) -> None:
+    """An unknown option is rejected with a list of the valid options."""
     with pytest.raises(TypeError, match=rf"no option {option}; it takes .*retry"):
         task(**{option: 3})
 
@@ -332,19 +353,21 @@ class Watcher(Observer):
     async def watch(self, manager: Manager) -> None: ...
 
 
-def test_watching_observer_is_refused() -> None:
+def test_watching_observer() -> None:
+    """The decorator rejects observers that implement `watch()`."""
     with pytest.raises(InvalidTaskError, match=r"^observers .*Watcher"):
         task(observers=(Watcher(),))(work)
 
 
 @pytest.mark.realtime
-async def test_observers_of_a_function_are_told_of_its_tasks_only(manager: Manager) -> None:
+async def test_observers_of_function(manager: Manager) -> None:
+    """Observers of a function receive events of its tasks only."""
     names: list[str] = []
 
-    class Own(Observer):
+    class NameObserver(Observer):
         def on_task_added(self, event: TaskEvent) -> None:
             names.append(event.name)
 
-    await manager.run(decorate(observers=(Own(),), name="with"))
+    await manager.run(decorate(observers=(NameObserver(),), name="with"))
     await manager.run(decorate(name="without"))
     assert names == ["with"]

@@ -1,4 +1,4 @@
-"""The edges where the event loop, not the manager, decides."""
+"""Edge cases of the event loop: native cancellation, shutdown, and signals."""
 
 from __future__ import annotations
 
@@ -19,18 +19,21 @@ from background._execution.handle import state_of
 from background.testing import RecordingObserver
 
 
-def native(name: str) -> asyncio.Task[Any]:
-    (task,) = (each for each in asyncio.all_tasks() if each.get_name() == name)
+def find_native_task(name: str) -> asyncio.Task[Any]:
+    (task,) = (task for task in asyncio.all_tasks() if task.get_name() == name)
     return task
 
 
-async def test_only_a_coroutine_that_is_thrown_away_has_to_let_generator_exit_pass() -> None:
+async def test_generator_exit_of_closed_coroutine() -> None:
+    """`GeneratorExit` ends a coroutine only if it is closed outside its own task."""
     backend = current_backend()
     assert not backend.ends(backend.current_task(), GeneratorExit())
     assert backend.ends(object(), GeneratorExit())
 
 
-def test_outside_of_any_loop_there_is_no_current_task(anyio_backend: Any) -> None:
+def test_backend_outside_event_loop(anyio_backend: Any) -> None:
+    """A backend used outside its event loop has no current task and is not running."""
+
     async def main() -> Any:
         return current_backend()
 
@@ -42,29 +45,30 @@ def test_outside_of_any_loop_there_is_no_current_task(anyio_backend: Any) -> Non
 
 
 @pytest.mark.realtime
-async def test_without_sniffio_nothing_has_to_be_told_to_it(
+async def test_without_sniffio(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Which is there only where trio is installed."""
+    """Submission from a thread works without sniffio, which only trio installs."""
     monkeypatch.delitem(sys.modules, "sniffio", raising=False)
 
-    async def fine() -> str:
-        return "fine"
+    async def work() -> str:
+        return "done"
 
     async with Manager() as manager:
-        handle: TaskHandle[str] = await anyio.to_thread.run_sync(manager.run, fine)
-        assert await handle == "fine"
+        handle: TaskHandle[str] = await anyio.to_thread.run_sync(manager.run, work)
+        assert await handle == "done"
 
 
 @pytest.mark.parametrize("kind", TaskKind)
-def test_cancelled_by_the_manager_and_by_the_loop_before_the_first_step(kind: TaskKind) -> None:
+def test_two_cancellations_before_first_step(kind: TaskKind) -> None:
+    """A task cancelled by the manager and by asyncio before its first step ends once."""
     recorder = RecordingObserver()
 
     async def main() -> None:
         async with Manager(observers=[recorder]) as manager:
             handle = manager.run_task(Task(anyio.sleep_forever, kind=kind, name="early"))
-            assert handle.cancel("mine")
-            native("early").cancel()
+            assert handle.cancel("first")
+            find_native_task("early").cancel()
             await handle.wait()
             assert not manager._entered().scheduler._cancel(state_of(handle), "late")
             await checkpoint()
@@ -73,17 +77,19 @@ def test_cancelled_by_the_manager_and_by_the_loop_before_the_first_step(kind: Ta
     asyncio.run(main())
 
 
-async def test_a_service_that_starts_while_they_are_stopped_is_stopped_too() -> None:
+async def test_service_started_during_stop() -> None:
+    """A service that starts while services are stopped is stopped, too."""
+
     class Late(Observer):
         async def watch(self, manager: Manager) -> None:
             try:
                 await anyio.sleep_forever()
             finally:
-                manager._entered().services.start("late", never)
+                manager._entered().services.start("late", wait_forever)
 
     ended: list[str] = []
 
-    async def never() -> None:
+    async def wait_forever() -> None:
         try:
             await anyio.sleep_forever()
         finally:
@@ -94,8 +100,8 @@ async def test_a_service_that_starts_while_they_are_stopped_is_stopped_too() -> 
     assert ended == ["late"]
 
 
-async def test_grace_that_outlasts_the_closing_leaves_the_body_alone() -> None:
-    """Somebody else owns the process, or nobody asked for its end."""
+async def test_grace_outlasts_closing() -> None:
+    """The end of the grace period does not cancel the body if it need not end the process."""
     async with Manager(grace=10) as manager:
         manager.request_shutdown()
         await manager.close()
@@ -104,10 +110,10 @@ async def test_grace_that_outlasts_the_closing_leaves_the_body_alone() -> None:
         await checkpoint()
 
 
-async def test_body_that_stays_is_ended_when_nobody_else_ends_the_process(
+async def test_body_cancelled_after_grace(
     anyio_backend: object,
 ) -> None:
-    """After the grace, the closing, and time to clean up."""
+    """A shutdown that ends the process cancels the body after grace and cancel timeout."""
     began = anyio.current_time()
     async with Manager(grace=10, cancel_timeout=5) as manager:
         manager._entered().shutdown.request(ends_process=True)
@@ -116,7 +122,9 @@ async def test_body_that_stays_is_ended_when_nobody_else_ends_the_process(
     assert anyio.current_time() - began == 15
 
 
-def test_closing_that_the_loop_cancels_while_observers_catch_up_still_ends() -> None:
+def test_native_cancellation_of_closing() -> None:
+    """Closing completes when asyncio cancels it while it waits for observers."""
+
     class Slow(Observer):
         async def on_task_succeeded(self, event: object) -> None:
             await anyio.sleep_forever()
@@ -128,7 +136,7 @@ def test_closing_that_the_loop_cancels_while_observers_catch_up_still_ends() -> 
             handle = manager.run(checkpoint)
             closing = asyncio.create_task(manager.close())
             await recorder.wait_for(ManagerClosed)
-            native("background closing").cancel()
+            find_native_task("background closing").cancel()
             report = await closing
             assert report.succeeded == (handle,)
         assert recorder.names().count("closed") == 1
@@ -136,34 +144,37 @@ def test_closing_that_the_loop_cancels_while_observers_catch_up_still_ends() -> 
     asyncio.run(main())
 
 
-def test_grace_that_the_loop_cancels_before_it_counts_is_no_more() -> None:
+def test_native_cancellation_of_grace() -> None:
+    """The manager stays open when asyncio cancels the grace period before its first step."""
+
     async def main() -> None:
         async with Manager() as manager:
             manager.request_shutdown()
-            native("background grace").cancel()
+            find_native_task("background grace").cancel()
             await checkpoint()
             assert await manager.run(str, 1) == "1"
 
     asyncio.run(main())
 
 
-def test_cancelled_twice_by_the_loop_before_the_first_step() -> None:
+def test_native_cancellation_twice() -> None:
+    """A task that asyncio cancels twice before its first step ends as cancelled once."""
     recorder = RecordingObserver()
 
     async def main() -> None:
         async with Manager(observers=[recorder]) as manager:
             handle = manager.run(checkpoint)
-            child = native(handle.name)
-            child.cancel()
-            child.cancel()
+            native_task = find_native_task(handle.name)
+            native_task.cancel()
+            native_task.cancel()
             assert await handle.wait() is TaskStatus.CANCELLED
         assert recorder.names(handle.id) == ["added", "cancelled"]
 
     asyncio.run(main())
 
 
-def wakeup_descriptor() -> int:
-    """Return where Python writes the numbers of signals now; -1 is nowhere."""
+def get_wakeup_descriptor() -> int:
+    """Return the file descriptor that Python writes signal numbers to, or -1."""
     descriptor = signal.set_wakeup_fd(-1)
     if descriptor != -1:
         signal.set_wakeup_fd(descriptor, warn_on_full_buffer=False)
@@ -171,59 +182,62 @@ def wakeup_descriptor() -> int:
 
 
 @pytest.mark.realtime
-async def test_a_loop_that_waits_is_woken_by_signals() -> None:
-    """By itself, or by the manager, which puts back what it found."""
-    before = wakeup_descriptor()
+async def test_signal_wakeup_descriptor() -> None:
+    """A wakeup descriptor is set while signals are handled, and the previous one is restored."""
+    before = get_wakeup_descriptor()
     async with Manager(signals={signal.SIGTERM}) as manager:
         await manager.run(checkpoint)
-        assert wakeup_descriptor() != -1
+        assert get_wakeup_descriptor() != -1
         if before != -1:
-            assert wakeup_descriptor() == before
-    assert wakeup_descriptor() == before
+            assert get_wakeup_descriptor() == before
+    assert get_wakeup_descriptor() == before
 
 
-def test_somebody_elses_wakeup_descriptor_is_left_alone() -> None:
-    theirs, other = socket.socketpair()
+def test_foreign_wakeup_descriptor() -> None:
+    """The manager does not replace a wakeup descriptor that other code has set."""
+    writing, reading = socket.socketpair()
 
     async def main() -> None:
         async with Manager(signals={signal.SIGTERM}) as manager:
             await manager.run(checkpoint)
-            theirs.setblocking(False)
-            signal.set_wakeup_fd(theirs.fileno())
-        assert signal.set_wakeup_fd(-1) == theirs.fileno()
+            writing.setblocking(False)
+            signal.set_wakeup_fd(writing.fileno())
+        assert signal.set_wakeup_fd(-1) == writing.fileno()
 
-    with theirs, other:
+    with writing, reading:
         asyncio.run(main())
 
 
-def test_a_wakeup_descriptor_that_was_closed_counts_as_none() -> None:
+def test_closed_wakeup_descriptor() -> None:
+    """A closed wakeup descriptor is treated as not set."""
     reading, writing = socket.socketpair()
-    gone, other = socket.socketpair()
+    closed, closed_peer = socket.socketpair()
     with reading, writing:
-        for each in (reading, writing, gone):
-            each.setblocking(False)
-        signal.set_wakeup_fd(gone.fileno())
-        gone.close()
-        other.close()
+        for sock in (reading, writing, closed):
+            sock.setblocking(False)
+        signal.set_wakeup_fd(closed.fileno())
+        closed.close()
+        closed_peer.close()
         try:
             assert not _replace(writing.fileno(), reading)
-            assert wakeup_descriptor() == writing.fileno()
+            assert get_wakeup_descriptor() == writing.fileno()
             assert not _replace(writing.fileno(), reading)
         finally:
             signal.set_wakeup_fd(-1)
 
 
-def test_a_signal_that_comes_while_descriptors_are_exchanged_is_handed_on() -> None:
+def test_signal_during_descriptor_exchange() -> None:
+    """A signal that arrives while descriptors are exchanged is passed on to the foreign one."""
     reading, writing = socket.socketpair()
-    theirs, other = socket.socketpair()
-    with reading, writing, theirs, other:
-        for each in (reading, writing, theirs, other):
-            each.setblocking(False)
-        signal.set_wakeup_fd(theirs.fileno())
+    foreign, foreign_peer = socket.socketpair()
+    with reading, writing, foreign, foreign_peer:
+        for sock in (reading, writing, foreign, foreign_peer):
+            sock.setblocking(False)
+        signal.set_wakeup_fd(foreign.fileno())
         try:
             writing.send(b"\x0f")
             assert _replace(writing.fileno(), reading)
-            assert other.recv(9) == b"\x0f"
-            assert wakeup_descriptor() == theirs.fileno()
+            assert foreign_peer.recv(9) == b"\x0f"
+            assert get_wakeup_descriptor() == foreign.fileno()
         finally:
             signal.set_wakeup_fd(-1)

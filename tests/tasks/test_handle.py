@@ -1,4 +1,4 @@
-"""The caller's end of a task: its result, its state, its cancellation, and where it stands."""
+"""Task handles: results, states, cancellation, and stacks."""
 
 from __future__ import annotations
 
@@ -32,36 +32,38 @@ DAY_ONE = datetime(2025, 1, 1, tzinfo=UTC)
 EPOCH = DAY_ONE.timestamp()
 
 
-def lines(stack: list[FrameSummary]) -> list[str]:
-    """The source lines of a stack that are in this file."""
+def list_lines(stack: list[FrameSummary]) -> list[str]:
+    """Return the source lines of the frames that are in this file."""
     return [frame.line or "" for frame in stack if frame.filename == __file__]
 
 
-def functions(stack: list[FrameSummary]) -> list[str]:
+def list_functions(stack: list[FrameSummary]) -> list[str]:
     return [frame.name for frame in stack]
 
 
-async def returns(value: Any) -> Any:
+async def return_value(value: Any) -> Any:
     return value
 
 
-async def fails() -> None:
+async def fail() -> None:
     raise ValueError("no luck")
 
 
 # Results
 
 
-async def test_awaiting_a_handle_is_its_result(manager: Manager) -> None:
-    handle = manager.run(returns, 5)
+async def test_await_handle(manager: Manager) -> None:
+    """Awaiting a handle returns the task's result, as `result()` does."""
+    handle = manager.run(return_value, 5)
     assert await handle == 5
     assert await handle.result() == 5
     assert await handle.wait() is TaskStatus.SUCCEEDED
 
 
-async def test_any_number_of_waiters_get_the_result(manager: Manager) -> None:
+async def test_many_waiters(manager: Manager) -> None:
+    """All waiters of a task get its result."""
     release = anyio.Event()
-    answers: list[object] = []
+    results: list[object] = []
 
     async def work() -> object:
         await release.wait()
@@ -69,42 +71,43 @@ async def test_any_number_of_waiters_get_the_result(manager: Manager) -> None:
 
     handle = manager.run(work)
 
-    async def ask() -> None:
-        answers.append(await handle)
+    async def wait_for_result() -> None:
+        results.append(await handle)
 
     async with anyio.create_task_group() as group:
         for _ in range(100):
-            group.start_soon(ask)
+            group.start_soon(wait_for_result)
         await anyio.wait_all_tasks_blocked()
-        assert answers == []
+        assert results == []
         release.set()
-    assert answers == [release] * 100
+    assert results == [release] * 100
 
 
-async def test_a_cancelled_waiter_touches_neither_the_task_nor_other_waiters(
+async def test_cancelled_waiter(
     manager: Manager,
 ) -> None:
+    """Cancelling a waiter affects neither the task nor its other waiters."""
     release = anyio.Event()
     handle = manager.run(release.wait)
-    answers: list[object] = []
+    statuses: list[object] = []
 
-    async def ask() -> None:
-        answers.append(await handle.wait())
+    async def wait_for_status() -> None:
+        statuses.append(await handle.wait())
 
     async with anyio.create_task_group() as group:
-        group.start_soon(ask)
+        group.start_soon(wait_for_status)
         with anyio.move_on_after(1) as scope:
             await handle
         assert scope.cancelled_caught
         assert handle.status is TaskStatus.RUNNING
         release.set()
-    assert answers == [TaskStatus.SUCCEEDED]
+    assert statuses == [TaskStatus.SUCCEEDED]
 
 
 @pytest.mark.parametrize("ended", [True, False])
-async def test_waiting_is_a_cancellation_point(manager: Manager, ended: bool) -> None:
-    """Also where there is nothing to wait for."""
-    handle = manager.run(returns, 1) if ended else manager.after(10, returns, 1)
+async def test_wait_is_cancellation_point(manager: Manager, ended: bool) -> None:
+    """`wait()` is a cancellation point, even if the task has ended."""
+    handle = manager.run(return_value, 1) if ended else manager.after(10, return_value, 1)
     if ended:
         await handle
     with anyio.CancelScope() as scope:
@@ -114,22 +117,24 @@ async def test_waiting_is_a_cancellation_point(manager: Manager, ended: bool) ->
     assert await handle == 1
 
 
-async def test_waiting_for_what_has_ended_lets_others_run(manager: Manager) -> None:
-    handle = manager.run(returns, 1)
+async def test_wait_is_checkpoint(manager: Manager) -> None:
+    """Awaiting an ended task lets other tasks run."""
+    handle = manager.run(return_value, 1)
     await handle
-    others: list[str] = []
+    ran: list[str] = []
 
-    async def other() -> None:
-        others.append("ran")
+    async def run_once() -> None:
+        ran.append("ran")
 
     async with anyio.create_task_group() as group:
-        group.start_soon(other)
-        while not others:
+        group.start_soon(run_once)
+        while not ran:
             await handle
 
 
-async def test_a_failure_is_raised_to_every_waiter(manager: Manager) -> None:
-    handle = manager.run(fails)
+async def test_failure_raised_to_all_waiters(manager: Manager) -> None:
+    """Every waiter of a failed task gets its error."""
+    handle = manager.run(fail)
     errors: list[BaseException] = []
     for _ in range(3):
         with pytest.raises(ValueError, match="no luck") as caught:
@@ -139,29 +144,32 @@ async def test_a_failure_is_raised_to_every_waiter(manager: Manager) -> None:
     assert errors == [handle.error] * 3
 
 
-async def test_the_traceback_does_not_grow_with_each_waiter(manager: Manager) -> None:
-    handle = manager.run(fails)
+async def test_traceback_does_not_grow(manager: Manager) -> None:
+    """The traceback of an error does not grow with the number of waiters."""
+    handle = manager.run(fail)
     depths: set[int] = set()
     for _ in range(20):
         with pytest.raises(ValueError, match="no luck") as caught:
             await handle
-        seen = functions(list(extract_tb(caught.value.__traceback__)))
-        assert seen[-1] == "fails"
-        depths.add(len(seen))
+        names = list_functions(list(extract_tb(caught.value.__traceback__)))
+        assert names[-1] == "fail"
+        depths.add(len(names))
     assert len(depths) == 1
 
 
-async def test_a_waiter_sees_where_it_waited_and_where_the_task_failed(manager: Manager) -> None:
-    handle = manager.run(fails)
+async def test_traceback_includes_waiter(manager: Manager) -> None:
+    """The traceback of an error starts in the waiter and ends in the failed function."""
+    handle = manager.run(fail)
     with pytest.raises(ValueError, match="no luck") as caught:
         await handle
     assert handle.error is caught.value
-    names = functions(list(extract_tb(caught.value.__traceback__)))
-    assert names[0] == "test_a_waiter_sees_where_it_waited_and_where_the_task_failed"
-    assert names[-1] == "fails"
+    names = list_functions(list(extract_tb(caught.value.__traceback__)))
+    assert names[0] == "test_traceback_includes_waiter"
+    assert names[-1] == "fail"
 
 
-async def test_a_cancelled_tasks_result_raises(manager: Manager) -> None:
+async def test_result_of_cancelled_task(manager: Manager) -> None:
+    """The result of a cancelled task raises `TaskCancelledError` with the reason."""
     handle = manager.run(ages)
     await anyio.wait_all_tasks_blocked()
     assert handle.cancel("not wanted")
@@ -173,15 +181,17 @@ async def test_a_cancelled_tasks_result_raises(manager: Manager) -> None:
     assert await handle.wait() is TaskStatus.CANCELLED
 
 
-async def test_a_cancellation_without_a_reason(manager: Manager) -> None:
-    handle = manager.after(10, returns, 1)
+async def test_cancel_without_reason(manager: Manager) -> None:
+    """`TaskCancelledError` has no reason if `cancel()` got none."""
+    handle = manager.after(10, return_value, 1)
     handle.cancel()
     with pytest.raises(TaskCancelledError, match=r"was cancelled$") as caught:
         await handle
     assert caught.value.reason is None
 
 
-async def test_an_expired_tasks_result_raises(manager: Manager) -> None:
+async def test_result_of_expired_task(manager: Manager) -> None:
+    """The result of an expired task raises `TaskExpiredError` with the lifespan."""
     handle = manager.run_task(Task(ages, lifespan=2.5, name="nap"))
     with pytest.raises(
         TaskExpiredError, match=r"'nap' .* outlived its lifespan of 2\.5 s"
@@ -191,7 +201,8 @@ async def test_an_expired_tasks_result_raises(manager: Manager) -> None:
     assert await handle.wait() is TaskStatus.EXPIRED
 
 
-async def test_a_stopped_loops_result_raises(manager: Manager) -> None:
+async def test_result_of_stopped_loop(manager: Manager) -> None:
+    """The result of a stopped loop raises `TaskCancelledError` with the reason "stopped"."""
     handle = manager.every(10, checkpoint)
     await manager.stop_loops()
     with pytest.raises(TaskCancelledError, match="stopped") as caught:
@@ -199,14 +210,16 @@ async def test_a_stopped_loops_result_raises(manager: Manager) -> None:
     assert caught.value.reason == "stopped"
 
 
-async def test_a_failed_loops_result_is_its_last_error(manager: Manager) -> None:
-    handle = manager.run_task(Task(fails, kind=TaskKind.LOOP, max_failures=2))
+async def test_result_of_failed_loop(manager: Manager) -> None:
+    """The result of a failed loop raises the error of its last iteration."""
+    handle = manager.run_task(Task(fail, kind=TaskKind.LOOP, max_failures=2))
     with pytest.raises(ValueError, match="no luck"):
         await handle
 
 
-async def test_a_task_may_wait_for_another(manager: Manager) -> None:
-    first = manager.after(10, returns, "first")
+async def test_task_waits_for_task(manager: Manager) -> None:
+    """A task can wait for the result of another task."""
+    first = manager.after(10, return_value, "first")
 
     async def second() -> str:
         return await first + " then second"
@@ -214,10 +227,11 @@ async def test_a_task_may_wait_for_another(manager: Manager) -> None:
     assert await manager.run(second) == "first then second"
 
 
-# State through the life of each kind
+# State transitions
 
 
-async def test_the_life_of_a_one_off(manager: Manager) -> None:
+async def test_one_off_states(manager: Manager) -> None:
+    """A one-off task is waiting, running, then succeeded, and records the time of each."""
     seen: list[tuple[object, ...]] = []
 
     async def work() -> None:
@@ -236,7 +250,8 @@ async def test_the_life_of_a_one_off(manager: Manager) -> None:
     assert handle.finished_at == pytest.approx(EPOCH + 8)
 
 
-async def test_the_life_of_a_retried_one_off(manager: Manager) -> None:
+async def test_retried_task_states(manager: Manager) -> None:
+    """A retried task counts its attempts and has no error until it fails for good."""
     seen: list[tuple[TaskStatus, int]] = []
 
     async def work() -> None:
@@ -256,7 +271,8 @@ async def test_the_life_of_a_retried_one_off(manager: Manager) -> None:
     assert handle.error is None
 
 
-async def test_the_life_of_a_loop(manager: Manager) -> None:
+async def test_loop_states(manager: Manager) -> None:
+    """A loop alternates between running and waiting, and keeps its last error."""
     seen: list[tuple[TaskStatus, int, int, BaseException | None]] = []
     error = ValueError("second")
 
@@ -287,7 +303,8 @@ async def test_the_life_of_a_loop(manager: Manager) -> None:
     assert handle.finished_at == pytest.approx(EPOCH + 25)
 
 
-async def test_attempts_are_counted_anew_in_each_iteration(manager: Manager) -> None:
+async def test_attempts_restart_per_iteration(manager: Manager) -> None:
+    """The attempt counter restarts with every iteration."""
     seen: list[tuple[int, int]] = []
 
     async def work() -> None:
@@ -300,9 +317,10 @@ async def test_attempts_are_counted_anew_in_each_iteration(manager: Manager) -> 
     assert seen == [(1, 1), (1, 2), (2, 1), (2, 2), (3, 1), (3, 2)]
 
 
-async def test_the_life_of_a_task_that_never_started(manager: Manager) -> None:
+async def test_states_without_start(manager: Manager) -> None:
+    """A task cancelled before it started has a finish time, but no start time."""
     with virtual_wall_clock(DAY_ONE):
-        handle = manager.after(100, returns, 1)
+        handle = manager.after(100, return_value, 1)
         await anyio.sleep(7)
         handle.cancel()
     assert handle.status is TaskStatus.CANCELLED
@@ -310,7 +328,8 @@ async def test_the_life_of_a_task_that_never_started(manager: Manager) -> None:
     assert handle.finished_at == pytest.approx(EPOCH + 7)
 
 
-async def test_a_handle_tells_what_was_submitted(manager: Manager) -> None:
+async def test_handle_attributes(manager: Manager) -> None:
+    """A handle has the task and its id, name, kind and metadata."""
     task: Task[None] = Task(checkpoint, id="one", name="tick", meta={"a": 1}, kind=TaskKind.LOOP)
     handle = manager.run_task(task)
     assert handle.task is task
@@ -323,16 +342,19 @@ async def test_a_handle_tells_what_was_submitted(manager: Manager) -> None:
 
 
 async def test_repr(manager: Manager) -> None:
-    handle = manager.run_task(Task(returns, args=(1,), id="7", name="say"))
+    """The representation of a handle contains its name, id and status."""
+    handle = manager.run_task(Task(return_value, args=(1,), id="7", name="say"))
     assert repr(handle) == "<TaskHandle 'say' 7 waiting>"
     await handle
     assert repr(handle) == "<TaskHandle 'say' 7 succeeded>"
 
 
-# Cancelling
+# Cancellation
 
 
-async def test_what_cancel_returns_and_which_reason_counts(manager: Manager) -> None:
+async def test_cancel_twice(manager: Manager) -> None:
+    """`cancel()` returns whether the task was still active; the first reason counts."""
+
     async def clean_up() -> None:
         try:
             await ages()
@@ -353,7 +375,8 @@ async def test_what_cancel_returns_and_which_reason_counts(manager: Manager) -> 
 
 
 @pytest.mark.parametrize("start", ["delayed", "not stepped yet", "limit", "loop", "every"])
-async def test_what_has_not_started_is_cancelled_at_once(start: str) -> None:
+async def test_cancel_before_start(start: str) -> None:
+    """A task that has not started is cancelled immediately and never runs."""
     ran: list[str] = []
 
     async def work() -> None:
@@ -381,16 +404,19 @@ async def test_what_has_not_started_is_cancelled_at_once(start: str) -> None:
     assert recorder.names(handle.id) == ["added", "cancelled"]
 
 
-async def test_cancelling_by_id(manager: Manager) -> None:
+async def test_cancel_by_id(manager: Manager) -> None:
+    """`Manager.cancel()` cancels an active task by its id."""
     handle = manager.run_task(Task(ages, id="one"))
-    assert manager.cancel("other") is False
+    assert manager.cancel("unknown") is False
     assert manager.cancel("one", reason="why not") is True
     with pytest.raises(TaskCancelledError, match="why not"):
         await handle
     assert manager.cancel("one") is False
 
 
-async def test_a_task_that_cancels_itself(manager: Manager) -> None:
+async def test_cancel_from_task_itself(manager: Manager) -> None:
+    """A task can cancel itself."""
+
     async def work() -> None:
         assert handle.cancel("myself")
         await checkpoint()
@@ -401,7 +427,9 @@ async def test_a_task_that_cancels_itself(manager: Manager) -> None:
         await handle
 
 
-async def test_a_cancelled_task_may_finish_all_the_same(manager: Manager) -> None:
+async def test_cancellation_swallowed(manager: Manager) -> None:
+    """A cancelled task that returns a value succeeds."""
+
     async def work() -> str:
         try:
             await ages()
@@ -414,7 +442,9 @@ async def test_a_cancelled_task_may_finish_all_the_same(manager: Manager) -> Non
     assert await handle == "swallowed"
 
 
-async def test_a_cancelled_task_may_fail(manager: Manager) -> None:
+async def test_failure_during_cancellation(manager: Manager) -> None:
+    """A cancelled task that raises in its clean-up fails without a retry."""
+
     async def work() -> None:
         try:
             await ages()
@@ -429,8 +459,9 @@ async def test_a_cancelled_task_may_fail(manager: Manager) -> None:
     assert handle.attempt == 1
 
 
-async def test_cancelling_in_backoff(manager: Manager) -> None:
-    handle = manager.run_task(Task(fails, retry=5))
+async def test_cancel_during_backoff(manager: Manager) -> None:
+    """A task cancelled during backoff starts no further attempt."""
+    handle = manager.run_task(Task(fail, retry=5))
     while handle.status is not TaskStatus.RETRYING:
         await checkpoint()
     assert handle.cancel("enough")
@@ -440,7 +471,8 @@ async def test_cancelling_in_backoff(manager: Manager) -> None:
 
 
 @pytest.mark.realtime
-async def test_a_thread_ends_as_cancelled_when_its_function_returns(manager: Manager) -> None:
+async def test_cancel_thread(manager: Manager) -> None:
+    """A cancelled sync function keeps running; its task is cancelled when it returns."""
     entered, release = threading.Event(), threading.Event()
 
     def work() -> str:
@@ -459,7 +491,8 @@ async def test_a_thread_ends_as_cancelled_when_its_function_returns(manager: Man
 
 
 @pytest.mark.realtime
-async def test_a_thread_can_ask_whether_it_is_cancelled(manager: Manager) -> None:
+async def test_check_cancelled_in_thread(manager: Manager) -> None:
+    """`check_cancelled()` raises in the thread of a cancelled sync function."""
     entered, cancelled = threading.Event(), threading.Event()
 
     def work() -> None:
@@ -478,37 +511,39 @@ async def test_a_thread_can_ask_whether_it_is_cancelled(manager: Manager) -> Non
 
 
 @pytest.mark.realtime
-async def test_cancelling_from_another_thread(manager: Manager) -> None:
+async def test_cancel_from_another_thread(manager: Manager) -> None:
+    """A task can be cancelled from another thread."""
     handle = manager.run(ages)
     await anyio.wait_all_tasks_blocked()
-    assert await anyio.to_thread.run_sync(handle.cancel, "from afar") is True
-    with pytest.raises(TaskCancelledError, match="from afar"):
+    assert await anyio.to_thread.run_sync(handle.cancel, "from a thread") is True
+    with pytest.raises(TaskCancelledError, match="from a thread"):
         await handle
     assert await anyio.to_thread.run_sync(handle.cancel) is False
 
 
 @pytest.mark.realtime
-async def test_waiting_in_a_foreign_event_loop_is_explained(manager: Manager) -> None:
-    """It would wait for ever: the manager's event loop can't wake it."""
+async def test_wait_in_another_event_loop(manager: Manager) -> None:
+    """Waiting in another event loop raises an error, since the manager cannot wake that loop."""
     from background import ManagerMisuseError
 
     release = anyio.Event()
     handle = manager.run(release.wait)
 
-    async def foreign() -> None:
+    async def wait_in_second_loop() -> None:
         with anyio.fail_after(0.5):
             await handle.wait()
 
     with pytest.raises(ManagerMisuseError, match="event loop"):
-        await anyio.to_thread.run_sync(anyio.run, foreign)
+        await anyio.to_thread.run_sync(anyio.run, wait_in_second_loop)
     release.set()
     await handle
 
 
-# Where it stands
+# Stacks
 
 
-async def test_a_suspended_task_stands_at_its_await(manager: Manager) -> None:
+async def test_stack_of_suspended_task(manager: Manager) -> None:
+    """The stack of a suspended task ends at its `await`."""
     release = anyio.Event()
 
     async def inner() -> None:
@@ -520,7 +555,7 @@ async def test_a_suspended_task_stands_at_its_await(manager: Manager) -> None:
     handle = manager.run(outer)
     await anyio.wait_all_tasks_blocked()
     stack = handle.stack()
-    assert lines(stack) == ["await inner()  # there", "await release.wait()  # here"]
+    assert list_lines(stack) == ["await inner()  # there", "await release.wait()  # here"]
     assert stack[0].name == "outer"
     assert "_runner.py" not in str(stack)
     for frame in stack:
@@ -529,7 +564,9 @@ async def test_a_suspended_task_stands_at_its_await(manager: Manager) -> None:
     await handle
 
 
-async def test_a_task_can_see_where_it_stands_itself(manager: Manager) -> None:
+async def test_stack_from_task_itself(manager: Manager) -> None:
+    """The stack of a task read by the task itself includes sync callees."""
+
     async def inner() -> list[FrameSummary]:
         await checkpoint()
         return helper()  # in inner
@@ -542,15 +579,17 @@ async def test_a_task_can_see_where_it_stands_itself(manager: Manager) -> None:
 
     handle = manager.run(outer)
     stack = await handle
-    assert lines(stack) == [
+    assert list_lines(stack) == [
         "return await inner()  # in outer",
         "return helper()  # in inner",
         "return handle.stack()  # in helper",
     ]
-    assert functions(stack) == ["outer", "inner", "helper"]
+    assert list_functions(stack) == ["outer", "inner", "helper"]
 
 
-async def test_a_stack_goes_through_generators(manager: Manager) -> None:
+async def test_stack_through_generators(manager: Manager) -> None:
+    """A stack includes the frames of generators behind `__await__()`."""
+
     class Awaitable:
         def __await__(self) -> Generator[Any, Any, None]:
             yield from wait_in_coroutine().__await__()
@@ -563,7 +602,7 @@ async def test_a_stack_goes_through_generators(manager: Manager) -> None:
 
     handle = manager.run(work)
     await anyio.wait_all_tasks_blocked()
-    found = lines(handle.stack())
+    found = list_lines(handle.stack())
     assert found == [
         "await Awaitable()  # in work",
         "yield from wait_in_coroutine().__await__()",
@@ -571,7 +610,9 @@ async def test_a_stack_goes_through_generators(manager: Manager) -> None:
     ]
 
 
-async def test_a_stack_goes_through_async_generators(manager: Manager) -> None:
+async def test_stack_through_async_generators(manager: Manager) -> None:
+    """A stack includes the frames that an async generator awaits."""
+
     async def numbers() -> AsyncIterator[int]:
         yield 1
         await pause()  # in generator
@@ -586,7 +627,7 @@ async def test_a_stack_goes_through_async_generators(manager: Manager) -> None:
 
     handle = manager.run(work)
     await anyio.wait_all_tasks_blocked()
-    assert lines(handle.stack()) == [
+    assert list_lines(handle.stack()) == [
         "async for _ in numbers():  # in work",
         "await pause()  # in generator",
         "await anyio.sleep(10)  # in pause",
@@ -594,8 +635,8 @@ async def test_a_stack_goes_through_async_generators(manager: Manager) -> None:
     await handle
 
 
-async def test_a_stack_goes_through_another_handle(manager: Manager) -> None:
-    """The frames of waiting for a handle are the library's own, and do not show."""
+async def test_stack_of_waiting_task(manager: Manager) -> None:
+    """The stack of a task that waits for a handle has no frames of the library."""
     first = manager.run(anyio.sleep, 10)
 
     async def second() -> None:
@@ -603,18 +644,19 @@ async def test_a_stack_goes_through_another_handle(manager: Manager) -> None:
 
     handle = manager.run(second)
     await anyio.wait_all_tasks_blocked()
-    assert lines(handle.stack()) == ["await first  # in second"]
+    assert list_lines(handle.stack()) == ["await first  # in second"]
     await handle
 
 
-async def test_only_an_attempt_under_way_has_a_stack(manager: Manager) -> None:
+async def test_stack_without_attempt(manager: Manager) -> None:
+    """A task has a stack only during an attempt."""
     finished = manager.run(checkpoint)
     not_stepped = manager.run(checkpoint)
     assert not_stepped.stack() == []
     await finished
     delayed = manager.after(10, checkpoint)
     between_ticks = manager.every(10, checkpoint)
-    retrying = manager.run_task(Task(fails, retry=2))
+    retrying = manager.run_task(Task(fail, retry=2))
     while retrying.status is not TaskStatus.RETRYING:
         await checkpoint()
     while between_ticks.status is not TaskStatus.WAITING:
@@ -625,17 +667,19 @@ async def test_only_an_attempt_under_way_has_a_stack(manager: Manager) -> None:
     assert retrying.stack() == []
 
 
-def test_what_has_no_frames_has_no_stack() -> None:
+def test_stack_without_frames() -> None:
+    """The stack of an object without frames is empty."""
     assert of_coroutine(None) == []
     assert of_coroutine(object()) == []
-    finished = returns(1)
+    finished = return_value(1)
     finished.close()
     assert of_coroutine(finished) == []
     assert of_thread(-1) == []
 
 
 @pytest.mark.realtime
-async def test_a_sync_function_stands_where_its_thread_does(manager: Manager) -> None:
+async def test_stack_of_sync_function(manager: Manager) -> None:
+    """The stack of a sync function is that of its thread."""
     entered, release = threading.Event(), threading.Event()
 
     def inner() -> None:
@@ -648,8 +692,8 @@ async def test_a_sync_function_stands_where_its_thread_does(manager: Manager) ->
     handle = manager.run(work)
     assert await anyio.to_thread.run_sync(entered.wait, SOON)
     stack = handle.stack()
-    assert lines(stack) == ["inner()  # in work", "release.wait(SOON)  # in inner"] or (
-        lines(stack) == ["inner()  # in work", "entered.set()"]
+    assert list_lines(stack) == ["inner()  # in work", "release.wait(SOON)  # in inner"] or (
+        list_lines(stack) == ["inner()  # in work", "entered.set()"]
     )
     assert stack[0].name == "work"
     release.set()
@@ -658,59 +702,61 @@ async def test_a_sync_function_stands_where_its_thread_does(manager: Manager) ->
 
 
 @pytest.mark.realtime
-async def test_a_sync_function_can_see_where_it_stands_itself(manager: Manager) -> None:
+async def test_stack_from_sync_function_itself(manager: Manager) -> None:
+    """A sync function can read its own stack."""
+
     def work() -> list[FrameSummary]:
         return handle.stack()  # in work
 
     handle = manager.run(work)
-    assert lines(await handle) == ["return handle.stack()  # in work"]
+    assert list_lines(await handle) == ["return handle.stack()  # in work"]
 
 
 @pytest.mark.realtime
-async def test_a_sync_function_that_waits_for_the_manager_has_a_stack(manager: Manager) -> None:
-    """Its thread stands in the library then, but was called by the function."""
+async def test_stack_of_submitting_function(manager: Manager) -> None:
+    """A sync function that waits for a submission has a stack that starts with the function."""
     stacks: list[list[FrameSummary]] = []
 
-    def work() -> None:
-        manager.run(noop)  # in work
-
-    class Looks(RecordingObserver):
+    class StackObserver(RecordingObserver):
         def on_task_added(self, event: Any) -> None:
             stacks.append(handle.stack())
 
     async def noop() -> None:
         pass
 
-    async with Manager(observers=[Looks()]) as other:
+    async with Manager(observers=[StackObserver()]) as target:
 
-        def submit_to_other() -> None:
-            other.run(noop)  # in submit_to_other
+        def submit_to_target() -> None:
+            target.run(noop)  # in submit_to_target
 
-        handle = manager.run(submit_to_other)
+        handle = manager.run(submit_to_target)
         await handle
-        await other.wait()
-    assert functions(stacks[0])[:1] == ["submit_to_other"]
+        await target.wait()
+    assert list_functions(stacks[0])[:1] == ["submit_to_target"]
 
 
 @pytest.mark.realtime
-async def test_the_stack_of_a_running_task_seen_from_another_thread(manager: Manager) -> None:
-    """It can't be told apart from where it was, but asking is harmless."""
-    looked, look = threading.Event(), threading.Event()
+async def test_stack_from_another_thread(manager: Manager) -> None:
+    """The stack of a running task can be read from another thread.
+
+    It may be out of date, so an empty stack is accepted, too.
+    """
+    running, captured = threading.Event(), threading.Event()
     stacks: list[list[FrameSummary]] = []
 
-    def spy() -> None:
-        look.wait(SOON)
+    def capture_stack() -> None:
+        running.wait(SOON)
         stacks.append(handle.stack())
-        looked.set()
+        captured.set()
 
     async def work() -> None:
-        look.set()
-        while not looked.is_set():
+        running.set()
+        while not captured.is_set():
             pass
 
-    thread = threading.Thread(target=spy)
+    thread = threading.Thread(target=capture_stack)
     handle = manager.run(work)
     thread.start()
     await handle
     thread.join(SOON)
-    assert [functions(stack)[:1] for stack in stacks] in ([["work"]], [[]])
+    assert [list_functions(stack)[:1] for stack in stacks] in ([["work"]], [[]])

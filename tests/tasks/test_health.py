@@ -1,4 +1,4 @@
-"""How a manager says that it stands."""
+"""Health reports of managers."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ from support.time import SOON, ages
 from background import Health, Manager, ManagerState, Observer, Task, TaskKind, TaskStatus
 
 
-async def test_before_entering_a_manager_is_not_well() -> None:
+async def test_health_before_enter() -> None:
+    """A manager that was not entered is not healthy, and all its counts are zero."""
     assert Manager(name="shop").health() == Health(
         name="shop",
         state=ManagerState.NEW,
@@ -28,26 +29,27 @@ async def test_before_entering_a_manager_is_not_well() -> None:
     )
 
 
-async def test_it_is_well_while_it_takes_one_offs() -> None:
+async def test_health_by_state() -> None:
+    """A manager is healthy while it accepts one-off tasks."""
     seen: list[tuple[ManagerState, bool]] = []
 
-    def look() -> None:
+    def record_health() -> None:
         health = manager.health()
         assert health.state is manager.state
         seen.append((health.state, health.ok))
 
     manager = Manager()
-    look()
+    record_health()
     async with manager:
-        look()
+        record_health()
         manager.request_shutdown()
-        look()
+        record_health()
         manager.run(anyio.sleep, 1)
         async with anyio.create_task_group() as group:
             group.start_soon(manager.close)
             await anyio.sleep(0.5)
-            look()
-        look()
+            record_health()
+        record_health()
     assert seen == [
         (ManagerState.NEW, False),
         (ManagerState.RUNNING, True),
@@ -57,21 +59,24 @@ async def test_it_is_well_while_it_takes_one_offs() -> None:
     ]
 
 
-async def test_closed_before_it_was_entered() -> None:
+async def test_closed_before_enter() -> None:
+    """A manager closed before it was entered is not healthy."""
     manager = Manager()
     await manager.close()
     health = manager.health()
     assert (health.state, health.ok) == (ManagerState.CLOSED, False)
 
 
-async def test_it_counts_what_is_outstanding() -> None:
-    async def fails() -> None:
+async def test_task_counts() -> None:
+    """The report counts waiting, running and retrying tasks, and loops."""
+
+    async def fail() -> None:
         raise ValueError
 
     async with Manager(limit=3) as manager:
-        retrying = manager.run_task(Task(fails, retry=10))
+        retrying = manager.run_task(Task(fail, retry=10))
         running = [manager.run(ages) for _ in range(2)]
-        while {each.status for each in running} != {TaskStatus.RUNNING}:
+        while {handle.status for handle in running} != {TaskStatus.RUNNING}:
             await checkpoint()
         while retrying.status is not TaskStatus.RETRYING:
             await checkpoint()
@@ -93,18 +98,19 @@ async def test_it_counts_what_is_outstanding() -> None:
 
 
 @pytest.mark.realtime
-async def test_it_counts_threads(manager: Manager) -> None:
+async def test_thread_count(manager: Manager) -> None:
+    """The report counts the threads that run sync functions."""
     release = threading.Event()
     entered = [threading.Event() for _ in range(3)]
 
-    def work(which: int) -> None:
-        entered[which].set()
+    def work(index: int) -> None:
+        entered[index].set()
         release.wait(SOON)
 
-    for which in range(3):
-        manager.run(work, which)
-    for each in entered:
-        assert await anyio.to_thread.run_sync(each.wait, SOON)
+    for index in range(3):
+        manager.run(work, index)
+    for event in entered:
+        assert await anyio.to_thread.run_sync(event.wait, SOON)
     assert manager.health().threads == 3
     release.set()
     await manager.wait()
@@ -112,13 +118,16 @@ async def test_it_counts_threads(manager: Manager) -> None:
 
 
 @pytest.mark.realtime
-async def test_it_can_be_asked_from_another_thread(manager: Manager) -> None:
+async def test_health_from_another_thread(manager: Manager) -> None:
+    """The report can be requested from another thread."""
     health = await anyio.to_thread.run_sync(manager.health)
     assert health.ok
     assert health.name == "test"
 
 
-async def test_it_counts_what_went_wrong_with_observers() -> None:
+async def test_observer_errors() -> None:
+    """The report counts errors of hooks and events that a slow observer missed."""
+
     class Broken(Observer):
         def on_task_started(self, event: Any) -> None:
             raise ValueError
@@ -133,7 +142,7 @@ async def test_it_counts_what_went_wrong_with_observers() -> None:
     async with Manager(observers=[Broken(), Slow()], cancel_timeout=1) as manager:
         for _ in range(3):
             await manager.run(anyio.sleep, 1)
-        await anyio.sleep(1)  # for the async hooks to be called
+        await anyio.sleep(1)  # async hooks are called later
         assert manager.health().hook_errors == 6
         assert manager.health().events_dropped == 0
         for _ in range(1030):
@@ -143,7 +152,9 @@ async def test_it_counts_what_went_wrong_with_observers() -> None:
         assert manager.health().hook_errors >= 6
 
 
-async def test_what_observers_of_single_tasks_got_wrong_counts_too(manager: Manager) -> None:
+async def test_task_observer_errors(manager: Manager) -> None:
+    """The report counts errors of observers that belong to single tasks."""
+
     class Broken(Observer):
         def on_task_started(self, event: Any) -> None:
             raise ValueError
@@ -153,9 +164,10 @@ async def test_what_observers_of_single_tasks_got_wrong_counts_too(manager: Mana
     assert manager.health().hook_errors == 3
 
 
-async def test_a_manager_shows_its_name_and_state() -> None:
-    manager = Manager(name="mine")
-    assert repr(manager) == "<Manager 'mine' new>"
+async def test_repr() -> None:
+    """The representation of a manager contains its name and state."""
+    manager = Manager(name="shop")
+    assert repr(manager) == "<Manager 'shop' new>"
     async with manager:
-        assert repr(manager) == "<Manager 'mine' running>"
-    assert repr(manager) == "<Manager 'mine' closed>"
+        assert repr(manager) == "<Manager 'shop' running>"
+    assert repr(manager) == "<Manager 'shop' closed>"

@@ -1,4 +1,4 @@
-"""Rule 9: ids, and finding tasks by them."""
+"""Task ids, and lookup by id."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ async def fail() -> None:
     raise ValueError("wrong")
 
 
-async def settle() -> None:
+async def yield_to_tasks() -> None:
     for _ in range(10):
         await checkpoint()
 
@@ -46,18 +46,20 @@ KINDS: dict[str, dict[str, Any]] = {
 
 @pytest.mark.parametrize("second", KINDS.values(), ids=KINDS)
 @pytest.mark.parametrize("first", KINDS.values(), ids=KINDS)
-async def test_second_task_with_the_same_id_is_refused(
+async def test_duplicate_id(
     manager: Manager, recorder: RecordingObserver, first: Any, second: Any
 ) -> None:
+    """A second task with the id of an active task is rejected."""
     handle = manager.run_task(Task(anyio.sleep_forever, id="same", **first))
-    await settle()
+    await yield_to_tasks()
     with pytest.raises(DuplicateTaskError, match="'same'"):
         manager.run_task(Task(anyio.sleep_forever, id="same", **second))
     assert manager.tasks() == [handle]
     assert recorder.names().count("added") == 1
 
 
-async def test_queued_task_keeps_its_id() -> None:
+async def test_duplicate_id_of_queued_task() -> None:
+    """A task queued above the limit occupies its id."""
     async with Manager(limit=1) as manager:
         blocker = manager.run(anyio.sleep_forever)
         manager.run_task(Task(checkpoint, id="same"))
@@ -66,7 +68,8 @@ async def test_queued_task_keeps_its_id() -> None:
         blocker.cancel()
 
 
-async def test_duplicate_that_would_not_fit_either_is_a_duplicate() -> None:
+async def test_duplicate_id_at_capacity() -> None:
+    """A duplicate id is reported as such even if the manager is at its capacity."""
     async with Manager(capacity=1) as manager:
         handle = manager.run_task(Task(anyio.sleep_forever, id="same"))
         with pytest.raises(DuplicateTaskError):
@@ -74,101 +77,106 @@ async def test_duplicate_that_would_not_fit_either_is_a_duplicate() -> None:
         handle.cancel()
 
 
-async def succeed(manager: Manager) -> None:
+async def run_to_success(manager: Manager) -> None:
     await manager.run_task(Task(checkpoint, id="same"))
 
 
-async def fail_it(manager: Manager) -> None:
+async def run_to_failure(manager: Manager) -> None:
     with pytest.raises(ValueError, match="wrong"):
         await manager.run_task(Task(fail, id="same"))
 
 
-async def cancel_it(manager: Manager) -> None:
+async def cancel_running(manager: Manager) -> None:
     handle = manager.run_task(Task(anyio.sleep_forever, id="same"))
-    await settle()
+    await yield_to_tasks()
     handle.cancel()
     with pytest.raises(TaskCancelledError):
         await handle
 
 
-async def cancel_it_before_it_starts(manager: Manager) -> None:
+async def cancel_delayed(manager: Manager) -> None:
     manager.run_task(Task(anyio.sleep_forever, id="same", delay=3600)).cancel()
 
 
-async def cancel_it_before_its_first_step(manager: Manager) -> None:
+async def cancel_before_first_step(manager: Manager) -> None:
     manager.run_task(Task(anyio.sleep_forever, id="same")).cancel()
 
 
-async def expire_it(manager: Manager) -> None:
+async def expire(manager: Manager) -> None:
     with pytest.raises(TaskExpiredError):
         await manager.run_task(Task(anyio.sleep_forever, id="same", lifespan=0.001))
 
 
-async def stop_it(manager: Manager) -> None:
+async def stop_loop(manager: Manager) -> None:
     manager.run_task(Task(checkpoint, id="same", kind=TaskKind.LOOP))
-    await settle()
+    await yield_to_tasks()
     assert manager.cancel("same")
-    await settle()
+    await yield_to_tasks()
 
 
 @pytest.mark.parametrize(
     "end",
     [
-        succeed,
-        fail_it,
-        cancel_it,
-        cancel_it_before_it_starts,
-        cancel_it_before_its_first_step,
-        expire_it,
-        stop_it,
+        run_to_success,
+        run_to_failure,
+        cancel_running,
+        cancel_delayed,
+        cancel_before_first_step,
+        expire,
+        stop_loop,
     ],
 )
-async def test_id_is_free_again_after_the_end(manager: Manager, end: Any) -> None:
+async def test_id_reuse(manager: Manager, end: Any) -> None:
+    """An id can be used again after its task has ended, regardless of the outcome."""
     for _ in range(3):
         await end(manager)
         assert manager.get("same") is None
     assert await manager.run_task(Task(checkpoint, id="same")).wait() is TaskStatus.SUCCEEDED
 
 
-async def test_id_is_free_for_the_observer_that_is_told_of_the_end() -> None:
-    """So that an observer can start the next one in its place."""
-    rounds: list[TaskHandle[None]] = []
+async def test_id_reuse_in_observer() -> None:
+    """An observer of a task's end can submit another task with the same id."""
+    resubmitted: list[TaskHandle[None]] = []
 
-    class Again(Observer):
+    class ResubmittingObserver(Observer):
         def on_task_succeeded(self, event: TaskEvent) -> None:
             assert manager.get("same") is None
-            if len(rounds) < 3:
-                rounds.append(manager.run_task(Task(checkpoint, id="same")))
+            if len(resubmitted) < 3:
+                resubmitted.append(manager.run_task(Task(checkpoint, id="same")))
 
-    async with Manager(observers=[Again()]) as manager:
+    async with Manager(observers=[ResubmittingObserver()]) as manager:
         manager.run_task(Task(checkpoint, id="same"))
         await manager.wait()
         assert manager.health().hook_errors == 0
-    assert len(rounds) == 3
+    assert len(resubmitted) == 3
 
 
-async def test_observer_that_submits_the_same_id_while_it_is_taken_is_refused() -> None:
+async def test_duplicate_id_in_observer() -> None:
+    """A duplicate id submitted by an observer is rejected."""
     refused: list[DuplicateTaskError] = []
 
-    class Twice(Observer):
+    class DuplicatingObserver(Observer):
         def on_task_added(self, event: TaskEvent) -> None:
             try:
                 manager.run_task(Task(checkpoint, id=event.id))
             except DuplicateTaskError as error:
                 refused.append(error)
 
-    async with Manager(observers=[Twice()]) as manager:
+    async with Manager(observers=[DuplicatingObserver()]) as manager:
         await manager.run_task(Task(checkpoint, id="same"))
     assert len(refused) == 1
 
 
-async def test_managers_do_not_share_ids() -> None:
+async def test_same_id_in_two_managers() -> None:
+    """Two managers can have tasks with the same id."""
     async with Manager() as first, Manager() as second:
-        handles = [each.run_task(Task(checkpoint, id="same")) for each in (first, second)]
+        handles = [manager.run_task(Task(checkpoint, id="same")) for manager in (first, second)]
         assert handles == [first.get("same"), second.get("same")]
 
 
-async def test_id_in_a_functions_options(manager: Manager) -> None:
+async def test_duplicate_id_from_decorator(manager: Manager) -> None:
+    """An id set by the decorator permits only one active task of the function."""
+
     @task(id="only one")
     async def work() -> None:
         await anyio.sleep_forever()
@@ -178,13 +186,15 @@ async def test_id_in_a_functions_options(manager: Manager) -> None:
         manager.run(work)
 
 
-async def test_ids_that_the_manager_makes_are_unique() -> None:
+async def test_generated_ids_unique() -> None:
+    """Generated ids are unique across managers."""
     async with Manager() as first, Manager() as second:
         handles = [manager.run(checkpoint) for manager in (first, second) for _ in range(500)]
         assert len({handle.id for handle in handles}) == 1000
 
 
-async def test_manager_makes_no_id_that_somebody_has_taken(manager: Manager) -> None:
+async def test_generated_id_collision(manager: Manager) -> None:
+    """A generated id never equals an id that is in use."""
     prefix, number = manager.run(checkpoint).id.rsplit("-", 1)
     taken = {f"{prefix}-{int(number) + step}" for step in (1, 2)}
     for id in taken:
@@ -192,10 +202,11 @@ async def test_manager_makes_no_id_that_somebody_has_taken(manager: Manager) -> 
     assert manager.run(checkpoint).id not in taken
 
 
-# get, cancel, tasks, count
+# Lookup, cancellation and counts
 
 
-async def test_get_finds_what_is_outstanding(manager: Manager) -> None:
+async def test_get(manager: Manager) -> None:
+    """`get()` returns an active task by its id, and None after its end."""
     handle = manager.run_task(Task(checkpoint, id="a"))
     assert manager.get("a") is handle
     assert manager.get("b") is None
@@ -204,68 +215,76 @@ async def test_get_finds_what_is_outstanding(manager: Manager) -> None:
 
 
 async def test_cancel_by_id(manager: Manager) -> None:
+    """`cancel()` cancels an active task by its id, with the reason."""
     handle = manager.run_task(Task(anyio.sleep_forever, id="a"))
-    await settle()
+    await yield_to_tasks()
     assert manager.cancel("a", reason="enough") is True
     with pytest.raises(TaskCancelledError, match="enough") as info:
         await handle
     assert (info.value.id, info.value.name, info.value.reason) == ("a", "sleep_forever", "enough")
     assert manager.cancel("a") is False
-    assert manager.cancel("never there") is False
+    assert manager.cancel("unknown") is False
 
 
-async def test_cancel_again_while_the_task_cleans_up(manager: Manager) -> None:
-    go_on = anyio.Event()
+async def test_cancel_during_cleanup(manager: Manager) -> None:
+    """A second `cancel()` during clean-up returns True, but keeps the first reason."""
+    resume = anyio.Event()
 
     async def work() -> None:
         try:
             await anyio.sleep_forever()
         finally:
             with anyio.CancelScope(shield=True):
-                await go_on.wait()
+                await resume.wait()
 
     handle = manager.run_task(Task(work, id="a"))
-    await settle()
+    await yield_to_tasks()
     assert manager.cancel("a", reason="first")
-    await settle()
+    await yield_to_tasks()
     assert manager.cancel("a", reason="second") is True
     assert manager.get("a") is handle
-    go_on.set()
+    resume.set()
     with pytest.raises(TaskCancelledError, match="first"):
         await handle
 
 
-async def test_cancel_without_a_reason(manager: Manager) -> None:
+async def test_cancel_without_reason(manager: Manager) -> None:
+    """`TaskCancelledError` has no reason in its message if `cancel()` got none."""
     handle = manager.run(anyio.sleep_forever)
-    await settle()
+    await yield_to_tasks()
     handle.cancel()
     with pytest.raises(TaskCancelledError, match=r"was cancelled$"):
         await handle
 
 
 async def test_task_cancels_itself(manager: Manager) -> None:
+    """A task can cancel itself by its id."""
+
     async def work() -> None:
-        assert manager.cancel("me", reason="by itself")
+        assert manager.cancel("self", reason="by itself")
         await checkpoint()
         raise AssertionError("unreachable")
 
     with pytest.raises(TaskCancelledError, match="by itself"):
-        await manager.run_task(Task(work, id="me"))
+        await manager.run_task(Task(work, id="self"))
 
 
-async def test_cancel_comes_too_late_for_a_task_that_awaits_no_more(manager: Manager) -> None:
+async def test_cancel_without_further_await(manager: Manager) -> None:
+    """A cancelled task that does not await again succeeds."""
+
     async def work() -> str:
-        assert manager.cancel("me")
+        assert manager.cancel("self")
         return "done"
 
-    assert await manager.run_task(Task(work, id="me")) == "done"
+    assert await manager.run_task(Task(work, id="self")) == "done"
 
 
-async def test_tasks_and_counts_by_kind(manager: Manager) -> None:
+async def test_tasks_by_kind(manager: Manager) -> None:
+    """`tasks()` and `count()` filter by kind, and `tasks()` keeps the order of submission."""
     delayed = manager.after(3600, checkpoint)
     loop = manager.every(3600, checkpoint)
     running = manager.run(anyio.sleep_forever)
-    await settle()
+    await yield_to_tasks()
     assert manager.tasks() == [delayed, loop, running]
     assert manager.tasks(TaskKind.ONE_OFF) == [delayed, running]
     assert manager.tasks(TaskKind.LOOP) == [loop]
@@ -275,7 +294,8 @@ async def test_tasks_and_counts_by_kind(manager: Manager) -> None:
     assert [manager.count(kind) for kind in (None, *TaskKind)] == [2, 1, 1]
 
 
-async def test_tasks_is_a_snapshot(manager: Manager) -> None:
+async def test_tasks_is_snapshot(manager: Manager) -> None:
+    """The list returned by `tasks()` does not change when tasks end."""
     handle = manager.run(checkpoint)
     snapshot = manager.tasks()
     await handle
@@ -283,7 +303,8 @@ async def test_tasks_is_a_snapshot(manager: Manager) -> None:
     assert manager.tasks() == []
 
 
-async def test_nothing_is_there_before_and_after() -> None:
+async def test_lookup_before_and_after_block() -> None:
+    """Lookups find nothing before the manager is entered and after it is closed."""
     manager = Manager()
     for _ in range(2):
         assert manager.tasks() == []

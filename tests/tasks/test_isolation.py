@@ -1,4 +1,4 @@
-"""Rule 1: what a task raises stays with the task, but for what is to end the program."""
+"""Isolation of errors: ordinary errors, program exits, critical tasks, and cancellations."""
 
 from __future__ import annotations
 
@@ -30,19 +30,19 @@ pytestmark = pytest.mark.realtime  # nothing here waits for time to pass
 ALWAYS = AsyncRetrying(retry=retry_if_exception(lambda error: True), wait=wait_none())
 
 
-class Odd(BaseException):
-    """Neither an Exception nor one of those that end a program."""
+class CustomBaseException(BaseException):
+    """A base exception that is neither an `Exception` nor a program exit."""
 
 
-def thrower(error: BaseException, *, sync: bool) -> Callable[[], Any]:
-    def throw() -> NoReturn:
+def make_raiser(error: BaseException, *, sync: bool) -> Callable[[], Any]:
+    def raise_error() -> NoReturn:
         raise error
 
-    async def throw_async() -> NoReturn:
+    async def raise_error_async() -> NoReturn:
         await checkpoint()
         raise error
 
-    return throw if sync else throw_async
+    return raise_error if sync else raise_error_async
 
 
 def endless_recursion() -> int:
@@ -53,8 +53,8 @@ async def endless_async_recursion() -> int:
     return 1 + await endless_async_recursion()
 
 
-async def cancellation() -> BaseException:
-    """Return a real cancellation of the running backend, caught."""
+async def catch_cancellation() -> BaseException:
+    """Return a cancellation exception of the running backend."""
     caught: BaseException | None = None
     with anyio.CancelScope() as scope:
         scope.cancel()
@@ -71,14 +71,14 @@ async def set_event(event: anyio.Event) -> None:
     event.set()
 
 
-async def until(condition: Callable[[], object]) -> None:
-    """Let other tasks have their turns until the condition holds."""
+async def wait_until(condition: Callable[[], object]) -> None:
+    """Yield to other tasks until the condition holds."""
     with anyio.fail_after(10):
         while not condition():
             await checkpoint()
 
 
-# An error is the task's own
+# Ordinary errors
 
 
 @pytest.mark.parametrize("sync", [False, True], ids=["async", "sync"])
@@ -87,39 +87,41 @@ async def until(condition: Callable[[], object]) -> None:
     [
         ValueError("wrong"),
         MemoryError("none left"),
-        StopAsyncIteration("over"),
-        TimeoutError("its own"),
-        Odd("odd"),
+        StopAsyncIteration("ended"),
+        TimeoutError("raised by the task"),
+        CustomBaseException("custom"),
         ExceptionGroup("several", [ValueError("one"), TypeError("two")]),
-        BaseExceptionGroup("odd ones", [Odd("one"), ValueError("two")]),
-        DuplicateTaskError("an error of this library's own"),
+        BaseExceptionGroup("custom ones", [CustomBaseException("one"), ValueError("two")]),
+        DuplicateTaskError("an error of this library"),
         TaskCancelledError("another task", "id", None),
     ],
     ids=lambda error: type(error).__name__,
 )
-async def test_error_reaches_nobody_else(
+async def test_error_isolation(
     error: BaseException, sync: bool, caplog: pytest.LogCaptureFixture
 ) -> None:
+    """An error fails its task only; it affects neither other tasks nor the log."""
     async with Manager() as manager:
-        go_on = anyio.Event()
-        bystander = manager.run(go_on.wait)
+        resume = anyio.Event()
+        unrelated = manager.run(resume.wait)
         loop = manager.loop(checkpoint)
-        failed = manager.run(thrower(error, sync=sync))
+        failed = manager.run(make_raiser(error, sync=sync))
         with pytest.raises(type(error)) as info:
             await failed
         assert info.value is error
         assert failed.status is TaskStatus.FAILED
         assert failed.error is error
         later = manager.run(checkpoint)
-        go_on.set()
-        assert await bystander.wait() is TaskStatus.SUCCEEDED
+        resume.set()
+        assert await unrelated.wait() is TaskStatus.SUCCEEDED
         assert await later.wait() is TaskStatus.SUCCEEDED
         assert loop.status not in (TaskStatus.FAILED, TaskStatus.CANCELLED)
     assert not [record for record in caplog.records if record.name == "background"]
 
 
 @pytest.mark.parametrize("fn", [endless_recursion, endless_async_recursion])
-async def test_endless_recursion_is_a_failure_like_any_other(fn: Callable[[], Any]) -> None:
+async def test_endless_recursion(fn: Callable[[], Any]) -> None:
+    """A task with endless recursion fails, and the manager continues."""
     async with Manager() as manager:
         with pytest.raises(RecursionError):
             await manager.run(fn)
@@ -127,20 +129,26 @@ async def test_endless_recursion_is_a_failure_like_any_other(fn: Callable[[], An
 
 
 @pytest.mark.parametrize("sync", [False, True], ids=["async", "sync"])
-async def test_stop_iteration_becomes_a_runtime_error(sync: bool) -> None:
-    """A coroutine can't raise it; a thread's would confuse the future that carries it."""
+async def test_stop_iteration(sync: bool) -> None:
+    """`StopIteration` raised by a function becomes a `RuntimeError`.
+
+    A coroutine cannot raise it, and a future cannot carry it.
+    """
     async with Manager() as manager:
         with pytest.raises(RuntimeError) as info:
-            await manager.run(thrower(StopIteration("over"), sync=sync))
+            await manager.run(make_raiser(StopIteration("ended"), sync=sync))
         assert isinstance(info.value.__cause__, StopIteration)
 
 
 @pytest.mark.parametrize("sync", [False, True], ids=["async", "sync"])
-async def test_generator_exit_that_a_function_raises_is_its_failure(sync: bool) -> None:
-    """Only the interpreter's own, for a coroutine that is thrown away, has to pass."""
-    error = GeneratorExit("odd")
+async def test_generator_exit(sync: bool) -> None:
+    """`GeneratorExit` raised by a function fails its task.
+
+    Only the interpreter's own, raised when a coroutine is closed, must pass.
+    """
+    error = GeneratorExit("custom")
     async with Manager(cancel_timeout=0) as manager:
-        handle = manager.run(thrower(error, sync=sync))
+        handle = manager.run(make_raiser(error, sync=sync))
         with anyio.move_on_after(1):
             await handle.wait()
         await manager.close(timeout=0)
@@ -148,53 +156,58 @@ async def test_generator_exit_that_a_function_raises_is_its_failure(sync: bool) 
     assert handle.error is error
 
 
-async def test_body_of_the_block_is_not_disturbed() -> None:
+async def test_body_undisturbed() -> None:
+    """A failure does not cancel the body of the manager's block."""
     async with Manager() as manager:
-        handle = manager.run(thrower(ValueError("wrong"), sync=False))
+        handle = manager.run(make_raiser(ValueError("wrong"), sync=False))
         await handle.wait()
         await checkpoint()
         assert anyio.current_effective_deadline() == float("inf")
 
 
-async def test_failing_iterations_of_one_loop_leave_the_other_alone() -> None:
-    turns = 0
+async def test_failing_loop_isolation() -> None:
+    """A failing loop does not affect other loops."""
+    iterations = 0
 
-    async def turn() -> None:
-        nonlocal turns
-        turns += 1
+    async def count_iteration() -> None:
+        nonlocal iterations
+        iterations += 1
 
     async with Manager(loop_backoff=None) as manager:
-        failing = manager.loop(thrower(ValueError("wrong"), sync=False))
-        fine = manager.loop(turn)
-        await until(lambda: failing.iteration > 3 and turns > 3)
-        assert fine.error is None
+        failing = manager.loop(make_raiser(ValueError("wrong"), sync=False))
+        healthy = manager.loop(count_iteration)
+        await wait_until(lambda: failing.iteration > 3 and iterations > 3)
+        assert healthy.error is None
         assert isinstance(failing.error, ValueError)
 
 
-async def test_scope_that_a_function_left_open_is_its_own_trouble() -> None:
-    async def careless() -> None:
+async def test_unclosed_cancel_scope() -> None:
+    """A cancel scope that a function leaves open fails its own task only."""
+
+    async def leave_scope_open() -> None:
         anyio.CancelScope().__enter__()
 
     async with Manager() as manager:
-        bystander = manager.run(checkpoint)
+        unrelated = manager.run(checkpoint)
         with pytest.raises(RuntimeError):
-            await manager.run(careless)
-        assert await bystander.wait() is TaskStatus.SUCCEEDED
+            await manager.run(leave_scope_open)
+        assert await unrelated.wait() is TaskStatus.SUCCEEDED
         await manager.run(checkpoint)
 
 
-@pytest.mark.parametrize("strategy", [thrower(LookupError("no wait"), sync=True), wait_none])
-async def test_loop_backoff_that_raises_ends_no_more_than_the_loop(
-    strategy: Any, caplog: pytest.LogCaptureFixture
-) -> None:
-    """A strategy class that was never instantiated raises too."""
+@pytest.mark.parametrize("strategy", [make_raiser(LookupError("no wait"), sync=True), wait_none])
+async def test_loop_backoff_raises(strategy: Any, caplog: pytest.LogCaptureFixture) -> None:
+    """A loop backoff that raises ends its loop only, and the error is logged.
+
+    A strategy class that was not instantiated raises, too.
+    """
 
     def backoff(state: object) -> float:
         return float(strategy() if strategy is not wait_none else strategy(state))
 
     async with Manager(loop_backoff=backoff) as manager:  # type: ignore[arg-type]
-        loop = manager.loop(thrower(ValueError("wrong"), sync=False))
-        await until(lambda: loop.error is not None)
+        loop = manager.loop(make_raiser(ValueError("wrong"), sync=False))
+        await wait_until(lambda: loop.error is not None)
         await manager.run(checkpoint)
         for _ in range(10):
             await checkpoint()
@@ -203,7 +216,7 @@ async def test_loop_backoff_that_raises_ends_no_more_than_the_loop(
     assert {type(error) for error in errors} & {LookupError, TypeError}
 
 
-# What is to end the program does
+# Program exits
 
 
 @pytest.mark.parametrize("sync", [False, True], ids=["async", "sync"])
@@ -217,14 +230,15 @@ async def test_loop_backoff_that_raises_ends_no_more_than_the_loop(
     ],
     ids=["KeyboardInterrupt", "SystemExit", "group", "nested group"],
 )
-async def test_end_of_the_program_leaves_the_block(error: BaseException, sync: bool) -> None:
+async def test_program_exit(error: BaseException, sync: bool) -> None:
+    """A program exit is raised from the manager's block and cancels the body and all tasks."""
     body_ended = False
     with pytest.raises(type(error)) as info:
         async with Manager() as manager:
-            bystander = manager.run(anyio.sleep_forever)
-            await until(lambda: bystander.status is TaskStatus.RUNNING)
+            unrelated = manager.run(anyio.sleep_forever)
+            await wait_until(lambda: unrelated.status is TaskStatus.RUNNING)
             delayed = manager.after(3600, checkpoint)
-            failed = manager.run_task(Task(thrower(error, sync=sync), retry=ALWAYS))
+            failed = manager.run_task(Task(make_raiser(error, sync=sync), retry=ALWAYS))
             try:
                 await anyio.sleep_forever()
             finally:
@@ -233,16 +247,17 @@ async def test_end_of_the_program_leaves_the_block(error: BaseException, sync: b
     assert body_ended
     assert failed.status is TaskStatus.FAILED
     assert failed.attempt == 1
-    assert bystander.status is TaskStatus.CANCELLED
+    assert unrelated.status is TaskStatus.CANCELLED
     assert delayed.status is TaskStatus.CANCELLED
 
 
 @pytest.mark.parametrize("sync", [False, True], ids=["async", "sync"])
-async def test_end_of_the_program_in_a_loop(sync: bool) -> None:
+async def test_program_exit_in_loop(sync: bool) -> None:
+    """A program exit in an iteration ends the loop and is raised from the block."""
     error = KeyboardInterrupt("now")
     with pytest.raises(KeyboardInterrupt) as info:
         async with Manager() as manager:
-            loop = manager.loop(thrower(error, sync=sync))
+            loop = manager.loop(make_raiser(error, sync=sync))
             await anyio.sleep_forever()
     assert info.value is error
     assert loop.iteration == 1
@@ -250,24 +265,26 @@ async def test_end_of_the_program_in_a_loop(sync: bool) -> None:
     assert loop.status is TaskStatus.CANCELLED
 
 
-async def test_end_of_the_program_while_the_block_is_being_left() -> None:
+async def test_program_exit_during_closing() -> None:
+    """A program exit during closing is raised from the block and cancels the other tasks."""
     error = KeyboardInterrupt("now")
-    go_on = anyio.Event()
+    resume = anyio.Event()
 
     async def interrupt() -> None:
-        await go_on.wait()
+        await resume.wait()
         raise error
 
     with pytest.raises(KeyboardInterrupt) as info:
         async with Manager() as manager:
-            bystander = manager.run(anyio.sleep_forever)
+            unrelated = manager.run(anyio.sleep_forever)
             manager.run(interrupt)
-            manager.run(set_event, go_on)
+            manager.run(set_event, resume)
     assert info.value is error
-    assert bystander.status is TaskStatus.CANCELLED
+    assert unrelated.status is TaskStatus.CANCELLED
 
 
-async def test_end_of_the_program_comes_before_a_critical_failure() -> None:
+async def test_program_exit_over_critical_failure() -> None:
+    """A program exit takes precedence over a critical failure."""
     error = SystemExit(3)
 
     async def exit_when_cancelled() -> None:
@@ -279,18 +296,19 @@ async def test_end_of_the_program_comes_before_a_critical_failure() -> None:
     with pytest.raises(SystemExit) as info:
         async with Manager() as manager:
             exiting = manager.run(exit_when_cancelled)
-            await until(lambda: exiting.status is TaskStatus.RUNNING)
-            manager.run_task(Task(thrower(ValueError("wrong"), sync=False), critical=True))
+            await wait_until(lambda: exiting.status is TaskStatus.RUNNING)
+            manager.run_task(Task(make_raiser(ValueError("wrong"), sync=False), critical=True))
             await anyio.sleep_forever()
     assert info.value is error
 
 
-async def test_end_of_the_program_from_a_policy() -> None:
+async def test_program_exit_in_retry_policy() -> None:
+    """A program exit raised by a retry policy is raised from the block."""
     error = KeyboardInterrupt("now")
-    policy = AsyncRetrying(retry=retry_if_exception(lambda raised: thrower(error, sync=True)()))
+    policy = AsyncRetrying(retry=retry_if_exception(lambda raised: make_raiser(error, sync=True)()))
     with pytest.raises(KeyboardInterrupt) as info:
         async with Manager(retry=policy) as manager:
-            manager.run(thrower(ValueError("wrong"), sync=False))
+            manager.run(make_raiser(ValueError("wrong"), sync=False))
             await anyio.sleep_forever()
     assert info.value is error
 
@@ -298,66 +316,71 @@ async def test_end_of_the_program_from_a_policy() -> None:
 # Critical tasks
 
 
-async def test_critical_failure_cancels_everything_and_leaves_the_block() -> None:
+async def test_critical_failure() -> None:
+    """A critical failure cancels all tasks and is raised from the block in a group."""
     error = ValueError("wrong")
     recorder = RecordingObserver()
     with pytest.raises(ExceptionGroup) as info:
         async with Manager(name="mail", observers=[recorder]) as manager:
-            bystander = manager.run(anyio.sleep_forever)
+            unrelated = manager.run(anyio.sleep_forever)
             loop = manager.every(3600, anyio.sleep_forever)
-            await until(lambda: loop.status is TaskStatus.RUNNING)
+            await wait_until(lambda: loop.status is TaskStatus.RUNNING)
             delayed = manager.after(3600, checkpoint)
-            manager.run_task(Task(thrower(error, sync=False), critical=True, id="c"))
+            manager.run_task(Task(make_raiser(error, sync=False), critical=True, id="c"))
             await anyio.sleep_forever()
     assert info.value.exceptions == (error,)
     assert "mail" in info.value.message
-    assert {bystander.status, loop.status, delayed.status} == {TaskStatus.CANCELLED}
+    assert {unrelated.status, loop.status, delayed.status} == {TaskStatus.CANCELLED}
     assert recorder.names("c") == ["added", "started", "failed"]
 
 
-async def test_custom_base_exception_of_a_critical_task() -> None:
-    error = Odd("odd")
+async def test_critical_base_exception() -> None:
+    """A custom base exception of a critical task is raised in a base exception group."""
+    error = CustomBaseException("custom")
     with pytest.raises(BaseExceptionGroup) as info:
         async with Manager() as manager:
-            manager.run_task(Task(thrower(error, sync=False), critical=True))
+            manager.run_task(Task(make_raiser(error, sync=False), critical=True))
             await anyio.sleep_forever()
     assert info.value.exceptions == (error,)
 
 
-async def test_critical_failure_while_the_block_is_being_left() -> None:
+async def test_critical_failure_during_closing() -> None:
+    """A critical failure during closing cancels all tasks and is raised from the block."""
     error = ValueError("wrong")
-    go_on = anyio.Event()
+    resume = anyio.Event()
 
     async def fail() -> None:
-        await go_on.wait()
+        await resume.wait()
         raise error
 
     with pytest.raises(ExceptionGroup) as info:
         async with Manager() as manager:
-            bystander = manager.run(anyio.sleep_forever)
+            unrelated = manager.run(anyio.sleep_forever)
             manager.run_task(Task(fail, critical=True))
-            manager.run(set_event, go_on)
+            manager.run(set_event, resume)
     assert info.value.exceptions == (error,)
-    assert bystander.status is TaskStatus.CANCELLED
+    assert unrelated.status is TaskStatus.CANCELLED
 
 
-async def test_critical_failure_beside_an_error_of_the_body() -> None:
-    error, own = ValueError("wrong"), LookupError("the body's own")
+async def test_critical_failure_and_body_error() -> None:
+    """A critical failure and an error of the body are raised in one group."""
+    error, body_error = ValueError("wrong"), LookupError("in the body")
     with pytest.raises(ExceptionGroup) as info:
         async with Manager() as manager:
-            critical = manager.run_task(Task(thrower(error, sync=False), critical=True))
+            critical = manager.run_task(Task(make_raiser(error, sync=False), critical=True))
             try:
                 await critical.wait()
                 await anyio.sleep_forever()
             finally:
-                raise own
-    assert info.value.exceptions == (error, own)
+                raise body_error
+    assert info.value.exceptions == (error, body_error)
 
 
-async def test_critical_failures_leave_the_block_together() -> None:
+async def test_two_critical_failures() -> None:
+    """Several critical failures are raised in one group."""
     first, second = ValueError("first"), TypeError("in the clean-up")
 
-    async def clean_up_badly() -> None:
+    async def fail_in_cleanup() -> None:
         try:
             await anyio.sleep_forever()
         finally:
@@ -365,14 +388,15 @@ async def test_critical_failures_leave_the_block_together() -> None:
 
     with pytest.raises(ExceptionGroup) as info:
         async with Manager() as manager:
-            other = manager.run_task(Task(clean_up_badly, critical=True))
-            await until(lambda: other.status is TaskStatus.RUNNING)
-            manager.run_task(Task(thrower(first, sync=False), critical=True))
+            failing = manager.run_task(Task(fail_in_cleanup, critical=True))
+            await wait_until(lambda: failing.status is TaskStatus.RUNNING)
+            manager.run_task(Task(make_raiser(first, sync=False), critical=True))
             await anyio.sleep_forever()
     assert info.value.exceptions == (first, second)
 
 
-async def test_critical_failure_counts_once_the_policy_has_given_up() -> None:
+async def test_critical_failure_after_retries() -> None:
+    """A critical task fails the manager only after its last attempt."""
     attempts = 0
 
     async def fail() -> None:
@@ -390,10 +414,11 @@ async def test_critical_failure_counts_once_the_policy_has_given_up() -> None:
     assert [error.args for error in info.value.exceptions] == [(3,)]
 
 
-async def test_critical_loop_fails_with_its_last_allowed_iteration() -> None:
+async def test_critical_loop_max_failures() -> None:
+    """A critical loop fails the manager when it reaches its maximum of failures."""
     with pytest.raises(ExceptionGroup):
         async with Manager(loop_backoff=None) as manager:
-            failing = thrower(ValueError("wrong"), sync=False)
+            failing = make_raiser(ValueError("wrong"), sync=False)
             loop = manager.run_task(
                 Task(failing, kind=TaskKind.LOOP, critical=True, max_failures=3)
             )
@@ -402,43 +427,45 @@ async def test_critical_loop_fails_with_its_last_allowed_iteration() -> None:
     assert loop.status is TaskStatus.FAILED
 
 
-async def test_critical_loop_goes_on_after_failures_that_do_not_end_it() -> None:
+async def test_critical_loop_continues() -> None:
+    """A failed iteration that does not end a critical loop does not fail the manager."""
     async with Manager(loop_backoff=None) as manager:
-        failing = thrower(ValueError("wrong"), sync=False)
+        failing = make_raiser(ValueError("wrong"), sync=False)
         loop = manager.run_task(Task(failing, kind=TaskKind.LOOP, critical=True))
-        await until(lambda: loop.iteration > 3)
+        await wait_until(lambda: loop.iteration > 3)
         assert manager.state == "running"
 
 
-async def test_critical_task_that_was_cancelled_has_not_failed() -> None:
+async def test_cancelled_critical_task() -> None:
+    """Cancelling a critical task does not fail the manager."""
     async with Manager() as manager:
         handle = manager.run_task(Task(anyio.sleep_forever, critical=True))
-        await until(lambda: handle.status is TaskStatus.RUNNING)
+        await wait_until(lambda: handle.status is TaskStatus.RUNNING)
         handle.cancel()
         assert await handle.wait() is TaskStatus.CANCELLED
         await manager.run(checkpoint)
 
 
-async def test_nothing_starts_after_a_critical_failure() -> None:
-    """The place that it leaves is not given to the next one in line."""
+async def test_no_start_after_critical_failure() -> None:
+    """Queued tasks do not start after a critical failure, although it frees a slot."""
     recorder = RecordingObserver()
     with pytest.raises(ExceptionGroup):
         async with Manager(limit=1, observers=[recorder]) as manager:
-            manager.run_task(Task(thrower(ValueError("wrong"), sync=False), critical=True))
+            manager.run_task(Task(make_raiser(ValueError("wrong"), sync=False), critical=True))
             queued = [manager.run(checkpoint) for _ in range(3)]
             await anyio.sleep_forever()
     assert {handle.status for handle in queued} == {TaskStatus.CANCELLED}
     assert recorder.names().count("started") == 1
 
 
-# Cancellations among what a task raises
+# Cancellation exceptions raised by tasks
 
 
-async def test_group_with_a_cancellation_from_elsewhere_is_a_failure() -> None:
-    """It is not this task's cancellation, and no reason to try again either."""
-    group = BaseExceptionGroup("mixed", [ValueError("wrong"), await cancellation()])
+async def test_group_with_foreign_cancellation() -> None:
+    """A group that contains another task's cancellation fails its task without a retry."""
+    group = BaseExceptionGroup("mixed", [ValueError("wrong"), await catch_cancellation()])
     async with Manager(retry=ALWAYS) as manager:
-        failed = manager.run(thrower(group, sync=False))
+        failed = manager.run(make_raiser(group, sync=False))
         with pytest.raises(BaseExceptionGroup) as info:
             await failed
         assert info.value is group
@@ -446,18 +473,19 @@ async def test_group_with_a_cancellation_from_elsewhere_is_a_failure() -> None:
         await manager.run(checkpoint)
 
 
-async def test_error_beside_the_cancellation_is_what_a_cancelled_task_fails_with() -> None:
+async def test_group_with_own_cancellation() -> None:
+    """A cancelled task fails with the errors that its group contains besides the cancellation."""
     error = ValueError("clean-up")
 
-    async def clean_up_badly() -> None:
+    async def fail_in_cleanup() -> None:
         try:
             await anyio.sleep_forever()
         except anyio.get_cancelled_exc_class() as cancelled:
             raise BaseExceptionGroup("mixed", [cancelled, error]) from None
 
     async with Manager(retry=ALWAYS) as manager:
-        handle = manager.run(clean_up_badly)
-        await until(lambda: handle.status is TaskStatus.RUNNING)
+        handle = manager.run(fail_in_cleanup)
+        await wait_until(lambda: handle.status is TaskStatus.RUNNING)
         handle.cancel()
         assert await handle.wait() is TaskStatus.FAILED
         assert isinstance(handle.error, ExceptionGroup)
@@ -465,7 +493,9 @@ async def test_error_beside_the_cancellation_is_what_a_cancelled_task_fails_with
         assert handle.attempt == 1
 
 
-async def test_group_of_nothing_but_the_cancellation_is_a_cancellation() -> None:
+async def test_group_of_cancellation_only() -> None:
+    """A group that contains only the task's cancellation cancels the task."""
+
     async def wrap() -> None:
         try:
             await anyio.sleep_forever()
@@ -474,7 +504,7 @@ async def test_group_of_nothing_but_the_cancellation_is_a_cancellation() -> None
 
     async with Manager() as manager:
         handle = manager.run(wrap)
-        await until(lambda: handle.status is TaskStatus.RUNNING)
+        await wait_until(lambda: handle.status is TaskStatus.RUNNING)
         handle.cancel("enough")
         with pytest.raises(TaskCancelledError, match="enough"):
             await handle
@@ -482,9 +512,9 @@ async def test_group_of_nothing_but_the_cancellation_is_a_cancellation() -> None
 
 @pytest.mark.parametrize("schedule", [None, every(0.001)], ids=["at once", "every"])
 @pytest.mark.parametrize("clean_up", ["raises", "swallows"])
-async def test_cancelled_loop_is_over_whatever_its_clean_up_does(
-    clean_up: str, schedule: Any
-) -> None:
+async def test_cancelled_loop_cleanup(clean_up: str, schedule: Any) -> None:
+    """A cancelled loop ends even if its clean-up raises or swallows the cancellation."""
+
     async def work() -> None:
         try:
             await anyio.sleep_forever()
@@ -495,23 +525,21 @@ async def test_cancelled_loop_is_over_whatever_its_clean_up_does(
     recorder = RecordingObserver()
     async with Manager(loop_backoff=None, cancel_timeout=0.1, observers=[recorder]) as manager:
         loop = manager.run_task(Task(work, kind=TaskKind.LOOP, schedule=schedule))
-        await until(lambda: loop.status is TaskStatus.RUNNING)
+        await wait_until(lambda: loop.status is TaskStatus.RUNNING)
         loop.cancel("enough")
-        await until(lambda: loop.iteration > 1 or manager.get(loop.id) is None)
-        over = manager.get(loop.id) is None
+        await wait_until(lambda: loop.iteration > 1 or manager.get(loop.id) is None)
+        ended = manager.get(loop.id) is None
         await manager.close(timeout=0)
-    assert over
+    assert ended
     assert loop.iteration == 1
     assert bool(recorder.of(TaskFailed)) is (clean_up == "raises")
 
 
 @pytest.mark.parametrize("sync", [False, True], ids=["async", "sync"])
-async def test_asyncio_cancellation_that_a_function_raises(
-    sync: bool, anyio_backend_name: str
-) -> None:
-    """On asyncio it can't be told from a cancellation; on trio it is an error among others."""
+async def test_asyncio_cancelled_error(sync: bool, anyio_backend_name: str) -> None:
+    """`asyncio.CancelledError` raised by a function cancels its task; on trio the task fails."""
     async with Manager(retry=ALWAYS) as manager:
-        handle = manager.run(thrower(asyncio.CancelledError("odd"), sync=sync))
+        handle = manager.run(make_raiser(asyncio.CancelledError("custom"), sync=sync))
         expected = TaskStatus.FAILED if anyio_backend_name == "trio" else TaskStatus.CANCELLED
         assert await handle.wait() is expected
         assert handle.attempt == 1
@@ -528,7 +556,9 @@ both_loops = pytest.mark.parametrize(
 
 
 @both_loops
-def test_awaiting_a_cancelled_future(uvloop: bool) -> None:
+def test_await_cancelled_future(uvloop: bool) -> None:
+    """A task that awaits a cancelled future is cancelled without a retry."""
+
     async def await_cancelled() -> None:
         future = asyncio.get_running_loop().create_future()
         future.cancel()
@@ -547,7 +577,8 @@ def test_awaiting_a_cancelled_future(uvloop: bool) -> None:
 
 @both_loops
 @pytest.mark.parametrize("kind", TaskKind)
-def test_native_cancellation_of_a_running_task(kind: TaskKind, uvloop: bool) -> None:
+def test_native_cancellation(kind: TaskKind, uvloop: bool) -> None:
+    """A running task cancelled by asyncio ends as cancelled without a retry."""
     native: asyncio.Task[Any] | None = None
 
     async def work() -> None:
@@ -558,7 +589,7 @@ def test_native_cancellation_of_a_running_task(kind: TaskKind, uvloop: bool) -> 
     async def main() -> None:
         async with Manager(retry=ALWAYS) as manager:
             handle = manager.run_task(Task(work, kind=kind))
-            await until(lambda: native is not None)
+            await wait_until(lambda: native is not None)
             assert native is not None
             native.cancel()
             with pytest.raises(TaskCancelledError, match="from outside the manager"):
@@ -570,7 +601,8 @@ def test_native_cancellation_of_a_running_task(kind: TaskKind, uvloop: bool) -> 
 
 
 @both_loops
-def test_native_cancellation_in_backoff(uvloop: bool) -> None:
+def test_native_cancellation_during_backoff(uvloop: bool) -> None:
+    """A task cancelled by asyncio during backoff ends as cancelled."""
     native: asyncio.Task[Any] | None = None
 
     async def fail() -> None:
@@ -581,7 +613,7 @@ def test_native_cancellation_in_backoff(uvloop: bool) -> None:
     async def main() -> None:
         async with Manager(retry=AsyncRetrying(wait=lambda state: 3600)) as manager:
             handle = manager.run(fail)
-            await until(lambda: handle.status is TaskStatus.RETRYING)
+            await wait_until(lambda: handle.status is TaskStatus.RETRYING)
             assert native is not None
             native.cancel()
             assert await handle.wait() is TaskStatus.CANCELLED
@@ -591,14 +623,17 @@ def test_native_cancellation_in_backoff(uvloop: bool) -> None:
 
 @both_loops
 @pytest.mark.parametrize("kind", TaskKind)
-def test_native_cancellation_before_the_first_step(kind: TaskKind, uvloop: bool) -> None:
-    """The coroutine never runs, so it can't see to the end of its task itself."""
+def test_native_cancellation_before_first_step(kind: TaskKind, uvloop: bool) -> None:
+    """A task cancelled by asyncio before its first step ends as cancelled.
+
+    Its coroutine never runs and cannot end the task by itself.
+    """
     recorder = RecordingObserver()
 
     async def main() -> None:
         async with Manager(limit=1, observers=[recorder]) as manager:
             handle = manager.run_task(Task(anyio.sleep_forever, kind=kind, name="early"))
-            (native,) = (each for each in asyncio.all_tasks() if each.get_name() == "early")
+            (native,) = (task for task in asyncio.all_tasks() if task.get_name() == "early")
             native.cancel()
             for _ in range(5):
                 await checkpoint()
@@ -612,10 +647,12 @@ def test_native_cancellation_before_the_first_step(kind: TaskKind, uvloop: bool)
     run_on_asyncio(main, uvloop)
 
 
-async def test_no_native_error_is_left_over(caplog: pytest.LogCaptureFixture) -> None:
-    """Whatever a task raises, its native task ends without an error of its own."""
+async def test_no_native_errors(caplog: pytest.LogCaptureFixture) -> None:
+    """Native tasks end without an unretrieved error when the function raises."""
     async with Manager() as manager:
-        for error in (ValueError("wrong"), Odd("odd"), asyncio.CancelledError()):
-            await manager.run(thrower(error, sync=False)).wait()
+        for error in (ValueError("wrong"), CustomBaseException("custom"), asyncio.CancelledError()):
+            await manager.run(make_raiser(error, sync=False)).wait()
     gc.collect()
-    assert not [each for each in caplog.records if each.name != "background" and each.exc_info]
+    assert not [
+        record for record in caplog.records if record.name != "background" and record.exc_info
+    ]

@@ -1,4 +1,4 @@
-"""Loops: one iteration at a time, in time, and ended when they are told to."""
+"""Loops: iterations, schedules, backoff, and the ways a loop ends."""
 
 from __future__ import annotations
 
@@ -35,17 +35,19 @@ from background import (
 )
 from background.testing import RecordingObserver
 
-FATES = {"succeeded", "failed", "cancelled", "expired"}
+FINAL_EVENTS = {"succeeded", "failed", "cancelled", "expired"}
 
 
-def loop_task(fn: Callable[..., Any], **options: Any) -> Task[Any]:
+def make_loop_task(fn: Callable[..., Any], **options: Any) -> Task[Any]:
     return Task(fn, kind=TaskKind.LOOP, **options)
 
 
 # Fixed rates
 
 
-async def test_a_loop_runs_at_a_fixed_rate_from_now(manager: Manager, clock: Clock) -> None:
+async def test_fixed_rate(manager: Manager, clock: Clock) -> None:
+    """A loop runs at a fixed rate that starts at its submission."""
+
     async def work() -> None:
         clock.note()
         await anyio.sleep(3)
@@ -55,8 +57,8 @@ async def test_a_loop_runs_at_a_fixed_rate_from_now(manager: Manager, clock: Clo
     assert clock.times == [0, 10, 20, 30, 40]
 
 
-async def test_a_loop_does_not_drift(manager: Manager, clock: Clock) -> None:
-    """An interval that floats can't hold, and a length of iterations that never divides it."""
+async def test_no_drift(manager: Manager, clock: Clock) -> None:
+    """A loop does not drift, even if floats cannot represent the interval."""
 
     async def work() -> None:
         clock.note()
@@ -67,9 +69,8 @@ async def test_a_loop_does_not_drift(manager: Manager, clock: Clock) -> None:
     assert clock.times == [round(0.1 * number, 6) for number in range(2001)]
 
 
-async def test_iterations_never_overlap_and_missed_ticks_are_skipped(
-    manager: Manager, clock: Clock
-) -> None:
+async def test_missed_ticks_skipped(manager: Manager, clock: Clock) -> None:
+    """Iterations never overlap; ticks missed during an iteration are skipped."""
     running = 0
     lengths = iter([25, 1, 10, 31, 0, 0])
 
@@ -87,9 +88,9 @@ async def test_iterations_never_overlap_and_missed_ticks_are_skipped(
     assert handle.error is None
 
 
-async def test_an_iteration_as_long_as_the_interval_misses_no_tick(
-    manager: Manager, clock: Clock
-) -> None:
+async def test_iteration_as_long_as_interval(manager: Manager, clock: Clock) -> None:
+    """An iteration that is as long as the interval misses no tick."""
+
     async def work() -> None:
         clock.note()
         await anyio.sleep(0.1)
@@ -99,8 +100,8 @@ async def test_an_iteration_as_long_as_the_interval_misses_no_tick(
     assert clock.times == [round(0.1 * number, 6) for number in range(101)]
 
 
-async def test_a_failed_iteration_keeps_to_the_schedule(manager: Manager, clock: Clock) -> None:
-    """Only loops without a schedule back off."""
+async def test_failed_iteration_keeps_schedule(manager: Manager, clock: Clock) -> None:
+    """A failed iteration does not delay a schedule; only loops without one back off."""
 
     async def work() -> None:
         clock.note()
@@ -111,33 +112,37 @@ async def test_a_failed_iteration_keeps_to_the_schedule(manager: Manager, clock:
     assert clock.times == [0, 1, 2, 3, 4, 5]
 
 
-async def test_delay_moves_the_whole_grid(manager: Manager, clock: Clock) -> None:
+async def test_delay_shifts_schedule(manager: Manager, clock: Clock) -> None:
+    """A delay shifts all ticks of a schedule."""
+
     async def work() -> None:
         clock.note()
 
-    handle = manager.run_task(loop_task(work, schedule=every(10), delay=3))
+    handle = manager.run_task(make_loop_task(work, schedule=every(10), delay=3))
     assert handle.status is TaskStatus.WAITING
     await anyio.sleep(25)
     assert clock.times == [3, 13, 23]
 
 
-async def test_delay_of_a_loop_without_a_schedule_comes_once(
-    manager: Manager, clock: Clock
-) -> None:
+async def test_delay_without_schedule(manager: Manager, clock: Clock) -> None:
+    """A delay applies to the first iteration of a loop without a schedule only."""
+
     async def work() -> None:
         clock.note()
         await anyio.sleep(1)
 
-    manager.run_task(loop_task(work, delay=3))
+    manager.run_task(make_loop_task(work, delay=3))
     await anyio.sleep(6.5)
     assert clock.times == [3, 4, 5, 6]
 
 
-async def test_jitter_puts_each_iteration_off(manager: Manager, clock: Clock) -> None:
+async def test_jitter(manager: Manager, clock: Clock) -> None:
+    """Jitter delays every iteration by a random time and does not accumulate."""
+
     async def work() -> None:
         clock.note()
 
-    manager.run_task(loop_task(work, schedule=every(10, jitter=5)))
+    manager.run_task(make_loop_task(work, schedule=every(10, jitter=5)))
     await anyio.sleep(1000)
     offsets = [time - 10 * number for number, time in enumerate(clock.times)]
     assert len(offsets) in (99, 100)
@@ -145,9 +150,9 @@ async def test_jitter_puts_each_iteration_off(manager: Manager, clock: Clock) ->
     assert len(set(offsets)) > 50
 
 
-async def test_how_late_an_iteration_starts_is_told(
-    manager: Manager, recorder: RecordingObserver
-) -> None:
+async def test_iteration_queued_for(manager: Manager, recorder: RecordingObserver) -> None:
+    """An iteration that starts on its tick reports no queueing time, even after missed ticks."""
+
     async def work() -> None:
         await anyio.sleep(15)
 
@@ -158,8 +163,8 @@ async def test_how_late_an_iteration_starts_is_told(
 
 @pytest.mark.realtime
 @pytest.mark.parametrize("interval", [5e-324, 1e-308, 1e300])
-async def test_absurd_intervals_bring_nothing_down(interval: float) -> None:
-    """Taken or refused, but no error inside the event loop."""
+async def test_extreme_intervals(interval: float) -> None:
+    """Extreme intervals are accepted or rejected, but cause no error in the event loop."""
     async with Manager() as manager:
         try:
             manager.every(interval, checkpoint)
@@ -174,7 +179,9 @@ async def test_absurd_intervals_bring_nothing_down(interval: float) -> None:
 # Without a schedule
 
 
-async def test_a_loop_starts_again_at_once(manager: Manager, clock: Clock) -> None:
+async def test_loop_without_schedule(manager: Manager, clock: Clock) -> None:
+    """A loop without a schedule starts the next iteration immediately."""
+
     async def work() -> None:
         clock.note()
         await anyio.sleep(2)
@@ -185,7 +192,8 @@ async def test_a_loop_starts_again_at_once(manager: Manager, clock: Clock) -> No
 
 
 @pytest.mark.realtime
-async def test_a_loop_that_never_awaits_starves_nobody(manager: Manager) -> None:
+async def test_loops_without_await(manager: Manager) -> None:
+    """Loops that never await do not starve other tasks and can be cancelled."""
     iterations = 0
 
     async def work() -> None:
@@ -203,12 +211,15 @@ async def test_a_loop_that_never_awaits_starves_nobody(manager: Manager) -> None
 
 
 @pytest.mark.realtime
-async def test_others_get_a_turn_in_each_iteration(manager: Manager) -> None:
-    """Two loops that never await take turns, so neither gets ahead by more than a batch."""
+async def test_loops_take_turns(manager: Manager) -> None:
+    """Two loops that never await take turns.
+
+    Neither gets ahead by more than a batch.
+    """
     counts = [0, 0]
 
-    async def work(which: int) -> None:
-        counts[which] += 1
+    async def work(index: int) -> None:
+        counts[index] += 1
 
     manager.loop(work, 0)
     manager.loop(work, 1)
@@ -219,7 +230,8 @@ async def test_others_get_a_turn_in_each_iteration(manager: Manager) -> None:
 
 
 @pytest.mark.realtime
-async def test_a_rate_that_can_never_be_kept_starves_nobody(manager: Manager) -> None:
+async def test_unreachable_rate(manager: Manager) -> None:
+    """A loop with an interval too short to keep does not starve other tasks."""
     iterations = 0
 
     async def work() -> None:
@@ -234,7 +246,8 @@ async def test_a_rate_that_can_never_be_kept_starves_nobody(manager: Manager) ->
 
 
 @pytest.mark.realtime
-async def test_a_sync_loop_runs_in_threads(manager: Manager, recorder: RecordingObserver) -> None:
+async def test_sync_loop(manager: Manager, recorder: RecordingObserver) -> None:
+    """Iterations of a sync function run in worker threads."""
     threads: list[int] = []
     enough = threading.Event()
 
@@ -256,8 +269,8 @@ async def test_a_sync_loop_runs_in_threads(manager: Manager, recorder: Recording
 # Backoff
 
 
-async def test_a_failing_loop_does_not_spin(manager: Manager) -> None:
-    """The default: exponential with jitter, from 0.1 to 30 seconds."""
+async def test_default_backoff(manager: Manager) -> None:
+    """By default a failing loop backs off exponentially with jitter, from 0.1 to 30 seconds."""
     failures: list[float] = []
 
     async def work() -> None:
@@ -272,8 +285,8 @@ async def test_a_failing_loop_does_not_spin(manager: Manager) -> None:
     assert 20 < len(pauses) < 200
 
 
-class Growing(wait_base):
-    """Waits as many seconds as there were failures in a row, and keeps what it was told."""
+class LinearBackoff(wait_base):
+    """A backoff of one second per failure in a row that records the errors."""
 
     def __init__(self) -> None:
         self.errors: list[BaseException | None] = []
@@ -284,10 +297,11 @@ class Growing(wait_base):
         return float(retry_state.attempt_number)
 
 
-async def test_a_backoff_of_ones_own_starts_again_after_a_success(
+async def test_custom_backoff_restarts_after_success(
     clock: Clock, recorder: RecordingObserver
 ) -> None:
-    backoff = Growing()
+    """A custom backoff gets every error, and restarts after a success."""
+    backoff = LinearBackoff()
 
     async def work() -> None:
         clock.note()
@@ -303,7 +317,9 @@ async def test_a_backoff_of_ones_own_starts_again_after_a_success(
     assert [str(error) for error in backoff.errors] == ["1", "2", "3", "5", "6"]
 
 
-async def test_no_backoff_at_all(recorder: RecordingObserver) -> None:
+async def test_no_backoff(recorder: RecordingObserver) -> None:
+    """A failing loop starts again immediately if `loop_backoff` is None."""
+
     async def work() -> None:
         raise ValueError
 
@@ -315,7 +331,9 @@ async def test_no_backoff_at_all(recorder: RecordingObserver) -> None:
         await manager.close()
 
 
-async def test_a_loop_waits_while_it_backs_off(manager: Manager) -> None:
+async def test_status_during_backoff(manager: Manager) -> None:
+    """A loop in backoff has the status "waiting" and no stack."""
+
     async def work() -> None:
         raise ValueError
 
@@ -325,17 +343,20 @@ async def test_a_loop_waits_while_it_backs_off(manager: Manager) -> None:
     assert handle.stack() == []
 
 
-async def test_a_backoff_that_raises_loses_no_loop(caplog: pytest.LogCaptureFixture) -> None:
-    """Whatever comes of the loop, its manager and its neighbours live on, and it is not silent."""
+async def test_backoff_raises(caplog: pytest.LogCaptureFixture) -> None:
+    """A backoff that raises does not affect other tasks, and its error is logged.
 
-    class Broken(wait_base):
+    The loop either fails or continues.
+    """
+
+    class BrokenBackoff(wait_base):
         def __call__(self, retry_state: RetryCallState) -> float:
             raise ArithmeticError("broken backoff")
 
     async def work() -> None:
         raise ValueError
 
-    async with Manager(loop_backoff=Broken()) as manager:
+    async with Manager(loop_backoff=BrokenBackoff()) as manager:
         handle = manager.loop(work)
         await anyio.sleep(100)
         assert handle.status is TaskStatus.FAILED or handle.iteration > 1
@@ -344,9 +365,8 @@ async def test_a_backoff_that_raises_loses_no_loop(caplog: pytest.LogCaptureFixt
     assert "broken backoff" in caplog.text
 
 
-async def test_the_policy_applies_to_each_iteration(
-    clock: Clock, recorder: RecordingObserver
-) -> None:
+async def test_retry_policy_per_iteration(clock: Clock, recorder: RecordingObserver) -> None:
+    """A retry policy applies to every iteration separately."""
     policy = AsyncRetrying(stop=stop_after_attempt(3), wait=wait_fixed(1))
 
     async def work() -> None:
@@ -371,9 +391,8 @@ async def test_the_policy_applies_to_each_iteration(
     ]
 
 
-async def test_a_timeout_is_for_one_attempt_of_one_iteration(
-    clock: Clock, recorder: RecordingObserver
-) -> None:
+async def test_timeout_per_attempt(clock: Clock, recorder: RecordingObserver) -> None:
+    """A timeout applies to every attempt of an iteration separately."""
     policy = AsyncRetrying(stop=stop_after_attempt(2), wait=wait_fixed(1))
 
     async def work() -> None:
@@ -381,7 +400,7 @@ async def test_a_timeout_is_for_one_attempt_of_one_iteration(
         await anyio.sleep(100 if len(clock.times) < 3 else 0)
 
     async with Manager(observers=[recorder]) as manager:
-        task = loop_task(work, schedule=every(10), timeout=2, retry=policy)
+        task = make_loop_task(work, schedule=every(10), timeout=2, retry=policy)
         manager.run_task(task)
         await anyio.sleep(15)
         await manager.close()
@@ -390,14 +409,15 @@ async def test_a_timeout_is_for_one_attempt_of_one_iteration(
     assert [event.iteration for event in recorder.of(TaskSucceeded)] == [2]
 
 
-async def test_max_failures_ends_a_loop(manager: Manager, recorder: RecordingObserver) -> None:
+async def test_max_failures(manager: Manager, recorder: RecordingObserver) -> None:
+    """A loop fails after `max_failures` failed iterations in a row."""
     results = iter([True, False, True, False, False, True])
 
     async def work() -> None:
         if not next(results):
             raise ValueError(handle.iteration)
 
-    handle = manager.run_task(loop_task(work, max_failures=2, schedule=every(1)))
+    handle = manager.run_task(make_loop_task(work, max_failures=2, schedule=every(1)))
     assert await handle.wait() is TaskStatus.FAILED
     with pytest.raises(ValueError, match="5"):
         await handle
@@ -412,9 +432,11 @@ async def test_max_failures_ends_a_loop(manager: Manager, recorder: RecordingObs
     assert manager.count() == 0
 
 
-async def test_every_failed_iteration_is_logged_if_nobody_is_told(
+async def test_failed_iterations_logged(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
+    """Every failed iteration is logged if no observer handles it."""
+
     async def work() -> None:
         raise ValueError("boom")
 
@@ -430,9 +452,9 @@ async def test_every_failed_iteration_is_logged_if_nobody_is_told(
 # Events and counters
 
 
-async def test_each_iteration_is_told_and_the_end_once(
-    manager: Manager, recorder: RecordingObserver
-) -> None:
+async def test_loop_events(manager: Manager, recorder: RecordingObserver) -> None:
+    """Observers get events of every iteration and one event of the loop's end."""
+
     async def work() -> None:
         if handle.iteration == 2:
             raise ValueError
@@ -454,7 +476,8 @@ async def test_each_iteration_is_told_and_the_end_once(
     assert (ended.reason, ended.duration, ended.iteration) == ("stopped", None, 3)
 
 
-async def test_each_iteration_starts_from_the_submitters_context(manager: Manager) -> None:
+async def test_context_per_iteration(manager: Manager) -> None:
+    """Every iteration starts from the context of the submission."""
     variable: ContextVar[int] = ContextVar("variable")
     seen: list[int] = []
 
@@ -472,9 +495,11 @@ async def test_each_iteration_starts_from_the_submitters_context(manager: Manage
 # Stopping
 
 
-async def test_a_running_iteration_finishes_and_none_follows(
+async def test_stop_during_iteration(
     manager: Manager, recorder: RecordingObserver, clock: Clock
 ) -> None:
+    """A stopped loop finishes its iteration and starts no further one."""
+
     async def work() -> None:
         await anyio.sleep(10)
         clock.note()
@@ -490,7 +515,8 @@ async def test_a_running_iteration_finishes_and_none_follows(
 
 
 @pytest.mark.parametrize("pause", ["schedule", "backoff", "delay", "retry", "not stepped yet"])
-async def test_a_pause_ends_at_once_when_the_loops_stop(pause: str, clock: Clock) -> None:
+async def test_stop_during_pause(pause: str, clock: Clock) -> None:
+    """A loop that is stopped while it waits ends immediately."""
     hour = wait_fixed(3600)
 
     async def work() -> None:
@@ -499,11 +525,11 @@ async def test_a_pause_ends_at_once_when_the_loops_stop(pause: str, clock: Clock
             raise ValueError
 
     tasks = {
-        "schedule": loop_task(work, schedule=every(3600)),
-        "backoff": loop_task(work),
-        "delay": loop_task(work, delay=3600),
-        "retry": loop_task(work, retry=AsyncRetrying(wait=hour)),
-        "not stepped yet": loop_task(work),
+        "schedule": make_loop_task(work, schedule=every(3600)),
+        "backoff": make_loop_task(work),
+        "delay": make_loop_task(work, delay=3600),
+        "retry": make_loop_task(work, retry=AsyncRetrying(wait=hour)),
+        "not stepped yet": make_loop_task(work),
     }
     recorder = RecordingObserver()
     async with Manager(observers=[recorder], loop_backoff=hour) as manager:
@@ -521,17 +547,17 @@ async def test_a_pause_ends_at_once_when_the_loops_stop(pause: str, clock: Clock
     assert recorder.names().count("failed") == (1 if pause in ("backoff", "retry") else 0)
 
 
-async def test_a_retry_that_would_come_after_the_stop_does_not(
+async def test_no_retry_after_stop(
     manager: Manager, recorder: RecordingObserver, clock: Clock
 ) -> None:
-    """The attempt under way when the loops stop is the last one."""
+    """The attempt that runs when loops stop is the last one."""
 
     async def work() -> None:
         clock.note()
         await anyio.sleep(5)
         raise ValueError
 
-    manager.run_task(loop_task(work, retry=AsyncRetrying(wait=wait_fixed(3600))))
+    manager.run_task(make_loop_task(work, retry=AsyncRetrying(wait=wait_fixed(3600))))
     await anyio.sleep(1)
     await manager.stop_loops()
     assert clock.times == [0]
@@ -540,7 +566,9 @@ async def test_a_retry_that_would_come_after_the_stop_does_not(
 
 
 @pytest.mark.parametrize("lead", [0.0, 1e-9])
-async def test_stopping_on_the_very_tick(manager: Manager, clock: Clock, lead: float) -> None:
+async def test_stop_on_tick(manager: Manager, clock: Clock, lead: float) -> None:
+    """A loop that is stopped on a tick runs at most that iteration."""
+
     async def work() -> None:
         clock.note()
 
@@ -552,22 +580,24 @@ async def test_stopping_on_the_very_tick(manager: Manager, clock: Clock, lead: f
     assert handle.status is TaskStatus.CANCELLED
 
 
-async def test_stopped_loops_take_no_more_loops_but_one_offs(manager: Manager) -> None:
+async def test_submit_after_stop_loops(manager: Manager) -> None:
+    """A manager whose loops have stopped rejects loops, but accepts one-off tasks."""
     await manager.stop_loops()
     for start in (
         lambda: manager.loop(checkpoint),
         lambda: manager.every(1, checkpoint),
         lambda: manager.cron("* * * * *", checkpoint),
-        lambda: manager.run_task(loop_task(checkpoint)),
+        lambda: manager.run_task(make_loop_task(checkpoint)),
     ):
         with pytest.raises(LoopsStoppedError, match="were stopped"):
             start()
     with pytest.raises(LoopsStoppedError):
-        await manager.submit(loop_task(checkpoint))
+        await manager.submit(make_loop_task(checkpoint))
     await manager.run(checkpoint)
 
 
-async def test_stop_loops_waits_for_no_one_off(manager: Manager) -> None:
+async def test_stop_loops_ignores_one_offs(manager: Manager) -> None:
+    """`stop_loops()` does not wait for one-off tasks."""
     one_off = manager.run(anyio.sleep, 100)
     manager.loop(anyio.sleep, 1)
     await anyio.sleep(0.5)
@@ -576,17 +606,19 @@ async def test_stop_loops_waits_for_no_one_off(manager: Manager) -> None:
     assert manager.count(TaskKind.LOOP) == 0
 
 
-async def test_an_observer_that_cancels_a_loop_on_its_success_ends_it() -> None:
-    class Once(RecordingObserver):
+async def test_observer_cancels_loop() -> None:
+    """An observer can cancel a loop when an iteration succeeds."""
+
+    class CancellingObserver(RecordingObserver):
         pass
 
-    observer = Once()
+    observer = CancellingObserver()
 
-    def cancel_it(event: TaskSucceeded) -> None:
+    def cancel_loop(event: TaskSucceeded) -> None:
         observer.record("succeeded", event)
         assert manager.cancel(event.id, reason="once is enough")
 
-    observer.on_task_succeeded = cancel_it  # type: ignore[method-assign]
+    observer.on_task_succeeded = cancel_loop  # type: ignore[method-assign]
     async with Manager(observers=[observer]) as manager:
         handle = manager.loop(checkpoint)
         with pytest.raises(TaskCancelledError, match="once is enough"):
@@ -595,7 +627,8 @@ async def test_an_observer_that_cancels_a_loop_on_its_success_ends_it() -> None:
     assert observer.names(handle.id)[-1] == "cancelled"
 
 
-async def test_an_observer_that_stops_the_loops_on_a_success_ends_them() -> None:
+async def test_observer_requests_shutdown() -> None:
+    """An observer can request a shutdown when an iteration succeeds, which ends the loop."""
     observer = RecordingObserver()
 
     def shut_down(event: TaskSucceeded) -> None:
@@ -610,28 +643,31 @@ async def test_an_observer_that_stops_the_loops_on_a_success_ends_them() -> None
     assert observer.names().count("cancelled") == 1
 
 
-# Cancelling and expiring
+# Cancellation and expiry
 
 
-async def cancelled(handle: TaskHandle[Any]) -> str | None:
+async def wait_for_cancellation(handle: TaskHandle[Any]) -> str | None:
+    """Wait until the task is cancelled, and return the reason."""
     with anyio.fail_after(1000):
         with pytest.raises(TaskCancelledError) as caught:
             await handle
     return caught.value.reason
 
 
-async def test_cancelling_a_running_loop(manager: Manager, recorder: RecordingObserver) -> None:
+async def test_cancel_during_iteration(manager: Manager, recorder: RecordingObserver) -> None:
+    """A loop cancelled during an iteration ends with the duration of that iteration."""
     handle = manager.every(10, anyio.sleep, 5)
     await anyio.sleep(12)
     assert handle.cancel("enough")
-    assert await cancelled(handle) == "enough"
+    assert await wait_for_cancellation(handle) == "enough"
     (ended,) = recorder.of(TaskCancelled)
     assert ended.iteration == 2
     assert ended.duration == pytest.approx(2)
     assert recorder.names() == ["added", "started", "succeeded", "started", "cancelled"]
 
 
-async def test_cancelling_a_waiting_loop(manager: Manager, recorder: RecordingObserver) -> None:
+async def test_cancel_waiting_loop(manager: Manager, recorder: RecordingObserver) -> None:
+    """A waiting loop that is cancelled ends immediately and without a duration."""
     handle = manager.every(10, checkpoint)
     await anyio.sleep(5)
     assert handle.cancel("enough")
@@ -641,7 +677,9 @@ async def test_cancelling_a_waiting_loop(manager: Manager, recorder: RecordingOb
     assert handle.iteration == 1
 
 
-async def test_cancelling_a_loop_in_backoff(manager: Manager) -> None:
+async def test_cancel_during_backoff(manager: Manager) -> None:
+    """A loop cancelled during backoff ends immediately."""
+
     async def work() -> None:
         raise ValueError
 
@@ -649,22 +687,27 @@ async def test_cancelling_a_loop_in_backoff(manager: Manager) -> None:
     await anyio.wait_all_tasks_blocked()
     assert handle.cancel("enough")
     assert handle.status is TaskStatus.CANCELLED
-    assert await cancelled(handle) == "enough"
+    assert await wait_for_cancellation(handle) == "enough"
 
 
-async def test_cancelling_a_loop_between_two_attempts(manager: Manager) -> None:
+async def test_cancel_between_attempts(manager: Manager) -> None:
+    """A loop cancelled between two attempts of an iteration ends."""
+
     async def work() -> None:
         raise ValueError
 
-    handle = manager.run_task(loop_task(work, retry=AsyncRetrying(wait=wait_fixed(3600))))
+    handle = manager.run_task(make_loop_task(work, retry=AsyncRetrying(wait=wait_fixed(3600))))
     await anyio.wait_all_tasks_blocked()
     assert handle.status is TaskStatus.RETRYING
     assert handle.cancel("enough")
-    assert await cancelled(handle) == "enough"
+    assert await wait_for_cancellation(handle) == "enough"
 
 
-async def test_cancelling_ends_a_loop_whose_function_swallows_it(manager: Manager) -> None:
-    """The iteration may finish all the same; the loop may not go on."""
+async def test_cancellation_swallowed(manager: Manager) -> None:
+    """A cancelled loop ends even if its function swallows the cancellation.
+
+    The iteration may finish.
+    """
 
     async def work() -> None:
         try:
@@ -675,13 +718,13 @@ async def test_cancelling_ends_a_loop_whose_function_swallows_it(manager: Manage
     handle = manager.loop(work)
     await anyio.sleep(1)
     handle.cancel("enough")
-    assert await cancelled(handle) == "enough"
+    assert await wait_for_cancellation(handle) == "enough"
     assert handle.iteration == 1
 
 
-async def test_cancelling_ends_a_loop_whose_clean_up_fails(
-    manager: Manager, recorder: RecordingObserver
-) -> None:
+async def test_cleanup_fails_after_cancel(manager: Manager, recorder: RecordingObserver) -> None:
+    """A cancelled loop ends even if the clean-up of its function fails."""
+
     async def work() -> None:
         try:
             await anyio.sleep(3600)
@@ -699,7 +742,9 @@ async def test_cancelling_ends_a_loop_whose_clean_up_fails(
 
 
 @pytest.mark.realtime
-async def test_a_loop_that_never_awaits_can_cancel_itself(manager: Manager) -> None:
+async def test_loop_cancels_itself(manager: Manager) -> None:
+    """A loop that never awaits can cancel itself."""
+
     async def work() -> None:
         if handle.iteration == 3:
             assert handle.cancel("three times")
@@ -712,7 +757,8 @@ async def test_a_loop_that_never_awaits_can_cancel_itself(manager: Manager) -> N
 
 
 @pytest.mark.realtime
-async def test_a_sync_loop_is_cancelled_when_its_thread_returns(manager: Manager) -> None:
+async def test_cancel_sync_loop(manager: Manager) -> None:
+    """A cancelled loop of a sync function ends when the function returns."""
     entered, release = threading.Event(), threading.Event()
 
     def work() -> None:
@@ -729,7 +775,8 @@ async def test_a_sync_loop_is_cancelled_when_its_thread_returns(manager: Manager
 
 
 @pytest.mark.parametrize("state", ["running", "waiting", "backing off", "retrying", "delayed"])
-async def test_a_loop_ends_with_its_lifespan(state: str, clock: Clock) -> None:
+async def test_lifespan_by_state(state: str, clock: Clock) -> None:
+    """A loop expires at the end of its lifespan in every state."""
     hour = wait_fixed(3600)
 
     async def work() -> None:
@@ -739,11 +786,11 @@ async def test_a_loop_ends_with_its_lifespan(state: str, clock: Clock) -> None:
             raise ValueError
 
     tasks = {
-        "running": loop_task(work, lifespan=10),
-        "waiting": loop_task(work, lifespan=10, schedule=every(3600)),
-        "backing off": loop_task(work, lifespan=10),
-        "retrying": loop_task(work, lifespan=10, retry=AsyncRetrying(wait=hour)),
-        "delayed": loop_task(work, lifespan=10, delay=9.999, schedule=every(1)),
+        "running": make_loop_task(work, lifespan=10),
+        "waiting": make_loop_task(work, lifespan=10, schedule=every(3600)),
+        "backing off": make_loop_task(work, lifespan=10),
+        "retrying": make_loop_task(work, lifespan=10, retry=AsyncRetrying(wait=hour)),
+        "delayed": make_loop_task(work, lifespan=10, delay=9.999, schedule=every(1)),
     }
     recorder = RecordingObserver()
     async with Manager(observers=[recorder], loop_backoff=hour) as manager:
@@ -753,27 +800,28 @@ async def test_a_loop_ends_with_its_lifespan(state: str, clock: Clock) -> None:
         assert clock.now == 10
         (ended,) = recorder.of(TaskExpired)
         assert recorder.names()[-1] == "expired"
-        assert len(FATES & set(recorder.names()[-1:])) == 1
-        under_way = state in ("running", "retrying")
-        assert ended.duration == (pytest.approx(10) if under_way else None)
+        in_attempt = state in ("running", "retrying")
+        assert ended.duration == (pytest.approx(10) if in_attempt else None)
         assert ended.lifespan == 10
         assert handle.status is TaskStatus.EXPIRED
 
 
-async def test_a_loop_expires_between_iterations(manager: Manager, clock: Clock) -> None:
+async def test_lifespan_between_iterations(manager: Manager, clock: Clock) -> None:
+    """A loop that waits for its next tick expires at the end of its lifespan."""
+
     async def work() -> None:
         clock.note()
         await anyio.sleep(1)
 
-    handle = manager.run_task(loop_task(work, schedule=every(2), lifespan=5.5))
+    handle = manager.run_task(make_loop_task(work, schedule=every(2), lifespan=5.5))
     assert await handle.wait() is TaskStatus.EXPIRED
     assert clock.times == [0, 2, 4]
     assert clock.now == 5.5
 
 
-async def test_the_lifespan_ends_a_loop_whose_function_swallows_it(
-    manager: Manager, clock: Clock
-) -> None:
+async def test_expiry_swallowed(manager: Manager, clock: Clock) -> None:
+    """A loop expires even if its function swallows the cancellation."""
+
     async def work() -> None:
         assert handle.iteration < 10
         try:
@@ -781,7 +829,7 @@ async def test_the_lifespan_ends_a_loop_whose_function_swallows_it(
         except anyio.get_cancelled_exc_class():
             return
 
-    handle = manager.run_task(loop_task(work, lifespan=5))
+    handle = manager.run_task(make_loop_task(work, lifespan=5))
     with anyio.fail_after(1000):
         assert await handle.wait() is TaskStatus.EXPIRED
     assert clock.now == 5
@@ -789,33 +837,37 @@ async def test_the_lifespan_ends_a_loop_whose_function_swallows_it(
 
 
 @pytest.mark.realtime
-async def test_the_lifespan_ends_a_loop_that_never_awaits(manager: Manager) -> None:
+async def test_lifespan_without_await(manager: Manager) -> None:
+    """A loop that never awaits expires at the end of its lifespan."""
+
     async def work() -> None:
         pass
 
-    handle = manager.run_task(loop_task(work, lifespan=0.01))
+    handle = manager.run_task(make_loop_task(work, lifespan=0.01))
     with anyio.fail_after(1):
         assert await handle.wait() is TaskStatus.EXPIRED
 
 
-async def test_a_critical_loop_that_fails_for_good_brings_the_manager_down(
+async def test_critical_loop_max_failures(
     recorder: RecordingObserver,
 ) -> None:
+    """A critical loop that reaches `max_failures` fails the manager."""
+
     async def work() -> None:
         raise ValueError("third time")
 
     with pytest.RaisesGroup(pytest.RaisesExc(ValueError, match="third time")):
         async with Manager(observers=[recorder]) as manager:
-            task = loop_task(work, schedule=every(1), critical=True, max_failures=3)
+            task = make_loop_task(work, schedule=every(1), critical=True, max_failures=3)
             manager.run_task(task)
             await ages()
     assert [event.final for event in recorder.of(TaskFailed)] == [False, False, True]
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, SystemExit])
-async def test_what_is_to_end_the_program_does_so_from_a_loop(
-    error: type[BaseException], recorder: RecordingObserver
-) -> None:
+async def test_program_exit(error: type[BaseException], recorder: RecordingObserver) -> None:
+    """A program exit raised in an iteration is raised from the manager's block."""
+
     async def work() -> None:
         raise error
 
@@ -825,5 +877,7 @@ async def test_what_is_to_end_the_program_does_so_from_a_loop(
             await ages()
     assert handle.status is TaskStatus.CANCELLED
     assert handle.iteration == 1
-    assert recorder.names("x") == []
-    assert [name for name in recorder.names(handle.id) if name in FATES] == ["failed", "cancelled"]
+    assert [name for name in recorder.names(handle.id) if name in FINAL_EVENTS] == [
+        "failed",
+        "cancelled",
+    ]

@@ -1,4 +1,4 @@
-"""Rule 3: attempts, policies, and what no policy may retry."""
+"""Retries: attempts, policies, timeouts, and errors that are never retried."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ from background.testing import RecordingObserver
 
 
 class Flaky:
-    """An async function that fails as often as it is told, and notes when it is called."""
+    """An async function that fails a number of times and records the times of its calls."""
 
     def __init__(self, failures: float = float("inf"), error: type[Exception] = ValueError) -> None:
         self.calls: list[float] = []
@@ -69,19 +69,20 @@ class Flaky:
         return len(self.calls)
 
     def gaps(self) -> list[float]:
-        """Return the seconds between one call and the next."""
+        """Return the seconds between consecutive calls."""
         pairs = zip(self.calls, self.calls[1:], strict=False)
         return [pytest.approx(later - earlier) for earlier, later in pairs]
 
 
-def quick(**options: Any) -> AsyncRetrying:
+def quick_policy(**options: Any) -> AsyncRetrying:
     return AsyncRetrying(**{"wait": wait_none(), "stop": stop_after_attempt(3), **options})
 
 
-# Numbers
+# Numbers of attempts
 
 
-async def test_one_attempt_without_a_policy(manager: Manager, recorder: RecordingObserver) -> None:
+async def test_no_policy(manager: Manager, recorder: RecordingObserver) -> None:
+    """A task without a policy has one attempt."""
     flaky = Flaky()
     handle = manager.run(flaky)
     with pytest.raises(ValueError, match="attempt 1"):
@@ -91,7 +92,8 @@ async def test_one_attempt_without_a_policy(manager: Manager, recorder: Recordin
 
 
 @pytest.mark.parametrize("attempts", [1, 2, 5])
-async def test_a_number_is_so_many_attempts(manager: Manager, attempts: int) -> None:
+async def test_number_of_attempts(manager: Manager, attempts: int) -> None:
+    """A number as the policy is the number of attempts."""
     flaky = Flaky()
     handle = manager.run_task(Task(flaky, retry=attempts))
     with pytest.raises(ValueError, match=f"attempt {attempts}"):
@@ -99,7 +101,8 @@ async def test_a_number_is_so_many_attempts(manager: Manager, attempts: int) -> 
     assert len(flaky.calls) == handle.attempt == attempts
 
 
-async def test_a_number_waits_exponentially_with_jitter(manager: Manager) -> None:
+async def test_default_wait(manager: Manager) -> None:
+    """A number of attempts uses exponential backoff with jitter."""
     flaky = Flaky()
     await manager.run_task(Task(flaky, retry=12)).wait()
     gaps = [later - earlier for earlier, later in zip(flaky.calls, flaky.calls[1:], strict=False)]
@@ -108,7 +111,8 @@ async def test_a_number_waits_exponentially_with_jitter(manager: Manager) -> Non
     assert len(set(gaps[2:])) > 5
 
 
-async def test_success_ends_the_attempts(manager: Manager, recorder: RecordingObserver) -> None:
+async def test_success_after_failures(manager: Manager, recorder: RecordingObserver) -> None:
+    """A task that succeeds after failed attempts has no error."""
     flaky = Flaky(failures=2)
     handle = manager.run_task(Task(flaky, retry=5))
     assert await handle == 3
@@ -117,22 +121,25 @@ async def test_success_ends_the_attempts(manager: Manager, recorder: RecordingOb
     assert recorder.names() == ["added", "started", "retrying", "retrying", "succeeded"]
 
 
-async def test_first_success_needs_one_attempt(manager: Manager) -> None:
+async def test_success_at_first_attempt(manager: Manager) -> None:
+    """A task that succeeds immediately has one attempt."""
     flaky = Flaky(failures=0)
     assert await manager.run_task(Task(flaky, retry=5)) == 1
 
 
-# The manager's policy and a task's own
+# Policies of managers and of tasks
 
 
-async def test_managers_policy_is_the_default() -> None:
+async def test_policy_of_manager() -> None:
+    """The policy of the manager is the default of its tasks."""
     async with Manager(retry=3) as manager:
         flaky = Flaky()
         await manager.run(flaky).wait()
         assert len(flaky.calls) == 3
 
 
-async def test_tasks_policy_replaces_the_managers() -> None:
+async def test_policy_of_task() -> None:
+    """The policy of a task replaces the manager's."""
     async with Manager(retry=3) as manager:
         flaky = Flaky()
         await manager.run_task(Task(flaky, retry=5)).wait()
@@ -140,7 +147,8 @@ async def test_tasks_policy_replaces_the_managers() -> None:
 
 
 @pytest.mark.parametrize("off", [1, AsyncRetrying(enabled=False)], ids=["1", "enabled=False"])
-async def test_task_switches_the_managers_policy_off(off: Any) -> None:
+async def test_policy_disabled_by_task(off: Any) -> None:
+    """A task can disable the policy of the manager."""
     async with Manager(retry=3) as manager:
         flaky = Flaky()
         with pytest.raises(ValueError, match="attempt 1"):
@@ -148,14 +156,15 @@ async def test_task_switches_the_managers_policy_off(off: Any) -> None:
         assert len(flaky.calls) == 1
 
 
-async def test_managers_policy_can_be_disabled() -> None:
+async def test_disabled_policy_of_manager() -> None:
+    """A disabled policy of the manager permits one attempt."""
     async with Manager(retry=AsyncRetrying(enabled=False)) as manager:
         flaky = Flaky()
         await manager.run(flaky).wait()
         assert len(flaky.calls) == 1
 
 
-# Strategies of tenacity
+# Strategies of tenacity: wait, stop, retry
 
 
 @pytest.mark.parametrize(
@@ -172,15 +181,17 @@ async def test_managers_policy_can_be_disabled() -> None:
     ids=["none", "fixed", "incrementing", "exponential", "chain", "sum", "function"],
 )
 async def test_wait_strategies(manager: Manager, wait: Any, gaps: list[float]) -> None:
+    """Wait strategies of tenacity determine the pauses between attempts."""
     flaky = Flaky()
     policy = AsyncRetrying(stop=stop_after_attempt(4), wait=wait)
     await manager.run_task(Task(flaky, retry=policy)).wait()
     assert flaky.gaps() == gaps
 
 
-async def test_negative_wait_is_no_wait(manager: Manager) -> None:
+async def test_negative_wait(manager: Manager) -> None:
+    """A negative wait is treated as zero."""
     flaky = Flaky()
-    handle = manager.run_task(Task(flaky, retry=quick(wait=lambda state: -1)))
+    handle = manager.run_task(Task(flaky, retry=quick_policy(wait=lambda state: -1)))
     with pytest.raises(ValueError, match="attempt 3"):
         await handle
 
@@ -198,15 +209,15 @@ async def test_negative_wait_is_no_wait(manager: Manager) -> None:
     ids=["attempts", "after delay", "before delay", "any", "or", "function"],
 )
 async def test_stop_strategies(manager: Manager, stop: Any, calls: int) -> None:
-    """Delays follow the event loop's clock, which in virtual time has nothing else to follow."""
+    """Stop strategies of tenacity limit the attempts; delays use the event loop's clock."""
     flaky = Flaky()
     policy = AsyncRetrying(stop=stop, wait=wait_fixed(10))
     await manager.run_task(Task(flaky, retry=policy)).wait()
     assert len(flaky.calls) == calls
 
 
-async def test_delay_of_a_policy_counts_from_the_first_attempt(manager: Manager) -> None:
-    """Neither the wait for the start nor that for a place in the queue is the policy's concern."""
+async def test_stop_delay_starts_at_first_attempt(manager: Manager) -> None:
+    """The delay of a stop strategy starts at the first attempt, not at the submission."""
     flaky = Flaky()
     policy = AsyncRetrying(stop=stop_after_delay(25), wait=wait_fixed(10))
     await manager.run_task(Task(flaky, delay=1000, retry=policy)).wait()
@@ -226,8 +237,8 @@ async def test_delay_of_a_policy_counts_from_the_first_attempt(manager: Manager)
         (retry_if_exception_message(match="attempt [12]"), 3),
         (retry_if_exception_type(OSError) | retry_if_exception_type(ValueError), 3),
         (retry_if_exception_type(OSError) & retry_if_exception_type(ValueError), 1),
-        (tenacity.asyncio.retry_if_exception(lambda error: checkpointed(True)), 3),
-        (tenacity.asyncio.retry_if_exception(lambda error: checkpointed(False)), 1),
+        (tenacity.asyncio.retry_if_exception(lambda error: return_after_checkpoint(True)), 3),
+        (tenacity.asyncio.retry_if_exception(lambda error: return_after_checkpoint(False)), 1),
         (lambda state: state.attempt_number < 2, 2),
         (tenacity.retry_never, 1),
         (tenacity.retry_always, 3),
@@ -235,14 +246,15 @@ async def test_delay_of_a_policy_counts_from_the_first_attempt(manager: Manager)
     ids=label,
 )
 async def test_retry_predicates(manager: Manager, retry: Any, calls: int) -> None:
+    """Retry predicates of tenacity decide which errors are retried."""
     flaky = Flaky()
-    handle = manager.run_task(Task(flaky, retry=quick(retry=retry)))
+    handle = manager.run_task(Task(flaky, retry=quick_policy(retry=retry)))
     with pytest.raises(ValueError, match=f"attempt {calls}"):
         await handle
     assert len(flaky.calls) == calls
 
 
-async def checkpointed(value: Any) -> Any:
+async def return_after_checkpoint(value: Any) -> Any:
     await checkpoint()
     return value
 
@@ -253,16 +265,19 @@ async def checkpointed(value: Any) -> Any:
         retry_if_result(lambda value: value < 3),
         retry_if_not_result(lambda value: value == 3),
         retry_if_result(lambda value: value < 3) | retry_if_exception_type(OSError),
-        tenacity.asyncio.retry_if_result(lambda value: checkpointed(value < 3)),
+        tenacity.asyncio.retry_if_result(lambda value: return_after_checkpoint(value < 3)),
         retry_unless_exception_type(LookupError),
     ],
     ids=["result", "not result", "or", "async", "unless exception"],
 )
 async def test_result_predicates(manager: Manager, recorder: RecordingObserver, retry: Any) -> None:
-    """`retry_unless_exception_type` goes on until there is such an error."""
+    """Result predicates of tenacity decide which results are retried.
+
+    `retry_unless_exception_type` retries results until an attempt raises such an error.
+    """
     counting = Flaky(failures=0)
     endless = isinstance(retry, retry_unless_exception_type)
-    handle = manager.run_task(Task(counting, retry=quick(retry=retry)))
+    handle = manager.run_task(Task(counting, retry=quick_policy(retry=retry)))
     if endless:
         with pytest.raises(RetryError):
             await handle
@@ -272,9 +287,12 @@ async def test_result_predicates(manager: Manager, recorder: RecordingObserver, 
     assert [event.error for event in recorder.of(TaskRetrying)] == [None, None]
 
 
-async def test_refused_result_raises_retry_error(manager: Manager) -> None:
+async def test_rejected_result(manager: Manager) -> None:
+    """A result that the policy still rejects after the last attempt raises `RetryError`."""
     counting = Flaky(failures=0)
-    handle = manager.run_task(Task(counting, retry=quick(retry=retry_if_result(lambda v: True))))
+    handle = manager.run_task(
+        Task(counting, retry=quick_policy(retry=retry_if_result(lambda v: True)))
+    )
     with pytest.raises(RetryError) as info:
         await handle
     assert info.value.last_attempt.result() == 3
@@ -282,7 +300,8 @@ async def test_refused_result_raises_retry_error(manager: Manager) -> None:
     assert handle.error is info.value
 
 
-async def test_error_after_a_refused_result(manager: Manager) -> None:
+async def test_error_after_rejected_result(manager: Manager) -> None:
+    """An error after a rejected result ends the task if the policy does not retry it."""
     calls = 0
 
     async def work() -> str:
@@ -292,70 +311,75 @@ async def test_error_after_a_refused_result(manager: Manager) -> None:
             raise LookupError("second")
         return "refused"
 
-    policy = quick(retry=retry_if_result(lambda value: value == "refused"))
+    policy = quick_policy(retry=retry_if_result(lambda value: value == "refused"))
     with pytest.raises(LookupError, match="second"):
         await manager.run_task(Task(work, retry=policy))
     assert calls == 2
 
 
-async def test_try_again_asks_for_another_attempt_whatever_the_predicate(manager: Manager) -> None:
+async def test_try_again(manager: Manager) -> None:
+    """`TryAgain` causes another attempt regardless of the predicate."""
     flaky = Flaky(failures=2, error=TryAgain)
-    policy = quick(retry=retry_if_exception_type(OSError))
+    policy = quick_policy(retry=retry_if_exception_type(OSError))
     assert await manager.run_task(Task(flaky, retry=policy)) == 3
 
 
-async def test_try_again_on_the_last_attempt(manager: Manager) -> None:
+async def test_try_again_on_last_attempt(manager: Manager) -> None:
+    """`TryAgain` on the last attempt is the task's error."""
     flaky = Flaky(error=TryAgain)
     with pytest.raises(TryAgain, match="attempt 3"):
-        await manager.run_task(Task(flaky, retry=quick()))
+        await manager.run_task(Task(flaky, retry=quick_policy()))
 
 
 # Hooks
 
 
 @pytest.mark.parametrize("is_async", [False, True], ids=["def", "async def"])
-async def test_hooks_in_the_order_that_tenacity_documents(manager: Manager, is_async: bool) -> None:
-    told: list[str] = []
+async def test_hook_order(manager: Manager, is_async: bool) -> None:
+    """Hooks of a policy are called in the order that tenacity documents."""
+    calls: list[str] = []
 
-    def hook(name: str, answer: Callable[[RetryCallState], Any]) -> Callable[..., Any]:
-        def plain(state: RetryCallState) -> Any:
-            told.append(f"{name} {state.attempt_number}")
-            return answer(state)
+    def make_hook(name: str, result: Callable[[RetryCallState], Any]) -> Callable[..., Any]:
+        def sync_hook(state: RetryCallState) -> Any:
+            calls.append(f"{name} {state.attempt_number}")
+            return result(state)
 
-        async def slow(state: RetryCallState) -> Any:
+        async def async_hook(state: RetryCallState) -> Any:
             await checkpoint()
-            return plain(state)
+            return sync_hook(state)
 
-        return slow if is_async else plain
+        return async_hook if is_async else sync_hook
 
     policy = AsyncRetrying(
-        before=hook("before", lambda state: None),
-        retry=hook("retry", lambda state: state.outcome.failed),
-        after=hook("after", lambda state: None),
-        wait=hook("wait", lambda state: 0),
-        stop=hook("stop", lambda state: False),
-        before_sleep=hook("before_sleep", lambda state: None),
+        before=make_hook("before", lambda state: None),
+        retry=make_hook("retry", lambda state: state.outcome.failed),
+        after=make_hook("after", lambda state: None),
+        wait=make_hook("wait", lambda state: 0),
+        stop=make_hook("stop", lambda state: False),
+        before_sleep=make_hook("before_sleep", lambda state: None),
     )
     assert await manager.run_task(Task(Flaky(failures=1), retry=policy)) == 2
     steps = ("before", "retry", "after", "wait", "stop", "before_sleep")
-    assert told == [*(f"{step} 1" for step in steps), "before 2", "retry 2"]
+    assert calls == [*(f"{step} 1" for step in steps), "before 2", "retry 2"]
 
 
-async def test_before_hook_is_told_of_a_first_success(manager: Manager) -> None:
-    told: list[int] = []
-    policy = AsyncRetrying(before=lambda state: told.append(state.attempt_number))
+async def test_before_hook_without_retry(manager: Manager) -> None:
+    """The `before` hook is called for a task that succeeds immediately."""
+    attempts: list[int] = []
+    policy = AsyncRetrying(before=lambda state: attempts.append(state.attempt_number))
     assert await manager.run_task(Task(Flaky(failures=0), retry=policy)) == 1
-    assert told == [1]
+    assert attempts == [1]
 
 
-async def test_what_hooks_read_of_the_state(manager: Manager) -> None:
+async def test_retry_call_state(manager: Manager) -> None:
+    """Hooks get a complete `RetryCallState`."""
     states: list[dict[str, Any]] = []
 
     async def work(first: int, *, second: int) -> None:
         await anyio.sleep(3)
         raise ValueError(first + second)
 
-    def look(state: RetryCallState) -> None:
+    def record_state(state: RetryCallState) -> None:
         assert state.outcome is not None
         assert state.next_action is not None
         states.append(
@@ -373,7 +397,7 @@ async def test_what_hooks_read_of_the_state(manager: Manager) -> None:
             }
         )
 
-    policy = quick(wait=wait_fixed(10), before_sleep=look)
+    policy = quick_policy(wait=wait_fixed(10), before_sleep=record_state)
     task = Task(work, args=(1,), kwargs={"second": 2}, retry=policy)
     await manager.run_task(task).wait()
     common = {"fn": work, "args": (1,), "kwargs": {"second": 2}, "error": "3", "policy": True}
@@ -383,12 +407,11 @@ async def test_what_hooks_read_of_the_state(manager: Manager) -> None:
     ]
 
 
-async def test_logging_hooks_of_tenacity(
-    manager: Manager, caplog: pytest.LogCaptureFixture
-) -> None:
+async def test_logging_hooks(manager: Manager, caplog: pytest.LogCaptureFixture) -> None:
+    """Logging hooks of tenacity log every attempt."""
     logger = logging.getLogger("policy")
     caplog.set_level(logging.DEBUG, logger="policy")
-    policy = quick(
+    policy = quick_policy(
         before=tenacity.before_log(logger, logging.DEBUG),
         after=tenacity.after_log(logger, logging.DEBUG),
         before_sleep=tenacity.before_sleep_log(logger, logging.DEBUG),
@@ -400,41 +423,43 @@ async def test_logging_hooks_of_tenacity(
 
 @pytest.mark.parametrize("hook", ["before", "retry", "after", "wait", "stop", "before_sleep"])
 @pytest.mark.parametrize("is_async", [False, True], ids=["def", "async def"])
-async def test_hook_that_raises_fails_the_task(
+async def test_hook_raises(
     manager: Manager, recorder: RecordingObserver, hook: str, is_async: bool
 ) -> None:
-    """And nothing else; the attempt's own error is still to be seen beside it."""
+    """A hook that raises fails the task only; the attempt's error is the context of its error."""
 
-    def plain(state: RetryCallState) -> Any:
+    def sync_hook(state: RetryCallState) -> Any:
         raise LookupError("hook")
 
-    async def slow(state: RetryCallState) -> Any:
+    async def async_hook(state: RetryCallState) -> Any:
         raise LookupError("hook")
 
-    policy = quick(**{hook: slow if is_async else plain})
+    policy = quick_policy(**{hook: async_hook if is_async else sync_hook})
     handle = manager.run_task(Task(Flaky(), retry=policy))
     with pytest.raises(LookupError, match="hook") as info:
         await handle
     assert recorder.names() == ["added", "started", "failed"]
     if hook != "before":
         assert isinstance(info.value.__context__, ValueError)
-    assert await manager.run(checkpointed, 1) == 1
+    assert await manager.run(return_after_checkpoint, 1) == 1
 
 
-async def test_wait_that_is_no_number_fails_the_task(manager: Manager) -> None:
-    policy = quick(wait=lambda state: "soon")
+async def test_wait_returns_non_number(manager: Manager) -> None:
+    """A wait strategy that does not return a number fails the task."""
+    policy = quick_policy(wait=lambda state: "soon")
     with pytest.raises(ValueError, match="soon"):
         await manager.run_task(Task(Flaky(), retry=policy))
 
 
-# How it ends
+# Outcomes
 
 
 @pytest.mark.parametrize("reraise", [False, True])
-async def test_error_is_the_attempts_own(
+async def test_error_of_last_attempt(
     manager: Manager, recorder: RecordingObserver, reraise: bool
 ) -> None:
-    handle = manager.run_task(Task(Flaky(), retry=quick(reraise=reraise)))
+    """The error of a failed task is that of its last attempt, with and without `reraise`."""
+    handle = manager.run_task(Task(Flaky(), retry=quick_policy(reraise=reraise)))
     with pytest.raises(ValueError, match="attempt 3") as info:
         await handle
     assert handle.error is info.value
@@ -445,87 +470,96 @@ class GaveUp(RetryError):
     pass
 
 
-async def test_chosen_retry_error_class(manager: Manager) -> None:
-    handle = manager.run_task(Task(Flaky(), retry=quick(retry_error_cls=GaveUp)))
+async def test_retry_error_class(manager: Manager) -> None:
+    """A custom `retry_error_cls` is raised from the error of the last attempt."""
+    handle = manager.run_task(Task(Flaky(), retry=quick_policy(retry_error_cls=GaveUp)))
     with pytest.raises(GaveUp) as info:
         await handle
     assert isinstance(info.value.__cause__, ValueError)
     assert info.value.last_attempt.failed
 
 
-async def test_chosen_retry_error_class_gives_way_to_reraise(manager: Manager) -> None:
-    policy = quick(retry_error_cls=GaveUp, reraise=True)
+async def test_reraise_over_retry_error_class(manager: Manager) -> None:
+    """`reraise` takes precedence over `retry_error_cls`."""
+    policy = quick_policy(retry_error_cls=GaveUp, reraise=True)
     with pytest.raises(ValueError, match="attempt 3"):
         await manager.run_task(Task(Flaky(), retry=policy))
 
 
-async def test_chosen_retry_error_class_for_a_refused_result(manager: Manager) -> None:
-    policy = quick(retry=retry_if_result(lambda value: True), retry_error_cls=GaveUp)
+async def test_retry_error_class_for_rejected_result(manager: Manager) -> None:
+    """A custom `retry_error_cls` is raised for a rejected result."""
+    policy = quick_policy(retry=retry_if_result(lambda value: True), retry_error_cls=GaveUp)
     with pytest.raises(GaveUp):
         await manager.run_task(Task(Flaky(failures=0), retry=policy))
 
 
-async def test_chosen_retry_error_class_is_not_for_errors_that_are_not_retried(
+async def test_retry_error_class_without_retry(
     manager: Manager,
 ) -> None:
-    policy = quick(retry=retry_if_exception_type(OSError), retry_error_cls=GaveUp)
+    """A custom `retry_error_cls` is not used for an error that is not retried."""
+    policy = quick_policy(retry=retry_if_exception_type(OSError), retry_error_cls=GaveUp)
     with pytest.raises(ValueError, match="attempt 1"):
         await manager.run_task(Task(Flaky(), retry=policy))
 
 
 @pytest.mark.parametrize("is_async", [False, True], ids=["def", "async def"])
-async def test_retry_error_callback_gives_the_result(
+async def test_retry_error_callback(
     manager: Manager, recorder: RecordingObserver, is_async: bool
 ) -> None:
-    def plain(state: RetryCallState) -> str:
+    """The value of `retry_error_callback` becomes the task's result."""
+
+    def sync_hook(state: RetryCallState) -> str:
         assert state.outcome is not None
         return f"instead of {state.outcome.exception()}"
 
-    async def slow(state: RetryCallState) -> str:
-        return plain(state)
+    async def async_hook(state: RetryCallState) -> str:
+        return sync_hook(state)
 
-    policy = quick(retry_error_callback=slow if is_async else plain)
+    policy = quick_policy(retry_error_callback=async_hook if is_async else sync_hook)
     handle = manager.run_task(Task(Flaky(), retry=policy))
     assert await handle == "instead of attempt 3"
     assert handle.status is TaskStatus.SUCCEEDED
     assert recorder.names()[-1] == "succeeded"
 
 
-async def test_retry_error_callback_that_raises(manager: Manager) -> None:
-    def give_up(state: RetryCallState) -> None:
+async def test_retry_error_callback_raises(manager: Manager) -> None:
+    """An error raised by `retry_error_callback` is the task's error."""
+
+    def raise_error(state: RetryCallState) -> None:
         raise LookupError("callback")
 
     with pytest.raises(LookupError, match="callback"):
-        await manager.run_task(Task(Flaky(), retry=quick(retry_error_callback=give_up)))
+        await manager.run_task(Task(Flaky(), retry=quick_policy(retry_error_callback=raise_error)))
 
 
 @pytest.mark.parametrize("is_async", [False, True], ids=["def", "async def"])
-async def test_policys_own_sleep(manager: Manager, is_async: bool) -> None:
-    slept: list[float] = []
+async def test_custom_sleep(manager: Manager, is_async: bool) -> None:
+    """The `sleep` function of a policy, sync or async, replaces the default pause."""
+    pauses: list[float] = []
 
-    async def slow(seconds: float) -> None:
-        slept.append(seconds)
+    async def async_sleep(seconds: float) -> None:
+        pauses.append(seconds)
         await anyio.sleep(2 * seconds)
 
     flaky = Flaky()
-    policy = quick(wait=wait_fixed(10), sleep=slow if is_async else slept.append)
+    policy = quick_policy(wait=wait_fixed(10), sleep=async_sleep if is_async else pauses.append)
     await manager.run_task(Task(flaky, retry=policy)).wait()
-    assert slept == [10, 10]
+    assert pauses == [10, 10]
     assert flaky.gaps() == ([20, 20] if is_async else [0, 0])
 
 
-async def test_sleep_that_does_not_wait_lets_others_run(manager: Manager) -> None:
-    """A policy without a pause, around a function that never waits, can still be cancelled."""
+async def test_sleep_without_wait(manager: Manager) -> None:
+    """A task can be cancelled although neither its function nor its policy ever waits."""
 
     async def fail() -> None:
         if handle.attempt == 1000:
-            raise KeyError("nobody else had a turn")
+            raise KeyError("no other task ran")
         raise ValueError
 
-    def give_up(error: BaseException) -> bool:
+    def is_value_error(error: BaseException) -> bool:
         return isinstance(error, ValueError)
 
-    policy = AsyncRetrying(sleep=lambda seconds: None, retry=retry_if_exception(give_up))
+    policy = AsyncRetrying(sleep=lambda seconds: None, retry=retry_if_exception(is_value_error))
     handle = manager.run_task(Task(fail, retry=policy))
     manager.run(checkpoint)
     await checkpoint()
@@ -535,7 +569,8 @@ async def test_sleep_that_does_not_wait_lets_others_run(manager: Manager) -> Non
 
 
 @pytest.mark.realtime
-async def test_sync_function_is_retried(anyio_backend: object) -> None:
+async def test_retry_sync_function(anyio_backend: object) -> None:
+    """A sync function is retried."""
     calls = 0
 
     def fail() -> int:
@@ -545,26 +580,27 @@ async def test_sync_function_is_retried(anyio_backend: object) -> None:
             raise ValueError
         return calls
 
-    async with Manager(retry=quick()) as manager:
+    async with Manager(retry=quick_policy()) as manager:
         assert await manager.run(fail) == 3
 
 
-# A policy keeps no state
+# State of policies
 
 
-def state_of(policy: AsyncRetrying) -> dict[str, Any]:
+def copy_state(policy: AsyncRetrying) -> dict[str, Any]:
     state = {key: value for key, value in vars(policy).items() if key != "_local"}
     return {**state, "statistics": dict(policy.statistics), "local": dict(vars(policy._local))}
 
 
-async def test_policy_shared_by_a_thousand_tasks_keeps_no_state(manager: Manager) -> None:
+async def test_shared_policy_is_stateless(manager: Manager) -> None:
+    """A policy shared by concurrent tasks keeps no state of them."""
     policy = AsyncRetrying(stop=stop_after_attempt(4), wait=wait_fixed(10))
-    policy.statistics["mine"] = 1
-    before = state_of(policy)
-    flaky = [Flaky(failures=number % 5) for number in range(1000)]
+    policy.statistics["custom"] = 1
+    before = copy_state(policy)
+    functions = [Flaky(failures=number % 5) for number in range(1000)]
     handles: list[TaskHandle[int]] = []
-    for each in flaky:
-        handles.append(manager.run_task(Task(each, retry=policy)))
+    for function in functions:
+        handles.append(manager.run_task(Task(function, retry=policy)))
         await checkpoint()
     for number, handle in enumerate(handles):
         if number % 5 == 4:
@@ -572,29 +608,30 @@ async def test_policy_shared_by_a_thousand_tasks_keeps_no_state(manager: Manager
                 await handle
         else:
             assert await handle == number % 5 + 1
-    for number, each in enumerate(flaky):
-        assert each.gaps() == [10] * min(3, number % 5)
-    assert state_of(policy) == before
+    for number, function in enumerate(functions):
+        assert function.gaps() == [10] * min(3, number % 5)
+    assert copy_state(policy) == before
 
 
-# Cancellation is never retried
+# Cancellation
 
 
 POLICIES = {
-    "every exception": quick(retry=retry_if_exception(lambda error: True)),
-    "not of a type": quick(retry=retry_if_not_exception_type(ZeroDivisionError)),
-    "base exceptions": quick(retry=retry_if_exception_type(BaseException)),
-    "always": quick(retry=tenacity.retry_always),
+    "every exception": quick_policy(retry=retry_if_exception(lambda error: True)),
+    "not of a type": quick_policy(retry=retry_if_not_exception_type(ZeroDivisionError)),
+    "base exceptions": quick_policy(retry=retry_if_exception_type(BaseException)),
+    "always": quick_policy(retry=tenacity.retry_always),
     "a number": 3,
 }
-eager = pytest.mark.parametrize("policy", POLICIES.values(), ids=POLICIES)
+eager_policies = pytest.mark.parametrize("policy", POLICIES.values(), ids=POLICIES)
 
 
-@eager
+@eager_policies
 @pytest.mark.parametrize("kind", TaskKind)
-async def test_cancellation_is_never_retried(
+async def test_cancellation_not_retried(
     manager: Manager, recorder: RecordingObserver, policy: Any, kind: TaskKind
 ) -> None:
+    """A cancelled task is not retried, regardless of the policy."""
     calls = 0
 
     async def work() -> None:
@@ -612,10 +649,12 @@ async def test_cancellation_is_never_retried(
     assert recorder.names() == ["added", "started", "cancelled"]
 
 
-@eager
-async def test_error_from_cleaning_up_after_cancellation_is_not_retried(
+@eager_policies
+async def test_cleanup_error_not_retried(
     manager: Manager, recorder: RecordingObserver, policy: Any
 ) -> None:
+    """An error in the clean-up of a cancelled task is not retried."""
+
     async def work() -> None:
         try:
             await anyio.sleep_forever()
@@ -630,18 +669,20 @@ async def test_error_from_cleaning_up_after_cancellation_is_not_retried(
     assert recorder.names() == ["added", "started", "failed"]
 
 
-@eager
-async def test_end_of_the_lifespan_is_not_retried(
+@eager_policies
+async def test_expiry_not_retried(
     manager: Manager, recorder: RecordingObserver, policy: Any
 ) -> None:
+    """An expired task is not retried."""
     handle = manager.run_task(Task(anyio.sleep_forever, retry=policy, lifespan=5))
     with pytest.raises(TaskExpiredError):
         await handle
     assert recorder.names() == ["added", "started", "expired"]
 
 
-@eager
-async def test_shutdown_is_not_retried(policy: Any) -> None:
+@eager_policies
+async def test_shutdown_not_retried(policy: Any) -> None:
+    """A task cancelled by a shutdown is not retried."""
     async with Manager(retry=policy) as manager:
         handle = manager.run(anyio.sleep_forever)
         await anyio.sleep(1)
@@ -650,23 +691,24 @@ async def test_shutdown_is_not_retried(policy: Any) -> None:
         assert handle.attempt == 1
 
 
-async def test_cancellation_by_the_policys_own_hook(manager: Manager) -> None:
+async def test_cancel_in_hook(manager: Manager) -> None:
+    """A hook of the policy can cancel its task."""
     flaky = Flaky()
-    policy = quick(after=lambda state: handle.cancel("in a hook") and None)
+    policy = quick_policy(after=lambda state: handle.cancel("in a hook") and None)
     handle = manager.run_task(Task(flaky, retry=policy))
     with pytest.raises(TaskCancelledError, match="in a hook"):
         await handle
     assert len(flaky.calls) == 1
 
 
-async def test_scope_that_a_function_cancels_itself_is_its_own_affair(manager: Manager) -> None:
-    """What looks like a cancellation inside may well be an error outside, and is retried."""
+async def test_own_timeout_is_retried(manager: Manager) -> None:
+    """A timeout set by the function itself is an ordinary error and is retried."""
 
     async def work() -> None:
         with anyio.fail_after(1):
             await anyio.sleep_forever()
 
-    handle = manager.run_task(Task(work, retry=quick()))
+    handle = manager.run_task(Task(work, retry=quick_policy()))
     with pytest.raises(TimeoutError):
         await handle
     assert handle.attempt == 3
@@ -675,9 +717,8 @@ async def test_scope_that_a_function_cancels_itself_is_its_own_affair(manager: M
 # Timeouts
 
 
-async def test_attempt_that_takes_too_long_is_a_timeout_error(
-    manager: Manager, recorder: RecordingObserver
-) -> None:
+async def test_timeout(manager: Manager, recorder: RecordingObserver) -> None:
+    """An attempt that exceeds its timeout fails with a `TimeoutError`."""
     handle = manager.run_task(Task(anyio.sleep_forever, name="slow", timeout=5))
     with pytest.raises(TimeoutError, match=r"'slow'.* 5 s"):
         await handle
@@ -685,7 +726,8 @@ async def test_attempt_that_takes_too_long_is_a_timeout_error(
     assert recorder.of(TaskFailed)[0].duration == pytest.approx(5)
 
 
-async def test_each_attempt_has_the_timeout_for_itself(manager: Manager) -> None:
+async def test_timeout_per_attempt(manager: Manager) -> None:
+    """The timeout applies to every attempt separately."""
     calls: list[float] = []
 
     async def work() -> str:
@@ -698,30 +740,35 @@ async def test_each_attempt_has_the_timeout_for_itself(manager: Manager) -> None
     assert [calls[1] - calls[0], calls[2] - calls[1]] == [pytest.approx(15)] * 2
 
 
-async def test_policy_may_refuse_to_retry_a_timeout(manager: Manager) -> None:
-    policy = quick(retry=retry_if_not_exception_type(TimeoutError))
+async def test_timeout_not_retried(manager: Manager) -> None:
+    """A policy can exclude timeouts from retries."""
+    policy = quick_policy(retry=retry_if_not_exception_type(TimeoutError))
     handle = manager.run_task(Task(anyio.sleep_forever, timeout=5, retry=policy))
     with pytest.raises(TimeoutError):
         await handle
     assert handle.attempt == 1
 
 
-async def test_backoff_is_no_part_of_the_timeout(manager: Manager) -> None:
+async def test_timeout_excludes_backoff(manager: Manager) -> None:
+    """The timeout does not include the backoff."""
     flaky = Flaky(failures=1)
     policy = AsyncRetrying(wait=wait_fixed(100), stop=stop_after_attempt(2))
     assert await manager.run_task(Task(flaky, timeout=5, retry=policy)) == 2
 
 
-async def test_cancellation_before_the_timeout_is_a_cancellation(manager: Manager) -> None:
+async def test_cancel_before_timeout(manager: Manager) -> None:
+    """A task cancelled before its timeout ends as cancelled."""
     handle = manager.run_task(Task(anyio.sleep_forever, timeout=5, retry=3))
     await anyio.sleep(4)
     handle.cancel()
     assert await handle.wait() is TaskStatus.CANCELLED
 
 
-async def test_error_of_the_clean_up_after_a_timeout_is_the_attempts_error(
+async def test_cleanup_error_after_timeout(
     manager: Manager,
 ) -> None:
+    """An error in the clean-up after a timeout replaces the `TimeoutError`."""
+
     async def work() -> None:
         try:
             await anyio.sleep_forever()
@@ -732,7 +779,8 @@ async def test_error_of_the_clean_up_after_a_timeout_is_the_attempts_error(
         await manager.run_task(Task(work, timeout=5))
 
 
-async def test_timeout_of_an_iteration(manager: Manager, recorder: RecordingObserver) -> None:
+async def test_timeout_of_iteration(manager: Manager, recorder: RecordingObserver) -> None:
+    """An iteration that exceeds the timeout fails, and the loop continues."""
     loop = manager.run_task(
         Task(anyio.sleep_forever, kind=TaskKind.LOOP, schedule=every(10), timeout=5)
     )
@@ -744,10 +792,9 @@ async def test_timeout_of_an_iteration(manager: Manager, recorder: RecordingObse
 # Backoff
 
 
-async def test_what_observers_are_told_of_a_retry(
-    manager: Manager, recorder: RecordingObserver
-) -> None:
-    task = Task(Flaky(failures=2), retry=quick(wait=wait_incrementing(1, 2)), meta={"a": 1})
+async def test_retrying_event(manager: Manager, recorder: RecordingObserver) -> None:
+    """The retrying event contains the attempt, its error and the delay."""
+    task = Task(Flaky(failures=2), retry=quick_policy(wait=wait_incrementing(1, 2)), meta={"a": 1})
     handle = manager.run_task(task)
     await handle
     events = recorder.of(TaskRetrying)
@@ -764,14 +811,15 @@ async def test_what_observers_are_told_of_a_retry(
     assert recorder.of(TaskSucceeded)[0].duration == pytest.approx(4)
 
 
-async def test_status_of_a_task_in_backoff(manager: Manager) -> None:
+async def test_status_during_backoff(manager: Manager) -> None:
+    """A task in backoff has the status "retrying" and no stack."""
     seen: list[TaskStatus] = []
 
     async def work() -> None:
         seen.append(handle.status)
         raise ValueError
 
-    handle = manager.run_task(Task(work, retry=quick(wait=wait_fixed(10))))
+    handle = manager.run_task(Task(work, retry=quick_policy(wait=wait_fixed(10))))
     await anyio.sleep(5)
     assert handle.status is TaskStatus.RETRYING
     assert handle.stack() == []
@@ -780,8 +828,9 @@ async def test_status_of_a_task_in_backoff(manager: Manager) -> None:
 
 
 async def test_cancel_during_backoff(manager: Manager, recorder: RecordingObserver) -> None:
+    """A task cancelled during backoff ends immediately."""
     flaky = Flaky()
-    handle = manager.run_task(Task(flaky, retry=quick(wait=wait_fixed(10))))
+    handle = manager.run_task(Task(flaky, retry=quick_policy(wait=wait_fixed(10))))
     await anyio.sleep(5)
     assert handle.cancel("enough")
     began = anyio.current_time()
@@ -793,12 +842,11 @@ async def test_cancel_during_backoff(manager: Manager, recorder: RecordingObserv
     assert recorder.of(TaskCancelled)[0].duration == pytest.approx(5)
 
 
-async def test_lifespan_that_ends_during_backoff(
-    manager: Manager, recorder: RecordingObserver
-) -> None:
+async def test_expiry_during_backoff(manager: Manager, recorder: RecordingObserver) -> None:
+    """A task expires during backoff."""
     flaky = Flaky()
     began = anyio.current_time()
-    handle = manager.run_task(Task(flaky, retry=quick(wait=wait_fixed(10)), lifespan=5))
+    handle = manager.run_task(Task(flaky, retry=quick_policy(wait=wait_fixed(10)), lifespan=5))
     with pytest.raises(TaskExpiredError, match="5 s"):
         await handle
     assert anyio.current_time() - began == pytest.approx(5)
@@ -806,7 +854,8 @@ async def test_lifespan_that_ends_during_backoff(
     assert recorder.names() == ["added", "started", "retrying", "expired"]
 
 
-async def test_lifespan_covers_all_attempts(manager: Manager) -> None:
+async def test_lifespan_includes_all_attempts(manager: Manager) -> None:
+    """The lifespan includes all attempts and pauses."""
     flaky = Flaky()
     policy = AsyncRetrying(wait=wait_fixed(10))
     handle = manager.run_task(Task(flaky, retry=policy, lifespan=35))
@@ -817,39 +866,42 @@ async def test_lifespan_covers_all_attempts(manager: Manager) -> None:
 # Loops
 
 
-async def test_policy_applies_to_each_iteration(
-    manager: Manager, recorder: RecordingObserver
-) -> None:
+async def test_policy_per_iteration(manager: Manager, recorder: RecordingObserver) -> None:
+    """The policy applies to every iteration of a loop separately."""
     flaky = Flaky()
     loop = manager.run_task(
         Task(
-            flaky, kind=TaskKind.LOOP, schedule=every(100), retry=quick(wait=wait_fixed(1)), id="l"
+            flaky,
+            kind=TaskKind.LOOP,
+            schedule=every(100),
+            retry=quick_policy(wait=wait_fixed(1)),
+            id="l",
         )
     )
     await anyio.sleep(250)
     assert loop.cancel()
-    one = ["started", "retrying", "retrying", "failed"]
-    assert recorder.names("l") == ["added", *one, *one, *one, "cancelled"]
+    iteration = ["started", "retrying", "retrying", "failed"]
+    assert recorder.names("l") == ["added", *iteration, *iteration, *iteration, "cancelled"]
     assert [event.iteration for event in recorder.of(TaskFailed)] == [1, 2, 3]
     assert [event.attempt for event in recorder.of(TaskRetrying)] == [1, 2] * 3
     assert not any(event.final for event in recorder.of(TaskFailed))
     assert flaky.gaps() == [1, 1, 98, 1, 1, 98, 1, 1]
 
 
-async def test_iteration_that_recovers_has_not_failed(
+async def test_iteration_succeeds_after_retry(
     manager: Manager, recorder: RecordingObserver
 ) -> None:
+    """An iteration that succeeds after retries does not count as failed."""
     loop = manager.run_task(
-        Task(Flaky(failures=2), kind=TaskKind.LOOP, schedule=every(100), retry=quick())
+        Task(Flaky(failures=2), kind=TaskKind.LOOP, schedule=every(100), retry=quick_policy())
     )
     await anyio.sleep(150)
     assert loop.error is None
     assert [event.attempt for event in recorder.of(TaskSucceeded)] == [3, 1]
 
 
-async def test_loops_that_stop_cut_the_backoff_of_an_iteration_short(
-    manager: Manager, recorder: RecordingObserver
-) -> None:
+async def test_stop_during_backoff(manager: Manager, recorder: RecordingObserver) -> None:
+    """A loop that is stopped during the backoff of an iteration ends immediately."""
     flaky = Flaky()
     loop = manager.run_task(
         Task(flaky, kind=TaskKind.LOOP, retry=AsyncRetrying(wait=wait_fixed(1000)))
@@ -864,9 +916,8 @@ async def test_loops_that_stop_cut_the_backoff_of_an_iteration_short(
     assert recorder.of(TaskCancelled)[0].reason == "stopped"
 
 
-async def test_no_further_attempt_of_an_iteration_once_the_loops_have_stopped(
-    manager: Manager, recorder: RecordingObserver
-) -> None:
+async def test_stop_during_attempt(manager: Manager, recorder: RecordingObserver) -> None:
+    """The attempt that runs when loops stop is the last one of its iteration."""
     calls = 0
 
     async def work() -> None:
@@ -882,24 +933,26 @@ async def test_no_further_attempt_of_an_iteration_once_the_loops_have_stopped(
     assert recorder.names() == ["added", "started", "failed", "cancelled"]
 
 
-async def test_one_off_in_backoff_keeps_its_policy_when_loops_stop(manager: Manager) -> None:
+async def test_one_off_retried_after_stop_loops(manager: Manager) -> None:
+    """A one-off task is still retried after loops have stopped."""
     flaky = Flaky(failures=2)
-    handle = manager.run_task(Task(flaky, retry=quick(wait=wait_fixed(10))))
+    handle = manager.run_task(Task(flaky, retry=quick_policy(wait=wait_fixed(10))))
     await anyio.sleep(5)
     await manager.stop_loops()
     assert await handle == 3
 
 
-async def test_one_off_in_backoff_keeps_its_policy_while_closing() -> None:
+async def test_one_off_retried_during_closing() -> None:
+    """A one-off task is still retried while the manager closes."""
     async with Manager() as manager:
-        handle = manager.run_task(Task(Flaky(failures=2), retry=quick(wait=wait_fixed(10))))
+        handle = manager.run_task(Task(Flaky(failures=2), retry=quick_policy(wait=wait_fixed(10))))
         await anyio.sleep(5)
         report = await manager.close()
     assert report.succeeded == (handle,)
     assert handle.attempt == 3
 
 
-# What is no policy
+# Invalid policies
 
 
 @pytest.mark.parametrize(
@@ -907,18 +960,19 @@ async def test_one_off_in_backoff_keeps_its_policy_while_closing() -> None:
     [0, -1, True, False, 2.0, "3", tenacity.Retrying(), AsyncRetrying, stop_after_attempt(3)],
     ids=label,
 )
-def test_what_is_no_policy_is_refused(retry: Any) -> None:
+def test_invalid_policy(retry: Any) -> None:
+    """A value that is not a policy is rejected by tasks and managers."""
     with pytest.raises(InvalidTaskError, match=r"^retry must be "):
         Task(checkpoint, retry=retry)
     with pytest.raises(InvalidTaskError, match=r"^retry must be "):
         Manager(retry=retry)
 
 
-async def test_stopping_a_loop_in_its_backoff_tells_of_the_attempts_own_error(
+async def test_error_of_loop_stopped_in_backoff(
     manager: Manager, recorder: RecordingObserver
 ) -> None:
-    """Its last attempt was the last one, and is what the iteration comes to."""
-    error = ValueError("the attempt's own")
+    """A loop stopped during backoff reports the error of its last attempt."""
+    error = ValueError("wrong")
 
     async def work() -> None:
         raise error

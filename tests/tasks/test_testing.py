@@ -1,4 +1,4 @@
-"""`background.testing`, as people use it in their own tests."""
+"""The test utilities in `background.testing`."""
 
 from __future__ import annotations
 
@@ -46,7 +46,8 @@ from background.testing import (
 # RecordingObserver
 
 
-async def test_recorder_has_every_hook() -> None:
+async def test_recorder_hooks() -> None:
+    """The recorder implements all hooks."""
     recorder = RecordingObserver()
     await everything_happens(recorder)
     assert {
@@ -56,8 +57,8 @@ async def test_recorder_has_every_hook() -> None:
     } >= set(HOOKS)
 
 
-async def test_recorder_finds_jobs_by_id(recorder: RecordingObserver) -> None:
-    """Their own events as well as those of the tasks that ran them."""
+async def test_recorder_job_events(recorder: RecordingObserver) -> None:
+    """The recorder finds events of a job, and of the tasks that ran it, by the job's id."""
     await meet_job(JOBS["gives up"], recorder)
     id = await meet_job(JOBS["succeeds"], recorder)
     assert recorder.names(id) == ["enqueued", "added", "started", "succeeded"]
@@ -68,8 +69,11 @@ async def test_recorder_finds_jobs_by_id(recorder: RecordingObserver) -> None:
     assert await recorder.wait_for(JobEnqueued, count=2) is enqueued
 
 
-def test_recorder_finds_a_job_whose_task_has_another_id(recorder: RecordingObserver) -> None:
-    """As one has that runs beside an attempt which has lost its lease."""
+def test_recorder_task_with_other_id(recorder: RecordingObserver) -> None:
+    """The recorder finds a job's events even if its task has a different id.
+
+    A task has one if it runs while an attempt that lost its lease still runs.
+    """
     job = JobRef(id="7", handler="send", queue="mail", attempt=2, enqueued_at=0.0)
     names = ("id", "name", "kind", "meta", "iteration", "attempt", "time", "duration", "final")
     fields: dict[str, Any] = {**dict.fromkeys(names), "id": "x-1"}
@@ -78,11 +82,12 @@ def test_recorder_finds_a_job_whose_task_has_another_id(recorder: RecordingObser
     assert recorder.names("8") == []
 
 
-async def test_recorder_names_events(recorder: RecordingObserver) -> None:
+async def test_recorder_names(recorder: RecordingObserver) -> None:
+    """`names()` returns the names of all events, or of those with an id."""
     async with Manager(observers=[recorder]) as manager:
-        one = manager.run_task(Task(nap, id="one", args=(1,)))
+        handle = manager.run_task(Task(nap, id="one", args=(1,)))
         await manager.run_task(Task(broken, id="two")).wait()
-        await one
+        await handle
     assert recorder.names("one") == ["added", "started", "succeeded"]
     assert recorder.names("two") == ["added", "started", "failed"]
     assert recorder.names("three") == []
@@ -92,7 +97,8 @@ async def test_recorder_names_events(recorder: RecordingObserver) -> None:
     assert len(recorder.events) == len(recorder.names())
 
 
-async def test_recorder_finds_events_by_class(recorder: RecordingObserver) -> None:
+async def test_recorder_of(recorder: RecordingObserver) -> None:
+    """`of()` returns events by class and id."""
     async with Manager(observers=[recorder]) as manager:
         await manager.run_task(Task(fine, id="one"))
         await manager.run_task(Task(broken, id="two")).wait()
@@ -104,7 +110,8 @@ async def test_recorder_finds_events_by_class(recorder: RecordingObserver) -> No
     assert recorder.of(ManagerClosed, "one") == []
 
 
-async def test_waiting_for_an_event(manager: Manager, recorder: RecordingObserver) -> None:
+async def test_wait_for_event(manager: Manager, recorder: RecordingObserver) -> None:
+    """`wait_for()` waits until an event arrives."""
     manager.after(5, fine)
     began = anyio.current_time()
     event = await recorder.wait_for(TaskSucceeded)
@@ -112,17 +119,15 @@ async def test_waiting_for_an_event(manager: Manager, recorder: RecordingObserve
     assert event is recorder.events[-1]
 
 
-async def test_waiting_for_an_event_that_has_been(
-    manager: Manager, recorder: RecordingObserver
-) -> None:
+async def test_wait_for_past_event(manager: Manager, recorder: RecordingObserver) -> None:
+    """`wait_for()` returns an event that was recorded earlier."""
     handle = manager.run(fine)
     await handle
     assert (await recorder.wait_for(TaskStarted, id=handle.id)).id == handle.id
 
 
-async def test_waiting_for_the_nth_event_of_a_task(
-    manager: Manager, recorder: RecordingObserver
-) -> None:
+async def test_wait_for_count(manager: Manager, recorder: RecordingObserver) -> None:
+    """`wait_for()` counts the events of one task only."""
     manager.every(1, fine)
     handle = manager.every(10, fine)
     event = await recorder.wait_for(TaskStarted, id=handle.id, count=3)
@@ -130,10 +135,8 @@ async def test_waiting_for_the_nth_event_of_a_task(
     assert event.iteration == 3
 
 
-async def test_many_wait_for_different_events(
-    manager: Manager, recorder: RecordingObserver
-) -> None:
-    """Nobody misses an event because another one waits too."""
+async def test_concurrent_waiters(manager: Manager, recorder: RecordingObserver) -> None:
+    """Concurrent waiters of different events get all of them."""
     found: list[tuple[type, str]] = []
 
     async def wait_for(kind: Any, id: str) -> None:
@@ -153,15 +156,16 @@ async def test_many_wait_for_different_events(
 # Virtual time
 
 
-async def test_time_jumps(anyio_backend_name: str) -> None:
-    """Waiting for years takes no time, and is over at the right time."""
+async def test_virtual_sleep(anyio_backend_name: str) -> None:
+    """A long sleep takes no real time and ends at the right virtual time."""
     real, virtual = time.monotonic(), anyio.current_time()
     await anyio.sleep(365 * 24 * 3600)
     assert anyio.current_time() - virtual == pytest.approx(365 * 24 * 3600)
     assert time.monotonic() - real < 10
 
 
-async def test_order_of_timers_is_kept() -> None:
+async def test_timer_order() -> None:
+    """Timers fire in the order of their deadlines."""
     order: list[float] = []
 
     async def wait(seconds: float) -> None:
@@ -174,14 +178,16 @@ async def test_order_of_timers_is_kept() -> None:
     assert order == [0, 0.001, 1, 2, 3, 1e6]
 
 
-async def test_time_stands_still_while_there_is_something_to_do() -> None:
+async def test_no_jump_while_busy() -> None:
+    """Virtual time does not advance while tasks can run."""
     began = anyio.current_time()
     for _ in range(100):
         await anyio.lowlevel.checkpoint()
     assert anyio.current_time() == began
 
 
-async def test_deadlines_are_virtual() -> None:
+async def test_virtual_deadline() -> None:
+    """Deadlines use virtual time."""
     began = anyio.current_time()
     with anyio.move_on_after(60) as scope:
         await anyio.sleep_forever()
@@ -189,7 +195,9 @@ async def test_deadlines_are_virtual() -> None:
     assert anyio.current_time() - began == pytest.approx(60)
 
 
-def test_asyncio_time_starts_at_zero_in_each_loop() -> None:
+def test_asyncio_time_starts_at_zero() -> None:
+    """The virtual time of every asyncio event loop starts at zero."""
+
     async def main() -> tuple[float, float]:
         loop = asyncio.get_running_loop()
         assert isinstance(loop, VirtualTimeLoop)
@@ -198,11 +206,14 @@ def test_asyncio_time_starts_at_zero_in_each_loop() -> None:
         return began, loop.time()
 
     for _ in range(2):
-        assert anyio.run(main, backend="asyncio", backend_options=options("asyncio")) == (0, 1000)
+        assert anyio.run(main, backend="asyncio", backend_options=make_options("asyncio")) == (
+            0,
+            1000,
+        )
 
 
-def test_virtual_loop_waits_for_what_has_no_timer() -> None:
-    """Without a timer there is nothing to jump to: it waits for threads and sockets as ever."""
+def test_wait_without_timers() -> None:
+    """Without timers the event loop waits for threads and sockets in real time."""
 
     async def main() -> tuple[str, float]:
         done = await anyio.to_thread.run_sync(lambda: "done")
@@ -217,11 +228,11 @@ def test_virtual_loop_waits_for_what_has_no_timer() -> None:
         os.close(writer)
         return done, loop.time()
 
-    assert anyio.run(main, backend_options=options("asyncio")) == ("done", 0)
+    assert anyio.run(main, backend_options=make_options("asyncio")) == ("done", 0)
 
 
-def test_what_is_ready_goes_before_the_jump() -> None:
-    """A socket that has something to say is heard before time passes."""
+def test_ready_socket_before_jump() -> None:
+    """A socket that is ready is handled before time advances."""
 
     async def main() -> float:
         reader, writer = os.pipe()
@@ -238,25 +249,27 @@ def test_what_is_ready_goes_before_the_jump() -> None:
             os.close(reader)
             os.close(writer)
 
-    assert anyio.run(main, backend_options=options("asyncio")) == 0
+    assert anyio.run(main, backend_options=make_options("asyncio")) == 0
 
 
-def options(backend: Any) -> dict[str, Any]:
+def make_options(backend: Any) -> dict[str, Any]:
     return virtual_time(backend)[1]
 
 
-def test_virtual_time_names_the_backend_and_makes_new_options() -> None:
+def test_virtual_time_options() -> None:
+    """`virtual_time()` returns the backend's name and new options for every call."""
     for backend in ("asyncio", "trio"):
         name, first = virtual_time(backend)
         assert name == backend
         assert anyio.run(nap, 1000, backend=backend, backend_options=first) is None
-    assert options("trio")["clock"] is not options("trio")["clock"]
+    assert make_options("trio")["clock"] is not make_options("trio")["clock"]
 
 
-# The wall clock
+# Wall clock
 
 
-async def test_wall_clock_follows_the_event_loop(recorder: RecordingObserver) -> None:
+async def test_virtual_wall_clock(recorder: RecordingObserver) -> None:
+    """The virtual wall clock follows the time of the event loop."""
     start = datetime(2030, 1, 1, 2, 59, 30, tzinfo=UTC)
     with virtual_wall_clock(start):
         async with Manager(observers=[recorder]) as manager:
@@ -266,8 +279,8 @@ async def test_wall_clock_follows_the_event_loop(recorder: RecordingObserver) ->
     assert started == [start + timedelta(seconds=30), start + timedelta(days=1, seconds=30)]
 
 
-async def test_wall_clock_is_restored() -> None:
-    """Also when the block fails, and each of two that nest restores the one before it."""
+async def test_wall_clock_restored() -> None:
+    """The previous wall clock is restored after nested blocks and after an error."""
     with virtual_wall_clock(datetime(2030, 1, 1, tzinfo=UTC)):
         with virtual_wall_clock(datetime(1999, 1, 1, tzinfo=UTC)):
             assert system_clock.wall() < datetime(2000, 1, 1, tzinfo=UTC).timestamp()
@@ -286,14 +299,15 @@ async def test_wall_clock_is_restored() -> None:
 # Fixtures
 
 
-async def test_manager_of_the_fixture(manager: Manager, recorder: RecordingObserver) -> None:
+async def test_manager_fixture(manager: Manager, recorder: RecordingObserver) -> None:
+    """The `manager` fixture is a running manager observed by the `recorder` fixture."""
     assert manager.state is ManagerState.RUNNING
     assert manager.name == "test"
     await manager.run_task(Task(Flaky(1), retry=2))
     assert recorder.names() == ["added", "started", "retrying", "succeeded"]
 
 
-THEIR_CONFTEST = """
+USER_CONFTEST = """
 import pytest
 
 from background.testing import virtual_time
@@ -306,14 +320,14 @@ def anyio_backend(request):
     return virtual_time(request.param)
 """
 
-THEIR_TESTS = """
+USER_TESTS = """
 import anyio
 import pytest
 
 from background import ManagerState, TaskCancelled
 from background.testing import RecordingObserver
 
-kept = []
+used = []
 
 
 @pytest.mark.anyio
@@ -324,16 +338,16 @@ async def test_run(manager, recorder):
 
 
 @pytest.mark.anyio
-async def test_left_over(manager, recorder):
-    kept.append((manager, recorder))
+async def test_unfinished_tasks(manager, recorder):
+    used.append((manager, recorder))
     manager.run(anyio.sleep_forever)
     manager.every(60, anyio.sleep, 1)
     await anyio.sleep(90)
 
 
 def test_closed():
-    assert len(kept) == 2
-    for manager, recorder in kept:
+    assert len(used) == 2
+    for manager, recorder in used:
         assert manager.state is ManagerState.CLOSED
         assert recorder.names()[-1] == "closed"
         reasons = {event.reason for event in recorder.of(TaskCancelled)}
@@ -347,14 +361,14 @@ async def test_failing(manager):
 """
 
 
-def test_fixtures_in_somebody_elses_tests(tmp_path: Path) -> None:
-    """They are loaded by `pytest_plugins`, work with anyio's plugin, and close without waiting."""
-    (tmp_path / "conftest.py").write_text(THEIR_CONFTEST, "utf-8")
-    (tmp_path / "test_theirs.py").write_text(THEIR_TESTS, "utf-8")
+def test_fixtures_as_plugin(tmp_path: Path) -> None:
+    """The fixtures work as a pytest plugin of another project and close without waiting."""
+    (tmp_path / "conftest.py").write_text(USER_CONFTEST, "utf-8")
+    (tmp_path / "test_user.py").write_text(USER_TESTS, "utf-8")
     done = subprocess.run(
         [
             *(sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider"),
-            *("-W", "error", "--tb=short", "test_theirs.py"),
+            *("-W", "error", "--tb=short", "test_user.py"),
         ],
         cwd=tmp_path,
         env={**os.environ, "PYTHONPATH": str(Path(background.__file__).parents[1])},
@@ -367,8 +381,8 @@ def test_fixtures_in_somebody_elses_tests(tmp_path: Path) -> None:
     assert "assert 1 == 2" in done.stdout
 
 
-async def test_virtual_time_waits_for_the_sync_functions_of_tasks(manager: Manager) -> None:
-    """A tick is not missed because its thread takes a moment of real time."""
+async def test_virtual_time_waits_for_threads(manager: Manager) -> None:
+    """Virtual time stands still while sync functions of tasks run, so no tick is missed."""
     ticks: list[float] = []
 
     def tick() -> None:
@@ -382,12 +396,11 @@ async def test_virtual_time_waits_for_the_sync_functions_of_tasks(manager: Manag
     assert await manager.run_task(Task(lambda: time.sleep(0.02) or 5, timeout=5)) == 5
 
 
-async def test_virtual_time_waits_for_sqlite_as_long_as_it_takes(
+async def test_virtual_time_waits_for_sqlite(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """However slow a disk is, no timer runs out meanwhile."""
-    impatient = partial(_hold, patience=0.001)
-    monkeypatch.setattr(system_clock, "on_thread", impatient)
+    """Virtual time stands still during database operations, however slow the disk is."""
+    monkeypatch.setattr(system_clock, "on_thread", partial(_hold, patience=0.001))
     broker = SQLiteBroker(tmp_path / "jobs.db")
     began = anyio.current_time()
     with anyio.fail_after(1):
@@ -399,15 +412,14 @@ async def test_virtual_time_waits_for_sqlite_as_long_as_it_takes(
     assert anyio.current_time() == began
 
 
-async def test_virtual_time_goes_on_while_a_function_waits_for_it(
-    manager: Manager, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_virtual_time_resumes(manager: Manager, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Virtual time advances again if a sync function waits for a timer."""
     monkeypatch.setattr(system_clock, "on_thread", partial(_hold, patience=0.001))
-    late = threading.Event()
+    released = threading.Event()
 
-    async def let_go() -> None:
+    async def release() -> None:
         await anyio.sleep(60)
-        late.set()
+        released.set()
 
-    manager.run(let_go)
-    assert await manager.run_task(Task(lambda: late.wait(10))) is True
+    manager.run(release)
+    assert await manager.run_task(Task(lambda: released.wait(10))) is True

@@ -1,4 +1,4 @@
-"""Rule 8: sync functions in threads, and calls from other threads."""
+"""Sync functions in worker threads, and calls from other threads."""
 
 from __future__ import annotations
 
@@ -43,17 +43,17 @@ from background.testing import RecordingObserver
 pytestmark = pytest.mark.realtime
 
 T = TypeVar("T")
-PATIENCE = 10  # seconds until a test that hangs fails
+TIMEOUT = 10  # seconds until a test that hangs fails
 
 
-async def elsewhere(fn: Callable[[], T]) -> T:
-    """Call a function in another thread, and let it hang there if it does."""
-    with anyio.fail_after(PATIENCE):
+async def call_in_worker(fn: Callable[[], T]) -> T:
+    """Call a function in a worker thread, and abandon the thread if it hangs."""
+    with anyio.fail_after(TIMEOUT):
         return await anyio.to_thread.run_sync(fn, abandon_on_cancel=True)
 
 
-def in_new_thread(fn: Callable[[], object]) -> BaseException | None:
-    """As `elsewhere`, without an event loop; return what the function raises."""
+def call_in_new_thread(fn: Callable[[], object]) -> BaseException | None:
+    """Call a function in a new thread without an event loop, and return the error it raises."""
     raised: list[BaseException | None] = []
 
     def call() -> None:
@@ -66,20 +66,20 @@ def in_new_thread(fn: Callable[[], object]) -> BaseException | None:
 
     thread = threading.Thread(target=call, daemon=True)
     thread.start()
-    thread.join(PATIENCE)
+    thread.join(TIMEOUT)
     assert raised, "the call hangs"
     return raised[0]
 
 
-async def until(condition: Callable[[], object]) -> None:
-    with anyio.fail_after(PATIENCE):
+async def wait_until(condition: Callable[[], object]) -> None:
+    with anyio.fail_after(TIMEOUT):
         while not condition():
             await checkpoint()
 
 
 @contextlib.asynccontextmanager
-async def closing(**options: Any) -> AsyncIterator[Manager]:
-    """A manager that waits for nothing where a test fails."""
+async def open_manager(**options: Any) -> AsyncIterator[Manager]:
+    """Enter a manager that closes immediately if the test fails."""
     async with Manager(**options) as manager:
         try:
             yield manager
@@ -90,24 +90,24 @@ async def closing(**options: Any) -> AsyncIterator[Manager]:
 
 
 class Gate:
-    """A sync function that waits to be let through."""
+    """A sync function that blocks until the gate is open and counts its concurrent calls."""
 
     def __init__(self) -> None:
         self.open = threading.Event()
         self.entered = threading.Semaphore(0)
-        self.inside = self.most = 0
+        self.running = self.peak = 0
         self._lock = threading.Lock()
 
     def __call__(self, value: Any = None) -> Any:
         with self._lock:
-            self.inside += 1
-            self.most = max(self.most, self.inside)
+            self.running += 1
+            self.peak = max(self.peak, self.running)
         self.entered.release()
         try:
-            assert self.open.wait(PATIENCE)
+            assert self.open.wait(TIMEOUT)
         finally:
             with self._lock:
-                self.inside -= 1
+                self.running -= 1
         if isinstance(value, Exception):
             raise value
         return value
@@ -115,12 +115,12 @@ class Gate:
 
 @pytest.fixture
 def gate() -> Iterator[Gate]:
-    made = Gate()
-    yield made
-    made.open.set()
+    instance = Gate()
+    yield instance
+    instance.open.set()
 
 
-# What can be run
+# Callables
 
 
 def add(a: int, b: int = 0) -> int:
@@ -151,7 +151,7 @@ class AsyncAdder:
 
 
 class Sum:
-    """A class is a callable too, and this one makes awaitables."""
+    """A class whose instances are awaitable."""
 
     def __init__(self, a: int, b: int = 0) -> None:
         self._numbers = a, b
@@ -160,7 +160,7 @@ class Sum:
         return add_async(*self._numbers).__await__()
 
 
-def wrapped(fn: Callable[..., Any]) -> Callable[..., Any]:
+def wrap(fn: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(fn)
     def wrapper(*args: Any, **kwargs: Any) -> Any:
         return fn(*args, **kwargs)
@@ -185,8 +185,8 @@ def wrapped(fn: Callable[..., Any]) -> Callable[..., Any]:
         Sum,
         lambda a, b: add(a, b),
         lambda a, b: add_async(a, b),
-        wrapped(add),
-        wrapped(add_async),
+        wrap(add),
+        wrap(add_async),
     ],
     ids=[
         "def",
@@ -207,20 +207,21 @@ def wrapped(fn: Callable[..., Any]) -> Callable[..., Any]:
         "wrapper around a coroutine",
     ],
 )
-async def test_whatever_can_be_called_can_be_run(manager: Manager, fn: Callable[..., Any]) -> None:
+async def test_callables(manager: Manager, fn: Callable[..., Any]) -> None:
+    """A manager runs callables of all kinds, sync and async."""
     args = () if isinstance(fn, functools.partial) else (1,)
     if isinstance(fn, functools.partial) and not fn.args:
         args = (1,)
     assert await manager.run(fn, *args, b=2) == 3
 
 
-class Endless:
-    """Looks like a partial of a partial, without end."""
+class EndlessPartial:
+    """An object with the attributes of an endlessly nested `functools.partial`."""
 
     depth = 0
 
     @property
-    def func(self) -> Endless:
+    def func(self) -> EndlessPartial:
         self.depth += 1
         assert self.depth < 100
         return self
@@ -229,25 +230,28 @@ class Endless:
         return await add_async(1, 2)
 
 
-async def test_object_with_attributes_of_all_kinds(manager: Manager) -> None:
-    """As the mocks have with which people test their own code."""
-    handle = manager.run(Endless())
-    assert handle.name == "Endless"
+async def test_object_with_arbitrary_attributes(manager: Manager) -> None:
+    """Objects with arbitrary attributes, such as mocks, can be run."""
+    handle = manager.run(EndlessPartial())
+    assert handle.name == "EndlessPartial"
     assert await handle == 3
     assert await manager.run(AsyncMock(return_value=3)) == 3
     assert await manager.run(Mock(return_value=3)) == 3
 
 
-async def test_class_whose_objects_are_called_later(manager: Manager) -> None:
-    """Calling the class makes an object; what calling that would do is no matter here."""
+async def test_class_with_async_call(manager: Manager) -> None:
+    """Running a class returns an instance and does not call it."""
     assert isinstance(await manager.run(AsyncAdder), AsyncAdder)
 
 
-async def test_handle_that_a_sync_function_returns_is_awaited(manager: Manager) -> None:
+async def test_sync_function_returns_handle(manager: Manager) -> None:
+    """A handle returned by a sync function is awaited."""
     assert await manager.run(lambda: manager.run(add_async, 1, 2)) == 3
 
 
-async def test_coroutine_that_an_async_function_returns_is_its_result(manager: Manager) -> None:
+async def test_async_function_returns_coroutine(manager: Manager) -> None:
+    """A coroutine returned by an async function is its result and is not awaited."""
+
     async def work() -> Coroutine[Any, Any, int]:
         return add_async(1, 2)
 
@@ -255,13 +259,16 @@ async def test_coroutine_that_an_async_function_returns_is_its_result(manager: M
     assert await coroutine == 3
 
 
-async def test_loop_around_a_lambda(manager: Manager) -> None:
+async def test_loop_of_lambda(manager: Manager) -> None:
+    """A loop runs a lambda that returns a coroutine."""
     loop = manager.loop(lambda: add_async(1, 2))
-    await until(lambda: loop.iteration > 3)
+    await wait_until(lambda: loop.iteration > 3)
     assert loop.error is None
 
 
-async def test_error_of_a_coroutine_that_a_lambda_returns(manager: Manager) -> None:
+async def test_error_of_returned_coroutine(manager: Manager) -> None:
+    """The error of a coroutine that a lambda returns is the task's error."""
+
     async def fail() -> None:
         raise ValueError("wrong")
 
@@ -269,50 +276,52 @@ async def test_error_of_a_coroutine_that_a_lambda_returns(manager: Manager) -> N
         await manager.run(lambda: fail())
 
 
-# The manager's own threads
+# Worker threads
 
 
-async def test_no_more_threads_than_the_manager_was_given(gate: Gate) -> None:
+async def test_thread_limit(gate: Gate) -> None:
+    """A manager uses at most `threads` threads, and none of anyio's default limiter."""
     async with Manager(threads=2) as manager:
         handles = [manager.run(gate, number) for number in range(5)]
         for _ in range(2):
-            await elsewhere(lambda: gate.entered.acquire(timeout=PATIENCE))
+            await call_in_worker(lambda: gate.entered.acquire(timeout=TIMEOUT))
         assert manager.health().threads == 2
         assert manager.health().running == 5
         default = anyio.to_thread.current_default_thread_limiter()
         assert default.borrowed_tokens == 0
-        assert gate.inside == 2
+        assert gate.running == 2
         gate.open.set()
         assert [await handle for handle in handles] == list(range(5))
-    assert gate.most == 2
+    assert gate.peak == 2
 
 
-async def test_async_functions_need_no_thread(gate: Gate) -> None:
+async def test_async_function_needs_no_thread(gate: Gate) -> None:
+    """An async function runs while all threads are busy."""
     async with Manager(threads=1) as manager:
         handle = manager.run(gate)
-        await elsewhere(lambda: gate.entered.acquire(timeout=PATIENCE))
+        await call_in_worker(lambda: gate.entered.acquire(timeout=TIMEOUT))
         assert await manager.run(add_async, 1, 2) == 3
         gate.open.set()
         await handle
 
 
-async def test_two_managers_do_not_share_their_threads(gate: Gate) -> None:
+async def test_separate_threads_per_manager(gate: Gate) -> None:
+    """Managers do not share their threads."""
     async with Manager(threads=1) as first, Manager(threads=1) as second:
         handle = first.run(gate)
-        await elsewhere(lambda: gate.entered.acquire(timeout=PATIENCE))
+        await call_in_worker(lambda: gate.entered.acquire(timeout=TIMEOUT))
         assert await second.run(add, 1, 2) == 3
         gate.open.set()
         await handle
 
 
-async def test_cancelled_while_it_waits_for_a_thread(
-    gate: Gate, recorder: RecordingObserver
-) -> None:
+async def test_cancel_while_waiting_for_thread(gate: Gate, recorder: RecordingObserver) -> None:
+    """A task that waits for a thread can be cancelled and can time out."""
     async with Manager(threads=1, observers=[recorder]) as manager:
         busy = manager.run(gate)
-        await elsewhere(lambda: gate.entered.acquire(timeout=PATIENCE))
+        await call_in_worker(lambda: gate.entered.acquire(timeout=TIMEOUT))
         waiting = manager.run_task(Task(gate, id="w"))
-        await until(lambda: waiting.status is TaskStatus.RUNNING)
+        await wait_until(lambda: waiting.status is TaskStatus.RUNNING)
         waiting.cancel()
         assert await waiting.wait() is TaskStatus.CANCELLED
         timed_out = manager.run_task(Task(gate, timeout=0.001))
@@ -321,34 +330,36 @@ async def test_cancelled_while_it_waits_for_a_thread(
         assert busy.status is TaskStatus.RUNNING
         gate.open.set()
         await busy
-    assert gate.most == 1
+    assert gate.peak == 1
 
 
-# Ending what runs in a thread
+# Cancellation and timeouts
 
 
-async def test_cancelled_function_ends_when_it_returns(
+async def test_cancel_running_function(
     manager: Manager, recorder: RecordingObserver, gate: Gate
 ) -> None:
+    """A cancelled sync function keeps running; its task is cancelled when it returns."""
     handle = manager.run(gate, "unwanted")
-    await elsewhere(lambda: gate.entered.acquire(timeout=PATIENCE))
+    await call_in_worker(lambda: gate.entered.acquire(timeout=TIMEOUT))
     assert handle.cancel("enough")
     for _ in range(10):
         await checkpoint()
     assert handle.status is TaskStatus.RUNNING
-    assert gate.inside == 1
+    assert gate.running == 1
     gate.open.set()
     with pytest.raises(TaskCancelledError, match="enough"):
         await handle
     assert recorder.names() == ["added", "started", "cancelled"]
 
 
-async def test_error_of_a_cancelled_function_is_not_lost(
+async def test_error_after_cancellation(
     manager: Manager, recorder: RecordingObserver, gate: Gate
 ) -> None:
+    """A cancelled sync function that raises fails its task without a retry."""
     error = ValueError("clean-up")
     handle = manager.run_task(Task(gate, args=(error,), retry=3))
-    await elsewhere(lambda: gate.entered.acquire(timeout=PATIENCE))
+    await call_in_worker(lambda: gate.entered.acquire(timeout=TIMEOUT))
     handle.cancel()
     gate.open.set()
     assert await handle.wait() is TaskStatus.FAILED
@@ -356,46 +367,51 @@ async def test_error_of_a_cancelled_function_is_not_lost(
     assert recorder.names() == ["added", "started", "failed"]
 
 
-def deaf() -> str:
-    """Return as if nothing had been when it is told to stop."""
-    deadline = time.monotonic() + PATIENCE
+def ignore_cancellation() -> str:
+    """Wait until the task is cancelled, and return normally."""
+    deadline = time.monotonic() + TIMEOUT
     with contextlib.suppress(BaseException):
         while time.monotonic() < deadline:
             anyio.from_thread.check_cancelled()
     return "unwanted"
 
 
-async def test_function_that_returns_too_late_has_timed_out(manager: Manager) -> None:
-    handle = manager.run_task(Task(deaf, timeout=0.01))
+async def test_timeout_of_sync_function(manager: Manager) -> None:
+    """A sync function that returns after its timeout has timed out."""
+    handle = manager.run_task(Task(ignore_cancellation, timeout=0.01))
     with pytest.raises(TimeoutError):
         await handle
 
 
-async def test_function_that_returns_after_its_lifespan_has_expired(manager: Manager) -> None:
-    handle = manager.run_task(Task(deaf, lifespan=0.01))
+async def test_expiry_of_sync_function(manager: Manager) -> None:
+    """A sync function that returns after its lifespan has expired."""
+    handle = manager.run_task(Task(ignore_cancellation, lifespan=0.01))
     assert await handle.wait() is TaskStatus.EXPIRED
 
 
-async def test_function_may_ask_whether_it_was_cancelled(manager: Manager) -> None:
+async def test_check_cancelled(manager: Manager) -> None:
+    """`check_cancelled()` raises in the thread of a cancelled task."""
     entered = threading.Event()
 
     def work() -> None:
-        deadline = time.monotonic() + PATIENCE
+        deadline = time.monotonic() + TIMEOUT
         while time.monotonic() < deadline:
             entered.set()
             anyio.from_thread.check_cancelled()
 
     handle = manager.run_task(Task(work, retry=3))
-    await elsewhere(lambda: entered.wait(PATIENCE))
+    await call_in_worker(lambda: entered.wait(TIMEOUT))
     handle.cancel("enough")
     with pytest.raises(TaskCancelledError, match="enough"):
         await handle
     assert handle.attempt == 1
 
 
-async def test_function_may_ask_whether_its_time_is_up(manager: Manager) -> None:
+async def test_check_cancelled_after_timeout(manager: Manager) -> None:
+    """`check_cancelled()` raises in the thread after a timeout or the end of the lifespan."""
+
     def work() -> None:
-        deadline = time.monotonic() + PATIENCE
+        deadline = time.monotonic() + TIMEOUT
         while time.monotonic() < deadline:
             anyio.from_thread.check_cancelled()
 
@@ -408,31 +424,32 @@ async def test_function_may_ask_whether_its_time_is_up(manager: Manager) -> None
     assert await expired.wait() is TaskStatus.EXPIRED
 
 
-async def test_function_may_call_into_the_event_loop(manager: Manager) -> None:
+async def test_call_event_loop_from_function(manager: Manager) -> None:
+    """A sync function can call async functions with `anyio.from_thread`."""
+
     def work() -> int:
         return anyio.from_thread.run(add_async, 1, 2)
 
     assert await manager.run(work) == 3
 
 
-async def test_coroutine_of_a_function_that_was_cancelled_meanwhile(
-    manager: Manager, gate: Gate
-) -> None:
-    """It is not awaited any more, and nobody is warned of that."""
+async def test_returned_coroutine_after_cancellation(manager: Manager, gate: Gate) -> None:
+    """A coroutine returned by a cancelled sync function is closed without a warning."""
 
-    def make() -> Awaitable[int]:
+    def make_awaitable() -> Awaitable[int]:
         gate()
         return add_async(1, 2)
 
-    handle = manager.run(make)
-    await elsewhere(lambda: gate.entered.acquire(timeout=PATIENCE))
+    handle = manager.run(make_awaitable)
+    await call_in_worker(lambda: gate.entered.acquire(timeout=TIMEOUT))
     handle.cancel()
     gate.open.set()
     assert await handle.wait() is TaskStatus.CANCELLED
     gc.collect()
 
 
-async def test_coroutine_of_a_function_is_cancelled_like_any_other(manager: Manager) -> None:
+async def test_cancel_returned_coroutine(manager: Manager) -> None:
+    """A coroutine returned by a sync function can be cancelled."""
     entered = anyio.Event()
 
     async def work() -> None:
@@ -445,10 +462,12 @@ async def test_coroutine_of_a_function_is_cancelled_like_any_other(manager: Mana
     assert await handle.wait() is TaskStatus.CANCELLED
 
 
-# Where it stands
+# Stacks
 
 
-async def test_stack_of_a_function_in_a_thread(manager: Manager, gate: Gate) -> None:
+async def test_stack_of_sync_function(manager: Manager, gate: Gate) -> None:
+    """The stack of a sync function is that of its thread, without frames of the library."""
+
     def outer() -> None:
         inner()
 
@@ -457,7 +476,7 @@ async def test_stack_of_a_function_in_a_thread(manager: Manager, gate: Gate) -> 
 
     handle = manager.run(outer)
     assert handle.stack() == []
-    await elsewhere(lambda: gate.entered.acquire(timeout=PATIENCE))
+    await call_in_worker(lambda: gate.entered.acquire(timeout=TIMEOUT))
     names = [frame.name for frame in handle.stack()]
     assert names[:3] == ["outer", "inner", "__call__"]
     assert not any("background" in frame.filename.split("/")[-2] for frame in handle.stack())
@@ -466,7 +485,8 @@ async def test_stack_of_a_function_in_a_thread(manager: Manager, gate: Gate) -> 
     assert handle.stack() == []
 
 
-async def test_stack_of_a_coroutine_that_a_function_returned(manager: Manager) -> None:
+async def test_stack_of_returned_coroutine(manager: Manager) -> None:
+    """The stack of a returned coroutine starts with the coroutine."""
     entered = anyio.Event()
 
     async def work() -> None:
@@ -479,41 +499,45 @@ async def test_stack_of_a_coroutine_that_a_function_returned(manager: Manager) -
     handle.cancel()
 
 
-async def test_stack_of_a_function_that_is_submitting(recorder: RecordingObserver) -> None:
-    """This library's own frames are left out, not what is beyond them."""
+async def test_stack_of_submitting_function(recorder: RecordingObserver) -> None:
+    """The stack of a submitting function excludes frames of the library only."""
     stacks: list[list[str]] = []
 
-    class Look(Observer):
+    class StackObserver(Observer):
         def on_task_added(self, event: TaskEvent) -> None:
             if event.name == "child":
-                (parent,) = (each for each in manager.tasks() if each.name == "parent")
+                (parent,) = (task for task in manager.tasks() if task.name == "parent")
                 stacks.append([frame.name for frame in parent.stack()])
 
-    def submitting() -> None:
+    def submit_child() -> None:
         manager.run_task(Task(add_async, args=(1,), name="child"))
 
-    async with Manager(observers=[Look()]) as manager:
-        await manager.run_task(Task(submitting, name="parent"))
-    assert stacks[0][0] == "submitting"
+    async with Manager(observers=[StackObserver()]) as manager:
+        await manager.run_task(Task(submit_child, name="parent"))
+    assert stacks[0][0] == "submit_child"
 
 
 # Calls from other threads
 
 
-async def test_tasks_from_another_thread(manager: Manager) -> None:
+async def test_submit_from_thread(manager: Manager) -> None:
+    """Tasks can be submitted from another thread."""
+
     def submit() -> list[TaskHandle[Any]]:
         return [
             manager.run(add_async, 1, b=2),
             manager.run(add, 1, b=2),
             manager.after(0.001, add_async, 1, 2),
-            manager.run_task(Task(add_async, args=(1, 2), id="own")),
+            manager.run_task(Task(add_async, args=(1, 2), id="one")),
         ]
 
-    handles = await elsewhere(submit)
+    handles = await call_in_worker(submit)
     assert [await handle for handle in handles] == [3] * 4
 
 
-async def test_loops_from_another_thread(manager: Manager) -> None:
+async def test_submit_loops_from_thread(manager: Manager) -> None:
+    """Loops can be submitted from another thread."""
+
     def submit() -> list[TaskHandle[None]]:
         return [
             manager.loop(anyio.sleep, 0.001),
@@ -522,74 +546,78 @@ async def test_loops_from_another_thread(manager: Manager) -> None:
             manager.run_task(Task(checkpoint, kind=TaskKind.LOOP, schedule=every(0.001))),
         ]
 
-    loops = await elsewhere(submit)
-    await until(lambda: all(loop.iteration > 1 for loop in [*loops[:2], loops[3]]))
+    loops = await call_in_worker(submit)
+    await wait_until(lambda: all(loop.iteration > 1 for loop in [*loops[:2], loops[3]]))
     assert manager.tasks(TaskKind.LOOP) == loops
 
 
-async def test_added_is_told_before_the_submission_returns(
-    manager: Manager, recorder: RecordingObserver
-) -> None:
+async def test_added_event_before_return(manager: Manager, recorder: RecordingObserver) -> None:
+    """The added event is delivered before the submission from a thread returns."""
+
     def submit() -> list[str]:
         return recorder.names(manager.after(3600, checkpoint).id)
 
-    assert await elsewhere(submit) == ["added"]
+    assert await call_in_worker(submit) == ["added"]
 
 
-async def test_submission_that_fails_in_another_thread() -> None:
+async def test_rejected_submission_from_thread() -> None:
+    """A submission rejected in another thread raises there and leaves no trace."""
     async with Manager(capacity=1) as manager:
         blocker = manager.run_task(Task(anyio.sleep_forever, id="same"))
         with pytest.raises(DuplicateTaskError, match="same"):
-            await elsewhere(lambda: manager.run_task(Task(checkpoint, id="same")))
+            await call_in_worker(lambda: manager.run_task(Task(checkpoint, id="same")))
         with pytest.raises(ManagerFullError):
-            await elsewhere(lambda: manager.run(checkpoint))
+            await call_in_worker(lambda: manager.run(checkpoint))
         with pytest.raises(InvalidTaskError, match=r"^delay "):
-            await elsewhere(lambda: manager.after(-1, checkpoint))
+            await call_in_worker(lambda: manager.after(-1, checkpoint))
         with pytest.raises(InvalidTaskError, match=r"^fn "):
-            await elsewhere(lambda: manager.run(add_async(1, 2)))  # type: ignore[arg-type]
+            await call_in_worker(lambda: manager.run(add_async(1, 2)))  # type: ignore[arg-type]
         await manager.stop_loops()
         with pytest.raises(LoopsStoppedError):
-            await elsewhere(lambda: manager.loop(checkpoint))
+            await call_in_worker(lambda: manager.loop(checkpoint))
         assert manager.tasks() == [blocker]
         blocker.cancel()
     with pytest.raises(ManagerNotRunningError):
-        await elsewhere(lambda: Manager().run(checkpoint))
+        await call_in_worker(lambda: Manager().run(checkpoint))
 
 
-@pytest.mark.parametrize("how", ["handle", "manager"])
-async def test_cancel_from_another_thread(manager: Manager, how: str) -> None:
+@pytest.mark.parametrize("via", ["handle", "manager"])
+async def test_cancel_from_thread(manager: Manager, via: str) -> None:
+    """Tasks can be cancelled from another thread."""
+
     def cancel(handle: TaskHandle[Any]) -> bool:
-        if how == "handle":
-            return handle.cancel("from afar")
-        return manager.cancel(handle.id, reason="from afar")
+        if via == "handle":
+            return handle.cancel("from a thread")
+        return manager.cancel(handle.id, reason="from a thread")
 
     running = manager.run(anyio.sleep_forever)
     delayed = manager.after(3600, checkpoint)
     loop = manager.every(3600, checkpoint)
-    await until(lambda: running.status is TaskStatus.RUNNING and loop.iteration == 1)
+    await wait_until(lambda: running.status is TaskStatus.RUNNING and loop.iteration == 1)
     for handle in (running, delayed, loop):
-        assert await elsewhere(lambda handle=handle: cancel(handle)) is True
-        with pytest.raises(TaskCancelledError, match="from afar"):
+        assert await call_in_worker(lambda handle=handle: cancel(handle)) is True
+        with pytest.raises(TaskCancelledError, match="from a thread"):
             await handle
-        assert await elsewhere(lambda handle=handle: cancel(handle)) is False
+        assert await call_in_worker(lambda handle=handle: cancel(handle)) is False
 
 
-async def test_request_shutdown_from_another_thread() -> None:
-    async with closing() as manager:
+async def test_request_shutdown_from_thread() -> None:
+    """A shutdown can be requested from another thread."""
+    async with open_manager() as manager:
         handle = manager.run(anyio.sleep_forever)
         loop = manager.every(3600, checkpoint)
-        await until(lambda: handle.status is TaskStatus.RUNNING)
-        await elsewhere(manager.request_shutdown)
+        await wait_until(lambda: handle.status is TaskStatus.RUNNING)
+        await call_in_worker(manager.request_shutdown)
         assert manager.state == "stopping"
         assert await loop.wait() is TaskStatus.CANCELLED
         await manager.shutdown_requested()
-        await elsewhere(manager.request_shutdown)
+        await call_in_worker(manager.request_shutdown)
         assert await handle.wait() is TaskStatus.CANCELLED
-    assert await elsewhere(manager.request_shutdown) is None
+    assert await call_in_worker(manager.request_shutdown) is None
 
 
-class Slow(Observer):
-    """Told by coroutines, for which the manager needs a service of its own."""
+class AsyncObserver(Observer):
+    """An observer with async hooks, which need a background service of the manager."""
 
     def __init__(self) -> None:
         self.names: list[str] = []
@@ -601,20 +629,24 @@ class Slow(Observer):
     on_task_cancelled = on_task_added
 
 
-async def test_async_hooks_are_told_of_what_other_threads_do() -> None:
-    slow = Slow()
-    async with closing(observers=[slow]) as manager:
-        handle = await elsewhere(lambda: manager.run(add_async, 1, 2))
+async def test_async_hooks_for_calls_from_threads() -> None:
+    """Async hooks get the events of calls from other threads."""
+    observer = AsyncObserver()
+    async with open_manager(observers=[observer]) as manager:
+        handle = await call_in_worker(lambda: manager.run(add_async, 1, 2))
         assert await handle == 3
-        delayed = await elsewhere(lambda: manager.after(3600, checkpoint))
-        await until(lambda: slow.names == ["add_async", "checkpoint"])
-        await elsewhere(delayed.cancel)
-        await until(lambda: slow.names == ["add_async", "checkpoint", "checkpoint"])
+        delayed = await call_in_worker(lambda: manager.after(3600, checkpoint))
+        await wait_until(lambda: observer.names == ["add_async", "checkpoint"])
+        await call_in_worker(delayed.cancel)
+        await wait_until(lambda: observer.names == ["add_async", "checkpoint", "checkpoint"])
 
 
-def test_calls_from_a_callback_of_the_event_loop() -> None:
-    """As from an asyncio protocol, where no task is the current one."""
-    slow = Slow()
+def test_calls_from_event_loop_callback() -> None:
+    """A manager can be called from a callback of the event loop, outside any task.
+
+    An asyncio protocol makes such calls.
+    """
+    observer = AsyncObserver()
     outcomes: list[Any] = []
 
     async def call_soon(fn: Callable[[], Any]) -> Any:
@@ -633,7 +665,7 @@ def test_calls_from_a_callback_of_the_event_loop() -> None:
         return result
 
     async def main() -> None:
-        async with closing(observers=[slow]) as manager:
+        async with open_manager(observers=[observer]) as manager:
             handle = await call_soon(lambda: manager.run(add_async, 1, 2))
             outcomes.append(await handle)
             delayed = await call_soon(lambda: manager.after(3600, checkpoint))
@@ -646,45 +678,48 @@ def test_calls_from_a_callback_of_the_event_loop() -> None:
     asyncio.run(main())
     assert outcomes[:3] == [3, True, "stopping"]
     assert outcomes[3] in ("closing", "closed")
-    assert slow.names == ["add_async", "checkpoint", "checkpoint"]
+    assert observer.names == ["add_async", "checkpoint", "checkpoint"]
 
 
-async def test_looking_from_another_thread(manager: Manager) -> None:
-    """While tasks come and go, nobody stumbles over them."""
-    over = threading.Event()
+async def test_queries_from_thread(manager: Manager) -> None:
+    """A manager can be queried from another thread while tasks start and end."""
+    ended = threading.Event()
 
-    def look() -> int:
-        looks = 0
-        while not (looks and over.is_set()):
+    def query_manager() -> int:
+        queries = 0
+        while not (queries and ended.is_set()):
             assert manager.count() >= 0
             assert len(manager.tasks()) >= 0
             assert manager.health().ok
             assert manager.get("none") is None
-            looks += 1
-        return looks
+            queries += 1
+        return queries
 
-    async def come_and_go() -> None:
+    async def run_tasks() -> None:
         try:
             for _ in range(25):
                 manager.run(checkpoint)
                 await checkpoint()
             await manager.wait()
         finally:
-            over.set()
+            ended.set()
 
     async with anyio.create_task_group() as group:
-        group.start_soon(come_and_go)
-        assert await elsewhere(look) > 0
+        group.start_soon(run_tasks)
+        assert await call_in_worker(query_manager) > 0
 
 
-async def test_tasks_submit_tasks_from_their_threads(manager: Manager) -> None:
+async def test_submit_from_sync_task(manager: Manager) -> None:
+    """A sync function can submit tasks, which can submit tasks themselves."""
+
     def parent(depth: int) -> Any:
         return manager.run(parent, depth - 1) if depth else "done"
 
     assert await manager.run(parent, 5) == "done"
 
 
-async def test_many_threads_submit_at_once(manager: Manager) -> None:
+async def test_concurrent_submissions_from_threads(manager: Manager) -> None:
+    """Concurrent submissions from several threads all succeed with unique ids."""
     handles: list[TaskHandle[int]] = []
 
     def submit(thread: int) -> None:
@@ -692,42 +727,44 @@ async def test_many_threads_submit_at_once(manager: Manager) -> None:
 
     async with anyio.create_task_group() as group:
         for thread in range(8):
-            group.start_soon(elsewhere, functools.partial(submit, 1000 * thread))
+            group.start_soon(call_in_worker, functools.partial(submit, 1000 * thread))
     results = sorted([await handle for handle in handles])
     assert results == sorted(1000 * thread + number for thread in range(8) for number in range(100))
     assert len({handle.id for handle in handles}) == 800
 
 
-# Closing, and after it
+# Closing
 
 
-async def test_closing_manager_takes_nothing_from_other_threads() -> None:
+async def test_submit_from_thread_during_closing() -> None:
+    """A closing manager rejects submissions from other threads, but cancels tasks."""
     async with Manager() as manager:
         handle = manager.run(anyio.sleep_forever)
         async with anyio.create_task_group() as group:
             group.start_soon(manager.close)
-            await until(lambda: manager.state == "closing")
+            await wait_until(lambda: manager.state == "closing")
             for submit in (manager.run, manager.loop):
                 with pytest.raises(ManagerClosedError):
-                    await elsewhere(functools.partial(submit, checkpoint))
-            assert await elsewhere(handle.cancel)
+                    await call_in_worker(functools.partial(submit, checkpoint))
+            assert await call_in_worker(handle.cancel)
     assert handle.status is TaskStatus.CANCELLED
 
 
-async def test_closed_manager_takes_nothing_from_other_threads() -> None:
+async def test_submit_from_thread_after_closing() -> None:
+    """A closed manager rejects submissions from other threads."""
     async with Manager() as manager:
         handle = manager.run(checkpoint)
     for submit in (manager.run, manager.loop):
         with pytest.raises(ManagerClosedError):
-            await elsewhere(functools.partial(submit, checkpoint))
-    assert await elsewhere(handle.cancel) is False
-    assert await elsewhere(lambda: manager.cancel("none")) is False
-    assert await elsewhere(lambda: manager.count()) == 0
+            await call_in_worker(functools.partial(submit, checkpoint))
+    assert await call_in_worker(handle.cancel) is False
+    assert await call_in_worker(lambda: manager.cancel("none")) is False
+    assert await call_in_worker(lambda: manager.count()) == 0
 
 
 @pytest.mark.parametrize("round", range(5))
-async def test_threads_that_submit_until_the_manager_closes(round: int) -> None:
-    """Each submission is either refused, or its task is seen to its end; none hangs."""
+async def test_submit_from_threads_until_closing(round: int) -> None:
+    """Every submission during closing is either rejected or its task runs to completion."""
     handles: list[TaskHandle[int]] = []
     refused = threading.Semaphore(0)
 
@@ -742,16 +779,16 @@ async def test_threads_that_submit_until_the_manager_closes(round: int) -> None:
         threads = [threading.Thread(target=submit, daemon=True) for _ in range(4)]
         for thread in threads:
             thread.start()
-        await until(lambda: len(handles) > 20)
+        await wait_until(lambda: len(handles) > 20)
     for thread in threads:
-        await elsewhere(functools.partial(thread.join, PATIENCE))
+        await call_in_worker(functools.partial(thread.join, TIMEOUT))
     for _ in threads:
-        assert refused.acquire(timeout=PATIENCE)
+        assert refused.acquire(timeout=TIMEOUT)
     assert {handle.status for handle in handles} == {TaskStatus.SUCCEEDED}
 
 
-def test_event_loop_that_has_ended(anyio_backend: Any) -> None:
-    """A manager that nobody left takes nothing more; neither there nor elsewhere is it a hang."""
+def test_submit_after_event_loop_ended(anyio_backend: Any) -> None:
+    """A manager that was not closed rejects calls after its event loop has ended."""
     manager = Manager()
 
     async def enter() -> TaskHandle[None]:
@@ -765,14 +802,17 @@ def test_event_loop_that_has_ended(anyio_backend: Any) -> None:
         functools.partial(manager.after, 10, checkpoint),
         functools.partial(manager.loop, checkpoint),
     ):
-        assert isinstance(in_new_thread(call), ManagerClosedError)
+        assert isinstance(call_in_new_thread(call), ManagerClosedError)
         with pytest.raises(ManagerClosedError):
             call()
-    assert isinstance(in_new_thread(handle.cancel), ManagerClosedError)
+    assert isinstance(call_in_new_thread(handle.cancel), ManagerClosedError)
 
 
-def test_event_loop_of_another_thread_that_has_ended(anyio_backend: Any) -> None:
-    """The next thread may well get the number of the one that is gone."""
+def test_submit_after_thread_ended(anyio_backend: Any) -> None:
+    """A manager rejects calls after the thread of its event loop has ended.
+
+    A new thread may get the identifier of the ended one.
+    """
     manager = Manager()
     backend, options = anyio_backend
 
@@ -783,14 +823,15 @@ def test_event_loop_of_another_thread_that_has_ended(anyio_backend: Any) -> None
     def run_in_thread() -> None:
         anyio.run(run, backend=backend, backend_options=options)
 
-    assert in_new_thread(run_in_thread) is None
+    assert call_in_new_thread(run_in_thread) is None
     for _ in range(3):
-        assert isinstance(in_new_thread(lambda: manager.run(checkpoint)), ManagerClosedError)
+        assert isinstance(call_in_new_thread(lambda: manager.run(checkpoint)), ManagerClosedError)
     with pytest.raises(ManagerClosedError):
         manager.run(checkpoint)
 
 
-def test_manager_in_another_thread_serves_the_main_thread(anyio_backend: Any) -> None:
+def test_manager_in_another_thread(anyio_backend: Any) -> None:
+    """A manager in another thread runs tasks submitted from the main thread."""
     manager = Manager()
     backend, options = anyio_backend
     entered, done = threading.Event(), threading.Event()
@@ -808,23 +849,23 @@ def test_manager_in_another_thread_serves_the_main_thread(anyio_backend: Any) ->
     )
     thread.start()
     try:
-        assert entered.wait(PATIENCE)
+        assert entered.wait(TIMEOUT)
         handle = manager.run(work)
-        assert done.wait(PATIENCE)
+        assert done.wait(TIMEOUT)
     finally:
         manager.request_shutdown()
-        thread.join(PATIENCE)
+        thread.join(TIMEOUT)
     assert not thread.is_alive()
     assert handle.status is TaskStatus.SUCCEEDED
     with pytest.raises(ManagerClosedError):
         manager.run(work)
 
 
-# The portal by itself, for what happens within one step of an event loop
+# The portal alone, for races within one step of an event loop
 
 
-class OneStep:
-    """Stands for an event loop in which a call has its turn when the test says so."""
+class ManualBackend:
+    """A backend that runs calls when the test requests it."""
 
     def __init__(self) -> None:
         self.calls: list[Callable[[], object]] = []
@@ -836,17 +877,19 @@ class OneStep:
 
 
 @contextlib.contextmanager
-def calling(portal: Portal, fn: Callable[[], object]) -> Iterator[list[BaseException | None]]:
-    """Make the call in another thread, and see it end."""
+def calling_portal(
+    portal: Portal, fn: Callable[[], object]
+) -> Iterator[list[BaseException | None]]:
+    """Call the portal in another thread, and wait for its end when the block ends."""
     raised: list[BaseException | None] = []
-    thread = threading.Thread(target=lambda: raised.append(in_this_thread(portal, fn)), daemon=True)
+    thread = threading.Thread(target=lambda: raised.append(call_portal(portal, fn)), daemon=True)
     thread.start()
     yield raised
-    thread.join(PATIENCE)
+    thread.join(TIMEOUT)
     assert raised, "the call hangs"
 
 
-def in_this_thread(portal: Portal, fn: Callable[[], object]) -> BaseException | None:
+def call_portal(portal: Portal, fn: Callable[[], object]) -> BaseException | None:
     try:
         portal.call(fn)
     except BaseException as error:
@@ -854,58 +897,63 @@ def in_this_thread(portal: Portal, fn: Callable[[], object]) -> BaseException | 
     return None
 
 
-def test_portal_that_closes_before_a_call_has_its_turn() -> None:
-    backend = OneStep()
+def test_portal_closed_before_call() -> None:
+    """A portal that closes before a pending call runs rejects the call."""
+    backend = ManualBackend()
     portal = Portal(backend)
-    turns: list[int] = []
-    with calling(portal, lambda: turns.append(1)) as raised:
-        assert backend.called.wait(PATIENCE)
+    calls: list[int] = []
+    with calling_portal(portal, lambda: calls.append(1)) as raised:
+        assert backend.called.wait(TIMEOUT)
         portal.close()
     backend.calls[0]()
     assert isinstance(raised[0], ManagerClosedError)
-    assert turns == []
+    assert calls == []
 
 
-def test_portal_that_has_closed() -> None:
-    backend = OneStep()
+def test_closed_portal() -> None:
+    """A closed portal rejects calls."""
+    backend = ManualBackend()
     portal = Portal(backend)
     portal.close()
-    with calling(portal, lambda: None) as raised:
+    with calling_portal(portal, lambda: None) as raised:
         pass
     assert isinstance(raised[0], ManagerClosedError)
     assert backend.calls == []
 
 
-def test_portal_that_closes_right_after_a_call() -> None:
-    """The thread that called has its answer, but had no time yet to take it."""
+def test_portal_closed_after_call() -> None:
+    """A call returns its result if the portal closes right after it has run."""
 
-    class Closing(OneStep):
+    class ClosingBackend(ManualBackend):
         def call_soon(self, fn: Callable[[], object], *context: Context) -> None:
             fn()
             portal.close()
 
-    portal = Portal(Closing())
-    turns: list[int] = []
-    with calling(portal, lambda: turns.append(1)) as raised:
+    portal = Portal(ClosingBackend())
+    calls: list[int] = []
+    with calling_portal(portal, lambda: calls.append(1)) as raised:
         pass
     assert raised == [None]
-    assert turns == [1]
+    assert calls == [1]
 
 
-def test_portal_passes_a_runtime_error_of_the_call_on() -> None:
-    class Immediate(OneStep):
+def test_portal_runtime_error() -> None:
+    """A portal raises a `RuntimeError` of the call unchanged."""
+
+    class ImmediateBackend(ManualBackend):
         def call_soon(self, fn: Callable[[], object], *context: Context) -> None:
             fn()
 
     def fail() -> None:
-        raise RuntimeError("the call's own")
+        raise RuntimeError("wrong")
 
-    with calling(Portal(Immediate()), fail) as raised:
+    with calling_portal(Portal(ImmediateBackend()), fail) as raised:
         pass
     assert type(raised[0]) is RuntimeError
 
 
-def test_asyncio_loop_that_is_closed_with_a_manager_in_it() -> None:
+def test_submit_after_asyncio_loop_closed() -> None:
+    """A manager rejects submissions after its asyncio event loop is closed."""
     loop = asyncio.new_event_loop()
     manager = Manager()
 
@@ -915,4 +963,4 @@ def test_asyncio_loop_that_is_closed_with_a_manager_in_it() -> None:
 
     loop.run_until_complete(enter_and_leave())
     loop.close()
-    assert isinstance(in_new_thread(lambda: manager.run(checkpoint)), ManagerClosedError)
+    assert isinstance(call_in_new_thread(lambda: manager.run(checkpoint)), ManagerClosedError)

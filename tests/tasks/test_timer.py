@@ -1,4 +1,4 @@
-"""Rule 4: what waits for its time is an entry in one heap, and nothing else."""
+"""The timer: starts, cancellation and expiry of waiting tasks, and their memory use."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ from background import (
 from background.testing import RecordingObserver
 
 
-def native_tasks(backend_name: str) -> int:
+def count_native_tasks(backend_name: str) -> int:
     if backend_name == "asyncio":
         return len(asyncio.all_tasks())
     import trio
@@ -46,8 +46,8 @@ def native_tasks(backend_name: str) -> int:
     return count(trio.lowlevel.current_root_task())
 
 
-def native_timers(backend_name: str) -> int:
-    """Return how many timers the event loop itself has."""
+def count_native_timers(backend_name: str) -> int:
+    """Return the number of timers in the event loop itself."""
     if backend_name == "asyncio":
         loop: Any = asyncio.get_running_loop()
         return sum(not timer.cancelled() for timer in loop._scheduled)
@@ -57,32 +57,32 @@ def native_timers(backend_name: str) -> int:
     return int(finite)
 
 
-async def settle() -> None:
+async def yield_to_tasks() -> None:
     for _ in range(10):
         await checkpoint()
 
 
-def make_delayed(manager: Manager) -> None:
+def submit_delayed(manager: Manager) -> None:
     manager.after(3600, anyio.sleep_forever)
 
 
-def make_scheduled(manager: Manager) -> None:
+def submit_scheduled(manager: Manager) -> None:
     manager.every(3600, checkpoint)
 
 
-def make_cron(manager: Manager) -> None:
+def submit_cron(manager: Manager) -> None:
     manager.cron("0 3 * * *", checkpoint)
 
 
-def make_delayed_loop(manager: Manager) -> None:
+def submit_delayed_loop(manager: Manager) -> None:
     manager.run_task(Task(checkpoint, kind=TaskKind.LOOP, delay=3600))
 
 
-def make_mortal(manager: Manager) -> None:
+def submit_with_lifespan(manager: Manager) -> None:
     manager.run_task(Task(checkpoint, delay=3600, lifespan=7200))
 
 
-def make_backed_off(manager: Manager) -> None:
+def submit_in_backoff(manager: Manager) -> None:
     async def fail() -> None:
         raise ValueError
 
@@ -90,48 +90,61 @@ def make_backed_off(manager: Manager) -> None:
 
 
 @pytest.mark.parametrize(
-    "make",
-    [make_delayed, make_scheduled, make_cron, make_delayed_loop, make_mortal, make_backed_off],
+    "submit",
+    [
+        submit_delayed,
+        submit_scheduled,
+        submit_cron,
+        submit_delayed_loop,
+        submit_with_lifespan,
+        submit_in_backoff,
+    ],
 )
-async def test_what_waits_is_no_task_and_no_timer(
-    anyio_backend_name: str, make: Callable[[Manager], None]
+async def test_waiting_tasks_share_timer(
+    anyio_backend_name: str, submit: Callable[[Manager], None]
 ) -> None:
+    """Waiting tasks need no native tasks, and only one native timer together."""
+
     def backoff(state: Any) -> float:
         return 3600
 
-    async with Manager(loop_backoff=backoff, observers=[Quiet()]) as manager:  # type: ignore[arg-type]
-        make(manager)
-        await settle()
-        tasks, timers = native_tasks(anyio_backend_name), native_timers(anyio_backend_name)
+    async with Manager(loop_backoff=backoff, observers=[SilentObserver()]) as manager:  # type: ignore[arg-type]
+        submit(manager)
+        await yield_to_tasks()
+        tasks = count_native_tasks(anyio_backend_name)
+        timers = count_native_timers(anyio_backend_name)
         for _ in range(200):
-            make(manager)
-        await settle()
-        assert native_tasks(anyio_backend_name) == tasks
-        assert native_timers(anyio_backend_name) == timers == 1
+            submit(manager)
+        await yield_to_tasks()
+        assert count_native_tasks(anyio_backend_name) == tasks
+        assert count_native_timers(anyio_backend_name) == timers == 1
         assert manager.count() == 201
         assert {handle.status for handle in manager.tasks()} == {TaskStatus.WAITING}
         await manager.close(timeout=0)
 
 
-class Quiet(Observer):
+class SilentObserver(Observer):
+    """An observer that handles failures, so they are not logged."""
+
     def on_task_failed(self, event: TaskEvent) -> None:
         pass
 
 
-async def test_queued_tasks_are_no_tasks_either(anyio_backend_name: str) -> None:
+async def test_queued_tasks_need_no_native_tasks(anyio_backend_name: str) -> None:
+    """Queued tasks need no native tasks."""
     async with Manager(limit=1) as manager:
         manager.run(anyio.sleep_forever)
-        await settle()
-        before = native_tasks(anyio_backend_name)
+        await yield_to_tasks()
+        before = count_native_tasks(anyio_backend_name)
         for _ in range(200):
             manager.run(checkpoint)
-        await settle()
-        assert native_tasks(anyio_backend_name) == before
+        await yield_to_tasks()
+        assert count_native_tasks(anyio_backend_name) == before
         await manager.close(timeout=0)
 
 
-async def test_no_time_passes_for_the_processor_while_tasks_wait(anyio_backend_name: str) -> None:
-    """The event loop goes to sleep until the next one is due: one wake-up for each time."""
+async def test_sleep_until_due(anyio_backend_name: str) -> None:
+    """The event loop sleeps until the next task is due."""
     async with Manager() as manager:
         for second in (1000, 2000):
             for _ in range(100):
@@ -141,32 +154,34 @@ async def test_no_time_passes_for_the_processor_while_tasks_wait(anyio_backend_n
         assert anyio.current_time() - began == pytest.approx(2000)
 
 
-# When it starts
+# Starts
 
 
-async def test_tasks_start_when_they_are_due(manager: Manager) -> None:
+async def test_start_order(manager: Manager) -> None:
+    """Delayed tasks start on time and in the order of their due times."""
     seed = random.randrange(2**32)
     delays = random.Random(seed).sample(range(1, 1000), k=200)
     began = anyio.current_time()
     started: list[tuple[float, int, int]] = []
 
-    async def note(delay: int, number: int) -> None:
+    async def record_start(delay: int, number: int) -> None:
         started.append((anyio.current_time() - began, delay, number))
 
     for number, delay in enumerate(delays):
-        manager.after(delay, note, delay, number)
+        manager.after(delay, record_start, delay, number)
     await manager.wait()
-    assert [moment for moment, _, _ in started] == [
+    assert [start for start, _, _ in started] == [
         pytest.approx(delay) for _, delay, _ in started
     ], f"seed {seed}"
     in_order = sorted(range(200), key=lambda number: delays[number])
     assert [number for _, _, number in started] == in_order, f"seed {seed}"
 
 
-async def test_an_earlier_task_wakes_the_timer(manager: Manager) -> None:
+async def test_earlier_task(manager: Manager) -> None:
+    """A task that is due earlier than all others starts on time."""
     began = anyio.current_time()
     later = manager.after(100, checkpoint)
-    await settle()
+    await yield_to_tasks()
     sooner = manager.after(10, checkpoint)
     await sooner
     assert anyio.current_time() - began == pytest.approx(10)
@@ -174,8 +189,8 @@ async def test_an_earlier_task_wakes_the_timer(manager: Manager) -> None:
     assert anyio.current_time() - began == pytest.approx(100)
 
 
-async def test_many_entries_due_at_once_leave_turns_to_others() -> None:
-    """The timer lets the event loop go on after a few hundred."""
+async def test_many_entries_due_at_once() -> None:
+    """The timer yields to other tasks after some hundred entries that are due."""
     async with Manager(limit=1) as manager:
         manager.run(anyio.sleep_forever)
         handles = [manager.run_task(Task(checkpoint, lifespan=10)) for _ in range(2000)]
@@ -188,14 +203,16 @@ async def test_many_entries_due_at_once_leave_turns_to_others() -> None:
     assert left_later == 1
 
 
-async def test_no_delay_is_no_detour(manager: Manager, recorder: RecordingObserver) -> None:
+async def test_zero_delay(manager: Manager, recorder: RecordingObserver) -> None:
+    """A task with a delay of zero starts without queueing time."""
     await manager.after(0, checkpoint)
     assert recorder.of(TaskStarted)[0].queued_for == 0
 
 
-async def test_added_is_told_with_the_delay_and_started_with_the_time_queued(
+async def test_delay_and_queued_for(
     recorder: RecordingObserver,
 ) -> None:
+    """The added event has the delay, and the started event has the time in the queue."""
     async with Manager(limit=1, observers=[recorder]) as manager:
         manager.run(anyio.sleep, 30)
         await manager.after(10, checkpoint)
@@ -203,42 +220,43 @@ async def test_added_is_told_with_the_delay_and_started_with_the_time_queued(
     assert [event.queued_for for event in recorder.of(TaskStarted)] == [0, pytest.approx(20)]
 
 
-async def test_delay_of_a_loop_comes_before_its_first_iteration(manager: Manager) -> None:
+async def test_delay_of_loop(manager: Manager) -> None:
+    """The delay of a loop precedes its first iteration."""
     began = anyio.current_time()
     starts: list[float] = []
 
-    async def note() -> None:
+    async def record_start() -> None:
         starts.append(anyio.current_time() - began)
         await anyio.sleep(1)
 
-    manager.run_task(Task(note, kind=TaskKind.LOOP, delay=7, schedule=every(10)))
+    manager.run_task(Task(record_start, kind=TaskKind.LOOP, delay=7, schedule=every(10)))
     await anyio.sleep(30)
-    assert starts == [pytest.approx(each) for each in (7, 17, 27)]
+    assert starts == [pytest.approx(seconds) for seconds in (7, 17, 27)]
 
 
-async def test_delayed_tasks_wait_for_their_turn_once_they_are_due() -> None:
+async def test_delayed_tasks_queue_when_due() -> None:
+    """Delayed tasks enter the queue when they are due."""
     order: list[str] = []
 
-    async def note(name: str) -> None:
+    async def record_start(name: str) -> None:
         order.append(name)
         await anyio.sleep(10)
 
     async with Manager(limit=1) as manager:
-        manager.run(note, "first")
-        manager.after(5, note, "due at 5")
-        manager.after(3, note, "due at 3")
+        manager.run(record_start, "first")
+        manager.after(5, record_start, "due at 5")
+        manager.after(3, record_start, "due at 3")
         await anyio.sleep(4)
-        manager.run(note, "at 4")
+        manager.run(record_start, "at 4")
         await manager.wait()
     assert order == ["first", "due at 3", "at 4", "due at 5"]
 
 
-# How it ends before it has started
+# Cancellation and expiry
 
 
-async def test_cancelling_what_waits_ends_it_at_once(
-    manager: Manager, recorder: RecordingObserver
-) -> None:
+async def test_cancel_delayed_task(manager: Manager, recorder: RecordingObserver) -> None:
+    """A delayed task that is cancelled ends immediately and never starts."""
     handle = manager.after(3600, anyio.sleep_forever)
     assert handle.cancel("enough")
     assert handle.status is TaskStatus.CANCELLED
@@ -255,14 +273,16 @@ async def test_cancelling_what_waits_ends_it_at_once(
 
 @pytest.mark.parametrize("kind", TaskKind)
 @pytest.mark.parametrize("delay", [0, 10])
-async def test_observer_that_cancels_what_it_is_told_of(
+async def test_observer_cancels_added_task(
     recorder: RecordingObserver, kind: TaskKind, delay: float
 ) -> None:
-    class Censor(Observer):
+    """An observer can cancel a task when it is added."""
+
+    class CancellingObserver(Observer):
         def on_task_added(self, event: TaskEvent) -> None:
             assert manager.cancel(event.id, reason="not wanted")
 
-    async with Manager(limit=1, observers=[recorder, Censor()]) as manager:
+    async with Manager(limit=1, observers=[recorder, CancellingObserver()]) as manager:
         handle = manager.run_task(Task(anyio.sleep_forever, kind=kind, delay=delay))
         assert handle.status is TaskStatus.CANCELLED
         await anyio.sleep(20)
@@ -270,19 +290,17 @@ async def test_observer_that_cancels_what_it_is_told_of(
         assert manager.count() == manager.health().hook_errors == 0
 
 
-async def test_cancelling_what_is_about_to_take_its_first_step(
-    manager: Manager, recorder: RecordingObserver
-) -> None:
+async def test_cancel_before_first_step(manager: Manager, recorder: RecordingObserver) -> None:
+    """A task cancelled before its first step never starts."""
     handle = manager.run(anyio.sleep_forever)
     assert handle.cancel("at once")
     assert handle.status is TaskStatus.CANCELLED
-    await settle()
+    await yield_to_tasks()
     assert recorder.names() == ["added", "cancelled"]
 
 
-async def test_loop_that_is_cancelled_between_two_ticks(
-    manager: Manager, recorder: RecordingObserver
-) -> None:
+async def test_cancel_loop_between_ticks(manager: Manager, recorder: RecordingObserver) -> None:
+    """A loop cancelled between two ticks ends immediately."""
     loop = manager.every(100, checkpoint)
     await anyio.sleep(10)
     assert loop.cancel("enough")
@@ -300,9 +318,10 @@ async def test_loop_that_is_cancelled_between_two_ticks(
     ],
     ids=["every", "cron"],
 )
-async def test_lifespan_that_ends_while_a_loop_waits(
+async def test_expiry_of_waiting_loop(
     manager: Manager, recorder: RecordingObserver, options: Any
 ) -> None:
+    """A waiting loop expires at the end of its lifespan."""
     began = anyio.current_time()
     loop = manager.run_task(Task(checkpoint, lifespan=50, **options))
     with pytest.raises(TaskExpiredError, match="50 s"):
@@ -313,7 +332,8 @@ async def test_lifespan_that_ends_while_a_loop_waits(
     assert recorder.of(TaskExpired)[0].lifespan == 50
 
 
-async def test_lifespan_that_ends_in_the_queue(recorder: RecordingObserver) -> None:
+async def test_expiry_in_queue(recorder: RecordingObserver) -> None:
+    """A queued task expires at the end of its lifespan and never starts."""
     async with Manager(limit=1, observers=[recorder]) as manager:
         began = anyio.current_time()
         first = manager.run(anyio.sleep, 100)
@@ -329,9 +349,8 @@ async def test_lifespan_that_ends_in_the_queue(recorder: RecordingObserver) -> N
     assert queued.started_at is None
 
 
-async def test_lifespan_that_ends_while_a_task_runs(
-    manager: Manager, recorder: RecordingObserver
-) -> None:
+async def test_expiry_of_running_task(manager: Manager, recorder: RecordingObserver) -> None:
+    """A running task expires at the end of its lifespan, which includes the delay."""
     handle = manager.run_task(Task(anyio.sleep_forever, delay=10, lifespan=30))
     with pytest.raises(TaskExpiredError) as info:
         await handle
@@ -340,14 +359,16 @@ async def test_lifespan_that_ends_while_a_task_runs(
     assert recorder.of(TaskExpired)[0].duration == pytest.approx(20)
 
 
-async def test_lifespan_that_does_not_end_harms_nobody(manager: Manager) -> None:
+async def test_end_before_lifespan(manager: Manager) -> None:
+    """A lifespan does not affect a task that ends earlier."""
     handle = manager.run_task(Task(anyio.sleep, args=(10,), lifespan=30))
     await handle
     await anyio.sleep(100)
     assert handle.status is TaskStatus.SUCCEEDED
 
 
-async def test_lifespan_of_a_loop_ends_its_iteration(manager: Manager) -> None:
+async def test_expiry_during_iteration(manager: Manager) -> None:
+    """A loop that expires during an iteration cancels it."""
     loop = manager.run_task(
         Task(anyio.sleep, args=(20,), kind=TaskKind.LOOP, schedule=every(25), lifespan=60)
     )
@@ -356,11 +377,12 @@ async def test_lifespan_of_a_loop_ends_its_iteration(manager: Manager) -> None:
 
 
 @pytest.mark.parametrize("clean_up", ["raises", "swallows"])
-async def test_lifespan_of_a_loop_ends_it_whatever_its_clean_up_does(
-    manager: Manager, clean_up: str
-) -> None:
+async def test_expired_loop_cleanup(manager: Manager, clean_up: str) -> None:
+    """An expired loop ends even if its clean-up raises or swallows the cancellation."""
+
     async def work() -> None:
-        with anyio.CancelScope(shield=loop.iteration > 1):  # not to hang where there is a second
+        # Without the shield, a second iteration would spin forever.
+        with anyio.CancelScope(shield=loop.iteration > 1):
             try:
                 await anyio.sleep(100)
             except anyio.get_cancelled_exc_class():
@@ -373,7 +395,8 @@ async def test_lifespan_of_a_loop_ends_it_whatever_its_clean_up_does(
     assert loop.status in (TaskStatus.EXPIRED, TaskStatus.FAILED)
 
 
-async def test_cancellation_and_lifespan_at_the_same_time(manager: Manager) -> None:
+async def test_cancel_before_expiry(manager: Manager) -> None:
+    """A task cancelled before the end of its lifespan does not expire."""
     handle = manager.run_task(Task(anyio.sleep_forever, lifespan=10))
     await anyio.sleep(9)
     handle.cancel("just before")
@@ -382,16 +405,19 @@ async def test_cancellation_and_lifespan_at_the_same_time(manager: Manager) -> N
         await handle
 
 
-# What it costs
+# Memory
 
 
-def live(kind: type) -> int:
+def count_objects(kind: type) -> int:
     gc.collect()
-    return sum(type(each) is kind for each in gc.get_objects())
+    return sum(type(item) is kind for item in gc.get_objects())
 
 
-async def test_waiting_task_takes_about_a_kilobyte(anyio_backend: object) -> None:
-    """A coroutine, a native task or a timer for each would double it."""
+async def test_memory_per_waiting_task(anyio_backend: object) -> None:
+    """A waiting task uses about a kilobyte.
+
+    A coroutine, a native task or a timer per task would double it.
+    """
     async with Manager() as manager:
         manager.after(3600, checkpoint)
         tracemalloc.start()
@@ -406,8 +432,8 @@ async def test_waiting_task_takes_about_a_kilobyte(anyio_backend: object) -> Non
         await manager.close(timeout=0)
 
 
-async def test_cancelled_tasks_leave_nothing_behind(anyio_backend: object) -> None:
-    """Fifty thousand that come and go, an hour before they are due, take no room."""
+async def test_memory_of_cancelled_tasks(anyio_backend: object) -> None:
+    """Tasks cancelled before they are due release their memory immediately."""
     async with Manager() as manager:
         task = Task(checkpoint, delay=3600)
         for _ in range(40_000):
@@ -415,21 +441,22 @@ async def test_cancelled_tasks_leave_nothing_behind(anyio_backend: object) -> No
         handles = [manager.run_task(task) for _ in range(10_000)]
         for handle in handles:
             handle.cancel()
-        survivor = manager.after(10, checkpoint)
+        remaining = manager.after(10, checkpoint)
         del handle, handles
-        assert live(TaskHandle) < 500
-        await survivor
+        assert count_objects(TaskHandle) < 500
+        await remaining
 
 
-async def test_cancelling_most_keeps_the_rest_in_order(manager: Manager) -> None:
+async def test_order_after_cancellations(manager: Manager) -> None:
+    """Delayed tasks keep their order when most of them are cancelled."""
     seed = random.randrange(2**32)
     shuffled = random.Random(seed).sample(range(1, 2001), k=2000)
     order: list[int] = []
 
-    async def note(number: int) -> None:
+    async def record_start(number: int) -> None:
         order.append(number)
 
-    handles = {number: manager.after(number, note, number) for number in shuffled}
+    handles = {number: manager.after(number, record_start, number) for number in shuffled}
     for number, handle in handles.items():
         if number % 10:
             handle.cancel()
@@ -437,19 +464,24 @@ async def test_cancelling_most_keeps_the_rest_in_order(manager: Manager) -> None
     assert order == list(range(10, 2001, 10)), f"seed {seed}"
 
 
-async def test_finished_tasks_are_forgotten_before_their_lifespan_ends() -> None:
-    """One that had to queue was in the heap for its lifespan; it is not kept there once it ran."""
+async def test_finished_tasks_released() -> None:
+    """Finished tasks are removed from the timer before the end of their lifespans.
+
+    A queued task has an entry in the timer for its lifespan.
+    """
     async with Manager(limit=1) as manager:
         handles = [manager.run_task(Task(checkpoint, lifespan=36000)) for _ in range(1000)]
-        forgotten = [weakref.ref(handle) for handle in handles]
+        references = [weakref.ref(handle) for handle in handles]
         await manager.wait()
         del handles
         gc.collect()
-        assert sum(reference() is not None for reference in forgotten) < 200
+        assert sum(reference() is not None for reference in references) < 200
 
 
-async def test_timer_belongs_to_the_event_loop_that_entered_the_manager(manager: Manager) -> None:
-    async def where() -> object:
+async def test_timer_event_loop(manager: Manager) -> None:
+    """Delayed tasks run in the event loop that entered the manager."""
+
+    async def get_token() -> object:
         return current_token().native_token
 
-    assert await manager.after(10, where) is current_token().native_token
+    assert await manager.after(10, get_token) is current_token().native_token

@@ -1,4 +1,4 @@
-"""Rule 10: bad input fails at the call, names the argument, and leaves no trace."""
+"""Validation of arguments: options of tasks and managers, functions, and schedules."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ class AsyncGeneratorObject:
         yield 1
 
 
-class Waitable:
+class AwaitableObject:
     def __await__(self) -> Generator[Any, Any, None]:
         yield
 
@@ -77,18 +77,18 @@ class AsyncAround(Observer):
 
 
 LOOP = {"kind": TaskKind.LOOP}
-NO_SECONDS = [True, "1", None, math.nan, math.inf, -math.inf, Decimal(1), 10**400, 1j]
-NO_DURATION = [0, 0.0, -1, -0.001, *(value for value in NO_SECONDS if value is not None)]
-NO_COUNT = [0, -1, True, 1.0, "1", math.inf]
+INVALID_SECONDS = [True, "1", None, math.nan, math.inf, -math.inf, Decimal(1), 10**400, 1j]
+INVALID_DURATIONS = [0, 0.0, -1, -0.001, *(value for value in INVALID_SECONDS if value is not None)]
+INVALID_COUNTS = [0, -1, True, 1.0, "1", math.inf]
 
-BAD_TASK_OPTIONS: list[tuple[str, dict[str, Any]]] = [
-    *(("delay", {"delay": value}) for value in [-1, -0.001, False, *NO_SECONDS]),
-    *(("timeout", {"timeout": value}) for value in NO_DURATION),
-    *(("lifespan", {"lifespan": value}) for value in NO_DURATION),
-    *(("stall_after", {"stall_after": value}) for value in NO_DURATION),
+INVALID_TASK_OPTIONS: list[tuple[str, dict[str, Any]]] = [
+    *(("delay", {"delay": value}) for value in [-1, -0.001, False, *INVALID_SECONDS]),
+    *(("timeout", {"timeout": value}) for value in INVALID_DURATIONS),
+    *(("lifespan", {"lifespan": value}) for value in INVALID_DURATIONS),
+    *(("stall_after", {"stall_after": value}) for value in INVALID_DURATIONS),
     ("lifespan", {"lifespan": 5, "delay": 5}),
     ("lifespan", {"lifespan": 5, "delay": 6}),
-    *(("retry", {"retry": value}) for value in [*NO_COUNT, tenacity.Retrying(), object()]),
+    *(("retry", {"retry": value}) for value in [*INVALID_COUNTS, tenacity.Retrying(), object()]),
     *(("id", {"id": value}) for value in ["", 1, b"id", object()]),
     *(("name", {"name": value}) for value in ["", 1, b"name", object()]),
     *(("meta", {"meta": value}) for value in [None, [("a", 1)], "meta", {1: "a"}]),
@@ -101,7 +101,7 @@ BAD_TASK_OPTIONS: list[tuple[str, dict[str, Any]]] = [
     ("schedule", {"schedule": cron("@daily"), "kind": TaskKind.ONE_OFF}),
     *(("schedule", {"schedule": value, **LOOP}) for value in [60, "0 3 * * *", every]),
     ("max_failures", {"max_failures": 3}),
-    *(("max_failures", {"max_failures": value, **LOOP}) for value in NO_COUNT),
+    *(("max_failures", {"max_failures": value, **LOOP}) for value in INVALID_COUNTS),
     *(
         ("observers", {"observers": value})
         for value in [
@@ -117,20 +117,21 @@ BAD_TASK_OPTIONS: list[tuple[str, dict[str, Any]]] = [
 ]
 
 
-def name_of(value: object) -> str:
+def format_id(value: object) -> str:
     text = value.__name__ if callable(value) and hasattr(value, "__name__") else label(value)
     return text if len(text) < 60 else text[:57] + "..."
 
 
-@pytest.mark.parametrize(("argument", "options"), BAD_TASK_OPTIONS, ids=name_of)
-def test_bad_option_of_a_task(argument: str, options: dict[str, Any]) -> None:
+@pytest.mark.parametrize(("argument", "options"), INVALID_TASK_OPTIONS, ids=format_id)
+def test_invalid_task_option(argument: str, options: dict[str, Any]) -> None:
+    """An invalid option of a task is rejected with an error that names the option."""
     with pytest.raises(InvalidTaskError, match=rf"^{argument} ") as info:
         Task(work, **options)
     assert isinstance(info.value, BackgroundError)
     assert isinstance(info.value, ValueError)
 
 
-GOOD_TASK_OPTIONS: list[dict[str, Any]] = [
+VALID_TASK_OPTIONS: list[dict[str, Any]] = [
     {"delay": 0},
     {"delay": 5, "lifespan": 5.001},
     {"timeout": 1e-9, "lifespan": 1, "stall_after": 10**6},
@@ -143,14 +144,16 @@ GOOD_TASK_OPTIONS: list[dict[str, Any]] = [
 ]
 
 
-@pytest.mark.parametrize("options", GOOD_TASK_OPTIONS, ids=name_of)
-def test_good_options_of_a_task(options: dict[str, Any]) -> None:
+@pytest.mark.parametrize("options", VALID_TASK_OPTIONS, ids=format_id)
+def test_valid_task_options(options: dict[str, Any]) -> None:
+    """Valid options of a task are accepted, and iterables become tuples."""
     described = Task(work, **options)
     assert isinstance(described.args, tuple)
     assert isinstance(described.observers, tuple)
 
 
-def test_task_does_not_change_with_what_was_given() -> None:
+def test_task_copies_arguments() -> None:
+    """A task copies its arguments and cannot be changed."""
     args, kwargs, meta = [1], {"a": 1}, {"b": 2}
     described = Task(work, args=args, kwargs=kwargs, meta=meta)  # type: ignore[arg-type]
     args.append(2)
@@ -164,12 +167,12 @@ def test_task_does_not_change_with_what_was_given() -> None:
 # Functions
 
 
-def no_functions() -> list[tuple[Any, str]]:
+def make_non_functions() -> list[tuple[Any, str]]:
     return [
         (None, "None"),
         (5, "5"),
         ("work", "'work'"),
-        (Waitable(), "pass the function that makes it"),
+        (AwaitableObject(), "pass the function that makes it"),
         (generator, "generator function generator"),
         (async_generator, "generator function async_generator"),
         (functools.partial(generator), "generator function generator"),
@@ -180,14 +183,15 @@ def no_functions() -> list[tuple[Any, str]]:
     ]
 
 
-@pytest.mark.parametrize(("fn", "hint"), no_functions(), ids=name_of)
-def test_what_is_no_function(fn: Any, hint: str) -> None:
+@pytest.mark.parametrize(("fn", "hint"), make_non_functions(), ids=format_id)
+def test_non_function(fn: Any, hint: str) -> None:
+    """A task rejects an object that is not a function, with a hint in the message."""
     with pytest.raises(InvalidTaskError, match=rf"^fn must be a function, not .*{hint}"):
         Task(fn)
 
 
 Submit = Callable[[Manager, Any], Any]
-WAYS: dict[str, Submit] = {
+SUBMIT_METHODS: dict[str, Submit] = {
     "run": lambda manager, fn: manager.run(fn),
     "after": lambda manager, fn: manager.after(5, fn),
     "loop": lambda manager, fn: manager.loop(fn),
@@ -196,15 +200,15 @@ WAYS: dict[str, Submit] = {
     "run_task": lambda manager, fn: manager.run_task(Task(fn)),
     "@task": lambda manager, fn: manager.run(task(retry=3)(fn)),
 }
-ways = pytest.mark.parametrize("submit", WAYS.values(), ids=WAYS)
+submit_methods = pytest.mark.parametrize("submit", SUBMIT_METHODS.values(), ids=SUBMIT_METHODS)
 
 
-@ways
+@submit_methods
 @pytest.mark.realtime
-async def test_coroutine_instead_of_a_function(
+async def test_coroutine_object(
     manager: Manager, recorder: RecordingObserver, submit: Submit
 ) -> None:
-    """It says what to do, and there is no warning that the coroutine was never awaited."""
+    """All submission methods reject a coroutine object without a warning and name the fix."""
     with pytest.raises(
         InvalidTaskError, match=r"^fn .* not a coroutine: pass work and its arguments"
     ):
@@ -214,25 +218,29 @@ async def test_coroutine_instead_of_a_function(
     assert recorder.events == []
 
 
-@ways
-@pytest.mark.parametrize("fn", [None, generator, async_generator, Waitable()], ids=name_of)
-async def test_no_way_takes_what_is_no_function(
+@submit_methods
+@pytest.mark.parametrize("fn", [None, generator, async_generator, AwaitableObject()], ids=format_id)
+async def test_non_function_in_all_methods(
     manager: Manager, recorder: RecordingObserver, submit: Submit, fn: Any
 ) -> None:
+    """All submission methods reject an object that is not a function."""
     with pytest.raises(InvalidTaskError, match=r"^fn "):
         submit(manager, fn)
     assert manager.count() == 0
     assert recorder.events == []
 
 
-@ways
-def test_coroutine_for_a_manager_that_is_not_running(submit: Submit) -> None:
+@submit_methods
+def test_coroutine_object_before_enter(submit: Submit) -> None:
+    """A coroutine object is rejected even if the manager is not running."""
     with pytest.raises(InvalidTaskError, match=r"^fn "):
         submit(Manager(), work(1))
     gc.collect()
 
 
-def test_future_instead_of_a_function() -> None:
+def test_future() -> None:
+    """A future is rejected with a hint to pass the function that makes it."""
+
     async def main() -> None:
         native = asyncio.ensure_future(work())
         with pytest.raises(InvalidTaskError, match="pass the function that makes it"):
@@ -242,10 +250,10 @@ def test_future_instead_of_a_function() -> None:
     asyncio.run(main())
 
 
-# Ways of submitting
+# Submission methods
 
 
-BAD_CALLS: list[tuple[str, Callable[[Manager], Any]]] = [
+INVALID_CALLS: list[tuple[str, Callable[[Manager], Any]]] = [
     *(
         ("delay", lambda manager, value=value: manager.after(value, work))
         for value in [-1, "1", None, math.nan, math.inf]
@@ -265,52 +273,55 @@ BAD_CALLS: list[tuple[str, Callable[[Manager], Any]]] = [
 ]
 
 
-@pytest.mark.parametrize(("argument", "call"), BAD_CALLS, ids=name_of)
-async def test_bad_argument_of_a_submission(
+@pytest.mark.parametrize(("argument", "call"), INVALID_CALLS, ids=format_id)
+async def test_invalid_submission_argument(
     manager: Manager,
     recorder: RecordingObserver,
     argument: str,
     call: Callable[[Manager], Any],
 ) -> None:
+    """An invalid argument of a submission is rejected with an error that names it."""
     with pytest.raises(InvalidTaskError, match=rf"^{argument} "):
         call(manager)
     assert manager.count() == 0
     assert recorder.events == []
 
 
-async def test_refused_task_leaves_nothing_behind() -> None:
-    """Neither an id, nor room, nor an observer of its own that is told of anything."""
-    own = RecordingObserver()
+async def test_rejected_task_leaves_no_trace() -> None:
+    """A rejected task uses neither its id nor capacity, and causes no events."""
+    observer = RecordingObserver()
     async with Manager(capacity=1) as manager:
         for options in ({"delay": -1}, {"lifespan": 0}, {"retry": 0}):
             with pytest.raises(InvalidTaskError):
-                manager.run_task(Task(work, id="same", observers=(own,), **options))
-        await manager.run_task(Task(work, id="same", observers=(own,)))
-    assert own.names() == ["added", "started", "succeeded"]
+                manager.run_task(Task(work, id="same", observers=(observer,), **options))
+        await manager.run_task(Task(work, id="same", observers=(observer,)))
+    assert observer.names() == ["added", "started", "succeeded"]
 
 
-@ways
-async def test_manager_that_takes_no_tasks(
+@submit_methods
+async def test_submit_while_not_running(
     recorder: RecordingObserver, submit: Submit, anyio_backend: object
 ) -> None:
+    """A manager rejects tasks before it is entered and after it is closed."""
     manager = Manager(name="mail", observers=[recorder])
     with pytest.raises(ManagerNotRunningError, match="'mail' is not running yet"):
         submit(manager, functools.partial(work, 1))
     async with manager:
         pass
-    told = len(recorder.events)
+    event_count = len(recorder.events)
     with pytest.raises(ManagerClosedError, match="'mail' is closed"):
         submit(manager, functools.partial(work, 2))
-    assert len(recorder.events) == told
+    assert len(recorder.events) == event_count
 
 
-@pytest.mark.parametrize("way", ["loop", "every", "cron"])
-async def test_loop_for_a_manager_whose_loops_have_stopped(
-    manager: Manager, recorder: RecordingObserver, way: str
+@pytest.mark.parametrize("method", ["loop", "every", "cron"])
+async def test_loop_after_stop_loops(
+    manager: Manager, recorder: RecordingObserver, method: str
 ) -> None:
+    """A manager whose loops have stopped rejects loops, but accepts one-off tasks."""
     await manager.stop_loops()
     with pytest.raises(LoopsStoppedError, match="'test'"):
-        WAYS[way](manager, work)
+        SUBMIT_METHODS[method](manager, work)
     assert recorder.events == []
     await manager.run(work)
 
@@ -318,14 +329,16 @@ async def test_loop_for_a_manager_whose_loops_have_stopped(
 # Schedules
 
 
-@pytest.mark.parametrize("value", NO_DURATION, ids=name_of)
-def test_bad_seconds_of_every(value: Any) -> None:
+@pytest.mark.parametrize("value", INVALID_DURATIONS, ids=format_id)
+def test_invalid_interval(value: Any) -> None:
+    """`every()` rejects an interval that is not a positive, finite number."""
     with pytest.raises(InvalidTaskError, match=r"^seconds "):
         every(value)
 
 
-@pytest.mark.parametrize("value", [-1, 61, *NO_SECONDS], ids=name_of)
-def test_bad_jitter_of_every(value: Any) -> None:
+@pytest.mark.parametrize("value", [-1, 61, *INVALID_SECONDS], ids=format_id)
+def test_invalid_jitter(value: Any) -> None:
+    """`every()` rejects a jitter that is negative, not finite, or longer than the interval."""
     with pytest.raises(InvalidTaskError, match=r"^jitter "):
         every(60, jitter=value)
 
@@ -333,7 +346,8 @@ def test_bad_jitter_of_every(value: Any) -> None:
 @pytest.mark.parametrize(
     "value", ["", " ", "* * * *", "60 * * * *", "nonsense", "@sometimes", "0 0 31 2 *", None, 3]
 )
-def test_bad_expression_of_cron(value: Any) -> None:
+def test_invalid_cron_expression(value: Any) -> None:
+    """`cron()` rejects an invalid expression."""
     with pytest.raises(InvalidTaskError, match=r"^expression "):
         cron(value)
 
@@ -341,20 +355,21 @@ def test_bad_expression_of_cron(value: Any) -> None:
 @pytest.mark.parametrize(
     "value", ["", "Mars/Base", "../../etc/passwd", "/etc/localtime", "Europe", None, 3, b"UTC"]
 )
-def test_bad_zone_of_cron(value: Any) -> None:
+def test_invalid_time_zone(value: Any) -> None:
+    """`cron()` rejects an invalid time zone."""
     with pytest.raises(InvalidTaskError, match=r"^tz "):
         cron("@daily", tz=value)
 
 
-# The manager
+# Options of managers
 
 
-BAD_MANAGER_OPTIONS: list[tuple[str, Any]] = [
+INVALID_MANAGER_OPTIONS: list[tuple[str, Any]] = [
     *(("name", value) for value in ["", None, 5, b"name"]),
-    *(("limit", value) for value in NO_COUNT),
-    *(("capacity", value) for value in NO_COUNT),
-    *(("threads", value) for value in [*NO_COUNT, None]),
-    *(("retry", value) for value in [*NO_COUNT, tenacity.Retrying(), tenacity.AsyncRetrying]),
+    *(("limit", value) for value in INVALID_COUNTS),
+    *(("capacity", value) for value in INVALID_COUNTS),
+    *(("threads", value) for value in [*INVALID_COUNTS, None]),
+    *(("retry", value) for value in [*INVALID_COUNTS, tenacity.Retrying(), tenacity.AsyncRetrying]),
     *(("loop_backoff", value) for value in [1, "1", tenacity.wait_fixed]),
     *(("grace", value) for value in [-1, True, "1", math.nan, math.inf, 10**400]),
     *(("cancel_timeout", value) for value in [-1, None, True, "1", math.nan, math.inf]),
@@ -384,13 +399,15 @@ BAD_MANAGER_OPTIONS: list[tuple[str, Any]] = [
 ]
 
 
-@pytest.mark.parametrize(("argument", "value"), BAD_MANAGER_OPTIONS, ids=name_of)
-def test_bad_option_of_a_manager(argument: str, value: Any) -> None:
+@pytest.mark.parametrize(("argument", "value"), INVALID_MANAGER_OPTIONS, ids=format_id)
+def test_invalid_manager_option(argument: str, value: Any) -> None:
+    """An invalid option of a manager is rejected with an error that names the option."""
     with pytest.raises(ValueError, match=rf"^{argument}\b"):
         Manager(**{argument: value})
 
 
-def test_good_options_of_a_manager() -> None:
+def test_valid_manager_options() -> None:
+    """Valid options of a manager are accepted."""
     manager = Manager(
         name="mail",
         observers=iter([Observer(), Watcher()]),
@@ -406,21 +423,23 @@ def test_good_options_of_a_manager() -> None:
     assert manager.name == "mail"
 
 
-@pytest.mark.parametrize("value", [-1, True, "1", math.nan, math.inf, 10**400], ids=name_of)
-async def test_bad_timeout_of_close(manager: Manager, value: Any) -> None:
+@pytest.mark.parametrize("value", [-1, True, "1", math.nan, math.inf, 10**400], ids=format_id)
+async def test_invalid_close_timeout(manager: Manager, value: Any) -> None:
+    """`close()` rejects an invalid timeout and does not close the manager."""
     with pytest.raises(ValueError, match=r"^timeout "):
         await manager.close(timeout=value)
     assert manager.state == "running"
     await manager.run(work)
 
 
-async def test_bad_timeout_of_close_before_the_manager_was_entered(anyio_backend: object) -> None:
+async def test_invalid_close_timeout_before_enter(anyio_backend: object) -> None:
+    """`close()` rejects an invalid timeout before the manager is entered."""
     with pytest.raises(ValueError, match=r"^timeout "):
         await Manager().close(timeout=-1)
 
 
-async def test_a_task_is_no_function(manager: Manager) -> None:
-    """Its arguments are not repeated, as they may be secret."""
+async def test_task_as_function(manager: Manager) -> None:
+    """`run()` rejects a `Task`, without its arguments in the message since they may be secret."""
     with pytest.raises(InvalidTaskError) as caught:
         manager.run(Task(str, args=("secret",)))  # type: ignore[arg-type]
     assert str(caught.value) == "fn must be a function; a Task is for run_task()"

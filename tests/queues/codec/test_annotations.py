@@ -1,4 +1,4 @@
-"""What annotations mean, and what becomes of those that mean nothing here."""
+"""Types of parameters and results, taken from annotations."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class Mailer:
 def wrapped(*args: Any, **kwargs: Any) -> Any: ...
 
 
-SAME: dict[str, Callable[..., Any]] = {
+CALLABLES: dict[str, Callable[..., Any]] = {
     "a function": plain,
     "a method": Mailer().send,
     "a callable": Mailer(),
@@ -56,31 +56,38 @@ SAME: dict[str, Callable[..., Any]] = {
 
 
 def hints(fn: Callable[..., Any]) -> dict[str, Any]:
-    return {name: each.type for name, each in hints_of_parameters(fn, signature_of(fn)).items()}
+    return {name: hint.type for name, hint in hints_of_parameters(fn, signature_of(fn)).items()}
 
 
-@pytest.mark.parametrize("fn", SAME.values(), ids=SAME)
-def test_whatever_can_be_called_has_a_signature(fn: Callable[..., Any]) -> None:
+@pytest.mark.parametrize("fn", CALLABLES.values(), ids=CALLABLES)
+def test_callables(fn: Callable[..., Any]) -> None:
+    """Methods, callable objects, partials and wrappers have the types of the function."""
     assert hints(fn) == {"when": datetime, "id": UUID | None}
     assert hint_of_result(fn, signature_of(fn)).type == list[UUID]
 
 
-def test_a_class_takes_what_its_instances_are_made_of() -> None:
+def test_class() -> None:
+    """A class has the types of its constructor."""
+
     class Job:
         def __init__(self, when: datetime) -> None: ...
 
     assert hints(Job) == {"when": datetime}
 
 
-def test_what_a_partial_has_got_is_not_asked_for_again() -> None:
+def test_partial_arguments() -> None:
+    """A partial has no types of the arguments that it provides."""
     assert hints(functools.partial(plain, datetime.max)) == {"id": UUID | None}
 
 
-def test_what_tells_nothing_of_itself_takes_anything() -> None:
+def test_no_signature() -> None:
+    """A callable without a signature takes any arguments."""
     assert hints(dict) == {"args": NOTHING, "kwargs": NOTHING}
 
 
-def test_each_annotation_is_resolved_by_itself() -> None:
+def test_unresolved_annotations() -> None:
+    """An annotation that can't be resolved doesn't affect the remaining ones."""
+
     def fn(a: Missing, b: list[Missing], c: datetime, d: 1 / 0) -> Missing: ...  # type: ignore
 
     found = hints_of_parameters(fn, signature_of(fn))
@@ -94,29 +101,36 @@ def test_each_annotation_is_resolved_by_itself() -> None:
     assert hint_of_result(fn, signature_of(fn)) == unknown
 
 
-def test_type_parameters_are_known() -> None:
+def test_type_parameters() -> None:
+    """An annotation can contain the function's type parameters."""
+
     def fn(x: list[X]) -> None: ...  # type: ignore  # noqa: F821
 
     fn.__type_params__ = (TypeVar("X"),)  # as Python has them since 3.12
     assert hints(fn) == {"x": list[fn.__type_params__[0]]}
 
 
-def test_annotations_that_say_nothing() -> None:
+def test_annotations_without_type() -> None:
+    """Annotations such as Any, object and NoReturn have no type to check."""
+
     def fn(a, b: Any, c: object, *args: P.args, **kwargs: P.kwargs) -> NoReturn:  # type: ignore  # noqa: ANN001
         raise NotImplementedError
 
-    def other(*args: *tuple[int, str], **kwargs: Unpack[Options]) -> None: ...
+    def variadic(*args: *tuple[int, str], **kwargs: Unpack[Options]) -> None: ...
 
-    assert set(hints(fn).values()) == set(hints(other).values()) == {NOTHING}
+    assert set(hints(fn).values()) == set(hints(variadic).values()) == {NOTHING}
     assert hint_of_result(fn, signature_of(fn)).type is NOTHING
-    assert hint_of_result(other, signature_of(other)).type is type(None)
+    assert hint_of_result(variadic, signature_of(variadic)).type is type(None)
 
 
-def test_the_result_is_what_awaiting_gives() -> None:
-    def sync(x: int) -> Awaitable[UUID]: ...  # type: ignore[empty-body]
-    def sync_too(x: int) -> Coroutine[Any, Any, UUID]: ...  # type: ignore[empty-body]
-    async def one(x: int) -> UUID: ...  # type: ignore[empty-body]
-    async def two(x: int) -> Awaitable[UUID]: ...  # type: ignore[empty-body]
+def test_awaitable_result() -> None:
+    """The type of a sync function's awaitable result is that of the awaited value."""
 
-    found = [hint_of_result(fn, signature_of(fn)).type for fn in (sync, sync_too, one, two)]
+    def awaitable(x: int) -> Awaitable[UUID]: ...  # type: ignore[empty-body]
+    def coroutine(x: int) -> Coroutine[Any, Any, UUID]: ...  # type: ignore[empty-body]
+    async def plain_async(x: int) -> UUID: ...  # type: ignore[empty-body]
+    async def nested_async(x: int) -> Awaitable[UUID]: ...  # type: ignore[empty-body]
+
+    functions = (awaitable, coroutine, plain_async, nested_async)
+    found = [hint_of_result(fn, signature_of(fn)).type for fn in functions]
     assert found == [UUID, UUID, UUID, Awaitable[UUID]]

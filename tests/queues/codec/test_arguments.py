@@ -1,4 +1,4 @@
-"""Arguments and results come back as they are annotated, or are refused before they are sent."""
+"""Encoding of arguments and results by their annotations."""
 
 from __future__ import annotations
 
@@ -36,17 +36,17 @@ if TYPE_CHECKING:
     from nowhere import Missing  # type: ignore[import-not-found]
 
 
-def there_and_back(fn: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-    """Return what a worker would call the function with."""
+def roundtrip(fn: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    """Return the arguments with which a worker would call the function."""
     signature = Signature(fn)
     dumped = dict(zip(("args", "kwargs"), signature.dump(args, kwargs), strict=True))
     sent = encode("job", dumped, 1_000_000, checked=True)
-    assert sent == encode("job", dumped, 1_000_000)  # so nothing was left to be checked
+    assert sent == encode("job", dumped, 1_000_000)  # as dump() has checked everything
     body = decode("job", sent, 1_000_000)
     return signature.load(body["args"], body["kwargs"])
 
 
-def refusal(fn: Callable[..., Any], *args: Any, **kwargs: Any) -> str:
+def rejection(fn: Callable[..., Any], *args: Any, **kwargs: Any) -> str:
     with pytest.raises(InvalidPayloadError) as caught:
         Signature(fn).dump(args, kwargs)
     return str(caught.value)
@@ -62,12 +62,14 @@ def schedule(
     return {}
 
 
-def test_plain_arguments_travel_as_they_are() -> None:
+def test_plain_arguments() -> None:
+    """Plain arguments are encoded unchanged."""
     assert Signature(send_email).dump(("a@b.c",), {"urgent": True}) == (["a@b.c"], {"urgent": True})
-    assert there_and_back(send_email, "a@b.c", urgent=True) == (["a@b.c"], {"urgent": True})
+    assert roundtrip(send_email, "a@b.c", urgent=True) == (["a@b.c"], {"urgent": True})
 
 
-def test_every_kind_of_parameter() -> None:
+def test_parameter_kinds() -> None:
+    """Arguments for every kind of parameter are encoded by its annotation."""
     args = datetime(2030, 1, 2, tzinfo=UTC), Point(1), Pet("Rex"), Pet("Tom", age=3)
     kwargs = {"models": [Model(id=1)], "first": Colour.RED, "when": Colour.BLUE}
     dumped = Signature(schedule).dump(args, kwargs)
@@ -75,10 +77,11 @@ def test_every_kind_of_parameter() -> None:
         ["2030-01-02T00:00:00Z", {"x": 1, "y": 0}, {"name": "Rex"}, {"name": "Tom", "age": 3}],
         {"models": [{"id": 1, "name": "?"}], "first": "red", "when": "blue"},
     )
-    assert there_and_back(schedule, *args, **kwargs) == (list(args), kwargs)
+    assert roundtrip(schedule, *args, **kwargs) == (list(args), kwargs)
 
 
-def test_a_result_travels_by_the_return_annotation() -> None:
+def test_result() -> None:
+    """A result is encoded, decoded and checked by the return annotation."""
     signature = Signature(schedule)
     assert signature.dump_result({Colour.RED: Point(1, 2)}) == {"red": {"x": 1, "y": 2}}
     assert signature.load_result({"red": {"x": 1, "y": 2}}) == {Colour.RED: Point(1, 2)}
@@ -88,13 +91,17 @@ def test_a_result_travels_by_the_return_annotation() -> None:
         signature.load_result({"pink": {"x": 1}})
 
 
-def test_a_result_that_is_awaited() -> None:
+def test_awaitable_result() -> None:
+    """A result annotated as an awaitable is decoded as the awaited type."""
+
     def fn() -> Awaitable[Point]: ...  # type: ignore[empty-body]
 
     assert Signature(fn).load_result({"x": 1}) == Point(1)
 
 
-def test_a_result_that_is_none_of() -> None:
+def test_none_result() -> None:
+    """A function annotated to return None has no other result."""
+
     def fn() -> None: ...
 
     assert Signature(fn).dump_result(None) is None
@@ -112,8 +119,11 @@ def test_a_result_that_is_none_of() -> None:
         (("a",), {"cc": "b"}, r"send_email\(\): got an unexpected keyword argument 'cc'"),
     ],
 )
-def test_a_call_that_does_not_fit(args: Any, kwargs: Any, reason: str) -> None:
-    """It is the caller's mistake, or else a job that no worker could run."""
+def test_mismatched_call(args: Any, kwargs: Any, reason: str) -> None:
+    """Arguments that don't fit are a TypeError if dumped, and an invalid payload if loaded.
+
+    The caller made a mistake, or no worker could run the job.
+    """
     with pytest.raises(TypeError, match=reason):
         Signature(send_email).dump(args, kwargs)
     with pytest.raises(InvalidPayloadError, match=reason):
@@ -121,12 +131,13 @@ def test_a_call_that_does_not_fit(args: Any, kwargs: Any, reason: str) -> None:
 
 
 @pytest.mark.parametrize(("args", "kwargs"), [({}, {}), ([], []), (None, {}), ("ab", {}), (1, 2)])
-def test_arguments_are_a_list_and_a_dict(args: Any, kwargs: Any) -> None:
+def test_argument_containers(args: Any, kwargs: Any) -> None:
+    """Loaded arguments have to be a list and a dict."""
     with pytest.raises(InvalidPayloadError, match=r"^the arguments are not a list and a dict$"):
         Signature(send_email).load(args, kwargs)
 
 
-# What is annotated, what is sent, and what is wrong with it.
+# Annotation, value, and the beginning of the error.
 REFUSED: list[tuple[Any, Any, str]] = [
     (str, 1, "Expected `str`, got `int`"),
     (int, "1", "Expected `int`, got `str`"),
@@ -164,40 +175,46 @@ REFUSED: list[tuple[Any, Any, str]] = [
 
 
 @pytest.mark.parametrize(("annotation", "value", "reason"), REFUSED)
-def test_what_the_annotation_does_not_admit(annotation: Any, value: Any, reason: str) -> None:
+def test_rejected_values(annotation: Any, value: Any, reason: str) -> None:
+    """A value that doesn't match its annotation is rejected, without its secrets in the error."""
+
     def fn(x: Any) -> None: ...
 
     fn.__annotations__["x"] = annotation
-    message = refusal(fn, value)
+    message = rejection(fn, value)
     prefix = "" if reason.startswith("argument") else "argument 'x': "
     assert message.startswith(prefix + reason)
     assert "hunter2" not in message
 
 
-def test_what_is_unannotated_takes_plain_data_and_says_so() -> None:
-    def fn(x, *rest, **others: Any) -> None:  # type: ignore  # noqa: ANN001, ANN002
+def test_unannotated_parameters() -> None:
+    """Unannotated parameters take plain data, and the error suggests an annotation."""
+
+    def fn(x, *rest, **options: Any) -> None:  # type: ignore  # noqa: ANN001, ANN002
         ...
 
-    assert there_and_back(fn, [1, {"a": None}], 2.5, b="x") == ([[1, {"a": None}], 2.5], {"b": "x"})
-    assert refusal(fn, UTC).endswith(
+    assert roundtrip(fn, [1, {"a": None}], 2.5, b="x") == ([[1, {"a": None}], 2.5], {"b": "x"})
+    assert rejection(fn, UTC).endswith(
         "can be sent; annotate it with its type to send more than that"
     )
-    assert refusal(fn, 1, {1: 1}).startswith("argument 'rest' holds a dict with the key 1, which")
-    assert refusal(fn, 1, b={1}).startswith("argument 'others' holds a set: only")
+    assert rejection(fn, 1, {1: 1}).startswith("argument 'rest' holds a dict with the key 1, which")
+    assert rejection(fn, 1, b={1}).startswith("argument 'options' holds a set: only")
 
 
-def test_names_that_are_not_known_leave_a_parameter_unannotated() -> None:
+def test_unresolved_annotation() -> None:
+    """A parameter whose annotation can't be resolved takes plain data, and the error says so."""
+
     def fn(x: Missing, y: datetime) -> None: ...
 
     args = [1], datetime(2030, 1, 1)
-    assert there_and_back(fn, *args) == ([*args], {})
-    assert refusal(fn, {1}, args[1]).endswith(
+    assert roundtrip(fn, *args) == ([*args], {})
+    assert rejection(fn, {1}, args[1]).endswith(
         "; its annotation can't be resolved: NameError: name 'Missing' is not defined"
     )
 
 
-def test_names_may_be_defined_below_the_handler(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Both in its own annotations and inside of what these name."""
+def test_forward_references(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Names in annotations, and in their types' annotations, can be defined after the handler."""
     module = ModuleType("half_loaded")
     monkeypatch.setitem(sys.modules, module.__name__, module)
     names = vars(module)
@@ -215,7 +232,8 @@ def test_names_may_be_defined_below_the_handler(monkeypatch: pytest.MonkeyPatch)
         assert use([{"it": {"n": 1}}], {"y": {"n": 1}}) == ([outer], {"y": outer.it})
 
 
-def test_what_turns_out_to_be_ambiguous_stays_unannotated() -> None:
+def test_late_ambiguous_annotation() -> None:
+    """A parameter whose forward reference turns out to be ambiguous takes plain data."""
     names: dict[str, Any] = {"Point": Point}
     exec("def fn(x: 'Point | Later') -> 'Point | Later': ...", names)
     signatures = [Signature(names["fn"]) for _ in range(3)]
@@ -235,67 +253,84 @@ def test_what_turns_out_to_be_ambiguous_stays_unannotated() -> None:
         "complex | int",
     ],
 )
-def test_a_type_that_json_can_not_tell_is_refused_when_the_handler_is_made(annotation: str) -> None:
-    def first(ok: int, x: Any) -> None: ...
-    def second(ok: int) -> Any: ...
+def test_ambiguous_annotations(annotation: str) -> None:
+    """A union whose members look alike in JSON is rejected when the handler is declared."""
 
-    first.__annotations__["x"] = second.__annotations__["return"] = annotation
-    with pytest.raises(TypeError, match=r"first\(\): the annotation of argument 'x' can't be used"):
-        Signature(first)
-    with pytest.raises(TypeError, match=r"second\(\): the annotation of the result can't be used"):
-        Signature(second)
+    def of_argument(ok: int, x: Any) -> None: ...
+    def of_result(ok: int) -> Any: ...
+
+    of_argument.__annotations__["x"] = of_result.__annotations__["return"] = annotation
+    with pytest.raises(
+        TypeError, match=r"of_argument\(\): the annotation of argument 'x' can't be used"
+    ):
+        Signature(of_argument)
+    with pytest.raises(
+        TypeError, match=r"of_result\(\): the annotation of the result can't be used"
+    ):
+        Signature(of_result)
 
 
-def test_what_is_never_sent_may_be_of_any_type() -> None:
+def test_unencodable_type() -> None:
+    """A parameter's type needs an encoding only if an argument is sent for it."""
+
     def fn(to: str, circle: Circle | None = None) -> None: ...
 
-    assert there_and_back(fn, "a@b.c") == (["a@b.c"], {})
+    assert roundtrip(fn, "a@b.c") == (["a@b.c"], {})
     with pytest.raises(InvalidPayloadError, match=r"^argument 'circle': Expected `Circle"):
         Signature(fn).load(["a@b.c", {"radius": 1}], {})
 
 
-def test_times_in_the_hour_that_is_repeated() -> None:
-    """By Python's rules they equal no time of another zone, so not what comes back either."""
+def test_repeated_hour() -> None:
+    """Datetimes in the repeated hour of a clock change can be sent.
+
+    PEP 495 makes them unequal to all times in another zone, and so to the decoded ones.
+    """
 
     def fn(when: datetime, x: list[Node] | None = None) -> None: ...
 
     prague = ZoneInfo("Europe/Prague")
     for fold in (0, 1):
         sent = datetime(2030, 10, 27, 2, 30, tzinfo=prague, fold=fold)
-        again = there_and_back(fn, sent, [Node(when=sent, parts=(1,))])
+        again = roundtrip(fn, sent, [Node(when=sent, parts=(1,))])
         assert again[0][0].isoformat() == sent.isoformat()
         assert again[0][0].utcoffset() == sent.utcoffset() == timedelta(hours=2 - fold)
         assert again[0][1][0].when.timestamp() == sent.timestamp()
 
 
-def test_what_has_no_equality_of_its_own_is_compared_by_its_fields() -> None:
+def test_type_without_equality() -> None:
+    """Values whose type defines no equality are compared by their fields."""
+
     def fn(x: list[Identity]) -> None: ...
 
-    assert there_and_back(fn, [Identity(n=1)])[0][0][0].n == 1
-    assert "come back changed" in refusal(fn, [Identity(n=1, more={1})])
+    assert roundtrip(fn, [Identity(n=1)])[0][0][0].n == 1
+    assert "come back changed" in rejection(fn, [Identity(n=1, more={1})])
 
 
-def test_a_tuple_is_what_a_sequence_admits() -> None:
+def test_sequences() -> None:
+    """A tuple can be sent for a sequence, and comes back as a list."""
+
     def fn(x: Sequence[int], y: Holder) -> None: ...
 
     sent = Holder(parts=(3,), model=Order(parts=(4,)))
-    sent.cache = {1}  # which its class says is no part of the value
-    again = there_and_back(fn, (1, 2), sent)
+    sent.cache = {1}  # a field with compare=False
+    again = roundtrip(fn, (1, 2), sent)
     assert again == ([[1, 2], Holder(parts=[3], model=Order(parts=[4]))], {})
     assert again[0][1].model.parts == [4]
-    assert "come back changed" in refusal(fn, (1,), Holder((), Order.model_construct(parts={4})))
+    assert "come back changed" in rejection(fn, (1,), Holder((), Order.model_construct(parts={4})))
 
 
-def test_values_whose_own_methods_fail_are_invalid() -> None:
-    def fn(x: Nasty) -> None: ...
+def test_methods_that_raise() -> None:
+    """A value is invalid if its type's methods raise errors."""
 
-    assert refusal(fn, Nasty(1)) == "argument 'x': KeyError"
+    def fn(x: RaisingType) -> None: ...
+
+    assert rejection(fn, RaisingType(1)) == "argument 'x': KeyError"
     with pytest.raises(InvalidPayloadError, match=r"^argument 'x': KeyError$"):
         Signature(fn).load([{"n": -1}], {})
 
 
 @dataclass
-class Nasty:
+class RaisingType:
     n: int
 
     def __post_init__(self) -> None:
@@ -316,8 +351,11 @@ def deep(depth: int, wrap: Callable[[Any], Any]) -> Any:
 @pytest.mark.parametrize(
     "annotation", [list, Tree, dict, "list[Tree]", str, list[list[int]], Model]
 )
-def test_what_is_nested_too_deep_is_invalid_on_both_sides(annotation: Any) -> None:
-    """Or left as it is, where the annotation does not say what is in it."""
+def test_deep_nesting(annotation: Any) -> None:
+    """A value that is nested too deep is invalid when dumped and when loaded.
+
+    It is loaded unchanged if the annotation doesn't describe its contents.
+    """
 
     def fn(x: Any) -> Any: ...
 
@@ -342,21 +380,24 @@ def test_what_is_nested_too_deep_is_invalid_on_both_sides(annotation: Any) -> No
             signature.load_result(value)
 
 
-def test_a_circle_is_invalid() -> None:
+def test_circular_reference() -> None:
+    """A value that contains itself is invalid."""
+
     def fn(x: list[Any], y: Tree | None = None) -> None: ...
 
     circle: list[Any] = []
     circle.append(circle)
-    assert "recursion" in refusal(fn, circle)
+    assert "recursion" in rejection(fn, circle)
     tree = Tree()
     tree.next = tree
-    assert "recursion" in refusal(fn, [], tree)
+    assert "recursion" in rejection(fn, [], tree)
 
 
-def test_without_msgspec_it_is_said_what_would_help(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_error_without_msgspec(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without msgspec, the error of a value names the extra that encodes it."""
     monkeypatch.setitem(sys.modules, "msgspec", None)
-    assert there_and_back(send_email, 1, urgent=[2.5]) == ([1], {"urgent": [2.5]})
-    assert refusal(send_email, UTC).endswith(
+    assert roundtrip(send_email, 1, urgent=[2.5]) == ([1], {"urgent": [2.5]})
+    assert rejection(send_email, UTC).endswith(
         "; anyio-background[msgspec] would encode it, if it is annotated"
     )
 
@@ -368,7 +409,7 @@ from datetime import datetime
 from background.queues import InvalidPayloadError
 from background.queues._codec.arguments import Signature
 
-def fn(to: str, when: datetime | str | None = None, **others: int) -> int: ...
+def fn(to: str, when: datetime | str | None = None, **options: int) -> int: ...
 
 signature = Signature(fn)
 assert signature.dump(("a", [1]), {"b": "x"}) == (["a", [1]], {"b": "x"})
@@ -387,7 +428,8 @@ assert "pydantic" not in sys.modules
 """
 
 
-def test_without_msgspec_plain_data_travels_unchecked() -> None:
+def test_without_msgspec() -> None:
+    """Without msgspec, plain data is sent without a check of its types."""
     done = subprocess.run(
         [sys.executable, "-c", WITHOUT], capture_output=True, text=True, check=False, timeout=60
     )
@@ -403,7 +445,8 @@ def test_without_msgspec_plain_data_travels_unchecked() -> None:
     ]
 
 
-def test_pydantic_is_not_imported_for_others() -> None:
+def test_pydantic_not_imported() -> None:
+    """Types that are no pydantic models are encoded without importing pydantic."""
     code = (
         "import sys, datetime, background.queues\n"
         "assert 'msgspec' not in sys.modules\n"

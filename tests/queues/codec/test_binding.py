@@ -1,4 +1,4 @@
-"""Arguments find their parameters as in a call."""
+"""Binding of arguments to parameters."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from hypothesis import strategies as st
 from background.queues._codec.signatures import Binding
 
 
-def a_function(
-    only: list[bool], both: list[bool], named: list[bool], rest: bool, others: bool
+def make_function(
+    only: list[bool], both: list[bool], named: list[bool], rest: bool, options: bool
 ) -> Any:
-    """Make a function of parameters of which each has a default or has not."""
+    """Return a function; every flag of a list is a parameter with or without a default."""
     free = iter("abcdefgh")
     before = [(next(free), default) for default in sorted([*only, *both])]
     parts = [f"{name}=0" if default else name for name, default in before]
@@ -26,24 +26,25 @@ def a_function(
     elif named:
         parts.append("*")
     parts += [f"{next(free)}=0" if default else next(free) for default in named]
-    if others:
-        parts.append("**others")
+    if options:
+        parts.append("**options")
     names: dict[str, Any] = {}
     exec(f"def fn({', '.join(parts)}): return locals()", names)
     return names["fn"]
 
 
-few = st.lists(st.booleans(), max_size=2)
-functions = st.builds(a_function, few, few, few, st.booleans(), st.booleans())
+flags = st.lists(st.booleans(), max_size=2)
+functions = st.builds(make_function, flags, flags, flags, st.booleans(), st.booleans())
 
 
 @settings(derandomize=True, max_examples=400, deadline=None)
 @given(
     functions,
     st.lists(st.just("x"), max_size=5),
-    st.dictionaries(st.sampled_from([*"abcdef", "rest", "others", ""]), st.just("x"), max_size=4),
+    st.dictionaries(st.sampled_from([*"abcdef", "rest", "options", ""]), st.just("x"), max_size=4),
 )
-def test_it_binds_as_python_does(fn: Any, args: list[str], kwargs: dict[str, str]) -> None:
+def test_same_as_python(fn: Any, args: list[str], kwargs: dict[str, str]) -> None:
+    """Arguments are bound to the same parameters as in a call of the function."""
     signature = inspect.signature(fn)
     binding = Binding("fn", signature, {name: name for name in signature.parameters})
     try:
@@ -53,25 +54,30 @@ def test_it_binds_as_python_does(fn: Any, args: list[str], kwargs: dict[str, str
             binding.match(args, kwargs)
         return
     positional, named = binding.match(args, kwargs)
-    rest, others = bound.pop("rest", ()), bound.pop("others", {})
+    rest, options = bound.pop("rest", ()), bound.pop("options", {})
     assert [*positional] == [*bound][: len(args) - len(rest)] + ["rest"] * len(rest)
-    assert [*named] == ["others" if name in others else name for name in kwargs]
+    assert [*named] == ["options" if name in options else name for name in kwargs]
 
 
-def test_what_python_does_not_explain_is_refused_too() -> None:
-    """As is the case with some versions and a positional argument that was given by keyword."""
+def test_unexplained_mismatch() -> None:
+    """Arguments that don't fit are rejected even if Signature.bind() accepts them.
 
-    class Blind(inspect.Signature):
+    Some versions of Python accept a positional-only argument by keyword.
+    """
+
+    class AcceptingSignature(inspect.Signature):
         def bind(self, *args: Any, **kwargs: Any) -> Any: ...
 
-    binding = Binding("fn", Blind(), {})
+    binding = Binding("fn", AcceptingSignature(), {})
     with pytest.raises(TypeError, match=r"^fn\(\): the arguments do not fit its parameters$"):
         binding.match((1,), {})
 
 
-def test_keywords_are_text() -> None:
-    def fn(**others: object) -> None: ...
+def test_non_string_keyword() -> None:
+    """A keyword that is not a string is rejected."""
 
-    binding = Binding("fn", inspect.signature(fn), {"others": "others"})
+    def fn(**options: object) -> None: ...
+
+    binding = Binding("fn", inspect.signature(fn), {"options": "options"})
     with pytest.raises(TypeError, match="must be strings"):
         binding.match((), {1: "x"})

@@ -1,4 +1,4 @@
-"""What travels with a job beside its arguments."""
+"""Bodies of jobs: their arguments and further fields."""
 
 from __future__ import annotations
 
@@ -19,31 +19,35 @@ from background.queues._enqueue.options import check
 TERMS = Terms(name="h", queue="q", retention=60, dead_retention=60)
 
 
-def test_a_body_with_everything() -> None:
-    options = check({"id": "mine", "meta": {"k": 1}, "timeout": 5, "retry": 2})
-    place = Place(id="it.1", depends_on=("a", "b"), previous=[0, [1]])
+def test_all_fields() -> None:
+    """A body with all fields is decoded to the encoded values."""
+    options = check({"id": "custom", "meta": {"k": 1}, "timeout": 5, "retry": 2})
+    place = Place(id="job.1", depends_on=("a", "b"), previous=[0, [1]])
     sent = message(TERMS, [1], {"b": 2}, options, 1000, place)
-    assert (sent.id, sent.depends_on) == ("it.1", ("a", "b"))
-    body = decode("it", sent.body, inf)
+    assert (sent.id, sent.depends_on) == ("job.1", ("a", "b"))
+    body = decode("body", sent.body, inf)
     assert (body.args, body.kwargs, body.meta) == ([1], {"b": 2}, {"k": 1})
     assert (body.timeout, body.retry, body.previous, body.passes) == (5, 2, [0, [1]], True)
     assert body.nonce
 
 
-def test_a_body_with_nothing() -> None:
+def test_default_fields() -> None:
+    """Fields with their defaults are not encoded."""
     sent = message(TERMS, [], {}, check({}), 1000)
     assert sent.body == b'{"args":[]}'
-    assert decode("it", sent.body, inf) == decode("it", b"{}", inf) == Body(args=[], kwargs={})
+    assert decode("body", sent.body, inf) == decode("body", b"{}", inf) == Body(args=[], kwargs={})
 
 
-def test_jobs_with_one_id_are_told_apart() -> None:
-    one, other = (message(TERMS, [], {}, check({"id": "mine"}), 1000) for _ in range(2))
-    assert one.id == other.id
-    assert one.body != other.body
+def test_nonce() -> None:
+    """Two jobs with the same id have different bodies."""
+    first, second = (message(TERMS, [], {}, check({"id": "custom"}), 1000) for _ in range(2))
+    assert first.id == second.id
+    assert first.body != second.body
 
 
-def test_what_later_versions_add_is_left_alone() -> None:
-    assert decode("it", b'{"args":[1],"later":{}}', inf).args == [1]
+def test_unknown_field() -> None:
+    """An unknown field, as of a later version, is ignored."""
+    assert decode("body", b'{"args":[1],"later":{}}', inf).args == [1]
 
 
 @pytest.mark.parametrize(
@@ -73,20 +77,23 @@ def test_what_later_versions_add_is_left_alone() -> None:
         ("nonce", 1),
     ],
 )
-def test_a_field_of_another_type_is_named(field: str, value: Any) -> None:
-    with pytest.raises(InvalidPayloadError, match=f"it: its {field} can't be"):
-        decode("it", json.dumps({field: value}).encode(), inf)
+def test_invalid_fields(field: str, value: Any) -> None:
+    """The error of an invalid field contains its name."""
+    with pytest.raises(InvalidPayloadError, match=f"body: its {field} can't be"):
+        decode("body", json.dumps({field: value}).encode(), inf)
 
 
 @pytest.mark.parametrize("body", [b"[]", b"1", b'"text"', b"null"])
-def test_a_body_is_an_object(body: bytes) -> None:
-    with pytest.raises(InvalidPayloadError, match="it is not a JSON object"):
-        decode("it", body, inf)
+def test_not_an_object(body: bytes) -> None:
+    """A body that is no JSON object is rejected."""
+    with pytest.raises(InvalidPayloadError, match="body is not a JSON object"):
+        decode("body", body, inf)
 
 
-def test_a_body_has_a_limit() -> None:
-    with pytest.raises(PayloadTooLargeError, match="it: 12 bytes"):
-        decode("it", b'{"args":[5]}', 11)
+def test_size_limit() -> None:
+    """A body above the limit is rejected."""
+    with pytest.raises(PayloadTooLargeError, match="body: 12 bytes"):
+        decode("body", b'{"args":[5]}', 11)
 
 
 def shapes(numbers: Any = 0) -> Any:
@@ -94,30 +101,34 @@ def shapes(numbers: Any = 0) -> Any:
 
 
 @given(shapes())
-def test_shapes_travel(shape: Any) -> None:
-    body = decode("it", json.dumps({"previous": shape}).encode(), inf)
+def test_shapes(shape: Any) -> None:
+    """The shape of the previous results is decoded unchanged, and picks them from a list."""
+    body = decode("body", json.dumps({"previous": shape}).encode(), inf)
     assert body.previous == shape
     assert pick(shape, [*range(10)]) == shape
 
 
-def test_shapes_are_as_deep_as_composites() -> None:
+def test_shape_depth() -> None:
+    """A shape can be as deep as chains and groups, and no deeper."""
     shape: Any = 0
     for _ in range(DEEPEST):
         shape = [shape]
-    assert decode("it", json.dumps({"previous": shape}).encode(), inf).previous == shape
+    assert decode("body", json.dumps({"previous": shape}).encode(), inf).previous == shape
     with pytest.raises(InvalidPayloadError):
-        decode("it", json.dumps({"previous": [shape]}).encode(), inf)
+        decode("body", json.dumps({"previous": [shape]}).encode(), inf)
 
 
-def test_results_are_put_together() -> None:
+def test_previous_results() -> None:
+    """Previous results are combined in the given shape."""
     assert pick(None, []) is None
     assert pick([1, [0, 1]], ["a", "b"]) == ["b", ["a", "b"]]
-    assert previous("it", [0, 1], [b"[1]", None]) == [[1], None]
-    assert previous("it", None, []) is None
+    assert previous("parent", [0, 1], [b"[1]", None]) == [[1], None]
+    assert previous("parent", None, []) is None
 
 
-def test_results_that_are_missing_or_broken() -> None:
-    with pytest.raises(InvalidPayloadError, match="job it"):
-        previous("it", [0, 1], [b"1"])
-    with pytest.raises(InvalidPayloadError, match="a result for job it"):
-        previous("it", 0, [b"{"])
+def test_invalid_previous_results() -> None:
+    """Missing and undecodable previous results are rejected."""
+    with pytest.raises(InvalidPayloadError, match="job parent"):
+        previous("parent", [0, 1], [b"1"])
+    with pytest.raises(InvalidPayloadError, match="a result for job parent"):
+        previous("parent", 0, [b"{"])

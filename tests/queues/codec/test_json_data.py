@@ -1,4 +1,4 @@
-"""What travels is plain JSON data, and comes back as it was sent."""
+"""Plain data, encoded as JSON."""
 
 from __future__ import annotations
 
@@ -26,22 +26,26 @@ plain = st.recursive(
 
 
 @given(plain)
-def test_plain_data_comes_back_as_it_was_sent(value: Any) -> None:
+def test_roundtrip(value: Any) -> None:
+    """Plain data is decoded to equal values of the same types."""
     again = decode("args", encode("args", value, LIMIT), LIMIT)
     assert again == value
-    assert repr(again) == repr(value)  # which 1 == 1.0 == True would hide
+    assert repr(again) == repr(value)  # 1 == 1.0 == True would hide a changed type
 
 
-def test_tuples_become_lists() -> None:
+def test_tuples() -> None:
+    """Tuples are decoded as lists."""
     assert decode("args", encode("args", ((1, (2,)), []), LIMIT), LIMIT) == [[1, [2]], []]
 
 
-def test_the_same_object_twice_is_no_circle() -> None:
+def test_repeated_object() -> None:
+    """An object that occurs twice is no circular reference."""
     inner = [1]
     assert encode("args", [inner, inner], LIMIT) == b"[[1],[1]]"
 
 
-def test_text_is_sent_as_it_is() -> None:
+def test_text() -> None:
+    """Text is encoded as UTF-8, without escapes."""
     assert encode("args", ["žluť"], LIMIT) == '["žluť"]'.encode()
 
 
@@ -53,7 +57,7 @@ class Text(str):
     pass
 
 
-class Liar:
+class FakeStr:
     __class__ = str  # type: ignore[assignment]
 
 
@@ -79,8 +83,8 @@ REFUSED: dict[str, tuple[Any, str]] = {
     "a key that would come back as str": ({1: 2}, "args holds a dict with the key 1"),
     "not a number": ([math.nan], "args holds nan"),
     "infinity": ([[-math.inf]], "args holds -inf"),
-    "an object that says it is a str": (
-        [Liar()],
+    "an object that claims to be a str": (
+        [FakeStr()],
         "args can't be sent as JSON: Object of type str is not",
     ),
     "a circle": (circle(), "args can't be sent as JSON: Circular reference"),
@@ -91,15 +95,16 @@ REFUSED: dict[str, tuple[Any, str]] = {
 
 
 @pytest.mark.parametrize(("value", "message"), REFUSED.values(), ids=REFUSED)
-def test_what_json_would_change_is_refused(value: Any, message: str) -> None:
+def test_rejected_values(value: Any, message: str) -> None:
+    """Values that JSON can't express, or would change, are rejected."""
     with pytest.raises(InvalidPayloadError) as caught:
         encode("args", value, LIMIT)
     assert str(caught.value).startswith(message)
     assert isinstance(caught.value, (QueueError, ValueError))
 
 
-def test_what_is_checked_already_is_still_no_more_than_json() -> None:
-    """What looking through it does not find, the encoder does."""
+def test_checked_values() -> None:
+    """With checked=True, the encoder still rejects values that JSON can't express."""
     assert encode("args", [1, "a"], LIMIT, checked=True) == b'[1,"a"]'
     for value in (math.nan, object(), circle(), deep(100_000), "\ud800", 10**5000):
         with pytest.raises(InvalidPayloadError, match=r"^args can't be sent as JSON: "):
@@ -107,28 +112,32 @@ def test_what_is_checked_already_is_still_no_more_than_json() -> None:
 
 
 @given(st.lists(plain | st.just("\x1e") | st.just([0, "\x1e", 0]), max_size=250))
-def test_many_are_encoded_as_each_of_them_is(values: list[Any]) -> None:
-    """Also those that look like what is put between them."""
+def test_batch(values: list[Any]) -> None:
+    """A batch is encoded like its single values, even if they contain the batch's separator."""
     assert encode_each("args", iter(values), LIMIT) == [encode("args", v, LIMIT) for v in values]
 
 
-def test_one_of_many_that_can_not_be_sent() -> None:
-    for wrong in (math.nan, object(), circle(), deep(100_000), "\ud800", 10**5000):
+def test_batch_with_rejected_value() -> None:
+    """A batch with a value that JSON can't express is rejected."""
+    for value in (math.nan, object(), circle(), deep(100_000), "\ud800", 10**5000):
         with pytest.raises(InvalidPayloadError, match=r"^args can't be sent as JSON: "):
-            encode_each("args", [1, [wrong], 2], LIMIT)
+            encode_each("args", [1, [value], 2], LIMIT)
 
 
-def test_one_of_many_that_is_too_large() -> None:
+def test_batch_size_limit() -> None:
+    """The limit applies to the single values of a batch."""
     assert encode_each("args", ["x" * 8] * 200, 10) == [b'"xxxxxxxx"'] * 200
     with pytest.raises(PayloadTooLargeError, match=r"^args: 11 bytes, and max_payload is 10$"):
         encode_each("args", [*["x" * 8] * 150, "x" * 9], 10)
 
 
-def test_characters_may_arrive_in_escapes() -> None:
+def test_escapes() -> None:
+    """Escaped characters are decoded."""
     assert decode("args", b'"\\u017e\\ud83d\\ude00"', LIMIT) == "ž😀"
 
 
-def test_there_may_be_space_around_it() -> None:
+def test_whitespace() -> None:
+    """Whitespace around a value is ignored."""
     assert decode("args", b' \r\n\t{"a": [1]}\n ', LIMIT) == {"a": [1]}
 
 
@@ -149,12 +158,14 @@ CORRUPT: dict[str, bytes] = {
 
 
 @pytest.mark.parametrize("encoded", CORRUPT.values(), ids=CORRUPT)
-def test_what_is_not_json_is_refused(encoded: bytes) -> None:
+def test_invalid_json(encoded: bytes) -> None:
+    """Bytes that are not strict JSON are rejected."""
     with pytest.raises(InvalidPayloadError, match=r"^result is not JSON: "):
         decode("result", encoded, LIMIT)
 
 
-def test_the_limit_is_the_most_that_is_sent_and_read() -> None:
+def test_size_limit() -> None:
+    """Data of exactly the limit is encoded and decoded, and larger data is rejected."""
     value = "x" * 8
     encoded = encode("args", value, 10)
     assert len(encoded) == 10

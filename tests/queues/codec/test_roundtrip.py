@@ -1,4 +1,4 @@
-"""What comes back equals what was sent, for all kinds of annotated types."""
+"""Encoding and decoding of values of many annotated types."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ plain = st.recursive(
 zones = st.none() | st.sampled_from(
     [UTC, timezone(timedelta(hours=-3, minutes=-30)), ZoneInfo("Europe/Prague"), ZoneInfo("UTC")]
 )
-# Not those that summer time repeats or leaves out: they equal no time in another zone (PEP 495).
+# Without times that a clock change repeats or skips: they equal no time in another zone (PEP 495).
 times = st.datetimes(min_value=datetime(1900, 1, 1), timezones=zones).filter(
     lambda when: when.replace(fold=0).utcoffset() == when.replace(fold=1).utcoffset()
 )
@@ -74,9 +74,9 @@ lines = st.builds(
 )
 Id = NewType("Id", int)
 
-ZOO: dict[str, tuple[Any, st.SearchStrategy[Any]]] = {
-    "anything plain": (Any, plain),
-    "a list of anything plain": (list, st.lists(plain, max_size=2)),
+CASES: dict[str, tuple[Any, st.SearchStrategy[Any]]] = {
+    "any plain data": (Any, plain),
+    "list of plain data": (list, st.lists(plain, max_size=2)),
     "str": (str, texts),
     "int": (int, st.integers()),
     "float": (float, floats | st.integers(-(2**53), 2**53)),
@@ -98,7 +98,7 @@ ZOO: dict[str, tuple[Any, st.SearchStrategy[Any]]] = {
     "tuple of any length": (tuple[Point, ...], st.lists(points, max_size=3).map(tuple)),
     "set": (set[UUID], st.sets(ids, max_size=3)),
     "frozenset": (frozenset[Colour], st.frozensets(colours)),
-    "abstract ones": (
+    "abstract collections": (
         tuple[Sequence[date], AbstractSet[int], Mapping[UUID, str]],
         st.tuples(
             st.lists(st.dates(), max_size=2),
@@ -106,7 +106,7 @@ ZOO: dict[str, tuple[Any, st.SearchStrategy[Any]]] = {
             st.dictionaries(ids, texts, max_size=2),
         ),
     ),
-    "keys": (
+    "dict keys": (
         tuple[dict[int, str], dict[datetime, int], dict[Colour, int], dict[float, int]],
         st.tuples(
             st.dictionaries(st.integers(-(2**63), 2**63), texts, max_size=2),
@@ -130,7 +130,7 @@ ZOO: dict[str, tuple[Any, st.SearchStrategy[Any]]] = {
     "model": (Model, models),
     "model or None": (Model | None, st.none() | models),
     "model with aliases": (Aliased, aliased),
-    "model of more": (
+    "model with extra fields": (
         Strict,
         st.builds(
             Strict,
@@ -141,7 +141,7 @@ ZOO: dict[str, tuple[Any, st.SearchStrategy[Any]]] = {
             extra=texts,
         ),
     ),
-    "models in others": (
+    "nested models": (
         dict[str, list[Box[Model | None]]],
         st.dictionaries(texts, st.lists((st.none() | models).map(Box), max_size=2), max_size=2),
     ),
@@ -155,15 +155,15 @@ def signature_of(annotation: Any) -> Signature:
     return Signature(fn)
 
 
-SIGNATURES = {name: signature_of(annotation) for name, (annotation, _) in ZOO.items()}
+SIGNATURES = {name: signature_of(annotation) for name, (annotation, _) in CASES.items()}
 
 
-@pytest.mark.parametrize("name", ZOO)
+@pytest.mark.parametrize("name", CASES)
 @settings(derandomize=True, max_examples=15, deadline=None)
 @given(data=st.data())
-def test_what_is_sent_comes_back(name: str, data: st.DataObject) -> None:
-    """As each kind of parameter, and as a result; twice, as what came back can be sent again."""
-    signature, values = SIGNATURES[name], ZOO[name][1]
+def test_roundtrip(name: str, data: st.DataObject) -> None:
+    """Arguments and results come back equal, and can be sent again."""
+    signature, values = SIGNATURES[name], CASES[name][1]
     args = data.draw(st.lists(values, min_size=1, max_size=2))
     kwargs = data.draw(st.dictionaries(st.sampled_from("yz"), values))
     for _ in range(2):
@@ -176,11 +176,11 @@ def test_what_is_sent_comes_back(name: str, data: st.DataObject) -> None:
         assert signature.load_result(decode("result", result, LIMIT)) == args[0]
 
 
-@pytest.mark.parametrize("name", ZOO)
+@pytest.mark.parametrize("name", CASES)
 @settings(derandomize=True, max_examples=15, deadline=None)
 @given(value=plain | st.lists(plain, max_size=3))
-def test_whatever_arrives_is_loaded_or_invalid(name: str, value: Any) -> None:
-    """And what is loaded can be sent on, as what it is now."""
+def test_arbitrary_data(name: str, value: Any) -> None:
+    """Arbitrary data is invalid, or is loaded as values that can be sent again."""
     signature = SIGNATURES[name]
     try:
         args, kwargs = signature.load([value], {"y": value})
@@ -191,9 +191,9 @@ def test_whatever_arrives_is_loaded_or_invalid(name: str, value: Any) -> None:
         assert signature.load(*signature.dump(args, kwargs)) == (args, kwargs)
 
 
-@pytest.mark.parametrize("name", ZOO)
-def test_whatever_is_nested_is_loaded_or_invalid(name: str) -> None:
-    """However deep it is, and without a look at each part more than once."""
+@pytest.mark.parametrize("name", CASES)
+def test_deep_nesting(name: str) -> None:
+    """Deeply nested data is loaded or invalid, and no part is checked more than once."""
     value: Any = None
     for _ in range(20_000):
         value = [{"next": value}]
@@ -203,14 +203,13 @@ def test_whatever_is_nested_is_loaded_or_invalid(name: str) -> None:
 
 @settings(derandomize=True, max_examples=200, deadline=None)
 @given(
-    st.sampled_from(sorted(ZOO)),
+    st.sampled_from(sorted(CASES)),
     st.one_of(
-        [values.map(lambda value, name=name: (name, value)) for name, (_, values) in ZOO.items()]
+        [values.map(lambda value, name=name: (name, value)) for name, (_, values) in CASES.items()]
     ),
 )
-def test_what_another_annotation_admits_is_sent_only_if_it_comes_back(
-    name: str, sent: tuple[str, Any]
-) -> None:
+def test_values_of_different_types(name: str, sent: tuple[str, Any]) -> None:
+    """A value of a different type is accepted only if it comes back equal."""
     signature, value = SIGNATURES[name], sent[1]
     try:
         args, kwargs = signature.dump((value,), {})

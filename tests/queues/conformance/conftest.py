@@ -1,4 +1,4 @@
-"""What the tests of every broker share."""
+"""Fixtures for the tests of all brokers."""
 
 from __future__ import annotations
 

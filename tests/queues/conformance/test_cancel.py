@@ -1,4 +1,4 @@
-"""Conformance of every broker: cancelling."""
+"""Conformance of brokers: cancellation."""
 
 from __future__ import annotations
 
@@ -14,7 +14,8 @@ from background.queues.abc import (
 
 
 @pytest.mark.parametrize("delay", [0, 10])
-async def test_cancelled_before_it_starts_a_job_never_does(broker: Broker, delay: float) -> None:
+async def test_cancel_before_start(broker: Broker, delay: float) -> None:
+    """A job that is cancelled before its first attempt never starts."""
     await broker.enqueue([message(delay=delay)])
     before = JobState.SCHEDULED if delay else JobState.READY
     assert await broker.cancel("one") is before
@@ -24,7 +25,8 @@ async def test_cancelled_before_it_starts_a_job_never_does(broker: Broker, delay
     assert await state_of(broker) is JobState.CANCELLED
 
 
-async def test_who_runs_a_job_hears_that_it_is_cancelled(broker: Broker) -> None:
+async def test_cancel_while_running(broker: Broker) -> None:
+    """The renewal of a lease reports that the job was cancelled."""
     await broker.enqueue([message()])
     claim = await claim_one(broker)
     assert await broker.cancel("one") is JobState.RUNNING
@@ -35,7 +37,8 @@ async def test_who_runs_a_job_hears_that_it_is_cancelled(broker: Broker) -> None
 
 
 @pytest.mark.parametrize("state", [JobState.SCHEDULED, JobState.READY])
-async def test_a_cancelled_job_is_not_run_again(broker: Broker, state: JobState) -> None:
+async def test_cancelled_job_is_not_retried(broker: Broker, state: JobState) -> None:
+    """A cancelled job that is released or scheduled for a retry ends as cancelled."""
     await broker.enqueue([message()])
     claim = await claim_one(broker)
     await broker.cancel("one")
@@ -43,7 +46,8 @@ async def test_a_cancelled_job_is_not_run_again(broker: Broker, state: JobState)
     assert await state_of(broker) is JobState.CANCELLED
 
 
-async def test_a_cancelled_job_whose_worker_died_is_not_run_again(broker: Broker) -> None:
+async def test_lease_expiry_after_cancel(broker: Broker) -> None:
+    """A cancelled job whose lease expires ends as cancelled and is not retried."""
     await broker.enqueue([message()])
     await claim_one(broker)
     await broker.cancel("one")
@@ -52,13 +56,10 @@ async def test_a_cancelled_job_whose_worker_died_is_not_run_again(broker: Broker
     assert await state_of(broker) is JobState.CANCELLED
 
 
-async def test_a_cancelled_job_may_still_succeed(broker: Broker) -> None:
+async def test_success_after_cancel(broker: Broker) -> None:
+    """A job that is cancelled while it runs can still succeed."""
     await broker.enqueue([message()])
     claim = await claim_one(broker)
     await broker.cancel("one")
     assert await settle(broker, claim, JobState.SUCCEEDED)
     assert await state_of(broker) is JobState.SUCCEEDED
-
-
-async def cancel(broker: Broker) -> None:
-    await broker.cancel("a")

@@ -1,4 +1,4 @@
-"""Conformance of every broker: claims and leases."""
+"""Conformance of brokers: claims and leases."""
 
 from __future__ import annotations
 
@@ -13,14 +13,16 @@ from background.queues.abc import (
 )
 
 
-async def test_the_oldest_of_a_queue_goes_first(broker: Broker) -> None:
+async def test_oldest_job_first(broker: Broker) -> None:
+    """Jobs of a queue are claimed in the order of their enqueueing."""
     await broker.enqueue([message(str(number)) for number in range(5)])
     assert await claimed(broker, most=2) == ["0", "1"]
     assert await claimed(broker, most=9) == ["2", "3", "4"]
     assert await claimed(broker) == []
 
 
-async def test_the_first_queue_goes_first(broker: Broker) -> None:
+async def test_queue_priority(broker: Broker) -> None:
+    """Jobs are claimed from the queues in the order in which these are listed."""
     sent = [message("a", queue="r"), message("b"), message("c"), message("d", queue="s")]
     await broker.enqueue(sent)
     assert await claimed(broker, "q", "r", most=2) == ["b", "c"]
@@ -28,7 +30,8 @@ async def test_the_first_queue_goes_first(broker: Broker) -> None:
     assert await claimed(broker, "unknown", "s") == ["d"]
 
 
-async def test_nobody_gets_a_job_that_somebody_has(broker: Broker) -> None:
+async def test_claimed_job_is_exclusive(broker: Broker) -> None:
+    """A job is not claimed again while its lease is held, nor after its success."""
     await broker.enqueue([message()])
     claim = await claim_one(broker)
     assert await claimed(broker) == []
@@ -38,7 +41,8 @@ async def test_nobody_gets_a_job_that_somebody_has(broker: Broker) -> None:
     assert await claimed(broker) == []
 
 
-async def test_a_lease_that_ends_frees_the_job(broker: Broker) -> None:
+async def test_lease_expiry(broker: Broker) -> None:
+    """The expiry of a lease makes the job ready again and invalidates the claim."""
     await broker.enqueue([message()])
     late = await claim_one(broker)
     await elapse(broker, LEASE + 1)
@@ -55,7 +59,8 @@ async def test_a_lease_that_ends_frees_the_job(broker: Broker) -> None:
     assert job.result == b"1"
 
 
-async def test_a_lease_that_ended_is_lost_before_anybody_else_has_the_job(broker: Broker) -> None:
+async def test_expired_lease_before_next_claim(broker: Broker) -> None:
+    """An expired lease is lost even before another worker claims the job."""
     await broker.enqueue([message()])
     late = await claim_one(broker)
     await elapse(broker, LEASE + 1)
@@ -65,7 +70,8 @@ async def test_a_lease_that_ended_is_lost_before_anybody_else_has_the_job(broker
     assert await claimed(broker) == ["one"]
 
 
-async def test_a_renewed_lease_goes_on(broker: Broker) -> None:
+async def test_renewed_lease(broker: Broker) -> None:
+    """A renewed lease does not expire; a lease that is not renewed does."""
     await broker.enqueue([message(), message("two")])
     one, two = await broker.claim(["q"], 2, lease=LEASE)
     for _ in range(5):
@@ -77,7 +83,8 @@ async def test_a_renewed_lease_goes_on(broker: Broker) -> None:
     assert await settle(broker, one, JobState.SUCCEEDED)
 
 
-async def test_waiting_for_work(broker: Broker, broker_kind: Kind) -> None:
+async def test_wait_for_work(broker: Broker, broker_kind: Kind) -> None:
+    """Waiting for work ends when a job becomes ready, or at the timeout."""
     second = broker_kind.second
     began = anyio.current_time()
 
@@ -86,23 +93,23 @@ async def test_waiting_for_work(broker: Broker, broker_kind: Kind) -> None:
         began = anyio.current_time()
         await broker.wait_for_work(queues, timeout * second)
 
-    def waited(seconds: float) -> None:
+    def assert_waited(seconds: float) -> None:
         took = anyio.current_time() - began
         assert (seconds - 1) * second < took < seconds * second + broker_kind.late
 
     await wait("q", timeout=7)
-    waited(7)
+    assert_waited(7)
     await broker.enqueue([message("elsewhere", queue="r"), message(delay=10 * second)])
     await wait("q")
-    waited(10)
+    assert_waited(10)
     await wait("q", "r")
-    waited(0)
+    assert_waited(0)
     await broker.claim(["q"], 1, lease=15 * second)
     await wait("q")
-    waited(15)
+    assert_waited(15)
     claim = await claim_one(broker)
     async with anyio.create_task_group() as group:
         group.start_soon(wait, "q")
         await anyio.sleep(5 * second)
         await settle(broker, claim, JobState.READY)
-    waited(5)
+    assert_waited(5)

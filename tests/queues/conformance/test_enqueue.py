@@ -1,4 +1,4 @@
-"""Conformance of every broker: enqueueing."""
+"""Conformance of brokers: enqueueing."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ from background.queues.abc import (
 )
 
 
-async def test_a_job_from_enqueueing_to_its_end(broker: Broker) -> None:
+async def test_enqueue_to_success(broker: Broker) -> None:
+    """A stored job shows its message, state, times and result until it has succeeded."""
     sent = message(body=b"\x00\xff{", expires=100)
     assert await broker.enqueue([sent]) == [True]
     job = await broker.get("one")
@@ -35,7 +36,8 @@ async def test_a_job_from_enqueueing_to_its_end(broker: Broker) -> None:
     assert job.enqueued_at <= (job.started_at or 0) <= job.finished_at
 
 
-async def test_times_may_be_whole_numbers_however_large(broker: Broker) -> None:
+async def test_huge_times(broker: Broker) -> None:
+    """Times and durations of a message can be integers of any size."""
     huge = 10**300
     await broker.enqueue([message("a", delay=huge, retention=huge), message("b", at=huge)])
     await broker.enqueue([message("c", expires=huge, retention=huge)])
@@ -44,10 +46,10 @@ async def test_times_may_be_whole_numbers_however_large(broker: Broker) -> None:
         assert await state_of(broker, id) is JobState.SCHEDULED
 
 
-async def test_enqueueing_again_makes_no_second_job(broker: Broker) -> None:
-    """Also while it runs, and for as long as it is kept after its end."""
-    first, other = message(body=b"1"), message("two")
-    assert await broker.enqueue([first, other, first]) == [True, True, False]
+async def test_duplicate_id(broker: Broker) -> None:
+    """An id is accepted once, until the retention of its job ends."""
+    first, second = message(body=b"1"), message("two")
+    assert await broker.enqueue([first, second, first]) == [True, True, False]
     assert await broker.enqueue([message(body=b"2", queue="r")]) == [False]
     assert await broker.count() == 2
     claim = await claim_one(broker)
@@ -59,13 +61,15 @@ async def test_enqueueing_again_makes_no_second_job(broker: Broker) -> None:
     assert await broker.enqueue([message()]) == [True]
 
 
-async def test_nothing_is_enqueued_for_no_messages(broker: Broker) -> None:
+async def test_empty_calls(broker: Broker) -> None:
+    """Calls without messages, settlements or claims return empty lists."""
     assert await broker.enqueue([]) == []
     assert await broker.settle([]) == []
     assert await broker.renew([], lease=LEASE) == []
 
 
-async def test_delayed_jobs_wait_for_their_time(broker: Broker) -> None:
+async def test_delay(broker: Broker) -> None:
+    """Delayed jobs are scheduled, and ready when their delays end."""
     job = await broker.get("one")
     assert job is None
     await broker.enqueue([message("late", delay=20), message("soon", delay=10), message("now")])
@@ -79,7 +83,8 @@ async def test_delayed_jobs_wait_for_their_time(broker: Broker) -> None:
     assert await claimed(broker) == ["late"]
 
 
-async def test_jobs_at_a_time(broker: Broker) -> None:
+async def test_time(broker: Broker) -> None:
+    """Jobs with a time are ready at that time, or at once if it is in the past."""
     await broker.enqueue([message()])
     stored = await broker.get("one")
     assert stored is not None
@@ -93,7 +98,8 @@ async def test_jobs_at_a_time(broker: Broker) -> None:
 
 
 @pytest.mark.parametrize("delay", [0.0, 500.0])
-async def test_a_job_that_was_not_started_in_time_expires(broker: Broker, delay: float) -> None:
+async def test_expiry(broker: Broker, delay: float) -> None:
+    """A job that is not started in time expires, even if it is still delayed."""
     await broker.enqueue([message(expires=10, delay=delay)])
     await elapse(broker, 11)
     await broker.maintain()
@@ -102,7 +108,8 @@ async def test_a_job_that_was_not_started_in_time_expires(broker: Broker, delay:
     assert await claimed(broker) == []
 
 
-async def test_a_job_that_was_started_in_time_does_not_expire(broker: Broker) -> None:
+async def test_no_expiry_after_start(broker: Broker) -> None:
+    """A job that was started in time does not expire between its attempts."""
     await broker.enqueue([message(expires=10)])
     claim = await claim_one(broker)
     await settle(broker, claim, JobState.SCHEDULED, delay=20)
@@ -111,15 +118,15 @@ async def test_a_job_that_was_started_in_time_does_not_expire(broker: Broker) ->
 
 
 async def test_many_jobs(broker: Broker) -> None:
-    """Each is handed out once, whoever asks."""
+    """Concurrent workers claim every job exactly once."""
     await broker.enqueue([message(str(number)) for number in range(1000)])
     seen: list[str] = []
 
     async def work() -> None:
         while claims := await broker.claim(["q"], 7, lease=LEASE):
-            seen.extend(each.message.id for each in claims)
-            states = [settlement(each, JobState.SUCCEEDED) for each in claims]
-            assert all(await broker.settle(states))
+            seen.extend(claim.message.id for claim in claims)
+            settlements = [settlement(claim, JobState.SUCCEEDED) for claim in claims]
+            assert all(await broker.settle(settlements))
 
     async with anyio.create_task_group() as group:
         for _ in range(5):

@@ -1,4 +1,4 @@
-"""Conformance of every broker: retention, counting, scanning, purging and maintenance."""
+"""Conformance of brokers: retention, counting, scanning, purging and maintenance."""
 
 from __future__ import annotations
 
@@ -15,7 +15,8 @@ from background.queues.abc import (
 )
 
 
-async def test_what_has_ended_is_kept_for_a_while(broker: Broker) -> None:
+async def test_retention(broker: Broker) -> None:
+    """A job that has ended is stored until its retention ends."""
     await broker.enqueue([message(retention=100), message("two", retention=0)])
     for claim in await broker.claim(["q"], 2, lease=LEASE):
         await settle(broker, claim, JobState.SUCCEEDED)
@@ -29,15 +30,16 @@ async def test_what_has_ended_is_kept_for_a_while(broker: Broker) -> None:
     assert await broker.count() == 0
 
 
-async def test_counting_and_scanning(broker: Broker) -> None:
+async def test_count_and_scan(broker: Broker) -> None:
+    """Jobs are counted and scanned by queue and state, in the order of enqueueing."""
     sent = [message("a"), message("b", queue="r"), message("c", delay=10), message("d")]
     await broker.enqueue(sent)
     claim = await claim_one(broker)
     await settle(broker, claim, JobState.DEAD)
 
-    async def ids(**chosen: Any) -> list[str]:
-        found: list[StoredJob] = [job async for job in broker.scan(**chosen)]
-        assert await broker.count(**chosen) == len(found)
+    async def ids(**filters: Any) -> list[str]:
+        found: list[StoredJob] = [job async for job in broker.scan(**filters)]
+        assert await broker.count(**filters) == len(found)
         return [job.message.id for job in found]
 
     assert await ids() == ["a", "b", "c", "d"]
@@ -47,7 +49,8 @@ async def test_counting_and_scanning(broker: Broker) -> None:
     assert await ids(queue="r", state=JobState.DEAD) == []
 
 
-async def test_purging(broker: Broker) -> None:
+async def test_purge(broker: Broker) -> None:
+    """Purging deletes jobs that ended longer ago than an age, and no unfinished jobs."""
     await broker.enqueue([message(id, retention=1000) for id in "abcd"])
     first, second = await broker.claim(["q"], 2, lease=LEASE)
     await settle(broker, first, JobState.DEAD)
@@ -62,7 +65,8 @@ async def test_purging(broker: Broker) -> None:
     assert await settle(broker, second, JobState.SUCCEEDED)
 
 
-async def test_maintenance_tells_what_it_did(broker: Broker) -> None:
+async def test_maintenance_stats(broker: Broker) -> None:
+    """Maintenance returns the numbers of due, reclaimed, expired and deleted jobs."""
     await broker.enqueue(
         [message("a", retention=5), message("b", delay=1), message("c", expires=1)]
     )
@@ -74,7 +78,3 @@ async def test_maintenance_tells_what_it_did(broker: Broker) -> None:
     await settle(broker, claim, JobState.SUCCEEDED)
     await elapse(broker, 5.1)
     assert await broker.maintain() == MaintenanceStats(deleted=1)
-
-
-async def cancel(broker: Broker) -> None:
-    await broker.cancel("a")

@@ -1,4 +1,4 @@
-"""Random scripts of calls, compared with the state machine of the memory broker after each call."""
+"""Random scripts of calls, compared with the memory broker's state machine after every call."""
 
 from __future__ import annotations
 
@@ -23,7 +23,6 @@ from background.testing import virtual_time
 EXAMPLES = 15
 EXHAUSTIVE_EXAMPLES = 400
 LEASE = 20.0
-JITTER = 5.0  # seconds that a script takes at most, where a server's clock is real
 
 ids = st.sampled_from("abcdef")
 queues = st.sampled_from(["q", "r"])
@@ -45,7 +44,7 @@ messages = st.builds(
 
 
 class Run:
-    """One script's broker and its model, which the same calls are made on."""
+    """A broker and its model, on which a script makes the same calls."""
 
     def __init__(self, broker: Broker) -> None:
         self.broker = broker
@@ -67,7 +66,9 @@ class Run:
         claims = await self.broker.claim(queues, most, lease=LEASE)
         token = f"model-{len(self.claims)}"
         expected = self.model.claim(queues, most, token, self.now, LEASE)
-        assert [claimed(claim) for claim in claims] == [claimed(claim) for claim in expected]
+        assert [claim_fields(claim) for claim in claims] == [
+            claim_fields(claim) for claim in expected
+        ]
         self.claims += zip(claims, expected, strict=True)
 
     async def renew(self, index: int) -> None:
@@ -80,11 +81,12 @@ class Run:
     ) -> None:
         result = result if state is JobState.SUCCEEDED else None
         for claim, expected in self.claim_at(index):
-            made, modelled = (
-                Settlement(each.message.id, each.token, state, delay, result, error)
-                for each in (claim, expected)
+            settlement, modelled = (
+                Settlement(held.message.id, held.token, state, delay, result, error)
+                for held in (claim, expected)
             )
-            assert await self.broker.settle([made]) == self.model.settle([modelled], self.now)
+            accepted = await self.broker.settle([settlement])
+            assert accepted == self.model.settle([modelled], self.now)
 
     async def save(self, index: int, result: bytes) -> None:
         for claim, expected in self.claim_at(index):
@@ -106,27 +108,27 @@ class Run:
         self.now += seconds
 
     def claim_at(self, index: int) -> list[tuple[Claim, Claim]]:
-        """Return one of the claims so far, if there is one."""
+        """Return one of the claims so far in a list, or an empty list if there is none."""
         return [self.claims[index % len(self.claims)]] if self.claims else []
 
     async def compare(self) -> None:
-        """Let both do what time demands, and compare every job."""
+        """Apply changes that are due to both, and compare all jobs."""
         await self.broker.maintain()
         self.model.advance(self.now)
-        stored = [shown(job) async for job in self.broker.scan()]
-        assert stored == [shown(job.stored(0.0)) for job in self.model.select(None, None)]
+        stored = [job_fields(job) async for job in self.broker.scan()]
+        assert stored == [job_fields(job.stored(0.0)) for job in self.model.select(None, None)]
         for id in "abcdef":
             job, expected = await self.broker.get(id), self.model.stored(id)
-            assert (job and shown(job)) == (expected and shown(expected))
+            assert (job and job_fields(job)) == (expected and job_fields(expected))
 
 
-def claimed(claim: Claim) -> tuple[Any, ...]:
-    """Return what a claim says, but for its token and its times."""
+def claim_fields(claim: Claim) -> tuple[Any, ...]:
+    """Return the fields of a claim without its token and times."""
     return claim.message, claim.attempt, claim.crashes, claim.previous, claim.error
 
 
-def shown(job: StoredJob) -> tuple[Any, ...]:
-    """Return what is shown of a job; of its times, whether there are any."""
+def job_fields(job: StoredJob) -> tuple[Any, ...]:
+    """Return the fields of a job; of its times, only whether they are set."""
     times = (job.started_at is None, job.finished_at is None)
     results = (job.result, job.previous)
     return job.message, job.state, job.attempt, times, job.error, results
@@ -150,7 +152,7 @@ scripts = st.lists(
         calls(
             Run.settle,
             indexes,
-            st.sampled_from([each for each in JobState if each is not JobState.RUNNING]),
+            st.sampled_from([state for state in JobState if state is not JobState.RUNNING]),
             st.sampled_from([0.0, 15.0]),
             st.one_of(st.none(), payloads),
             errors,
@@ -165,9 +167,9 @@ scripts = st.lists(
 )
 
 
-async def play(kind: str, script: list[tuple[Any, ...]], folder: Path) -> None:
-    made = KINDS[kind]
-    async with made.opened(made.make(folder)) as broker:
+async def run_script(kind: str, script: list[tuple[Any, ...]], folder: Path) -> None:
+    broker_kind = KINDS[kind]
+    async with broker_kind.opened(broker_kind.make(folder)) as broker:
         run = Run(broker)
         for method, *arguments in script:
             await method(run, *arguments)
@@ -178,27 +180,29 @@ async def play(kind: str, script: list[tuple[Any, ...]], folder: Path) -> None:
     ("kind", "backend"), [case for case in cases(conformance=True) if case[1] != "virtual-trio"]
 )
 def test_model(kind: str, backend: str, request: pytest.FixtureRequest) -> None:
-    """A broker does what the state machine says."""
+    """A broker returns and stores the same as the state machine of the memory broker."""
     number = request.config.getoption("--hypothesis-seed") or random.randrange(2**32)
     print(f"to repeat this: --hypothesis-seed={number}")
-    many = request.config.getoption("--exhaustive")
+    exhaustive = request.config.getoption("--exhaustive")
 
     @seed(int(number))
     @settings(
-        max_examples=EXHAUSTIVE_EXAMPLES if many else EXAMPLES,
+        max_examples=EXHAUSTIVE_EXAMPLES if exhaustive else EXAMPLES,
         deadline=None,
         database=None,
         print_blob=True,
         suppress_health_check=list(HealthCheck),
     )
     @given(script=scripts)
-    def judge(script: list[tuple[Any, ...]]) -> None:
+    def check(script: list[tuple[Any, ...]]) -> None:
         library, options = (
             virtual_time(backend.removeprefix("virtual-"))
             if backend.startswith("virtual-")
             else ("asyncio", {"use_uvloop": backend == "uvloop"})
         )
         with tempfile.TemporaryDirectory() as folder:
-            anyio.run(play, kind, script, Path(folder), backend=library, backend_options=options)
+            anyio.run(
+                run_script, kind, script, Path(folder), backend=library, backend_options=options
+            )
 
-    judge()
+    check()

@@ -1,4 +1,4 @@
-"""The contract of stores of results: the same tests for every one of them."""
+"""Conformance of result stores."""
 
 from __future__ import annotations
 
@@ -20,7 +20,8 @@ async def results(
         yield results
 
 
-async def test_what_is_saved_is_there(results: Results) -> None:
+async def test_save_and_get(results: Results) -> None:
+    """A saved result can be read; a key without a result has none."""
     assert await results.get("one") is None
     await results.save("one", b"\x00 1", retention=60)
     await results.save("two", b"", retention=60)
@@ -28,7 +29,8 @@ async def test_what_is_saved_is_there(results: Results) -> None:
     assert await results.get("two") == b""
 
 
-async def test_what_is_saved_later_takes_its_place(results: Results) -> None:
+async def test_overwrite(results: Results) -> None:
+    """A later result replaces the earlier one and its retention."""
     await results.save("one", b"1", retention=60)
     await results.save("one", b"2", retention=100)
     await elapse(results, 70)
@@ -37,7 +39,8 @@ async def test_what_is_saved_later_takes_its_place(results: Results) -> None:
     assert await results.get("one") is None
 
 
-async def test_what_is_deleted_is_gone(results: Results) -> None:
+async def test_delete(results: Results) -> None:
+    """A deleted result is gone, and its deletion can be repeated."""
     await results.save("one", b"1", retention=60)
     await results.save("two", b"2", retention=60)
     await results.delete("one")
@@ -46,7 +49,8 @@ async def test_what_is_deleted_is_gone(results: Results) -> None:
     assert await results.get("two") == b"2"
 
 
-async def test_results_are_kept_for_a_while(results: Results) -> None:
+async def test_retention(results: Results) -> None:
+    """A result is stored until its own retention ends."""
     await results.save("one", b"1", retention=60)
     await results.save("two", b"2", retention=100)
     await elapse(results, 50)
@@ -57,7 +61,8 @@ async def test_results_are_kept_for_a_while(results: Results) -> None:
     assert await results.get("two") == b"2"
 
 
-async def test_keys_of_every_kind(results: Results) -> None:
+async def test_unusual_keys(results: Results) -> None:
+    """Keys can be long, consist of punctuation, or differ only in case."""
     keys = ["a" * 160, "A-b_c:d.1", "A-b_c:d.2", "a-b_c:d.1", "..", ":"]
     for key in keys:
         await results.save(key, key.encode(), retention=60)

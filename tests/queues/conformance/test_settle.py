@@ -1,4 +1,4 @@
-"""Conformance of every broker: settlements, results and requeueing."""
+"""Conformance of brokers: settlements, results and requeueing."""
 
 from __future__ import annotations
 
@@ -17,18 +17,20 @@ from background.queues.abc import (
 
 
 @pytest.mark.parametrize("state", [JobState.SUCCEEDED, JobState.DEAD, JobState.CANCELLED])
-async def test_a_job_ends_once(broker: Broker, state: JobState) -> None:
+async def test_first_settlement_is_final(broker: Broker, state: JobState) -> None:
+    """The first settlement that ends a job is final; later settlements are rejected."""
     await broker.enqueue([message()])
     claim = await claim_one(broker)
     assert await settle(broker, claim, state, error={"type": "E"})
-    for other in (JobState.SUCCEEDED, JobState.SCHEDULED, JobState.READY):
-        assert not await settle(broker, claim, other, result=b"other")
+    for later in (JobState.SUCCEEDED, JobState.SCHEDULED, JobState.READY):
+        assert not await settle(broker, claim, later, result=b"later")
     job = await broker.get("one")
     assert job is not None
     assert (job.state, job.result, job.error) == (state, None, {"type": "E"})
 
 
-async def test_another_attempt_after_a_delay(broker: Broker) -> None:
+async def test_retry_after_delay(broker: Broker) -> None:
+    """A scheduled retry is ready after its delay and shows the error of the last attempt."""
     await broker.enqueue([message(), message("two")])
     claim = await claim_one(broker)
     assert await settle(broker, claim, JobState.SCHEDULED, delay=10, error={"type": "E"})
@@ -43,7 +45,8 @@ async def test_another_attempt_after_a_delay(broker: Broker) -> None:
     assert again.token != claim.token
 
 
-async def test_handed_back_a_job_is_as_it_was(broker: Broker) -> None:
+async def test_release(broker: Broker) -> None:
+    """A released job keeps its place in the queue, and its attempt is not counted."""
     await broker.enqueue([message(), message("two")])
     claim = await claim_one(broker)
     assert await settle(broker, claim, JobState.READY)
@@ -52,12 +55,13 @@ async def test_handed_back_a_job_is_as_it_was(broker: Broker) -> None:
     assert (again.message.id, again.attempt, again.crashes) == ("one", 1, 0)
 
 
-async def test_an_intermediate_result(broker: Broker) -> None:
+async def test_intermediate_result(broker: Broker) -> None:
+    """The worker that holds the lease can save a result before the job ends."""
     await broker.enqueue([message(), message("two")])
     one, two = await broker.claim(["q"], 2, lease=LEASE)
     assert await broker.save("one", one.token, b"half")
     assert await broker.save("two", two.token, b"half")
-    assert not await broker.save("one", f"{one.token}?", b"other")
+    assert not await broker.save("one", f"{one.token}?", b"forged")
     job = await broker.get("one")
     assert job is not None
     assert (job.state, job.result) == (JobState.RUNNING, b"half")
@@ -72,19 +76,21 @@ async def test_an_intermediate_result(broker: Broker) -> None:
     assert not await broker.save("?", again.token, b"none")
 
 
-async def test_no_intermediate_result_once_the_lease_has_ended(broker: Broker) -> None:
+async def test_intermediate_result_after_expiry(broker: Broker) -> None:
+    """A result is not saved once the lease has expired."""
     await broker.enqueue([message()])
     late = await claim_one(broker)
     await elapse(broker, LEASE + 1)
     assert not await broker.save("one", late.token, b"late")
 
 
-async def test_settlements_are_judged_one_by_one(broker: Broker) -> None:
+async def test_settlements_are_independent(broker: Broker) -> None:
+    """A rejected settlement does not affect the other settlements of the call."""
     await broker.enqueue([message(str(number)) for number in range(3)])
     first, second, third = await broker.claim(["q"], 3, lease=LEASE)
     assert await settle(broker, second, JobState.DEAD)
-    states = [settlement(each, JobState.SUCCEEDED) for each in (first, second, third)]
-    assert await broker.settle(states) == [True, False, True]
+    settlements = [settlement(claim, JobState.SUCCEEDED) for claim in (first, second, third)]
+    assert await broker.settle(settlements) == [True, False, True]
     assert [await state_of(broker, str(number)) for number in range(3)] == [
         JobState.SUCCEEDED,
         JobState.DEAD,
@@ -92,7 +98,8 @@ async def test_settlements_are_judged_one_by_one(broker: Broker) -> None:
     ]
 
 
-async def test_unknown_jobs(broker: Broker) -> None:
+async def test_unknown_id(broker: Broker) -> None:
+    """Calls with an unknown id return `None` or `False`."""
     assert await broker.get("?") is None
     assert await broker.cancel("?") is None
     assert not await broker.requeue("?")
@@ -100,7 +107,8 @@ async def test_unknown_jobs(broker: Broker) -> None:
 
 
 @pytest.mark.parametrize("state", sorted(FINAL - {JobState.EXPIRED}))
-async def test_requeueing_starts_anew(broker: Broker, state: JobState) -> None:
+async def test_requeue(broker: Broker, state: JobState) -> None:
+    """A requeued job starts again with its first attempt and without a result."""
     await broker.enqueue([message()])
     assert not await broker.requeue("one")
     claim = await claim_one(broker)
@@ -117,7 +125,8 @@ async def test_requeueing_starts_anew(broker: Broker, state: JobState) -> None:
     assert not await settle(broker, claim, JobState.SUCCEEDED)
 
 
-async def test_an_expired_job_can_be_requeued(broker: Broker) -> None:
+async def test_requeue_expired_job(broker: Broker) -> None:
+    """An expired job can be requeued and does not expire again."""
     await broker.enqueue([message(expires=10)])
     await elapse(broker, 11)
     await broker.maintain()
@@ -126,7 +135,8 @@ async def test_an_expired_job_can_be_requeued(broker: Broker) -> None:
     assert await claimed(broker) == ["one"]
 
 
-async def test_waiting_for_the_end_of_a_job(broker: Broker, broker_kind: Kind) -> None:
+async def test_wait_for_end(broker: Broker, broker_kind: Kind) -> None:
+    """Waiting for a job returns the job when it ends, or at the timeout."""
     await broker.enqueue([message()])
     ended: list[StoredJob | None] = []
     first = anyio.Event()
@@ -146,7 +156,3 @@ async def test_waiting_for_the_end_of_a_job(broker: Broker, broker_kind: Kind) -
     assert ended[1] is not None
     assert ended[1].result == b"1"
     assert await broker.wait("one", 0) == ended[1]
-
-
-async def cancel(broker: Broker) -> None:
-    await broker.cancel("a")

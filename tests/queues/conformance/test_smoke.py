@@ -1,4 +1,7 @@
-"""A queue with workers on every broker; the tests above the suite run for the embedded ones."""
+"""A job queue with workers on all brokers.
+
+Other tests of job queues run on the embedded brokers.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +14,7 @@ from background.queues.abc import Broker
 
 
 async def test_jobs(broker: Broker) -> None:
-    """Jobs run, are retried, depend on each other, are cancelled, and are counted."""
+    """Jobs run, are retried, depend on each other, are cancelled, counted and purged."""
     async with Manager() as manager, JobQueue(FaultyBroker(broker)) as jobs:
         attempts: list[str] = []
 

@@ -1,4 +1,4 @@
-"""What is special about the broker in memory."""
+"""The broker in memory, beyond the conformance suite."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from background.queues.memory import MemoryBroker
 from background.testing import virtual_time
 
 
-def test_made_before_there_is_an_event_loop(anyio_backend: Any) -> None:
-    """Which is where modules make their queues."""
+def test_created_outside_event_loop(anyio_backend: Any) -> None:
+    """A broker can be created without an event loop, as modules do on import."""
     broker = MemoryBroker()
 
     async def main() -> list[str]:
@@ -27,13 +27,14 @@ def test_made_before_there_is_an_event_loop(anyio_backend: Any) -> None:
     assert anyio.run(main, backend=name, backend_options=options) == ["one"]
 
 
-def test_those_who_wait_for_a_job_are_not_woken_by_others(anyio_backend: Any) -> None:
-    looks = 0
+def test_waiters_wake_for_own_job(anyio_backend: Any) -> None:
+    """The end of a job wakes only the waiters for this job."""
+    waits = 0
 
     class Counting(MemoryBroker):
         async def _wait(self, event: anyio.Event) -> None:
-            nonlocal looks
-            looks += 1
+            nonlocal waits
+            waits += 1
             await super()._wait(event)
 
     async def main() -> None:
@@ -49,10 +50,11 @@ def test_those_who_wait_for_a_job_are_not_woken_by_others(anyio_backend: Any) ->
 
     name, options = anyio_backend
     anyio.run(main, backend=name, backend_options=options)
-    assert 100 <= looks < 300  # where each of them would look at each end, it would be 5,000
+    assert 100 <= waits < 300  # it would be 5,000 if every end of a job woke every waiter
 
 
-async def test_nothing_is_left_of_what_was_purged() -> None:
+async def test_purge_deletes_timers() -> None:
+    """A purged job leaves no timer behind."""
     broker = MemoryBroker()
     await broker.enqueue([message("a", expires=9999), message("b", expires=9999)])
     await broker.cancel("a")
@@ -60,7 +62,9 @@ async def test_nothing_is_left_of_what_was_purged() -> None:
     assert {id for _, _, id in broker._jobs._changing} == {"b"}
 
 
-def test_who_waits_hears_of_what_is_due_sooner_than_was_known() -> None:
+def test_waiter_wakes_at_new_due_time() -> None:
+    """A waiter for a job is woken at a due time that was set while it waited."""
+
     async def main() -> JobState | None:
         broker = MemoryBroker()
         await broker.enqueue([message("a"), message("b", handler=None, depends_on=("a",), delay=5)])

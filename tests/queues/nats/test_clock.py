@@ -26,22 +26,24 @@ from background.queues.nats.timer_wheel import of_lease
 
 
 @virtual
-async def test_a_wrong_clock_of_a_host_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_wrong_host_clock(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A wrong clock of the host has no effect, as the server's clock decides."""
     wall = system_clock.wall
     async with served_nats_broker() as broker:
         monkeypatch.setattr(system_clock, "wall", lambda: wall() + 3600)
         await broker.enqueue([message(), message("late", delay=30)])
         claims = await broker.claim(["q"], 5, lease=30)
-        assert [each.message.id for each in claims] == ["one"]
+        assert [claim.message.id for claim in claims] == ["one"]
         assert abs(claims[0].enqueued_at - wall()) < SOON
         assert await broker.renew(claims, lease=30) == [LeaseStatus.HELD]
         assert await broker.maintain() == MaintenanceStats()
 
 
 @virtual
-async def test_the_servers_clock_is_read_again_now_and_then(
+async def test_clock_refresh(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    """The server's clock is read again after an interval."""
     async with served_nats_broker() as broker:
         clock: Any = broker._clock
         clock._ahead += 500
@@ -53,7 +55,8 @@ async def test_the_servers_clock_is_read_again_now_and_then(
 
 
 @virtual
-async def test_timers_of_far_away_times_come_nearer() -> None:
+async def test_distant_timers() -> None:
+    """Delays of minutes to months end on time, with less precision for longer delays."""
     delays = {"minutes": 600.0, "hours": 20_000.0, "days": 300_000.0, "months": 9_000_000.0}
     async with served_nats_broker() as broker:
         await broker.enqueue(
@@ -66,7 +69,7 @@ async def test_timers_of_far_away_times_come_nearer() -> None:
                 await asyncio.sleep(delay / 100)
                 claims = await broker.claim(["q"], 5, lease=30)
             took = asyncio.get_running_loop().time() - began
-            assert [each.message.id for each in claims] == [id]
+            assert [claim.message.id for claim in claims] == [id]
             assert delay <= took < delay * 1.02 + 2
             await finish(broker, claims)
         await asyncio.sleep(100)
@@ -75,7 +78,8 @@ async def test_timers_of_far_away_times_come_nearer() -> None:
 
 
 @virtual
-async def test_many_timers_that_are_due_at_once() -> None:
+async def test_many_due_timers() -> None:
+    """Many timers that are due at the same time are processed by one call."""
     async with served_nats_broker() as broker:
         for part in range(3):
             await broker.enqueue([message(f"{part}-{n}", delay=10) for n in range(400)])
@@ -85,9 +89,13 @@ async def test_many_timers_that_are_due_at_once() -> None:
 
 
 @virtual
-async def test_nobody_takes_more_timers_than_can_be_seen_to_in_time(
+async def test_limit_of_taken_timers(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    """One call takes a limited number of due timers, and the next one takes the rest.
+
+    Timers that are not processed within their cover time are taken by another process.
+    """
     monkeypatch.setattr("background.queues.nats.timer_wheel._AT_A_TIME", 4)
     async with served_nats_broker() as broker:
         for number in range(6):
@@ -97,37 +105,39 @@ async def test_nobody_takes_more_timers_than_can_be_seen_to_in_time(
         assert await broker.maintain() == MaintenanceStats(due=2)
 
 
-def test_others_wait_for_who_has_taken_a_timer_no_longer_than_for_a_lease() -> None:
+def test_cover_of_lease_timers() -> None:
+    """The cover time of a lease's timer is the time until its end, within limits."""
     covers = [of_lease(100 + lease, "one", 100).cover for lease in (0.01, 1.5, 30)]
     assert covers == [0.25, 1.5, timer_wheel.COVER]
 
 
 @virtual
-async def test_a_clock_that_is_set_back_hides_no_timers() -> None:
+async def test_clock_set_back() -> None:
+    """Timers are found after the server's clock was set back."""
     async with served_nats_broker() as broker:
         await broker.claim(["q"], 1, lease=30)
         broker._clock._ahead -= 50
-        async with served_nats_broker(like=broker) as other:
-            other._clock._ahead -= 50
-            await other.enqueue([message(delay=5)])
+        async with served_nats_broker(like=broker) as second:
+            second._clock._ahead -= 50
+            await second.enqueue([message(delay=5)])
         await asyncio.sleep(6)
         assert await broker.maintain() == MaintenanceStats(due=1)
 
 
 @virtual
-async def test_timers_that_several_take_at_once() -> None:
-    """Each is seen to by one of them."""
-    async with served_nats_broker() as broker, served_nats_broker(like=broker) as other:
+async def test_concurrent_maintenance() -> None:
+    """Every due timer is processed by exactly one of two brokers."""
+    async with served_nats_broker() as broker, served_nats_broker(like=broker) as second:
         for number in range(5):
             await broker.enqueue([message(f"{number}-{n}", delay=10) for n in range(3)])
         await asyncio.sleep(11)
-        done = await asyncio.gather(broker.maintain(), other.maintain())
-        assert sum(each.due for each in done) == 15
+        stats = await asyncio.gather(broker.maintain(), second.maintain())
+        assert sum(part.due for part in stats) == 15
         assert await stored(broker) == {"jobs": 15, "ready": 15, "timers": 0}
         for number in range(5):
             await broker.enqueue([message(f"r-{number}", delay=10)])
         await asyncio.sleep(11)
-        both: list[Any] = [broker._timers, other._timers]
-        taken = await asyncio.gather(*(each.take() for each in both))
-        ids = [timer.id for some in taken for timer in some.timers]
+        wheels: list[Any] = [broker._timers, second._timers]
+        taken = await asyncio.gather(*(wheel.take() for wheel in wheels))
+        ids = [timer.id for part in taken for timer in part.timers]
         assert sorted(ids) == [f"r-{number}" for number in range(5)]

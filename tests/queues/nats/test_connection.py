@@ -41,8 +41,8 @@ def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @real
-async def test_a_server_that_is_killed_and_started_again(server: NatsServer) -> None:
-    """Nothing that was acknowledged is lost; calls fail meanwhile, and are not done later."""
+async def test_server_restart(server: NatsServer) -> None:
+    """Acknowledged calls survive a killed server; failed calls have no effect later."""
     async with opened(server) as broker:
         await broker.enqueue(messages(20))
         claims = await broker.claim(["q"], 10, lease=30)
@@ -70,12 +70,13 @@ async def test_a_server_that_is_killed_and_started_again(server: NatsServer) -> 
         assert await broker.get("lost") is None
         assert await finish(broker, claims[5:]) == [True] * 5
         rest = await broker.claim(["q"], 50, lease=30)
-        assert [each.message.id for each in rest] == [f"{number:04}" for number in range(10, 20)]
+        assert [claim.message.id for claim in rest] == [f"{number:04}" for number in range(10, 20)]
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="can't stop a process for a while")
 @real
-async def test_a_server_that_does_not_answer(server: NatsServer, impatient: None) -> None:
+async def test_unresponsive_server(server: NatsServer, impatient: None) -> None:
+    """A call fails if the server does not answer in time; later calls succeed."""
     async with opened(server) as broker:
         os.kill(server.pid, signal.SIGSTOP)
         try:
@@ -89,7 +90,8 @@ async def test_a_server_that_does_not_answer(server: NatsServer, impatient: None
 
 
 @real
-async def test_a_client_that_has_given_up_is_replaced() -> None:
+async def test_closed_client() -> None:
+    """A client that was closed is replaced at the next call."""
     async with opened(shared_server()) as broker:
         await broker._link.connection._client.close()
         assert await broker.enqueue([message()]) == [True]
@@ -98,18 +100,21 @@ async def test_a_client_that_has_given_up_is_replaced() -> None:
 
 
 @real
-async def test_word_comes_at_once() -> None:
-    """Long before anybody would look for himself."""
+async def test_notifications() -> None:
+    """Changes by another broker wake waiters before they would poll."""
     async with opened(shared_server()) as broker:
-        async with opened(shared_server(), prefix=broker._layout.prefix) as other:
+        async with opened(shared_server(), prefix=broker._layout.prefix) as second:
             await broker.enqueue([message("first", queue="r")])
             loop = asyncio.get_running_loop()
             broker_module = sys.modules[NatsBroker.__module__]
             broker_module._POLL, poll = 1000.0, broker_module._POLL  # type: ignore[attr-defined]
             try:
                 for wait, act in (
-                    (lambda: broker.wait_for_work(["q"], 1000), lambda: other.enqueue([message()])),
-                    (lambda: broker.wait("first", 1000), lambda: other.cancel("first")),
+                    (
+                        lambda: broker.wait_for_work(["q"], 1000),
+                        lambda: second.enqueue([message()]),
+                    ),
+                    (lambda: broker.wait("first", 1000), lambda: second.cancel("first")),
                 ):
                     task = loop.create_task(wait())
                     while not broker._link._listeners:  # noqa: ASYNC110
@@ -125,15 +130,15 @@ async def test_word_comes_at_once() -> None:
 
 
 @real
-async def test_closed_while_somebody_connects() -> None:
-    """Nothing is left open, and who wanted a connection hears that it is closed."""
+async def test_close_while_connecting() -> None:
+    """Closing fails a pending connection attempt and leaves no client open."""
     clients: list[Any] = []
-    going_on = asyncio.Event()
+    proceed = asyncio.Event()
 
     async def prepare(client: Any) -> None:
         clients.append(client)
         if len(clients) == 2:
-            await going_on.wait()
+            await proceed.wait()
 
     url = shared_server().url
     connection = NatsConnection(url, None, prepare, lambda: None)
@@ -143,7 +148,7 @@ async def test_closed_while_somebody_connects() -> None:
     while len(clients) < 2:  # noqa: ASYNC110
         await asyncio.sleep(0)
     await connection.close()
-    going_on.set()
+    proceed.set()
     with pytest.raises(BrokerUnavailableError, match="is not open"):
         await connecting
     assert connection.current is None
@@ -152,8 +157,8 @@ async def test_closed_while_somebody_connects() -> None:
 
 
 @virtual
-async def test_who_reads_all_jobs_hears_if_that_can_not_be_done() -> None:
-    """Instead of counting those that have been read, as if they were all."""
+async def test_incomplete_scan() -> None:
+    """A count fails if only some jobs could be read, instead of returning their number."""
     async with served_nats_broker() as broker:
         await broker.enqueue(messages(3))
         api: Any = broker._api
@@ -179,7 +184,8 @@ async def test_who_reads_all_jobs_hears_if_that_can_not_be_done() -> None:
 
 
 @virtual
-async def test_closed_while_somebody_waits() -> None:
+async def test_close_while_waiting() -> None:
+    """Waiting for work fails when the broker is closed."""
     async with served_nats_broker() as broker:
         waiting = asyncio.create_task(broker.wait_for_work(["q"], 80_000))
         await asyncio.sleep(5)
@@ -189,7 +195,8 @@ async def test_closed_while_somebody_waits() -> None:
         await held(broker.open())
 
 
-def test_another_event_loop_is_refused() -> None:
+def test_another_event_loop() -> None:
+    """A broker can't be used in another event loop than the one that opened it."""
     broker: Any = NatsBroker(shared_server().url, prefix=f"test-{token_hex(8)}")
 
     async def use() -> None:
@@ -204,14 +211,15 @@ def test_another_event_loop_is_refused() -> None:
 
 
 @real
-async def test_calls_of_many_tasks_at_once() -> None:
+async def test_concurrent_calls() -> None:
+    """Concurrent calls get their own answers and leave no pending requests."""
     async with opened(shared_server()) as broker:
         await asyncio.gather(*(broker.enqueue([message(str(n))]) for n in range(50)))
         claims = await asyncio.gather(*(broker.claim(["q"], 5, lease=30) for _ in range(20)))
-        ids = [each.message.id for some in claims for each in some]
+        ids = [claim.message.id for batch in claims for claim in batch]
         assert sorted(ids) == sorted(str(n) for n in range(50))
-        accepted = await asyncio.gather(*(finish(broker, some) for some in claims))
-        assert all(all(some) for some in accepted)
+        accepted = await asyncio.gather(*(finish(broker, batch) for batch in claims))
+        assert all(all(batch) for batch in accepted)
         assert not broker._link._waiting
         assert not broker._link._fetching
         await remove_streams(broker)

@@ -22,7 +22,8 @@ from background.queues.nats.layout import Layout, encode
 @pytest.mark.parametrize(
     "url", ["", "redis://h", "nats://", "nats://h:port", "nats://h:99999", "nats://h,x://y"]
 )
-def test_a_url_that_can_not_be_used(url: str) -> None:
+def test_invalid_url(url: str) -> None:
+    """An invalid URL is rejected."""
     with pytest.raises(ValueError, match="url must be like nats://user:password@host:4222"):
         NatsBroker(url)
 
@@ -31,13 +32,15 @@ def test_a_url_that_can_not_be_used(url: str) -> None:
     "options",
     [{"prefix": "a.b"}, {"prefix": ""}, {"replicas": 0}, {"replicas": True}, {"storage": "disk"}],
 )
-def test_options_that_can_not_be_used(options: Any) -> None:
+def test_invalid_options(options: Any) -> None:
+    """An invalid option is rejected with an error that contains its name."""
     (name,) = options
     with pytest.raises(ValueError, match=name):
         NatsBroker("nats://h", **options)
 
 
-def test_secrets_are_not_shown() -> None:
+def test_repr() -> None:
+    """Neither the representation of a broker nor an error contains credentials."""
     broker = NatsBroker("nats://me:secret@h:1,tls://token@[::1]")
     assert repr(broker) == "<NatsBroker nats://h:1,tls://[::1]:4222 prefix='background'>"
     with pytest.raises(ValueError, match="url must be") as caught:
@@ -45,29 +48,33 @@ def test_secrets_are_not_shown() -> None:
     assert "secret" not in repr(caught.value)
 
 
-def test_names_as_tokens_of_subjects() -> None:
+def test_encoded_names() -> None:
+    """Names are encoded as distinct tokens without characters that subjects reserve."""
     names = ["a.b", "a:b", "a=b", "a-b_C", "." * 128, ":" * 128]
     tokens = [encode(name) for name in names]
     assert len(set(tokens)) == len(names)
-    assert not [each for each in tokens if set(each) & set(".:*> ")]
-    names_of = Layout("p", 1, "file")
-    consumers = [names_of.consumer(name, again=True)[0] for name in names]
+    assert not [token for token in tokens if set(token) & set(".:*> ")]
+    layout = Layout("p", 1, "file")
+    consumers = [layout.consumer(name, again=True)[0] for name in names]
     assert len(set(consumers)) == len(names)
     assert max(map(len, consumers)) < 200
 
 
 @virtual
-async def test_names_of_all_kinds() -> None:
+async def test_unusual_names() -> None:
+    """Ids and queues can contain punctuation and be 128 characters long."""
     async with served_nats_broker() as broker:
         sent = [message(id, queue=id) for id in ("a.b", "a:b", "." * 128, "-:-")]
         assert await broker.enqueue(sent) == [True] * 4
-        for each in sent:
-            (claim,) = await broker.claim([each.queue], 2, lease=30)
-            assert claim.message == each
+        for job in sent:
+            (claim,) = await broker.claim([job.queue], 2, lease=30)
+            assert claim.message == job
         assert [job.message async for job in broker.scan()] == sent
 
 
 def test_asyncio_only(anyio_backend_name: str) -> None:
+    """Opening a broker on Trio raises RuntimeError."""
+
     async def main() -> None:
         await NatsBroker("nats://127.0.0.1:1").open()
 

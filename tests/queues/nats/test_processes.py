@@ -28,7 +28,8 @@ SCRIPT = PROGRAMS / "nats_worker.py"
 
 
 @real
-async def test_each_job_goes_to_one_process() -> None:
+async def test_jobs_across_processes() -> None:
+    """Every job is claimed by exactly one of several processes."""
     ids = [f"{number:04}" for number in range(100)]
     async with opened(shared_server()) as broker:
         command = SCRIPT, "work", shared_server().url, broker._layout.prefix
@@ -47,8 +48,9 @@ async def test_each_job_goes_to_one_process() -> None:
         await remove_streams(broker)
 
 
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no forking")
-def test_after_a_fork_the_child_is_refused() -> None:
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="the platform has no fork")
+def test_fork() -> None:
+    """A forked child can't use its parent's connection, but can open the broker again."""
     prefix = f"test-{token_hex(8)}"
     with running(SCRIPT, "fork", shared_server().url, prefix) as process:
         assert process.wait() == 0
@@ -60,14 +62,18 @@ def test_after_a_fork_the_child_is_refused() -> None:
 
 
 @real
-async def test_what_another_process_has_opened_is_let_go() -> None:
+async def test_calls_after_fork() -> None:
+    """After a fork, calls fail until the broker is opened again.
+
+    The old client is not closed, because its socket belongs to the parent.
+    """
     async with opened(shared_server()) as broker:
         link, client = broker._link, broker._link.connection._client
         link.connection._process = 0
         with pytest.raises(BrokerUnavailableError, match="before a fork"):
             await broker.count()
         await broker.close()
-        link.post("nobody")
+        link.post("subject")
         assert client.is_connected
         await client.close()
         await broker.open()

@@ -40,6 +40,7 @@ from background.queues.nats.requests import Answers
 
 @real
 async def test_no_server() -> None:
+    """Opening fails without a server, with an error that contains no password."""
     broker = NatsBroker("nats://me:secret@127.0.0.1:1,nats://127.0.0.1:2")
     with pytest.raises(BrokerUnavailableError, match=r"nats://127\.0\.0\.1:1,.*onnect") as caught:
         await broker.open()
@@ -51,6 +52,7 @@ async def test_no_server() -> None:
 
 @real
 async def test_no_jetstream() -> None:
+    """A server without JetStream is rejected."""
     with nats_server(jetstream=False) as server:
         broker = NatsBroker(server.url)
         with pytest.raises(BrokerUnavailableError, match="JetStream is not available"):
@@ -59,7 +61,8 @@ async def test_no_jetstream() -> None:
 
 @pytest.mark.parametrize("version", ["2.8.4", "1.4", "", "0.0.1", "strange"])
 @virtual
-async def test_old_servers_are_refused(version: str) -> None:
+async def test_old_server(version: str) -> None:
+    """A server older than 2.9, or with an unknown version, is rejected."""
     async with served_nats_broker() as broker:
         link: Any = broker._link
         await held(link.connection.close())
@@ -74,29 +77,31 @@ async def test_old_servers_are_refused(version: str) -> None:
 
 
 @real
-async def test_streams_with_other_settings_are_refused() -> None:
+async def test_stream_settings() -> None:
+    """A stream that exists with different settings is rejected."""
     server = shared_server()
     async with opened(server, storage="memory") as broker:
         prefix = broker._layout.prefix
-        other = NatsBroker(server.url, prefix=prefix)
+        second = NatsBroker(server.url, prefix=prefix)
         expected = f"stream KV_{prefix}-jobs has other settings .*: storage is 'memory' instead of"
         with pytest.raises(BrokerUnavailableError, match=expected):
-            await other.open()
+            await second.open()
         await remove_streams(broker)
 
 
 @real
-async def test_opened_by_many_at_once() -> None:
+async def test_concurrent_open() -> None:
+    """Several brokers can create the same streams and consumers at the same time."""
     server = shared_server()
     prefix = f"test-{token_hex(8)}"
     brokers: list[Any] = [NatsBroker(server.url, prefix=prefix) for _ in range(8)]
-    await asyncio.gather(*(each.open() for each in brokers), brokers[0].open())
-    await asyncio.gather(*(each.claim(["q"], 1, lease=30) for each in brokers))
+    await asyncio.gather(*(broker.open() for broker in brokers), brokers[0].open())
+    await asyncio.gather(*(broker.claim(["q"], 1, lease=30) for broker in brokers))
     assert await brokers[0].enqueue([message()]) == [True]
-    claims = await asyncio.gather(*(each.claim(["q"], 1, lease=30) for each in brokers))
+    claims = await asyncio.gather(*(broker.claim(["q"], 1, lease=30) for broker in brokers))
     assert sorted(map(len, claims)) == [0] * 7 + [1]
     await remove_streams(brokers[0])
-    await asyncio.gather(*(each.close() for each in brokers))
+    await asyncio.gather(*(broker.close() for broker in brokers))
 
 
 @pytest.mark.parametrize(
@@ -108,6 +113,7 @@ async def test_opened_by_many_at_once() -> None:
 )
 @real
 async def test_credentials(config: str, right: str, wrong: str) -> None:
+    """Credentials in the URL are used, and not shown in representations and errors."""
     with nats_server(f"authorization {{ {config} }}") as server:
         url = server.url.replace("//", f"//{right}@")
         async with opened(server, url=url) as broker:
@@ -121,6 +127,7 @@ async def test_credentials(config: str, right: str, wrong: str) -> None:
 
 @real
 async def test_tls(tmp_path: Path) -> None:
+    """The certificate of a TLS server is verified."""
     authority = trustme.CA()
     certificate = authority.issue_cert("127.0.0.1")
     certificate.private_key_pem.write_to_path(str(tmp_path / "key"))
@@ -140,7 +147,11 @@ async def test_tls(tmp_path: Path) -> None:
 
 
 @virtual
-async def test_a_job_that_is_too_large() -> None:
+async def test_job_too_large() -> None:
+    """Messages and intermediate results that are too large are rejected.
+
+    A final result that is too large makes the job dead.
+    """
     async with served_nats_broker() as broker:
         most = await broker._api.max_record()
         with pytest.raises(PayloadTooLargeError, match="max_payload"):
@@ -181,7 +192,8 @@ async def test_largest_job() -> None:
 
 
 @virtual
-async def test_results_that_are_too_large_together() -> None:
+async def test_dependency_results_too_large() -> None:
+    """A job is dead if the results of its dependencies are too large together."""
     async with served_nats_broker() as broker:
         half = b"x" * ((await broker._api.max_record()) // 2)
         await broker.enqueue([message("a"), message("b"), message("all", depends_on=("a", "b"))])
@@ -194,41 +206,44 @@ async def test_results_that_are_too_large_together() -> None:
 
 
 @virtual
-async def test_large_records_are_read_when_they_are_claimed() -> None:
+async def test_large_records() -> None:
+    """Records that are too large for a hint are read by the claim."""
     async with served_nats_broker() as broker:
         sent = [message("a", body=b"x" * 100_000), message("b"), message("c", body=b"y" * 50_000)]
         await broker.enqueue(sent)
         claims = await broker.claim(["q"], 5, lease=30)
-        assert [each.message for each in claims] == sent
+        assert [claim.message for claim in claims] == sent
 
 
-# Answers that are seldom
-
-
-@virtual
-async def test_an_answer_that_came_is_not_lost_with_the_connection() -> None:
-    came, missing = Answers(1), Answers(1)
-    came.end()
-    for each in (came, missing):
-        each.lose()
-        assert each.done.done()
-    assert (came.lost, missing.lost) == (False, True)
+# Rare answers
 
 
 @virtual
-async def test_a_stream_that_somebody_makes_at_the_same_time() -> None:
+async def test_answer_before_connection_loss() -> None:
+    """The loss of the connection fails only requests without an answer."""
+    answered, pending = Answers(1), Answers(1)
+    answered.end()
+    for answers in (answered, pending):
+        answers.lose()
+        assert answers.done.done()
+    assert (answered.lost, pending.lost) == (False, True)
+
+
+@virtual
+async def test_concurrent_stream_creation() -> None:
+    """The settings of a stream that another process has just created are checked."""
     async with served_nats_broker() as broker:
         streams: Any = broker._streams
         asked: list[str] = []
         ask = streams._ask
 
-        async def too_early(subject: str, **body: Any) -> Any:
+        async def ask_too_early(subject: str, **body: Any) -> Any:
             asked.append(subject)
             if len(asked) == 1:
                 return {"error": {"code": 404}}
             return await ask(subject, **body)
 
-        streams._ask = too_early
+        streams._ask = ask_too_early
         name = broker._layout.jobs
         broker._layout.streams[name]["max_msgs_per_subject"] = 2
         with pytest.raises(BrokerUnavailableError, match="max_msgs_per_subject is 1 instead of 2"):
@@ -237,7 +252,8 @@ async def test_a_stream_that_somebody_makes_at_the_same_time() -> None:
 
 
 @virtual
-async def test_a_clock_that_can_not_be_read() -> None:
+async def test_unreadable_clock() -> None:
+    """Reading the server's clock fails if its message was deleted."""
     async with served_nats_broker() as broker:
         api: Any = broker._api
         publish = api.publish_all
@@ -253,7 +269,8 @@ async def test_a_clock_that_can_not_be_read() -> None:
 
 
 @virtual
-async def test_what_was_claimed_before_the_connection_was_lost_is_not_lost() -> None:
+async def test_partial_claim() -> None:
+    """Jobs that were claimed before an error are returned, and the next call raises it."""
     async with served_nats_broker() as broker:
         await broker.enqueue([message(), message("two", queue="r")])
         ready: Any = broker._ready
@@ -266,13 +283,14 @@ async def test_what_was_claimed_before_the_connection_was_lost_is_not_lost() -> 
 
         ready.take = take_or_fail
         claims = await broker.claim(["q", "r"], 5, lease=30)
-        assert [each.message.id for each in claims] == ["one"]
+        assert [claim.message.id for claim in claims] == ["one"]
         with pytest.raises(BrokerUnavailableError, match="lost"):
             await broker.claim(["r"], 5, lease=30)
 
 
 @virtual
-async def test_timers_are_dealt_with_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_timer_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Timers are stored and processed in chunks."""
     monkeypatch.setattr("background.queues.nats.timer_wheel._CHUNK", 3)
     async with served_nats_broker() as broker:
         for number in range(10):

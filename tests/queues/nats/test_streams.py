@@ -1,4 +1,4 @@
-"""Streams, consumers and records that others have deleted or changed."""
+"""Streams, consumers and records that were deleted or changed."""
 
 from __future__ import annotations
 
@@ -43,19 +43,19 @@ from background.queues.nats.codec import decode
 
 
 @asynccontextmanager
-async def kept_in_memory() -> AsyncGenerator[tuple[NatsServer, Any]]:
-    """Give a server and a broker that keeps its jobs in the server's memory."""
+async def opened_in_memory() -> AsyncGenerator[tuple[NatsServer, Any]]:
+    """Yield a server and a broker whose streams are in memory."""
     with nats_server() as server:
         async with opened(server, storage="memory") as broker:
             yield server, broker
 
 
-async def restarted(server: NatsServer) -> None:
+async def restart(server: NatsServer) -> None:
     await asyncio.to_thread(server.restart)
 
 
 def calls_of(broker: NatsBroker, claims: list[Claim]) -> dict[str, tuple[Any, Any]]:
-    """Every call, with what it is to say when there is nothing any more."""
+    """Return all calls by name, with the results to expect when all jobs are lost."""
     new = [message("new"), message("after", depends_on=("new",))]
     return {
         "enqueue": (lambda: broker.enqueue(new), [True] * 2),
@@ -75,46 +75,47 @@ def calls_of(broker: NatsBroker, claims: list[Claim]) -> dict[str, tuple[Any, An
     }
 
 
-async def goes_on(broker: NatsBroker) -> None:
-    """See that everything works."""
+async def process_job(broker: NatsBroker) -> None:
+    """Enqueue, claim and settle a job."""
     assert await broker.enqueue([message("two", queue="r")]) == [True]
     (claim,) = await broker.claim(["r"], 1, lease=30)
     assert await finish(broker, [claim]) == [True]
     assert await state_of(broker, "two") is JobState.SUCCEEDED
 
 
-# Streams that are gone
+# Missing streams
 
 
 @real
-async def test_what_was_kept_in_memory_is_gone_with_the_server_and_all_goes_on() -> None:
-    """At the first call after the server has been started again."""
-    async with kept_in_memory() as (server, broker):
+async def test_restart_with_memory_storage() -> None:
+    """Streams in memory are created again at the first call after a server restart."""
+    async with opened_in_memory() as (server, broker):
         claims: list[Claim] = []
         for name in ("enqueue", "claim", "wait_for_work", "maintain"):
             call, expected = calls_of(broker, claims)[name]
             assert await broker.enqueue([message()]) == [True]
-            await restarted(server)
+            await restart(server)
             assert await call() == expected
-            await goes_on(broker)
+            await process_job(broker)
             await remove_streams(broker)
 
 
 @pytest.mark.parametrize("number", range(14))
 @virtual
-async def test_streams_that_somebody_deletes_are_made_again(number: int) -> None:
+async def test_deleted_streams(number: int) -> None:
+    """Every call creates deleted streams again."""
     async with served_nats_broker() as broker:
         claims: list[Claim] = []
         call, expected = list(calls_of(broker, claims).values())[number]
         await broker.enqueue([message()])
         claims[:] = await broker.claim(["q"], 1, lease=30)
         await remove_streams(broker)
-        assert await despite_old_files(call) == expected
-        await goes_on(broker)
+        assert await retry_during_deletion(call) == expected
+        await process_job(broker)
 
 
-async def despite_old_files(call: Callable[[], Awaitable[Any]]) -> Any:
-    """Call again where the server has not removed a stream's files yet, and can't make another."""
+async def retry_during_deletion(call: Callable[[], Awaitable[Any]]) -> Any:
+    """Repeat a call while the server can't create a stream because of the old one's files."""
     for _ in range(50):
         try:
             return await call()
@@ -126,9 +127,10 @@ async def despite_old_files(call: Callable[[], Awaitable[Any]]) -> Any:
 
 @real
 @pytest.mark.usefixtures("renewing_often")
-async def test_a_worker_goes_on_when_its_streams_are_made_again(
+async def test_worker_after_stream_loss(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
+    """A worker cancels its lost job and runs new jobs when its streams exist again."""
     with nats_server() as server:
         jobs = JobQueue(NatsBroker(server.url, storage="memory"))
         began, gate = asyncio.Event(), asyncio.Event()
@@ -147,7 +149,7 @@ async def test_a_worker_goes_on_when_its_streams_are_made_again(
             assert await (await add.enqueue(1, 2)).result() == 3
             await hold.enqueue()
             await began.wait()
-            await restarted(server)
+            await restart(server)
             later = await eventually(lambda: add.enqueue(3, 4))
             assert await later.result() == 7
             while worker.in_flight:  # noqa: ASYNC110
@@ -157,43 +159,48 @@ async def test_a_worker_goes_on_when_its_streams_are_made_again(
 
 
 @real
-async def test_who_waits_for_work_goes_on_when_streams_are_made_again() -> None:
-    async with kept_in_memory() as (server, broker):
+async def test_waiter_after_stream_loss() -> None:
+    """Waiting for work ends when a job is enqueued in streams that were created again."""
+    async with opened_in_memory() as (server, broker):
         waiting = asyncio.create_task(eventually(lambda: broker.wait_for_work(["q"], 1000)))
         while not broker._link._listeners:  # noqa: ASYNC110
             await asyncio.sleep(0)
-        await restarted(server)
-        async with opened(server, storage="memory", prefix=broker._layout.prefix) as other:
-            await eventually(lambda: other.enqueue([message()]))
+        await restart(server)
+        async with opened(server, storage="memory", prefix=broker._layout.prefix) as second:
+            await eventually(lambda: second.enqueue([message()]))
             await waiting
         assert len(await broker.claim(["q"], 5, lease=30)) == 1
 
 
 @real
-async def test_what_was_known_of_a_job_that_is_gone_changes_no_other() -> None:
-    """Neither one with the same id, nor the timer of another, at the same place as before."""
+async def test_claim_of_lost_job() -> None:
+    """The claim of a lost job has no effect on a new job with the same id.
+
+    Nor does it delete a new timer that has the same sequence as the old one.
+    """
     prefix = f"test-{token_hex(8)}"
     options: Any = {"storage": "memory", "prefix": prefix}
     with nats_server() as server:
-        async with opened(server, **options) as broker, opened(server, **options) as other:
-            await other.enqueue([message()])
+        async with opened(server, **options) as broker, opened(server, **options) as second:
+            await second.enqueue([message()])
             old = await broker.claim(["q"], 1, lease=30)
-            await restarted(server)
-            assert await eventually(lambda: other.enqueue([message()])) == [True]
-            new = await eventually(lambda: other.claim(["q"], 1, lease=30))
-            assert (await stored(other))["timers"] == 1
+            await restart(server)
+            assert await eventually(lambda: second.enqueue([message()])) == [True]
+            new = await eventually(lambda: second.claim(["q"], 1, lease=30))
+            assert (await stored(second))["timers"] == 1
             assert await eventually(lambda: finish(broker, old)) == [False]
             broker._claims._leases.drop(["one"])
             assert await broker.renew(old, lease=30) == [LeaseStatus.LOST]
-            assert (await stored(other))["timers"] == 1
-            assert await finish(other, new, result=b"new") == [True]
+            assert (await stored(second))["timers"] == 1
+            assert await finish(second, new, result=b"new") == [True]
             assert (await broker.get("one")).result == b"new"
 
 
-@pytest.mark.parametrize("gone", [["ready"], ["timers"], ["ready", "timers"]])
+@pytest.mark.parametrize("deleted", [["ready"], ["timers"], ["ready", "timers"]])
 @virtual
-async def test_jobs_outlive_the_streams_that_are_only_about_them(gone: list[str]) -> None:
-    async with served_nats_broker() as broker, served_nats_broker(like=broker) as other:
+async def test_deleted_hints_and_timers(deleted: list[str]) -> None:
+    """Jobs survive the deletion of the streams with their hints and timers."""
+    async with served_nats_broker() as broker, served_nats_broker(like=broker) as second:
         await broker.enqueue(
             [*messages(3), message("late", delay=100), message("old", retention=1)]
         )
@@ -201,40 +208,40 @@ async def test_jobs_outlive_the_streams_that_are_only_about_them(gone: list[str]
             [message("then", depends_on=("old",)), message("expires", expires=200)]
         )
         (first, *done) = await broker.claim(["q"], 4, lease=30)
-        assert [each.message.id for each in done] == ["0001", "0002", "old"]
+        assert [claim.message.id for claim in done] == ["0001", "0002", "old"]
         await finish(broker, done)
-        for each in gone:
-            await broker._api._ask(f"STREAM.DELETE.{broker._layout.prefix}-{each}")
-        await other.enqueue([message("new")])
-        await other.claim(["none"], 1, lease=30)
+        for name in deleted:
+            await broker._api._ask(f"STREAM.DELETE.{broker._layout.prefix}-{name}")
+        await second.enqueue([message("new")])
+        await second.claim(["none"], 1, lease=30)
         seen: list[str] = []
         for _ in range(12):
             await asyncio.sleep(10)
-            await other.maintain()
-            claims = await other.claim(["q"], 9, lease=1000)
-            seen += [each.message.id for each in claims]
-            await finish(other, claims)
+            await second.maintain()
+            claims = await second.claim(["q"], 9, lease=1000)
+            seen += [claim.message.id for claim in claims]
+            await finish(second, claims)
         assert first.message.id == "0000"
         assert sorted(seen) == ["0000", "expires", "late", "new", "then"]
         await asyncio.sleep(200)
-        await other.maintain()
-        assert await stored(other) == EMPTY
+        await second.maintain()
+        assert await stored(second) == EMPTY
 
 
 @virtual
-async def test_making_streams_again_is_completed_when_it_was_cut() -> None:
-    """At each request in turn."""
-    cut = 0
+async def test_interrupted_recovery() -> None:
+    """A recovery that is interrupted at any request is completed by the next calls."""
+    interruptions = 0
     async with served_nats_broker() as broker:
-        for left in range(20):
-            await broker.enqueue([message(str(left))])
+        for requests in range(20):
+            await broker.enqueue([message(str(requests))])
             await broker._api._ask(f"STREAM.DELETE.{broker._layout.ready}")
             crash = Crash(broker)
-            crash.left = left
+            crash.left = requests
             try:
                 await broker.claim(["q"], 1, lease=30)
             except BrokerUnavailableError:
-                cut += 1
+                interruptions += 1
             crash.left = float("inf")
             await broker.count()
             await broker.maintain()
@@ -243,34 +250,36 @@ async def test_making_streams_again_is_completed_when_it_was_cut() -> None:
                 while not claims:
                     claims = await broker.claim(["q"], 9, lease=30)
                     await asyncio.sleep(0.1)
-            assert [each.message.id for each in claims] == [str(left)]
+            assert [claim.message.id for claim in claims] == [str(requests)]
             await finish(broker, claims)
             await asyncio.sleep(100)
             await broker.maintain()
-    assert 5 < cut < 20
+    assert 5 < interruptions < 20
 
 
 @virtual
-async def test_what_was_under_way_when_timers_were_made_again_is_looked_at_later() -> None:
-    async with served_nats_broker() as broker, served_nats_broker(like=broker) as other:
+async def test_write_during_timer_recovery() -> None:
+    """A job that is written during the recovery of timers gets its timer later."""
+    async with served_nats_broker() as broker, served_nats_broker(like=broker) as second:
         records: Any = broker._records
         write = records.write
 
-        async def write_late(some: Any) -> Any:
+        async def write_late(changes: Any) -> Any:
             await broker._api._ask(f"STREAM.DELETE.{broker._layout.timers}")
-            await other.maintain()
-            return await write(some)
+            await second.maintain()
+            return await write(changes)
 
         records.write = write_late
         await broker.enqueue([message(delay=5)])
         await asyncio.sleep(30)
-        assert await other.maintain() == MaintenanceStats()
+        assert await second.maintain() == MaintenanceStats()
         await asyncio.sleep(31)
-        assert await other.maintain() == MaintenanceStats(due=1)
+        assert await second.maintain() == MaintenanceStats(due=1)
 
 
 @virtual
-async def test_streams_that_are_gone_though_they_have_been_made_again() -> None:
+async def test_failed_recovery() -> None:
+    """Calls fail if streams are still missing after their recovery."""
     async with served_nats_broker() as broker:
         await remove_streams(broker)
         streams: Any = broker._streams
@@ -285,8 +294,8 @@ async def test_streams_that_are_gone_though_they_have_been_made_again() -> None:
 
 
 @real
-async def test_streams_that_can_not_be_made_again() -> None:
-    """A call fails, as anybody else's would; the next one finds what it needs."""
+async def test_stream_creation_error() -> None:
+    """Calls fail if a stream can't be created, and the next call tries it again."""
     async with opened(shared_server()) as broker:
         await broker.enqueue([message()])
         await remove_streams(broker)
@@ -301,20 +310,21 @@ async def test_streams_that_can_not_be_made_again() -> None:
         await remove_streams(broker)
 
 
-# Records and consumers that others have changed
+# Changed records and consumers
 
 
 @virtual
-async def test_records_of_a_newer_version_are_left_alone(caplog: pytest.LogCaptureFixture) -> None:
+async def test_newer_records(caplog: pytest.LogCaptureFixture) -> None:
+    """Records of a newer version are neither claimed, counted nor changed."""
     async with served_nats_broker() as broker:
         await broker.enqueue([message(), message("two"), message("three", delay=5)])
         api: Any = broker._api
         for id in ("one", "three"):
-            (known,) = await broker._records.load([id])
-            newer = known.record.replace(b'"v":1', b'"v":2')
-            await api.replace([(broker._layout.job(id), newer, known.revision)])
+            (entry,) = await broker._records.load([id])
+            newer = entry.record.replace(b'"v":1', b'"v":2')
+            await api.replace([(broker._layout.job(id), newer, entry.revision)])
         claims = await broker.claim(["q"], 5, lease=30)
-        assert [each.message.id for each in claims] == ["two"]
+        assert [claim.message.id for claim in claims] == ["two"]
         assert await broker.enqueue([message(), message("four")]) == [False, True]
         with pytest.raises(
             BrokerUnavailableError, match="by this version of the library: version 2"
@@ -323,23 +333,25 @@ async def test_records_of_a_newer_version_are_left_alone(caplog: pytest.LogCaptu
         assert await broker.count() == 2
         await asyncio.sleep(6)
         assert await broker.maintain() == MaintenanceStats()
-        (known,) = await broker._records.load(["three"])
-        old = known.record.replace(b'"v":2', b'"v":1')
-        await api.replace([(broker._layout.job("three"), old, known.revision)])
+        (entry,) = await broker._records.load(["three"])
+        old = entry.record.replace(b'"v":2', b'"v":1')
+        await api.replace([(broker._layout.job("three"), old, entry.revision)])
         await asyncio.sleep(11)
         assert await broker.maintain() == MaintenanceStats(due=1)
     assert "version 2" in caplog.text
 
 
-def test_what_is_no_record() -> None:
+def test_invalid_record() -> None:
+    """An invalid record raises an error with its revision."""
     for record in (b"", b"[]", b"{}\n", b'{"v":1}\n', b"\xff"):
         with pytest.raises(BrokerUnavailableError, match="revision 7"):
             decode(record, 7)
 
 
-@pytest.mark.parametrize("looking", [True, False])
+@pytest.mark.parametrize("waits", [True, False])
 @virtual
-async def test_consumers_that_are_gone_are_made_again(looking: bool) -> None:
+async def test_deleted_consumers(waits: bool) -> None:
+    """Deleted consumers are created again by claims and by waiting for work."""
     async with served_nats_broker() as broker:
         await broker.enqueue([message()])
         await broker.claim(["q"], 1, lease=30)
@@ -347,53 +359,60 @@ async def test_consumers_that_are_gone_are_made_again(looking: bool) -> None:
         for again in (True, False):
             name, _ = broker._layout.consumer("q", again=again)
             await broker._api._ask(f"CONSUMER.DELETE.{broker._layout.ready}.{name}")
-        if looking:
+        if waits:
             await broker.wait_for_work(["q"], 100)
         claims = await broker.claim(["q"], 5, lease=30)
-        assert [each.message.id for each in claims] == ["two"]
+        assert [claim.message.id for claim in claims] == ["two"]
 
 
 @virtual
-async def test_consumers_with_other_settings_are_refused() -> None:
+async def test_consumer_settings() -> None:
+    """A consumer that exists with different settings is rejected."""
     async with served_nats_broker() as broker:
         name, settings = broker._layout.consumer("q", again=True)
-        other = {**settings, "ack_wait": 5_000_000_000}
-        await broker._api.ensure_consumer(broker._layout.ready, name, other)
+        changed = {**settings, "ack_wait": 5_000_000_000}
+        await broker._api.ensure_consumer(broker._layout.ready, name, changed)
         with pytest.raises(BrokerUnavailableError, match="ack_wait is 5000000000 instead of"):
             await broker.claim(["q"], 1, lease=30)
 
 
 @virtual
-async def test_what_was_just_stored_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Though a consumer hears of it a moment after whoever has stored it."""
+async def test_claim_after_enqueue(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A claim finds jobs that were enqueued just before.
+
+    A consumer may lag behind its stream.
+    """
     monkeypatch.setattr("background.queues.nats.ready_queue._EXPECTED", 2)
     async with served_nats_broker() as broker:
         for number in range(100):
             await broker.enqueue([message(f"{number}-{n}") for n in range(3)])
             claims = await broker.claim(["q"], 2, lease=30)
             claims += await broker.claim(["q"], 1, lease=30)
-            assert [each.message.id for each in claims] == [f"{number}-{n}" for n in range(3)]
+            assert [claim.message.id for claim in claims] == [f"{number}-{n}" for n in range(3)]
             await finish(broker, claims)
         assert not broker._ready._expected
 
 
 @virtual
-async def test_what_was_taken_last_is_there_while_there_is_more() -> None:
-    """Or else what a claim costs would grow with the number of jobs that are ready."""
+async def test_delayed_acknowledgement() -> None:
+    """Hints of a claim are acknowledged with the next claim, or after a short delay.
+
+    Otherwise the cost of a claim would grow with the number of ready jobs.
+    """
     async with served_nats_broker() as broker:
         await broker.enqueue(messages(9))
         for most, left in ((2, 9), (2, 7)):
             await broker.claim(["q"], most, lease=30)
             await broker.get("0000")
-            assert await ready_at_last(broker, left) == left
-        await asyncio.sleep(0.2)  # after which nobody is expected to take more
-        assert await ready_at_last(broker, 5) == 5
+            assert await poll_hints(broker, left) == left
+        await asyncio.sleep(0.2)  # after that, acknowledgements do not wait for another claim
+        assert await poll_hints(broker, 5) == 5
         assert len(await broker.claim(["q"], 9, lease=30)) == 5
-        assert await ready_at_last(broker, 0) == 0
+        assert await poll_hints(broker, 0) == 0
 
 
-async def ready_at_last(broker: NatsBroker, expected: int) -> int:
-    """How many jobs are offered once the server has seen to what it was told, or in the end."""
+async def poll_hints(broker: NatsBroker, expected: int) -> int:
+    """Return the number of hints once it is at most `expected`, or after 500 queries."""
     for _ in range(500):
         left = (await stored(broker))["ready"]
         if left <= expected:
@@ -402,19 +421,21 @@ async def ready_at_last(broker: NatsBroker, expected: int) -> int:
 
 
 @virtual
-async def test_two_that_take_at_the_same_time() -> None:
+async def test_overlapping_fetches() -> None:
+    """The hints of two overlapping fetches are acknowledged after a short delay."""
     async with served_nats_broker() as broker:
         await broker.enqueue(messages(9))
         ready = broker._ready
         for offers in [await ready.take("q", 2), await ready.take("q", 2)]:
             ready.done(offers)
-        assert await ready_at_last(broker, 9) == 9
+        assert await poll_hints(broker, 9) == 9
         await asyncio.sleep(0.2)
-        assert await ready_at_last(broker, 5) == 5
+        assert await poll_hints(broker, 5) == 5
 
 
 @virtual
-async def test_settlements_of_the_same_job_in_one_call() -> None:
+async def test_duplicate_settlement() -> None:
+    """The first of two settlements of a job in one call is accepted."""
     async with served_nats_broker() as broker:
         await broker.enqueue([message()])
         claims = await broker.claim(["q"], 1, lease=30)
@@ -422,21 +443,23 @@ async def test_settlements_of_the_same_job_in_one_call() -> None:
 
 
 @virtual
-async def test_changes_by_others_while_it_is_held() -> None:
-    async with served_nats_broker() as broker, served_nats_broker(like=broker) as other:
+async def test_changes_during_lease() -> None:
+    """A lease is still held after another broker has renewed it and saved a result."""
+    async with served_nats_broker() as broker, served_nats_broker(like=broker) as second:
         await broker.enqueue([message()])
         claims = await broker.claim(["q"], 1, lease=30)
-        assert await other.renew(claims, lease=60) == [LeaseStatus.HELD]
-        assert await other.save("one", claims[0].token, b"half")
+        assert await second.renew(claims, lease=60) == [LeaseStatus.HELD]
+        assert await second.save("one", claims[0].token, b"half")
         assert await broker.renew(claims, lease=90) == [LeaseStatus.HELD]
         await asyncio.sleep(80)
-        await other.maintain()
+        await second.maintain()
         assert await finish(broker, claims, result=b"1") == [True]
-        assert await finish(other, claims) == [False]
+        assert await finish(second, claims) == [False]
 
 
 @virtual
-async def test_leases_that_nobody_settled_are_not_remembered() -> None:
+async def test_expired_leases_in_memory() -> None:
+    """A broker drops its leases that have expired."""
     async with served_nats_broker() as broker:
         await broker.enqueue(messages(3))
         (first, *_) = await broker.claim(["q"], 3, lease=30)
@@ -450,7 +473,8 @@ async def test_leases_that_nobody_settled_are_not_remembered() -> None:
 
 
 @virtual
-async def test_a_delay_that_is_longer_than_the_lease() -> None:
+async def test_delay_longer_than_lease() -> None:
+    """A job can be scheduled with a delay that is longer than its lease."""
     async with served_nats_broker() as broker:
         await broker.enqueue([message()])
         (claim,) = await broker.claim(["q"], 1, lease=30)
@@ -461,9 +485,10 @@ async def test_a_delay_that_is_longer_than_the_lease() -> None:
 
 
 @virtual
-async def test_what_could_not_be_claimed_is_left_to_others_at_once() -> None:
-    async with served_nats_broker() as broker, served_nats_broker(like=broker) as other:
-        await other.enqueue(messages(3))
+async def test_hints_of_failed_claim() -> None:
+    """The hints of a failed claim are available to other brokers at once."""
+    async with served_nats_broker() as broker, served_nats_broker(like=broker) as second:
+        await second.enqueue(messages(3))
         jobs: Any = broker._jobs
         jobs.change = functools.partial(_fail, "lost")
         with pytest.raises(BrokerUnavailableError, match="lost"):
@@ -471,7 +496,7 @@ async def test_what_could_not_be_claimed_is_left_to_others_at_once() -> None:
         seen: list[str] = []
         async with asyncio.timeout(SOON):
             while len(seen) < 3:
-                seen += [each.message.id for each in await other.claim(["q"], 3, lease=30)]
+                seen += [claim.message.id for claim in await second.claim(["q"], 3, lease=30)]
         assert seen == ["0000", "0001", "0002"]
 
 
@@ -479,11 +504,12 @@ async def _fail(message: str, *args: Any, **options: Any) -> None:
     raise BrokerUnavailableError(message)
 
 
-# Nothing is left
+# Deletion
 
 
 @virtual
-async def test_nothing_is_left_of_leases_once_all_of_a_claim_are_settled() -> None:
+async def test_lease_timers_after_settlement() -> None:
+    """The lease timers of a claim are deleted when all its jobs are settled."""
     async with served_nats_broker() as broker:
         await broker.enqueue(messages(3, retention=0))
         one, two, three = await broker.claim(["q"], 9, lease=30)
@@ -496,8 +522,8 @@ async def test_nothing_is_left_of_leases_once_all_of_a_claim_are_settled() -> No
 
 
 @virtual
-async def test_nothing_grows() -> None:
-    """Whatever becomes of jobs, nothing is left once they are forgotten."""
+async def test_streams_after_retention() -> None:
+    """All records, hints and timers are deleted after the retention of their jobs."""
     async with served_nats_broker() as broker:
         await broker.enqueue(messages(20, expires=50))
         await broker.enqueue([message("late", delay=20), message("never", delay=500, expires=5)])
@@ -508,9 +534,9 @@ async def test_nothing_grows() -> None:
         await broker.cancel("gone")
         claims = await broker.claim(["q"], 12, lease=30)
         await finish(broker, claims[:8])
-        back = [
-            Settlement(id=each.message.id, token=each.token, state=state, delay=delay)
-            for each, (state, delay) in zip(
+        settlements = [
+            Settlement(id=claim.message.id, token=claim.token, state=state, delay=delay)
+            for claim, (state, delay) in zip(
                 claims[8:],
                 [
                     (JobState.READY, 0),
@@ -521,13 +547,13 @@ async def test_nothing_grows() -> None:
                 strict=True,
             )
         ]
-        assert await broker.settle(back) == [True] * 4
+        assert await broker.settle(settlements) == [True] * 4
         assert await broker.requeue(claims[0].message.id)
         await broker.maintain()
         for round in range(6):
             held = await broker.claim(["q"], 50, lease=30)
             await broker.renew(held, lease=45)
-            await finish(broker, held[round < 5 :])  # of one, the worker dies
+            await finish(broker, held[round < 5 :])  # in all rounds but the last, one lease expires
             await asyncio.sleep(100)
             await broker.maintain()
         await asyncio.sleep(700)

@@ -32,7 +32,8 @@ from background.queues.redis import RedisBroker
 SCRIPT = PROGRAMS / "redis_fork.py"
 
 
-async def test_opening_and_closing_again(server: Server) -> None:
+async def test_open_and_close_twice(server: Server) -> None:
+    """A broker can be opened and closed repeatedly, also by concurrent calls."""
     broker = make_redis(server.name, Path())
     await broker.close()
     tasks = asyncio.all_tasks()
@@ -51,8 +52,8 @@ async def test_opening_and_closing_again(server: Server) -> None:
                 await call()
 
 
-async def test_many_calls_at_once(broker: RedisBroker) -> None:
-    """Share the connection, and each gets its own answer."""
+async def test_concurrent_calls(broker: RedisBroker) -> None:
+    """Concurrent calls share the connection and get their own answers."""
     got: dict[str, Any] = {}
     await broker.enqueue(messages(300))
 
@@ -60,18 +61,19 @@ async def test_many_calls_at_once(broker: RedisBroker) -> None:
         got[id] = await broker.get(id)
 
     async with anyio.create_task_group() as group:
-        for each in messages(300):
-            group.start_soon(get, each.id)
+        for sent in messages(300):
+            group.start_soon(get, sent.id)
     assert {id: job.message.id for id, job in got.items()} == {id: id for id in got}
     assert len(got) == 300
 
 
 @pytest.mark.parametrize("how", How)
 @pytest.mark.parametrize("number", range(13))
-async def test_cancelled_at_any_point_a_call_is_done_or_not(
-    broker: RedisBroker, how: How, number: int
-) -> None:
-    """At each suspension in turn; the next calls get their own answers."""
+async def test_cancel_call(broker: RedisBroker, how: How, number: int) -> None:
+    """A call that is cancelled at any suspension takes full effect or none.
+
+    The next calls get their own answers.
+    """
     await broker.enqueue([message("own", queue="own")])
     claim = await claim_one(broker, "own")
     calls: list[Callable[[], Any]] = [
@@ -92,19 +94,19 @@ async def test_cancelled_at_any_point_a_call_is_done_or_not(
     points = 0
     for when in When:
         for suspension in range(1, 50):
-            world = World(Point(suspension, when, how))
-            outcome = await world.drive(calls[number]())
+            run = World(Point(suspension, when, how))
+            outcome = await run.drive(calls[number]())
             assert outcome.cancelled or outcome.error is None
             assert await broker.count() in (1, 4)
             assert await broker.requeue("?") is False
             job = await broker.get("own")
             assert job is not None
             assert job.message.id == "own"
-            if world.injected_at is None:
+            if run.injected_at is None:
                 break
             points += 1
         else:
-            raise AssertionError("there is no end to the suspensions")
+            raise AssertionError("the call was suspended 49 times")
     assert points
     assert await broker.enqueue([message("last", queue="t")]) == [True]
     assert await claimed(broker, "t") == ["last"]
@@ -112,8 +114,8 @@ async def test_cancelled_at_any_point_a_call_is_done_or_not(
 
 @pytest.mark.parametrize("how", How)
 @pytest.mark.parametrize("action", ["open", "close"])
-async def test_cancelled_while_opening_or_closing(server: Server, how: How, action: str) -> None:
-    """Nothing is left, and the broker can be opened again."""
+async def test_cancel_open_and_close(server: Server, how: How, action: str) -> None:
+    """A cancelled open or close leaves no task, and the broker can be opened again."""
     tasks = asyncio.all_tasks()
     for when in When:
         for suspension in range(1, 50):
@@ -121,23 +123,26 @@ async def test_cancelled_while_opening_or_closing(server: Server, how: How, acti
             if action == "close":
                 await broker.open()
                 await broker.wait_for_work(["q"], 0.001)
-            world = World(Point(suspension, when, how))
-            await world.drive(getattr(broker, action)())
+            run = World(Point(suspension, when, how))
+            await run.drive(getattr(broker, action)())
             await broker.close()
             await anyio.wait_all_tasks_blocked()
             assert asyncio.all_tasks() == tasks
             await broker.open()
             assert await broker.count() == 0
             await broker.close()
-            if world.injected_at is None:
+            if run.injected_at is None:
                 break
         assert 1 < suspension < 49
     gc.collect()
 
 
-async def test_cancelled_while_the_server_is_busy(broker: RedisBroker, server: Server) -> None:
-    """The call is done, and others get their own answers."""
-    link: Any = broker._session.connection
+async def test_cancel_sent_call(broker: RedisBroker, server: Server) -> None:
+    """A call that is cancelled after it was sent takes effect.
+
+    Other calls get their own answers.
+    """
+    connection: Any = broker._session.connection
     states: list[JobState | None] = []
     scope = anyio.CancelScope()
 
@@ -145,29 +150,31 @@ async def test_cancelled_while_the_server_is_busy(broker: RedisBroker, server: S
         with scope:
             await broker.enqueue([message()])
 
-    async def look() -> None:
+    async def read_state() -> None:
         states.append(await state_of(broker))
 
     async with anyio.create_task_group() as group:
         with Redis.from_url(server.url) as client:
             client.client_pause(50)
         group.start_soon(enqueue)
-        group.start_soon(look)
-        await until(lambda: len(link._sent) == 2)
+        group.start_soon(read_state)
+        await until(lambda: len(connection._sent) == 2)
         scope.cancel()
     assert scope.cancelled_caught
     assert states == [JobState.READY]
 
 
-async def test_withdrawn_before_it_was_sent_a_call_is_not_done(broker: RedisBroker) -> None:
+async def test_cancel_before_sending(broker: RedisBroker) -> None:
+    """A call that is cancelled before it is sent has no effect."""
     with anyio.CancelScope() as scope:
         scope.cancel()
         await broker.enqueue([message()])
     assert await broker.count() == 0
 
 
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no forking")
-def test_after_a_fork_the_child_is_refused(server: Server, anyio_backend: object) -> None:
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="the platform has no fork")
+def test_fork(server: Server, anyio_backend: object) -> None:
+    """A forked child can't use its parent's connection, but can open the broker again."""
     with running(SCRIPT, server.url) as process:
         assert process.wait() == 0
     refused, *lines = process.lines
@@ -178,20 +185,21 @@ def test_after_a_fork_the_child_is_refused(server: Server, anyio_backend: object
 
 
 @pytest.mark.parametrize("closes", [True, False])
-async def test_what_another_process_has_opened_is_refused(
-    broker: RedisBroker, closes: bool
-) -> None:
-    """It is not even closed, as the sockets are the other's; opened again, it is one's own."""
-    link: Any = broker._session.connection
-    link._process = 0
+async def test_calls_after_fork(broker: RedisBroker, closes: bool) -> None:
+    """After a fork, calls fail until the broker is opened again.
+
+    The old connection is not closed, because its sockets belong to the parent.
+    """
+    connection: Any = broker._session.connection
+    connection._process = 0
     with pytest.raises(BrokerUnavailableError, match="before a fork"):
         await broker.count()
     if closes:
         await broker.close()
     await broker.open()
     assert await broker.count() == 0
-    assert broker._session.connection is not link
-    link._process = os.getpid()
-    await link.close()
+    assert broker._session.connection is not connection
+    connection._process = os.getpid()
+    await connection.close()
     with pytest.raises(BrokerUnavailableError, match="not open"):
-        await link.call(b"")
+        await connection.call(b"")

@@ -28,7 +28,8 @@ from background.queues.abc import LeaseStatus
 from background.queues.redis import RedisBroker
 
 
-async def test_scripts_that_the_server_has_forgotten(broker: RedisBroker, server: Server) -> None:
+async def test_flushed_scripts(broker: RedisBroker, server: Server) -> None:
+    """A script that is missing on the server is sent again, once."""
     await broker.enqueue([message()])
     with Redis.from_url(server.url) as client:
         client.script_flush()
@@ -38,10 +39,8 @@ async def test_scripts_that_the_server_has_forgotten(broker: RedisBroker, server
         assert client.info("commandstats")["cmdstat_eval"]["calls"] == before
 
 
-async def test_a_server_that_is_killed_and_started_again(
-    server: Server, anyio_backend: object
-) -> None:
-    """What was acknowledged is there, and nobody has to open anything anew."""
+async def test_server_restart(server: Server, anyio_backend: object) -> None:
+    """Acknowledged calls survive a killed server, and the broker reconnects by itself."""
     durable = "--appendonly", "yes", "--appendfsync", "always", "--save", ""
     with own_server(server.name, *durable) as own:
         async with open_broker(own.url) as broker:
@@ -58,7 +57,7 @@ async def test_a_server_that_is_killed_and_started_again(
                     await broker.wait_for_work(["q"], 1)
                     claims = await broker.claim(["q"], 5, lease=30)
                     if all(await finish(broker, claims)):
-                        settled.extend(each.message.id for each in claims)
+                        settled.extend(claim.message.id for claim in claims)
 
             async def until_killed(fn: Any, *args: Any) -> None:
                 with pytest.raises(BrokerUnavailableError, match="redis://127"):
@@ -84,17 +83,18 @@ async def test_a_server_that_is_killed_and_started_again(
             assert await broker.claim(["q"], 1, lease=30)
 
 
-async def test_a_server_that_never_answers(server: Server, anyio_backend: object) -> None:
+async def test_open_timeout(server: Server, anyio_backend: object) -> None:
+    """Opening fails if the server does not answer within the timeout."""
     async with Relay(server.port) as relay:
         relay.swallows = True
         with pytest.raises(BrokerUnavailableError, match=r"no answer within 0\.1 s$"):
             await RedisBroker(relay.url, timeout=0.1).open()
 
 
-async def test_connections_that_are_half_open_or_cut(
+async def test_broken_connections(
     server: Server, anyio_backend: object, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The next call makes a new one."""
+    """A connection that is half-open or cut fails a call and is replaced at the next one."""
     monkeypatch.setattr("background.queues.redis.pubsub._RECONNECT", 0.01)
     prefix = make_redis(server.name, Path()).prefix
     async with (
@@ -109,23 +109,24 @@ async def test_connections_that_are_half_open_or_cut(
         assert await broker.enqueue([message()]) == [True]
         connected = relay.connected
         relay.cut()
-        await until(lambda: relay.connected > connected)  # as the listener comes back
+        await until(lambda: relay.connected > connected)  # the listener reconnects
         assert await broker.count() == 1
         async with anyio.create_task_group() as group:
             relay.swallows = True
 
-            async def cut() -> None:
+            async def fail_to_enqueue() -> None:
                 with pytest.raises(BrokerUnavailableError, match="closed"):
                     await broker.enqueue([message("two")])
 
-            group.start_soon(cut)
+            group.start_soon(fail_to_enqueue)
             await anyio.wait_all_tasks_blocked()
             relay.cut()
         relay.swallows = False
         assert await broker.enqueue([message("two")]) == [True]
 
 
-async def test_waiting_for_a_server_that_has_gone(server: Server, anyio_backend: object) -> None:
+async def test_wait_for_work_without_server(server: Server, anyio_backend: object) -> None:
+    """Waiting for work fails if the server is gone."""
     with own_server(server.name) as own:
         async with open_broker(own.url) as broker:
             own.kill()
@@ -133,8 +134,8 @@ async def test_waiting_for_a_server_that_has_gone(server: Server, anyio_backend:
                 await broker.wait_for_work(["q"], 1000)
 
 
-async def test_a_server_without_memory(server: Server, anyio_backend: object) -> None:
-    """Nothing more is enqueued, and workers go on, which makes room."""
+async def test_server_out_of_memory(server: Server, anyio_backend: object) -> None:
+    """Only enqueueing fails when the server is out of memory; workers free memory."""
     with own_server(server.name, "--save", "") as own, Redis.from_url(own.url) as client:
         async with open_broker(own.url) as broker:
             await broker.enqueue([*messages(3), message("late", delay=1000)])
@@ -157,8 +158,11 @@ async def test_a_server_without_memory(server: Server, anyio_backend: object) ->
             assert await broker.enqueue([message("more")]) == [True]
 
 
-async def test_a_server_that_is_a_replica_now(server: Server, anyio_backend: object) -> None:
-    """The broker connects anew, as its address may be the new master's by then."""
+async def test_server_becomes_replica(server: Server, anyio_backend: object) -> None:
+    """The broker reconnects after its server has become a replica.
+
+    The address may belong to the new primary by then.
+    """
     with own_server(server.name) as own, Redis.from_url(own.url) as client:
         async with open_broker(own.url) as broker:
             client.replicaof("127.0.0.1", 1)
@@ -173,10 +177,10 @@ async def test_a_server_that_is_a_replica_now(server: Server, anyio_backend: obj
 
 
 @pytest.mark.parametrize("name", ["order", "messages", "ready"])
-async def test_keys_that_are_somebody_elses(broker: RedisBroker, server: Server, name: str) -> None:
-    """What failed half-way by that can be repeated."""
+async def test_keys_of_wrong_type(broker: RedisBroker, server: Server, name: str) -> None:
+    """A call that failed at a key of the wrong type can be repeated."""
     with Redis.from_url(server.url) as client:
-        client.set(f"{{{broker.prefix}}}:{name}", "mine")
+        client.set(f"{{{broker.prefix}}}:{name}", "other")
         with pytest.raises(BrokerUnavailableError, match="WRONGTYPE"):
             await broker.enqueue([message()])
         client.delete(f"{{{broker.prefix}}}:{name}")

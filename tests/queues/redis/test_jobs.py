@@ -23,46 +23,51 @@ from support.time import SOON
 from background.queues._errors import BrokerUnavailableError
 from background.queues._states import JobState
 from background.queues.abc import LeaseStatus, MaintenanceStats
-from background.queues.redis import RedisBroker, RedisResults, script
+from background.queues.redis import RedisBroker, RedisResults
 from background.queues.redis import broker as module
+from background.queues.redis import script as script_module
 from background.queues.redis.script import KEYS, Script
 
 
 def keys(server: Server, broker: RedisBroker) -> dict[str, int]:
-    """Return the names of a broker's keys with the bytes that each takes."""
+    """Return the sizes in bytes of a broker's keys, by name."""
     with Redis.from_url(server.url) as client:
         names = client.keys(f"{{{broker.prefix}}}:*")
         return {
-            each.decode().partition(":")[2]: client.memory_usage(each, samples=0) for each in names
+            name.decode().partition(":")[2]: client.memory_usage(name, samples=0) for name in names
         }
 
 
 # Jobs
 
 
-async def test_ids_that_would_not_fit(broker: RedisBroker) -> None:
-    for wrong in ("a b", "a\nb", "a\0b"):
-        for bad in (message(wrong), message(queue=wrong), message(handler=wrong)):
+async def test_invalid_names(broker: RedisBroker) -> None:
+    """Ids and names with white space or a null character are rejected."""
+    for name in ("a b", "a\nb", "a\0b"):
+        for invalid in (message(name), message(queue=name), message(handler=name)):
             with pytest.raises(ValueError, match="ids and names"):
-                await broker.enqueue([message("fits"), bad])
+                await broker.enqueue([message("valid"), invalid])
     assert await broker.count() == 0
 
 
-async def test_nothing_at_all(broker: RedisBroker, server: Server) -> None:
+async def test_enqueue_nothing(broker: RedisBroker, server: Server) -> None:
+    """Enqueueing no messages stores nothing except the version."""
     assert await broker.enqueue([]) == []
     assert set(keys(server, broker)) == {"version"}
 
 
-async def test_numbers_come_back_as_they_were(broker: RedisBroker) -> None:
+async def test_numbers_round_trip(broker: RedisBroker) -> None:
+    """Numbers in a message are returned unchanged."""
     sent = message(retention=1e9 + 1 / 3, delay=-0.1, at=1 / 3, expires=float("inf"), handler="-")
     await broker.enqueue([sent])
     assert (await claim_one(broker)).message == sent
 
 
-async def test_large_numbers_are_dealt_with_in_parts(
-    broker: RedisBroker, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """So that no script keeps others waiting."""
+async def test_chunks(broker: RedisBroker, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Many jobs are processed in chunks.
+
+    A long script would block other clients.
+    """
     monkeypatch.setattr(module, "_CHUNK", 4)
     monkeypatch.setattr("background.queues.redis.codec._MOST_AT_ONCE", 3)
     await broker.enqueue([*messages(10, delay=5), message("z", queue="r")])
@@ -70,8 +75,8 @@ async def test_large_numbers_are_dealt_with_in_parts(
     assert len([job async for job in broker.scan()]) == 11
     await elapse(broker, 6)
     assert await broker.maintain() == MaintenanceStats(due=10)
-    claims = [each for _ in range(3) for each in await broker.claim(["q"], 10, lease=30)]
-    assert [each.message.id for each in claims] == [f"{number:04}" for number in range(10)]
+    claims = [claim for _ in range(3) for claim in await broker.claim(["q"], 10, lease=30)]
+    assert [claim.message.id for claim in claims] == [f"{number:04}" for number in range(10)]
     assert await broker.renew(claims, lease=30) == [LeaseStatus.HELD] * 10
     assert await finish(broker, claims) == [True] * 10
     assert await broker.purge(state=JobState.DEAD) == 0
@@ -84,9 +89,10 @@ async def test_large_numbers_are_dealt_with_in_parts(
     assert await broker.count() == 1
 
 
-async def test_of_many_messages_none_is_enqueued_that_needs_an_unknown_job(
+async def test_unknown_dependency_in_chunks(
     broker: RedisBroker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """An unknown dependency rejects all messages of a call, even in several chunks."""
     monkeypatch.setattr("background.queues.redis.codec._MOST_AT_ONCE", 3)
     chain = [message("0"), *(message(str(n), depends_on=(str(n - 1), "0")) for n in range(1, 8))]
     with pytest.raises(ValueError, match="job x depends on job y, which is not stored"):
@@ -101,7 +107,8 @@ async def test_of_many_messages_none_is_enqueued_that_needs_an_unknown_job(
     )
 
 
-async def test_what_is_over_is_unknown_even_before_it_is_forgotten(broker: RedisBroker) -> None:
+async def test_past_retention(broker: RedisBroker) -> None:
+    """A job past its retention is not found, even before maintenance deletes it."""
     await broker.enqueue([message(retention=5), message("two", expires=5)])
     await finish(broker, await broker.claim(["q"], 1, lease=30))
     await elapse(broker, 6)
@@ -115,66 +122,67 @@ async def test_what_is_over_is_unknown_even_before_it_is_forgotten(broker: Redis
         await broker.enqueue([message("three", depends_on=("one",))])
 
 
-async def test_ids_that_are_new_known_or_known_no_more_in_one_call(broker: RedisBroker) -> None:
+async def test_mixed_ids(broker: RedisBroker) -> None:
+    """One call may contain new ids, stored ids, and ids of jobs past their retention."""
     await broker.enqueue(
-        [message("over", retention=5), message("ready"), message("later", delay=50)]
+        [message("past", retention=5), message("ready"), message("later", delay=50)]
     )
     await finish(broker, await broker.claim(["q"], 1, lease=30))
     await elapse(broker, 6)
-    needs = ("over", "ready", "new")
+    dependencies = ("past", "ready", "new")
     sent = [
-        *(message("ready", body=b"other"), message("over", body=b"again"), message("later")),
-        *(message("new"), message("new", body=b"other"), message("all", depends_on=needs)),
+        *(message("ready", body=b"other"), message("past", body=b"again"), message("later")),
+        *(message("new"), message("new", body=b"other"), message("all", depends_on=dependencies)),
     ]
     assert await broker.enqueue(sent) == [False, True, False, True, False, True]
     claims = await broker.claim(["q"], 9, lease=30)
-    bodies = {each.message.id: each.message.body for each in claims}
-    assert bodies == {"ready": message().body, "over": b"again", "new": message().body}
+    bodies = {claim.message.id: claim.message.body for claim in claims}
+    assert bodies == {"ready": message().body, "past": b"again", "new": message().body}
     await finish(broker, claims)
     assert await claimed(broker) == ["all"]
     assert await broker.count() == 5
     assert await broker.enqueue(sent) == [False] * 6
 
 
-async def test_a_job_can_need_one_that_is_over_within_the_same_call(broker: RedisBroker) -> None:
+async def test_dependency_without_retention(broker: RedisBroker) -> None:
+    """A job can depend on a job of the same call that ends at once without retention."""
     nothing = message("nothing", handler=None, retention=0)
     assert await broker.enqueue([nothing, message(depends_on=("nothing",))]) == [True, True]
     assert await claimed(broker) == ["one"]
     assert await broker.get("nothing") is None
 
 
-async def test_more_that_has_expired_than_one_script_ends(broker: RedisBroker) -> None:
-    """It is not handed out all the same."""
+async def test_many_expired_jobs(broker: RedisBroker) -> None:
+    """Expired jobs are not claimed, even if there are more than one script ends."""
     await broker.enqueue([*messages(150, expires=5), message("last")])
     await elapse(broker, 6)
     assert await claimed(broker) == ["last"]
     assert await broker.count(state=JobState.EXPIRED) == 150
 
 
-async def test_large_jobs_are_scanned_in_parts(
-    broker: RedisBroker, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """And enqueued so."""
+async def test_large_messages(broker: RedisBroker, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Large messages are enqueued and scanned in chunks of limited size."""
     monkeypatch.setattr("background.queues.redis.codec._MOST_BYTES", 5_000_000)
     answers: list[int] = []
     ask = broker._ask
 
-    async def watch(*args: Any) -> bytes:
+    async def record_size(*args: Any) -> bytes:
         answer = await ask(*args)
         answers.append(len(answer))
         return answer
 
-    monkeypatch.setattr(broker, "_ask", watch)
+    monkeypatch.setattr(broker, "_ask", record_size)
     assert await broker.enqueue(messages(20, body=b"x" * 900_000)) == [True] * 20
     assert answers == [5] * 4
     answers.clear()
     found = [job.message.id async for job in broker.scan()]
-    assert found == [each.id for each in messages(20)]
+    assert found == [sent.id for sent in messages(20)]
     assert len(answers) == 4
     assert max(answers) < 6_000_000
 
 
-async def test_a_job_handed_back_can_be_delayed(broker: RedisBroker) -> None:
+async def test_release_with_delay(broker: RedisBroker) -> None:
+    """A job can be released with a delay, and its attempt is not counted."""
     await broker.enqueue([message()])
     assert await settle(broker, await claim_one(broker), JobState.READY, delay=10)
     assert await claimed(broker) == []
@@ -182,15 +190,16 @@ async def test_a_job_handed_back_can_be_delayed(broker: RedisBroker) -> None:
     assert (await claim_one(broker)).attempt == 1
 
 
-async def test_waiting_for_a_job_that_expires(broker: RedisBroker) -> None:
-    """Nobody else has to do maintenance for that."""
+async def test_wait_for_expiry(broker: RedisBroker) -> None:
+    """Waiting for a job returns when it expires, without maintenance by another process."""
     await broker.enqueue([message(expires=0.05)])
     job = await broker.wait("one", SOON)
     assert job is not None
     assert job.state is JobState.EXPIRED
 
 
-async def test_who_needs_a_job_twice_waits_for_it_once(broker: RedisBroker) -> None:
+async def test_duplicate_dependency(broker: RedisBroker) -> None:
+    """A dependency that is listed twice is awaited once, and its result is passed twice."""
     await broker.enqueue([message("a", retention=0), message("b", depends_on=("a", "a"))])
     claim = await claim_one(broker)
     assert await settle(broker, claim, JobState.SUCCEEDED, result=b"1")
@@ -198,13 +207,13 @@ async def test_who_needs_a_job_twice_waits_for_it_once(broker: RedisBroker) -> N
 
 
 async def use_everything(broker: RedisBroker, server: Server) -> None:
-    """Leave something in every key."""
+    """Store data in every key."""
     sent = [*messages(50), *messages(50, delay=100)]
     await broker.enqueue(sent)
     await broker.enqueue([message("early", expires=1000), message("later", delay=1000)])
-    needs = tuple(each.id for each in messages(50))
+    dependencies = tuple(sent.id for sent in messages(50))
     await broker.enqueue(
-        [message("all", depends_on=needs), message("other", depends_on=("all", "later"))]
+        [message("all", depends_on=dependencies), message("other", depends_on=("all", "later"))]
     )
     claims = await broker.claim(["q"], 20, lease=LEASE)
     for claim in claims:
@@ -223,8 +232,11 @@ async def use_everything(broker: RedisBroker, server: Server) -> None:
 # Keys
 
 
-async def test_nothing_is_left_when_jobs_are_forgotten(broker: RedisBroker, server: Server) -> None:
-    """But the number of the latest, and for a while who waits."""
+async def test_keys_after_retention(broker: RedisBroker, server: Server) -> None:
+    """The keys of jobs are deleted after their retention.
+
+    The number of the latest job remains, and for a while the queues with waiters.
+    """
     await use_everything(broker, server)
     assert set(keys(server, broker)) == set(KEYS)
     assert await broker.count() == 56
@@ -242,7 +254,8 @@ async def test_nothing_is_left_when_jobs_are_forgotten(broker: RedisBroker, serv
         assert client.pttl(f"{{{broker.prefix}}}:number") == -1
 
 
-async def test_nothing_is_left_when_jobs_are_purged(broker: RedisBroker, server: Server) -> None:
+async def test_keys_after_purge(broker: RedisBroker, server: Server) -> None:
+    """The keys of purged jobs are deleted."""
     await use_everything(broker, server)
     async for job in broker.scan():
         await broker.cancel(job.message.id)
@@ -250,9 +263,8 @@ async def test_nothing_is_left_when_jobs_are_purged(broker: RedisBroker, server:
     assert set(keys(server, broker)) == {"version", "number", "idle"}
 
 
-async def test_nothing_is_left_of_jobs_that_are_not_kept(
-    broker: RedisBroker, server: Server
-) -> None:
+async def test_keys_without_retention(broker: RedisBroker, server: Server) -> None:
+    """A job without retention leaves no keys."""
     await broker.enqueue([message(retention=0), message("two", retention=0, handler=None)])
     claim = await claim_one(broker)
     await broker.save("one", claim.token, b"half")
@@ -260,30 +272,29 @@ async def test_nothing_is_left_of_jobs_that_are_not_kept(
     assert set(keys(server, broker)) == {"version", "number"}
 
 
-def test_scripts_touch_no_keys_but_those_they_name() -> None:
-    """Which is what a cluster asks for."""
-    scripts = [each for each in vars(script).values() if isinstance(each, Script)]
+def test_scripts_declare_keys() -> None:
+    """Scripts use only the keys that they declare, as Redis Cluster requires."""
+    scripts = [value for value in vars(script_module).values() if isinstance(value, Script)]
     assert len(scripts) == 15
-    for each in scripts:
-        commands = re.findall(r"\b(?:call|bulk)\('(\w+)'(, KEYS\[\d+\])?", each.text.decode())
+    for script in scripts:
+        commands = re.findall(r"\b(?:call|bulk)\('(\w+)'(, KEYS\[\d+\])?", script.text.decode())
         assert len(commands) > 20
         assert {name for name, key in commands if not key} == {"TIME", "PUBLISH"}
 
 
-async def test_who_waits_for_whom_is_forgotten_once_it_is_settled(
-    broker: RedisBroker, server: Server
-) -> None:
-    needs = f"{{{broker.prefix}}}:dependants"
+async def test_dependants_are_deleted(broker: RedisBroker, server: Server) -> None:
+    """Entries of dependants are deleted when the dependency succeeds or the dependant ends."""
+    dependants = f"{{{broker.prefix}}}:dependants"
     await broker.enqueue([message("a"), message("b"), message("c", depends_on=("a", "b"))])
     with Redis.from_url(server.url) as client:
         await settle(broker, await claim_one(broker), JobState.SUCCEEDED)
-        assert client.zrange(needs, 0, -1) == [b"b c 2"]
+        assert client.zrange(dependants, 0, -1) == [b"b c 2"]
         await broker.cancel("c")
-        assert client.zrange(needs, 0, -1) == []
+        assert client.zrange(dependants, 0, -1) == []
 
 
-async def test_jobs_of_which_somebody_removed_a_part(broker: RedisBroker, server: Server) -> None:
-    """They are in nobody's way."""
+async def test_incomplete_jobs(broker: RedisBroker, server: Server) -> None:
+    """Jobs without their records are skipped and do not block other jobs."""
     await broker.enqueue([message("a"), message("b"), message("c", delay=5), message("d")])
     await settle(broker, await claim_one(broker), JobState.SUCCEEDED)
     with Redis.from_url(server.url) as client:
@@ -300,28 +311,31 @@ async def test_jobs_of_which_somebody_removed_a_part(broker: RedisBroker, server
 # Results
 
 
-def test_stores_of_results_show_no_secrets() -> None:
+def test_results_repr() -> None:
+    """The representation of a result store hides the password; braces in a prefix are rejected."""
     store = RedisResults(f"redis://:{QUOTED}@host", prefix="p")
     assert repr(store) == "<RedisResults redis://host:6379/0, prefix 'p'>"
     with pytest.raises(ValueError, match="prefix"):
         RedisResults("redis://host", prefix="{a}")
 
 
-@pytest.mark.parametrize("keep", [float("inf"), 0])
-async def test_results_for_ever_and_for_no_time(server: Server, keep: float) -> None:
+@pytest.mark.parametrize("retention", [float("inf"), 0])
+async def test_results_retention(server: Server, retention: float) -> None:
+    """A result with infinite retention does not expire; with none it expires at once."""
     store = make_redis_results(server.name, Path())
     await store.open()
-    await store.save("one", b"1", retention=keep)
+    await store.save("one", b"1", retention=retention)
     with Redis.from_url(server.url) as client:
         left = client.pttl(f"{{{store.prefix}}}:result:one")
-    assert left == -1 if keep else left in (-2, 0, 1)
+    assert left == -1 if retention else left in (-2, 0, 1)
     await store.delete("one")
     await store.close()
     with pytest.raises(BrokerUnavailableError, match="not open"):
         await store.get("one")
 
 
-async def test_results_that_a_server_refuses(server: Server, anyio_backend: object) -> None:
+async def test_results_server_error(server: Server, anyio_backend: object) -> None:
+    """An error of the server fails a call of the result store."""
     with own_server(server.name) as own, Redis.from_url(own.url) as client:
         store = RedisResults(own.url)
         await store.open()

@@ -26,72 +26,73 @@ from background.queues.redis import RedisBroker
 from background.queues.redis import broker as module
 
 
-async def test_work_from_another_broker_is_noticed(
+async def test_changes_by_another_broker(
     broker: RedisBroker, server: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """At once, and so is the end of a job."""
+    """Changes by another broker wake waiters for work and for the end of a job at once."""
     monkeypatch.setattr(module, "_POLL", 1000.0)
-    async with open_broker(server.url, prefix=broker.prefix) as other:
+    async with open_broker(server.url, prefix=broker.prefix) as second:
         await broker.enqueue([message("first", queue="r")])
         with anyio.fail_after(SOON):
             async with anyio.create_task_group() as group:
                 group.start_soon(broker.wait_for_work, ["q", "s"], 1000)
                 await waits(server, broker, "q")
-                await other.enqueue([message()])
+                await second.enqueue([message()])
             async with anyio.create_task_group() as group:
                 group.start_soon(broker.wait_for_work, ["t"], 1000)
                 await waits(server, broker, "t")
-                await other.enqueue([message("soon", queue="t", delay=0.05)])
+                await second.enqueue([message("soon", queue="t", delay=0.05)])
             assert await claimed(broker, "t") == ["soon"]
             async with anyio.create_task_group() as group:
                 group.start_soon(broker.wait, "first", 1000)
                 await until(lambda: waiting(broker))
-                await broker.get("first")  # which comes after the wait's own call
-                await other.cancel("first")
+                await broker.get("first")  # answered after the wait's own call
+                await second.cancel("first")
 
 
-async def test_each_job_goes_to_one_broker(broker: RedisBroker, server: Server) -> None:
+async def test_concurrent_brokers(broker: RedisBroker, server: Server) -> None:
+    """Every job is claimed by exactly one of several brokers."""
     seen: list[str] = []
 
-    async def work(each: RedisBroker) -> None:
-        while claims := await each.claim(["q"], 3, lease=30):
+    async def work(worker: RedisBroker) -> None:
+        while claims := await worker.claim(["q"], 3, lease=30):
             seen.extend(claim.message.id for claim in claims)
-            assert all(await finish(each, claims))
+            assert all(await finish(worker, claims))
 
-    async with open_broker(server.url, prefix=broker.prefix) as other:
+    async with open_broker(server.url, prefix=broker.prefix) as second:
         await broker.enqueue(messages(300))
         async with anyio.create_task_group() as group:
-            for each in (broker, other, broker, other):
-                group.start_soon(work, each)
-    assert sorted(seen) == [each.id for each in messages(300)]
+            for worker in (broker, second, broker, second):
+                group.start_soon(work, worker)
+    assert sorted(seen) == [sent.id for sent in messages(300)]
 
 
-async def test_who_waits_for_the_same_job(broker: RedisBroker) -> None:
-    """One leaves early, the others hear of the end."""
+async def test_waiters_for_same_job(broker: RedisBroker) -> None:
+    """The timeout of one waiter for a job does not affect the other waiters."""
     await broker.enqueue([message()])
     states: list[JobState] = []
-    left = anyio.Event()
+    returned = anyio.Event()
 
     async def wait(timeout: float) -> None:
         job = await broker.wait("one", timeout)
         assert job is not None
         states.append(job.state)
-        left.set()
+        returned.set()
 
     async with anyio.create_task_group() as group:
         group.start_soon(wait, 0.05)
         group.start_soon(wait, 1000)
         group.start_soon(wait, 1000)
-        await left.wait()
+        await returned.wait()
         await broker.cancel("one")
     assert states == [JobState.READY, JobState.CANCELLED, JobState.CANCELLED]
     assert waiting(broker) == 0
 
 
-async def test_without_news_who_waits_looks(
+async def test_polling_without_notification(
     broker: RedisBroker, server: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As when the connection that listens is lost, which is made anew."""
+    """Waiters poll when a notification is missing, and the listener reconnects."""
     monkeypatch.setattr(module, "_POLL", 0.02)
     monkeypatch.setattr("background.queues.redis.pubsub._RECONNECT", 0.01)
     await broker.wait_for_work(["q"], 0.01)
@@ -99,7 +100,7 @@ async def test_without_news_who_waits_looks(
         async with anyio.create_task_group() as group:
             group.start_soon(broker.wait_for_work, ["q"], 1000)
             await waits(server, broker, "q")
-            client.delete(f"{{{broker.prefix}}}:idle")  # so that nobody is told
+            client.delete(f"{{{broker.prefix}}}:idle")  # suppresses the notification
             await broker.enqueue([message()])
         client.client_kill_filter(_type="pubsub")
         monkeypatch.setattr(module, "_POLL", 1000.0)
@@ -110,10 +111,10 @@ async def test_without_news_who_waits_looks(
             await broker.enqueue([message("two")])
 
 
-async def test_news_that_were_missed(
+async def test_missed_notification(
     broker: RedisBroker, server: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As soon as the connection that listens is back, all look that wait."""
+    """Waiters query the server again as soon as the listener has reconnected."""
     monkeypatch.setattr(module, "_POLL", 1000.0)
     monkeypatch.setattr("background.queues.redis.pubsub._RECONNECT", 0.1)
     with Redis.from_url(server.url) as client, anyio.fail_after(SOON):
@@ -124,7 +125,8 @@ async def test_news_that_were_missed(
             await broker.enqueue([message()])
 
 
-async def test_closed_while_somebody_waits(broker: RedisBroker) -> None:
+async def test_close_while_waiting(broker: RedisBroker) -> None:
+    """Waiting for work or a job fails when the broker is closed."""
     await broker.enqueue([message("one", queue="r")])
     refused: list[str] = []
 

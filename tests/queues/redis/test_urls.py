@@ -36,19 +36,22 @@ SECRET = "s3cr3t/p@ss"
 
 
 @contextmanager
-def what_a_loop_complains_of() -> Iterator[list[dict[str, Any]]]:
+def collected_loop_errors() -> Iterator[list[dict[str, Any]]]:
     loop = asyncio.get_running_loop()
     handler = loop.get_exception_handler()
-    complaints: list[dict[str, Any]] = []
-    loop.set_exception_handler(lambda loop, context: complaints.append(context))
+    errors: list[dict[str, Any]] = []
+    loop.set_exception_handler(lambda loop, context: errors.append(context))
     try:
-        yield complaints
+        yield errors
     finally:
         loop.set_exception_handler(handler)
 
 
-def test_every_server_that_can_be_had_here_is_tested() -> None:
-    """As a kind of broker that is left out is not seen to be missing."""
+def test_available_servers() -> None:
+    """All servers that exist for the platform are tested.
+
+    Otherwise a missing kind of broker would go unnoticed.
+    """
     if sys.platform in ("linux", "darwin"):
         assert "valkey" in servers.available()
     if (sys.platform, platform.machine()) == ("linux", "x86_64") and sys.version_info < (3, 12):
@@ -66,7 +69,8 @@ def test_every_server_that_can_be_had_here_is_tested() -> None:
         "",
     ],
 )
-def test_urls_that_can_not_be(url: str) -> None:
+def test_invalid_url(url: str) -> None:
+    """An invalid URL is rejected with an error that contains no password."""
     with pytest.raises(ValueError, match="url must be like redis://") as caught:
         RedisBroker(url)
     assert "s3cr3t" not in str(caught.value)
@@ -75,12 +79,14 @@ def test_urls_that_can_not_be(url: str) -> None:
 
 @pytest.mark.parametrize("make", [RedisBroker, RedisResults])
 @pytest.mark.parametrize("timeout", [0, -1, float("inf"), "5", None])
-def test_timeouts_that_can_not_be(make: Any, timeout: Any) -> None:
+def test_invalid_timeout(make: Any, timeout: Any) -> None:
+    """A timeout that is not a finite, positive number is rejected."""
     with pytest.raises(ValueError, match="timeout must be"):
         make("redis://host", timeout=timeout)
 
 
-def test_prefixes_that_can_not_be() -> None:
+def test_invalid_prefix() -> None:
+    """A prefix with braces is rejected."""
     with pytest.raises(ValueError, match="prefix"):
         RedisBroker("redis://host", prefix="{a}")
 
@@ -94,11 +100,13 @@ def test_prefixes_that_can_not_be() -> None:
         (f"unix://user:{QUOTED}@/path?db=3", "unix:///path?db=3"),
     ],
 )
-def test_secrets_are_not_shown(url: str, text: str) -> None:
+def test_repr(url: str, text: str) -> None:
+    """The representation of a broker contains its URL without user and passwords."""
     assert repr(RedisBroker(url, prefix="p")) == f"<RedisBroker {text}, prefix 'p'>"
 
 
-def test_options_on_waiting_and_retrying_are_its_own() -> None:
+def test_url_options() -> None:
+    """The broker overrides the URL's options for timeouts, retries and decoding."""
     url = "redis://host?retry_on_timeout=yes&socket_timeout=99&decode_responses=yes&protocol=3"
     connection = RedisBroker(url, timeout=7)._address.connection()
     assert connection.socket_timeout is None
@@ -108,15 +116,17 @@ def test_options_on_waiting_and_retrying_are_its_own() -> None:
     assert not connection.encoder.decode_responses
 
 
-def test_on_trio_it_says_what_it_needs() -> None:
+def test_trio() -> None:
+    """Opening a broker on Trio fails with an error that names asyncio."""
     name, options = virtual_time("trio")
     with pytest.raises(RuntimeError, match="on asyncio only"):
         anyio.run(RedisBroker("redis://").open, backend=name, backend_options=options)
 
 
-async def test_a_password_and_a_database(
+async def test_password_and_database(
     server: Server, caplog: pytest.LogCaptureFixture, anyio_backend: object
 ) -> None:
+    """The URL contains password and database; errors and logs contain no password."""
     caplog.set_level(0)
     with own_server(server.name, "--requirepass", SECRET) as own:
         right = own.url.replace("//", f"//:{QUOTED}@") + "/3"
@@ -132,9 +142,8 @@ async def test_a_password_and_a_database(
     assert "s3cr3t" not in caplog.text
 
 
-async def test_a_user_who_may_not_do_all_that_it_takes(
-    server: Server, anyio_backend: object
-) -> None:
+async def test_missing_permissions(server: Server, anyio_backend: object) -> None:
+    """A user needs permissions only for the prefix; opening fails without them."""
     with own_server(server.name) as own, Redis.from_url(own.url) as client:
         rights = "on", ">p", "resetchannels", "~{jobs}:*", "&{jobs}:*", "+@all", "-@dangerous"
         client.execute_command("ACL", "SETUSER", "user", *rights)
@@ -147,7 +156,10 @@ async def test_a_user_who_may_not_do_all_that_it_takes(
 
 
 async def test_tls(tmp_path: Path, server: Server, anyio_backend: object) -> None:
-    """With certificates of both sides; no server comes with TLS, so a relay has it."""
+    """Certificates of client and server are verified.
+
+    A relay provides TLS, because the servers are built without it.
+    """
     authority = trustme.CA()
     certificate = authority.issue_cert("127.0.0.1")
     ca, pem = str(tmp_path / "ca"), str(tmp_path / "pem")
@@ -164,23 +176,24 @@ async def test_tls(tmp_path: Path, server: Server, anyio_backend: object) -> Non
             assert await broker.enqueue([message()]) == [True]
             await broker.wait_for_work(["q"], 1)
             assert await claimed(broker) == ["one"]
-        with what_a_loop_complains_of() as complaints:
+        with collected_loop_errors() as errors:
             for wrong in (trusting, relay.url, relay.url.replace("rediss", "redis")):
                 with pytest.raises(BrokerUnavailableError, match=r"rediss?://127"):
                     await RedisBroker(wrong, timeout=1).open()
-        assert all(isinstance(each["exception"], OSError) for each in complaints)  # of the relay
+        assert all(isinstance(error["exception"], OSError) for error in errors)  # in the relay
     del broker
-    gc.collect()  # nothing was left open, which would be a warning
+    gc.collect()  # an open socket would issue a ResourceWarning
 
 
-async def test_a_server_that_is_too_old(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_old_server(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A server that is too old is rejected."""
     monkeypatch.setattr("background.queues.redis.session._OLDEST", (99,))
     with pytest.raises(BrokerUnavailableError, match=r"/0: Redis \d.* is too old: 6.2 is needed"):
         await RedisBroker(server.url).open()
 
 
-async def test_a_server_that_is_far_too_old(server: Server, anyio_backend: object) -> None:
-    """Before 6.0 there was no such command as HELLO."""
+async def test_server_without_hello(server: Server, anyio_backend: object) -> None:
+    """A server without the command HELLO, which Redis 6.0 introduced, is rejected."""
     refused = pytest.raises(
         BrokerUnavailableError, match=r"Redis 6\.2 .* needed; .* unknown command"
     )
@@ -188,7 +201,8 @@ async def test_a_server_that_is_far_too_old(server: Server, anyio_backend: objec
         await RedisBroker(own.url).open()
 
 
-async def test_jobs_of_a_newer_version_are_refused(broker: RedisBroker, server: Server) -> None:
+async def test_newer_version(broker: RedisBroker, server: Server) -> None:
+    """Jobs of a newer version of the library are rejected."""
     with Redis.from_url(server.url) as client:
         assert client.get(f"{{{broker.prefix}}}:version") == b"1"
         client.set(f"{{{broker.prefix}}}:version", 99)

@@ -1,4 +1,4 @@
-"""What the tests of the SQLite broker share."""
+"""Fixtures for the tests of the SQLite broker."""
 
 from __future__ import annotations
 

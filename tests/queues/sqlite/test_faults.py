@@ -19,9 +19,10 @@ from background.queues.sqlite import SQLiteBroker, schema
 from background.queues.sqlite.thread import _data_version
 
 
-async def test_locked_for_too_long(
+async def test_lock_timeout(
     path: Path, monkeypatch: pytest.MonkeyPatch, anyio_backend: object
 ) -> None:
+    """A call fails if the file is locked for longer than the busy timeout."""
     monkeypatch.setattr("background.queues.sqlite.schema.BUSY_TIMEOUT", 0.02)
     broker = SQLiteBroker(path)
     await broker.open()
@@ -35,8 +36,8 @@ async def test_locked_for_too_long(
     await broker.close()
 
 
-async def test_locked_while_it_is_made(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Several processes may open a new file at once."""
+async def test_locked_while_created(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The creation of a file waits for a lock, as several processes may open a new file."""
     broker = SQLiteBroker(path)
     with other_connection(path) as db:
         db.execute("CREATE TABLE other (x)")
@@ -45,40 +46,40 @@ async def test_locked_while_it_is_made(path: Path, monkeypatch: pytest.MonkeyPat
             patch.setattr("background.queues.sqlite.schema.BUSY_TIMEOUT", -1)
             with pytest.raises(BrokerUnavailableError, match="locked"):
                 await broker.open()
-        tries: list[float] = []
+        retries: list[float] = []
 
-        def give_way(seconds: float) -> None:
-            tries.append(seconds)
+        def release_lock(seconds: float) -> None:
+            retries.append(seconds)
             db.execute("ROLLBACK")
 
         with monkeypatch.context() as patch:
-            patch.setattr(schema.time, "sleep", give_way)
+            patch.setattr(schema.time, "sleep", release_lock)
             await broker.open()
-    assert len(tries) == 1
+    assert len(retries) == 1
     assert await broker.count() == 0
     await broker.close()
 
 
 @contextmanager
 def full_disk(broker: SQLiteBroker, path: Path) -> Iterator[Callable[[int], Awaitable[None]]]:
-    """Give a function that leaves room for so many pages more."""
+    """Yield a function that limits the file to its size plus a number of pages."""
 
-    async def leave(pages: int) -> None:
-        def limit(db: sqlite3.Connection) -> None:
+    async def limit_growth(pages: int) -> None:
+        def set_limit(db: sqlite3.Connection) -> None:
             (used,) = db.execute("PRAGMA page_count").fetchone()
             db.execute(f"PRAGMA max_page_count = {used + pages}")
 
-        await thread_of(broker).call(limit, writes=False)
+        await thread_of(broker).call(set_limit, writes=False)
 
-    yield leave
+    yield limit_growth
     with other_connection(path) as db:
         assert db.execute("PRAGMA integrity_check").fetchone() == ("ok",)
 
 
-async def test_a_full_disk(broker: SQLiteBroker, path: Path) -> None:
-    """Enqueueing raises, nothing accepted is lost, and it goes on once there is room."""
-    with full_disk(broker, path) as leave:
-        await leave(20)
+async def test_full_disk(broker: SQLiteBroker, path: Path) -> None:
+    """Enqueueing fails while the disk is full, loses no accepted job, and works again later."""
+    with full_disk(broker, path) as limit_growth:
+        await limit_growth(20)
         accepted = 0
         with pytest.raises(BrokerUnavailableError, match=r"jobs\.db: database or disk is full"):
             while await broker.enqueue(messages(accepted + 5, body=b"x" * 1000)):
@@ -88,16 +89,17 @@ async def test_a_full_disk(broker: SQLiteBroker, path: Path) -> None:
         claims = await broker.claim(["q"], accepted, lease=30)
         assert len(claims) == accepted
         assert all(await finish(broker, claims))
-        await leave(1000)
+        await limit_growth(1000)
         assert await broker.enqueue([message("more")]) == [True]
     assert await broker.count() == accepted + 1
 
 
-@pytest.mark.parametrize("what", ["job", "result"])
-async def test_a_full_disk_spoils_nothing_for_calls_that_need_no_room(
-    broker: SQLiteBroker, path: Path, what: str
-) -> None:
-    """Though SQLite may take back the whole transaction that they shared."""
+@pytest.mark.parametrize("large_part", ["job", "result"])
+async def test_full_disk_fails_one_call(broker: SQLiteBroker, path: Path, large_part: str) -> None:
+    """A call that finds the disk full does not fail other calls of its transaction.
+
+    SQLite may roll back the whole transaction that they share.
+    """
     refused: list[BrokerUnavailableError] = []
     accepted: list[bool] = []
     large = b"x" * 1_000_000
@@ -105,9 +107,9 @@ async def test_a_full_disk_spoils_nothing_for_calls_that_need_no_room(
     (claim,) = await broker.claim(["q"], 1, lease=30)
     success = Settlement(id="held", token=claim.token, state=JobState.SUCCEEDED, result=large)
 
-    async def enqueue_large() -> None:
+    async def exceed_limit() -> None:
         with pytest.raises(BrokerUnavailableError) as caught:
-            if what == "job":
+            if large_part == "job":
                 await broker.enqueue([message("large", body=large)])
             else:
                 await broker.settle([success])
@@ -116,18 +118,17 @@ async def test_a_full_disk_spoils_nothing_for_calls_that_need_no_room(
     async def enqueue_small(id: str) -> None:
         accepted.extend(await broker.enqueue([message(id)]))
 
-    with full_disk(broker, path) as leave:
-        await leave(3)
-        await Gate(broker).run(
-            lambda: enqueue_small("a"), enqueue_large, lambda: enqueue_small("b")
-        )
+    with full_disk(broker, path) as limit_growth:
+        await limit_growth(3)
+        await Gate(broker).run(lambda: enqueue_small("a"), exceed_limit, lambda: enqueue_small("b"))
     assert len(refused) == 1
     assert accepted == [True, True]
     assert sorted([job.message.id async for job in broker.scan()]) == ["a", "b", "held"]
     assert await broker.count(state=JobState.RUNNING) == 1
 
 
-async def test_a_file_that_is_damaged(broker: SQLiteBroker, path: Path) -> None:
+async def test_missing_table(broker: SQLiteBroker, path: Path) -> None:
+    """A file without its tables makes calls fail."""
     await broker.enqueue([message()])
     with other_connection(path) as db:
         db.execute("DROP TABLE jobs")
@@ -135,52 +136,54 @@ async def test_a_file_that_is_damaged(broker: SQLiteBroker, path: Path) -> None:
         await broker.enqueue([message()])
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="it keeps files that are open")
+@pytest.mark.skipif(sys.platform == "win32", reason="open files can't be removed")
 @pytest.mark.parametrize("replaced", [False, True])
-async def test_a_file_that_is_taken_away(broker: SQLiteBroker, path: Path, replaced: bool) -> None:
-    """Nothing is acknowledged that nobody would find."""
-    take_away(path, replaced=replaced)
+async def test_removed_file(broker: SQLiteBroker, path: Path, replaced: bool) -> None:
+    """Calls fail once the file is removed or replaced.
+
+    No other process would find a job that is acknowledged after that.
+    """
+    remove_file(path, replaced=replaced)
     for call in (broker.enqueue([message("a")]), broker.get("a"), broker.maintain()):
         with pytest.raises(BrokerUnavailableError, match="removed or replaced"):
             await call
     await broker.close()
-    take_away(path, replaced=False)
+    remove_file(path, replaced=False)
     await broker.open()
     assert await broker.enqueue([message("a")]) == [True]
 
 
-def take_away(path: Path, *, replaced: bool) -> None:
-    for each in path.parent.glob(f"{path.name}*"):
-        each.unlink()
+def remove_file(path: Path, *, replaced: bool) -> None:
+    for file in path.parent.glob(f"{path.name}*"):
+        file.unlink()
     if replaced:
         path.touch()
 
 
-async def test_others_that_can_not_be_looked_out_for_at_first(
-    path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    answers: list[Exception] = [sqlite3.OperationalError("busy")]
+async def test_data_version_error(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A failed query for changes by other connections does not fail the broker."""
+    errors: list[Exception] = [sqlite3.OperationalError("busy")]
 
-    def ask(db: sqlite3.Connection) -> int:
-        if answers:
-            raise answers.pop()
+    def fail_once(db: sqlite3.Connection) -> int:
+        if errors:
+            raise errors.pop()
         return _data_version(db)
 
-    monkeypatch.setattr("background.queues.sqlite.thread._data_version", ask)
+    monkeypatch.setattr("background.queues.sqlite.thread._data_version", fail_once)
     broker = SQLiteBroker(path)
     await broker.open()
     assert await broker.enqueue([message()]) == [True]
     await broker.close()
 
 
-async def test_others_that_can_not_be_looked_out_for(broker: SQLiteBroker) -> None:
-    """What is done here is noticed all the same."""
+async def test_data_version_denied(broker: SQLiteBroker) -> None:
+    """A broker notices its own changes even if it can't check for other changes."""
 
-    def refuse(db: sqlite3.Connection) -> None:
+    def deny_pragmas(db: sqlite3.Connection) -> None:
         denied = {sqlite3.SQLITE_PRAGMA: sqlite3.SQLITE_DENY}
         db.set_authorizer(lambda action, *_: denied.get(action, sqlite3.SQLITE_OK))
 
-    await thread_of(broker).call(refuse, writes=False)
+    await thread_of(broker).call(deny_pragmas, writes=False)
     began = anyio.current_time()
     async with anyio.create_task_group() as group:
         group.start_soon(broker.wait_for_work, ["q"], 80_000)

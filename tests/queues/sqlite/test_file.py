@@ -1,4 +1,4 @@
-"""The file of the SQLite broker: where it may be, its mode, and its migrations."""
+"""The file of the SQLite broker: its location, mode, versions and migrations."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from support.brokers.sqlite import finish, message, messages, other_connection, 
 from background.queues._errors import BrokerUnavailableError
 from background.queues.sqlite import SQLiteBroker, schema
 
-#: What a file of version 1 is made with; never to be changed.
+#: The schema of version 1. It must not change, as files with it exist.
 VERSION_1 = """
     CREATE TABLE jobs (
         number INTEGER PRIMARY KEY, id TEXT NOT NULL UNIQUE, handler TEXT,
@@ -52,49 +52,54 @@ VERSION_1 = """
 # The file
 
 
-def test_what_is_no_file_is_refused() -> None:
+def test_path_without_file() -> None:
+    """A path that names no file is rejected, and the error suggests `MemoryBroker`."""
     with pytest.raises(ValueError, match="MemoryBroker"):
         SQLiteBroker(":memory:")
     with pytest.raises(ValueError, match="MemoryBroker"):
         SQLiteBroker("")
 
 
-def test_synchronous_is_one_of_two() -> None:
+def test_invalid_synchronous() -> None:
+    """A value of `synchronous` other than NORMAL and FULL is rejected."""
     with pytest.raises(ValueError, match="synchronous"):
         SQLiteBroker("jobs.db", synchronous="OFF")  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(("name", "number"), [("NORMAL", 1), ("FULL", 2)])
-async def test_synchronous_reaches_sqlite(path: Path, name: Any, number: int) -> None:
+async def test_synchronous(path: Path, name: Any, number: int) -> None:
+    """The connection uses WAL and the given value of `synchronous`."""
     broker = SQLiteBroker(str(path), synchronous=name)
     await broker.open()
 
     def read(db: sqlite3.Connection) -> list[Any]:
         pragmas = ["synchronous", "journal_mode"]
-        return [db.execute(f"PRAGMA {each}").fetchone()[0] for each in pragmas]
+        return [db.execute(f"PRAGMA {pragma}").fetchone()[0] for pragma in pragmas]
 
     assert await thread_of(broker).call(read, writes=False) == [number, "wal"]
     await broker.close()
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="has no file modes")
-async def test_only_the_owner_may_read_the_file(broker: SQLiteBroker, path: Path) -> None:
-    """Whatever the umask is; also SQLite's other files."""
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no file modes")
+async def test_mode_of_new_files(broker: SQLiteBroker, path: Path) -> None:
+    """New files, including SQLite's own, are only for their owner, whatever the umask is."""
     await broker.enqueue([message()])
-    modes = {each.name: stat.S_IMODE(each.stat().st_mode) for each in path.parent.iterdir()}
+    modes = {file.name: stat.S_IMODE(file.stat().st_mode) for file in path.parent.iterdir()}
     assert modes == dict.fromkeys(["jobs.db", "jobs.db-wal", "jobs.db-shm"], 0o600)
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="has no file modes")
-async def test_the_file_keeps_the_mode_that_somebody_gave_it(path: Path) -> None:
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no file modes")
+async def test_mode_of_existing_file(path: Path) -> None:
+    """An existing file keeps its mode."""
     os.close(os.open(path, os.O_CREAT, 0o640))
     broker = SQLiteBroker(path)
     await broker.open()
     await broker.close()
-    assert [stat.S_IMODE(each.stat().st_mode) for each in path.parent.iterdir()] == [0o640]
+    assert [stat.S_IMODE(file.stat().st_mode) for file in path.parent.iterdir()] == [0o640]
 
 
-async def test_jobs_outlive_the_broker(path: Path) -> None:
+async def test_reopen(path: Path) -> None:
+    """Jobs are still stored when the file is opened again."""
     for expected in ([True, True], [False, False]):
         broker = SQLiteBroker(path)
         await broker.open()
@@ -103,7 +108,8 @@ async def test_jobs_outlive_the_broker(path: Path) -> None:
 
 
 @pytest.mark.parametrize("place", ["missing/jobs.db", ".", "text"])
-async def test_what_can_not_be_opened(tmp_path: Path, place: str) -> None:
+async def test_unusable_path(tmp_path: Path, place: str) -> None:
+    """Opening an unusable path fails with an error that contains the path."""
     (tmp_path / "text").write_text("This is not a database." * 100)
     broker = SQLiteBroker(tmp_path / place)
     with pytest.raises(BrokerUnavailableError, match=re.escape(str(tmp_path / place))):
@@ -113,20 +119,21 @@ async def test_what_can_not_be_opened(tmp_path: Path, place: str) -> None:
     await broker.close()
 
 
-async def test_an_old_sqlite_is_refused(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_old_sqlite(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A version of SQLite that is too old is rejected."""
     monkeypatch.setattr("background.queues.sqlite.schema._OLDEST", (99,))
     with pytest.raises(BrokerUnavailableError, match="too old"):
         await SQLiteBroker(path).open()
 
 
-def test_without_wal_there_is_no_broker() -> None:
+def test_wal_unavailable() -> None:
+    """A database that can't use WAL is rejected."""
     with closing(sqlite3.connect(":memory:")) as db, pytest.raises(sqlite3.Error, match="WAL"):
         schema._use_wal(db)
 
 
-async def test_a_network_file_system_is_refused(
-    path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_network_file_system(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A file on a network file system is rejected if the list of mounts can be read."""
     mounts = path.with_name("mounts")
     mounts.write_text(f"server:/ {path.parent} nfs4 rw 0 0\n")
     monkeypatch.setattr("background.queues.sqlite.schema._MOUNTS", mounts)
@@ -138,8 +145,9 @@ async def test_a_network_file_system_is_refused(
     await broker.close()
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="mounts are Linux's")
-async def test_mounts_may_have_any_names(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.skipif(sys.platform == "win32", reason="the list of mounts is specific to Linux")
+async def test_mount_names(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The names of mounts may contain any bytes."""
     mounts = path.with_name("mounts")
     mounts.write_bytes(b"disk /media/Ger\xe4t vfat rw 0 0\n")
     monkeypatch.setattr("background.queues.sqlite.schema._MOUNTS", mounts)
@@ -158,7 +166,8 @@ async def test_mounts_may_have_any_names(path: Path, monkeypatch: pytest.MonkeyP
         ("/my files/jobs.db", "cifs"),
     ],
 )
-def test_which_file_system_a_path_is_on(place: str, kind: str | None) -> None:
+def test_file_system_of_path(place: str, kind: str | None) -> None:
+    """A path is on the file system that was mounted last at its nearest mount point."""
     mounts = """\
 disk / ext4 rw 0 0
 server:/ /home nfs rw 0 0
@@ -172,7 +181,8 @@ server:/ /my\\040files cifs rw 0 0
 # Versions of the file
 
 
-async def test_a_file_of_version_1(path: Path) -> None:
+async def test_version_1(path: Path) -> None:
+    """Jobs in a file of version 1 can be claimed after its migration."""
     with other_connection(path) as db:
         db.executescript(VERSION_1)
         db.execute(
@@ -192,7 +202,8 @@ async def test_a_file_of_version_1(path: Path) -> None:
     assert versions == (len(schema.MIGRATIONS),)
 
 
-async def test_a_file_of_a_newer_version_is_refused(path: Path) -> None:
+async def test_newer_version(path: Path) -> None:
+    """A file of a newer version is rejected."""
     with other_connection(path) as db:
         db.execute("PRAGMA user_version = 99")
     with pytest.raises(
@@ -201,16 +212,18 @@ async def test_a_file_of_a_newer_version_is_refused(path: Path) -> None:
         await SQLiteBroker(path).open()
 
 
-def test_migrations_are_applied_once_and_in_order(path: Path) -> None:
+def test_migration_order(path: Path) -> None:
+    """Migrations are applied once and in order."""
     steps = [["CREATE TABLE a (x)"], ["ALTER TABLE a ADD y", "INSERT INTO a VALUES (1, 2)"]]
     with other_connection(path) as db:
-        for known in (1, 2, 2):
-            schema.migrate(db, "", steps[:known])
-            assert db.execute("PRAGMA user_version").fetchone() == (known,)
+        for version in (1, 2, 2):
+            schema.migrate(db, "", steps[:version])
+            assert db.execute("PRAGMA user_version").fetchone() == (version,)
         assert db.execute("SELECT x, y FROM a").fetchall() == [(1, 2)]
 
 
-def test_a_migration_that_fails_leaves_the_file_as_it_was(path: Path) -> None:
+def test_failed_migration(path: Path) -> None:
+    """A failed migration leaves the file unchanged."""
     with other_connection(path) as db:
         with pytest.raises(sqlite3.OperationalError):
             schema.migrate(db, "", [["CREATE TABLE a (x)"], ["DROP TABLE b"]])

@@ -24,7 +24,8 @@ SCRIPT = PROGRAMS / "sqlite_worker.py"
 
 @pytest.mark.realtime
 @pytest.mark.filterwarnings("ignore:several connections")
-async def test_each_job_goes_to_one_process(path: Path, anyio_backend_name: str) -> None:
+async def test_jobs_across_processes(path: Path, anyio_backend_name: str) -> None:
+    """Every job is claimed by exactly one of several processes."""
     ids = [f"{number:04}" for number in range(200)]
     broker = SQLiteBroker(path)
     await broker.open()
@@ -46,35 +47,35 @@ async def test_each_job_goes_to_one_process(path: Path, anyio_backend_name: str)
 
 @pytest.mark.realtime
 @pytest.mark.filterwarnings("ignore:several connections")
-async def test_work_from_another_process_is_noticed(path: Path) -> None:
-    """Also by those who wait for a job's end."""
-    broker, other = SQLiteBroker(path), SQLiteBroker(path)
+async def test_changes_by_another_connection(path: Path) -> None:
+    """Changes by another connection wake waiters for work and for the end of a job."""
+    broker, second = SQLiteBroker(path), SQLiteBroker(path)
     await broker.open()
-    await other.open()
+    await second.open()
     await broker.enqueue([message("first", queue="r")])
     with anyio.fail_after(SOON):
         async with anyio.create_task_group() as group:
             group.start_soon(broker.wait_for_work, ["q"], 1000)
             await anyio.wait_all_tasks_blocked()
-            await other.enqueue([message()])
+            await second.enqueue([message()])
         async with anyio.create_task_group() as group:
             group.start_soon(broker.wait, "first", 1000)
             await anyio.wait_all_tasks_blocked()
-            await other.cancel("first")
-    await other.close()
+            await second.cancel("first")
+    await second.close()
     await broker.close()
 
 
 @pytest.mark.realtime
-@pytest.mark.parametrize("mended", [(0,), (99,)])
-async def test_warned_of_other_connections_once(
-    path: Path, mended: tuple[int], monkeypatch: pytest.MonkeyPatch, recwarn: Any
+@pytest.mark.parametrize("fixed_in", [(0,), (99,)])
+async def test_warning_for_shared_file(
+    path: Path, fixed_in: tuple[int], monkeypatch: pytest.MonkeyPatch, recwarn: Any
 ) -> None:
-    """By SQLite's version, as not all of them can be shared without risk."""
-    monkeypatch.setattr(module, "_FIXED", mended)
-    broker, other = SQLiteBroker(path), SQLiteBroker(path)
+    """A second connection that writes causes one warning in SQLite versions with a WAL race."""
+    monkeypatch.setattr(module, "_FIXED", fixed_in)
+    broker, second = SQLiteBroker(path), SQLiteBroker(path)
     await broker.open()
-    await other.open()
+    await second.open()
     await broker.enqueue([message("own")])
     await broker.wait_for_work(["q"], 1000)
     assert not list(recwarn)
@@ -83,18 +84,19 @@ async def test_warned_of_other_connections_once(
             async with anyio.create_task_group() as group:
                 group.start_soon(broker.wait_for_work, ["r"], 1000)
                 await anyio.wait_all_tasks_blocked()
-                await other.enqueue([message(str(number), queue="r")])
+                await second.enqueue([message(str(number), queue="r")])
                 await anyio.wait_all_tasks_blocked()
-        await other.claim(["r"], 1, lease=30)
-    assert [each.category for each in recwarn] == [RuntimeWarning] * (mended == (99,))
-    assert all(str(path) in str(each.message) for each in recwarn)
-    await other.close()
+        await second.claim(["r"], 1, lease=30)
+    assert [warning.category for warning in recwarn] == [RuntimeWarning] * (fixed_in == (99,))
+    assert all(str(path) in str(warning.message) for warning in recwarn)
+    await second.close()
     await broker.close()
 
 
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no forking")
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="the platform has no fork")
 @pytest.mark.parametrize("backend", ["asyncio", "trio"])
-def test_after_a_fork_the_child_is_refused(path: Path, backend: str) -> None:
+def test_fork(path: Path, backend: str) -> None:
+    """A forked child can't use or reopen the file of its parent, and the parent still can."""
     with running(SCRIPT, "fork", path, backend) as process:
         assert process.wait() == 0
     ready, using, opening, *lines = process.lines
@@ -104,8 +106,11 @@ def test_after_a_fork_the_child_is_refused(path: Path, backend: str) -> None:
     assert lines == ["child counts 0", "parent counts 0", "done"]
 
 
-async def test_what_was_open_before_a_fork_is_not_opened_again(path: Path) -> None:
-    """As SQLite would take the locks of the parent for the child's."""
+async def test_open_after_fork(path: Path) -> None:
+    """A file that was open before a fork can't be opened in the child.
+
+    SQLite would take the locks of the parent for the child's.
+    """
     schema._open.append((str(path), 0))
     with pytest.raises(BrokerUnavailableError, match="was forked"):
         await SQLiteBroker(path).open()
@@ -116,8 +121,8 @@ async def test_what_was_open_before_a_fork_is_not_opened_again(path: Path) -> No
     assert (str(path), os.getpid()) not in schema._open
 
 
-async def test_what_another_process_has_opened_is_refused(broker: SQLiteBroker) -> None:
-    """As there is no thread that would answer; closing it waits for none."""
+async def test_calls_after_fork(broker: SQLiteBroker) -> None:
+    """After a fork, calls fail and a stop returns at once, because the child has no thread."""
     thread = thread_of(broker)
     thread._process = 0
     with pytest.raises(BrokerUnavailableError, match="before a fork"):
@@ -128,28 +133,29 @@ async def test_what_another_process_has_opened_is_refused(broker: SQLiteBroker) 
 
 
 @pytest.mark.parametrize("backend", ["asyncio", "trio"])
-def test_a_process_that_does_not_close_ends_all_the_same(path: Path, backend: str) -> None:
+def test_exit_without_close(path: Path, backend: str) -> None:
+    """A process that does not close its broker exits."""
     with running(SCRIPT, "forget", path, backend) as process:
         assert process.wait() == 0
     assert process.lines == ["ready", "done"]
 
 
-def test_the_cost_of_a_group_after_a_group(tmp_path: Path) -> None:
-    """Each job of the second needs all of the first, but looks at none of the others."""
+def test_cost_of_consecutive_groups(tmp_path: Path) -> None:
+    """The cost of a group after a group is proportional to the number of dependencies."""
 
     def steps(size: int) -> int:
         first = [message(f"a{size}.{n}") for n in range(size)]
-        needs = tuple(each.id for each in first)
-        second = [message(f"b{size}.{n}", depends_on=needs) for n in range(size)]
-        done = 0
+        dependencies = tuple(job.id for job in first)
+        second = [message(f"b{size}.{n}", depends_on=dependencies) for n in range(size)]
+        ticks = 0
 
         def count() -> None:
-            nonlocal done
-            done += 1
+            nonlocal ticks
+            ticks += 1
 
         db.set_progress_handler(count, 100)
         transitions.enqueue(db, [*first, *second], 0.0)
-        return done
+        return ticks
 
     path = str(tmp_path / "jobs.db")
     db = schema.connect(path, "NORMAL")
@@ -161,7 +167,8 @@ def test_the_cost_of_a_group_after_a_group(tmp_path: Path) -> None:
         schema.disconnect(db, path)
 
 
-async def test_a_thread_that_was_stopped_takes_no_call(broker: SQLiteBroker) -> None:
+async def test_call_after_stop(broker: SQLiteBroker) -> None:
+    """A stopped thread rejects calls."""
     thread = thread_of(broker)
     await broker.close()
     with pytest.raises(BrokerUnavailableError, match="is not open"):

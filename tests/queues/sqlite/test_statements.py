@@ -1,4 +1,4 @@
-"""The statements of the SQLite broker use indexes and leave no job behind."""
+"""Query plans, chunked statements, and jobs that maintenance has not processed yet."""
 
 from __future__ import annotations
 
@@ -41,25 +41,25 @@ def plan(path: Path, statement: str) -> list[str]:
 
 
 @pytest.mark.parametrize("name", HOT)
-async def test_no_statement_looks_at_all_jobs(broker: SQLiteBroker, path: Path, name: str) -> None:
-    """So that jobs cost the same however many there are; nothing is sorted either."""
+async def test_no_full_scan(broker: SQLiteBroker, path: Path, name: str) -> None:
+    """No statement scans a table or sorts rows, so none is slower with more jobs."""
     details = plan(path, getattr(statements, name))
-    assert not [each for each in details if "SCAN" in each or "TEMP B-TREE" in each]
+    assert not [line for line in details if "SCAN" in line or "TEMP B-TREE" in line]
 
 
-async def test_jobs_are_claimed_by_the_index_of_those_that_are_ready(
-    broker: SQLiteBroker, path: Path
-) -> None:
+async def test_partial_indexes(broker: SQLiteBroker, path: Path) -> None:
+    """Claims, changes by time, and deletions use the partial indexes made for them."""
     details = plan(path, statements.CLAIM)
-    assert any("jobs_ready (queue=?)" in each for each in details)
-    assert any("jobs_changing" in each for each in plan(path, statements.CHANGING))
-    assert any("jobs_ended" in each for each in plan(path, statements.DELETE_OLD))
+    assert any("jobs_ready (queue=?)" in line for line in details)
+    assert any("jobs_changing" in line for line in plan(path, statements.CHANGING))
+    assert any("jobs_ended" in line for line in plan(path, statements.DELETE_OLD))
 
 
-async def test_large_numbers_are_dealt_with_in_parts(
-    broker: SQLiteBroker, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """So that no transaction keeps others waiting."""
+async def test_chunks(broker: SQLiteBroker, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Many jobs are scanned, maintained and purged in chunks.
+
+    A long transaction would block other connections.
+    """
     monkeypatch.setattr("background.queues.sqlite.transitions.CHUNK", 4)
     await broker.enqueue([*messages(10, delay=5), message("z", queue="r")])
     assert [job.message.id async for job in broker.scan(queue="r")] == ["z"]
@@ -76,7 +76,8 @@ async def test_large_numbers_are_dealt_with_in_parts(
     assert await broker.count() == 1
 
 
-async def test_what_is_over_is_unknown_even_before_it_is_forgotten(broker: SQLiteBroker) -> None:
+async def test_past_retention(broker: SQLiteBroker) -> None:
+    """A job past its retention is not found, even before maintenance deletes it."""
     await broker.enqueue([message(retention=5), message("two", expires=5)])
     await finish(broker, await broker.claim(["q"], 1, lease=30))
     await anyio.sleep(6)
@@ -89,8 +90,8 @@ async def test_what_is_over_is_unknown_even_before_it_is_forgotten(broker: SQLit
     assert await broker.count(queue="q", state=JobState.READY) == 0
 
 
-async def test_what_time_has_changed_but_not_ended_is_known(broker: SQLiteBroker) -> None:
-    """Even before maintenance has come across it."""
+async def test_unfinished_before_maintenance(broker: SQLiteBroker) -> None:
+    """Jobs that are due, expired or without a lease are stored before maintenance, too."""
     sent = [message(), message("due", delay=5), message("late", expires=5, queue="r")]
     await broker.enqueue(sent)
     await broker.claim(["q"], 1, lease=5)
@@ -99,18 +100,19 @@ async def test_what_time_has_changed_but_not_ended_is_known(broker: SQLiteBroker
     assert await broker.count() == 3
 
 
-async def test_a_job_handed_back_can_be_delayed(broker: SQLiteBroker) -> None:
+async def test_release_with_delay(broker: SQLiteBroker) -> None:
+    """A job can be released with a delay."""
     await broker.enqueue([message()])
     (claim,) = await broker.claim(["q"], 1, lease=30)
-    back = Settlement(id="one", token=claim.token, state=JobState.READY, delay=10)
-    assert await broker.settle([back]) == [True]
+    release = Settlement(id="one", token=claim.token, state=JobState.READY, delay=10)
+    assert await broker.settle([release]) == [True]
     began = anyio.current_time()
     await broker.wait_for_work(["q"], 100)
     assert anyio.current_time() - began == pytest.approx(10, abs=0.1)
 
 
-async def test_waiting_for_a_job_that_expires(broker: SQLiteBroker) -> None:
-    """Nobody else has to do maintenance for that."""
+async def test_wait_for_expiry(broker: SQLiteBroker) -> None:
+    """Waiting for a job returns when it expires, without maintenance by another process."""
     await broker.enqueue([message(expires=10)])
     job = await broker.wait("one", 100)
     assert job is not None

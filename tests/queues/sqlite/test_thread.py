@@ -23,11 +23,11 @@ from background.testing import virtual_time
 
 
 def threads_of(path: Path) -> list[threading.Thread]:
-    return [each for each in threading.enumerate() if str(path) in each.name]
+    return [thread for thread in threading.enumerate() if str(path) in thread.name]
 
 
-async def test_calls_that_wait_share_a_transaction(broker: SQLiteBroker) -> None:
-    """And one that fails spoils nothing for the others."""
+async def test_shared_transaction(broker: SQLiteBroker) -> None:
+    """Queued calls share a transaction, and a failed call does not affect the others."""
     done: dict[str, Any] = {}
     statements: list[str] = []
 
@@ -50,13 +50,15 @@ async def test_calls_that_wait_share_a_transaction(broker: SQLiteBroker) -> None
     assert [job.message.id async for job in broker.scan()] == ["a", "c"]
 
 
-async def test_one_call_that_fails_leaves_nothing(broker: SQLiteBroker) -> None:
+async def test_failed_call_is_rolled_back(broker: SQLiteBroker) -> None:
+    """A failed call changes nothing."""
     with pytest.raises(UnicodeEncodeError):
         await broker.enqueue([message("a"), message("\ud800")])
     assert await broker.count() == 0
 
 
-async def test_only_so_many_calls_share_a_transaction(broker: SQLiteBroker) -> None:
+async def test_many_queued_calls(broker: SQLiteBroker) -> None:
+    """More queued calls than fit in one transaction are all processed."""
     accepted: list[bool] = []
 
     async def enqueue() -> None:
@@ -69,10 +71,13 @@ async def test_only_so_many_calls_share_a_transaction(broker: SQLiteBroker) -> N
 
 @pytest.mark.parametrize("how", How)
 @pytest.mark.parametrize("number", range(9))
-async def test_cancelled_at_any_point_a_call_is_done_or_not(
+async def test_cancel_call(
     broker: SQLiteBroker, how: How, number: int, anyio_backend_name: str
 ) -> None:
-    """At each suspension in turn; the broker goes on working."""
+    """A call that is cancelled at any suspension takes full effect or none.
+
+    The broker works afterwards.
+    """
     if anyio_backend_name == "trio" and how is How.NATIVE:
         how = How.SCOPE
     calls: list[Callable[[], Any]] = [
@@ -89,23 +94,26 @@ async def test_cancelled_at_any_point_a_call_is_done_or_not(
     points = 0
     for when in When:
         for suspension in range(1, 50):
-            world = World(Point(suspension, when, how))
-            outcome = await world.drive(calls[number]())
+            run = World(Point(suspension, when, how))
+            outcome = await run.drive(calls[number]())
             assert outcome.cancelled or outcome.error is None
             assert await broker.count() in (0, 3)
             assert await broker.requeue("?") is False
-            if world.injected_at is None:
+            if run.injected_at is None:
                 break
             points += 1
         else:
-            raise AssertionError("there is no end to the suspensions")
+            raise AssertionError("the call was suspended 49 times")
     assert points
     assert await broker.enqueue([message("last", queue="s")]) == [True]
     assert len(await broker.claim(["s"], 1, lease=30)) == 1
 
 
-async def test_cancelled_a_claim_is_not_lost(broker: SQLiteBroker) -> None:
-    """By a scope: whoever claimed gets what was claimed, and can hand it back."""
+async def test_cancel_claim(broker: SQLiteBroker) -> None:
+    """A claim call that is cancelled by a scope still returns its claims.
+
+    The caller can release the jobs.
+    """
     await broker.enqueue([message()])
     claims: list[Claim] = []
 
@@ -121,10 +129,11 @@ async def test_cancelled_a_claim_is_not_lost(broker: SQLiteBroker) -> None:
         scopes[0].cancel()
 
     await gate.run(claim, cancel)
-    assert [each.message.id for each in claims] == ["one"]
+    assert [claim.message.id for claim in claims] == ["one"]
 
 
-async def test_opening_and_closing_again(path: Path) -> None:
+async def test_open_and_close_twice(path: Path) -> None:
+    """A broker can be opened and closed repeatedly, also by concurrent calls."""
     broker = SQLiteBroker(path)
     await broker.close()
     threads = threading.active_count()
@@ -139,15 +148,15 @@ async def test_opening_and_closing_again(path: Path) -> None:
         assert not threads_of(path)
         with pytest.raises(BrokerUnavailableError, match="not open"):
             await broker.count()
-    assert threading.active_count() <= threads + 1  # which anyio keeps for later
+    assert threading.active_count() <= threads + 1  # anyio keeps an idle worker thread
 
 
 @pytest.mark.parametrize("how", How)
 @pytest.mark.parametrize("action", ["open", "close"])
-async def test_cancelled_while_opening_or_closing(
+async def test_cancel_open_and_close(
     path: Path, how: How, action: str, anyio_backend_name: str
 ) -> None:
-    """No thread is left, and the broker can be opened again."""
+    """A cancelled open or close leaves no thread, and the broker can be opened again."""
     if anyio_backend_name == "trio" and how is How.NATIVE:
         how = How.SCOPE
     for when in When:
@@ -155,8 +164,8 @@ async def test_cancelled_while_opening_or_closing(
             broker = SQLiteBroker(path)
             if action == "close":
                 await broker.open()
-            world = World(Point(suspension, when, how))
-            await world.drive(getattr(broker, action)())
+            run = World(Point(suspension, when, how))
+            await run.drive(getattr(broker, action)())
             await broker.close()
             for thread in threads_of(path):
                 await anyio.to_thread.run_sync(thread.join, SOON)
@@ -164,12 +173,14 @@ async def test_cancelled_while_opening_or_closing(
             await broker.open()
             assert await broker.count() == 0
             await broker.close()
-            if world.injected_at is None:
+            if run.injected_at is None:
                 break
         assert 1 < suspension < 49
 
 
-async def test_closed_while_somebody_waits(broker: SQLiteBroker) -> None:
+async def test_close_while_waiting(broker: SQLiteBroker) -> None:
+    """Waiting for work fails when the broker is closed."""
+
     async def wait() -> None:
         with pytest.raises(BrokerUnavailableError, match="not open"):
             await broker.wait_for_work(["q"], 80_000)
@@ -183,8 +194,8 @@ async def test_closed_while_somebody_waits(broker: SQLiteBroker) -> None:
     assert refused == [True]
 
 
-async def test_who_waits_for_the_same_job(broker: SQLiteBroker) -> None:
-    """One leaves early, the others hear of the end."""
+async def test_waiters_for_same_job(broker: SQLiteBroker) -> None:
+    """The timeout of one waiter for a job does not affect the other waiters."""
     await broker.enqueue([message()])
     states: list[JobState] = []
 
@@ -204,8 +215,8 @@ async def test_who_waits_for_the_same_job(broker: SQLiteBroker) -> None:
 
 
 @pytest.mark.parametrize("backend", ["asyncio", "trio"])
-def test_an_event_loop_that_ends_without_closing(backend: Any, path: Path) -> None:
-    """The thread takes no harm from having nobody to answer."""
+def test_event_loop_ended(backend: Any, path: Path) -> None:
+    """The thread processes calls whose event loop has ended, and ends."""
     broker = SQLiteBroker(path)
 
     async def main() -> None:
@@ -224,9 +235,8 @@ def test_an_event_loop_that_ends_without_closing(backend: Any, path: Path) -> No
 
 
 @pytest.mark.realtime
-async def test_the_thread_ends_with_the_main_thread(
-    path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_main_thread_ended(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The thread ends when the main thread has ended."""
     monkeypatch.setattr("background.queues.sqlite.thread._IDLE", 0.01)
     broker = SQLiteBroker(path)
     await broker.open()
