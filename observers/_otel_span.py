@@ -17,7 +17,7 @@ from ._otel_metrics import Instruments
 Attributes = dict[str, str | int | float]
 
 
-class Run:
+class RunSpan:
     """A context manager around one run, with a span that is current inside it.
 
     `began` is the start on the event loop's clock; it is set for jobs only.
@@ -38,7 +38,7 @@ class Run:
         event: TaskStarted,
         tracer: trace.Tracer,
         metrics: Instruments,
-        runs: dict[str, Run],
+        runs: dict[str, RunSpan],
         *,
         linked: bool,
     ) -> None:

@@ -24,7 +24,7 @@ from .._events import (
 )
 from .._observer import Observer
 from ._otel_metrics import Instruments
-from ._otel_span import Attributes, Run, job_attributes, task_attributes
+from ._otel_span import Attributes, RunSpan, job_attributes, task_attributes
 
 # At import time, because it reads files. A source tree that is not installed has no version.
 _VERSION = next((found.version for found in distributions(name="anyio-background")), "")
@@ -86,10 +86,10 @@ class OpenTelemetryObserver(Observer):
         self._linked = linked
         self._tracer = trace.get_tracer("background", _VERSION, tracer_provider)
         self._metrics = Instruments(metrics.get_meter("background", _VERSION, meter_provider))
-        self._runs: dict[str, Run] = {}  # the runs in progress, by task id
+        self._runs: dict[str, RunSpan] = {}  # the runs in progress, by task id
 
-    def around_task(self, event: TaskStarted) -> Run:
-        return Run(event, self._tracer, self._metrics, self._runs, linked=self._linked)
+    def around_task(self, event: TaskStarted) -> RunSpan:
+        return RunSpan(event, self._tracer, self._metrics, self._runs, linked=self._linked)
 
     def on_task_added(self, event: TaskAdded) -> None:
         self._metrics.added.add(1, task_attributes(event))

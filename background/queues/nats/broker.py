@@ -69,9 +69,9 @@ class NatsBroker(Broker):
         tls: ssl.SSLContext | None = None,
     ) -> None:
         self._layout = Layout(prefix, replicas, storage)
-        self._link = Requests(url, tls)
-        self._streams = Streams(self._link, self._layout)
-        self._api = JetStream(self._link, self._streams)
+        self._requests = Requests(url, tls)
+        self._streams = Streams(self._requests, self._layout)
+        self._api = JetStream(self._requests, self._streams)
         self._clock = ServerClock(lambda: self._api.time(self._layout.timers, self._layout.clock))
         self._timers = TimerWheel(self._api, self._layout, self._clock)
         self._ready = ReadyQueue(self._api, self._layout)
@@ -84,40 +84,40 @@ class NatsBroker(Broker):
         self._advancing = asyncio.Lock()
 
     def __repr__(self) -> str:
-        return f"<NatsBroker {self._link.shown} prefix={self._layout.prefix!r}>"
+        return f"<NatsBroker {self._requests.shown} prefix={self._layout.prefix!r}>"
 
     async def open(self) -> None:
         _require_asyncio()
         async with self._opening:
-            if self._link.connection.is_open:
+            if self._requests.connection.is_open:
                 return
-            await self._link.connection.open()
+            await self._requests.connection.open()
             try:
                 await self._check_version()
                 await self._streams.ensure()
                 await self._clock.read()
             except BaseException:
-                await self._link.connection.close()
+                await self._requests.connection.close()
                 raise
 
     async def _check_version(self) -> None:
-        version = await self._link.version()
+        version = await self._requests.version()
         numbers = re.match(r"v?(\d+)\.(\d+)", version)
         if numbers is None or tuple(map(int, numbers.groups())) < _OLDEST:
             raise BrokerUnavailableError(
-                f"{self._link.shown}: NATS 2.9 or later is needed; this server reports version "
+                f"{self._requests.shown}: NATS 2.9 or later is needed; this server reports version "
                 f"{version!r}"
             )
 
     async def close(self) -> None:
         async with self._opening:
-            await self._link.connection.close()
+            await self._requests.connection.close()
             self._claims.clear()
             self._ready.reset()
             self._timers.reset()
 
     async def enqueue(self, messages: Sequence[Message]) -> list[bool]:
-        self._link.connection.check()
+        self._requests.connection.check()
         await self._check_dependencies(messages)
         now = self._clock.now()
         jobs: dict[str, NatsJob] = {}
@@ -158,7 +158,7 @@ class NatsBroker(Broker):
         subjects = [self._layout.woken(queue) for queue in queues]
         unacknowledged_since = self._clock.now()
         deadline = unacknowledged_since + timeout
-        async with self._link.listening(*subjects) as woken:
+        async with self._requests.listening(*subjects) as woken:
             while True:
                 await self._advance()
                 found, unacknowledged = await self._ready.status(queues)
@@ -197,7 +197,7 @@ class NatsBroker(Broker):
 
     async def wait(self, id: str, timeout: float) -> StoredJob | None:
         deadline = self._clock.now() + timeout
-        async with self._link.listening(self._layout.ended(id)) as ended:
+        async with self._requests.listening(self._layout.ended(id)) as ended:
             while True:
                 ended.clear()
                 await self._advance()
@@ -233,7 +233,7 @@ class NatsBroker(Broker):
         return await self._records.delete([revision for revision in revisions.values() if revision])
 
     async def maintain(self) -> MaintenanceStats:
-        self._link.connection.check()
+        self._requests.connection.check()
         await self._clock.refresh()
         done = await self._advance(everything=True)
         self._claims.drop_expired(self._clock.now())
@@ -245,7 +245,7 @@ class NatsBroker(Broker):
         Returns:
             The number of jobs by transition, and of those that were deleted.
         """
-        self._link.connection.check()
+        self._requests.connection.check()
         done: Counter[str] = Counter()
         async with self._advancing:
             while (taken := await self._timers.take()) is not None:

@@ -175,7 +175,7 @@ class Effects:
         await self._ready.drop([change.existing_job for change in finished if change.was_ready])
         await self._delete_later(finished)
         for change in finished:
-            self._api.link.post(self._layout.ended(change.existing_job.message.id))
+            self._api.requests.post(self._layout.ended(change.existing_job.message.id))
 
     async def _update_dependants(self, ended: Sequence[Changed]) -> dict[str, Changed]:
         """Handle the ends of jobs in all jobs that are registered with them."""

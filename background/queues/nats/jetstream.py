@@ -35,12 +35,12 @@ class JetStream:
     The other methods raise `BrokerUnavailableError` if there is no answer, or an unexpected error.
 
     Args:
-        link: Sends the requests.
+        requests: Sends the requests to the server.
         streams: Repeats requests whose stream had to be created.
     """
 
-    def __init__(self, link: Requests, streams: Streams) -> None:
-        self.link = link
+    def __init__(self, requests: Requests, streams: Streams) -> None:
+        self.requests = requests
         self._streams = streams
 
     async def _ask(self, subject: str, **body: Any) -> dict[str, Any]:
@@ -89,7 +89,7 @@ class JetStream:
         expires = int(patience * 1e9)
         body = json.dumps({"batch": most, "no_wait": True, "expires": expires}).encode()
         request = Request(f"$JS.API.CONSUMER.MSG.NEXT.{stream}.{name}", body)
-        return await self.link.fetch(f"{stream}.{name}", request, most)
+        return await self.requests.fetch(f"{stream}.{name}", request, most)
 
     async def read_all(self, stream: str) -> tuple[str, int]:
         """Create a temporary consumer of all messages of a stream.
@@ -110,7 +110,7 @@ class JetStream:
 
     def post_delete_consumer(self, stream: str, name: str) -> None:
         """Delete a consumer, unless the connection is lost."""
-        self.link.post(f"$JS.API.CONSUMER.DELETE.{stream}.{name}")
+        self.requests.post(f"$JS.API.CONSUMER.DELETE.{stream}.{name}")
 
     async def subjects(self, stream: str, pattern: str) -> list[str]:
         """Return the subjects that have messages in a stream and match a pattern."""
@@ -147,7 +147,7 @@ class JetStream:
 
     async def max_record(self) -> int:
         """Return the most bytes that a record can have when a job or a result is stored in it."""
-        return await self.link.max_payload() - _HEADERS - _GROWTH
+        return await self.requests.max_payload() - _HEADERS - _GROWTH
 
     def check_size(self, record: bytes, most: int) -> None:
         """Refuse a record that is larger than `most` bytes.
@@ -158,7 +158,7 @@ class JetStream:
         if len(record) > most:
             raise PayloadTooLargeError(
                 f"a job's record, which holds its arguments and its result, has {len(record):,} "
-                f"bytes; {self.link.shown} accepts at most {most:,} (its setting max_payload)"
+                f"bytes; {self.requests.shown} accepts at most {most:,} (its setting max_payload)"
             )
 
     async def replace(self, records: Sequence[tuple[str, bytes, int]]) -> list[int | None]:
@@ -202,7 +202,7 @@ class JetStream:
     def post_delete(self, stream: str, sequence: int) -> None:
         """Delete a message, unless the connection is lost."""
         request = _deletion(stream, sequence)
-        self.link.post(request.subject, request.payload)
+        self.requests.post(request.subject, request.payload)
 
     async def purge(self, stream: str, subjects: Sequence[str]) -> None:
         """Delete all messages of subjects or patterns."""
@@ -222,8 +222,8 @@ class JetStream:
         self.post_delete(stream, sequence)
         if answer is None:
             raise BrokerUnavailableError(
-                f"{self.link.shown}: the server's time can't be read, because the message that was "
-                f"stored for it has been deleted"
+                f"{self.requests.shown}: the server's time can't be read, because the message "
+                "that was stored for it has been deleted"
             )
         return _seconds(answer["time"])
 

@@ -90,7 +90,7 @@ class ReadyQueue:
             requests.append(Request(subject, inline, headers))
         await self._api.publish_all(requests)
         for queue in {job.message.queue for job, _, _ in jobs}:
-            self._api.link.post(self._layout.woken(queue))
+            self._api.requests.post(self._layout.woken(queue))
 
     async def take(self, queue: str, most: int) -> list[Offer]:
         """Fetch up to `most` hints; pass each of them to `done` or to `decline`."""
@@ -161,11 +161,11 @@ class ReadyQueue:
             self._ack_timer = None
         replies, self._acks = self._acks, []
         for reply in replies:
-            self._api.link.post(reply, b"+ACK")
+            self._api.requests.post(reply, b"+ACK")
 
     def decline(self, offers: Iterable[Offer], delay: float = 0.0) -> None:
         """Let hints be delivered again, after a delay in seconds."""
-        self._api.link.decline((offer.message for offer in offers), delay)
+        self._api.requests.decline((offer.message for offer in offers), delay)
 
     async def status(self, queues: Sequence[str]) -> tuple[bool, bool]:
         """Return whether there are undelivered hints, and whether any are unacknowledged.

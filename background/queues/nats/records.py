@@ -259,8 +259,8 @@ class Records:
                 messages = await self._api.fetch(self._layout.jobs, name, _PAGE)
                 if messages is None:
                     raise BrokerUnavailableError(
-                        f"{self._api.link.shown}: only a part of the jobs was read, because the "
-                        f"server has deleted the consumer"
+                        f"{self._api.requests.shown}: only a part of the jobs was read, because "
+                        "the server has deleted the consumer"
                     )
                 if not messages:
                     break

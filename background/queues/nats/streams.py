@@ -31,12 +31,12 @@ class Streams:
     """The streams of one prefix; all methods raise `BrokerUnavailableError`.
 
     Args:
-        link: Sends the requests.
+        requests: Sends the requests to the server.
         layout: The names and settings of the streams.
     """
 
-    def __init__(self, link: Requests, layout: Layout) -> None:
-        self._link = link
+    def __init__(self, requests: Requests, layout: Layout) -> None:
+        self._requests = requests
         self._layout = layout
         self._incomplete = False  # hints or timers of jobs that are stored may be missing
 
@@ -73,7 +73,7 @@ class Streams:
             log(
                 logging.WARNING,
                 "%s: stream %s was missing, and has been created again without its contents",
-                self._link.shown,
+                self._requests.shown,
                 name,
             )
 
@@ -101,7 +101,7 @@ class Streams:
         return answer
 
     async def _send(self, requests: Sequence[Request]) -> list[Answer]:
-        answers = await self._link.call(requests)
+        answers = await self._requests.call(requests)
         return [None if answer is None else json.loads(answer.data) for answer in answers]
 
     def _require_stream(self, answer: Answer) -> None:
@@ -115,7 +115,7 @@ class Streams:
         """Return an answer, or raise `BrokerUnavailableError` if it is an error."""
         if "error" in answer:
             raise BrokerUnavailableError(
-                f"{self._link.shown}: {answer['error'].get('description')}"
+                f"{self._requests.shown}: {answer['error'].get('description')}"
             )
         return answer
 
@@ -123,14 +123,14 @@ class Streams:
         """Raise `BrokerUnavailableError` if a stream or consumer has other settings."""
         if wrong := differences(settings, self.check(found)["config"]):
             raise BrokerUnavailableError(
-                f"{self._link.shown}: {what} has other settings than this broker needs: "
+                f"{self._requests.shown}: {what} has other settings than this broker needs: "
                 f"{', '.join(wrong)}; use another prefix, or change these settings"
             )
 
     def _no_jetstream(self) -> BrokerUnavailableError:
         return BrokerUnavailableError(
-            f"{self._link.shown}: JetStream is not available; enable it on the server and for this "
-            f"account, or wait until it has started"
+            f"{self._requests.shown}: JetStream is not available; enable it on the server and for "
+            "this account, or wait until it has started"
         )
 
 
