@@ -24,8 +24,10 @@ PYTHONS = nox.project.python_versions(PROJECT)
 
 #: Tests that need every module of the package.
 OF_ALL_PARTS = [
-    *("tests/packaging", "tests/queues/conformance/test_smoke.py", "tests/queues/test_jobs.py"),
-    *("tests/queues/codec/test_arguments.py", "tests/queues/conformance/test_results.py"),
+    *("tests/packaging/test_examples.py", "tests/packaging/test_public_api.py"),
+    *("tests/packaging/test_snippets.py", "tests/queues/conformance/test_smoke.py"),
+    *("tests/queues/codec/test_arguments.py", "tests/queues/test_jobs.py"),
+    *("tests/queues/conformance/test_results.py",),
     *("tests/observers/test_hooks.py", "tests/observers/test_logging.py"),
     *("tests/observers/test_opentelemetry.py", "tests/shutdown/test_signals.py"),
 ]
@@ -36,8 +38,15 @@ OF_DEPENDENCIES = [
     *("tests/queues/redis", "tests/queues/nats"),
 ]
 
-#: Tests that do more with `--exhaustive`.
-SWEPT = ["tests/queues/conformance/test_model.py"]
+#: Tests that do more with `--exhaustive`, and those of the examples on servers.
+SWEPT = [
+    *(
+        "tests/queues/conformance/test_model.py",
+        "tests/queues/codec",
+        "tests/tasks/test_schedules.py",
+    ),
+    *("tests/packaging/test_example_jobs.py",),
+]
 
 #: Files whose words `lint` checks.
 TEXTS = ["*.md", "*.py", ".github", "background", "docs", "examples", "observers", "tests"]

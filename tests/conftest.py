@@ -5,22 +5,24 @@ asyncio, uvloop and trio, which threads, processes and sockets need. A test with
 runs for the embedded brokers, and in `queues/conformance` for every broker.
 
 The tiers are markers: `unit` for virtual time and pure functions, `integration` for real time and
-servers, and `exhaustive` for sweeps over many points, seeds or faults. The last run only with
-`--exhaustive`, or if their folder or file is named; so do those of the benchmarks.
+servers, and `exhaustive` for sweeps over many points, seeds or faults. The sweeps and the tests of
+the examples run with `--exhaustive`, or if their folder or file is named; the tests of the
+benchmarks run if they are named.
 """
 
 from __future__ import annotations
 
 import gc
+import os
 import signal
 import sys
 from collections.abc import Generator, Iterator
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import pytest
 from blockbuster import blockbuster_ctx
+from hypothesis import settings
 from support.brokers import redis_servers
 from support.brokers.kinds import KINDS, Kind, cases
 from support.time import Clock
@@ -33,25 +35,34 @@ REAL = ["asyncio", "trio"] if sys.platform == "win32" else ["asyncio", "uvloop",
 VIRTUAL = ["virtual-asyncio", "virtual-trio"]
 EXHAUSTIVE = Path(__file__).parent / "exhaustive"
 BENCHMARKS = Path(__file__).parent / "benchmarks"
+EXAMPLES = [*(Path(__file__).parent / "packaging").glob("test_example*.py")]
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--exhaustive", action="store_true", help="run the exhaustive tests, too")
 
 
-def pytest_configure() -> None:
+def pytest_configure(config: pytest.Config) -> None:
     """Restore SIGINT, which shells and some CI runners ignore in background jobs.
 
     Child processes would inherit that, and a test that interrupts one would wait for its end.
     """
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
+    settings.register_profile("quick", max_examples=25, deadline=None)
+    settings.register_profile("exhaustive", max_examples=400, deadline=None)
+    settings.load_profile("exhaustive" if config.getoption("--exhaustive") else "quick")
+
+
+def pytest_xdist_auto_num_workers() -> int:
+    """Use one worker more than there are cores, because tests wait for processes."""
+    return (os.cpu_count() or 1) + 1
 
 
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
-    if collection_path not in (EXHAUSTIVE, BENCHMARKS):
+    if collection_path not in (EXHAUSTIVE, BENCHMARKS, *EXAMPLES):
         return None
-    if collection_path == EXHAUSTIVE and config.getoption("--exhaustive"):
+    if collection_path != BENCHMARKS and config.getoption("--exhaustive"):
         return None
     named = [Path(argument.partition("::")[0]).resolve() for argument in config.args]
     return None if any(path.is_relative_to(collection_path) for path in named) else True
@@ -64,7 +75,6 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 def pytest_collection_finish() -> None:
     """Leave the test modules out of garbage collections, which many tests start."""
-    import_module("hypothesis")  # when it is imported, it looks for referrers, frozen ones excepted
     gc.collect()
     gc.freeze()
 
@@ -73,6 +83,8 @@ def tier(item: pytest.Item) -> str:
     """Return the marker of a test's tier."""
     if EXHAUSTIVE in item.path.parents:
         return "exhaustive"
+    if {"packaging", "redis", "nats"} & {*item.path.parts}:
+        return "integration"
     parameters: dict[str, object] = getattr(getattr(item, "callspec", None), "params", {})
     virtual = parameters.get("anyio_backend", VIRTUAL[0]) in VIRTUAL
     has_server = parameters.get("broker_kind", "memory") not in ("memory", "sqlite")
@@ -133,9 +145,9 @@ def anyio_backend(request: pytest.FixtureRequest) -> tuple[str, dict[str, Any]]:
             return virtual_time(virtual.removeprefix("virtual-"))
 
 
-@pytest.fixture(autouse=True)
+@pytest.fixture(scope="session", autouse=True)
 def no_blocking_calls() -> Iterator[None]:
-    """Fail a test in which the package blocks the event loop."""
+    """Fail tests in which the package blocks the event loop."""
     with blockbuster_ctx("background") as guard:
         lock = guard.functions["threading.Lock.acquire"]
         lock.can_block_in("coverage/collector.py", "lock_data")

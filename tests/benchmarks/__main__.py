@@ -1,4 +1,4 @@
-"""What the library costs, as ratios within one run: `nox -s bench`.
+"""Costs of tasks as ratios within one run: `nox -s bench`.
 
 python tests/benchmarks [--quick] [--goals] [PART …]
 """
@@ -32,19 +32,19 @@ PARTS: dict[str, Callable[..., list[Row]]] = {
 def main() -> None:
     parser = argparse.ArgumentParser(prog="benchmarks", description="Print one table.")
     parser.add_argument("parts", nargs="*", metavar="PART", help="default: all")
-    parser.add_argument("--quick", action="store_true", help="only see that everything works")
-    parser.add_argument("--goals", action="store_true", help="print only what has a goal")
-    chosen = parser.parse_args()
-    if unknown := set(chosen.parts) - set(PARTS):
-        parser.error(f"no part {', '.join(sorted(unknown))}; there are {', '.join(PARTS)}")
-    found: list[Row] = []
-    for part in chosen.parts or PARTS:
+    parser.add_argument("--quick", action="store_true", help="only check that everything works")
+    parser.add_argument("--goals", action="store_true", help="print only rows with a goal")
+    options = parser.parse_args()
+    if unknown := set(options.parts) - set(PARTS):
+        parser.error(f"unknown part: {', '.join(sorted(unknown))}; parts: {', '.join(PARTS)}")
+    rows: list[Row] = []
+    for part in options.parts or PARTS:
         began = clock()
-        found += PARTS[part](quick=chosen.quick)
+        rows += PARTS[part](quick=options.quick)
         print(f"{part}: {clock() - began:.0f} s", file=sys.stderr)
-    worth = "; with --quick the figures mean nothing" if chosen.quick else ""
-    print(f"Python {platform.python_version()}, {platform.system()}{worth}", file=sys.stderr)
-    print(table([row for row in found if row.has_goal or not chosen.goals]))
+    note = "; with --quick the figures mean nothing" if options.quick else ""
+    print(f"Python {platform.python_version()}, {platform.system()}{note}", file=sys.stderr)
+    print(table([row for row in rows if row.has_goal or not options.goals]))
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
-"""Who is compared: the same function that does nothing, run by this library and by its peers.
+"""Contenders: this library and its peers, which run a function that does nothing.
 
-Each contender is given a number of tasks and returns the seconds from submitting the first of them
-to the end of the last, leaving its block included. `…_at_once` submits all and waits for all,
-`…_in_turn` waits for each before it submits the next.
+A contender takes a number of tasks. It returns the seconds from the submission of the first task to
+the end of the last, including the exit of its block. `…_at_once` submits all tasks and waits for
+all; `…_in_turn` waits for a task before it submits the next.
 """
 
 from __future__ import annotations
@@ -33,11 +33,11 @@ Contender = Callable[[int], Awaitable[float]]
 
 
 async def nothing() -> None:
-    """What every task does."""
+    """The function of every task."""
 
 
 class EveryHook(Observer):
-    """Listens to everything, and does nothing with it."""
+    """Implements every hook with a function that does nothing."""
 
 
 for hook in (name for name in vars(Observer) if name.startswith("on_")):
@@ -45,12 +45,12 @@ for hook in (name for name in vars(Observer) if name.startswith("on_")):
 
 
 def bare() -> Manager:
-    """Return a manager with nothing but its defaults."""
+    """Return a manager with default options."""
     return Manager()
 
 
 def full() -> Manager:
-    """Return a manager with a policy, a stall observer, and an observer with every hook."""
+    """Return a manager with retries, a stall observer, and an observer with every hook."""
     return Manager(retry=3, observers=[StallObserver(after=60), EveryHook()])
 
 
@@ -63,7 +63,7 @@ async def started_at_once(fn: Callable[[], Awaitable[None]], tasks: int) -> floa
 
 
 async def started_in_turn(fn: Callable[[], Awaitable[None]], tasks: int) -> float:
-    async def told(ended: anyio.Event) -> None:
+    async def run_and_set(ended: anyio.Event) -> None:
         await fn()
         ended.set()
 
@@ -71,7 +71,7 @@ async def started_in_turn(fn: Callable[[], Awaitable[None]], tasks: int) -> floa
         began = clock()
         for _ in range(tasks):
             ended = anyio.Event()
-            group.start_soon(told, ended)
+            group.start_soon(run_and_set, ended)
             await ended.wait()
     return clock() - began
 
@@ -92,8 +92,8 @@ async def task_group_in_turn(tasks: int) -> float:
     return clock() - began
 
 
-# The quickest of the ways in tenacity's documentation that concurrent tasks can share: a policy
-# made for each call and `async for attempt in AsyncRetrying(…)` take longer.
+# The fastest way in tenacity's documentation that concurrent tasks can share: a policy for every
+# call, and `async for attempt in AsyncRetrying(…)`, are slower.
 retried = retry(stop=stop_after_attempt(3))(nothing)
 
 
@@ -124,25 +124,25 @@ async def aiojobs_in_turn(tasks: int) -> float:
 
 
 def manager_at_once(make: Callable[[], Manager]) -> Contender:
-    async def measured(tasks: int) -> float:
+    async def measure(tasks: int) -> float:
         async with make() as manager:
             began = clock()
             for _ in range(tasks):
                 manager.run(nothing)
         return clock() - began
 
-    return measured
+    return measure
 
 
 def manager_in_turn(make: Callable[[], Manager]) -> Contender:
-    async def measured(tasks: int) -> float:
+    async def measure(tasks: int) -> float:
         async with make() as manager:
             began = clock()
             for _ in range(tasks):
                 await manager.run(nothing)
         return clock() - began
 
-    return measured
+    return measure
 
 
 async def trio_at_once(tasks: int) -> float:
@@ -154,7 +154,7 @@ async def trio_at_once(tasks: int) -> float:
 
 
 async def trio_in_turn(tasks: int) -> float:
-    async def told(ended: trio.Event) -> None:
+    async def run_and_set(ended: trio.Event) -> None:
         await nothing()
         ended.set()
 
@@ -162,7 +162,7 @@ async def trio_in_turn(tasks: int) -> float:
         began = clock()
         for _ in range(tasks):
             ended = trio.Event()
-            nursery.start_soon(told, ended)
+            nursery.start_soon(run_and_set, ended)
             await ended.wait()
     return clock() - began
 
@@ -182,7 +182,7 @@ _IN_TURN: dict[str, Contender] = {
 
 
 def at_once(loop: str) -> dict[str, Contender]:
-    """Return those that run in an event loop of that name, and submit all tasks first."""
+    """Return the contenders of an event loop that submit all tasks first."""
     if loop == "trio":
         return {**_AT_ONCE, NURSERY: trio_at_once}
     return {
@@ -194,7 +194,7 @@ def at_once(loop: str) -> dict[str, Contender]:
 
 
 def in_turn(loop: str) -> dict[str, Contender]:
-    """Return those that run in an event loop of that name, and wait for each task."""
+    """Return the contenders of an event loop that wait for one task at a time."""
     if loop == "trio":
         return {**_IN_TURN, NURSERY: trio_in_turn}
     return {**_IN_TURN, AIOJOBS: aiojobs_in_turn, TASK_GROUP: task_group_in_turn}

@@ -1,7 +1,7 @@
-"""What delayed tasks cost, against timers of the event loop's own.
+"""Costs of delayed tasks compare with timers of the event loop.
 
-A million of them are measured in a process of their own, which starts small and gives everything
-back: `python tests/benchmarks/delayed.py CONTENDER TASKS SECONDS`.
+A million tasks are measured in a separate process, so that its memory starts small:
+`python tests/benchmarks/delayed.py CONTENDER TASKS SECONDS`.
 """
 
 from __future__ import annotations
@@ -17,16 +17,16 @@ from functools import partial
 
 import anyio
 import eventloops
-from measure import clock, interleaved
+from measure import clock, interleave
 from resident import peak
-from table import Row, Samples, compared
+from table import Row, Samples, compare
 
 from background import Manager
 
 OURS = "background"
 TIMERS = "loop.call_later"
-MOST_MEMORY = 1e9
-MOST_CPU = 0.001  # of one core
+MAX_MEMORY = 1e9
+MAX_CPU = 0.001  # of one core
 IDLE = 2.0  # seconds
 HOUR = 3600.0
 
@@ -36,12 +36,21 @@ async def nothing() -> None:
 
 
 def too_early() -> None:
-    raise AssertionError("an hour can't have passed")
+    raise AssertionError("the delay of an hour has not passed")
 
 
 @dataclass(frozen=True)
 class Costs:
-    """Seconds per task, bytes of the process, and the share of a core while nothing is due."""
+    """Costs of delayed tasks.
+
+    Args:
+        submit: Seconds per task.
+        cancel: Seconds per task.
+        close: Seconds per task.
+        cpu: Share of a core while no task is due.
+        process: Peak memory of the process in bytes.
+        per_task: Bytes per task.
+    """
 
     submit: float
     cancel: float
@@ -51,15 +60,15 @@ class Costs:
     per_task: float
 
 
-async def by_manager(tasks: int, idle: float) -> Costs:
-    """Submit and cancel one by one; then submit again, and close."""
+async def measure_manager(tasks: int, idle: float) -> Costs:
+    """Submit and cancel tasks one by one; then submit tasks again, and close."""
     before = peak()
     async with Manager() as manager:
         began = clock()
         handles = [manager.after(HOUR, nothing) for _ in range(tasks)]
         submitted = clock() - began
         after = peak()
-        cpu = await cpu_used(idle)
+        cpu = await measure_cpu(idle)
         began = clock()
         for handle in handles:
             handle.cancel()
@@ -80,15 +89,15 @@ async def by_manager(tasks: int, idle: float) -> Costs:
     )
 
 
-async def by_call_later(tasks: int, idle: float) -> Costs:
-    """Do the same with nothing but timers; to close means to cancel them all."""
+async def measure_call_later(tasks: int, idle: float) -> Costs:
+    """Set and cancel timers one by one; closing means cancelling all of them."""
     loop = asyncio.get_running_loop()
     before = peak()
     began = clock()
     handles = [loop.call_later(HOUR, too_early) for _ in range(tasks)]
     submitted = clock() - began
     after = peak()
-    cpu = await cpu_used(idle)
+    cpu = await measure_cpu(idle)
     began = clock()
     for handle in handles:
         handle.cancel()
@@ -103,74 +112,81 @@ async def by_call_later(tasks: int, idle: float) -> Costs:
     )
 
 
-async def cpu_used(idle: float) -> float:
-    await anyio.sleep(0.1 * idle)  # the timer has looked at the first of them
+async def measure_cpu(idle: float) -> float:
+    await anyio.sleep(0.1 * idle)  # until the timer has processed the first task
     before = time.process_time()
     await anyio.sleep(idle)
     return (time.process_time() - before) / idle
 
 
 CONTENDERS: dict[str, Callable[[int, float], Awaitable[Costs]]] = {
-    OURS: by_manager,
-    TIMERS: by_call_later,
+    OURS: measure_manager,
+    TIMERS: measure_call_later,
 }
 
 
 def rows(*, quick: bool) -> list[Row]:
-    """Measure a moderate number several times on both loops, and a million once."""
+    """Measure a moderate number of tasks several times on both loops, and a million once."""
     some, many, rounds = (100, 1_000, 1) if quick else (50_000, 1_000_000, 3)
     found: list[Row] = []
     for loop in eventloops.ASYNCIO:
-        both = {name: partial(each, some, 0.01) for name, each in CONTENDERS.items()}
-        samples = eventloops.run(loop, interleaved, both, rounds)
+        contenders = {name: partial(fn, some, 0.01) for name, fn in CONTENDERS.items()}
+        samples = eventloops.run(loop, interleave, contenders, rounds)
         found += times(samples, some, loop)
-    million = {name: [in_process(name, many, 0.1 if quick else IDLE)] for name in CONTENDERS}
+    million = {
+        name: [measure_in_process(name, many, 0.1 if quick else IDLE)] for name in CONTENDERS
+    }
     return [*found, *times(million, many, "asyncio"), *totals(million, many)]
 
 
 def times(samples: dict[str, list[Costs]], tasks: int, loop: str) -> list[Row]:
-    """Compare what is done to each task."""
+    """Compare the costs per task."""
     return [
-        compared(each_of(samples, step), OURS, TIMERS, f"{tasks:,} delayed, {step} each", loop)
+        compare(select(samples, step), OURS, TIMERS, f"{tasks:,} delayed, {step}", loop)
         for step in ("submit", "cancel", "close")
     ]
 
 
 def totals(samples: dict[str, list[Costs]], tasks: int) -> list[Row]:
-    """LeaseStatus what all of them take against the goals."""
+    """Compare the total costs with the goals."""
     rows = [
         Row(
-            what=f"{tasks:,} delayed, CPU while idle",
+            title=f"{tasks:,} delayed, CPU while idle",
             loop="asyncio",
             unit="share",
-            figures=each_of(samples, "cpu")[OURS],
-            goal=MOST_CPU,
+            figures=select(samples, "cpu")[OURS],
+            goal=MAX_CPU,
         )
     ]
     if peak():
-        sizes, each = each_of(samples, "process"), each_of(samples, "per_task")
+        sizes, per_task = select(samples, "process"), select(samples, "per_task")
         rows += [
             Row(
-                what=f"{tasks:,} delayed, peak memory of the process",
+                title=f"{tasks:,} delayed, peak memory of the process",
                 loop="asyncio",
                 unit="B",
                 figures=sizes[OURS],
-                goal=MOST_MEMORY,
+                goal=MAX_MEMORY,
             ),
-            compared(each, OURS, TIMERS, f"{tasks:,} delayed, memory of each", "asyncio", unit="B"),
+            compare(
+                per_task, OURS, TIMERS, f"{tasks:,} delayed, memory per task", "asyncio", unit="B"
+            ),
         ]
     return rows
 
 
-def each_of(samples: dict[str, list[Costs]], name: str) -> Samples:
-    return {who: [getattr(costs, name) for costs in every] for who, every in samples.items()}
+def select(samples: dict[str, list[Costs]], name: str) -> Samples:
+    return {
+        contender: [getattr(costs, name) for costs in rounds]
+        for contender, rounds in samples.items()
+    }
 
 
-def in_process(contender: str, tasks: int, idle: float) -> Costs:
-    """Measure in a new process."""
+def measure_in_process(contender: str, tasks: int, idle: float) -> Costs:
+    """Measure a contender in a new process."""
     command = [sys.executable, __file__, contender, str(tasks), str(idle)]
-    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, encoding="utf-8")
-    return Costs(**json.loads(done.stdout))
+    finished = subprocess.run(command, check=True, stdout=subprocess.PIPE, encoding="utf-8")
+    return Costs(**json.loads(finished.stdout))
 
 
 if __name__ == "__main__":

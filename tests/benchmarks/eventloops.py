@@ -1,4 +1,4 @@
-"""The event loops that there are here."""
+"""The available event loops."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ import anyio
 
 T = TypeVar("T")
 
-#: Those that can run asyncio's code.
+#: The event loops that run asyncio code.
 ASYNCIO = ["asyncio", "uvloop"] if find_spec("uvloop") else ["asyncio"]
 LOOPS = [*ASYNCIO, "trio"]
 
 
 def run(loop: str, fn: Callable[..., Awaitable[T]], *args: Any) -> T:
-    """Run an async function in an event loop of that name."""
+    """Run an async function in the named event loop."""
     if loop == "uvloop":
         return anyio.run(fn, *args, backend_options={"use_uvloop": True})
     return anyio.run(fn, *args, backend=loop)

@@ -1,4 +1,4 @@
-"""Whether a task costs more when many others are outstanding."""
+"""Growth of the cost per task with the number of outstanding tasks."""
 
 from __future__ import annotations
 
@@ -8,66 +8,67 @@ from functools import partial
 import eventloops
 from contenders import ANYIO, FULL
 from held import DELAYED, RUNNING, WAITING, Holder
-from measure import clock, interleaved
-from table import Row, Samples, compared
+from measure import clock, interleave
+from table import Row, Samples, compare
 
-LEAST, MIDDLE, MOST = 1_000, 10_000, 100_000
-LINEAR = 1.25  # times as much for each; caches and the sizes of tables leave their traces
+SMALL, MIDDLE, LARGE = 1_000, 10_000, 100_000
+LINEAR = 1.25  # maximum ratio of costs per task; caches and hash tables add some growth
 HELD = RUNNING | WAITING
 
 
 def rows(*, quick: bool) -> list[Row]:
-    """Compare the time per task, from submitting the first to the end of the last.
+    """Compare the seconds per task, from the first submission to the end of the last task.
 
-    Python's garbage collector looks at everything again and again while more is made, so with it
-    nothing that keeps tasks in memory grows in a straight line: it is switched off to see what this
-    library does, and left on to see what that comes to.
+    Python's garbage collector traverses all objects repeatedly while more objects are made, so no
+    contender that stores tasks in memory grows linearly with it. It is disabled to measure this
+    library alone, and enabled to measure the total.
     """
-    sizes = [size // 100 for size in (LEAST, MIDDLE, MOST)] if quick else [LEAST, MIDDLE, MOST]
-    found: list[Row] = []
+    sizes = [size // 100 for size in (SMALL, MIDDLE, LARGE)] if quick else [SMALL, MIDDLE, LARGE]
+    rows: list[Row] = []
     for loop in eventloops.ASYNCIO:
         names = [FULL, DELAYED, ANYIO]
-        samples = eventloops.run(loop, uncollected, names, sizes, 1 if quick else 2)
+        samples = eventloops.run(loop, measure_without_gc, names, sizes, 1 if quick else 2)
         for name in names:
             goal = None if name == ANYIO else LINEAR
-            found += compared_with_least(samples, name, sizes, "without gc", loop, goal)
+            rows += compare_with_smallest(samples, name, sizes, "without gc", loop, goal)
     names, sizes = [FULL, ANYIO], [sizes[0], sizes[-1]]
-    samples = eventloops.run("asyncio", measured, names, sizes, 1)
+    samples = eventloops.run("asyncio", measure_sizes, names, sizes, 1)
     for name in names:
-        found += compared_with_least(samples, name, sizes, "with gc", "asyncio", None)
-    return found
+        rows += compare_with_smallest(samples, name, sizes, "with gc", "asyncio", None)
+    return rows
 
 
-def compared_with_least(
+def compare_with_smallest(
     samples: Samples, name: str, sizes: list[int], how: str, loop: str, goal: float | None
 ) -> list[Row]:
-    least, *more = [label(name, size) for size in sizes]
-    return [compared(samples, each, least, f"growth {how}", loop, goal=goal) for each in more]
+    smallest, *larger = [label(name, size) for size in sizes]
+    title = f"growth {how}"
+    return [compare(samples, size, smallest, title, loop, goal=goal) for size in larger]
 
 
 def label(name: str, size: int) -> str:
     return f"{name}, {size:,} outstanding"
 
 
-async def uncollected(names: list[str], sizes: list[int], rounds: int) -> Samples:
+async def measure_without_gc(names: list[str], sizes: list[int], rounds: int) -> Samples:
     gc.disable()
     try:
-        return await measured(names, sizes, rounds)
+        return await measure_sizes(names, sizes, rounds)
     finally:
         gc.enable()
 
 
-async def measured(names: list[str], sizes: list[int], rounds: int) -> Samples:
-    """Return the seconds that a task takes, by name and number of tasks."""
+async def measure_sizes(names: list[str], sizes: list[int], rounds: int) -> Samples:
+    """Return the seconds per task, by contender and number of tasks."""
     contenders = {
-        label(name, size): partial(taken, HELD[name], size, max(1, sizes[-1] // size // 10))
+        label(name, size): partial(time_per_task, HELD[name], size, max(1, sizes[-1] // size // 10))
         for name in names
         for size in sizes
     }
-    return await interleaved(contenders, rounds)
+    return await interleave(contenders, rounds)
 
 
-async def taken(holder: Holder, tasks: int, times: int) -> float:
+async def time_per_task(holder: Holder, tasks: int, times: int) -> float:
     total = 0.0
     for _ in range(times):
         async with holder(tasks) as fill:

@@ -1,4 +1,4 @@
-"""Tasks that stay outstanding for as long as a block lasts: running, delayed, or in the queue."""
+"""Tasks that run outstanding until a block ends: running, delayed or queued."""
 
 from __future__ import annotations
 
@@ -17,26 +17,26 @@ QUEUED = "background, above the limit"
 SLEEPING = "start_soon(sleep, 3600)"
 
 Fill = Callable[[], Awaitable[None]]
-#: Takes a number of tasks. Its block gets a function that submits them, and at its end they end.
+#: Takes a number of tasks. Its block gets a function that submits them; they end with the block.
 Holder = Callable[[int], AbstractAsyncContextManager[Fill]]
 
 
-class Crowd:
-    """What the tasks do: run until all are released."""
+class Tasks:
+    """Tasks that run until all of them are released."""
 
     def __init__(self, expected: int) -> None:
         self._expected = expected
         self._complete = anyio.Event()
         self._released = anyio.Event()
 
-    async def stay(self) -> None:
+    async def run(self) -> None:
         self._expected -= 1
         if self._expected == 0:
             self._complete.set()
         await self._released.wait()
 
-    async def gather(self) -> None:
-        """Wait until all are running."""
+    async def wait_until_running(self) -> None:
+        """Wait until all tasks run."""
         await self._complete.wait()
 
     def release(self) -> None:
@@ -45,47 +45,47 @@ class Crowd:
 
 @asynccontextmanager
 async def in_anyio(tasks: int) -> AsyncIterator[Fill]:
-    crowd = Crowd(tasks)
+    running = Tasks(tasks)
 
     async def fill() -> None:
         for _ in range(tasks):
-            group.start_soon(crowd.stay)
-        await crowd.gather()
+            group.start_soon(running.run)
+        await running.wait_until_running()
 
     async with anyio.create_task_group() as group:
         yield fill
-        crowd.release()
+        running.release()
 
 
 @asynccontextmanager
 async def in_task_group(tasks: int) -> AsyncIterator[Fill]:
-    crowd = Crowd(tasks)
+    running = Tasks(tasks)
 
     async def fill() -> None:
         for _ in range(tasks):
-            group.create_task(crowd.stay())
-        await crowd.gather()
+            group.create_task(running.run())
+        await running.wait_until_running()
 
     async with asyncio.TaskGroup() as group:
         yield fill
-        crowd.release()
+        running.release()
 
 
 def in_manager(make: Callable[[], Manager]) -> Holder:
     @asynccontextmanager
-    async def held(tasks: int) -> AsyncIterator[Fill]:
-        crowd = Crowd(tasks)
+    async def hold(tasks: int) -> AsyncIterator[Fill]:
+        running = Tasks(tasks)
 
         async def fill() -> None:
             for _ in range(tasks):
-                manager.run(crowd.stay)
-            await crowd.gather()
+                manager.run(running.run)
+            await running.wait_until_running()
 
         async with make() as manager:
             yield fill
-            crowd.release()
+            running.release()
 
-    return held
+    return hold
 
 
 @asynccontextmanager
@@ -100,17 +100,17 @@ async def delayed(tasks: int) -> AsyncIterator[Fill]:
 
 @asynccontextmanager
 async def queued(tasks: int) -> AsyncIterator[Fill]:
-    crowd = Crowd(1)
+    running = Tasks(1)
 
     async def fill() -> None:
         for _ in range(tasks):
             manager.run(nothing)
 
     async with Manager(limit=1) as manager:
-        manager.run(crowd.stay)
-        await crowd.gather()
+        manager.run(running.run)
+        await running.wait_until_running()
         yield fill
-        crowd.release()
+        running.release()
 
 
 @asynccontextmanager

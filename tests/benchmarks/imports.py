@@ -1,4 +1,4 @@
-"""How long `import background` takes against importing what it depends on, and no more."""
+"""Time of `import background` compare with importing its dependencies."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ import sys
 from collections.abc import Awaitable, Callable
 
 import anyio
-from measure import clock, interleaved
-from table import Row, compared
+from measure import clock, interleave
+from table import Row, compare
 
 GOAL = 1.3
 NOTHING = "python -c pass"
@@ -21,7 +21,7 @@ TELEMETRY = "background.observers.otel"
 
 STATEMENTS = {
     NOTHING: "pass",
-    # `import anyio` alone puts off most of it; this much everybody needs who uses it.
+    # `import anyio` alone defers most imports; every user of anyio needs these.
     DEPENDENCIES: "import anyio.lowlevel, tenacity, opentelemetry.metrics, opentelemetry.trace",
     NEEDED: "import anyio.lowlevel, tenacity",
     OURS: "import background",
@@ -31,35 +31,35 @@ STATEMENTS = {
 
 
 def rows(*, quick: bool) -> list[Row]:
-    """Compare new processes; what one takes that imports nothing is taken off."""
+    """Compare new processes, and subtract the time of one that imports nothing."""
     if not quick:
-        for statement in STATEMENTS.values():  # let what is not compiled yet be compiled
+        for statement in STATEMENTS.values():  # compile all modules
             python(statement)
     processes = {name: in_process(statement) for name, statement in STATEMENTS.items()}
-    samples = anyio.run(interleaved, processes, 1 if quick else 15)
+    samples = anyio.run(interleave, processes, 1 if quick else 15)
     net = {
         name: [time - idle for time, idle in zip(times, samples[NOTHING], strict=True)]
         for name, times in samples.items()
     }
     return [
-        Row(what=NOTHING, figures=samples[NOTHING]),
-        compared(net, OURS, DEPENDENCIES, "import", "", goal=GOAL),
-        compared(net, OURS, NEEDED, "import", ""),
-        compared(net, OBSERVERS, DEPENDENCIES, "import", ""),
-        compared(net, TELEMETRY, DEPENDENCIES, "import", ""),
+        Row(title=NOTHING, figures=samples[NOTHING]),
+        compare(net, OURS, DEPENDENCIES, "import", "", goal=GOAL),
+        compare(net, OURS, NEEDED, "import", ""),
+        compare(net, OBSERVERS, DEPENDENCIES, "import", ""),
+        compare(net, TELEMETRY, DEPENDENCIES, "import", ""),
     ]
 
 
 def in_process(statement: str) -> Callable[[], Awaitable[float]]:
-    async def measured() -> float:
+    async def measure() -> float:
         began = clock()
         python(statement)
         return clock() - began
 
-    return measured
+    return measure
 
 
 def python(statement: str) -> None:
-    # With compiled modules, which is how everybody but a developer's container runs.
+    # Containers may disable compiled modules, which installations use.
     environment = {**os.environ, "PYTHONDONTWRITEBYTECODE": ""}
     subprocess.run([sys.executable, "-c", statement], check=True, env=environment)

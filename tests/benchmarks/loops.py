@@ -1,7 +1,7 @@
-"""How late the iterations of loops begin, when there are thousands of them a second.
+"""Lateness of iterations with thousands of iterations per second.
 
-The peer is as little as can be done: a callback that arms `loop.call_at` for the next tick of the
-same grid, skips the ticks that it has missed in the same way, and does the same beside that.
+The peer is a minimal implementation: a callback that calls `loop.call_at` for the next tick of the
+same grid, and skips missed ticks in the same way.
 """
 
 from __future__ import annotations
@@ -14,13 +14,13 @@ from time import monotonic
 
 import anyio
 import eventloops
-from measure import interleaved
-from table import Row, compared
+from measure import interleave
+from table import Row, compare
 
 from background import Manager, Task, TaskKind, every
 
-# When iterations began: by the loop's clock, which uvloop reads once a cycle and in whole
-# milliseconds, and by the one that it stands for.
+# Starts of iterations: by the loop's clock, which uvloop reads once per cycle in milliseconds, and
+# by the monotonic clock.
 Times = list[tuple[float, float]]
 
 OURS = "background"
@@ -29,19 +29,19 @@ BARE = "loop.call_at"
 
 @dataclass(frozen=True)
 class Shape:
-    """Some loops with the same interval, for a number of seconds."""
+    """Loops with the same interval that run for a number of seconds."""
 
     loops: int
     interval: float
     seconds: float
-    together: bool = False  # all have their ticks at the same time; else spread evenly
+    together: bool = False  # whether all loops have the same ticks, or evenly spread ones
 
     def __str__(self) -> str:
         when = " on the same tick" if self.together else ""
         return f"{self.loops:,} loops, every({self.interval:g}){when}"
 
     def anchors(self, now: float) -> list[float]:
-        """Return when each loop begins: late enough for all to have been submitted."""
+        """Return the start of every loop, late enough for all loops to be submitted before."""
         first = now + 0.1 + self.loops * 1e-4
         step = 0.0 if self.together else self.interval / self.loops
         return [first + number * step for number in range(self.loops)]
@@ -58,48 +58,52 @@ QUICK = [Shape(3, 0.01, 0.1), Shape(20, 0.1, 0.1, together=True)]
 
 @dataclass(frozen=True)
 class Lateness:
-    """Seconds from the time of a tick to the beginning of its iteration."""
+    """Seconds from a tick to the start of its iteration."""
 
     median: float
     p99: float
     worst: float
-    skipped: float  # the share of the ticks that had no iteration
+    skipped: float  # share of the ticks without an iteration
 
 
 FIGURES = {"median": "s", "p99": "s", "worst": "s", "skipped": "share"}
 
 
 def rows(*, quick: bool) -> list[Row]:
-    """Measure on the loops that have `call_at`."""
-    found: list[Row] = []
+    """Measure on the event loops with `call_at`."""
+    rows: list[Row] = []
     for loop in eventloops.ASYNCIO:
         for shape in QUICK if quick else SHAPES:
-            both = {OURS: partial(in_manager, shape), BARE: partial(by_call_at, shape)}
-            samples = eventloops.run(loop, interleaved, both, 1 if quick else 2)
+            contenders = {
+                OURS: partial(measure_manager, shape),
+                BARE: partial(measure_call_at, shape),
+            }
+            samples = eventloops.run(loop, interleave, contenders, 1 if quick else 2)
             for name, unit in FIGURES.items():
                 figures = {
-                    who: [getattr(each, name) for each in all] for who, all in samples.items()
+                    contender: [getattr(lateness, name) for lateness in rounds]
+                    for contender, rounds in samples.items()
                 }
                 label = "ticks skipped" if name == "skipped" else f"{name} lateness"
-                row = compared(figures, OURS, BARE, f"{shape}: {label}", loop, unit=unit)
-                found.append(row)
-    return found
+                row = compare(figures, OURS, BARE, f"{shape}: {label}", loop, unit=unit)
+                rows.append(row)
+    return rows
 
 
-async def in_manager(shape: Shape) -> Lateness:
+async def measure_manager(shape: Shape) -> Lateness:
     loop = asyncio.get_running_loop()
     times: list[Times] = [[] for _ in range(shape.loops)]
 
-    async def note(own: Times) -> None:
-        own.append((loop.time(), monotonic()))
+    async def record(starts: Times) -> None:
+        starts.append((loop.time(), monotonic()))
 
     async with Manager() as manager:
         anchors = shape.anchors(loop.time())
         schedule = every(shape.interval)
-        for own, anchor in zip(times, anchors, strict=True):
+        for starts, anchor in zip(times, anchors, strict=True):
             delay = max(0.0, anchor - loop.time())
             manager.run_task(
-                Task(note, args=(own,), kind=TaskKind.LOOP, schedule=schedule, delay=delay)
+                Task(record, args=(starts,), kind=TaskKind.LOOP, schedule=schedule, delay=delay)
             )
         await anyio.sleep_until(anchors[0] + shape.seconds)
         await manager.stop_loops()
@@ -107,11 +111,11 @@ async def in_manager(shape: Shape) -> Lateness:
 
 
 class Rearming:
-    """A callback that notes the time, and has itself called again on the next tick."""
+    """A callback that records the time, and schedules itself for the next tick."""
 
-    def __init__(self, own: Times, anchor: float, interval: float) -> None:
+    def __init__(self, starts: Times, anchor: float, interval: float) -> None:
         self._loop = asyncio.get_running_loop()
-        self._own = own
+        self._starts = starts
         self._anchor = anchor
         self._interval = interval
         self._number = 0
@@ -119,19 +123,20 @@ class Rearming:
 
     def __call__(self) -> None:
         now = self._loop.time()
-        self._own.append((now, monotonic()))
-        self._number = following(self._number, now - self._anchor, self._interval)
+        self._starts.append((now, monotonic()))
+        self._number = next_tick(self._number, now - self._anchor, self._interval)
         self._handle = self._loop.call_at(self._anchor + self._number * self._interval, self)
 
     def cancel(self) -> None:
         self._handle.cancel()
 
 
-async def by_call_at(shape: Shape) -> Lateness:
+async def measure_call_at(shape: Shape) -> Lateness:
     times: list[Times] = [[] for _ in range(shape.loops)]
     anchors = shape.anchors(asyncio.get_running_loop().time())
     callbacks = [
-        Rearming(own, anchor, shape.interval) for own, anchor in zip(times, anchors, strict=True)
+        Rearming(starts, anchor, shape.interval)
+        for starts, anchor in zip(times, anchors, strict=True)
     ]
     await anyio.sleep_until(anchors[0] + shape.seconds)
     for callback in callbacks:
@@ -139,23 +144,23 @@ async def by_call_at(shape: Shape) -> Lateness:
     return lateness(times, anchors, shape.interval)
 
 
-def following(number: int, passed: float, interval: float) -> int:
-    """Return the number of the tick after this one; those before `passed` have been missed."""
+def next_tick(number: int, passed: float, interval: float) -> int:
+    """Return the number of the next tick, skipping the ticks before `passed`."""
     return max(number + 1, math.ceil(passed / interval - 1e-6))
 
 
 def lateness(times: list[Times], anchors: list[float], interval: float) -> Lateness:
-    """Compare the times at which iterations began with the ticks that they began for."""
+    """Compare the starts of iterations with their ticks."""
     late: list[float] = []
     skipped = 0
-    for own, anchor in zip(times, anchors, strict=True):
+    for starts, anchor in zip(times, anchors, strict=True):
         number = -1
         passed = 0.0
-        for time, really in own:
-            expected = following(number, passed, interval)
+        for time, real_time in starts:
+            expected = next_tick(number, passed, interval)
             skipped += expected - number - 1
             number, passed = expected, time - anchor
-            late.append(really - anchor - number * interval)
+            late.append(real_time - anchor - number * interval)
     late.sort()
     return Lateness(
         median=late[len(late) // 2],

@@ -1,4 +1,4 @@
-"""Repetitions: who comes when."""
+"""Interleaved measurements."""
 
 from __future__ import annotations
 
@@ -8,18 +8,18 @@ from collections.abc import Awaitable, Callable, Mapping
 from time import perf_counter as clock
 from typing import TypeVar
 
-__all__ = ["clock", "interleaved"]
+__all__ = ["clock", "interleave"]
 
 T = TypeVar("T")
 
 
-async def interleaved(
+async def interleave(
     contenders: Mapping[str, Callable[[], Awaitable[T]]], rounds: int
 ) -> dict[str, list[T]]:
-    """Have each contender measure itself once a round, in a new order each time.
+    """Measure every contender once per round, in random order.
 
-    What slows the machine down for a while slows all of them down, and nobody always comes after
-    the same other one.
+    A temporary slowdown of the machine then affects all contenders, and none always runs after the
+    same one.
     """
     samples: dict[str, list[T]] = {name: [] for name in contenders}
     order = list(contenders)

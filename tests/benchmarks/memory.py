@@ -1,4 +1,4 @@
-"""What an outstanding task takes up, running or waiting."""
+"""Memory of an outstanding task, running or waiting."""
 
 from __future__ import annotations
 
@@ -9,31 +9,31 @@ from functools import partial
 import eventloops
 from contenders import ANYIO, BARE, FULL, TASK_GROUP
 from held import DELAYED, QUEUED, RUNNING, SLEEPING, WAITING, Holder
-from measure import interleaved
-from table import Row, Samples, compared
+from measure import interleave
+from table import Row, Samples, compare
 
-MOST_RUNNING = 1.5  # times what anyio's own takes
-MOST_WAITING = 1_000  # bytes
+MAX_RUNNING = 1.5  # times the memory of a task of anyio
+MAX_WAITING = 1_000  # bytes
 
 
 def rows(*, quick: bool) -> list[Row]:
-    """Measure on the loops that run asyncio's code; once, as memory is not a matter of luck."""
+    """Measure on the event loops that run asyncio code; once, as memory does not vary."""
     tasks = 100 if quick else 10_000
-    found: list[Row] = []
+    rows: list[Row] = []
     for loop in eventloops.ASYNCIO:
-        samples = eventloops.run(loop, measured, RUNNING | WAITING, tasks)
-        found += judged(samples, loop)
-    return found
+        samples = eventloops.run(loop, measure_holders, RUNNING | WAITING, tasks)
+        rows += compare_all(samples, loop)
+    return rows
 
 
-async def measured(holders: dict[str, Holder], tasks: int) -> Samples:
-    """Return the bytes per task."""
-    return await interleaved(
-        {name: partial(taken, holder, tasks) for name, holder in holders.items()}, rounds=1
+async def measure_holders(holders: dict[str, Holder], tasks: int) -> Samples:
+    """Return the bytes per task, by contender."""
+    return await interleave(
+        {name: partial(bytes_per_task, holder, tasks) for name, holder in holders.items()}, rounds=1
     )
 
 
-async def taken(holder: Holder, tasks: int) -> float:
+async def bytes_per_task(holder: Holder, tasks: int) -> float:
     async with holder(tasks) as fill:
         tracemalloc.start()
         await fill()
@@ -43,21 +43,21 @@ async def taken(holder: Holder, tasks: int) -> float:
     return size / tasks
 
 
-def judged(samples: Samples, loop: str) -> list[Row]:
+def compare_all(samples: Samples, loop: str) -> list[Row]:
     running, waiting = "memory of a running task", "memory of a waiting task"
     return [
-        compared(samples, FULL, ANYIO, running, loop, unit="B", goal=MOST_RUNNING),
-        compared(samples, BARE, ANYIO, running, loop, unit="B", goal=MOST_RUNNING),
-        compared(samples, TASK_GROUP, ANYIO, running, loop, unit="B"),
+        compare(samples, FULL, ANYIO, running, loop, unit="B", goal=MAX_RUNNING),
+        compare(samples, BARE, ANYIO, running, loop, unit="B", goal=MAX_RUNNING),
+        compare(samples, TASK_GROUP, ANYIO, running, loop, unit="B"),
         *(
             Row(
-                what=f"{waiting}: {name}",
+                title=f"{waiting}: {name}",
                 loop=loop,
                 figures=samples[name],
                 unit="B",
-                goal=MOST_WAITING,
+                goal=MAX_WAITING,
             )
             for name in (DELAYED, QUEUED)
         ),
-        compared(samples, DELAYED, SLEEPING, waiting, loop, unit="B"),
+        compare(samples, DELAYED, SLEEPING, waiting, loop, unit="B"),
     ]

@@ -1,4 +1,4 @@
-"""How much memory this process has taken up at most."""
+"""Peak memory of this process."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ _STATUS = Path("/proc/self/status")
 
 
 def peak() -> int:
-    """Return bytes, 0 where nobody says."""
+    """Return the peak memory in bytes, or 0 if the system does not report it."""
     if _STATUS.exists():
-        # Not from getrusage(), which begins with what the parent process had.
+        # Not getrusage(), which starts with the memory of the parent process.
         lines = dict(line.split(":", 1) for line in _STATUS.read_text().splitlines())
         return int(lines["VmHWM"].split()[0]) * 1024
     try:

@@ -1,4 +1,4 @@
-"""What a task costs from being submitted to being done."""
+"""Cost of a task from its submission to its end."""
 
 from __future__ import annotations
 
@@ -6,16 +6,16 @@ from functools import partial
 
 import eventloops
 from contenders import AIOJOBS, ANYIO, FULL, TENACITY, Contender, at_once, in_turn
-from measure import interleaved
-from table import Row, Samples, compared
+from measure import interleave
+from table import Row, Samples, compare
 
-#: The most that a full-featured run may take, as a multiple of these.
+#: Maximum ratios of the full manager to these peers.
 GOALS = {ANYIO: 1.3, AIOJOBS: 1.5, TENACITY: 1 / 3}
 
 
 def rows(*, quick: bool) -> list[Row]:
-    """Measure on every event loop."""
-    found: list[Row] = []
+    """Measure on all event loops."""
+    rows: list[Row] = []
     for loop in eventloops.LOOPS:
         goals = {} if loop == "trio" else GOALS
         shapes = [
@@ -23,28 +23,28 @@ def rows(*, quick: bool) -> list[Row]:
             (at_once(loop), 20 if quick else 1_000, 2 if quick else 15, "{:,} at once"),
             (in_turn(loop), 20 if quick else 1_000, 2 if quick else 15, "one by one"),
         ]
-        for runners, tasks, rounds, what in shapes:
-            samples = eventloops.run(loop, measured, runners, tasks, rounds)
-            found += judged(samples, what.format(tasks), loop, goals)
-    return found
+        for runners, tasks, rounds, title in shapes:
+            samples = eventloops.run(loop, measure, runners, tasks, rounds)
+            rows += compare_all(samples, title.format(tasks), loop, goals)
+    return rows
 
 
-async def measured(runners: dict[str, Contender], tasks: int, rounds: int) -> Samples:
-    """Return the seconds that a task takes."""
-    samples = await interleaved(
+async def measure(runners: dict[str, Contender], tasks: int, rounds: int) -> Samples:
+    """Return the seconds per task, by contender."""
+    samples = await interleave(
         {name: partial(runner, tasks) for name, runner in runners.items()}, rounds
     )
-    return {name: [each / tasks for each in times] for name, times in samples.items()}
+    return {name: [time / tasks for time in times] for name, times in samples.items()}
 
 
-def judged(samples: Samples, what: str, loop: str, goals: dict[str, float]) -> list[Row]:
-    """Compare everybody with `start_soon`, and this library with those for whom it has a goal."""
-    others = [name for name in samples if name != ANYIO]
-    found = []
-    for name in others:
+def compare_all(samples: Samples, title: str, loop: str, goals: dict[str, float]) -> list[Row]:
+    """Compare all contenders with `start_soon`, and this library with the peers in its goals."""
+    names = [name for name in samples if name != ANYIO]
+    rows = []
+    for name in names:
         goal = goals.get(ANYIO) if name == FULL else None
-        found.append(compared(samples, name, ANYIO, what, loop, goal=goal))
-    for peer in others:
+        rows.append(compare(samples, name, ANYIO, title, loop, goal=goal))
+    for peer in names:
         if peer in goals:
-            found.append(compared(samples, FULL, peer, what, loop, goal=goals[peer]))
-    return found
+            rows.append(compare(samples, FULL, peer, title, loop, goal=goals[peer]))
+    return rows

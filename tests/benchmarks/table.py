@@ -1,4 +1,4 @@
-"""Medians, ratios and spread, and the table that they end up in."""
+"""A table of medians, ratios and spreads."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-#: What contenders came to, one figure for each round.
+#: Figures of the contenders, one for each round.
 Samples = dict[str, list[float]]
 
-HEADINGS = ["what", "loop", "figure", "peer", "its figure", "ratio", "spread", "goal", ""]
+HEADINGS = ["measurement", "loop", "figure", "peer", "peer figure", "ratio", "spread", "goal", ""]
 
 _UNITS = {
     "s": ((1.0, "s"), (1e-3, "ms"), (1e-6, "µs"), (1e-9, "ns")),
@@ -21,94 +21,103 @@ _UNITS = {
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
-    """One line of the table: a figure, and a peer's in the same rounds."""
+    """A row of the table: a figure, and that of a peer in the same rounds.
 
-    what: str
+    Args:
+        title: What was measured.
+        loop: The name of the event loop.
+        figures: The figures, one for each round.
+        peer: The name of the peer.
+        peers: The figures of the peer, as many as `figures`, or none.
+        unit: The unit of the figures.
+        goal: Maximum of the ratio, or of the figure without a peer.
+        minimum: Minimum of these, if more is better.
+    """
+
+    title: str
     loop: str = ""
     figures: Sequence[float]
     peer: str = ""
-    peers: Sequence[float] = ()  # as many, or none
+    peers: Sequence[float] = ()
     unit: str = "s"
-    #: The most that the ratio may be, or the figure where there is no peer.
     goal: float | None = None
-    #: The least, where more is better.
-    least: float | None = None
+    minimum: float | None = None
 
     @property
     def has_goal(self) -> bool:
-        return self.goal is not None or self.least is not None
+        return self.goal is not None or self.minimum is not None
 
     @property
     def ratios(self) -> list[float]:
-        """The figure as a multiple of the peer's, for each round."""
+        """The ratios of the figure to that of the peer, one for each round."""
         pairs = zip(self.figures, self.peers, strict=True) if self.peers else ()
-        return [own / other for own, other in pairs if other]
+        return [figure / peer for figure, peer in pairs if peer]
 
     def cells(self) -> list[str]:
-        """Return what stands in the table."""
+        """Return the cells of the row."""
         ratios = self.ratios
         judged, unit = (ratios, "x") if self.peers else (self.figures, self.unit)
         goal = met = ""
         if self.goal is not None:
-            goal = f"≤ {shown(self.goal, unit)}"
+            goal = f"≤ {format_figure(self.goal, unit)}"
             met = "met" if statistics.median(judged) <= self.goal else "missed"
-        elif self.least is not None:
-            goal = f"≥ {shown(self.least, unit)}"
-            met = "met" if statistics.median(judged) >= self.least else "missed"
+        elif self.minimum is not None:
+            goal = f"≥ {format_figure(self.minimum, unit)}"
+            met = "met" if statistics.median(judged) >= self.minimum else "missed"
         return [
-            self.what,
+            self.title,
             self.loop,
-            shown(statistics.median(self.figures), self.unit),
+            format_figure(statistics.median(self.figures), self.unit),
             self.peer,
-            shown(statistics.median(self.peers), self.unit) if self.peers else "",
-            shown(statistics.median(ratios), "x") if ratios else "",
+            format_figure(statistics.median(self.peers), self.unit) if self.peers else "",
+            format_figure(statistics.median(ratios), "x") if ratios else "",
             spread(judged, unit) if len(judged) > 1 else "",
             goal,
             met,
         ]
 
 
-def compared(
+def compare(
     samples: Samples,
-    own: str,
+    contender: str,
     peer: str,
-    what: str,
+    title: str,
     loop: str,
     *,
     unit: str = "s",
     goal: float | None = None,
-    least: float | None = None,
+    minimum: float | None = None,
 ) -> Row:
-    """Make the row that compares two contenders of the same rounds."""
+    """Return the row that compares two contenders."""
     return Row(
-        what=f"{what}: {own}",
+        title=f"{title}: {contender}",
         loop=loop,
-        figures=samples[own],
+        figures=samples[contender],
         peer=peer,
         peers=samples[peer],
         unit=unit,
         goal=goal,
-        least=least,
+        minimum=minimum,
     )
 
 
-def shown(number: float, unit: str) -> str:
-    """Return a figure the way it is read most easily."""
+def format_figure(number: float, unit: str) -> str:
+    """Format a figure with three digits and a fitting unit."""
     if unit == "x":
         return f"{number:.2f}x"
     units = _UNITS[unit]
-    size, name = next((each for each in units if abs(number) >= each[0]), units[-1])
+    size, name = next((scale for scale in units if abs(number) >= scale[0]), units[-1])
     digits = f"{number / size:.3g}" if abs(number) < 100 * size else f"{number / size:,.0f}"
     return f"{digits} {name}"
 
 
 def spread(figures: Sequence[float], unit: str) -> str:
-    """Return where the middle half of the figures is, or all of them if they are few."""
+    """Return the range of the middle half of the figures, or of all if there are few."""
     if len(figures) < 8:
         low, high = min(figures), max(figures)
     else:
         low, _, high = statistics.quantiles(figures, n=4)
-    return f"{shown(low, unit)} to {shown(high, unit)}"
+    return f"{format_figure(low, unit)} to {format_figure(high, unit)}"
 
 
 def table(rows: Sequence[Row]) -> str:

@@ -1,4 +1,4 @@
-"""The benchmarks work, and calculate what they say; what they find out is for people to read."""
+"""The benchmarks of tasks: their output and calculations, but no results."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import pytest
 
 BENCHMARKS = Path(__file__).parent
 
-# The peers that each part has to compare with.
+# Peers and measurements in the output of the parts.
 PARTS = {
     "spawn": [
         "anyio start_soon",
@@ -32,7 +32,7 @@ PARTS = {
 }
 
 
-def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+def run_benchmarks(*arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, "-W", "error", BENCHMARKS, *arguments],
         capture_output=True,
@@ -43,27 +43,29 @@ def run(*arguments: str) -> subprocess.CompletedProcess[str]:
 
 
 @pytest.mark.parametrize("part", PARTS)
-def test_every_part_prints_its_rows(part: str) -> None:
-    done = run("--quick", part)
-    assert done.returncode == 0, done.stderr
-    time, conditions = done.stderr.splitlines()
+def test_part(part: str) -> None:
+    """A part prints a table with a row for every peer."""
+    finished = run_benchmarks("--quick", part)
+    assert finished.returncode == 0, finished.stderr
+    time, conditions = finished.stderr.splitlines()
     assert time.startswith(part)
     assert conditions.endswith("with --quick the figures mean nothing")
-    heading, rule, *rows = [line.strip("|").split("|") for line in done.stdout.splitlines()]
+    heading, rule, *rows = [line.strip("|").split("|") for line in finished.stdout.splitlines()]
     assert rows
     assert {len(row) for row in (heading, rule, *rows)} == {9}
     for peer in PARTS[part]:
-        assert peer in done.stdout
+        assert peer in finished.stdout
     judged = {row[-1].strip() for row in rows if row[-2].strip()}
     assert judged <= {"met", "missed"}
     assert bool(judged) == (part != "loops")
     assert {row[-1].strip() for row in rows if not row[-2].strip()} <= {""}
 
 
-def test_an_unknown_part_is_refused_and_all_others_are_tested() -> None:
-    done = run("--quick", "spwan")
-    assert done.returncode == 2
-    assert f"no part spwan; there are {', '.join(PARTS)}" in done.stderr
+def test_unknown_part() -> None:
+    """An unknown part is an error that lists all parts, which are the tested ones."""
+    finished = run_benchmarks("--quick", "spwan")
+    assert finished.returncode == 2
+    assert f"unknown part: spwan; parts: {', '.join(PARTS)}" in finished.stderr
 
 
 @pytest.fixture
@@ -84,15 +86,18 @@ def measure(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     return import_module("measure")
 
 
-def test_a_ratio_is_the_median_of_those_of_each_round(table: ModuleType) -> None:
-    """Not the ratio of the medians, which mixes rounds that the machine was slow or quick in."""
-    samples = {"own": [1e-6, 20e-6, 6e-6], "other": [2e-6, 10e-6, 2e-6]}
-    row = table.compared(samples, "own", "other", "run", "uvloop", goal=2.0)
+def test_ratio_is_median_of_rounds(table: ModuleType) -> None:
+    """The ratio is the median of the ratios of all rounds.
+
+    The ratio of the medians would mix rounds with a slow and a fast machine.
+    """
+    samples = {"own": [1e-6, 20e-6, 6e-6], "peer": [2e-6, 10e-6, 2e-6]}
+    row = table.compare(samples, "own", "peer", "run", "uvloop", goal=2.0)
     assert row.cells() == [
         "run: own",
         "uvloop",
         "6 µs",
-        "other",
+        "peer",
         "2 µs",
         "2.00x",
         "0.50x to 3.00x",
@@ -102,42 +107,46 @@ def test_a_ratio_is_the_median_of_those_of_each_round(table: ModuleType) -> None
 
 
 @pytest.mark.parametrize(("figure", "met"), [(999.0, "met"), (1000.0, "met"), (1001.0, "missed")])
-def test_without_a_peer_the_figure_is_judged(table: ModuleType, figure: float, met: str) -> None:
-    cells = table.Row(what="size", figures=[figure], unit="B", goal=1000).cells()
+def test_goal_without_peer(table: ModuleType, figure: float, met: str) -> None:
+    """Without a peer, the figure is compared with the goal."""
+    cells = table.Row(title="size", figures=[figure], unit="B", goal=1000).cells()
     assert cells[3:] == ["", "", "", "", "≤ 1 kB", met]
 
 
 @pytest.mark.parametrize(("figure", "met"), [(3.0, "met"), (2.5, "met"), (2.4, "missed")])
-def test_of_what_is_better_the_more_the_least_is_a_goal(
-    table: ModuleType, figure: float, met: str
-) -> None:
-    row = table.Row(what="run", figures=[figure], peers=[1.0], unit="jobs/s", least=2.5)
+def test_minimum(table: ModuleType, figure: float, met: str) -> None:
+    """A minimum is a goal for figures that should be large."""
+    row = table.Row(title="run", figures=[figure], peers=[1.0], unit="jobs/s", minimum=2.5)
     assert row.has_goal
     assert row.cells()[-2:] == ["≥ 2.50x", met]
-    assert not table.Row(what="run", figures=[figure]).has_goal
+    assert not table.Row(title="run", figures=[figure]).has_goal
 
 
-def test_a_peer_that_takes_nothing_has_no_ratio(table: ModuleType) -> None:
-    samples = {"own": [0.5], "other": [0.0]}
-    row = table.compared(samples, "own", "other", "skipped", "", unit="share")
-    assert row.cells()[2:6] == ["50 %", "other", "0 %", ""]
+def test_peer_of_zero(table: ModuleType) -> None:
+    """There is no ratio to a peer whose figure is zero."""
+    samples = {"own": [0.5], "peer": [0.0]}
+    row = table.compare(samples, "own", "peer", "skipped", "", unit="share")
+    assert row.cells()[2:6] == ["50 %", "peer", "0 %", ""]
 
 
-def test_the_spread_of_many_is_that_of_the_middle_half(table: ModuleType) -> None:
+def test_spread(table: ModuleType) -> None:
+    """The spread is that of the middle half, or of all figures if there are few."""
     assert table.spread([float(number) for number in range(11)], "x") == "2.00x to 8.00x"
     assert table.spread([3.0, 1.0, 2.0], "x") == "1.00x to 3.00x"
 
 
-def test_the_table_is_markdown(table: ModuleType) -> None:
-    rows = [table.Row(what="short", figures=[1.0]), table.Row(what="much longer", figures=[2.0])]
+def test_table_is_markdown(table: ModuleType) -> None:
+    """The table is a Markdown table with aligned columns."""
+    rows = [table.Row(title="short", figures=[1.0]), table.Row(title="much longer", figures=[2.0])]
     heading, rule, *lines = table.table(rows).splitlines()
-    assert heading.startswith("| what        | loop |")
+    assert heading.startswith("| measurement | loop |")
     assert set(rule) <= set("|- ")
     assert [line[:14] for line in lines] == ["| short       ", "| much longer "]
     assert len({len(line) for line in (heading, rule, *lines)}) == 1
 
 
-async def test_each_contender_has_one_turn_a_round(measure: ModuleType) -> None:
+async def test_interleave(measure: ModuleType) -> None:
+    """Every contender runs once per round, in varying order."""
     turns: list[str] = []
 
     async def turn(name: str) -> int:
@@ -146,24 +155,27 @@ async def test_each_contender_has_one_turn_a_round(measure: ModuleType) -> None:
 
     random.seed(1)
     contenders = {name: lambda name=name: turn(name) for name in "abc"}
-    samples = await measure.interleaved(contenders, 3)
+    samples = await measure.interleave(contenders, 3)
     assert samples == {name: [1, 2, 3] for name in "abc"}
     rounds = {"".join(turns[at : at + 3]) for at in range(0, 9, 3)}
-    assert {"".join(sorted(each)) for each in rounds} == {"abc"}
+    assert {"".join(sorted(order)) for order in rounds} == {"abc"}
     assert len(rounds) > 1, "always in the same order"
 
 
-def test_lateness_is_counted_from_the_tick_that_the_iteration_is_for(loops: ModuleType) -> None:
-    """The second iteration ends after the third tick: that one is skipped, the fourth is not."""
+def test_lateness(loops: ModuleType) -> None:
+    """Lateness counts from the tick of the iteration.
+
+    The second iteration ends after the third tick, which is skipped; the fourth is not.
+    """
     began = [100.0, 101.5, 103.25]
     ended = [100.0, 102.5, 103.25]
-    found = loops.lateness([list(zip(ended, began, strict=True))], [100.0], 1.0)
-    assert found == loops.Lateness(median=0.25, p99=0.5, worst=0.5, skipped=0.25)
+    lateness = loops.lateness([list(zip(ended, began, strict=True))], [100.0], 1.0)
+    assert lateness == loops.Lateness(median=0.25, p99=0.5, worst=0.5, skipped=0.25)
 
 
-def test_an_iteration_before_its_tick_does_not_repeat_it(loops: ModuleType) -> None:
-    """Timers may fire a hair too early."""
-    assert loops.following(0, 0.0, 1.0) == 1
-    assert loops.following(1, 0.9999999, 1.0) == 2
-    assert loops.following(1, 1.9999999, 1.0) == 2
-    assert loops.following(1, 2.1, 1.0) == 3
+def test_early_timer(loops: ModuleType) -> None:
+    """An iteration that starts slightly before its tick is not repeated."""
+    assert loops.next_tick(0, 0.0, 1.0) == 1
+    assert loops.next_tick(1, 0.9999999, 1.0) == 2
+    assert loops.next_tick(1, 1.9999999, 1.0) == 2
+    assert loops.next_tick(1, 2.1, 1.0) == 3

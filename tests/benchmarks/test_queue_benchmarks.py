@@ -1,4 +1,4 @@
-"""The benchmarks of durable jobs work, without the peers; what they find out is for people."""
+"""The benchmarks of durable jobs, without peers: their output, but no results."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ import pytest
 
 BENCHMARKS = Path(__file__).parent / "queues"
 
-# Of Redis there is no server for Windows.
+# There is no Redis server for Windows.
 BROKERS = ["memory", "sqlite", "nats", *([] if sys.platform == "win32" else ["redis"])]
 RAW = [] if sys.platform == "win32" else ["raw client"]
 
-# What each part has to tell of: for each broker, and besides.
+# Measurements in the output of the parts: for each broker, and others.
 PARTS = {
     "throughput": (["run", "enqueued and run", "enqueued, 100 a call"], RAW),
     "latency": (["latency in the same process, median", "latency in the same process, p99"], RAW),
@@ -23,7 +23,7 @@ PARTS = {
 }
 
 
-def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+def run_benchmarks(*arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, "-W", "error", BENCHMARKS, "--quick", *arguments],
         capture_output=True,
@@ -34,26 +34,28 @@ def run(*arguments: str) -> subprocess.CompletedProcess[str]:
 
 
 @pytest.mark.parametrize("part", PARTS)
-def test_every_part_prints_its_rows(part: str) -> None:
-    done = run(part)
-    assert done.returncode == 0, done.stderr
-    time, conditions = done.stderr.splitlines()
+def test_part(part: str) -> None:
+    """A part prints a table with rows for every broker."""
+    finished = run_benchmarks(part)
+    assert finished.returncode == 0, finished.stderr
+    time, conditions = finished.stderr.splitlines()
     assert time.startswith(part)
     assert conditions.endswith("with --quick the figures mean nothing")
-    _, _, *rows = [line.strip("|").split("|") for line in done.stdout.splitlines()]
+    _, _, *rows = [line.strip("|").split("|") for line in finished.stdout.splitlines()]
     assert {len(row) for row in rows} == {9}
     titles = [row[0].strip() for row in rows]
-    for_each, besides = PARTS[part]
+    per_broker, general = PARTS[part]
     for broker in BROKERS:
         assert any(f"background, {broker}" in title for title in titles)
-        for what in for_each:
-            assert f"{what}: background, {broker}" in titles
-    for what in besides:
-        assert any(what in title for title in titles)
+        for label in per_broker:
+            assert f"{label}: background, {broker}" in titles
+    for label in general:
+        assert any(label in title for title in titles)
     assert {row[-1].strip() for row in rows if row[-2].strip()} <= {"met", "missed"}
 
 
-def test_an_unknown_part_is_refused() -> None:
-    done = run("throughputs")
-    assert done.returncode == 2
-    assert f"no part throughputs; there are {', '.join(PARTS)}" in done.stderr
+def test_unknown_part() -> None:
+    """An unknown part is an error that lists all parts."""
+    finished = run_benchmarks("throughputs")
+    assert finished.returncode == 2
+    assert f"unknown part: throughputs; parts: {', '.join(PARTS)}" in finished.stderr

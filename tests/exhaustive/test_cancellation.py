@@ -1,4 +1,4 @@
-"""Cancellation at every await point of every public coroutine, of tasks, and of services."""
+"""Cancellation at every suspension of public coroutines, tasks and services."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from anyio.lowlevel import checkpoint
 from support.cancellation.injection import (
     Act,
     How,
+    InjectedRun,
     Outcome,
     Scenario,
     Sweep,
-    World,
     sweep_driven,
     sweep_steps,
 )
@@ -46,11 +46,11 @@ from background.observers import StallObserver
 
 LOOP = TaskKind.LOOP
 BACKENDS = ["asyncio", "trio"]
-Body = Callable[[World], Awaitable[object]]
+Body = Callable[[InjectedRun], Awaitable[object]]
 
 
 class Hooked(Observer):
-    """Has an `async def` hook that takes its time, and a service that never ends by itself."""
+    """Has a slow `async def` hook, and a service that never ends by itself."""
 
     async def on_task_started(self, event: object) -> None:
         await anyio.sleep(0.25)
@@ -75,130 +75,139 @@ def returns_a_coroutine() -> Awaitable[None]:
     return nap(1)
 
 
-def ended_at_once(world: World, outcome: Outcome) -> None:
-    """Check that what was cancelled has ended by that, unless it was through with waiting."""
-    if world.injected_at is not None and world.point is not None:
-        assert world.ended_at == world.injected_at
-        waited = world.point.when is When.SUSPENDED or world.point.how is How.NATIVE
+def check_ended_at_once(run: InjectedRun, outcome: Outcome) -> None:
+    """Check that the cancelled call has ended immediately, unless it had already been woken."""
+    if run.injected_at is not None and run.point is not None:
+        assert run.ended_at == run.injected_at
+        waited = run.point.when is When.SUSPENDED or run.point.how is How.NATIVE
         assert outcome.cancelled or not waited
 
 
 @pytest.fixture(autouse=True)
 def same_order_of_tasks(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let trio, which runs tasks in random order, repeat itself; as its Hypothesis plugin does."""
+    """Make the order of trio's tasks repeatable, as trio's Hypothesis plugin does."""
     monkeypatch.setattr(trio_run, "_ALLOW_DETERMINISTIC_SCHEDULING", True)
-    monkeypatch.setattr(trio_run, "_r", Random())  # seeded anew for each run
+    monkeypatch.setattr(trio_run, "_r", Random())  # `play()` seeds it for each run
 
 
-# Blocks, which are entered, left, and all that is between
+# Blocks of managers
 
 
 @dataclass
 class Block:
-    """A manager's block, and how long it may take to end once it is cancelled."""
+    """A manager's block.
+
+    Args:
+        body: The body of the block.
+        observers: Makes the manager's observers.
+        within: Seconds within which the block ends when it is cancelled.
+        entangled: Whether tasks of the block affect each other.
+        errors: Errors that the block raises.
+        options: Options of the manager.
+    """
 
     body: Body
     observers: Callable[[], list[Observer]] = list
     within: float = 0
-    entangled: bool = False  # one of its tasks is some other's business
+    entangled: bool = False
     errors: tuple[type[BaseException], ...] = ()
     options: dict[str, Any] | None = None
 
 
-async def one_offs(world: World) -> None:
-    world.start(nap, 3)
-    world.start(nap, 2)
-    world.start(cleans_up)
+async def one_offs(run: InjectedRun) -> None:
+    run.start(nap, 3)
+    run.start(nap, 2)
+    run.start(cleans_up)
     await anyio.sleep(1)
-    world.start(nap, 4)
-    world.start(checkpoint).cancel()
-    world.start(checkpoint)
+    run.start(nap, 4)
+    run.start(checkpoint).cancel()
+    run.start(checkpoint)
 
 
-async def loops(world: World) -> None:
-    world.start(checkpoint, kind=LOOP, schedule=every(2))
-    world.start(nap, 1, kind=LOOP)
-    world.start(broken, kind=LOOP)
-    world.start(broken, kind=LOOP, max_failures=2)
-    world.start(broken, kind=LOOP, retry=TWICE)
+async def loops(run: InjectedRun) -> None:
+    run.start(checkpoint, kind=LOOP, schedule=every(2))
+    run.start(nap, 1, kind=LOOP)
+    run.start(broken, kind=LOOP)
+    run.start(broken, kind=LOOP, max_failures=2)
+    run.start(broken, kind=LOOP, retry=TWICE)
     await anyio.sleep(3)
 
 
-async def delayed(world: World) -> None:
-    world.start(nap, 2, delay=1)
-    world.start(nap, 2, delay=10)
+async def delayed(run: InjectedRun) -> None:
+    run.start(nap, 2, delay=1)
+    run.start(nap, 2, delay=10)
     await anyio.sleep(2)
 
 
-async def queued(world: World) -> None:
+async def queued(run: InjectedRun) -> None:
     for lifespan in (5, None, 5, None):
-        world.start(nap, 2, lifespan=lifespan)
+        run.start(nap, 2, lifespan=lifespan)
     await anyio.sleep(1)
 
 
-async def backoff(world: World) -> None:
-    world.start(Flaky(1).__call__, retry=TWICE)
-    world.start(broken, retry=TWICE)
-    world.start(nap, retry=TWICE, timeout=2)
+async def backoff(run: InjectedRun) -> None:
+    run.start(Flaky(1).__call__, retry=TWICE)
+    run.start(broken, retry=TWICE)
+    run.start(nap, retry=TWICE, timeout=2)
     await anyio.sleep(1)
 
 
-async def threads(world: World) -> None:
-    await world.start(sync).wait()
-    world.start(sync)
-    world.start(returns_a_coroutine)
+async def threads(run: InjectedRun) -> None:
+    await run.start(sync).wait()
+    run.start(sync)
+    run.start(returns_a_coroutine)
 
 
-async def waits(world: World) -> None:
-    manager = world.collector.manager
-    await world.start(nap, 1).wait()
-    world.start(nap, 1)
+async def waits(run: InjectedRun) -> None:
+    manager = run.collector.manager
+    await run.start(nap, 1).wait()
+    run.start(nap, 1)
     await manager.wait()
-    world.start(nap, 1, kind=LOOP)
+    run.start(nap, 1, kind=LOOP)
     await anyio.sleep(0.5)
     await manager.stop_loops()
     await manager.close()
 
 
-async def raises(world: World) -> None:
-    world.start(nap, 2)
-    world.start(nap, 1, kind=LOOP)
+async def raises(run: InjectedRun) -> None:
+    run.start(nap, 2)
+    run.start(nap, 1, kind=LOOP)
     await anyio.sleep(1)
-    raise ValueError("of the body")
+    raise ValueError("in the body")
 
 
-async def fails_critically(world: World) -> None:
-    world.start(nap, 5)
-    world.start(cleans_up)
-    world.start(broken, critical=True, delay=1)
+async def fails_critically(run: InjectedRun) -> None:
+    run.start(nap, 5)
+    run.start(cleans_up)
+    run.start(broken, critical=True, delay=1)
     await anyio.sleep(3)
 
 
-async def is_asked_to_stop(world: World) -> None:
-    world.start(nap, 5)
-    world.start(nap, 1, kind=LOOP)
+async def is_asked_to_stop(run: InjectedRun) -> None:
+    run.start(nap, 5)
+    run.start(nap, 1, kind=LOOP)
     await anyio.sleep(1)
-    world.collector.manager.request_shutdown()
-    await world.collector.manager.shutdown_requested()
+    run.collector.manager.request_shutdown()
+    await run.collector.manager.shutdown_requested()
 
 
-async def is_closed_inside(world: World) -> None:
-    world.start(nap, 2)
-    world.start(world.collector.manager.close)
-    world.start(world.collector.manager.wait)
-    world.start(nap, 3, kind=LOOP)
+async def is_closed_inside(run: InjectedRun) -> None:
+    run.start(nap, 2)
+    run.start(run.collector.manager.close)
+    run.start(run.collector.manager.wait)
+    run.start(nap, 3, kind=LOOP)
     await anyio.sleep(1)
 
 
-async def contains_another(world: World) -> None:
+async def contains_another(run: InjectedRun) -> None:
     async with Manager() as inner:
         inner.run(nap, 2)
-        world.start(inner.close)
+        run.start(inner.close)
         await anyio.sleep(1)
 
 
 BLOCKS = {
-    "nothing outstanding": Block(lambda world: checkpoint()),
+    "nothing outstanding": Block(lambda run: checkpoint()),
     "one-offs": Block(one_offs, within=1),
     "loops": Block(loops, options={"loop_backoff": wait_fixed(1)}),
     "delayed one-offs": Block(delayed),
@@ -220,40 +229,40 @@ BLOCKS = {
 
 @dataclass
 class InBlock:
-    """A scenario: a block, cancelled as a whole."""
+    """A scenario that drives a block."""
 
     block: Block
 
-    async def __call__(self, world: World) -> None:
-        async def stay() -> None:
+    async def __call__(self, run: InjectedRun) -> None:
+        async def run_block() -> None:
             observers = self.block.observers()
-            async with world.manager(*observers, **self.block.options or {}):
-                await self.block.body(world)
+            async with run.manager(*observers, **self.block.options or {}):
+                await self.block.body(run)
 
-        outcome = await world.drive(stay(), *self.block.errors, ManagerClosedError)
-        if world.injected_at is not None:
-            assert world.ended_at - world.injected_at <= self.block.within
-        elif self.block.errors and not world.steps.acted:
+        outcome = await run.drive(run_block(), *self.block.errors, ManagerClosedError)
+        if run.injected_at is not None:
+            assert run.ended_at - run.injected_at <= self.block.within
+        elif self.block.errors and not run.steps.acted:
             assert isinstance(outcome.error, self.block.errors)
 
-    def compare(self, undisturbed: World, world: World) -> Iterator[str]:
-        """Tell what a cancelled task or service has done to the other tasks."""
-        late = world.ended_at - undisturbed.ended_at
+    def compare(self, undisturbed: InjectedRun, run: InjectedRun) -> Iterator[str]:
+        """Yield the effects of a cancelled task or service on other tasks."""
+        late = run.ended_at - undisturbed.ended_at
         if late > 5:
             yield f"it ended {late} seconds late"
-        if world.hit and world.hit != "background closing" and not self.block.entangled:
-            fates = [
-                {handle.name: handle.status for handle in each.handles.values()}
-                for each in (undisturbed, world)
-            ]
-            for name, status in fates[0].items():
-                if name != world.hit and fates[1].get(name) is not status:
-                    yield f"without {world.hit!r}, {name!r} has {fates[1].get(name)}"
+        if run.hit and run.hit != "background closing" and not self.block.entangled:
+            expected, actual = (
+                {handle.name: handle.status for handle in played.handles.values()}
+                for played in (undisturbed, run)
+            )
+            for name, status in expected.items():
+                if name != run.hit and actual.get(name) is not status:
+                    yield f"without {run.hit!r}, {name!r} has {actual.get(name)}"
 
 
 @pytest.fixture(scope="module", autouse=True)
 def tally(pytestconfig: pytest.Config) -> Iterator[Counter[str]]:
-    """Add up what has been tried, and print it in the end."""
+    """Count the injected cancellations, and print the counts at the end."""
     tally: Counter[str] = Counter()
     yield tally
     capture = pytestconfig.pluginmanager.getplugin("capturemanager")
@@ -267,81 +276,79 @@ Record = Callable[[Sweep, int], None]
 
 @pytest.fixture
 def record(tally: Counter[str], backend: str) -> Record:
-    """Count points, and fail if there are too few, or any of them failed or was out of reach."""
+    """Count the points of a sweep; fail if one failed, too many were missed, or too few exist."""
 
-    def count(done: Sweep, least: int) -> None:
-        tally[f"{backend} points"] += done.points
-        tally[f"{backend} failed"] += len(done.failed)
-        for at, problems in done.failed.items():
+    def count(sweep: Sweep, minimum: int) -> None:
+        tally[f"{backend} points"] += sweep.points
+        tally[f"{backend} failed"] += len(sweep.failed)
+        for at, problems in sweep.failed.items():
             print(at, *problems, sep="\n   ")
-        assert not done.failed
-        assert done.points >= least
-        assert done.missed <= done.points / 10
+        assert not sweep.failed
+        assert sweep.points >= minimum
+        assert sweep.missed <= sweep.points / 10
 
     return count
 
 
-def by_scope(world: World, task: Any, name: str) -> None:
-    world.inject(How.SCOPE)
+def cancel_by_scope(run: InjectedRun, task: Any, name: str) -> None:
+    run.inject(How.SCOPE)
 
 
-def by_asyncio(world: World, task: Any, name: str) -> None:
-    world.inject(How.NATIVE)
+def cancel_natively(run: InjectedRun, task: Any, name: str) -> None:
+    run.inject(How.NATIVE)
 
 
-def of_task(world: World, task: Any, name: str) -> None:
-    world.hit = name
+def cancel_task(run: InjectedRun, task: Any, name: str) -> None:
+    run.hit = name
     task.cancel()
 
 
-def of_handle(world: World, task: Any, name: str) -> None:
-    for handle in world.handles.values():
+def cancel_handle(run: InjectedRun, task: Any, name: str) -> None:
+    for handle in run.handles.values():
         if handle.name == name:
-            world.hit = name
+            run.hit = name
             handle.cancel()
 
 
-def asked_twice(world: World, task: Any, name: str) -> None:
-    manager = world.collector.manager
+def request_shutdown_twice(run: InjectedRun, task: Any, name: str) -> None:
+    manager = run.collector.manager
     if manager.state not in (ManagerState.NEW, ManagerState.CLOSED):
         manager.request_shutdown()
         manager.request_shutdown()
 
 
-def of_all_tasks(world: World, task: Any, name: str) -> None:
-    """As an event loop that shuts down does."""
-    world.inject(How.NATIVE)
-    for each in asyncio.all_tasks():
-        if each is not world.host:
-            each.cancel()
+def cancel_all_tasks(run: InjectedRun, task: Any, name: str) -> None:
+    """Cancel all tasks, as an event loop does when it shuts down."""
+    run.inject(How.NATIVE)
+    for native in asyncio.all_tasks():
+        if native is not run.host:
+            native.cancel()
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("block", BLOCKS.values(), ids=BLOCKS)
 def test_block(block: Block, backend: str, record: Record) -> None:
+    """A block that is cancelled at any suspension ends in time and leaks nothing."""
     record(sweep_driven(InBlock(block), backend), 20 if backend == "asyncio" else 6)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize("act", [by_scope, of_handle, asked_twice])
+@pytest.mark.parametrize("act", [cancel_by_scope, cancel_handle, request_shutdown_twice])
 @pytest.mark.parametrize("block", BLOCKS.values(), ids=BLOCKS)
-def test_block_at_each_step_of_its_tasks(
-    block: Block, act: Act, backend: str, record: Record
-) -> None:
+def test_block_at_task_steps(block: Block, act: Act, backend: str, record: Record) -> None:
+    """A cancellation at any step of any task affects only that task or its block."""
     record(sweep_steps(InBlock(block), backend, act, InBlock(block).compare), 10)
 
 
 @pytest.mark.parametrize("backend", ["asyncio"])
-@pytest.mark.parametrize("act", [by_asyncio, of_task, of_all_tasks])
+@pytest.mark.parametrize("act", [cancel_natively, cancel_task, cancel_all_tasks])
 @pytest.mark.parametrize("block", BLOCKS.values(), ids=BLOCKS)
-def test_block_at_each_step_of_its_tasks_natively(
-    block: Block, act: Act, backend: str, record: Record
-) -> None:
-    """Services go on, and a task that asyncio cancels is no other task's business."""
+def test_block_at_task_steps_natively(block: Block, act: Act, backend: str, record: Record) -> None:
+    """Services survive a native cancellation, and a cancelled task affects no other task."""
     record(sweep_steps(InBlock(block), backend, act, InBlock(block).compare), 10)
 
 
-# One coroutine at a time
+# Single coroutines
 
 SINGLES: dict[str, Scenario] = {}
 
@@ -351,88 +358,88 @@ def single(scenario: Scenario) -> Scenario:
     return scenario
 
 
-async def later(fn: Callable[[], Awaitable[object]]) -> None:
+async def call_later(fn: Callable[[], Awaitable[object]]) -> None:
     await anyio.sleep(1)
     await fn()
 
 
-async def takes_exactly_one(world: World) -> None:
-    manager = world.collector.manager
+async def check_capacity_of_one(run: InjectedRun) -> None:
+    manager = run.collector.manager
     await manager.wait()
     manager.run(nap, 1)
     with pytest.raises(ManagerFullError):
         manager.run(nap, 1)
 
 
-def all_succeeded(world: World) -> bool:
-    return {handle.status for handle in world.handles.values()} == {TaskStatus.SUCCEEDED}
+def all_succeeded(run: InjectedRun) -> bool:
+    return {handle.status for handle in run.handles.values()} == {TaskStatus.SUCCEEDED}
 
 
 @single
-async def submit_with_room(world: World) -> None:
-    async with world.manager(capacity=1) as manager:
-        outcome = await world.drive(manager.submit(Task(nap, args=(1,))))
-        ended_at_once(world, outcome)
-        assert list(world.handles.values()) == [outcome.value] * (not outcome.cancelled)
-        await takes_exactly_one(world)
+async def submit_with_room(run: InjectedRun) -> None:
+    async with run.manager(capacity=1) as manager:
+        outcome = await run.drive(manager.submit(Task(nap, args=(1,))))
+        check_ended_at_once(run, outcome)
+        assert list(run.handles.values()) == [outcome.value] * (not outcome.cancelled)
+        await check_capacity_of_one(run)
 
 
 @single
-async def submit_without_room(world: World) -> None:
-    async with world.manager(capacity=1) as manager:
+async def submit_without_room(run: InjectedRun) -> None:
+    async with run.manager(capacity=1) as manager:
         first = manager.run(nap, 2)
-        outcome = await world.drive(manager.submit(Task(nap, args=(1,))))
-        ended_at_once(world, outcome)
-        assert [*world.handles.values()][1:] == [outcome.value] * (not outcome.cancelled)
-        await takes_exactly_one(world)
+        outcome = await run.drive(manager.submit(Task(nap, args=(1,))))
+        check_ended_at_once(run, outcome)
+        assert [*run.handles.values()][1:] == [outcome.value] * (not outcome.cancelled)
+        await check_capacity_of_one(run)
     assert first.status is TaskStatus.SUCCEEDED
 
 
 @single
-async def submit_among_others(world: World) -> None:
-    """Neither those before it nor those after it lose their turns."""
-    async with world.manager(capacity=1) as manager, anyio.create_task_group() as others:
+async def submit_in_queue(run: InjectedRun) -> None:
+    """Cancel a `submit()` between two others, which keep their places in the queue."""
+    async with run.manager(capacity=1) as manager, anyio.create_task_group() as group:
         submit = partial(manager.submit, Task(nap, args=(1,)))
         manager.run(nap, 2)
-        others.start_soon(submit)
+        group.start_soon(submit)
         await anyio.wait_all_tasks_blocked()
-        others.start_soon(later, submit)
-        outcome = await world.drive(submit())
-        ended_at_once(world, outcome)
+        group.start_soon(call_later, submit)
+        outcome = await run.drive(submit())
+        check_ended_at_once(run, outcome)
         await anyio.sleep(10)
-        assert len(world.handles) == 4 - outcome.cancelled
-        await takes_exactly_one(world)
-    assert all_succeeded(world)
+        assert len(run.handles) == 4 - outcome.cancelled
+        await check_capacity_of_one(run)
+    assert all_succeeded(run)
 
 
 @single
-async def submit_until_closing(world: World) -> None:
-    async with world.manager(capacity=1) as manager, anyio.create_task_group() as others:
+async def submit_until_closing(run: InjectedRun) -> None:
+    async with run.manager(capacity=1) as manager, anyio.create_task_group() as group:
         manager.run(nap, 2)
-        others.start_soon(later, manager.close)
-        outcome = await world.drive(manager.submit(Task(nap)), ManagerClosedError)
-        ended_at_once(world, outcome)
+        group.start_soon(call_later, manager.close)
+        outcome = await run.drive(manager.submit(Task(nap)), ManagerClosedError)
+        check_ended_at_once(run, outcome)
         assert outcome.cancelled or outcome.error
-    assert len(world.handles) == 1
-    assert all_succeeded(world)
+    assert len(run.handles) == 1
+    assert all_succeeded(run)
 
 
 @single
-async def submit_a_loop(world: World) -> None:
-    async with world.manager(capacity=1) as manager:
-        outcome = await world.drive(manager.submit(Task(nap, args=(1,), kind=LOOP)))
-        ended_at_once(world, outcome)
+async def submit_a_loop(run: InjectedRun) -> None:
+    async with run.manager(capacity=1) as manager:
+        outcome = await run.drive(manager.submit(Task(nap, args=(1,), kind=LOOP)))
+        check_ended_at_once(run, outcome)
         assert manager.count() == (not outcome.cancelled)
-        await takes_exactly_one(world)
+        await check_capacity_of_one(run)
 
 
 @single
-async def wait(world: World) -> None:
-    async with world.manager() as manager:
+async def wait(run: InjectedRun) -> None:
+    async with run.manager() as manager:
         handle = manager.run(nap, 2)
         loop = manager.loop(nap, 1)
-        outcome = await world.drive(manager.wait())
-        ended_at_once(world, outcome)
+        outcome = await run.drive(manager.wait())
+        check_ended_at_once(run, outcome)
         assert outcome.cancelled or manager.tasks() == [loop]
         await manager.wait()
         assert manager.tasks() == [loop]
@@ -440,40 +447,40 @@ async def wait(world: World) -> None:
 
 
 @single
-async def wait_inside_a_task(world: World) -> None:
+async def wait_inside_a_task(run: InjectedRun) -> None:
     async def work() -> None:
-        ended_at_once(world, await world.drive(world.collector.manager.wait()))
+        check_ended_at_once(run, await run.drive(run.collector.manager.wait()))
         await anyio.sleep(5)
 
-    async with world.manager() as manager:
+    async with run.manager() as manager:
         manager.run(nap, 2)
         manager.run(work)
         await manager.wait()
         assert manager.count() == 0
-    assert all_succeeded(world)
+    assert all_succeeded(run)
 
 
 @single
-async def stop_loops(world: World) -> None:
-    async with world.manager() as manager:
+async def stop_loops(run: InjectedRun) -> None:
+    async with run.manager() as manager:
         manager.loop(nap, 2)
         manager.every(2, nap, 1)
         one_off = manager.run(nap, 4)
         await anyio.sleep(0.5)
-        outcome = await world.drive(manager.stop_loops())
-        ended_at_once(world, outcome)
+        outcome = await run.drive(manager.stop_loops())
+        check_ended_at_once(run, outcome)
         assert outcome.cancelled or manager.tasks() == [one_off]
         await manager.stop_loops()
         assert manager.tasks() == [one_off]
 
 
 @single
-async def stop_loops_inside_a_loop(world: World) -> None:
+async def stop_loops_inside_a_loop(run: InjectedRun) -> None:
     async def work() -> None:
         await anyio.sleep(0.5)
-        ended_at_once(world, await world.drive(world.collector.manager.stop_loops()))
+        check_ended_at_once(run, await run.drive(run.collector.manager.stop_loops()))
 
-    async with world.manager() as manager:
+    async with run.manager() as manager:
         handle = manager.loop(work)
         manager.loop(nap, 1)
         await handle.wait()
@@ -483,81 +490,81 @@ async def stop_loops_inside_a_loop(world: World) -> None:
 
 
 @single
-async def close(world: World) -> None:
-    """It goes on though nobody waits for it any more."""
-    async with world.manager() as manager:
+async def close(run: InjectedRun) -> None:
+    """Cancel a `close()`; the closing continues without a waiter."""
+    async with run.manager() as manager:
         manager.run(nap, 2)
-        outcome = await world.drive(manager.close())
-        ended_at_once(world, outcome)
+        outcome = await run.drive(manager.close())
+        check_ended_at_once(run, outcome)
         with pytest.raises(ManagerClosedError):
             manager.run(nap)
         report = await manager.close()
         assert outcome.cancelled or outcome.value is report
-    assert all_succeeded(world)
+    assert all_succeeded(run)
 
 
 @single
-async def close_with_a_timeout(world: World) -> None:
-    async with world.manager() as manager:
+async def close_with_a_timeout(run: InjectedRun) -> None:
+    async with run.manager() as manager:
         handle = manager.run(cleans_up)
         manager.after(5, nap)
         await anyio.sleep(1)
-        outcome = await world.drive(manager.close(timeout=1))
-        ended_at_once(world, outcome)
+        outcome = await run.drive(manager.close(timeout=1))
+        check_ended_at_once(run, outcome)
         report = await manager.close()
         assert report.cancelled == (handle,)
         assert len(report.not_started) == 1
 
 
 @single
-async def close_inside_a_task(world: World) -> None:
+async def close_inside_a_task(run: InjectedRun) -> None:
     async def work() -> bool:
-        outcome = await world.drive(world.collector.manager.close())
-        ended_at_once(world, outcome)
-        to_be_waited_for = manager.state is not ManagerState.CLOSED
+        outcome = await run.drive(run.collector.manager.close())
+        check_ended_at_once(run, outcome)
+        still_open = manager.state is not ManagerState.CLOSED
         await anyio.sleep(5)
-        return to_be_waited_for
+        return still_open
 
-    async with world.manager() as manager:
+    async with run.manager() as manager:
         manager.run(nap, 2)
         handle = manager.run(work)
         await anyio.sleep(1)
-    assert all_succeeded(world)
+    assert all_succeeded(run)
     report = await manager.close()
     assert (handle in report.succeeded) is await handle
 
 
 @single
-async def close_twice_at_once(world: World) -> None:
-    async with world.manager() as manager, anyio.create_task_group() as others:
+async def close_twice_at_once(run: InjectedRun) -> None:
+    async with run.manager() as manager, anyio.create_task_group() as group:
         manager.run(nap, 2)
-        others.start_soon(manager.close)
-        ended_at_once(world, await world.drive(manager.close()))
-    assert all_succeeded(world)
+        group.start_soon(manager.close)
+        check_ended_at_once(run, await run.drive(manager.close()))
+    assert all_succeeded(run)
 
 
 @single
-async def close_before_entering(world: World) -> None:
+async def close_before_entering(run: InjectedRun) -> None:
     unused = Manager()
-    ended_at_once(world, await world.drive(unused.close()))
-    async with world.manager():
+    check_ended_at_once(run, await run.drive(unused.close()))
+    async with run.manager():
         assert (await unused.close()).succeeded == ()
     with pytest.raises(ManagerClosedError):
         await unused.__aenter__()
 
 
 @single
-async def shutdown_requested(world: World) -> None:
-    async with world.manager() as manager, anyio.create_task_group() as others:
+async def shutdown_requested(run: InjectedRun) -> None:
+    async with run.manager() as manager, anyio.create_task_group() as group:
 
         async def request() -> None:
             manager.request_shutdown()
 
         manager.run(nap, 2)
-        others.start_soon(later, request)
-        ended_at_once(world, await world.drive(manager.shutdown_requested()))
+        group.start_soon(call_later, request)
+        check_ended_at_once(run, await run.drive(manager.shutdown_requested()))
         await manager.shutdown_requested()
-    assert all_succeeded(world)
+    assert all_succeeded(run)
 
 
 async def awaits(handle: TaskHandle[Any]) -> Any:
@@ -568,28 +575,28 @@ async def awaits(handle: TaskHandle[Any]) -> Any:
 @pytest.mark.parametrize("method", [TaskHandle.result, TaskHandle.wait, awaits])
 @pytest.mark.parametrize("fn", [nap, broken, cleans_up], ids=["fine", "fails", "cancelled"])
 @pytest.mark.parametrize("ended", [False, True], ids=["outstanding", "ended"])
-def test_waiting_for_a_task(
+def test_waiting_for_task(
     method: Callable[..., Any],
     fn: Callable[..., Any],
     ended: bool,
     backend: str,
     record: Record,
 ) -> None:
-    """Giving up does nothing to the task, nor to others who wait for it."""
+    """A cancelled wait affects neither the task nor its other waiters."""
 
-    async def scenario(world: World) -> None:
-        async with world.manager() as manager, anyio.create_task_group() as others:
+    async def scenario(run: InjectedRun) -> None:
+        async with run.manager() as manager, anyio.create_task_group() as group:
             handle = manager.run_task(Task(fn, args=() if fn is broken else (2,), delay=1))
-            others.start_soon(handle.wait)
-            others.start_soon(later, partial(cancels, handle))
+            group.start_soon(handle.wait)
+            group.start_soon(call_later, partial(cancel_or_not, handle))
             if ended:
                 await handle.wait()
-            outcome = await world.drive(method(handle), ValueError, TaskCancelledError)
-            ended_at_once(world, outcome)
+            outcome = await run.drive(method(handle), ValueError, TaskCancelledError)
+            check_ended_at_once(run, outcome)
             status = await handle.wait()
         assert status == {nap: "succeeded", broken: "failed"}.get(fn, "cancelled")
 
-    async def cancels(handle: TaskHandle[Any]) -> None:
+    async def cancel_or_not(handle: TaskHandle[Any]) -> None:
         await anyio.sleep(1)
         if fn is cleans_up:
             handle.cancel()
@@ -598,17 +605,19 @@ def test_waiting_for_a_task(
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_a_failure_reaches_its_only_waiter_or_the_log(
+def test_failure_with_cancelled_waiter(
     backend: str, record: Record, caplog: pytest.LogCaptureFixture
 ) -> None:
-    async def scenario(world: World) -> None:
+    """A failure is raised in its only waiter, or logged if that was cancelled."""
+
+    async def scenario(run: InjectedRun) -> None:
         caplog.clear()
-        async with world.manager():
-            pass  # the one that is looked at, which logs nothing
+        async with run.manager():
+            pass  # the manager that is checked after the run; it logs nothing
         async with Manager() as manager:
             handle = manager.run_task(Task(broken, delay=1))
-            outcome = await world.drive(handle.result(), ValueError)
-            ended_at_once(world, outcome)
+            outcome = await run.drive(handle.result(), ValueError)
+            check_ended_at_once(run, outcome)
             await anyio.sleep(2)
         assert (len(caplog.records), outcome.error is None) in ((0, False), (1, True))
 
@@ -617,5 +626,6 @@ def test_a_failure_reaches_its_only_waiter_or_the_log(
 
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("scenario", SINGLES.values(), ids=SINGLES)
-def test_single(scenario: Scenario, backend: str, record: Record) -> None:
+def test_single_coroutine(scenario: Scenario, backend: str, record: Record) -> None:
+    """A single coroutine that is cancelled at any suspension ends immediately."""
     record(sweep_driven(scenario, backend), 2)

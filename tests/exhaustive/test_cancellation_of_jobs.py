@@ -1,6 +1,6 @@
-"""Cancellation and shutdown at every suspension, with durable jobs under way.
+"""Cancellation and shutdown at every suspension of calls, blocks and workers of job queues.
 
-Afterwards no job is lost or done by halves, and whatever was cancelled can be used again.
+Afterwards no job is lost or stored in part, and the cancelled queue or worker can be used again.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import anyio
 import pytest
 from support.brokers.faulty import FaultyBroker
 from support.brokers.kinds import KINDS, elapse
-from support.cancellation.injection import How, Point, World, play
+from support.cancellation.injection import How, InjectedRun, Point, play
 from support.cancellation.stepping import Step, When
 from tenacity import AsyncRetrying, stop_after_attempt, wait_none
 from trio._core import _run as trio_run
@@ -31,14 +31,14 @@ S = JobState
 BACKENDS = ["asyncio", "trio"]
 STORES = ["memory", "sqlite"]
 TWICE = AsyncRetrying(stop=stop_after_attempt(2), wait=wait_none())
-Body = Callable[[World, FaultyBroker], Awaitable[None]]
+Body = Callable[[InjectedRun, FaultyBroker], Awaitable[None]]
 
 
 @pytest.fixture(autouse=True)
 def same_order_of_tasks(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let trio, which runs tasks in random order, repeat itself; as its Hypothesis plugin does."""
+    """Make the order of trio's tasks repeatable, as trio's Hypothesis plugin does."""
     monkeypatch.setattr(trio_run, "_ALLOW_DETERMINISTIC_SCHEDULING", True)
-    monkeypatch.setattr(trio_run, "_r", Random())  # seeded anew for each run
+    monkeypatch.setattr(trio_run, "_r", Random())  # `play()` seeds it for each run
 
 
 def declare(jobs: JobQueue) -> None:
@@ -64,8 +64,8 @@ def queue(broker: FaultyBroker) -> JobQueue:
     return jobs
 
 
-async def all_end(broker: FaultyBroker) -> None:
-    """Check that every job is done, or is done by whoever comes next, and that there is room."""
+async def check_all_end(broker: FaultyBroker) -> None:
+    """Check that another worker finishes all jobs, and then runs a new one."""
     if await broker.count(state=S.RUNNING):
         await elapse(broker.real, 31)
     async with Manager() as manager, queue(broker) as jobs:
@@ -78,111 +78,112 @@ async def all_end(broker: FaultyBroker) -> None:
     assert await broker.count(state=S.DEAD) == 0
 
 
-def scenario(body: Body, store: str) -> Callable[[World], Any]:
-    async def play_it(world: World) -> None:
-        async with world.manager():
-            pass  # the one that is looked at
+def scenario(body: Body, store: str) -> Callable[[InjectedRun], Any]:
+    async def run_scenario(run: InjectedRun) -> None:
+        async with run.manager():
+            pass  # the manager that is checked after the run
         kind = KINDS[store]
         with TemporaryDirectory() as folder:
             async with kind.opened(kind.make(Path(folder))) as real:
                 broker = FaultyBroker(real)
-                await body(world, broker)
-                await all_end(broker)
+                await body(run, broker)
+                await check_all_end(broker)
 
-    return play_it
+    return run_scenario
 
 
 def sweep(body: Body, store: str, backend: str, *, again: bool = False) -> None:
-    """Cancel what is driven at each of its suspensions, on asyncio also once more soon after."""
-    it = scenario(body, store)
-    undisturbed = play(it, backend)
+    """Cancel the driven call at each of its suspensions, on asyncio optionally once more."""
+    tested = scenario(body, store)
+    undisturbed = play(tested, backend)
     assert not undisturbed.problems, undisturbed.problems
     assert undisturbed.suspensions
     hows = [*How] if backend == "asyncio" else [How.SCOPE]
-    points = [Point(*each) for each in product(range(1, undisturbed.suspensions + 1), When, hows)]
+    numbers = range(1, undisturbed.suspensions + 1)
+    points = [Point(*values) for values in product(numbers, When, hows)]
     if again and backend == "asyncio":
-        points += [each._replace(again=each.number + n) for each in points for n in (1, 2)]
+        points += [point._replace(again=point.number + n) for point in points for n in (1, 2)]
     reached = 0
     for point in points:
-        world = play(it, backend, point)
-        assert not world.problems, (point, "".join(world.problems))
-        reached += world.injected_at is not None
+        run = play(tested, backend, point)
+        assert not run.problems, (point, "".join(run.problems))
+        reached += run.injected_at is not None
     assert reached
 
 
-# What people call
+# Calls
 
 
-async def enqueue(world: World, broker: FaultyBroker) -> None:
+async def enqueue(run: InjectedRun, broker: FaultyBroker) -> None:
     async with queue(broker) as jobs:
-        await world.drive(jobs.enqueue("fast", id="mine"))
+        await run.drive(jobs.enqueue("fast", id="job"))
         with suppress(QueueError):
-            await jobs.enqueue("fast", id="mine")
+            await jobs.enqueue("fast", id="job")
         assert await jobs.count() == 1
 
 
-async def enqueue_many(world: World, broker: FaultyBroker) -> None:
+async def enqueue_many(run: InjectedRun, broker: FaultyBroker) -> None:
     async with queue(broker) as jobs:
-        outcome = await world.drive(jobs._handlers["fast"].enqueue_many([(n,) for n in range(3)]))
+        outcome = await run.drive(jobs._handlers["fast"].enqueue_many([(n,) for n in range(3)]))
         assert await jobs.count() in ((0, 3) if outcome.cancelled else (3,))
 
 
-async def enqueue_a_composite(world: World, broker: FaultyBroker) -> None:
+async def enqueue_chain(run: InjectedRun, broker: FaultyBroker) -> None:
     async with queue(broker) as jobs:
         fast = jobs._handlers["fast"]
         step = chain(fast.job(), group(fast.job(), fast.job()))
-        outcome = await world.drive(jobs.enqueue(step, id="mine"))
+        outcome = await run.drive(jobs.enqueue(step, id="job"))
         assert await jobs.count() in ((0, 4) if outcome.cancelled else (4,))
 
 
-async def result(world: World, broker: FaultyBroker) -> None:
+async def result(run: InjectedRun, broker: FaultyBroker) -> None:
     async with Manager() as manager, queue(broker) as jobs:
         await jobs.start(manager)
         job = await jobs.enqueue("slow")
-        outcome = await world.drive(job.result())
+        outcome = await run.drive(job.result())
         assert outcome.cancelled or outcome.value == "slept"
         assert await job.result() == "slept"
 
 
-async def dequeue(world: World, broker: FaultyBroker) -> None:
+async def dequeue(run: InjectedRun, broker: FaultyBroker) -> None:
     async with Manager() as manager, queue(broker) as jobs:
         await jobs.start(manager)
         job = await jobs.enqueue("slow", [50])
         await anyio.sleep(1)
-        outcome = await world.drive(jobs.cancel(job.id))
+        outcome = await run.drive(jobs.cancel(job.id))
         await jobs.cancel(job.id)
         assert await job.wait() is S.CANCELLED
         assert outcome.cancelled or outcome.value is True
 
 
-async def start(world: World, broker: FaultyBroker) -> None:
+async def start(run: InjectedRun, broker: FaultyBroker) -> None:
     async with Manager() as manager, queue(broker) as jobs:
         job = await jobs.enqueue("fast", [3])
-        outcome = await world.drive(jobs.start(manager))
+        outcome = await run.drive(jobs.start(manager))
         if outcome.cancelled:
             await jobs.start(manager)
         assert await job.result() == 3
 
 
-async def save(world: World, broker: FaultyBroker) -> None:
+async def save(run: InjectedRun, broker: FaultyBroker) -> None:
     async with Manager() as manager, queue(broker) as jobs:
 
         @jobs.handler(name="saves")
         async def saves() -> str:
-            await world.drive(JobContext.current().save("so far"))
+            await run.drive(JobContext.current().save("so far"))
             return "end"
 
         await jobs.start(manager)
         assert await (await saves.enqueue()).result() == "end"
 
 
-async def close_a_worker(world: World, broker: FaultyBroker) -> None:
+async def close_a_worker(run: InjectedRun, broker: FaultyBroker) -> None:
     async with Manager() as manager, queue(broker) as jobs:
         worker = await jobs.start(manager)
         for seconds in (1, 50):
             await jobs.enqueue("slow", [seconds])
         await anyio.sleep(0.5)
-        await world.drive(worker.close(timeout=2))
+        await run.drive(worker.close(timeout=2))
         await worker.close(timeout=0)
         assert await jobs.count(state=S.RUNNING) == 0
 
@@ -194,7 +195,7 @@ async def close_a_worker(world: World, broker: FaultyBroker) -> None:
     [
         enqueue,
         enqueue_many,
-        enqueue_a_composite,
+        enqueue_chain,
         result,
         dequeue,
         start,
@@ -204,49 +205,50 @@ async def close_a_worker(world: World, broker: FaultyBroker) -> None:
     ids=lambda body: body.__name__,
 )
 def test_calls(body: Body, store: str, backend: str) -> None:
+    """A cancelled call is complete or without effect, and no job is lost."""
     sweep(body, store, backend)
 
 
 # Blocks
 
 
-async def leave_the_queue(world: World, broker: FaultyBroker) -> None:
+async def leave_the_queue(run: InjectedRun, broker: FaultyBroker) -> None:
     async with Manager() as manager:
         jobs = queue(broker)
         await jobs.__aenter__()
         await jobs.start(manager)
-        for what in ("fast", "slow", "shaky"):
-            await jobs.enqueue(what)
+        for name in ("fast", "slow", "shaky"):
+            await jobs.enqueue(name)
         await anyio.sleep(0.5)
-        await world.drive(jobs.__aexit__(None, None, None))
+        await run.drive(jobs.__aexit__(None, None, None))
         assert await broker.count(state=S.RUNNING) == 0
-        async with jobs:  # as it has been left, however that went
+        async with jobs:  # it was left, cancelled or not
             await jobs.start(manager)
             assert await (await jobs.enqueue("fast", [3])).result() == 3
 
 
-async def inside_a_manager(world: World, broker: FaultyBroker) -> None:
-    async def live() -> None:
+async def inside_a_manager(run: InjectedRun, broker: FaultyBroker) -> None:
+    async def run_block() -> None:
         async with Manager() as manager, queue(broker) as jobs:
             await work(manager, jobs)
 
-    await world.drive(live())
+    await run.drive(run_block())
     assert await broker.count(state=S.RUNNING) == 0
 
 
-async def around_a_manager(world: World, broker: FaultyBroker) -> None:
-    async def live() -> None:
+async def around_a_manager(run: InjectedRun, broker: FaultyBroker) -> None:
+    async def run_block() -> None:
         async with queue(broker) as jobs, Manager() as manager:
             await work(manager, jobs)
 
-    await world.drive(live())
+    await run.drive(run_block())
     assert await broker.count(state=S.RUNNING) == 0
 
 
 async def work(manager: Manager, jobs: JobQueue) -> None:
     await jobs.start(manager, concurrency=3)
-    for what in ("fast", "slow", "shaky", "slow"):
-        await jobs.enqueue(what)
+    for name in ("fast", "slow", "shaky", "slow"):
+        await jobs.enqueue(name)
     await anyio.sleep(0.5)
 
 
@@ -258,29 +260,30 @@ async def work(manager: Manager, jobs: JobQueue) -> None:
     ids=lambda body: body.__name__,
 )
 def test_blocks(body: Body, store: str, backend: str) -> None:
+    """A cancelled block releases its jobs, and another worker finishes them."""
     sweep(body, store, backend, again=body is leave_the_queue)
 
 
-# What workers do, while others interfere
+# Workers
 
 
-async def interfere(world: World, broker: FaultyBroker) -> None:
+async def run_worker(run: InjectedRun, broker: FaultyBroker) -> None:
     async with Manager() as manager, queue(broker) as jobs:
-        world.host = manager
-        with suppress(LoopsStoppedError):  # by a shutdown before they start
+        run.host = manager
+        with suppress(LoopsStoppedError):  # after a shutdown before their start
             await work(manager, jobs)
         await anyio.sleep(0.2)
 
 
-def shut_down(world: World, task: Any, name: str) -> None:
-    """Ask twice, which cancels what runs at once."""
-    if world.host is not None:
-        world.host.request_shutdown()
-        world.host.request_shutdown()
+def shut_down(run: InjectedRun, task: Any, name: str) -> None:
+    """Request a shutdown twice, which cancels running jobs immediately."""
+    if run.host is not None:
+        run.host.request_shutdown()
+        run.host.request_shutdown()
 
 
-def cancel_service(world: World, task: Any, name: str) -> None:
-    """Do to one of the worker's services what an event loop does that cancels all its tasks."""
+def cancel_service(run: InjectedRun, task: Any, name: str) -> None:
+    """Cancel a service of the worker natively, as an event loop does that cancels all tasks."""
     if isinstance(task, asyncio.Task) and name.startswith("background "):
         task.cancel()
 
@@ -288,10 +291,11 @@ def cancel_service(world: World, task: Any, name: str) -> None:
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("act", [shut_down, cancel_service])
 def test_workers(act: Any, backend: str) -> None:
+    """A shutdown or a cancelled service at any step of a worker loses no job."""
     if act is cancel_service and backend == "trio":
-        return  # nobody can
-    it = scenario(interfere, "memory")
-    undisturbed = play(it, backend)
+        return  # trio has no native cancellation of tasks
+    tested = scenario(run_worker, "memory")
+    undisturbed = play(tested, backend)
     assert not undisturbed.problems, undisturbed.problems
     steps: list[Step] = [
         step
@@ -299,5 +303,5 @@ def test_workers(act: Any, backend: str) -> None:
         if act is shut_down or step.name.startswith("background ")
     ]
     for step in steps[:400]:
-        world = play(it, backend, step, act)
-        assert not world.problems, (step, "".join(world.problems))
+        run = play(tested, backend, step, act)
+        assert not run.problems, (step, "".join(run.problems))

@@ -1,7 +1,7 @@
-"""The wall clock is moved, daylight saving comes and goes, and the process stands still.
+"""Schedules with a moved wall clock, changes of daylight saving time, and a stopped process.
 
-What a cron loop has run is compared with every tick that the wall clock went past, as reckoned
-without the package: `missed` and `extra` have to be 0.
+The runs of a cron loop are compared with the ticks that the wall clock has passed, which are
+calculated without the package: no run may be missed, and none may be extra.
 """
 
 from __future__ import annotations
@@ -32,27 +32,27 @@ posix = pytest.mark.skipif(sys.platform == "win32", reason="Windows can't stop a
 
 SCRIPT = PROGRAMS / "stopped.py"
 
-HAIR = 1e-3
+EPSILON = 1e-3
 MINUTE, HOUR, DAY = 60, 3600, 86400
-PATIENCE = 60.0  # seconds by which a tick may be late
+PATIENCE = 60.0  # seconds by which a run may be late
 START = datetime(2025, 1, 1, 11, 30, 20, tzinfo=UTC).timestamp()
 
 
 @dataclass
-class Stretch:
-    """A time in which nobody touched the wall clock."""
+class Period:
+    """A period in which the wall clock was not moved."""
 
-    began: float  # on the event loop's clock
-    wall: float  # when it began
-    ran_before: int  # iterations before it
+    began: float  # its begin on the event loop's clock
+    wall: float  # its begin on the wall clock
+    ran_before: int  # number of earlier runs
 
 
 class WallClock:
-    """A wall clock that follows the event loop's, unless it is moved."""
+    """A wall clock that follows the event loop's clock and can be moved."""
 
     def __init__(self) -> None:
         self._epoch = START - anyio.current_time()
-        self.stretches: list[Stretch] = []
+        self.unmoved_periods: list[Period] = []
         self.runs: list[float] = []
         self.move(0)
 
@@ -61,41 +61,43 @@ class WallClock:
 
     def move(self, seconds: float) -> None:
         self._epoch += seconds
-        self.stretches.append(Stretch(anyio.current_time(), self(), len(self.runs)))
+        self.unmoved_periods.append(Period(anyio.current_time(), self(), len(self.runs)))
 
     async def tick(self) -> None:
         self.runs.append(self())
 
     def ticks(self, period: int) -> list[int]:
-        """Which multiple of the period each run was for; the last that has come."""
-        return [math.floor((run + HAIR) / period) * period for run in self.runs]
+        """Return the tick of each run: the latest multiple of the period."""
+        return [math.floor((run + EPSILON) / period) * period for run in self.runs]
 
     def extra(self, period: int) -> list[float]:
-        """Runs for a tick that had been run, and those that came too late."""
+        """Return runs whose tick had been run before, and runs that were too late."""
         newest, extra = -math.inf, []
         for tick, run in zip(self.ticks(period), self.runs, strict=True):
-            if tick <= newest or run - tick > PATIENCE + HAIR:
+            if tick <= newest or run - tick > PATIENCE + EPSILON:
                 extra.append(run)
             newest = max(newest, tick)
         return extra
 
     def missed(self, period: int) -> list[int]:
-        """Ticks that the clock went past by itself, and long enough to be noticed.
+        """Return the ticks without a run that the clock passed by itself.
 
-        For the second time only if it was surely noticed that the clock had been put back.
+        Ticks just before a move are left out, as the loop may not have noticed them.
+        A tick that the clock passes again counts only if the loop must have noticed that the clock
+        was moved back.
         """
         ticks = self.ticks(period)
-        ends = [*(each.began for each in self.stretches[1:]), anyio.current_time()]
+        ends = [*(unmoved.began for unmoved in self.unmoved_periods[1:]), anyio.current_time()]
         missed = []
         epochs: list[float] = []
         furthest = -math.inf
-        for stretch, end in zip(self.stretches, ends, strict=True):
-            epoch = stretch.wall - stretch.began
-            again = any(each - epoch < PATIENCE for each in epochs)
+        for unmoved, end in zip(self.unmoved_periods, ends, strict=True):
+            epoch = unmoved.wall - unmoved.began
+            again = any(earlier - epoch < PATIENCE for earlier in epochs)
             epochs.append(epoch)
-            newest = max(ticks[: stretch.ran_before], default=-math.inf)
-            noticed = stretch.wall + end - stretch.began - PATIENCE - HAIR
-            first = math.floor(stretch.wall / period + 1) * period
+            newest = max(ticks[: unmoved.ran_before], default=-math.inf)
+            noticed = unmoved.wall + end - unmoved.began - PATIENCE - EPSILON
+            first = math.floor(unmoved.wall / period + 1) * period
             for tick in range(first, math.ceil(noticed), period):
                 if tick > newest and tick not in ticks and not (again and tick <= furthest):
                     missed.append(tick)
@@ -110,8 +112,8 @@ async def wall(anyio_backend: object, monkeypatch: pytest.MonkeyPatch) -> WallCl
     return clock
 
 
-def accounts(wall: WallClock, period: int) -> tuple[list[int], list[float]]:
-    """What was missed and what was extra, printed as figures too."""
+def count_runs(wall: WallClock, period: int) -> tuple[list[int], list[float]]:
+    """Print and return the missed ticks and the extra runs."""
     missed, extra = wall.missed(period), wall.extra(period)
     print(f"runs = {len(wall.runs)}, missed runs = {len(missed)}, extra runs = {len(extra)}")
     return missed, extra
@@ -133,10 +135,10 @@ MOVES = [HOUR, -HOUR, DAY, -DAY, 59, -59, 0.5, -0.5, 1e-3, -1e-3]
         for moved in (MOVES if PERIODS[expression] < DAY else [HOUR, -HOUR, -0.5])
     ],
 )
-async def test_each_tick_runs_once_whatever_the_wall_clock_does(
+async def test_moved_clock(
     manager: Manager, wall: WallClock, expression: str, moved: float
 ) -> None:
-    """Moved in between ticks, shortly before, shortly after, and somewhere."""
+    """Every tick runs once when the wall clock is moved before, at, after and between ticks."""
     period = PERIODS[expression]
     manager.cron(expression, wall.tick)
     await anyio.sleep(period - START % period)
@@ -144,7 +146,7 @@ async def test_each_tick_runs_once_whatever_the_wall_clock_does(
         await anyio.sleep(pause)
         wall.move(moved)
     await anyio.sleep(2.1 * period + (4 * HOUR if moved == -HOUR else 0))
-    assert accounts(wall, period) == ([], [])
+    assert count_runs(wall, period) == ([], [])
     assert len(wall.runs) >= (1 if moved == -DAY else 2)
 
 
@@ -152,9 +154,10 @@ async def test_each_tick_runs_once_whatever_the_wall_clock_does(
     ("moved", "skipped", "waits"),
     [(HOUR, 60, 0), (-HOUR, 0, 60), (DAY, 24 * 60, 0), (-DAY, 0, 24 * 60)],
 )
-async def test_what_was_jumped_over_is_skipped_and_what_was_run_is_not_run_again(
+async def test_skipped_and_repeated_ticks(
     manager: Manager, wall: WallClock, moved: float, skipped: int, waits: int
 ) -> None:
+    """Ticks that the clock jumped over are skipped, and repeated ticks do not run again."""
     manager.cron("* * * * *", wall.tick)
     await anyio.sleep(10 * MINUTE)
     wall.move(moved)
@@ -162,24 +165,24 @@ async def test_what_was_jumped_over_is_skipped_and_what_was_run_is_not_run_again
     await anyio.sleep((10 + waits) * MINUTE)
     assert len(before) == 10
     after = wall.ticks(MINUTE)[10:]
-    assert accounts(wall, MINUTE) == ([], [])
+    assert count_runs(wall, MINUTE) == ([], [])
     assert len(after) in (10, 11)
     assert after[0] - before[-1] in ((skipped + 1) * MINUTE, skipped * MINUTE)
 
 
-async def test_a_clock_that_steps_back_again_and_again(manager: Manager, wall: WallClock) -> None:
-    """As one that runs fast and is set right every minute, just after the full one."""
+async def test_repeated_steps_back(manager: Manager, wall: WallClock) -> None:
+    """Every tick runs once when a fast clock is set back each minute, just after the tick."""
     manager.cron("* * * * *", wall.tick)
     await anyio.sleep(39.9)
     for _ in range(100):
         await anyio.sleep(MINUTE + 0.25)
         wall.move(-0.25)
-    assert accounts(wall, MINUTE) == ([], [])
+    assert count_runs(wall, MINUTE) == ([], [])
     assert len(wall.runs) == 101
 
 
-async def test_a_tick_right_after_a_jump_runs(manager: Manager, wall: WallClock) -> None:
-    """It comes before the loop looks at the wall clock again, but was not jumped over."""
+async def test_tick_after_jump(manager: Manager, wall: WallClock) -> None:
+    """A tick right after a jump runs, although the loop has not noticed the jump."""
     manager.cron("*/5 * * * *", wall.tick)
     await anyio.sleep(1)
     tick = START - 20 + 25 * MINUTE
@@ -188,23 +191,20 @@ async def test_a_tick_right_after_a_jump_runs(manager: Manager, wall: WallClock)
     assert wall.ticks(5 * MINUTE) == [tick]
 
 
-async def test_a_jump_that_is_taken_back_silences_no_loop(
-    manager: Manager, wall: WallClock
-) -> None:
-    """Ticks that were jumped over and come after all are run."""
+async def test_reverted_jump(manager: Manager, wall: WallClock) -> None:
+    """Ticks that the clock jumped over run after the jump is reverted."""
     manager.cron("*/15 * * * *", wall.tick)
     await anyio.sleep(MINUTE)
     wall.move(DAY)
     await anyio.sleep(2 * MINUTE)
     wall.move(-DAY)
     await anyio.sleep(HOUR)
-    assert accounts(wall, 15 * MINUTE) == ([], [])
+    assert count_runs(wall, 15 * MINUTE) == ([], [])
     assert len(wall.runs) == 4
 
 
-async def test_a_wall_clock_beyond_the_calendar_ends_its_loop_and_no_other_task(
-    manager: Manager, wall: WallClock
-) -> None:
+async def test_clock_out_of_range(manager: Manager, wall: WallClock) -> None:
+    """A wall clock past the year 9999 fails the cron loop, and no other task."""
     loop = manager.cron("* * * * *", wall.tick)
     delayed = manager.after(HOUR, anyio.sleep, 0)
     await anyio.sleep(MINUTE)
@@ -215,7 +215,7 @@ async def test_a_wall_clock_beyond_the_calendar_ends_its_loop_and_no_other_task(
 
 
 def eighths(seconds: float) -> st.SearchStrategy[float]:
-    """Of a second: no tick that is late comes just before another, for which it would be taken."""
+    """Draw eighths of a second: a late run is then never mistaken for one of the next tick."""
     return st.integers(round(-8 * seconds), round(8 * seconds)).map(lambda number: number / 8)
 
 
@@ -237,16 +237,16 @@ moves = st.lists(
 def test_random_moves(
     backend: str, expression: str, interval: float, moves: Sequence[tuple[float, float]]
 ) -> None:
-    """A tick runs once at most, and once if the clock went past it; `every()` notices nothing."""
+    """A tick that the clock passes runs once, and `every()` ignores the wall clock."""
     grid: list[float] = []
 
-    async def note() -> None:
+    async def record() -> None:
         grid.append(anyio.current_time())
 
     async def program() -> None:
         system_clock.wall = wall = WallClock()
         async with Manager() as manager:
-            manager.every(interval, note)
+            manager.every(interval, record)
             manager.cron(expression, wall.tick)
             began = anyio.current_time()
             for pause, seconds in moves:
@@ -258,8 +258,8 @@ def test_random_moves(
         period = PERIODS[expression]
         assert (wall.missed(period), wall.extra(period)) == ([], [])
         expected = [began + interval * number for number in range(len(grid))]
-        assert grid == pytest.approx(expected, abs=HAIR)
-        assert ended - grid[-1] <= interval + HAIR
+        assert grid == pytest.approx(expected, abs=EPSILON)
+        assert ended - grid[-1] <= interval + EPSILON
 
     real, (name, options) = system_clock.wall, virtual_time(backend)  # type: ignore[arg-type]
     try:
@@ -268,9 +268,8 @@ def test_random_moves(
         system_clock.wall = real
 
 
-async def test_event_times_follow_the_wall_clock_and_durations_do_not(
-    manager: Manager, wall: WallClock, recorder: RecordingObserver
-) -> None:
+async def test_event_times(manager: Manager, wall: WallClock, recorder: RecordingObserver) -> None:
+    """Event times use the wall clock, and durations do not."""
     handle = manager.run(anyio.sleep, 10)
     await anyio.sleep(5)
     wall.move(-HOUR)
@@ -280,18 +279,18 @@ async def test_event_times_follow_the_wall_clock_and_durations_do_not(
     assert ended.duration == pytest.approx(10)
 
 
-async def test_deadlines_do_not_follow_the_wall_clock(manager: Manager, wall: WallClock) -> None:
-    """Delays, timeouts, lifespans, and the time to close."""
+async def test_deadlines(manager: Manager, wall: WallClock) -> None:
+    """Delays, timeouts, lifespans and the timeout of closing ignore the wall clock."""
     began = anyio.current_time()
     delayed = manager.after(20, anyio.sleep, 0)
     timed = manager.run_task(Task(anyio.sleep_forever, timeout=30))
-    mortal = manager.run_task(Task(anyio.sleep_forever, lifespan=40))
+    limited = manager.run_task(Task(anyio.sleep_forever, lifespan=40))
     manager.run(anyio.sleep_forever)
     for seconds in (HOUR, -DAY, 0.5):
         await anyio.sleep(1)
         wall.move(seconds)
     ends = []
-    for handle in (delayed, timed, mortal):
+    for handle in (delayed, timed, limited):
         await handle.wait()
         ends.append(anyio.current_time() - began)
     wall.move(DAY)
@@ -302,7 +301,7 @@ async def test_deadlines_do_not_follow_the_wall_clock(manager: Manager, wall: Wa
 
 # Daylight saving
 
-# Each loop runs from the noon before the change to the one after it, more or less.
+# The loops run from about noon before the change to noon after it.
 CHANGES = {
     "Prague, gap": ("Europe/Prague", datetime(2025, 3, 29, 12)),
     "Prague, fold": ("Europe/Prague", datetime(2025, 10, 25, 12)),
@@ -332,8 +331,8 @@ FIXED_HOURS = {
 }
 
 
-async def ran(manager: Manager, expression: str, tz: str, noon: datetime) -> list[float]:
-    """Run a cron loop for a day; when it ran, in seconds since the epoch."""
+async def run_cron(manager: Manager, expression: str, tz: str, noon: datetime) -> list[float]:
+    """Run a cron loop for a day, and return the times of its runs."""
     runs: list[float] = []
 
     async def tick() -> None:
@@ -347,8 +346,8 @@ async def ran(manager: Manager, expression: str, tz: str, noon: datetime) -> lis
     return runs
 
 
-def minutes_of(tz: str, noon: datetime) -> dict[float, datetime]:
-    """Every full minute of that day, and what a clock on the wall there shows."""
+def local_minutes(tz: str, noon: datetime) -> dict[float, datetime]:
+    """Return every full minute of the day with its local time."""
     zone = ZoneInfo(tz)
     began = noon.replace(tzinfo=zone).timestamp()
     ticks = (began + MINUTE * number for number in range(1, DAY // MINUTE + 1))
@@ -357,14 +356,12 @@ def minutes_of(tz: str, noon: datetime) -> dict[float, datetime]:
 
 @pytest.mark.parametrize("expression", EVERY_HOUR)
 @pytest.mark.parametrize("change", CHANGES)
-async def test_with_every_hour_what_the_clock_shows_counts(
-    manager: Manager, change: str, expression: str
-) -> None:
-    """What it shows twice runs twice, at two times; what it never shows does not run."""
+async def test_every_hour_at_dst_change(manager: Manager, change: str, expression: str) -> None:
+    """A local time that occurs twice runs twice, and one that does not occur does not run."""
     minutes, hours = EVERY_HOUR[expression]
-    shown = minutes_of(*CHANGES[change])
+    shown = local_minutes(*CHANGES[change])
     due = [t for t, local in shown.items() if local.minute in minutes and local.hour in hours]
-    runs = await ran(manager, expression, *CHANGES[change])
+    runs = await run_cron(manager, expression, *CHANGES[change])
     missed, extra = set(due) - set(runs), [run for run in runs if run not in due]
     print(f"runs = {len(runs)}, missed runs = {len(missed)}, extra runs = {len(extra)}")
     assert (missed, extra) == (set(), [])
@@ -373,16 +370,16 @@ async def test_with_every_hour_what_the_clock_shows_counts(
 
 @pytest.mark.parametrize("expression", FIXED_HOURS)
 @pytest.mark.parametrize("change", CHANGES)
-async def test_a_local_time_runs_once_a_day(manager: Manager, change: str, expression: str) -> None:
-    """The first time that the clock shows it, or as soon as it shows something later."""
+async def test_fixed_hour_at_dst_change(manager: Manager, change: str, expression: str) -> None:
+    """A fixed local time runs once a day, at its first occurrence or right after the gap."""
     minutes, hours = FIXED_HOURS[expression]
-    shown = minutes_of(*CHANGES[change])
+    shown = local_minutes(*CHANGES[change])
     due = set()
     date = CHANGES[change][1] + timedelta(days=1)
     for hour, minute in product(hours, minutes):
         wanted = date.replace(hour=hour, minute=minute)
         due.add(min(tick for tick, local in shown.items() if local.replace(tzinfo=None) >= wanted))
-    runs = await ran(manager, expression, *CHANGES[change])
+    runs = await run_cron(manager, expression, *CHANGES[change])
     missed, extra = due - set(runs), [run for run in runs if run not in due]
     print(f"runs = {len(runs)}, missed runs = {len(missed)}, extra runs = {len(extra)}")
     assert (missed, extra) == (set(), [])
@@ -390,7 +387,8 @@ async def test_a_local_time_runs_once_a_day(manager: Manager, change: str, expre
 
 
 @pytest.mark.parametrize("change", CHANGES)
-async def test_a_fixed_rate_does_not_know_of_daylight_saving(manager: Manager, change: str) -> None:
+async def test_fixed_rate_at_dst_change(manager: Manager, change: str) -> None:
+    """A fixed rate ignores daylight saving time."""
     tz, noon = CHANGES[change]
     runs: list[float] = []
 
@@ -406,12 +404,12 @@ async def test_a_fixed_rate_does_not_know_of_daylight_saving(manager: Manager, c
 
 # The process is stopped
 
-STOPPED = 1.2  # seconds; the program's wall clock moves by two minutes more
+STOPPED = 1.2  # seconds; the program's wall clock jumps by two more minutes
 
 
 @pytest.fixture(scope="module")
 def found() -> dict[str, dict[str, list[float]]]:
-    """What programs that were stopped for a while had run, on each backend."""
+    """The iterations of programs that were stopped for a while, by backend."""
     with ExitStack() as stack:
         processes = {
             backend: stack.enter_context(running(SCRIPT, backend))
@@ -420,7 +418,7 @@ def found() -> dict[str, dict[str, list[float]]]:
         for process in processes.values():
             process.wait_for("ready")
             process.send(signal.SIGSTOP)
-        time.sleep(STOPPED)  # is the fault itself
+        time.sleep(STOPPED)  # the duration of the fault
         for process in processes.values():
             process.send(signal.SIGCONT)
         lines = {backend: process.wait_for("found") for backend, process in processes.items()}
@@ -430,10 +428,8 @@ def found() -> dict[str, dict[str, list[float]]]:
 
 @posix
 @pytest.mark.parametrize("backend", ["asyncio", "uvloop", "trio"])
-def test_a_fixed_rate_makes_up_for_nothing_when_the_process_goes_on(
-    found: dict[str, dict[str, list[float]]], backend: str
-) -> None:
-    """The tick that was next when it was stopped comes late, the others are skipped."""
+def test_fixed_rate_after_stop(found: dict[str, dict[str, list[float]]], backend: str) -> None:
+    """After a stop, the next tick runs late and the other missed ticks are skipped."""
     began, late = found[backend]["began"], found[backend]["late"]
     grid = [start - delay for start, delay in zip(began, late, strict=True)]
     steps = [(due - grid[0]) / 0.05 for due in grid]
@@ -451,9 +447,8 @@ def test_a_fixed_rate_makes_up_for_nothing_when_the_process_goes_on(
 
 @posix
 @pytest.mark.parametrize("backend", ["asyncio", "uvloop", "trio"])
-def test_cron_makes_up_for_nothing_when_the_process_goes_on(
-    found: dict[str, dict[str, list[float]]], backend: str
-) -> None:
+def test_cron_after_stop(found: dict[str, dict[str, list[float]]], backend: str) -> None:
+    """A cron loop skips the ticks that it missed while the process was stopped."""
     runs = found[backend]["ticks"]
     ticks = [math.floor(run) for run in runs]
     skipped = max(later - tick for tick, later in pairwise(ticks)) - 1

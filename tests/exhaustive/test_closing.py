@@ -1,7 +1,7 @@
-"""Closing from wherever one can call, in whatever state: the same report, in time, nothing left.
+"""Calls of `close()` from every place in every situation, and resources after closing.
 
-What is new here over the tests of closing: each place with each situation, several calls at once
-with different timeouts, and what is left behind, which is measured.
+Besides the tests of closing, these combine all places and situations, call `close()` several times
+with different timeouts, and measure leaks.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ TIMEOUTS = (
     "grace",
     9,
     3,
-)  # of ten calls at once; the shortest one counts
+)  # of ten calls at the same time; the shortest one counts
 
 
 class Critical(Exception):
@@ -67,7 +67,7 @@ async def stuck() -> None:
         await anyio.sleep(1000)
 
 
-Close = Callable[[], Awaitable[None]]  # ten times at once, keeping the reports
+Close = Callable[[], Awaitable[None]]  # calls `close()` ten times and stores the reports
 
 
 async def from_the_body(manager: Manager, close: Close) -> None:
@@ -82,7 +82,7 @@ async def from_a_loop(manager: Manager, close: Close) -> None:
     await manager.loop(close).wait()
 
 
-async def from_tasks_that_wait_for_each_other(manager: Manager, close: Close) -> None:
+async def from_dependent_tasks(manager: Manager, close: Close) -> None:
     handles: list[TaskHandle[None]] = []
 
     async def wait_and_close(number: int) -> None:
@@ -103,7 +103,7 @@ async def from_every_task(manager: Manager, close: Close) -> None:
 
 
 class Closes(Observer):
-    """Closes from one of its hooks, if it is the one."""
+    """Closes the manager in the hook `where`, or in `watch()`."""
 
     def __init__(self, where: str) -> None:
         self.where = where
@@ -132,7 +132,7 @@ PLACES: dict[str, Callable[[Manager, Close], Awaitable[None]]] = {
     "body": from_the_body,
     "task": from_a_task,
     "loop": from_a_loop,
-    "tasks that wait for each other": from_tasks_that_wait_for_each_other,
+    "dependent tasks": from_dependent_tasks,
     "every task": from_every_task,
     "def hook": from_an_observer,
     "async hook": from_an_observer,
@@ -151,25 +151,25 @@ SITUATIONS: dict[str, tuple[tuple[Task[Any], ...], type[BaseException] | None]] 
 
 
 @pytest.mark.parametrize("place", PLACES)
-async def test_ten_calls_at_once(place: str) -> None:
-    """From each place, in each situation: one report for all of them, by the shortest timeout."""
+async def test_concurrent_calls(place: str) -> None:
+    """Ten concurrent calls return the same report, within the shortest timeout."""
     longest = 0.0
     for situation, (tasks, error) in SITUATIONS.items():
         observer = Closes(place)
         reports: list[CloseReport] = []
         called: list[float] = []
-        done: list[float] = []
+        returned: list[float] = []
 
-        async def one(timeout: Any) -> None:
+        async def close_once(timeout: Any) -> None:
             report = await manager.close(timeout=timeout)  # noqa: B023
-            done.append(anyio.current_time())  # noqa: B023
+            returned.append(anyio.current_time())  # noqa: B023
             reports.append(report)  # noqa: B023
 
         async def close() -> None:
             called.append(anyio.current_time())  # noqa: B023
             async with anyio.create_task_group() as group:
                 for timeout in TIMEOUTS:
-                    group.start_soon(one, timeout)
+                    group.start_soon(close_once, timeout)
 
         observer.close = close
         manager = Manager(observers=[observer], cancel_timeout=CLEAN_UP)
@@ -185,23 +185,23 @@ async def test_ten_calls_at_once(place: str) -> None:
         assert called, situation
         assert manager.state is ManagerState.CLOSED, situation
         report = await manager.close(timeout=0)
-        assert all(each is report for each in reports), situation
-        # Hooks are cut off when the block is left, the rest when everything is cancelled.
-        cut_off = "hook" in place or place == "watch" or situation in ("interrupt", "critical")
-        assert len(reports) >= len(TIMEOUTS) or cut_off, situation
+        assert all(repeated is report for repeated in reports), situation
+        # Hooks are cancelled when the block is left, tasks when everything is cancelled.
+        cancelled = "hook" in place or place == "watch" or situation in ("interrupt", "critical")
+        assert len(reports) >= len(TIMEOUTS) or cancelled, situation
         hooks = CLEAN_UP if "hook" in place else 0
-        for each in done:
-            took = each - called[0]
+        for time in returned:
+            took = time - called[0]
             assert took <= 3 + CLEAN_UP + hooks + 0.01, situation
             longest = max(longest, took)
-        outcome = {handle.task.fn for handle in report.stuck}
-        assert outcome == ({stuck} if situation == "stuck" else set()), situation
-        assert {handle.task.fn for handle in manager.tasks()} == outcome, situation
-    print(f"{place}: closed in {longest:g} s; promised {3 + CLEAN_UP:g} s")
+        functions = {handle.task.fn for handle in report.stuck}
+        assert functions == ({stuck} if situation == "stuck" else set()), situation
+        assert {handle.task.fn for handle in manager.tasks()} == functions, situation
+    print(f"{place}: closed in {longest:g} s; limit {3 + CLEAN_UP:g} s")
 
 
-async def test_before_the_start(anyio_backend: object) -> None:
-    """Any number of calls, one report, and the manager can't be entered any more."""
+async def test_before_entering(anyio_backend: object) -> None:
+    """Calls before entering return one report, and the manager can't be entered."""
     manager = Manager()
     reports: list[CloseReport] = []
 
@@ -211,7 +211,7 @@ async def test_before_the_start(anyio_backend: object) -> None:
     async with anyio.create_task_group() as group:
         for _ in range(10):
             group.start_soon(close)
-    assert all(each is reports[0] for each in reports)
+    assert all(report is reports[0] for report in reports)
     assert manager.state is ManagerState.CLOSED
     with pytest.raises(ManagerClosedError):
         await manager.__aenter__()
@@ -219,8 +219,8 @@ async def test_before_the_start(anyio_backend: object) -> None:
 
 @pytest.mark.parametrize("first", ["close", "enter"])
 @pytest.mark.parametrize("steps", range(4))
-async def test_closing_while_it_is_entered(first: str, steps: int) -> None:
-    """Whoever comes first: what was reported as closed does not run."""
+async def test_close_while_entering(first: str, steps: int) -> None:
+    """A manager that reported to be closed while it was entered runs no task."""
     manager = Manager()
     states: list[ManagerState] = []
 
@@ -248,7 +248,8 @@ async def test_closing_while_it_is_entered(first: str, steps: int) -> None:
     assert manager.count() == 0
 
 
-async def test_entering_twice_at_once() -> None:
+async def test_concurrent_entering() -> None:
+    """A manager can be entered only once."""
     manager = Manager()
     outcomes: list[object] = []
 
@@ -268,7 +269,7 @@ async def test_entering_twice_at_once() -> None:
 
 @pytest.mark.realtime
 async def test_from_threads() -> None:
-    """From those of ten sync tasks at once, through anyio's portal."""
+    """Concurrent calls from the threads of sync tasks return the same report."""
     reports: list[CloseReport] = []
 
     def close() -> None:
@@ -283,17 +284,17 @@ async def test_from_threads() -> None:
     assert len({id(report) for report in reports}) == 1
 
 
-# What is left behind
+# Leaks
 
 
-LIVES = 250
+MANAGERS = 250
 
 
 class Payload:
-    """What a task holds on to."""
+    """An object that tasks refer to."""
 
 
-class Hearing(Observer):
+class HookObserver(Observer):
     def on_task_failed(self, event: Any) -> None:
         pass
 
@@ -319,13 +320,13 @@ async def wait(payload: Payload) -> None:
 
 @pytest.fixture(autouse=True)
 def no_records(caplog: pytest.LogCaptureFixture) -> None:
-    """Records would be kept by pytest, with all that they refer to."""
+    """Log nothing: pytest would store the records with all objects that they refer to."""
     caplog.set_level("CRITICAL", "background")
 
 
-async def live(payload: Payload, *, timeout: float = 0) -> list[weakref.ref[Any]]:
-    """One life of a manager, with tasks of many kinds; return what should go away."""
-    observers = [Hearing(), StallObserver(after=10), LoggingObserver(failed="DEBUG")]
+async def run_manager(payload: Payload, *, timeout: float = 0) -> list[weakref.ref[Any]]:
+    """Run a manager with many kinds of tasks, and return references to objects to be freed."""
+    observers = [HookObserver(), StallObserver(after=10), LoggingObserver(failed="DEBUG")]
     async with Manager(observers=observers, cancel_timeout=0.1) as manager:
         own = Observer()
         handles = [
@@ -337,10 +338,10 @@ async def live(payload: Payload, *, timeout: float = 0) -> list[weakref.ref[Any]
         ]
         await handles[0]
         await manager.close(timeout=timeout)
-    return [weakref.ref(each) for each in (manager, own, *observers, *handles)]
+    return [weakref.ref(made) for made in (manager, own, *observers, *handles)]
 
 
-def living() -> int:
+def count_tasks() -> int:
     if "trio" in sys.modules:
         import trio
 
@@ -350,44 +351,45 @@ def living() -> int:
 
 
 @pytest.mark.realtime
-async def test_hundreds_of_lives_leave_nothing() -> None:
-    """No task, no object: as many as after the first few lives."""
+async def test_no_leak_of_many_managers() -> None:
+    """Hundreds of managers leak no task and no object."""
     payload = Payload()
     for _ in range(5):
-        await live(payload)
+        await run_manager(payload)
     gc.collect()
-    objects, tasks = len(gc.get_objects()), living()
-    for _ in range(LIVES):
-        await live(payload)
+    objects, tasks = len(gc.get_objects()), count_tasks()
+    for _ in range(MANAGERS):
+        await run_manager(payload)
     await checkpoint()
     gc.collect()
     grown = len(gc.get_objects()) - objects
-    print(f"{grown} objects, {living() - tasks} tasks more")
-    assert grown < LIVES / 5
-    assert living() == tasks
+    print(f"{grown} objects, {count_tasks() - tasks} tasks more")
+    assert grown < MANAGERS / 5
+    assert count_tasks() == tasks
 
 
 @pytest.mark.realtime
-async def test_what_a_manager_held_goes_with_it() -> None:
+async def test_manager_is_freed() -> None:
+    """A closed manager, its observers, handles and arguments can be garbage-collected."""
     payload = Payload()
-    held = weakref.ref(payload)
-    refs = await live(payload)
+    reference = weakref.ref(payload)
+    refs = await run_manager(payload)
     del payload
     await checkpoint()
     gc.collect()
     assert [ref() for ref in refs if ref() is not None] == []
-    assert held() is None
+    assert reference() is None
 
 
 @pytest.mark.parametrize("fn", [give, wait])
-async def test_what_a_task_held_goes_without_the_garbage_collector(fn: Any) -> None:
-    """In a manager that goes on: an ended task is in no cycle with what it was given."""
+async def test_arguments_are_freed(fn: Any) -> None:
+    """The arguments of an ended task are freed without the garbage collector."""
     gc.collect()
     gc.disable()
     try:
-        async with Manager(observers=[Hearing()]) as manager:
+        async with Manager(observers=[HookObserver()]) as manager:
             payload = Payload()
-            held = weakref.ref(payload)
+            reference = weakref.ref(payload)
             handle = manager.run(fn, payload)
             del payload
             await anyio.sleep(1)
@@ -395,35 +397,37 @@ async def test_what_a_task_held_goes_without_the_garbage_collector(fn: Any) -> N
             await handle.wait()
             del handle
             await anyio.sleep(1)
-            assert held() is None
+            assert reference() is None
     finally:
         gc.enable()
 
 
-def descriptors() -> int:
+def count_descriptors() -> int:
     folder = Path("/proc/self/fd" if sys.platform == "linux" else "/dev/fd")
     return len(list(folder.iterdir())) if folder.exists() else 0  # Windows has none
 
 
 @pytest.mark.parametrize("backend", ["asyncio", "trio"])
-def test_no_thread_and_no_descriptor_is_left(backend: str) -> None:
+def test_no_leak_of_threads(backend: str) -> None:
+    """A closed manager leaks no thread and no descriptor."""
+
     async def main() -> None:
         payload = Payload()
         for _ in range(20):
-            await live(payload)
+            await run_manager(payload)
         async with Manager(cancel_timeout=0.1) as manager:
             for _ in range(20):
                 manager.run(lambda: None)
 
-    anyio.run(main, backend=backend)  # what is made once, is
+    anyio.run(main, backend=backend)  # makes objects that are made only once
     gc.collect()
-    before, open_before = set(threading.enumerate()), descriptors()
+    before, open_before = set(threading.enumerate()), count_descriptors()
     anyio.run(main, backend=backend)
     gc.collect()
     started = set(threading.enumerate()) - before
-    if backend == "asyncio":  # trio keeps idle ones for a few seconds, which it may use again
+    if backend == "asyncio":  # trio keeps idle threads for a few seconds
         for thread in started:
-            thread.join(SOON)  # it has been told to end
+            thread.join(SOON)  # its end has been requested
             assert not thread.is_alive(), thread
-    assert descriptors() <= open_before
-    print(f"{len(started)} threads, {descriptors() - open_before} descriptors more")
+    assert count_descriptors() <= open_before
+    print(f"{len(started)} threads, {count_descriptors() - open_before} descriptors more")

@@ -1,6 +1,6 @@
-"""Servers that are killed, connections that are cut, clocks that are wrong, jobs that are too much.
+"""Killed servers, cut connections, wrong clocks, bad payloads and large backlogs.
 
-`FAULTS=full` makes it many jobs and many faults; `-s` shows the figures.
+`FAULTS=full` runs many jobs with many faults; `-s` shows the measurements.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 from support.brokers.proxy import Cut, Proxy, proxied
 from support.brokers.stores import FULL, NAMES, SERVED, STORES
-from support.processes.workers import Client, Fleet
+from support.processes.workers import Client, Cluster
 
 from background.queues import JobState, PayloadTooLargeError
 
@@ -27,65 +27,65 @@ pytestmark = [
 LEASE = 0.4
 LIMIT = 1_048_576  # bytes of a payload, by default
 REMOTE = [name for name in NAMES if STORES[name].modes]
-BUSY = 20.0  # seconds that everything may take longer on a machine that has other things to do
+BUSY = 20.0  # seconds by which everything may be delayed on a busy machine
 
 
 @pytest.fixture(params=NAMES)
 def name(request: pytest.FixtureRequest) -> str:
-    """A kind of broker."""
+    """The kind of broker."""
     return request.param
 
 
 @pytest.fixture
-def fleet(name: str, tmp_path: Path) -> Iterator[Fleet]:
-    with Fleet(STORES[name], tmp_path) as fleet:
-        yield fleet
+def cluster(name: str, tmp_path: Path) -> Iterator[Cluster]:
+    with Cluster(STORES[name], tmp_path) as cluster:
+        yield cluster
 
 
 @pytest.fixture
-def proxy(fleet: Fleet) -> Iterator[Proxy]:
-    with proxied(int(fleet.url.rpartition(":")[2])) as proxy:
+def proxy(cluster: Cluster) -> Iterator[Proxy]:
+    with proxied(int(cluster.url.rpartition(":")[2])) as proxy:
         yield proxy
 
 
-def through(proxy: Proxy, fleet: Fleet) -> str:
-    """Return the URL of a fleet's server that goes through a proxy."""
-    return f"{fleet.url.rpartition(':')[0]}:{proxy.port}"
+def proxy_url(proxy: Proxy, cluster: Cluster) -> str:
+    """Return the URL of the cluster's server through the proxy."""
+    return f"{cluster.url.rpartition(':')[0]}:{proxy.port}"
 
 
 # Servers
 
 
 @pytest.mark.parametrize(("name", "mode"), SERVED)
-def test_killed_while_jobs_are_settled(name: str, mode: str, tmp_path: Path) -> None:
-    """A server that comes back has lost nothing, and workers go on by themselves."""
+def test_killed_server(name: str, mode: str, tmp_path: Path) -> None:
+    """A killed server loses no job, and workers continue after its restart."""
     jobs, kills = (2000, 10) if FULL else (150, 2)
     server = STORES[name].modes[mode]()
     recovered: list[float] = []
     try:
-        with Fleet(STORES[name], tmp_path, server.url) as fleet, fleet.client() as client:
+        with Cluster(STORES[name], tmp_path, server.url) as cluster, cluster.client() as client:
             ids = client.enqueue_many("work", [(0.005,)] * jobs)
             for _ in range(2):
-                fleet.start(lease=LEASE, concurrency=4, max_crashes=1000)
+                cluster.start(lease=LEASE, concurrency=4, max_crashes=1000)
             for number in range(1, kills + 1):
-                fleet.log.wait_for_entries(jobs * number // (kills + 1), what="succeeded")
-                with fleet.log.fault("*", "server killed"):
+                cluster.log.wait_for_entries(jobs * number // (kills + 1), event="succeeded")
+                with cluster.log.fault("*", "server killed"):
                     server.kill()
                     server.start()
-                    answered = time.monotonic()
-                    fleet.log.wait_for(
-                        lambda entries, since=answered: any(
-                            each.what == "succeeded" and each.time > since for each in entries
+                    restarted = time.monotonic()
+                    cluster.log.wait_for(
+                        lambda entries, since=restarted: any(
+                            entry.event == "succeeded" and entry.time > since for entry in entries
                         )
                     )
-                    recovered.append(time.monotonic() - answered)
+                    recovered.append(time.monotonic() - restarted)
                 ids.append(client.enqueue("work", 0.0))
             assert set(client.wait(*ids)) == {"succeeded"}
-            history = fleet.history(client, slack=LEASE)
+            history = cluster.history(client, slack=LEASE)
     finally:
         server.close()
     print(
-        f"\n{name}, {mode}: {kills} times killed, {len(ids)} jobs: lost {len(history.lost)}, "
+        f"\n{name}, {mode}: killed {kills} times, {len(ids)} jobs: lost {len(history.lost)}, "
         f"run again {history.duplicates}; jobs settled again {max(recovered):.2f} s after the "
         "server was back"
     )
@@ -97,11 +97,11 @@ def test_killed_while_jobs_are_settled(name: str, mode: str, tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize("name", REMOTE)
-def test_enqueued_while_the_connection_is_cut(name: str, fleet: Fleet, proxy: Proxy) -> None:
-    """Each job is there once, wherever in its request it was cut."""
-    cuts = [each for each in Cut if FULL or each is not Cut.SILENTLY]
+def test_enqueue_with_cut_connection(name: str, cluster: Cluster, proxy: Proxy) -> None:
+    """A job is stored once, wherever in its request the connection is cut."""
+    cuts = [cut for cut in Cut if FULL or cut is not Cut.SILENTLY]
     times: dict[Cut, float] = {}
-    with fleet.client(through(proxy, fleet)) as client:
+    with cluster.client(proxy_url(proxy, cluster)) as client:
         ids = [client.enqueue("echo", "first")]
         for cut in cuts:
             hit = proxy.aim(cut, f"needle {cut.name}".encode())
@@ -111,9 +111,9 @@ def test_enqueued_while_the_connection_is_cut(name: str, fleet: Fleet, proxy: Pr
             assert hit.is_set()
         assert client.count() == len(ids)
         if FULL or not STORES[name].repair:
-            fleet.start()
+            cluster.start()
             assert set(client.wait(*ids)) == {"succeeded"}
-            history = fleet.history(client)
+            history = cluster.history(client)
             history.check()
             assert history.duplicates == 0
     for cut, seconds in times.items():
@@ -122,21 +122,21 @@ def test_enqueued_while_the_connection_is_cut(name: str, fleet: Fleet, proxy: Pr
 
 
 @pytest.mark.parametrize("name", REMOTE)
-def test_a_worker_whose_connections_are_cut(name: str, fleet: Fleet, proxy: Proxy) -> None:
-    """It goes on with what it has, and settles it."""
+def test_worker_with_cut_connections(name: str, cluster: Cluster, proxy: Proxy) -> None:
+    """A worker continues its jobs and settles them after a reconnect."""
     cuts = 20 if FULL else 2
-    with fleet.client() as client:
+    with cluster.client() as client:
         ids = client.enqueue_many("work", [(0.05,)] * 20 * cuts)
-        fleet.start(url=through(proxy, fleet), concurrency=5)
+        cluster.start(url=proxy_url(proxy, cluster), concurrency=5)
         for number in range(1, cuts + 1):
-            fleet.log.wait_for_entries(20 * number - 10, what="started")
-            with fleet.log.fault("*", "cut"):
+            cluster.log.wait_for_entries(20 * number - 10, event="started")
+            with cluster.log.fault("*", "cut"):
                 proxy.cut()
         assert set(client.wait(*ids)) == {"succeeded"}
-        history = fleet.history(client)
+        history = cluster.history(client)
         ends = client.ends()
     print(
-        f"\n{name}: {cuts} times cut, {len(ids)} jobs: lost {len(history.lost)}, "
+        f"\n{name}: cut {cuts} times, {len(ids)} jobs: lost {len(history.lost)}, "
         f"run again {history.duplicates}, connections {proxy.connections}"
     )
     history.check()
@@ -145,39 +145,39 @@ def test_a_worker_whose_connections_are_cut(name: str, fleet: Fleet, proxy: Prox
 
 @pytest.mark.parametrize("how", ["refused", "black hole"] if FULL else ["refused"])
 @pytest.mark.parametrize("name", REMOTE)
-def test_a_worker_that_is_cut_off(
-    name: str, how: str, fleet: Fleet, proxy: Proxy, tmp_path: Path
+def test_isolated_worker(
+    name: str, how: str, cluster: Cluster, proxy: Proxy, tmp_path: Path
 ) -> None:
-    """It gives up its jobs, another has them, and it comes back by itself."""
+    """An isolated worker loses its jobs to another worker, and later reconnects."""
     gate = tmp_path / "gate"
-    with fleet.client() as client:
+    with cluster.client() as client:
         ids = client.enqueue_many("hold", [(str(gate),)] * 2)
-        alone = fleet.started(url=through(proxy, fleet), lease=LEASE)
-        fleet.log.wait_for_entries(2, who=alone.name, what="started")
-        other = fleet.started(lease=LEASE)
+        isolated = cluster.started(url=proxy_url(proxy, cluster), lease=LEASE)
+        cluster.log.wait_for_entries(2, process=isolated.name, event="started")
+        second = cluster.started(lease=LEASE)
         with (
-            fleet.log.fault(alone.name, how),
+            cluster.log.fault(isolated.name, how),
             proxy.refusing() if how == "refused" else proxy.black_hole(),
         ):
             cut_at = time.monotonic()
-            fleet.log.wait_for_entries(2, who=other.name, what="started")
-            cancelled = fleet.log.wait_for_entries(2, who=alone.name, what="cancelled")
-        back = time.monotonic()
+            cluster.log.wait_for_entries(2, process=second.name, event="started")
+            cancelled = cluster.log.wait_for_entries(2, process=isolated.name, event="cancelled")
+        reconnected = time.monotonic()
         gate.touch()
         assert set(client.wait(*ids)) == {"succeeded"}
-        other.send(signal.SIGTERM)
-        other.wait()
+        second.send(signal.SIGTERM)
+        second.wait()
         ids.append(client.enqueue("work", 0.0))
         assert client.wait(ids[-1]) == ["succeeded"]
-        (again,) = fleet.log.wait_for_entries(job=ids[-1], what="started")
-        history = fleet.history(client)
+        (again,) = cluster.log.wait_for_entries(job=ids[-1], event="started")
+        history = cluster.history(client)
     print(
         f"\n{name}: cut off ({how}): taken over in {history.takeover(1):.2f} s of "
         f"{LEASE * 4 / 3:.2f} s, its own runs cancelled after {cancelled[-1].time - cut_at:.2f} s, "
-        f"works again after {again.time - back:.2f} s"
+        f"works again after {again.time - reconnected:.2f} s"
     )
     history.check()
-    assert again.who == alone.name
+    assert again.process == isolated.name
     assert history.refused >= 2
     assert history.takeover(1) < LEASE * 4 / 3 + BUSY
 
@@ -185,55 +185,55 @@ def test_a_worker_that_is_cut_off(
 # Clocks
 
 
-@pytest.mark.parametrize("name", [name for name in NAMES if STORES[name].own_clock])
-def test_hosts_whose_clocks_are_wrong(name: str, fleet: Fleet) -> None:
-    """Leases are by the server's clock, so they steal no jobs."""
-    with fleet.client() as client:
+@pytest.mark.parametrize("name", [name for name in NAMES if STORES[name].server_clock])
+def test_wrong_clocks(name: str, cluster: Cluster) -> None:
+    """Workers with wrong clocks take over no jobs, as leases use the server's clock."""
+    with cluster.client() as client:
         ids = client.enqueue_many("work", [(2 * LEASE,)] * 6)
         for hours in (-1, 1):
-            fleet.start(lease=LEASE, clock=hours * 3600.0, concurrency=4)
+            cluster.start(lease=LEASE, clock=hours * 3600.0, concurrency=4)
         assert set(client.wait(*ids)) == {"succeeded"}
-        history = fleet.history(client)
-    print(f"\n{name}: clocks an hour off, both ways: run again {history.duplicates}")
+        history = cluster.history(client)
+    print(f"\n{name}: clocks an hour slow and fast: run again {history.duplicates}")
     history.check()
-    assert {each.who for each in fleet.log.entries() if each.what == "started"} == {
+    assert {e.process for e in cluster.log.entries() if e.event == "started"} == {
         "worker 1",
         "worker 2",
     }
 
 
-@pytest.mark.parametrize("name", [name for name in NAMES if not STORES[name].own_clock])
-def test_a_clock_that_is_moved(name: str, fleet: Fleet, tmp_path: Path) -> None:
-    """That of the only host, an hour ahead and back: jobs may run again, and end once."""
-    with fleet.client() as client:
-        worker = fleet.started(lease=LEASE, concurrency=4)
+@pytest.mark.parametrize("name", [name for name in NAMES if not STORES[name].server_clock])
+def test_moved_clock(name: str, cluster: Cluster, tmp_path: Path) -> None:
+    """Jobs may run again when the clock of the host is moved, but end once."""
+    with cluster.client() as client:
+        worker = cluster.started(lease=LEASE, concurrency=4)
         ids: list[str] = []
         for hours in (1, 0):
             gate = tmp_path / f"gate {hours}"
             held = client.enqueue_many("hold", [(str(gate),)] * 2)
-            fleet.log.wait_for_entries(job=held[-1], what="started")
-            with fleet.log.fault(worker.name, "clock moved"):
+            cluster.log.wait_for_entries(job=held[-1], event="started")
+            with cluster.log.fault(worker.name, "clock moved"):
                 ids += [*held, client.enqueue("shift", hours * 3600.0)]
-                fleet.log.wait_for_entries(job=ids[-1], what="returned")
+                cluster.log.wait_for_entries(job=ids[-1], event="returned")
                 renewed = time.monotonic() + LEASE
                 while time.monotonic() < renewed:
                     ids.append(client.enqueue("echo", "still works"))
                     assert client.wait(ids[-1]) == ["succeeded"]
                 gate.touch()
                 assert set(client.wait(*ids)) == {"succeeded"}
-        history = fleet.history(client)
+        history = cluster.history(client)
     print(
-        f"\n{name}: the clock moved by an hour, both ways: run again {history.duplicates}, "
+        f"\n{name}: the clock moved an hour ahead and back: run again {history.duplicates}, "
         f"late settlements accepted {len(history.late_accepted)}"
     )
     history.check()
 
 
-# What is too much
+# Payloads and backlogs
 
 
 def peak_of_enqueuing(client: Client, size: int) -> float:
-    """Return how many MB it takes to have a large job refused."""
+    """Return the peak memory in MB while a job with a large payload is refused."""
     large = "x" * size
     tracemalloc.start()
     try:
@@ -251,61 +251,64 @@ CORRUPT = [
 ]
 
 
-def test_payloads(name: str, fleet: Fleet) -> None:
-    """Up to the limit they arrive; else the job is refused, or dead with all its bytes."""
+def test_payloads(name: str, cluster: Cluster) -> None:
+    """Payloads up to the limit arrive; larger ones are refused, and corrupt ones make a job dead.
+
+    The payload of a dead job is stored unchanged.
+    """
     size = 100_000_000 if FULL else 5_000_000
-    most = LIMIT - len('{"args":[""]}') - STORES[name].overhead
-    with fleet.client() as client:
-        good = [client.enqueue("measure", "x" * most)]
+    maximum = LIMIT - len('{"args":[""]}') - STORES[name].overhead
+    with cluster.client() as client:
+        good = [client.enqueue("measure", "x" * maximum)]
         with pytest.raises(PayloadTooLargeError, match="max_payload is"):
             client.enqueue("echo", "x" * (LIMIT + 1 - len('{"args":[""]}')))
         refusing = peak_of_enqueuing(client, size)
-        bad = {f"{fleet.queue}-{number}": body for number, body in enumerate(CORRUPT)}
+        bad = {f"{cluster.queue}-{number}": body for number, body in enumerate(CORRUPT)}
         if STORES[name].overhead == 0:
-            bad[f"{fleet.queue}-over"] = b'{"args":["%s"]}' % (b"x" * (LIMIT + 1))
-            bad[f"{fleet.queue}-huge"] = b'{"args":["%s"]}' % (b"x" * size)
+            bad[f"{cluster.queue}-over"] = b'{"args":["%s"]}' % (b"x" * (LIMIT + 1))
+            bad[f"{cluster.queue}-huge"] = b'{"args":["%s"]}' % (b"x" * size)
         for id, body in bad.items():
             client.put(id, body)
-        worker = fleet.started(concurrency=1)
+        worker = cluster.started(concurrency=1)
         good.append(client.enqueue("echo", "still works"))
         assert set(client.wait(*bad)) == {"dead"}
         assert set(client.wait(*good)) == {"succeeded"}
         for id, body in bad.items():
             assert client.info(id).payload == body
-        assert client.result(good[0]) == most
+        assert client.result(good[0]) == maximum
         worker.send(signal.SIGTERM)
         assert worker.wait() == -signal.SIGTERM
-    (reading,) = fleet.log.wait_for_entries(what="memory")
+    (reading,) = cluster.log.wait_for_entries(event="memory")
     print(
-        f"\n{name}: {len(bad)} bad payloads dead with their bytes, one worker, none of its jobs "
-        f"lost; {size / 1e6:.0f} MB refused on enqueue with {refusing:.0f} MB more, on read with "
-        f"{reading.detail} MB in all"
+        f"\n{name}: {len(bad)} jobs with bad payloads dead with their bytes, no other job lost; "
+        f"{size / 1e6:.0f} MB refused on enqueue with {refusing:.0f} MB of memory, on read with "
+        f"{reading.detail} MB in total"
     )
-    assert {each.who for each in fleet.log.entries() if each.what == "ready"} == {worker.name}
+    assert {e.process for e in cluster.log.entries() if e.event == "ready"} == {worker.name}
 
 
-def test_a_backlog_of_slow_jobs(name: str, fleet: Fleet) -> None:
-    """No more are claimed than can run, and their leases are kept."""
+def test_backlog(name: str, cluster: Cluster) -> None:
+    """A worker claims no more jobs than it can run, and renews their leases."""
     jobs, rounds, concurrency = (100_000, 8, 50) if FULL else (1000, 2, 10)
-    most = 0
-    with fleet.client() as client:
+    maximum = 0
+    with cluster.client() as client:
         for _ in range(jobs // 500):
             client.enqueue_many("work", [(2 * LEASE,)] * 500)
-        worker = fleet.started(lease=LEASE, concurrency=concurrency)
+        worker = cluster.started(lease=LEASE, concurrency=concurrency)
         for number in range(1, rounds + 1):
-            fleet.log.wait_for_entries(concurrency * number, what="succeeded")
-            most = max(most, client.count(state=JobState.RUNNING))
+            cluster.log.wait_for_entries(concurrency * number, event="succeeded")
+            maximum = max(maximum, client.count(state=JobState.RUNNING))
         worker.send(signal.SIGTERM)
         assert worker.wait() == -signal.SIGTERM
-    entries = fleet.log.entries()
-    (memory,) = (float(each.detail) for each in entries if each.what == "memory")
-    lost = [each for each in entries if each.what == "cancelled" and "lease" in each.detail]
-    late = [each for each in entries if "are renewed" in each.detail]
-    paused = [each for each in entries if each.what == "paused"]
+    entries = cluster.log.entries()
+    (memory,) = (float(e.detail) for e in entries if e.event == "memory")
+    lost = [e for e in entries if e.event == "cancelled" and "lease" in e.detail]
+    late = [e for e in entries if "are renewed" in e.detail]
+    paused = [e for e in entries if e.event == "paused"]
     print(
-        f"\n{name}: a backlog of {jobs:,}: {most} running with a concurrency of {concurrency}, "
-        f"{len(late)} times renewed late, {len(lost)} leases lost, {memory:.0f} MB at most"
+        f"\n{name}: a backlog of {jobs:,}: {maximum} running with a concurrency of {concurrency}, "
+        f"{len(late)} late renewals, {len(lost)} leases lost, {memory:.0f} MB peak memory"
     )
-    assert most <= concurrency
+    assert maximum <= concurrency
     assert memory < 300
     assert paused or not lost + late

@@ -1,7 +1,7 @@
-"""Observers that misbehave in every way, in every hook, beside tasks of every fate.
+"""Observers that misbehave in every hook, with tasks and jobs of every outcome.
 
-What is new here over the tests of raising and hanging hooks: every fate, an observer of the task's
-own as well as the manager's, and hooks that call back.
+Besides the tests of raising and hanging hooks, these use all outcomes, observers of the manager and
+of the task, and hooks that call the manager.
 """
 
 from __future__ import annotations
@@ -16,18 +16,18 @@ import anyio
 import pytest
 from anyio.lowlevel import checkpoint
 from support.outcomes import (
-    FATES,
     HOOKS,
     JOBS,
+    SCENARIOS,
     TWICE,
-    Fate,
+    Scenario,
     broken,
-    everything_happens,
+    call_every_hook,
     fine,
-    have_a_job_die,
-    meet_in,
-    meet_job,
     nap,
+    play_in,
+    play_job,
+    run_dying_job,
 )
 
 from background import (
@@ -44,7 +44,7 @@ from background import (
 )
 from background.testing import RecordingObserver
 
-SIZE = 1024  # events that wait for one observer, at most
+SIZE = 1024  # maximum of events that wait for one observer
 CATCH_UP = 1.0  # seconds, the cancel_timeout of the managers here
 
 T = TypeVar("T")
@@ -53,7 +53,7 @@ Act = Callable[[Any, Any], Any]
 
 
 def misbehaving(act: Act, hooks: list[str] = HOOKS, **more: Any) -> Observer:
-    """Make an observer that does the same in each of these hooks."""
+    """Make an observer with the same behaviour in all these hooks."""
     return type("Misbehaving", (Observer,), dict.fromkeys(hooks, act) | more)()
 
 
@@ -73,11 +73,11 @@ async def cancellation() -> BaseException:
     return caught
 
 
-# What a hook may do wrong
+# Misbehaviour of hooks
 
 
 class Odd(BaseException):
-    """Neither an Exception nor one of those that end a program."""
+    """A BaseException that does not end a program."""
 
 
 class Undecided(Exception):
@@ -92,7 +92,7 @@ class Liar:
 
 
 class Unclosable:
-    """Can be awaited, for ever, and objects to being closed."""
+    """An awaitable that never returns and whose `close()` raises."""
 
     def __await__(self) -> Generator[Any, Any, None]:
         yield from anyio.sleep_forever().__await__()
@@ -136,7 +136,7 @@ def returns(make: Callable[[], object]) -> Act:
 
 
 def returns_one_coroutine(self: Any, event: object) -> object:
-    """Which can be awaited only once."""
+    """Return the same coroutine each time, which can be awaited only once."""
     if not hasattr(self, "coroutine"):
         self.coroutine = anyio.sleep(0.1)
     return self.coroutine
@@ -180,20 +180,20 @@ WRONG: dict[str, Act] = {
     "is slow": is_slow,
     "leaves a scope open": leaves_a_scope_open,
 }
-# Tracebacks of a thousand lines take their time.
+# Separate, as tracebacks of a thousand lines take long.
 LONG: dict[str, Act] = {"recurses": recurses, "recurses later": recurses_later}
-ENDLESS = {each for each in WRONG if "swallows" in each}  # wait for the services as well
+ENDLESS = {name for name in WRONG if "swallows" in name}  # services are waited for, too
 
 
-async def meet(fate: Fate, *observers: Observer, own: tuple[Observer, ...] = ()) -> Manager:
-    """Have a task meet its fate under observers of the manager's and of its own."""
+async def play(scenario: Scenario, *observers: Observer, own: tuple[Observer, ...] = ()) -> Manager:
+    """Run a task to its outcome, observed by the manager's and its own observers."""
     async with Manager(observers=observers, limit=1, cancel_timeout=CATCH_UP) as manager:
-        await meet_in(manager, fate, *own)
+        await play_in(manager, scenario, *own)
     return manager
 
 
-def seen(recorder: RecordingObserver) -> list[tuple[object, ...]]:
-    """What there is in the events that does not differ from run to run."""
+def stable_fields(recorder: RecordingObserver) -> list[tuple[object, ...]]:
+    """Return the parts of the events that are the same in every run."""
     fields = ("kind", "iteration", "attempt", "reason", "final", "delay", "lifespan")
     return [
         (
@@ -213,28 +213,28 @@ async def timed(awaitable: Awaitable[T]) -> tuple[float, T]:
 
 @pytest.fixture(scope="module")
 def normal() -> dict[str, tuple[float, object]]:
-    """By fate, the time taken and the events without bad observers, on any backend."""
+    """The duration and the events without misbehaving observers, by outcome."""
     return {}
 
 
 @pytest.mark.parametrize("wrong", WRONG)
-async def test_tasks_of_every_fate_are_unharmed(
+async def test_tasks_unaffected(
     wrong: str,
     normal: dict[str, tuple[float, object]],
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    """Another observer sees the same as without it, and closing takes no longer than promised."""
-    caplog.set_level("CRITICAL", "background")  # as tracebacks take their time
+    """A misbehaving observer changes no event of another observer, and closing stays in time."""
+    caplog.set_level("CRITICAL", "background")  # formatting tracebacks takes long
     extra = CATCH_UP * (3 if wrong in ENDLESS else 2) + 0.01
-    for name, fate in FATES.items():
+    for name, scenario in SCENARIOS.items():
         if name not in normal:
             expected = RecordingObserver()
-            took, _ = await timed(meet(fate, expected))
-            normal[name] = took, seen(expected)
+            took, _ = await timed(play(scenario, expected))
+            normal[name] = took, stable_fields(expected)
         recorder = RecordingObserver()
         bad, own = misbehaving(WRONG[wrong]), misbehaving(WRONG[wrong])
-        took, manager = await timed(meet(fate, bad, recorder, own=(own,)))
-        assert seen(recorder) == normal[name][1], name
+        took, manager = await timed(play(scenario, bad, recorder, own=(own,)))
+        assert stable_fields(recorder) == normal[name][1], name
         assert took <= normal[name][0] + extra, name
         assert manager.state is ManagerState.CLOSED, name
         assert manager.count() == 0, name
@@ -244,45 +244,46 @@ async def test_tasks_of_every_fate_are_unharmed(
 
 
 @pytest.mark.parametrize("wrong", WRONG)
-async def test_jobs_of_every_fate_are_unharmed(
+async def test_jobs_unaffected(
     wrong: str, normal: dict[str, tuple[float, object]], caplog: pytest.LogCaptureFixture
 ) -> None:
-    """As the tasks are; the state of each in the broker is that which it always comes to."""
+    """A misbehaving observer changes neither the events nor the final state of jobs."""
     caplog.set_level("CRITICAL", "background")
     extra = CATCH_UP * (3 if wrong in ENDLESS else 2) + 0.01
-    for name, fate in JOBS.items():
+    for name, scenario in JOBS.items():
         if name not in normal:
             expected = RecordingObserver()
-            took, _ = await timed(meet_job(fate, expected))
-            normal[name] = took, seen(expected)
+            took, _ = await timed(play_job(scenario, expected))
+            normal[name] = took, stable_fields(expected)
         recorder = RecordingObserver()
         bad, own = misbehaving(WRONG[wrong]), misbehaving(WRONG[wrong])
-        took, id = await timed(meet_job(fate, bad, recorder, own=(own,)))
-        assert seen(recorder) == normal[name][1], name
-        assert recorder.names(id) == fate.order.split(), name
+        took, id = await timed(play_job(scenario, bad, recorder, own=(own,)))
+        assert stable_fields(recorder) == normal[name][1], name
+        assert recorder.names(id) == scenario.order.split(), name
         assert took <= normal[name][0] + extra, name
 
 
-async def test_cancellation_that_a_hook_raises_by_hand() -> None:
-    """The backend's own, long after its scope has ended."""
+async def test_hook_raises_cancellation() -> None:
+    """A hook that raises a stale cancellation of the backend only counts as an error."""
     caught = await cancellation()
     for act in (raises(lambda: caught), raises_later(lambda: caught)):
         expected, recorder = RecordingObserver(), RecordingObserver()
-        await everything_happens(expected)
-        manager = await everything_happens(misbehaving(act), recorder)
-        assert seen(recorder) == seen(expected)
+        await call_every_hook(expected)
+        manager = await call_every_hook(misbehaving(act), recorder)
+        assert stable_fields(recorder) == stable_fields(expected)
         assert manager.health().hook_errors == len(recorder.events)
 
 
 @pytest.mark.parametrize("wrong", WRONG | LONG)
-async def test_each_hook_by_itself(wrong: str) -> None:
+async def test_single_hooks(wrong: str) -> None:
+    """A single misbehaving hook changes no event of another observer."""
     expected = RecordingObserver()
-    normally, _ = await timed(everything_happens(expected))
+    normally, _ = await timed(call_every_hook(expected))
     for hook in HOOKS:
         recorder = RecordingObserver()
         bad = misbehaving((WRONG | LONG)[wrong], [hook])
-        took, manager = await timed(everything_happens(bad, recorder))
-        assert seen(recorder) == seen(expected), hook
+        took, manager = await timed(call_every_hook(bad, recorder))
+        assert stable_fields(recorder) == stable_fields(expected), hook
         assert took <= normally + CATCH_UP * (2 if wrong in ENDLESS else 1) + 0.01, hook
         assert manager.state is ManagerState.CLOSED, hook
 
@@ -291,20 +292,18 @@ async def test_each_hook_by_itself(wrong: str) -> None:
 
 
 @pytest.mark.parametrize("later", [False, True], ids=["async def", "def returns"])
-async def test_overflow_of_every_hook_at_once(
-    later: bool, caplog: pytest.LogCaptureFixture
-) -> None:
-    """Each event is delivered, or counted as dropped; the log has a line at first, and a count."""
+async def test_overflow(later: bool, caplog: pytest.LogCaptureFixture) -> None:
+    """Events are delivered or counted as dropped, with one log record at first and a total."""
     delivered: list[object] = []
 
     async def deliver(self: Observer, event: object) -> None:
         await anyio.sleep(0.01)
         delivered.append(event)
 
-    def returns_it(self: Observer, event: object) -> Awaitable[None]:
+    def call_deliver(self: Observer, event: object) -> Awaitable[None]:
         return deliver(self, event)
 
-    slow, recorder = misbehaving(returns_it if later else deliver), RecordingObserver()
+    slow, recorder = misbehaving(call_deliver if later else deliver), RecordingObserver()
     began = anyio.current_time()
     async with Manager(observers=[slow, recorder], cancel_timeout=CATCH_UP) as manager:
         for _ in range(250):
@@ -331,13 +330,13 @@ async def test_overflow_of_every_hook_at_once(
     print(f"{len(recorder.events)} events, {dropped} dropped, {len(delivered)} delivered")
 
 
-@pytest.mark.parametrize("standing", [True, False], ids=["manager's", "task's own"])
-async def test_failures_that_a_hanging_hook_never_gets_to(
-    standing: bool, caplog: pytest.LogCaptureFixture
+@pytest.mark.parametrize("of_manager", [True, False], ids=["manager", "task"])
+async def test_failures_with_hanging_hook(
+    of_manager: bool, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Each is told of or logged, also where the hook is that of an observer of the tasks' own."""
+    """Failures that a hanging hook never receives are logged."""
     hanging = misbehaving(hangs, ["on_task_failed"])
-    observers, own = ([hanging], ()) if standing else ([], (hanging,))
+    observers, own = ([hanging], ()) if of_manager else ([], (hanging,))
     async with Manager(observers=observers, cancel_timeout=CATCH_UP) as manager:
         handles = [manager.run_task(Task(broken, observers=own)) for _ in range(5)]
     logged = [record.exc_info[1] for record in caplog.records if record.exc_info]
@@ -345,24 +344,22 @@ async def test_failures_that_a_hanging_hook_never_gets_to(
     assert manager.health().events_dropped == 5
 
 
-@pytest.mark.parametrize("standing", [True, False], ids=["manager's", "task's own"])
-async def test_failure_of_a_stuck_task_that_no_hook_can_be_told_of(
-    standing: bool, caplog: pytest.LogCaptureFixture
-) -> None:
-    """Once the manager has been left nothing delivers to `async def` hooks, so it is logged."""
-    told: list[TaskFailed] = []
+@pytest.mark.parametrize("of_manager", [True, False], ids=["manager", "task"])
+async def test_failure_of_stuck_task(of_manager: bool, caplog: pytest.LogCaptureFixture) -> None:
+    """A failure after the manager was left is logged, as async hooks no longer run."""
+    delivered: list[TaskFailed] = []
 
-    async def tell(self: Observer, event: TaskFailed) -> None:
+    async def deliver(self: Observer, event: TaskFailed) -> None:
         await anyio.sleep(1)
-        told.append(event)
+        delivered.append(event)
 
     async def fails_late() -> None:
         with anyio.CancelScope(shield=True):
             await anyio.sleep(100)
         raise ValueError("late")
 
-    slow = misbehaving(tell, ["on_task_failed"])
-    observers, own = ([slow], ()) if standing else ([], (slow,))
+    slow = misbehaving(deliver, ["on_task_failed"])
+    observers, own = ([slow], ()) if of_manager else ([], (slow,))
     async with Manager(observers=observers, cancel_timeout=CATCH_UP) as manager:
         handle = manager.run_task(Task(fails_late, observers=own))
         await anyio.sleep(1)
@@ -370,10 +367,10 @@ async def test_failure_of_a_stuck_task_that_no_hook_can_be_told_of(
     await anyio.sleep(200)
     assert handle.status is TaskStatus.FAILED
     logged = [record.exc_info[1] for record in caplog.records if record.exc_info]
-    assert [*logged, *(event.error for event in told)] == [handle.error]
+    assert [*logged, *(event.error for event in delivered)] == [handle.error]
 
 
-# Calling back
+# Hooks that call the manager
 
 ONE_OFF = re.compile(r"( started( retrying| stalled)*)? (succeeded|failed|cancelled|expired)")
 LOOP = re.compile(
@@ -383,18 +380,18 @@ LOOP = re.compile(
 
 
 def assert_in_order(recorder: RecordingObserver, why: str) -> None:
-    """Each task has its events in a possible order, with one end."""
+    """Check that the events of every task are in a valid order, with one end."""
     for added in recorder.of(TaskAdded):
-        # A hook may give a job's id to another task before the job is told to be dead.
-        lives = " ".join(recorder.names(added.id)).replace(" dead", "").split("added")
-        for life in lives[1:]:  # an id may be used again
-            names = life.rstrip()
+        # A hook may give a job's id to another task before the event "dead" of the job.
+        tasks = " ".join(recorder.names(added.id)).replace(" dead", "").split("added")
+        for task in tasks[1:]:  # an id may be used again
+            names = task.rstrip()
             assert ONE_OFF.fullmatch(names) or LOOP.fullmatch(names), (why, names)
     assert recorder.names().count("closing") == recorder.names().count("closed") == 1, why
     assert recorder.names().count("dead") <= recorder.names().count("enqueued") <= 1, why
 
 
-Back = Callable[[Manager, Any], Any]
+Call = Callable[[Manager, Any], Any]
 
 
 def cancels_it(manager: Manager, event: Any) -> object:
@@ -402,7 +399,7 @@ def cancels_it(manager: Manager, event: Any) -> object:
 
 
 def cancels_all(manager: Manager, event: Any) -> object:
-    return [each.cancel("by a hook") for each in manager.tasks()]
+    return [handle.cancel("by a hook") for handle in manager.tasks()]
 
 
 def runs(manager: Manager, event: Any) -> object:
@@ -418,7 +415,7 @@ def loops(manager: Manager, event: Any) -> object:
 
 
 def takes_its_id(manager: Manager, event: Any) -> object:
-    """An id is free again as soon as its task's end is told."""
+    """Use the id again: it is free when the end of its task is emitted."""
     return manager.run_task(Task(fine, id=getattr(event, "id", None))), None
 
 
@@ -426,12 +423,12 @@ def requests(manager: Manager, event: Any) -> object:
     return manager.request_shutdown()
 
 
-def looks(manager: Manager, event: Any) -> object:
+def inspects(manager: Manager, event: Any) -> object:
     found = manager.get(getattr(event, "id", "none"))
     return [found, found and found.stack(), manager.tasks(), manager.health(), repr(manager)]
 
 
-BACK: dict[str, Back] = {
+CALLS: dict[str, Call] = {
     "cancels it": cancels_it,
     "cancels all": cancels_all,
     "runs": runs,
@@ -439,7 +436,7 @@ BACK: dict[str, Back] = {
     "loops": loops,
     "takes its id": takes_its_id,
     "requests shutdown": requests,
-    "looks": looks,
+    "inspects": inspects,
     "stops the loops": lambda manager, event: manager.stop_loops(),
     "waits": lambda manager, event: manager.wait(),
     "closes": lambda manager, event: manager.close(),
@@ -449,10 +446,10 @@ BACK: dict[str, Back] = {
 
 
 class Caller:
-    """Calls back, a few times, as else it would go on for ever."""
+    """Calls the manager at most 20 times, as it would otherwise never end."""
 
-    def __init__(self, back: str) -> None:
-        self.back = BACK[back]
+    def __init__(self, name: str) -> None:
+        self.function = CALLS[name]
         self.left = 20
         self.manager: Manager
 
@@ -460,7 +457,7 @@ class Caller:
         if self.left and hasattr(self, "manager"):
             self.left -= 1
             with suppress(BackgroundError):
-                return self.back(self.manager, event)
+                return self.function(self.manager, event)
         return None
 
     def hook(self) -> Act:
@@ -479,33 +476,33 @@ class Caller:
 
 
 @pytest.mark.parametrize("later", [False, True], ids=["def", "async def"])
-@pytest.mark.parametrize("back", BACK)
-async def test_hooks_that_call_back(back: str, later: bool) -> None:
-    """Whatever is asked for in whichever hook, all tasks come to one end, in order and in time."""
-    told = 0
+@pytest.mark.parametrize("name", CALLS)
+async def test_hooks_that_call_manager(name: str, later: bool) -> None:
+    """Tasks have one end, in order and in time, whatever a hook calls on the manager."""
+    calls = 0
     for hook in HOOKS:
-        recorder, caller = RecordingObserver(), Caller(back)
+        recorder, caller = RecordingObserver(), Caller(name)
         act = caller.async_hook() if later else caller.hook()
-        standing, own = misbehaving(act, [hook]), misbehaving(act, [hook])
+        observer, own = misbehaving(act, [hook]), misbehaving(act, [hook])
         began = anyio.current_time()
-        async with Manager(observers=[standing, recorder], cancel_timeout=CATCH_UP) as manager:
+        async with Manager(observers=[observer, recorder], cancel_timeout=CATCH_UP) as manager:
             caller.manager = manager
             with suppress(BackgroundError):
-                await story(manager, own, with_job="job" in hook)
+                await run_tasks(manager, own, with_job="job" in hook)
             await manager.close(timeout=1)
         assert_in_order(recorder, hook)
         assert anyio.current_time() - began <= 10 + 1 + 3 * CATCH_UP + 0.01, hook
         assert manager.count() == 0
         assert manager.state is ManagerState.CLOSED
-        # The manager's own events have no task to wait for, and those of jobs need not have one.
-        lost = back == "waits for it" and not hook.startswith("on_task")
-        assert (manager.health().hook_errors > 0) == lost, hook
-        told += 20 - caller.left
-    assert told > 0
+        # Events of the manager have no task to wait for, and events of jobs may have none.
+        fails = name == "waits for it" and not hook.startswith("on_task")
+        assert (manager.health().hook_errors > 0) == fails, hook
+        calls += 20 - caller.left
+    assert calls > 0
 
 
-async def story(manager: Manager, own: Observer, *, with_job: bool = True) -> None:
-    """Call every hook of a task, and those of a job if asked for; ten seconds."""
+async def run_tasks(manager: Manager, own: Observer, *, with_job: bool = True) -> None:
+    """Call every hook of tasks, and optionally of jobs, within ten seconds."""
     running = manager.run_task(Task(nap, args=(3,), observers=(own,)))
     manager.run_task(Task(broken, kind=TaskKind.LOOP, retry=TWICE, observers=(own,)))
     await anyio.sleep(1)
@@ -513,17 +510,17 @@ async def story(manager: Manager, own: Observer, *, with_job: bool = True) -> No
     for task in (Task(fine), Task(broken, retry=TWICE), Task(nap, lifespan=1)):
         manager.run_task(replace(task, observers=(own,)))
     manager.run(nap).cancel()
-    with anyio.move_on_after(9):  # a manager that closes leaves the job to others
+    with anyio.move_on_after(9):  # a closing manager releases the job, which then never ends
         if with_job:
-            await have_a_job_die(manager, own)
+            await run_dying_job(manager, own)
         await anyio.sleep(9)
 
 
 AWAITED = ("stops the loops", "waits", "closes", "closes at once", "waits for it")
-AT_ONCE = [name for name in BACK if name not in AWAITED]
+AT_ONCE = [name for name in CALLS if name not in AWAITED]
 
 
-class CallsBackAround(Observer):
+class CallsInContext(Observer):
     def __init__(self, where: str, caller: Caller) -> None:
         self.where, self.caller = where, caller
 
@@ -539,22 +536,22 @@ class CallsBackAround(Observer):
 
 
 @pytest.mark.parametrize("where", ["enter", "exit"])
-async def test_contexts_that_call_back(where: str) -> None:
-    """As the hooks do, on entering the context of a run and on leaving it."""
-    for back in AT_ONCE:
-        recorder, caller = RecordingObserver(), Caller(back)
-        standing, own = CallsBackAround(where, caller), CallsBackAround(where, caller)
+async def test_contexts_that_call_manager(where: str) -> None:
+    """Tasks have one end when a context calls the manager on entering or exiting."""
+    for name in AT_ONCE:
+        recorder, caller = RecordingObserver(), Caller(name)
+        observer, own = CallsInContext(where, caller), CallsInContext(where, caller)
         began = anyio.current_time()
-        async with Manager(observers=[standing, recorder], cancel_timeout=CATCH_UP) as manager:
+        async with Manager(observers=[observer, recorder], cancel_timeout=CATCH_UP) as manager:
             caller.manager = manager
             with suppress(BackgroundError):
-                await story(manager, own)
+                await run_tasks(manager, own)
             await manager.close(timeout=1)
-        assert_in_order(recorder, back)
-        assert anyio.current_time() - began <= 10 + 1 + CATCH_UP + 0.01, back
-        assert manager.count() == 0, back
-        assert manager.health().hook_errors == 0, back
-        assert caller.left < 20, back
+        assert_in_order(recorder, name)
+        assert anyio.current_time() - began <= 10 + 1 + CATCH_UP + 0.01, name
+        assert manager.count() == 0, name
+        assert manager.health().hook_errors == 0, name
+        assert caller.left < 20, name
 
 
 async def watches_and_cancels(manager: Manager) -> None:
@@ -600,7 +597,8 @@ WATCHES = {
 
 
 @pytest.mark.parametrize("watch", WATCHES)
-async def test_watch_that_misbehaves(watch: str, recorder: RecordingObserver) -> None:
+async def test_misbehaving_watch(watch: str, recorder: RecordingObserver) -> None:
+    """A misbehaving `watch()` harms no task, and its error is counted."""
     service, errors = WATCHES[watch]
 
     async def watches(self: Observer, manager: Manager) -> None:
@@ -610,7 +608,7 @@ async def test_watch_that_misbehaves(watch: str, recorder: RecordingObserver) ->
     began = anyio.current_time()
     async with Manager(observers=[bad, recorder], cancel_timeout=CATCH_UP) as manager:
         with suppress(BackgroundError):
-            await story(manager, Observer())
+            await run_tasks(manager, Observer())
         await manager.close(timeout=1)
     assert_in_order(recorder, watch)
     assert anyio.current_time() - began <= 10 + 1 + 2 * CATCH_UP + 0.01

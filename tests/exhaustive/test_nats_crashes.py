@@ -1,4 +1,4 @@
-"""Jobs in NATS whose process died between two steps."""
+"""Crashes of processes between two requests to NATS."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from support.brokers.nats import (
     EMPTY,
     Crash,
     finish,
+    finish_dependency,
+    in_real_time,
     message,
     messages,
-    needed,
     opened,
-    real,
     state_of,
     stored,
     virtual,
@@ -27,7 +27,7 @@ from support.brokers.nats_servers import (
     served_nats_broker,
     shared_server,
 )
-from support.cancellation.injection import How, Point, World
+from support.cancellation.injection import How, InjectedRun, Point
 from support.cancellation.stepping import When
 
 from background.queues._errors import BrokerUnavailableError
@@ -56,12 +56,12 @@ async def finishes(broker: NatsBroker, claims: list[Claim]) -> None:
     await finish(broker, claims, result=b"1")
 
 
-async def hands_back(broker: NatsBroker, claims: list[Claim]) -> None:
+async def releases(broker: NatsBroker, claims: list[Claim]) -> None:
     states = [JobState.READY, JobState.SCHEDULED, JobState.DEAD]
     await broker.settle(
         [
-            Settlement(id=each.message.id, token=each.token, state=state, delay=5)
-            for each, state in zip(claims, states, strict=True)
+            Settlement(id=claim.message.id, token=claim.token, state=state, delay=5)
+            for claim, state in zip(claims, states, strict=True)
         ]
     )
 
@@ -81,25 +81,25 @@ async def waits_and_maintains(broker: NatsBroker, claims: list[Claim]) -> None:
     await broker.maintain()
 
 
-ACTS = [enqueues, claims_some, finishes, hands_back, cancels, requeues, waits_and_maintains]
+ACTS = [enqueues, claims_some, finishes, releases, cancels, requeues, waits_and_maintains]
 
 
 @pytest.mark.parametrize(("act", "keep"), [*((act, 60) for act in ACTS), (finishes, 0)])
 @virtual
-async def test_what_a_crash_leaves_is_put_right_by_others(act: Any, keep: float) -> None:
-    """At each request in turn: every job that was stored runs or ends, and nothing is left."""
+async def test_crash_is_repaired(act: Any, keep: float) -> None:
+    """After a crash at any request, all stored jobs run or end, and no message remains."""
     tried = 0
-    async with served_nats_broker() as other:
+    async with served_nats_broker() as survivor:
         for number in count():
-            async with served_nats_broker(like=other) as broker:
-                await other.enqueue(
+            async with served_nats_broker(like=survivor) as broker:
+                await survivor.enqueue(
                     [
                         *messages(6, retention=keep),
                         message("d", depends_on=("0000", "0001")),
                         message("e", depends_on=("d",)),
                     ]
                 )
-                await other.enqueue([message("x", expires=31), message("s", delay=31)])
+                await survivor.enqueue([message("x", expires=31), message("s", delay=31)])
                 claims = await broker.claim(["q"], 3, lease=30)
                 crash = Crash(broker)
                 crash.left = number
@@ -108,17 +108,17 @@ async def test_what_a_crash_leaves_is_put_right_by_others(act: Any, keep: float)
                 except BrokerUnavailableError as error:
                     assert str(error) == "the process has died"  # noqa: PT017
                     tried += 1
-                    died = True
+                    crashed = True
                 else:
-                    died = False
+                    crashed = False
                 crash.left = 0
-                await recover(other)
-                assert [job async for job in other.scan() if job.state not in FINAL] == []
+                await recover(survivor)
+                assert [job async for job in survivor.scan() if job.state not in FINAL] == []
                 await asyncio.sleep(700)
-                await other.maintain()
-                assert await stored(other) == EMPTY, number
+                await survivor.maintain()
+                assert await stored(survivor) == EMPTY, number
                 crash.left = float("inf")
-            if not died:
+            if not crashed:
                 break
     assert tried > 3
 
@@ -132,13 +132,13 @@ async def sweeps(broker: NatsBroker, claims: list[Claim]) -> None:
     await broker.maintain()
 
 
-LEASE = 1.0  # less than what others are given for what they have begun
+LEASE = 1.0  # shorter than the cover of interrupted changes
 SWEEP = LEASE / 3
-#: What a process may die of, and within how many seconds others have done it then.
+#: Calls that crash, and the seconds within which other processes complete them.
 IN_TIME = {
     claims_briefly: LEASE,
     finishes: LEASE,
-    hands_back: LEASE,
+    releases: LEASE,
     sweeps: LEASE,
     enqueues: timer_wheel.COVER + 0.1,
     cancels: timer_wheel.COVER,
@@ -148,69 +148,69 @@ IN_TIME = {
 
 @pytest.mark.parametrize("act", IN_TIME)
 @virtual
-async def test_what_a_crash_leaves_is_put_right_in_time(act: Any) -> None:
-    """Within a lease and a sweep of the last one that died of it, at whichever request."""
+async def test_crash_is_repaired_in_time(act: Any) -> None:
+    """A crashed call is completed within its lease or cover and a sweep, at any request."""
     tried = 0
-    async with served_nats_broker() as other:
+    async with served_nats_broker() as survivor:
         for number in count():
-            async with served_nats_broker(like=other) as broker:
+            async with served_nats_broker(like=survivor) as broker:
                 sent = [*messages(6), message("d", depends_on=("0000", "0001"))]
-                await other.enqueue([*sent, message("e", depends_on=("d",))])
+                await survivor.enqueue([*sent, message("e", depends_on=("d",))])
                 claims = await broker.claim(["q"], 3, lease=LEASE)
                 crash = Crash(broker)
                 crash.left = number
-                died = True
+                crashed = True
                 try:
                     await act(broker, claims)
                 except BrokerUnavailableError:
                     tried += 1
                 else:
-                    died = False
+                    crashed = False
                 crash.left = 0
-                await redeliver(other)
-                until = other._clock.now() + IN_TIME[act] + SWEEP
-                while other._clock.now() + SWEEP <= until + 0.01:
+                await make_available(survivor)
+                until = survivor._clock.now() + IN_TIME[act] + SWEEP
+                while survivor._clock.now() + SWEEP <= until + 0.01:
                     await asyncio.sleep(SWEEP)
-                    await other.maintain()
-                    while some := await other.claim(["q"], 10, lease=30):
-                        assert all(await finish(other, some))
-                assert await left_over(other) == [], number
-                await recover(other)
-                await other.purge()
+                    await survivor.maintain()
+                    while claimed := await survivor.claim(["q"], 10, lease=30):
+                        assert all(await finish(survivor, claimed))
+                assert await unfinished_jobs(survivor) == [], number
+                await recover(survivor)
+                await survivor.purge()
                 crash.left = float("inf")
-            if not died:
+            if not crashed:
                 break
     assert tried > 3
 
 
-async def left_over(broker: Any) -> list[str]:
-    """The jobs that could have been run, and have not been."""
-    left: list[str] = []
+async def unfinished_jobs(broker: Any) -> list[str]:
+    """Return the jobs that are due but have not ended."""
+    unfinished: list[str] = []
     async for found in broker.scan():
         job = await broker._records.get(found.message.id)
         later = job.state is JobState.SCHEDULED and (job.unmet or job.due > broker._clock.now())
         if job.state not in FINAL and not later:
-            left.append(f"{job.message.id} {job.state}")
-    return left
+            unfinished.append(f"{job.message.id} {job.state}")
+    return unfinished
 
 
 async def recover(broker: NatsBroker) -> list[str]:
-    """Do as a worker does, for as long as there may be anything to do; return the jobs' ids."""
-    await redeliver(broker)
+    """Maintain and run jobs until there are none; return the ids of the jobs."""
+    await make_available(broker)
     seen: list[str] = []
     idle = 0
     while idle < 4:
         await broker.maintain()
         claims = await broker.claim(["q"], 10, lease=30)
         assert all(await finish(broker, claims, result=b"2"))
-        seen += [each.message.id for each in claims]
+        seen += [claim.message.id for claim in claims]
         idle = 0 if claims else idle + 1
         await asyncio.sleep(15)
     return seen
 
 
-async def redeliver(broker: Any) -> None:
-    """Have what a process took that has died handed out again, without waiting for it."""
+async def make_available(broker: Any) -> None:
+    """Make messages of a crashed process available again, without waiting for their timeout."""
     broker._ready.reset()
     for again in (True, False):
         name, _ = broker._layout.consumer("q", again=again)
@@ -218,51 +218,51 @@ async def redeliver(broker: Any) -> None:
 
 
 @virtual
-async def test_what_a_process_enqueues_that_stalls_for_long() -> None:
-    """At each request in turn: others may have run the first jobs before the last are stored."""
-    async with served_nats_broker() as other:
+async def test_stalled_enqueue() -> None:
+    """All jobs succeed when an enqueue stalls at any request while other jobs run."""
+    async with served_nats_broker() as survivor:
         for number in count():
-            async with served_nats_broker(like=other) as broker:
-                call, sent = broker._link._call, count()
+            async with served_nats_broker(like=survivor) as broker:
+                call, sent = broker._requests._call, count()
 
                 async def stalling(requests: Any, at: int = number, call: Any = call) -> Any:
                     answers: list[Any] = []
-                    for each in requests:
+                    for request in requests:
                         if next(sent) == at:  # noqa: B023
-                            await recover(other)
-                        answers += await call([each])
+                            await recover(survivor)
+                        answers += await call([request])
                     return answers
 
-                broker._link._call = stalling  # type: ignore[method-assign]
+                broker._requests._call = stalling  # type: ignore[method-assign]
                 large = {"body": b"[]" * 10_000, "retention": 10_000, "dead_retention": 10_000}
                 a, b = message("a", **large), message("b", depends_on=("a",), **large)
                 await broker.enqueue([a, b, message("c", depends_on=("a", "b"), **large)])
                 stalled = next(sent) > number
-                await recover(other)
-                states = [await state_of(other, id) for id in ("a", "b", "c")]
+                await recover(survivor)
+                states = [await state_of(survivor, id) for id in ("a", "b", "c")]
                 assert states == [JobState.SUCCEEDED] * 3, number
-                assert await other.purge() == 3
+                assert await survivor.purge() == 3
             if not stalled:
                 break
     assert number > 4
 
 
 @virtual
-async def test_enqueued_again_after_a_crash_all_jobs_are_there() -> None:
-    """However many had been taken when the connection was lost."""
-    async with served_nats_broker() as other:
+async def test_enqueue_again_after_crash() -> None:
+    """Enqueuing again after a crash at any request stores all jobs."""
+    async with served_nats_broker() as survivor:
         for number in count():
-            async with served_nats_broker(like=other) as broker:
+            async with served_nats_broker(like=survivor) as broker:
                 crash = Crash(broker)
                 crash.left = number
                 try:
-                    await enqueues(broker, await needed(other))
+                    await enqueues(broker, await finish_dependency(survivor))
                 except BrokerUnavailableError:
-                    await enqueues(other, [])
-                    died = True
+                    await enqueues(survivor, [])
+                    crashed = True
                 else:
-                    died = False
-                states = [await state_of(other, id) for id in ("new", "then", "none", "all")]
+                    crashed = False
+                states = [await state_of(survivor, id) for id in ("new", "then", "none", "all")]
                 assert states == [
                     JobState.READY,
                     JobState.SCHEDULED,
@@ -270,20 +270,20 @@ async def test_enqueued_again_after_a_crash_all_jobs_are_there() -> None:
                     JobState.SCHEDULED,
                 ]
                 await asyncio.sleep(51)
-                assert sorted(await recover(other)) == ["later", "new", "then"]
+                assert sorted(await recover(survivor)) == ["later", "new", "then"]
                 await asyncio.sleep(700)
-                await other.maintain()
-                assert await stored(other) == EMPTY
+                await survivor.maintain()
+                assert await stored(survivor) == EMPTY
                 crash.left = float("inf")
-            if not died:
+            if not crashed:
                 break
     assert number > 10
 
 
 @pytest.mark.parametrize("number", range(10))
 @virtual
-async def test_cancelled_at_any_point_a_call_is_done_or_not(number: int) -> None:
-    """At each suspension in turn, and nothing is stuck afterwards."""
+async def test_cancelled_call(number: int) -> None:
+    """A call that is cancelled at any suspension leaves no stuck job and no pending request."""
     async with served_nats_broker() as broker:
         claims: list[Claim] = []
         calls: list[Callable[[], Any]] = [
@@ -304,16 +304,16 @@ async def test_cancelled_at_any_point_a_call_is_done_or_not(number: int) -> None
                 for suspension in range(1, 100):
                     await broker.enqueue([message("held", queue="s")])
                     claims[:] = await broker.claim(["s"], 1, lease=30)
-                    world = World(Point(suspension, when, how))
-                    outcome = await world.drive(calls[number]())
+                    run = InjectedRun(Point(suspension, when, how))
+                    outcome = await run.drive(calls[number]())
                     assert outcome.cancelled or outcome.error is None
                     await recover_all(broker)
-                    assert not broker._link._waiting
-                    if world.injected_at is None:
+                    assert not broker._requests._waiting
+                    if run.injected_at is None:
                         break
                     points += 1
                 else:
-                    raise AssertionError("there is no end to the suspensions")
+                    raise AssertionError("too many suspensions")
         assert points > 3
         await asyncio.sleep(200)
         await broker.maintain()
@@ -321,7 +321,7 @@ async def test_cancelled_at_any_point_a_call_is_done_or_not(number: int) -> None
 
 
 async def recover_all(broker: NatsBroker) -> None:
-    """Let all jobs end, and be forgotten."""
+    """Run all jobs to their ends, and delete them."""
     await asyncio.sleep(35)
     await broker.maintain()
     while claims := await broker.claim(["q", "r", "s"], 50, lease=30):
@@ -334,9 +334,9 @@ async def recover_all(broker: NatsBroker) -> None:
 
 @pytest.mark.parametrize("how", How)
 @pytest.mark.parametrize("action", ["open", "close"])
-@real
-async def test_cancelled_while_opening_or_closing(action: str, how: How) -> None:
-    """No task of the client's is left, and the broker can be opened again."""
+@in_real_time
+async def test_cancelled_open_or_close(action: str, how: How) -> None:
+    """A cancelled open or close leaks no task, and the broker can be opened again."""
     tasks = asyncio.all_tasks()
     prefix = f"test-{token_hex(8)}"
     for when in When:
@@ -344,12 +344,12 @@ async def test_cancelled_while_opening_or_closing(action: str, how: How) -> None
             broker: Any = NatsBroker(shared_server().url, prefix=prefix)
             if action == "close":
                 await broker.open()
-            world = World(Point(suspension, when, how))
-            await world.drive(getattr(broker, action)())
+            run = InjectedRun(Point(suspension, when, how))
+            await run.drive(getattr(broker, action)())
             await broker.close()
             await asyncio.sleep(0)
             assert asyncio.all_tasks() == tasks
-            if world.injected_at is None:
+            if run.injected_at is None:
                 break
         assert 1 < suspension < 99
     await broker.open()
@@ -357,10 +357,11 @@ async def test_cancelled_while_opening_or_closing(action: str, how: How) -> None
     await broker.close()
 
 
-@real
-async def test_what_a_process_took_that_died_is_handed_to_another(
+@in_real_time
+async def test_unclaimed_messages_redelivered(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    """A message that a crashed process took is delivered to another process."""
     monkeypatch.setattr("background.queues.nats.layout.ACK_WAIT", 0.2)
     monkeypatch.setattr("background.queues.nats.broker.ACK_WAIT", 0.2)
     monkeypatch.setattr("background.queues.nats.broker._POLL", 0.05)

@@ -1,4 +1,4 @@
-"""What several processes agree on, none of which is lost."""
+"""Schedules and trace contexts across processes."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pytest
 from opentelemetry import propagate
 from support.brokers.stores import NAMES, STORES
 from support.processes.history import Entry
-from support.processes.workers import Fleet
+from support.processes.workers import Cluster
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:several connections"),
@@ -22,36 +22,38 @@ BEATS = 6
 
 
 @pytest.fixture(params=NAMES)
-def fleet(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Fleet]:
-    with Fleet(STORES[request.param], tmp_path) as fleet:
-        yield fleet
+def cluster(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Cluster]:
+    with Cluster(STORES[request.param], tmp_path) as cluster:
+        yield cluster
 
 
-def test_a_schedule_of_many_processes_enqueues_each_tick_once(fleet: Fleet) -> None:
-    with fleet.client() as client:
+def test_schedule_in_many_processes(cluster: Cluster) -> None:
+    """A schedule in several processes enqueues one job per tick."""
+    with cluster.client() as client:
         for _ in range(3):
-            fleet.started(every=0.2)
-        fleet.log.wait_for(lambda entries: len(starts(entries)) >= BEATS)
+            cluster.started(every=0.2)
+        cluster.log.wait_for(lambda entries: len(count_starts(entries)) >= BEATS)
         ids = list(client.ends())
-        entries = fleet.log.entries()
-    assert set(starts(entries).values()) == {1}
+        entries = cluster.log.entries()
+    assert set(count_starts(entries).values()) == {1}
     ticks = sorted(float(".".join(id.rsplit(".", 2)[1:])) for id in ids)
     assert len(set(ticks)) == len(ids) >= BEATS
     assert [tick for tick in ticks if abs(tick / 0.2 - round(tick / 0.2)) > 0.01] == []
 
 
-def starts(entries: Sequence[Entry]) -> Counter[str]:
-    """Return how often each job was begun."""
-    return Counter(each.job for each in entries if each.what == "started")
+def count_starts(entries: Sequence[Entry]) -> Counter[str]:
+    """Return the number of starts of each job."""
+    return Counter(entry.job for entry in entries if entry.event == "started")
 
 
-def test_the_trace_context_reaches_another_process(fleet: Fleet) -> None:
+def test_trace_context(cluster: Cluster) -> None:
+    """A job runs in the trace context of its enqueuer, or else in none."""
     carrier = {
         "traceparent": "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01",
         "baggage": "tenant=seven",
     }
-    with fleet.client() as client:
-        fleet.started()
+    with cluster.client() as client:
+        cluster.started()
         id = client.enqueue("carry", context=propagate.extract(carrier))
         assert client.result(id) == carrier
         assert client.result(client.enqueue("carry")) == {}

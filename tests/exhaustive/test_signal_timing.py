@@ -1,4 +1,4 @@
-"""Signals at the worst moments: each program ends by them, in time, and nothing is half told."""
+"""Signals at every moment: programs end in time, and all events are emitted."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ pytestmark = pytest.mark.skipif(
 
 SCRIPT = PROGRAMS / "interrupted.py"
 INT, TERM = signal.SIGINT, signal.SIGTERM
-LINES = 24  # for each signal and backend; the script takes any number
+LINES = 24  # for each signal and backend; the script accepts any number
 BACKENDS = ["asyncio", "uvloop", "trio"]
 
 Case = dict[str, Any]
 
 
 class Cases:
-    """What the script tells of its cases, on all backends at once."""
+    """The results of the script, which runs on all backends at the same time."""
 
     def __init__(self, seed: int, stack: ExitStack) -> None:
         self._processes: dict[str, Process] = {
@@ -60,18 +60,18 @@ def backend(request: pytest.FixtureRequest) -> str:
 
 
 def check_end(case: Case) -> None:
-    """The signal has its way, soon, and nothing is printed that is not to be expected."""
+    """Check that the signal ended the process in time, with the expected output only."""
     assert case["status"] == -case["signal"], case["output"]
     assert case["took"] < PATIENCE / 2
     if case["signal"] == TERM:
         assert "Traceback" not in case["output"], case["output"]
-    else:  # KeyboardInterrupt shows its own, and that of the cancellation that it came in
+    else:  # the traceback of a KeyboardInterrupt may include that of a cancellation
         errors = set(re.findall(r"^[\w.]*(?:Error|Exception|Warning)\b", case["output"], re.M))
         assert errors <= {"asyncio.exceptions.CancelledError"}, case["output"]
 
 
 def check_events(case: Case) -> None:
-    """Every task that was added has one end, and the manager told that it has closed."""
+    """Check that every task has one end, and that the manager emitted one "closed" event."""
     added = re.findall(r"^added (.*)", case["output"], re.M)
     ended = re.findall(r"^ended (.*)", case["output"], re.M)
     assert sorted(added) == sorted(ended), case["output"]
@@ -79,7 +79,7 @@ def check_events(case: Case) -> None:
     assert len(closed) == 1 or not added, case["output"]
 
 
-# What becomes of what was under way, after one signal and after two.
+# The manager's report after one signal and after two.
 REPORTS = {
     "in_the_hook_of_closing": ("1 succeeded", "1 cancelled|1 not started"),
     "in_the_hook_of_closed": ("1 succeeded", "1 succeeded"),
@@ -92,13 +92,14 @@ REPORTS = {
     "in_a_delay": ("1 not started", "1 not started"),
     "in_a_thread": ("1 cancelled", "1 cancelled"),
     "in_an_iteration": ("1 loop stopped", "1 cancelled"),
-    "in_watch": ("1 succeeded|nothing was left", ".*"),  # the task may come first
+    "in_watch": ("1 succeeded|nothing was left", ".*"),  # the task may start first
     "after_leaving": ("1 succeeded", "1 succeeded"),
 }
 
 
 @pytest.mark.parametrize("moment", REPORTS)
-def test_one_signal_or_two(cases: Cases, backend: str, moment: str) -> None:
+def test_one_or_two_signals(cases: Cases, backend: str, moment: str) -> None:
+    """One or two signals at a moment end the program with the expected report."""
     found = [case for case in cases.of(backend, moment) if case["times"] < 3]
     assert len(found) == 4
     for case in found:
@@ -113,7 +114,7 @@ def test_one_signal_or_two(cases: Cases, backend: str, moment: str) -> None:
 
 @pytest.mark.parametrize("moment", REPORTS)
 def test_three_signals(cases: Cases, backend: str, moment: str) -> None:
-    """The third may come before the event loop has heard of any: then it ends the process."""
+    """Three signals end the process, perhaps before the event loop has handled the first one."""
     found = [case for case in cases.of(backend, moment) if case["times"] == 3]
     assert len(found) == 2
     for case in found:
@@ -122,7 +123,8 @@ def test_three_signals(cases: Cases, backend: str, moment: str) -> None:
 
 
 @pytest.mark.parametrize("moment", ["before_entering"])
-def test_before_entering_nobody_has_to_be_told(cases: Cases, backend: str, moment: str) -> None:
+def test_before_entering(cases: Cases, backend: str, moment: str) -> None:
+    """Signals before the manager is entered end the process; no events are required."""
     found = cases.of(backend, moment)
     assert len(found) == 6
     for case in found:
@@ -130,8 +132,8 @@ def test_before_entering_nobody_has_to_be_told(cases: Cases, backend: str, momen
         check_events(case)
 
 
-def test_signals_at_any_line(cases: Cases, backend: str) -> None:
-    """One or two, from the first line of entering to the last one of leaving."""
+def test_any_line(cases: Cases, backend: str) -> None:
+    """One or two signals at any line from entering to leaving end the program."""
     found = [case for case in cases.of(backend, "lines") if "signal in" in case["output"]]
     print(f"signals at lines tried = {len(found)}, of {2 * LINES}")
     assert len(found) > LINES
@@ -140,13 +142,11 @@ def test_signals_at_any_line(cases: Cases, backend: str) -> None:
         check_events(case)
 
 
-def test_ctrl_c_at_any_line_of_a_manager_that_handles_no_signals(
-    cases: Cases, backend: str
-) -> None:
-    """What raises it does so in the program's own task, and the manager is left by it."""
+def test_unhandled_ctrl_c(cases: Cases, backend: str) -> None:
+    """An unhandled Ctrl-C at any line is raised in the main task, and the manager is left."""
     found = [case for case in cases.of(backend, "unhandled") if "signal in" in case["output"]]
     print(f"Ctrl-C tried at lines = {len(found)}, of {LINES}")
-    assert len(found) > 0.5 * LINES  # where a run is shorter than another, some come too late
+    assert len(found) > 0.5 * LINES  # some come too late if a run is shorter than the first one
     for case in found:
         check_end(case)
         check_events(case)

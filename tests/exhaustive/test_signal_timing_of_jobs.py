@@ -1,4 +1,4 @@
-"""Signals at any line of a program with jobs: it ends by them, and no acknowledged job is lost."""
+"""Signals at random lines of a program with durable jobs."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ pytestmark = pytest.mark.skipif(
 )
 
 SCRIPT = PROGRAMS / "interrupted_jobs.py"
-LINES = 6  # for each backend, signal, and way to handle it; the script takes any number
+LINES = 6  # for each backend, signal and kind of handling; the script accepts any number
 BACKENDS = ["asyncio", "uvloop", "trio"]
 
 
@@ -38,9 +38,8 @@ def processes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Pr
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_signals_at_any_line_of_a_program_with_jobs(
-    processes: dict[str, Process], backend: str
-) -> None:
+def test_any_line(processes: dict[str, Process], backend: str) -> None:
+    """A signal at any line ends the program, and no acknowledged job is lost."""
     process = processes[backend]
     process.wait_for("last of")
     assert process.wait() == 0, process.output
@@ -48,24 +47,24 @@ def test_signals_at_any_line_of_a_program_with_jobs(
     assert len(cases) == 3 * LINES
     tried = [case for case in cases if "signal in" in case["output"]]
     print(f"signals at lines tried = {len(tried)}")
-    assert len(tried) > 0.5 * len(cases)  # where a run is shorter, some come too late
+    assert len(tried) > 0.5 * len(cases)  # some are too late in a shorter run
     for case in tried:
-        check(case)
+        check_case(case)
 
 
-def check(case: dict[str, Any]) -> None:
+def check_case(case: dict[str, Any]) -> None:
     output = case["output"]
     assert case["status"] == -case["signal"], output
     assert case["took"] < PATIENCE / 2
     errors = set(re.findall(r"^[\w.]*(?:Error|Exception|Warning)\b", output, re.M))
-    expected = {"ValueError"}  # of the job that fails
+    expected = {"ValueError"}  # from the job that fails
     if case["signal"] == signal.SIGINT:
         expected.add("asyncio.exceptions.CancelledError")
     assert errors <= expected, output
-    assert set(re.findall(r"^kept (.*)", output, re.M)) <= ids(case["file"]), output
+    assert set(re.findall(r"^stored (.*)", output, re.M)) <= read_ids(case["file"]), output
 
 
-def ids(file: str) -> set[str]:
+def read_ids(file: str) -> set[str]:
     if not Path(file).exists():
         return set()
     with closing(sqlite3.connect(file)) as db:

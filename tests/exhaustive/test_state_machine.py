@@ -1,7 +1,7 @@
-"""Random lives of a manager, compared with a model of what it promises after every step.
+"""Random steps of a manager, compared with a model of its guarantees after every step.
 
-`STATE_MACHINE_EXAMPLES=20000` has more of them than the default; `--hypothesis-seed=…` repeats
-those of an earlier run.
+`STATE_MACHINE_EXAMPLES=20000` sets the number of examples; `--hypothesis-seed=…` repeats an earlier
+run.
 """
 
 from __future__ import annotations
@@ -30,13 +30,13 @@ from hypothesis.stateful import (
 from support.model.manager import Model, Tie
 from support.model.plans import LOOPS, ONE_OFFS, SETUPS, Fractions, Plan, Setup
 from support.model.rows import Phase, Row
-from support.model.system import World
+from support.model.system import System
 
 from background.testing import virtual_time, virtual_wall_clock
 
 EXAMPLES = int(os.environ.get("STATE_MACHINE_EXAMPLES", "200"))
 BACKENDS: list[Literal["asyncio", "trio"]] = ["asyncio", "trio"]
-MOMENT = 2**-10  # seconds, in which all that is due at once gets done
+MOMENT = 2**-10  # seconds in which everything that is due is done
 EPOCH = datetime.fromtimestamp(0, UTC)
 PICKS = st.integers(0, 9)
 ENDINGS = st.sampled_from(["returned", "error", "cancelled"])
@@ -46,25 +46,25 @@ PAUSES = st.integers(0, 5)
 REASONS = st.sampled_from([None, "enough"])
 
 
-class Life(RuleBasedStateMachine):
-    """What the rules do to a model is written down, and in the end done to real managers."""
+class ManagerSteps(RuleBasedStateMachine):
+    """Rules that act on a model and record a script, which is then played on real managers."""
 
     def __init__(self) -> None:
         super().__init__()
         self.script: list[tuple[str, tuple[Any, ...], Any, dict[str, Any] | None]] = []
         self.fractions = Fractions()
         self.plans = 0
-        self.meddled = False
+        self.shutdown_by_observer = False
 
-    @initialize(setup=SETUPS, youth=st.integers(0, 15), ending=ENDINGS)
-    def enter(self, setup: Setup, youth: int, ending: str) -> None:
-        self.youth = youth  # how many tasks there are to be before anybody thinks of closing
+    @initialize(setup=SETUPS, tasks_before_closing=st.integers(0, 15), ending=ENDINGS)
+    def enter(self, setup: Setup, tasks_before_closing: int, ending: str) -> None:
+        self.tasks_before_closing = tasks_before_closing
         self.ending = ending
-        self.setup = self.fractions.of(setup)
+        self.setup = self.fractions.make_unique(setup)
         self.model = Model(self.setup)
         self.settle()
 
-    # Hypothesis leaves out some of the rules in each life: hence three that bring tasks.
+    # Three rules submit tasks, as Hypothesis leaves out some of the rules in each example.
 
     @precondition(lambda self: self.model.left is None)
     @rule(plans=st.lists(ONE_OFFS, min_size=1, max_size=4), seconds=PAUSES)
@@ -89,29 +89,29 @@ class Life(RuleBasedStateMachine):
     def add(self, plan: Plan, patient: bool = False) -> None:
         self.plans += 1
         if self.setup.capacity is not None and plan.shuts_down:
-            plan = replace(plan, meddling=None)  # it would race with those who wait for room
-        self.meddled |= plan.shuts_down
-        self.settle_if(patient or plan.is_alone)
-        if any(row.plan.asks for row in self.model.outstanding()):
-            plan = replace(plan, asks=None)  # who of two goes on first is not promised
-        plan = replace(self.fractions.of(plan), number=self.plans)
+            plan = replace(plan, reaction=None)  # it would race with calls that wait for room
+        self.shutdown_by_observer |= plan.shuts_down
+        self.settle_if(patient or plan.affects_others)
+        if any(row.plan.awaits for row in self.model.outstanding()):
+            plan = replace(plan, awaits=None)  # the order of two waiters is not guaranteed
+        plan = replace(self.fractions.make_unique(plan), number=self.plans)
         if patient:
             self.model.submit(plan)
-            self.write("ask", "submit", plan)
+            self.write("call", "submit", plan)
             self.settle()
         else:
             self.write("run_task", plan, answer=self.model.add(plan))
 
-    @precondition(lambda self: self.waiting_to_be_told())
+    @precondition(lambda self: self.unreleased())
     @rule(pick=PICKS, fail=st.booleans())
-    def tell(self, pick: int, fail: bool) -> None:
-        rows = self.waiting_to_be_told()
+    def release(self, pick: int, fail: bool) -> None:
+        rows = self.unreleased()
         row = rows[pick % len(rows)]
-        self.settle_if(row.plan.is_alone)
-        if row in self.waiting_to_be_told():
-            self.model.tell(row, fail=fail)
-            self.write("tell", row.plan.number, fail)
-            self.settle_if(row.plan.is_alone)
+        self.settle_if(row.plan.affects_others)
+        if row in self.unreleased():
+            self.model.release(row, fail=fail)
+            self.write("release", row.plan.number, fail)
+            self.settle_if(row.plan.affects_others)
 
     @precondition(lambda self: self.model.outstanding())
     @rule(pick=PICKS, reason=REASONS, by_id=st.booleans())
@@ -132,32 +132,32 @@ class Life(RuleBasedStateMachine):
         if seconds:
             self.advance(self.fractions.seconds(seconds))
 
-    @precondition(lambda self: len(self.model.asked) < 8 and self.model.left is None)
-    @rule(what=st.sampled_from(["wait", "shutdown_requested"]))
-    def ask(self, what: str) -> None:
+    @precondition(lambda self: len(self.model.calls) < 8 and self.model.left is None)
+    @rule(method=st.sampled_from(["wait", "shutdown_requested"]))
+    def call(self, method: str) -> None:
         self.settle()
-        self.model.ask(what)
-        self.write("ask", what)
+        self.model.call(method)
+        self.write("call", method)
         self.settle()
 
-    @precondition(lambda self: self.unanswered())
+    @precondition(lambda self: self.pending_calls())
     @rule(pick=PICKS)
     def give_up(self, pick: int) -> None:
         self.settle()
-        if unanswered := self.unanswered():
-            number = unanswered[pick % len(unanswered)]
+        if pending := self.pending_calls():
+            number = pending[pick % len(pending)]
             self.model.give_up(number)
             self.write("give_up", number)
             self.settle()
 
-    @precondition(lambda self: self.plans > self.youth and self.model.left is None)
+    @precondition(lambda self: self.plans > self.tasks_before_closing and self.model.left is None)
     @rule(
         how=SHUTDOWNS | ENDINGS,
         timeout=st.just("grace") | st.none() | st.integers(0, 12),
     )
     def shut_down(self, how: str, timeout: int | Literal["grace"] | None) -> None:
         if how == "stop_loops":
-            self.ask(how)
+            self.call(how)
         elif how == "request":
             self.settle_if(False)
             self.model.request_shutdown()
@@ -166,7 +166,7 @@ class Life(RuleBasedStateMachine):
             self.settle()
             exact = self.fractions.seconds(timeout) if isinstance(timeout, int) else timeout
             self.model.close(exact)
-            self.write("ask", "close", exact)
+            self.write("call", "close", exact)
             self.settle()
         else:
             self.leave(how)
@@ -178,11 +178,15 @@ class Life(RuleBasedStateMachine):
             self.write("leave", how)
             self.settle()
 
-    # How it is written down
+    # The script
 
     def write(self, step: str, *args: Any, answer: Any = None) -> None:
-        later = step in ("ask", "give_up", "leave")  # it begins as soon as others have their turn
-        self.script.append((step, args, answer, None if later else self.model.look()))
+        later = step in (
+            "call",
+            "give_up",
+            "leave",
+        )  # these begin in the next step of the event loop
+        self.script.append((step, args, answer, None if later else self.model.snapshot()))
 
     def advance(self, seconds: float) -> None:
         try:
@@ -195,19 +199,23 @@ class Life(RuleBasedStateMachine):
         self.advance(MOMENT)
 
     def settle_if(self, needed: bool) -> None:
-        """Let pass what the next step could race with."""
-        if needed or self.meddled or self.model.waiting_for_room():
+        """Let everything happen that the next step could race with."""
+        if needed or self.shutdown_by_observer or self.model.waiting_for_room():
             self.settle()
 
-    def unanswered(self) -> list[int]:
-        asked = enumerate(self.model.asked)
-        return [number for number, each in asked if each.outcome is None and not each.admitted]
+    def pending_calls(self) -> list[int]:
+        calls = enumerate(self.model.calls)
+        return [number for number, call in calls if call.outcome is None and not call.admitted]
 
-    def waiting_to_be_told(self) -> list[Row]:
+    def unreleased(self) -> list[Row]:
         rows = self.model.outstanding()
-        return [row for row in rows if row.phase is Phase.RUNNING and row.at == inf and not row.cut]
+        return [
+            row
+            for row in rows
+            if row.phase is Phase.RUNNING and row.at == inf and not row.cancel_pending
+        ]
 
-    # How it is played
+    # Playing the script
 
     def teardown(self) -> None:
         if sys.exception() is None and self.script:
@@ -224,53 +232,54 @@ class Life(RuleBasedStateMachine):
         failure: AssertionError | None = None
         with virtual_wall_clock(EPOCH):
             async with anyio.create_task_group() as group:
-                world = World(self.setup, group)
-                await group.start(world.host)
+                system = System(self.setup, group)
+                await group.start(system.host)
                 try:
-                    await self.compare(world, backend)
+                    await self.compare(system, backend)
                 except AssertionError as error:
                     failure = error
                 group.cancel_scope.cancel()
         if failure is not None:
             raise failure
 
-    async def compare(self, world: World, backend: str) -> None:
+    async def compare(self, system: System, backend: str) -> None:
         for number, (step, args, answer, expected) in enumerate(self.script):
-            answered = getattr(world, step)(*args)
+            answered = getattr(system, step)(*args)
             if isawaitable(answered):
                 answered = await answered
             where = f"on {backend}, step {number}: {step}{args}"
             assert answered == answer, where
-            world.check(where)
+            system.check(where)
             if expected is not None:
-                assert different(world.look(), expected) == {}, where
-        world.check_at_the_end()
+                assert differences(system.snapshot(), expected) == {}, where
+        system.check_end()
         for row in self.model.rows:
-            assert await world.result(row.plan.number) == row.result()
+            assert await system.result(row.plan.number) == row.result()
 
 
-def different(seen: dict[Any, Any], expected: dict[Any, Any]) -> dict[Any, Any]:
-    """Return what was seen and expected, where they differ."""
-    both = {key: (seen.get(key), expected.get(key)) for key in seen | expected}
+def differences(actual: dict[Any, Any], expected: dict[Any, Any]) -> dict[Any, Any]:
+    """Return the pairs of actual and expected values that differ."""
+    both = {key: (actual.get(key), expected.get(key)) for key in actual | expected}
     return {
-        key: different(*pair) if all(isinstance(each, dict) for each in pair) else pair
+        key: differences(*pair) if all(isinstance(value, dict) for value in pair) else pair
         for key, pair in both.items()
         if pair[0] != pair[1]
     }
 
 
-def test_a_manager_keeps_to_its_model(request: pytest.FixtureRequest) -> None:
-    given = request.config.getoption("--hypothesis-seed")
-    number = getrandbits(64) if given is None else int(given)
+def test_manager_matches_model(request: pytest.FixtureRequest) -> None:
+    """A manager behaves as its model in random sequences of steps."""
+    option = request.config.getoption("--hypothesis-seed")
+    number = getrandbits(64) if option is None else int(option)
     print(f"to repeat this: --hypothesis-seed={number}")
     run_state_machine_as_test(
-        seed(number)(Life),
+        seed(number)(ManagerSteps),
         settings=settings(
             max_examples=EXAMPLES,
             stateful_step_count=30,
             deadline=None,
             print_blob=True,
-            phases=set(HypothesisPhase) - {HypothesisPhase.explain},  # which takes minutes
+            phases=set(HypothesisPhase) - {HypothesisPhase.explain},  # takes minutes
             suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much],
         ),
     )

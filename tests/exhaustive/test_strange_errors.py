@@ -1,6 +1,6 @@
-"""Errors, results and functions that behave strangely: isolated, reported once, seen by all.
+"""Unusual errors, results and functions.
 
-What is new here over the tests of isolation: errors whose own methods raise, and logs that break.
+Besides the tests of isolation, these use errors whose methods raise, and loggers that fail.
 """
 
 from __future__ import annotations
@@ -43,11 +43,11 @@ class Oops(Exception):
 
 
 class Odd(BaseException):
-    """Neither an Exception nor one of those that end a program."""
+    """A BaseException that does not end a program."""
 
 
 def failing(*names: str, base: type[BaseException] = Oops) -> type[BaseException]:
-    """Make a class of errors of which these methods raise."""
+    """Make a class of errors whose methods with these names raise."""
 
     def fail(self: object, *args: object) -> NoReturn:
         raise ZeroDivisionError
@@ -61,7 +61,7 @@ class Falsy(Oops):
 
 
 class Demanding(Oops):
-    """Can be neither copied nor pickled."""
+    """An error that can't be copied or pickled."""
 
     def __init__(self, first: int, *, second: int) -> None:
         super().__init__()
@@ -122,7 +122,7 @@ ERRORS: dict[str, Callable[[], BaseException]] = {
     "group with methods that raise": lambda: OddGroup("odd", [Odd(), ValueError()]),
     "nested group": lambda: nested(5000),
     "long chain": lambda: chained(200),
-    "chain without end": caused_by_itself,
+    "endless chain": caused_by_itself,
     "StopAsyncIteration": StopAsyncIteration,
     "GeneratorExit": GeneratorExit,
     "no str": failing("__str__"),
@@ -133,7 +133,7 @@ ERRORS: dict[str, Callable[[], BaseException]] = {
     "no len": failing("__len__"),
     "no with_traceback": failing("with_traceback"),
     "no reduce": failing("__reduce__", "__reduce_ex__", "__copy__", "__deepcopy__"),
-    "no attributes to be set": failing("__setattr__"),
+    "no setattr": failing("__setattr__"),
     "falsy": Falsy,
     "copying": Copying,
     "demanding": lambda: Demanding(1, second=2),
@@ -163,13 +163,13 @@ HOW: dict[str, dict[str, Any]] = {
     "a loop": {"kind": TaskKind.LOOP, "max_failures": 1},
     "a policy of one attempt": {"retry": ONCE},
     "a policy": {"retry": TWICE},
-    "a policy that raises again": {"retry": RERAISED},
+    "a policy that reraises": {"retry": RERAISED},
     "a timeout": {"timeout": 1000},
 }
 
 
 class Log(logging.Handler):
-    """Keeps the errors of records, and formats none."""
+    """Stores the errors of log records without formatting them."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -181,7 +181,7 @@ class Log(logging.Handler):
 
 @contextmanager
 def logged(filter: logging.Filter | None = None) -> Iterator[list[BaseException | None]]:
-    """Yield the errors that this package logs, to nobody else."""
+    """Yield the errors that this package logs, and stop their propagation."""
     logger, log = logging.getLogger("background"), Log()
     logger.addHandler(log)
     logger.propagate = False
@@ -196,7 +196,7 @@ def logged(filter: logging.Filter | None = None) -> Iterator[list[BaseException 
             logger.removeFilter(filter)
 
 
-class Told(Observer):
+class FailureRecorder(Observer):
     def __init__(self) -> None:
         self.errors: list[BaseException] = []
 
@@ -209,9 +209,9 @@ async def fine() -> str:
     return "fine"
 
 
-async def survives(manager: Manager, task: Task[Any]) -> BaseException:
-    """Run a task that fails beside others, and return its error."""
-    loop, bystander, delayed = manager.every(1, fine), manager.run(fine), manager.after(2, fine)
+async def run_failing(manager: Manager, task: Task[Any]) -> BaseException:
+    """Run a failing task among other tasks, check them, and return the error."""
+    loop, one_off, delayed = manager.every(1, fine), manager.run(fine), manager.after(2, fine)
     with anyio.fail_after(1000):
         handle = manager.run_task(task)
         caught: list[BaseException] = []
@@ -226,7 +226,7 @@ async def survives(manager: Manager, task: Task[Any]) -> BaseException:
             for _ in range(2):
                 group.start_soon(wait)
         assert caught[0] is caught[1] is handle.error
-        assert await bystander == await delayed == "fine"
+        assert await one_off == await delayed == "fine"
         assert await manager.run(fine) == "fine"
     assert handle.status is TaskStatus.FAILED
     assert loop.status in (TaskStatus.WAITING, TaskStatus.RUNNING)
@@ -234,16 +234,16 @@ async def survives(manager: Manager, task: Task[Any]) -> BaseException:
     return handle.error
 
 
-async def silently(task: Task[Any], *observers: Observer) -> tuple[BaseException, CloseReport]:
-    """Run a task that nobody waits for, beside others, and close."""
+async def run_unawaited(task: Task[Any], *observers: Observer) -> tuple[BaseException, CloseReport]:
+    """Run a failing task that nothing awaits, and return its error and the report."""
     with anyio.fail_after(1000):
         async with Manager(observers=observers, cancel_timeout=1) as manager:
             handle = manager.run_task(task)
-            other = manager.run(fine)
+            one_off = manager.run(fine)
             await anyio.sleep(2)
             report = await manager.close()
     assert handle.status is TaskStatus.FAILED
-    assert other.status is TaskStatus.SUCCEEDED
+    assert one_off.status is TaskStatus.SUCCEEDED
     assert manager.state is ManagerState.CLOSED
     assert handle.error is not None
     return handle.error, report
@@ -261,26 +261,28 @@ def thrower(make: Callable[[], BaseException]) -> tuple[Callable[[], Any], list[
 
 
 @pytest.mark.parametrize("name", ERRORS)
-async def test_error_is_the_tasks_own_and_told_once(name: str) -> None:
-    """To whom it may concern: an observer, those who wait, or the log, and nobody twice."""
+async def test_error_reported_once(name: str) -> None:
+    """An error goes unchanged to the observer and the waiters, or else once to the log."""
     for how, options in HOW.items():
-        told = Told()
+        recorder = FailureRecorder()
         throw, thrown = thrower(ERRORS[name])
         with logged() as log:
-            async with Manager(observers=[told], cancel_timeout=1) as manager:
-                error = await survives(manager, Task(throw, **options))
+            async with Manager(observers=[recorder], cancel_timeout=1) as manager:
+                error = await run_failing(manager, Task(throw, **options))
             assert error is thrown[-1], how
-            assert told.errors == [] or [id(each) for each in told.errors] == [id(error)], how
-            assert len(told.errors) == 1, how
+            assert recorder.errors == [] or [*map(id, recorder.errors)] == [id(error)], how
+            assert len(recorder.errors) == 1, how
             assert log == [], how
-            error, _ = await silently(Task(throw, **options))
+            error, _ = await run_unawaited(Task(throw, **options))
             assert error is thrown[-1], how
-            assert [id(each) for each in log] == [id(error)], how
+            assert [*map(id, log)] == [id(error)], how
 
 
 @pytest.mark.parametrize("make", REAL.values(), ids=REAL)
 @pytest.mark.parametrize("name", ["task", "policy", "hook", "context", "watch", "backoff"])
-async def test_real_recursion_and_lack_of_memory(make: Callable[[], Any], name: str) -> None:
+async def test_recursion_and_memory_errors(make: Callable[[], Any], name: str) -> None:
+    """Real recursion and memory errors in any place harm no other task."""
+
     async def throw(*args: object) -> None:
         await checkpoint()
         make()
@@ -306,7 +308,7 @@ async def test_real_recursion_and_lack_of_memory(make: Callable[[], Any], name: 
         loop_backoff=lambda state: make(),
         cancel_timeout=1,  # type: ignore[arg-type]
     ) as manager:
-        bystander = manager.every(1, fine)
+        loop = manager.every(1, fine)
         if name == "policy":
             policy = AsyncRetrying(wait=lambda state: make())  # type: ignore[arg-type]
             handle = manager.run_task(Task(throw, retry=policy))
@@ -321,33 +323,33 @@ async def test_real_recursion_and_lack_of_memory(make: Callable[[], Any], name: 
             assert isinstance(handle.error, (RecursionError, MemoryError))
         assert (manager.health().hook_errors > 0) is (not failed)
         assert await manager.run(fine) == "fine"
-        assert bystander.status in (TaskStatus.WAITING, TaskStatus.RUNNING)
+        assert loop.status in (TaskStatus.WAITING, TaskStatus.RUNNING)
 
 
 @pytest.mark.realtime
 async def test_errors_of_threads() -> None:
-    """In a worker thread they are carried over as they are."""
-    told, errors = Told(), list[BaseException]()
+    """Errors of sync functions are passed from their threads unchanged."""
+    recorder, errors = FailureRecorder(), list[BaseException]()
 
     def throw(make: Callable[[], BaseException]) -> NoReturn:
         errors.append(make())
         raise errors[-1]
 
-    async with Manager(observers=[told]) as manager:
+    async with Manager(observers=[recorder]) as manager:
         for name, make in ERRORS.items():
             for options in HOW.values():
                 handle = manager.run_task(Task(throw, args=(make,), **options))
                 with anyio.fail_after(10):
                     assert await handle.wait() is TaskStatus.FAILED, name
                 assert handle.error is errors[-1], name
-                assert told.errors[-1] is errors[-1], name
-        for real in REAL.values():
-            assert await manager.run(real).wait() is TaskStatus.FAILED
-    assert len(told.errors) == len(ERRORS) * len(HOW) + len(REAL)
+                assert recorder.errors[-1] is errors[-1], name
+        for fn in REAL.values():
+            assert await manager.run(fn).wait() is TaskStatus.FAILED
+    assert len(recorder.errors) == len(ERRORS) * len(HOW) + len(REAL)
 
 
-async def test_observers_of_the_library_cope() -> None:
-    """Each failure is one record at ERROR, one span that has ended, and one event."""
+async def test_library_observers() -> None:
+    """An unusual error makes one log record, one ended span and one event."""
     exporter = InMemorySpanExporter()
     provider = TracerProvider()
     provider.add_span_processor(SimpleSpanProcessor(exporter))
@@ -363,18 +365,18 @@ async def test_observers_of_the_library_cope() -> None:
             OpenTelemetryObserver(provider, meters),
         ]
         with logged() as log:
-            error, report = await silently(Task(throw, name="mine"), *observers)
+            error, report = await run_unawaited(Task(throw, name="failing"), *observers)
         assert error is thrown[0], name
         (failed,) = recorder.of(TaskFailed)
         assert failed.error is error, name
-        assert sum(each is error for each in log) == 1, name
-        (span,) = [each for each in exporter.get_finished_spans() if each.name == "mine"]
+        assert sum(logged_error is error for logged_error in log) == 1, name
+        (span,) = [span for span in exporter.get_finished_spans() if span.name == "failing"]
         assert span.end_time is not None, name
         assert report.failed == (), name
         str(report)
 
 
-# A log that breaks
+# Failing loggers
 
 
 class Broken(logging.Filter):
@@ -383,8 +385,8 @@ class Broken(logging.Filter):
 
 
 @pytest.mark.parametrize("kind", ["filter", "handler"])
-async def test_log_that_raises_harms_nothing(kind: str, capsys: pytest.CaptureFixture[str]) -> None:
-    """The record is shown the way logging does it for handlers that fail: on stderr."""
+async def test_failing_logger(kind: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """Records that a filter or handler fails to log are printed on stderr, as logging does."""
 
     class BadHook(Observer):
         def on_task_succeeded(self, event: TaskSucceeded) -> None:
@@ -398,11 +400,11 @@ async def test_log_that_raises_harms_nothing(kind: str, capsys: pytest.CaptureFi
     logger = logging.getLogger("background")
     if kind == "handler":
         logger.addHandler(handler)
-    throw, thrown = thrower(lambda: Oops("mine"))
+    throw, thrown = thrower(lambda: Oops("expected"))
     try:
         with logged(Broken() if kind == "filter" else None):
             for own in ((), (BadHook(),)):
-                error, _ = await silently(Task(throw, name="the name", observers=own), *own)
+                error, _ = await run_unawaited(Task(throw, name="the name", observers=own), *own)
                 assert error is thrown[-1]
                 async with Manager(observers=[BadHook()], cancel_timeout=1) as manager:
                     loop = manager.run_task(Task(throw, kind=TaskKind.LOOP, name="the loop"))
@@ -419,20 +421,20 @@ async def test_log_that_raises_harms_nothing(kind: str, capsys: pytest.CaptureFi
     assert "ZeroDivisionError" in shown
 
 
-# The body's errors, and those that end the program
+# Errors of the body, and errors that end the program
 
 
 @pytest.mark.parametrize("name", ERRORS)
-async def test_error_of_the_body(name: str) -> None:
-    """It leaves the block as it is, in a group with that of a critical task."""
+async def test_error_of_body(name: str) -> None:
+    """An error of the body is raised unchanged, or grouped with that of a critical task."""
     for critical in (False, True):
         await leave_by_error(name, critical)
 
 
 async def leave_by_error(name: str, critical: bool) -> None:
-    mine = ERRORS[name]()
-    if critical and not isinstance(mine, Exception):
-        mine = Oops()
+    body_error = ERRORS[name]()
+    if critical and not isinstance(body_error, Exception):
+        body_error = Oops()
     throw, thrown = thrower(ERRORS[name])
     raised: BaseException | None = None
     try:
@@ -441,19 +443,19 @@ async def leave_by_error(name: str, critical: bool) -> None:
                 manager.run_task(Task(throw, critical=True))
                 with anyio.CancelScope(shield=True):
                     await anyio.sleep(1)
-            raise mine
+            raise body_error
     except BaseException as error:
         raised = error
     if critical:
         assert isinstance(raised, BaseExceptionGroup)
-        assert [id(each) for each in raised.exceptions] == [id(thrown[0]), id(mine)]
+        assert [*map(id, raised.exceptions)] == [id(thrown[0]), id(body_error)]
     else:
-        assert raised is mine
+        assert raised is body_error
     assert manager.state is ManagerState.CLOSED
 
 
-async def test_end_of_the_program_in_groups_that_are_no_help() -> None:
-    """In a group whose own methods raise, and in one that is nested deeply."""
+async def test_interrupt_in_unusual_group() -> None:
+    """A KeyboardInterrupt in a broken or deeply nested group ends the block."""
     deep: BaseException = KeyboardInterrupt()
     for _ in range(3000):
         deep = BaseExceptionGroup("nested", [deep])
@@ -478,8 +480,8 @@ STRATEGIES = ("retry", "stop", "wait", "before", "after", "before_sleep", "sleep
 
 @pytest.mark.parametrize("later", [False, True], ids=["def", "async def"])
 @pytest.mark.parametrize("strategy", [*STRATEGIES, "retry_error_callback", "retry_error_cls"])
-async def test_strategy_that_raises(strategy: str, later: bool) -> None:
-    """The error is the task's, once, or the iteration's."""
+async def test_failing_retry_strategy(strategy: str, later: bool) -> None:
+    """An error of a retry strategy fails the task or the iteration, and is logged once."""
     for name, make in ERRORS.items():
         throw, thrown = thrower(make)
 
@@ -491,7 +493,7 @@ async def test_strategy_that_raises(strategy: str, later: bool) -> None:
             await throw()  # noqa: B023
 
         async def fails() -> NoReturn:
-            raise Oops("the attempt's own")
+            raise Oops("in the attempt")
 
         asynchronous = later and strategy != "retry_error_cls"
         policy = AsyncRetrying(
@@ -503,33 +505,34 @@ async def test_strategy_that_raises(strategy: str, later: bool) -> None:
         )
         for options in ({}, {"kind": TaskKind.LOOP, "max_failures": 1}):
             with logged() as log:
-                error, _ = await silently(Task(fails, retry=policy, **options))
+                error, _ = await run_unawaited(Task(fails, retry=policy, **options))
             assert error is thrown[-1], name
-            assert [id(each) for each in log] == [id(error)], name
+            assert [*map(id, log)] == [id(error)], name
 
 
 @pytest.mark.parametrize("name", ERRORS)
-async def test_loop_backoff_that_raises(name: str) -> None:
-    """The loop ends with that error, after its iteration's."""
+async def test_failing_loop_backoff(name: str) -> None:
+    """An error of the loop backoff ends the loop, after the error of the iteration."""
     throw, thrown = thrower(ERRORS[name])
-    mine: list[BaseException] = []
+    raised: list[BaseException] = []
 
     def backoff(state: object) -> float:
-        mine.append(ERRORS[name]())
-        raise mine[-1]
+        raised.append(ERRORS[name]())
+        raise raised[-1]
 
-    told = Told()
-    async with Manager(loop_backoff=backoff, observers=[told]) as manager:  # type: ignore[arg-type]
+    recorder = FailureRecorder()
+    options: Any = {"loop_backoff": backoff, "observers": [recorder]}
+    async with Manager(**options) as manager:
         loop = manager.loop(throw)
         with anyio.fail_after(100):
             assert await loop.wait() is TaskStatus.FAILED
         assert await manager.run(fine) == "fine"
-    assert loop.error is mine[0]
-    assert [id(each) for each in told.errors] == [id(thrown[0]), id(mine[0])]
+    assert loop.error is raised[0]
+    assert [*map(id, recorder.errors)] == [id(thrown[0]), id(raised[0])]
 
 
-async def test_strange_results() -> None:
-    """Nobody asks a result anything but whether it can be awaited, and what a policy asks."""
+async def test_unusual_results() -> None:
+    """A result with failing methods is only checked for being awaitable, and by the policy."""
     never = ("__eq__", "__bool__", "__len__", "__hash__", "__repr__", "__str__", "__getattr__")
 
     def fail(self: object, *args: object) -> NoReturn:
@@ -541,14 +544,14 @@ async def test_strange_results() -> None:
         await anyio.sleep(0.1)
         return result
 
-    asked = AsyncRetrying(retry=retry_if_result(lambda value: value == 3))
+    comparing = AsyncRetrying(retry=retry_if_result(lambda value: value == 3))
     recorder = RecordingObserver()
     observers = [recorder, LoggingObserver(), OpenTelemetryObserver(), StallObserver(after=10)]
     async with Manager(observers=observers) as manager:
         for options in ({}, {"retry": TWICE}, {"args": (result,)}, {"meta": {"strange": result}}):
             assert (await manager.run_task(Task(give, **options))) is result
         assert await manager.run_task(Task(give, kind=TaskKind.LOOP, lifespan=1)).wait()
-        refused = manager.run_task(Task(give, retry=asked))
+        refused = manager.run_task(Task(give, retry=comparing))
         assert await refused.wait() is TaskStatus.FAILED
         assert isinstance(refused.error, ZeroDivisionError)
         assert manager.health().hook_errors == 0
@@ -567,7 +570,8 @@ class Unprintable(Callable0):
     __str__ = __repr__
 
 
-async def test_strange_functions_and_arguments() -> None:
+async def test_unusual_functions() -> None:
+    """Functions and arguments that can't be printed run, and their tasks have a name."""
     recorder = RecordingObserver()
     observers = [recorder, LoggingObserver(added=logging.INFO), OpenTelemetryObserver()]
     named = Callable0()

@@ -1,7 +1,7 @@
-"""Tasks and threads that do not end when they are told to, in every situation that cancels them.
+"""Tasks and threads that do not end when they are cancelled, in every kind of shutdown.
 
-What is new here over the tests of closing: each kind of stuck task with each way to the end, what
-waits beside it, and what becomes of it afterwards.
+Besides the tests of closing, these combine every kind of stuck task with every kind of shutdown,
+and check the waiters and the later ends of the tasks.
 """
 
 from __future__ import annotations
@@ -31,13 +31,13 @@ from background import (
 )
 from background.testing import RecordingObserver
 
-LASTS = 1000.0  # seconds until a stuck task lets go by itself, long after closing
+LASTS = 1000.0  # seconds until a stuck task ends by itself, long after closing
 CLEAN_UP = 2.0  # the cancel_timeout
 
 
 async def shielded() -> None:
     with anyio.CancelScope(shield=True):
-        await anyio.sleep(LASTS)  # stands here
+        await anyio.sleep(LASTS)  # stuck here
 
 
 async def stuck_in_finally() -> None:
@@ -52,10 +52,10 @@ async def stuck_in_except() -> str:
         await anyio.sleep_forever()
     except anyio.get_cancelled_exc_class():
         await shielded()
-    return "in the end"
+    return "ended late"
 
 
-async def swallows_again_and_again() -> None:
+async def swallows_forever() -> None:
     until = anyio.current_time() + LASTS
     while anyio.current_time() < until:
         with suppress(anyio.get_cancelled_exc_class()):
@@ -69,13 +69,13 @@ async def stuck_in_a_child() -> None:
         group.start_soon(anyio.sleep_forever)
 
 
-async def fails_in_the_end() -> None:
+async def fails_late() -> None:
     await shielded()
-    raise ValueError("in the end")
+    raise ValueError("ended late")
 
 
 async def swallows_a_few() -> None:
-    """Not stuck: it takes a few turns of the event loop."""
+    """Swallow a few cancellations: not stuck, as it ends after a few steps."""
     for _ in range(10):
         with suppress(anyio.get_cancelled_exc_class()):
             await anyio.sleep_forever()
@@ -85,9 +85,9 @@ STUCK: dict[str, tuple[Callable[[], Awaitable[Any]], TaskStatus]] = {
     "shielded": (shielded, TaskStatus.SUCCEEDED),
     "in finally": (stuck_in_finally, TaskStatus.CANCELLED),
     "in except": (stuck_in_except, TaskStatus.SUCCEEDED),
-    "swallows again and again": (swallows_again_and_again, TaskStatus.SUCCEEDED),
+    "swallows forever": (swallows_forever, TaskStatus.SUCCEEDED),
     "in a child": (stuck_in_a_child, TaskStatus.CANCELLED),
-    "fails in the end": (fails_in_the_end, TaskStatus.FAILED),
+    "fails late": (fails_late, TaskStatus.FAILED),
 }
 NAMES = {fn.__name__ for fn, _ in STUCK.values()}
 
@@ -100,9 +100,9 @@ async def fails_critically() -> None:
     raise Critical
 
 
-# Ways to the end: each begins at 1 s, and has what is left cancelled some seconds later.
+# Kinds of shutdown. They begin at 1 s and cancel the remaining tasks some seconds later.
 
-End = Callable[[Manager, anyio.CancelScope], Awaitable[None]]
+Begin = Callable[[Manager, anyio.CancelScope], Awaitable[None]]
 
 
 async def closes(manager: Manager, scope: anyio.CancelScope) -> None:
@@ -129,7 +129,7 @@ async def requests_twice(manager: Manager, scope: anyio.CancelScope) -> None:
 
 
 async def fails_by_a_task(manager: Manager, scope: anyio.CancelScope) -> None:
-    # A loop, as those are not queued behind what is stuck.
+    # A loop, as loops are not queued behind the stuck task.
     manager.run_task(Task(fails_critically, kind=TaskKind.LOOP, max_failures=1, critical=True))
     await anyio.sleep_forever()
 
@@ -149,34 +149,36 @@ async def is_cancelled(manager: Manager, scope: anyio.CancelScope) -> None:
 
 
 @dataclass
-class Way:
-    end: End
-    after: float = 0  # seconds until what is left is cancelled
+class Shutdown:
+    begin: Begin
+    after: float = 0  # seconds until the remaining tasks are cancelled
     raises: tuple[type[BaseException], ...] = field(default=())
 
 
-WAYS = {
-    "close at once": Way(closes),
-    "close soon": Way(closes_soon, 3),
-    "close many times": Way(closes_many_times, 3),
-    "grace": Way(requests, 4),
-    "forced": Way(requests_twice),
-    "critical": Way(fails_by_a_task, 0, (ExceptionGroup,)),
-    "error in the body": Way(fails_by_the_body, 4, (Critical,)),
-    "interrupt": Way(is_interrupted, 0, (KeyboardInterrupt,)),
-    "cancelled": Way(is_cancelled),
+SHUTDOWNS = {
+    "close at once": Shutdown(closes),
+    "close soon": Shutdown(closes_soon, 3),
+    "close many times": Shutdown(closes_many_times, 3),
+    "grace": Shutdown(requests, 4),
+    "forced": Shutdown(requests_twice),
+    "critical": Shutdown(fails_by_a_task, 0, (ExceptionGroup,)),
+    "error in the body": Shutdown(fails_by_the_body, 4, (Critical,)),
+    "interrupt": Shutdown(is_interrupted, 0, (KeyboardInterrupt,)),
+    "cancelled": Shutdown(is_cancelled),
 }
 
 
-async def follow(way: Way, manager: Manager, prepare: Callable[[], object]) -> float:
-    """Take a manager to its end; return how long that took."""
+async def run_shutdown(
+    shutdown: Shutdown, manager: Manager, prepare: Callable[[], object]
+) -> float:
+    """Enter a manager, shut it down, and return the seconds that this took."""
     began = anyio.current_time()
-    with suppress(*way.raises), anyio.CancelScope() as scope:
+    with suppress(*shutdown.raises), anyio.CancelScope() as scope:
         async with manager:
             prepare()
             await anyio.sleep(1)
             began = anyio.current_time()
-            await way.end(manager, scope)
+            await shutdown.begin(manager, scope)
     return anyio.current_time() - began
 
 
@@ -190,29 +192,29 @@ def assert_one_end(recorder: RecordingObserver, handle: TaskHandle[Any], why: ob
 
 
 @pytest.mark.parametrize("name", STUCK)
-async def test_stuck_tasks_on_every_way_to_the_end(name: str) -> None:
-    """Reported with its stack, in time; and what it comes to afterwards is told once."""
+async def test_stuck_task(name: str) -> None:
+    """A stuck task is reported with its stack in time, and its later end is emitted once."""
     fn, status = STUCK[name]
     longest = 0.0
     for kind in TaskKind:
-        for title, way in WAYS.items():
+        for title, shutdown in SHUTDOWNS.items():
             recorder = RecordingObserver()
             manager = Manager(observers=[recorder], grace=4, cancel_timeout=CLEAN_UP)
             handles: list[TaskHandle[Any]] = []
-            took = await follow(
-                way,
+            took = await run_shutdown(
+                shutdown,
                 manager,
                 lambda: handles.append(manager.run_task(Task(fn, kind=kind))),  # noqa: B023
             )
             (handle,) = handles
             why = title, kind
-            assert took <= way.after + CLEAN_UP + 0.01, why
-            longest = max(longest, took - way.after)
+            assert took <= shutdown.after + CLEAN_UP + 0.01, why
+            longest = max(longest, took - shutdown.after)
             assert manager.state is ManagerState.CLOSED, why
             report = await manager.close()
             assert report.stuck == (handle,), why
             assert report.stacks[handle.id][0].name in NAMES, why
-            assert "stands here" in str(report) or name == "in a child", why
+            assert "stuck here" in str(report) or name == "in a child", why
             assert handle.status is TaskStatus.RUNNING, why
             assert recorder.names()[-1] == "closed", why
             assert manager.get(handle.id) is handle, why
@@ -224,26 +226,27 @@ async def test_stuck_tasks_on_every_way_to_the_end(name: str) -> None:
                 assert_one_end(recorder, handle, why)
             assert manager.count() == 0, why
             assert await manager.close() is report, why
-    print(f"{name}: closed {longest:g} s after the deadline; promised {CLEAN_UP:g} s")
+    print(f"{name}: closed {longest:g} s after the deadline; limit {CLEAN_UP:g} s")
 
 
-async def test_a_few_swallowed_cancellations_are_not_stuck() -> None:
-    for title, way in WAYS.items():
+async def test_few_swallowed_cancellations() -> None:
+    """A task that swallows a few cancellations is not stuck."""
+    for title, shutdown in SHUTDOWNS.items():
         handles: list[TaskHandle[Any]] = []
         manager = Manager(grace=4, cancel_timeout=CLEAN_UP)
-        took = await follow(
-            way,
+        took = await run_shutdown(
+            shutdown,
             manager,
             lambda: handles.append(manager.run(swallows_a_few)),  # noqa: B023
         )
-        assert took <= way.after + 0.01, title
+        assert took <= shutdown.after + 0.01, title
         assert (await manager.close()).stuck == (), title
         assert handles[0].status is TaskStatus.SUCCEEDED, title
 
 
-@pytest.mark.parametrize("way", WAYS)
-async def test_what_waits_beside_a_stuck_task(way: str, recorder: RecordingObserver) -> None:
-    """All that is not stuck has ended when the manager has, and nobody waits in vain."""
+@pytest.mark.parametrize("shutdown", SHUTDOWNS)
+async def test_waiters_with_stuck_task(shutdown: str, recorder: RecordingObserver) -> None:
+    """All other tasks and all waiters have ended when the manager has closed."""
     manager = Manager(
         observers=[recorder], limit=1, capacity=3, grace=4, cancel_timeout=CLEAN_UP, threads=1
     )
@@ -251,7 +254,7 @@ async def test_what_waits_beside_a_stuck_task(way: str, recorder: RecordingObser
     waiting: list[TaskHandle[Any]] = []
     ended: list[str] = []
 
-    async def note(name: str, awaitable: Awaitable[object]) -> None:
+    async def record_end(name: str, awaitable: Awaitable[object]) -> None:
         with suppress(ManagerClosedError, TaskCancelledError):
             await awaitable
         ended.append(name)
@@ -261,13 +264,13 @@ async def test_what_waits_beside_a_stuck_task(way: str, recorder: RecordingObser
         def prepare() -> None:
             stuck.append(manager.run(shielded))
             waiting.extend([manager.run(nap), manager.after(50, nap), manager.every(1, nap)])
-            group.start_soon(note, "submit", manager.submit(Task(nap)))
-            group.start_soon(note, "wait", manager.wait())
-            group.start_soon(note, "stop", manager.shutdown_requested())
-            group.start_soon(note, "result", waiting[0].result())
-            group.start_soon(note, "stuck", stuck[0].result())
+            group.start_soon(record_end, "submit", manager.submit(Task(nap)))
+            group.start_soon(record_end, "wait", manager.wait())
+            group.start_soon(record_end, "stop", manager.shutdown_requested())
+            group.start_soon(record_end, "result", waiting[0].result())
+            group.start_soon(record_end, "stuck", stuck[0].result())
 
-        await follow(WAYS[way], manager, prepare)
+        await run_shutdown(SHUTDOWNS[shutdown], manager, prepare)
         await anyio.wait_all_tasks_blocked()
         assert sorted(ended) == ["result", "stop", "submit", "wait"]
         report = await manager.close()
@@ -281,8 +284,8 @@ async def test_what_waits_beside_a_stuck_task(way: str, recorder: RecordingObser
         assert_one_end(recorder, handle, handle)
 
 
-async def test_two_managers_with_stuck_tasks_of_each_other() -> None:
-    """Each takes the time of its own, the inner one first."""
+async def test_nested_managers() -> None:
+    """Two nested managers wait for their own stuck tasks only, the inner one first."""
     recorder = RecordingObserver()
     began = anyio.current_time()
     async with (
@@ -302,8 +305,8 @@ async def test_two_managers_with_stuck_tasks_of_each_other() -> None:
         assert_one_end(recorder, handle, handle)
 
 
-async def test_module_that_cannot_say_where_its_source_is() -> None:
-    """A stack is asked of its loader, which may raise; the report does without the lines."""
+async def test_module_without_source() -> None:
+    """A report omits the source lines of a module whose loader raises."""
 
     class Loader:
         def get_source(self, name: str) -> str:
@@ -332,7 +335,7 @@ async def test_module_that_cannot_say_where_its_source_is() -> None:
 
 @contextmanager
 def gate() -> Iterator[threading.Event]:
-    """Yield an event for threads to wait for, which is set in the end."""
+    """Yield an event that threads wait for, and set it at the end."""
     event = threading.Event()
     try:
         yield event
@@ -341,9 +344,11 @@ def gate() -> Iterator[threading.Event]:
 
 
 @pytest.mark.realtime
-@pytest.mark.parametrize("way", ["close at once", "forced", "critical", "interrupt", "cancelled"])
-async def test_threads_that_do_not_return(way: str) -> None:
-    """Blocked on an event and on a lock, with others in the queue for a thread, and a coroutine."""
+@pytest.mark.parametrize(
+    "shutdown", ["close at once", "forced", "critical", "interrupt", "cancelled"]
+)
+async def test_stuck_threads(shutdown: str) -> None:
+    """Stuck threads are reported, and queued sync functions never start."""
     recorder, entered = RecordingObserver(), threading.Semaphore(0)
     lock = threading.Lock()
     with gate() as release, lock:
@@ -359,18 +364,18 @@ async def test_threads_that_do_not_return(way: str) -> None:
                 lock.acquire(timeout=0.05)
 
         def never() -> None:
-            raise AssertionError("there is no thread for it")
+            raise AssertionError("started without a free thread")
 
         async def stubborn() -> None:
             with anyio.CancelScope(shield=True):
-                await anyio.to_thread.run_sync(release.wait, SOON, limiter=others)
+                await anyio.to_thread.run_sync(release.wait, SOON, limiter=limiter)
 
-        others = anyio.CapacityLimiter(1)
+        limiter = anyio.CapacityLimiter(1)
         manager = Manager(observers=[recorder], threads=2, cancel_timeout=0.05)
         stuck: list[TaskHandle[Any]] = []
         queued: list[TaskHandle[Any]] = []
         took = 0.0
-        with suppress(*WAYS[way].raises), anyio.CancelScope() as scope:
+        with suppress(*SHUTDOWNS[shutdown].raises), anyio.CancelScope() as scope:
             async with manager:
                 stuck.extend([manager.run(blocks), manager.loop(locks), manager.run(stubborn)])
                 for _ in range(2):
@@ -378,21 +383,21 @@ async def test_threads_that_do_not_return(way: str) -> None:
                 queued.extend([manager.run(never), manager.loop(never)])
                 await anyio.wait_all_tasks_blocked()
                 took = anyio.current_time()
-                await WAYS[way].end(manager, scope)
+                await SHUTDOWNS[shutdown].begin(manager, scope)
         took = anyio.current_time() - took
         report = await manager.close()
         assert report.stuck == tuple(stuck)
-        assert [report.stacks[each.id][0].name for each in stuck] == ["blocks", "locks", "stubborn"]
-        assert {each.status for each in queued} == {TaskStatus.CANCELLED}
+        assert [report.stacks[task.id][0].name for task in stuck] == ["blocks", "locks", "stubborn"]
+        assert {task.status for task in queued} == {TaskStatus.CANCELLED}
         assert manager.health().threads == 2
         assert not release.is_set()
         assert took < SOON / 2
         release.set()
         with anyio.fail_after(SOON):
-            fates = [await each.wait() for each in stuck]
-        assert fates == [TaskStatus.CANCELLED, TaskStatus.CANCELLED, TaskStatus.SUCCEEDED]
-    for each in (stuck[0], stuck[2], queued[0]):
-        assert_one_end(recorder, each, each)
+            statuses = [await task.wait() for task in stuck]
+        assert statuses == [TaskStatus.CANCELLED, TaskStatus.CANCELLED, TaskStatus.SUCCEEDED]
+    for task in (stuck[0], stuck[2], queued[0]):
+        assert_one_end(recorder, task, task)
     assert manager.health().threads == 0
     assert manager.count() == 0
-    print(f"{way}: {took:.3f} s, promised 0.05 s and a little")
+    print(f"{shutdown}: {took:.3f} s, limit 0.05 s and some overhead")

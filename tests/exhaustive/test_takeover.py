@@ -1,6 +1,6 @@
-"""Workers that are killed, frozen, asked to leave, blocked or overruled in the middle of jobs.
+"""Takeovers of jobs from workers that are killed, stopped, shut down or blocked.
 
-`FAULTS=full` makes it many jobs and many faults; `-s` shows the figures.
+`FAULTS=full` runs many jobs with many faults; `-s` shows the measurements.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from random import Random, randrange
 import pytest
 from support.brokers.stores import FULL, NAMES, STORES
 from support.processes.history import Entry
-from support.processes.workers import Fleet
+from support.processes.workers import Cluster
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:several connections"),
@@ -24,48 +24,48 @@ pytestmark = [
 LEASE = 0.4
 _BEGINNINGS = ("acknowledged", "started")
 SWEEP = LEASE / 3
-BUSY = 15.0  # seconds that everything may take longer on a machine that has other things to do
+BUSY = 15.0  # seconds by which everything may be delayed on a busy machine
 
 
 @pytest.fixture(params=NAMES)
 def name(request: pytest.FixtureRequest) -> str:
-    """A kind of broker."""
+    """The kind of broker."""
     return request.param
 
 
 @pytest.fixture
-def fleet(name: str, tmp_path: Path) -> Iterator[Fleet]:
-    with Fleet(STORES[name], tmp_path) as fleet:
-        yield fleet
+def cluster(name: str, tmp_path: Path) -> Iterator[Cluster]:
+    with Cluster(STORES[name], tmp_path) as cluster:
+        yield cluster
 
 
-def test_killed_again_and_again(name: str, fleet: Fleet) -> None:
-    """Every acknowledged job runs, and twice only where its worker was killed."""
+def test_killed_workers(name: str, cluster: Cluster) -> None:
+    """Every acknowledged job runs, and runs again only if its worker was killed."""
     jobs, kills, workers, longest = (1000, 50, 3, 1.0) if FULL else (120, 4, 2, 0.2)
     seed = randrange(10**6)
     random = Random(seed)
     repair = STORES[name].repair
-    spared = repair > 0 and not FULL  # what is killed in the middle of a claim
+    avoid_claims = repair > 0 and not FULL  # kill no worker in the middle of a claim
     options = {"lease": LEASE, "concurrency": 16, "max_crashes": 1000}
     ids: list[str] = []
-    with fleet.client() as client:
-        crew = {each.name: each for each in (fleet.start(**options) for _ in range(workers))}
+    with cluster.client() as client:
+        running = {w.name: w for w in (cluster.start(**options) for _ in range(workers))}
         for _ in range(kills):
             durations = [
                 random.choice([0.01, 0.1, 0.3, 1.0]) * longest for _ in range(jobs // kills)
             ]
-            fleet.log.wait_for(lambda entries: left(entries) <= jobs // kills)
-            ids += client.enqueue_many("work", [(each,) for each in durations])
+            cluster.log.wait_for(lambda entries: count_unfinished(entries) <= jobs // kills)
+            ids += client.enqueue_many("work", [(seconds,) for seconds in durations])
             ids.append(client.enqueue("fail_once", longest))
-            if spared:
-                fleet.log.wait_for(has_begun_all)
-            busy = fleet.log.wait_for(lambda entries: busy_among(entries, crew))
-            victim = crew.pop(random.choice(busy))
+            if avoid_claims:
+                cluster.log.wait_for(all_started)
+            busy = cluster.log.wait_for(lambda entries: busy_workers(entries, running))
+            victim = running.pop(random.choice(busy))
             victim.kill()
-            new = fleet.start(**options)
-            crew[new.name] = new
+            new = cluster.start(**options)
+            running[new.name] = new
         assert set(client.wait(*ids)) == {"succeeded"}, f"seed {seed}"
-        history = fleet.history(client, slack=LEASE)
+        history = cluster.history(client, slack=LEASE)
     p99 = history.takeover(0.99)
     print(
         f"\n{name}: {kills} workers killed, {len(ids)} jobs: lost {len(history.lost)}, "
@@ -78,134 +78,134 @@ def test_killed_again_and_again(name: str, fleet: Fleet) -> None:
     assert p99 < LEASE + SWEEP + repair + BUSY
 
 
-def left(entries: Sequence[Entry]) -> int:
-    """Return how many jobs have been enqueued and have not ended."""
-    what = [each.what for each in entries]
-    return what.count("acknowledged") - what.count("succeeded")
+def count_unfinished(entries: Sequence[Entry]) -> int:
+    """Return the number of jobs that were enqueued and have not succeeded."""
+    events = [entry.event for entry in entries]
+    return events.count("acknowledged") - events.count("succeeded")
 
 
-def has_begun_all(entries: Sequence[Entry]) -> bool:
-    """Tell whether workers have begun every job that was enqueued."""
-    jobs = {what: {each.job for each in entries if each.what == what} for what in _BEGINNINGS}
+def all_started(entries: Sequence[Entry]) -> bool:
+    """Return whether every job that was enqueued has started."""
+    jobs = {event: {e.job for e in entries if e.event == event} for event in _BEGINNINGS}
     return jobs["acknowledged"] <= jobs["started"]
 
 
-def busy_among(entries: Sequence[Entry], crew: Collection[str]) -> list[str]:
-    """Return those who are in the middle of a job."""
-    under_way = {(each.job, each.attempt): each.who for each in entries if each.what == "started"}
-    for each in entries:
-        if each.what in ("returned", "retrying"):
-            under_way.pop((each.job, each.attempt), None)
-    return sorted(set(under_way.values()) & set(crew))
+def busy_workers(entries: Sequence[Entry], names: Collection[str]) -> list[str]:
+    """Return the names of the workers that are running a job."""
+    unfinished = {(e.job, e.attempt): e.process for e in entries if e.event == "started"}
+    for entry in entries:
+        if entry.event in ("returned", "retrying"):
+            unfinished.pop((entry.job, entry.attempt), None)
+    return sorted(set(unfinished.values()) & set(names))
 
 
-def test_frozen_past_its_lease(name: str, fleet: Fleet, tmp_path: Path) -> None:
-    """It can settle nothing any more, be its functions at their ends or not."""
-    at_end, under_way = tmp_path / "at end", tmp_path / "under way"
-    with fleet.client() as client:
-        ids = client.enqueue_many("hold", [(str(at_end),), (str(under_way),)])
-        frozen = fleet.started(lease=LEASE)
-        fleet.log.wait_for_entries(2, who=frozen.name, what="started")
-        other = fleet.start(lease=LEASE)
-        with fleet.log.fault(frozen.name, "frozen"):
-            frozen.send(signal.SIGSTOP)
-            fleet.log.wait_for_entries(2, who=other.name, what="started")
+def test_stopped_past_lease(name: str, cluster: Cluster, tmp_path: Path) -> None:
+    """A worker stopped past its lease settles no job, whether its functions have ended or not."""
+    at_end, running = tmp_path / "at end", tmp_path / "running"
+    with cluster.client() as client:
+        ids = client.enqueue_many("hold", [(str(at_end),), (str(running),)])
+        stopped = cluster.started(lease=LEASE)
+        cluster.log.wait_for_entries(2, process=stopped.name, event="started")
+        second = cluster.start(lease=LEASE)
+        with cluster.log.fault(stopped.name, "stopped"):
+            stopped.send(signal.SIGSTOP)
+            cluster.log.wait_for_entries(2, process=second.name, event="started")
             at_end.touch()
             client.wait(ids[0])
-            frozen.send(signal.SIGCONT)
-            fleet.log.wait_for_entries(2, who=frozen.name, what="cancelled")
-        under_way.touch()
+            stopped.send(signal.SIGCONT)
+            cluster.log.wait_for_entries(2, process=stopped.name, event="cancelled")
+        running.touch()
         assert set(client.wait(*ids)) == {"succeeded"}
-        history = fleet.history(client)
+        history = cluster.history(client)
         ends = client.ends()
     print(
-        f"\n{name}: frozen past its lease of {LEASE:g} s: late settlements refused or cancelled "
+        f"\n{name}: stopped past its lease of {LEASE:g} s: late settlements refused or cancelled "
         f"{history.refused}, accepted {len(history.late_accepted)}, takeover in "
         f"{history.takeover(1):.2f} s of {LEASE + SWEEP:.2f} s"
     )
     history.check()
     assert history.refused >= 2
-    assert min(each.attempt for each in ends.values()) >= 2
+    assert min(end.attempt for end in ends.values()) >= 2
     assert history.takeover(1) < LEASE + SWEEP + BUSY
 
 
-def test_asked_to_leave(name: str, fleet: Fleet, tmp_path: Path) -> None:
-    """It hands its jobs back at once, uncounted: after its grace time, or when asked twice."""
+def test_shutdown_releases_jobs(name: str, cluster: Cluster, tmp_path: Path) -> None:
+    """A worker releases its jobs uncounted when its grace ends or at a second request."""
     gate = tmp_path / "gate"
     figures = []
-    with fleet.client() as client:
+    with cluster.client() as client:
         ids = client.enqueue_many("hold", [(str(gate),)] * 3)
-        one = fleet.started(grace=0.05)
-        fleet.log.wait_for_entries(3, who=one.name, what="started")
-        two, three = fleet.started(grace=600.0), None
-        for worker, signals in ((one, 1), (two, 2)):
-            if worker is two:
-                three = fleet.started()
-            with fleet.log.fault(worker.name, "asked to leave", counts=False):
+        first = cluster.started(grace=0.05)
+        cluster.log.wait_for_entries(3, process=first.name, event="started")
+        second, third = cluster.started(grace=600.0), None
+        for worker, signals in ((first, 1), (second, 2)):
+            if worker is second:
+                third = cluster.started()
+            with cluster.log.fault(worker.name, "shut down", counts=False):
                 for _ in range(signals):
                     worker.send(signal.SIGTERM)
-                    fleet.log.wait_for_entries(who=worker.name, what="shutdown requested")
+                    cluster.log.wait_for_entries(process=worker.name, event="shutdown requested")
                 assert worker.wait() == -signal.SIGTERM
-            since = fleet.log.faults[-1]
-            begun = fleet.log.wait_for(
-                lambda entries, since=since: [
-                    each for each in entries if each.what == "started" and each.time > since.since
+            fault = cluster.log.faults[-1]
+            started = cluster.log.wait_for(
+                lambda entries, fault=fault: [
+                    e for e in entries if e.event == "started" and e.time > fault.since
                 ][2:]
             )
-            figures.append((since.until - since.since, begun[0].time - since.since))
-        assert three is not None
+            figures.append((fault.until - fault.since, started[0].time - fault.since))
+        assert third is not None
         gate.touch()
         assert set(client.wait(*ids)) == {"succeeded"}
-        history = fleet.history(client)
+        history = cluster.history(client)
         ends = client.ends()
-    for times, (gone, begun) in zip(("once", "twice"), figures, strict=True):
+    for times, (ended, taken_over) in zip(("once", "twice"), figures, strict=True):
         print(
-            f"\n{name}: asked to leave {times}: gone after {gone:.2f} s, its jobs run elsewhere "
-            f"after {begun:.2f} s, with a lease of 30 s"
+            f"\n{name}: shut down {times}: ended after {ended:.2f} s, its jobs were taken over "
+            f"after {taken_over:.2f} s, with a lease of 30 s"
         )
-        assert begun < BUSY
+        assert taken_over < BUSY
     history.check()
-    assert {each.attempt for each in ends.values()} == {1}
+    assert {end.attempt for end in ends.values()} == {1}
 
 
-def test_a_job_that_kills_its_worker(name: str, fleet: Fleet) -> None:
-    """It is dead after three, and no other job is."""
-    with fleet.client() as client:
-        bystanders = client.enqueue_many("work", [(0.01,)] * 4)
+def test_poison_job(name: str, cluster: Cluster) -> None:
+    """A job that kills its worker is dead after three attempts; other jobs succeed."""
+    with cluster.client() as client:
+        harmless = client.enqueue_many("work", [(0.01,)] * 4)
         poison = client.enqueue("die")
-        workers = [fleet.start(lease=LEASE / 2, concurrency=1) for _ in range(4)]
-        with fleet.log.fault("*", "poison"):
+        workers = [cluster.start(lease=LEASE / 2, concurrency=1) for _ in range(4)]
+        with cluster.log.fault("*", "poison"):
             assert client.wait(poison) == ["dead"]
-        assert set(client.wait(*bystanders)) == {"succeeded"}
+        assert set(client.wait(*harmless)) == {"succeeded"}
         error = client.info(poison).error
-        fleet.history(client).check()
-    starts = fleet.log.wait_for_entries(3, job=poison, what="started")
-    print(f"\n{name}: a job that kills its worker each time is dead after {len(starts)}")
+        cluster.history(client).check()
+    starts = cluster.log.wait_for_entries(3, job=poison, event="started")
+    print(f"\n{name}: a job that kills its worker is dead after {len(starts)} attempts")
     assert len(starts) == 3
     assert error is not None
     assert error.message == "its worker died 3 times while it ran the job"
-    assert len({each.who for each in starts}) == 3
-    assert len([each for each in workers if each.name not in {each.who for each in starts}]) == 1
+    assert len({start.process for start in starts}) == 3
+    assert len([w for w in workers if w.name not in {start.process for start in starts}]) == 1
 
 
-def test_a_blocked_event_loop(name: str, fleet: Fleet) -> None:
-    """It is told of in the log, and what it settles then is refused."""
-    with fleet.client() as client:
+def test_blocked_event_loop(name: str, cluster: Cluster) -> None:
+    """A blocked event loop is logged, and the late settlement is refused."""
+    with cluster.client() as client:
         blocking = client.enqueue("block", 2 * LEASE)
-        blocked = fleet.started(lease=LEASE, concurrency=2)
-        fleet.log.wait_for_entries(who=blocked.name, what="started")
-        with fleet.log.fault(blocked.name, "blocked"):
-            fleet.start(lease=LEASE)
+        blocked = cluster.started(lease=LEASE, concurrency=2)
+        cluster.log.wait_for_entries(process=blocked.name, event="started")
+        with cluster.log.fault(blocked.name, "blocked"):
+            cluster.start(lease=LEASE)
             assert client.wait(blocking) == ["succeeded"]
-            logged = fleet.log.wait_for(
+            logged = cluster.log.wait_for(
                 lambda entries: [
-                    each.detail
-                    for each in entries
-                    if each.who == blocked.name and "are renewed" in each.detail
+                    entry.detail
+                    for entry in entries
+                    if entry.process == blocked.name and "are renewed" in entry.detail
                 ]
             )
-            fleet.log.wait_for_entries(who=blocked.name, what="cancelled", job=blocking)
-        history = fleet.history(client)
+            cluster.log.wait_for_entries(process=blocked.name, event="cancelled", job=blocking)
+        history = cluster.history(client)
         ends = client.ends()
     print(
         f"\n{name}: blocked for twice its lease of {LEASE:g} s: late settlements refused "
@@ -217,40 +217,40 @@ def test_a_blocked_event_loop(name: str, fleet: Fleet) -> None:
     assert history.refused >= 1
 
 
-def test_dequeued_by_another_process(name: str, fleet: Fleet, tmp_path: Path) -> None:
-    """What waits never runs; what runs is cancelled, long before its lease ends."""
+def test_cancel_from_another_process(name: str, cluster: Cluster, tmp_path: Path) -> None:
+    """A queued job never runs; a running job is cancelled long before its lease ends."""
     never = str(tmp_path / "never")
-    with fleet.client() as client:
+    with cluster.client() as client:
         waiting = client.enqueue("hold", never)
         assert client.cancel(waiting)
-        worker = fleet.started(concurrency=1, lease=600.0)
+        worker = cluster.started(concurrency=1, lease=600.0)
         running = client.enqueue("hold", never)
-        fleet.log.wait_for_entries(who=worker.name, what="started", job=running)
+        cluster.log.wait_for_entries(process=worker.name, event="started", job=running)
         assert client.cancel(running)
-        (cancelled,) = fleet.log.wait_for_entries(what="cancelled", job=running)
+        (cancelled,) = cluster.log.wait_for_entries(event="cancelled", job=running)
         last = client.enqueue("work", 0.0)
         assert client.wait(waiting, running, last) == ["cancelled", "cancelled", "succeeded"]
         assert not client.cancel(running)
-        history = fleet.history(client)
-    assert cancelled.who == worker.name
+        history = cluster.history(client)
+    assert cancelled.process == worker.name
     assert cancelled.detail == "the job was cancelled"
     assert history.lost == [waiting]
     assert not history.problems
 
 
-def test_a_fork_in_a_job(name: str, fleet: Fleet) -> None:
-    """The child is refused what it has inherited, and the parent goes on."""
-    with fleet.client() as client:
+def test_fork_in_job(name: str, cluster: Cluster) -> None:
+    """The child of a fork is refused the inherited queue; the parent continues."""
+    with cluster.client() as client:
         ids = [client.enqueue("fork"), client.enqueue("work", 0.0)]
-        fleet.start()
-        told = client.result(ids[0])
+        cluster.start()
+        answers = client.result(ids[0])
         ids.append(client.enqueue("work", 0.0))
         assert set(client.wait(*ids)) == {"succeeded"}
-        history = fleet.history(client)
-    print(f"\n{name}: in a child: {told}")
-    assert len(told) == 2
-    for each in told:
-        assert each.startswith("refused: ")
-        assert "before a fork" in each
+        history = cluster.history(client)
+    print(f"\n{name}: in a child: {answers}")
+    assert len(answers) == 2
+    for answer in answers:
+        assert answer.startswith("refused: ")
+        assert "before a fork" in answer
     history.check()
     assert history.duplicates == 0

@@ -1,4 +1,4 @@
-"""The manager in the lifespan of an application that uvicorn serves."""
+"""A manager in the lifespan of an application served by uvicorn."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def requests() -> Iterator[ThreadPoolExecutor]:
 
 @contextmanager
 def serving(*options: str) -> Iterator[tuple[Process, httpx.Client]]:
-    """Run the server and a client for it, once it takes requests."""
+    """Run the server, and a client for it when it accepts requests."""
     with running(SCRIPT, *options) as server:
         url = server.wait_for("Uvicorn running on").split()[4]
         with httpx.Client(base_url=url, timeout=PATIENCE, trust_env=False) as client:
@@ -43,11 +43,14 @@ def serving(*options: str) -> Iterator[tuple[Process, httpx.Client]]:
 @pytest.mark.parametrize(
     ("number", "status"), [(signal.SIGTERM, -signal.SIGTERM), (signal.SIGINT, 0)]
 )
-def test_signal_finishes_requests_and_their_work(
+def test_graceful_shutdown(
     loop: str, number: signal.Signals, status: int, requests: ThreadPoolExecutor
 ) -> None:
-    """The exit status is uvicorn's own: it re-raises SIGTERM, and swallows the KeyboardInterrupt
-    that it makes of SIGINT."""
+    """A signal lets requests and their tasks finish.
+
+    The exit status is uvicorn's: it raises SIGTERM again, and swallows the KeyboardInterrupt of
+    SIGINT.
+    """
     with serving(loop) as (server, client):
         assert client.post("/async/first").status_code == 202
         assert client.post("/plain/second").status_code == 202
@@ -65,7 +68,8 @@ def test_signal_finishes_requests_and_their_work(
     assert "Traceback" not in server.output
 
 
-def test_report_is_told_before_the_application_has_shut_down(loop: str) -> None:
+def test_report_before_application_shutdown(loop: str) -> None:
+    """The manager's report is emitted before the application has shut down."""
     with serving(loop) as (server, client):
         client.post("/endless")
         server.send(signal.SIGTERM)
@@ -76,8 +80,8 @@ def test_report_is_told_before_the_application_has_shut_down(loop: str) -> None:
         assert server.wait() == -signal.SIGTERM
 
 
-def test_second_sigint_cancels_what_is_drained(loop: str) -> None:
-    """uvicorn itself has no way to hurry a lifespan that is being left."""
+def test_second_sigint_cancels(loop: str) -> None:
+    """A second SIGINT cancels the tasks; uvicorn itself can't abort a lifespan that is exiting."""
     with serving(loop) as (server, client):
         client.post("/endless")
         server.send(signal.SIGINT)
@@ -91,10 +95,10 @@ def test_second_sigint_cancels_what_is_drained(loop: str) -> None:
 
 
 @pytest.mark.parametrize("options", [(), ("--without-signals",)])
-def test_second_sigint_while_a_request_is_in_flight(loop: str, options: tuple[str, ...]) -> None:
-    """uvicorn then ends without leaving the lifespan: its task is cancelled with all others.
+def test_second_sigint_during_request(loop: str, options: tuple[str, ...]) -> None:
+    """A second SIGINT during a request cancels the lifespan's task with all others.
 
-    From Python 3.12 on it does so once the client has gone.
+    From Python 3.12 on, uvicorn does so when the client has disconnected.
     """
     with serving(loop, *options) as (server, client):
         client.post("/endless")
@@ -110,9 +114,11 @@ def test_second_sigint_while_a_request_is_in_flight(loop: str, options: tuple[st
     assert "refused: manager 'background' is closed and accepts no more tasks" in server.lines
 
 
-def test_work_handed_in_while_closing_is_refused(loop: str, requests: ThreadPoolExecutor) -> None:
-    """From a thread it must neither hang nor get lost; a second SIGTERM closes the manager before
-    the requests have ended."""
+def test_submission_while_closing(loop: str, requests: ThreadPoolExecutor) -> None:
+    """A task that a request's thread submits while the manager closes is refused.
+
+    A second SIGTERM closes the manager before the requests have ended.
+    """
     with serving(loop) as (server, client):
         client.post("/endless")
         late = requests.submit(client.post, "/late")

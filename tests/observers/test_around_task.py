@@ -9,7 +9,7 @@ from typing import Any
 
 import anyio
 import pytest
-from support.outcomes import FATES, LOOP, TWICE, Fate, Flaky, broken, fine, meet, nap
+from support.outcomes import LOOP, SCENARIOS, TWICE, Flaky, Scenario, broken, fine, nap, play
 
 from background import (
     Manager,
@@ -95,8 +95,8 @@ async def test_called_in_task() -> None:
     assert tasks[0] != anyio.get_current_task()
 
 
-@pytest.mark.parametrize("fate", FATES.values(), ids=FATES)
-async def test_every_outcome(fate: Fate) -> None:
+@pytest.mark.parametrize("scenario", SCENARIOS.values(), ids=SCENARIOS)
+async def test_every_outcome(scenario: Scenario) -> None:
     """The context manager is entered and left once for every run, whatever the outcome."""
     entered: list[tuple[str, bool]] = []
 
@@ -110,7 +110,7 @@ async def test_every_outcome(fate: Fate) -> None:
                 entered.append((event.id, False))
 
     recorder = Recorder()
-    handle = await meet(fate, recorder)
+    handle = await play(scenario, recorder)
     runs = recorder.names(handle.id).count("started")
     assert [is_entry for id, is_entry in entered if id == handle.id] == [True, False] * runs
 

@@ -9,7 +9,7 @@ from typing import Any
 import anyio
 import anyio.lowlevel
 import pytest
-from support.outcomes import HOOKS, TWICE, Flaky, broken, everything_happens, fine, nap
+from support.outcomes import HOOKS, TWICE, Flaky, broken, call_every_hook, fine, nap
 
 from background import (
     Manager,
@@ -62,7 +62,7 @@ class LaterAdded(Observer):
 async def test_event_order(seconds: float, recorder: RecordingObserver) -> None:
     """All hooks of an observer receive the events in the order in which these occur."""
     later = Later(seconds)
-    await everything_happens(later, recorder)
+    await call_every_hook(later, recorder)
     assert later.processed == recorder.events
 
 
@@ -299,10 +299,10 @@ async def test_hanging_hook(hook: str) -> None:
 
     expected, recorder = RecordingObserver(), RecordingObserver()
     began = anyio.current_time()
-    await everything_happens(expected)
+    await call_every_hook(expected)
     took = anyio.current_time() - began
     began = anyio.current_time()
-    manager = await everything_happens(type("Hanging", (Observer,), {hook: hang})(), recorder)
+    manager = await call_every_hook(type("Hanging", (Observer,), {hook: hang})(), recorder)
     assert anyio.current_time() - began <= took + 1.001  # the cancel_timeout
     assert recorder.names() == expected.names()
     assert manager.state is ManagerState.CLOSED
@@ -321,7 +321,7 @@ async def test_hook_ignores_cancellation(hook: str) -> None:
 
     recorder = RecordingObserver()
     began = anyio.current_time()
-    manager = await everything_happens(type("Hanging", (Observer,), {hook: hang})(), recorder)
+    manager = await call_every_hook(type("Hanging", (Observer,), {hook: hang})(), recorder)
     assert anyio.current_time() - began <= 10 + 2 * 1.001  # to flush, and to be cancelled
     assert recorder.names()[-1] == "closed"
     assert manager.count() == 0

@@ -14,17 +14,17 @@ import anyio.lowlevel
 import pytest
 from support.outcomes import (
     EVENTS,
-    FATES,
     JOBS,
     LOOP,
+    SCENARIOS,
     TWICE,
     Flaky,
-    JobFate,
+    JobScenario,
     broken,
     fine,
-    meet,
-    meet_job,
     nap,
+    play,
+    play_job,
 )
 from tenacity import AsyncRetrying, retry_if_result, stop_after_attempt, wait_fixed
 
@@ -108,11 +108,11 @@ def test_no_job_by_default(kind: type) -> None:
     assert kind(**dict.fromkeys(names)).job is None
 
 
-@pytest.mark.parametrize("fate", JOBS.values(), ids=JOBS)
-async def test_job_of_events(fate: JobFate, recorder: RecordingObserver) -> None:
+@pytest.mark.parametrize("scenario", JOBS.values(), ids=JOBS)
+async def test_job_of_events(scenario: JobScenario, recorder: RecordingObserver) -> None:
     """Every event of a job's task has the job, with the number of its attempt."""
     with virtual_wall_clock(datetime(2030, 1, 1, tzinfo=UTC)):
-        id = await meet_job(fate, recorder)
+        id = await play_job(scenario, recorder)
     (enqueued,) = recorder.of(JobEnqueued)
     assert (enqueued.job.attempt, enqueued.meta, enqueued.delay) == (0, {}, 0)
     attempt = 0
@@ -124,7 +124,7 @@ async def test_job_of_events(fate: JobFate, recorder: RecordingObserver) -> None
         attempt += isinstance(event, TaskAdded)
         assert event.job is not None
         assert event.job.attempt == attempt
-        assert event.attempt == (0 if isinstance(event, TaskAdded) or fate.queued else attempt)
+        assert event.attempt == (0 if isinstance(event, TaskAdded) or scenario.queued else attempt)
     for dead in recorder.of(JobDead, id):
         assert dead.job.attempt == attempt
         assert dead.error is recorder.of(TaskFailed, id)[-1].error
@@ -307,7 +307,7 @@ async def test_cancelled(
     name: str, reason: str, duration: float | None, recorder: RecordingObserver
 ) -> None:
     """`TaskCancelled` has the reason, and the duration of a run in progress."""
-    handle = await meet(FATES[name], recorder)
+    handle = await play(SCENARIOS[name], recorder)
     (event,) = recorder.of(TaskCancelled, handle.id)
     assert event.reason == reason
     assert event.duration == (duration if duration is None else pytest.approx(duration))
@@ -337,7 +337,7 @@ async def test_expired(
     name: str, lifespan: float, duration: float | None, recorder: RecordingObserver
 ) -> None:
     """`TaskExpired` has the lifespan, and the duration of a run in progress."""
-    handle = await meet(FATES[name], recorder)
+    handle = await play(SCENARIOS[name], recorder)
     (event,) = recorder.of(TaskExpired, handle.id)
     assert event.lifespan == lifespan
     assert event.duration == (duration if duration is None else pytest.approx(duration))

@@ -10,7 +10,7 @@ from typing import Any
 
 import anyio
 import pytest
-from support.outcomes import HOOKS, TWICE, broken, everything_happens, fine, have_a_job_die, nap
+from support.outcomes import HOOKS, TWICE, broken, call_every_hook, fine, nap, run_dying_job
 
 from background import Manager, ManagerState, Observer, Task, TaskHandle, TaskStatus, TaskSucceeded
 from background.testing import RecordingObserver
@@ -62,8 +62,8 @@ async def test_raising_hook(
 ) -> None:
     """A raising hook does not affect other observers, and its exceptions are counted."""
     expected, recorder = RecordingObserver(), RecordingObserver()
-    await everything_happens(expected)
-    manager = await everything_happens(make_raising(hook, error, is_async=is_async), recorder)
+    await call_every_hook(expected)
+    manager = await call_every_hook(make_raising(hook, error, is_async=is_async), recorder)
     assert recorder.names() == expected.names()
     assert manager.state is ManagerState.CLOSED
     assert manager.count() == 0
@@ -98,7 +98,7 @@ async def test_interrupting_hook(
             await anyio.sleep(0.5)
             manager.report_stall(handles[0].id, elapsed=1)
             manager.run(nap).cancel()
-            await have_a_job_die(manager)
+            await run_dying_job(manager)
             await manager.wait()
 
     with pytest.raises(type(error())):
@@ -222,8 +222,8 @@ async def test_raising_around_task(
 ) -> None:
     """A raising `around_task` does not affect tasks, and its exceptions are counted."""
     expected, recorder = RecordingObserver(), RecordingObserver()
-    await everything_happens(expected)
-    manager = await everything_happens(make_raising_around(where, error), recorder)
+    await call_every_hook(expected)
+    manager = await call_every_hook(make_raising_around(where, error), recorder)
     assert recorder.names() == expected.names()
     assert manager.count() == 0
     runs = recorder.names().count("started")

@@ -8,7 +8,7 @@ from typing import Any
 import anyio
 import anyio.lowlevel
 import pytest
-from support.outcomes import EVENTS, HOOKS, broken, everything_happens, fine
+from support.outcomes import EVENTS, HOOKS, broken, call_every_hook, fine
 
 from background import JobRef, Manager, Observer, TaskAdded, TaskFailed, TaskStarted, TaskSucceeded
 from background._execution import emit
@@ -48,7 +48,7 @@ def make_observer(kind: str, hook: str, received: list[Any]) -> type[Observer]:
 async def test_hook_kinds(kind: str, hook: str, recorder: RecordingObserver) -> None:
     """A hook may be plain, `async def`, or return an awaitable, and receives the same events."""
     received: list[Any] = []
-    manager = await everything_happens(recorder, make_observer(kind, hook, received)())
+    manager = await call_every_hook(recorder, make_observer(kind, hook, received)())
     pairs = zip(recorder.names(), recorder.events, strict=True)
     assert received == [event for name, event in pairs if hook.endswith(f"_{name}")]
     assert received
@@ -146,7 +146,7 @@ def record_new_events(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 async def test_no_unused_events(monkeypatch: pytest.MonkeyPatch) -> None:
     """No event is created if no observer has a hook for it."""
     created = record_new_events(monkeypatch)
-    await everything_happens(Observer())
+    await call_every_hook(Observer())
     assert created == []
 
 
@@ -155,7 +155,7 @@ async def test_only_used_events(monkeypatch: pytest.MonkeyPatch, hook: str) -> N
     """Only the events for which an observer has a hook are created."""
     received: list[Any] = []
     created = record_new_events(monkeypatch)
-    await everything_happens(make_observer("def", hook, received)())
+    await call_every_hook(make_observer("def", hook, received)())
     assert created == [type(event).__name__ for event in received]
     assert len(set(created)) == 1
 
@@ -164,7 +164,7 @@ async def test_shared_event(monkeypatch: pytest.MonkeyPatch) -> None:
     """All observers receive the same event object."""
     created = record_new_events(monkeypatch)
     recorders = [RecordingObserver(), RecordingObserver()]
-    await everything_happens(*recorders)
+    await call_every_hook(*recorders)
     assert len(created) == len(recorders[0].events)
     assert all(a is b for a, b in zip(recorders[0].events, recorders[1].events, strict=True))
 

@@ -14,16 +14,16 @@ from typing import Any
 import anyio
 import pytest
 from support.outcomes import (
-    FATES,
     JOBS,
     LOOP,
+    SCENARIOS,
     TWICE,
     broken,
-    everything_happens,
+    call_every_hook,
     fine,
-    meet,
-    meet_job,
     nap,
+    play,
+    play_job,
 )
 from tenacity import AsyncRetrying, retry_if_result, stop_after_attempt, wait_fixed
 
@@ -95,7 +95,7 @@ async def test_record_fields(
     observer: LoggingObserver, log: ListHandler, recorder: RecordingObserver
 ) -> None:
     """Every event is logged in one record, with the event's fields as attributes."""
-    await everything_happens(recorder, observer)
+    await call_every_hook(recorder, observer)
     assert len(log.records) == len(recorder.events)
     for record, event in zip(log.records, recorder.events, strict=True):
         fields = vars(record)
@@ -119,17 +119,19 @@ async def test_record_fields(
                 assert fields[name] == getattr(event, name)
 
 
-@pytest.mark.parametrize("fate", FATES.values(), ids=FATES)
-async def test_plain_task_fields(fate: Any, observer: LoggingObserver, log: ListHandler) -> None:
+@pytest.mark.parametrize("scenario", SCENARIOS.values(), ids=SCENARIOS)
+async def test_plain_task_fields(
+    scenario: Any, observer: LoggingObserver, log: ListHandler
+) -> None:
     """The attributes of a task's records can be stored as JSON."""
-    await meet(fate, observer)
+    await play(scenario, observer)
     assert_plain(log)
 
 
-@pytest.mark.parametrize("fate", JOBS.values(), ids=JOBS)
-async def test_plain_job_fields(fate: Any, observer: LoggingObserver, log: ListHandler) -> None:
+@pytest.mark.parametrize("scenario", JOBS.values(), ids=JOBS)
+async def test_plain_job_fields(scenario: Any, observer: LoggingObserver, log: ListHandler) -> None:
     """The attributes of a job's records can be stored as JSON."""
-    await meet_job(fate, observer)
+    await play_job(scenario, observer)
     assert_plain(log)
 
 
@@ -142,7 +144,7 @@ def assert_plain(log: ListHandler) -> None:
 
 
 @pytest.mark.parametrize(
-    ("fate", "messages"),
+    ("scenario", "messages"),
     [
         (
             "one-off succeeds at last",
@@ -180,10 +182,10 @@ def assert_plain(log: ListHandler) -> None:
     ],
 )
 async def test_task_messages(
-    fate: str, messages: list[str], observer: LoggingObserver, log: ListHandler
+    scenario: str, messages: list[str], observer: LoggingObserver, log: ListHandler
 ) -> None:
     """The messages of a task and of the manager describe their events."""
-    handle = await meet(FATES[fate], observer)
+    handle = await play(SCENARIOS[scenario], observer)
     assert log.messages == [message.format(id=handle.id) for message in messages]
 
 
@@ -193,7 +195,7 @@ CLAIMED = "job 'job' ({id}) was claimed from the queue 'mail'"
 
 
 @pytest.mark.parametrize(
-    ("fate", "messages"),
+    ("scenario", "messages"),
     [
         (
             "gives up at last",
@@ -215,7 +217,7 @@ CLAIMED = "job 'job' ({id}) was claimed from the queue 'mail'"
             ],
         ),
         (
-            "handed back while running",
+            "released while running",
             [
                 ("DEBUG", ENQUEUED),
                 ("DEBUG", CLAIMED),
@@ -226,11 +228,11 @@ CLAIMED = "job 'job' ({id}) was claimed from the queue 'mail'"
     ],
 )
 async def test_job_messages(
-    fate: str, messages: list[tuple[str, str]], observer: LoggingObserver, log: ListHandler
+    scenario: str, messages: list[tuple[str, str]], observer: LoggingObserver, log: ListHandler
 ) -> None:
     """The messages of a job describe its events, at their levels."""
     with virtual_wall_clock(datetime(2030, 1, 1, tzinfo=UTC)):
-        id = await meet_job(JOBS[fate], observer)
+        id = await play_job(JOBS[scenario], observer)
     records = [record for record in log.records if hasattr(record, "job_id")]
     logged = [(record.levelname, record.getMessage()) for record in records]
     assert logged == [(level, message.format(id=id)) for level, message in messages]
@@ -238,7 +240,7 @@ async def test_job_messages(
 
 async def test_traceback_of_dead_job(observer: LoggingObserver, log: ListHandler) -> None:
     """The traceback of a dead job is logged once, with its last failure."""
-    await meet_job(JOBS["gives up"], observer)
+    await play_job(JOBS["gives up"], observer)
     (record,) = [record for record in log.records if record.exc_info]
     assert "failed after" in record.getMessage()
 
@@ -266,7 +268,7 @@ def test_task_id_differs_from_job_id(observer: LoggingObserver, log: ListHandler
 
 
 @pytest.mark.parametrize(
-    ("fate", "message"),
+    ("scenario", "message"),
     [
         ("one-off cancelled while delayed", "task 'nap' ({id}) was cancelled: enough"),
         ("one-off expires while running", "outlived its lifespan of 5 s after 5.000 s"),
@@ -277,10 +279,10 @@ def test_task_id_differs_from_job_id(observer: LoggingObserver, log: ListHandler
     ],
 )
 async def test_outcome_messages(
-    fate: str, message: str, observer: LoggingObserver, log: ListHandler
+    scenario: str, message: str, observer: LoggingObserver, log: ListHandler
 ) -> None:
     """The message of an outcome has its details."""
-    handle = await meet(FATES[fate], observer)
+    handle = await play(SCENARIOS[scenario], observer)
     assert any(message.format(id=handle.id) in logged for logged in log.messages)
 
 
@@ -349,7 +351,7 @@ async def log_everything(log: ListHandler, **levels: Any) -> Counter[tuple[str, 
     """Log every event; return the number of records by message and level."""
     log.records.clear()
     observer = LoggingObserver("jobs", **levels)
-    await everything_happens(observer)
+    await call_every_hook(observer)
     async with Manager(observers=[observer], cancel_timeout=1) as manager:
         manager.every(100, fine)
         async with stuck_at_close(manager):

@@ -27,18 +27,18 @@ from opentelemetry.semconv.attributes.exception_attributes import (
 )
 from opentelemetry.trace import SpanKind, StatusCode
 from support.outcomes import (
-    FATES,
     JOBS,
     LOOP,
+    SCENARIOS,
     TWICE,
-    Fate,
     Flaky,
-    JobFate,
+    JobScenario,
+    Scenario,
     broken,
     fine,
-    meet,
-    meet_job,
     nap,
+    play,
+    play_job,
 )
 from support.processes.process import PROGRAMS, running
 from support.telemetry import Telemetry, attributes, ids
@@ -110,7 +110,7 @@ async def test_iteration_of_stopped_loop(
     telemetry: Telemetry, observer: OpenTelemetryObserver
 ) -> None:
     """The outcome of an iteration does not change if its loop is stopped afterwards."""
-    await meet(FATES["loop stopped in an iteration"], observer)  # type: ignore[arg-type]
+    await play(SCENARIOS["loop stopped in an iteration"], observer)  # type: ignore[arg-type]
     assert [attributes(span)["outcome"] for span in telemetry.spans] == ["succeeded"] * 2
     assert all("cancel_reason" not in attributes(span) for span in telemetry.spans)
 
@@ -466,11 +466,11 @@ async def test_queue_times(telemetry: Telemetry, observer: OpenTelemetryObserver
     assert queue_times == {0, 10, 9}
 
 
-@pytest.mark.parametrize("fate", FATES.values(), ids=FATES)
-async def test_every_outcome(fate: Fate, telemetry: Telemetry) -> None:
+@pytest.mark.parametrize("scenario", SCENARIOS.values(), ids=SCENARIOS)
+async def test_every_outcome(scenario: Scenario, telemetry: Telemetry) -> None:
     """Every outcome is measured once, and no run remains active."""
     observer = telemetry.observer()
-    handle = await meet(fate, observer)  # type: ignore[arg-type]
+    handle = await play(scenario, observer)  # type: ignore[arg-type]
     assert sum(telemetry.values("added").values()) == sum(telemetry.values("finished").values())
     ended = [key for key in telemetry.values("finished") if key[0] == handle.name]
     assert handle.status in {key[2] for key in ended}
@@ -545,21 +545,21 @@ async def test_units(telemetry: Telemetry, observer: OpenTelemetryObserver) -> N
 # Jobs
 
 
-@pytest.mark.parametrize("fate", JOBS.values(), ids=JOBS)
-async def test_every_job_outcome(fate: JobFate, telemetry: Telemetry) -> None:
+@pytest.mark.parametrize("scenario", JOBS.values(), ids=JOBS)
+async def test_every_job_outcome(scenario: JobScenario, telemetry: Telemetry) -> None:
     """Every attempt of a job is a run with a consumer span, is measured once, and ends."""
     observer = telemetry.observer()
-    id = await meet_job(fate, observer)
+    id = await play_job(scenario, observer)
     assert sum(telemetry.values("added").values()) == sum(telemetry.values("finished").values())
     if telemetry.spans:
         assert set(telemetry.values("active").values()) == {0}
         runs = sum(point.count for point in telemetry.points("duration").values())
         assert runs == len(telemetry.spans)
-    names = fate.order.split()
+    names = scenario.order.split()
     spans = [span for span in telemetry.spans if span.name == "job"]
     assert len(spans) == names.count("started")
     ends = [name for name in names if name in ("retrying", "succeeded", "failed", "cancelled")]
-    if not fate.queued:
+    if not scenario.queued:
         assert [attributes(span)["outcome"] for span in spans] == ends
     for number, span in enumerate(spans, 1):
         assert span.kind is SpanKind.CONSUMER
@@ -574,8 +574,8 @@ async def test_every_job_outcome(fate: JobFate, telemetry: Telemetry) -> None:
 
 async def test_job_metrics(telemetry: Telemetry, observer: OpenTelemetryObserver) -> None:
     """Enqueued and dead jobs, and the outcomes of attempts, are counted by queue."""
-    for fate in ("succeeds", "succeeds at last", "gives up at last", "refused results"):
-        await meet_job(JOBS[fate], observer)
+    for scenario in ("succeeds", "succeeds at last", "gives up at last", "refused results"):
+        await play_job(JOBS[scenario], observer)
     assert telemetry.values("job.enqueued") == {("job", "mail"): 4}
     assert telemetry.values("job.dead") == {
         ("job", "mail", "ValueError"): 1,
@@ -619,7 +619,7 @@ async def test_job_attempt_before_retry(
 
 async def test_refused_result_of_job(telemetry: Telemetry, observer: OpenTelemetryObserver) -> None:
     """A refused result of a job that is retried is not an error."""
-    await meet_job(JOBS["refused results"], observer)
+    await play_job(JOBS["refused results"], observer)
     first, _ = telemetry.spans
     assert [event.name for event in first.events] == ["background.task.retry"]
     assert first.status.status_code is StatusCode.UNSET

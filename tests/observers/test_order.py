@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from support.outcomes import FATES, LOOP, TWICE, Fate, fine, meet, nap
+from support.outcomes import LOOP, SCENARIOS, TWICE, Scenario, fine, nap, play
 
 from background import (
     Manager,
@@ -24,17 +24,17 @@ from background import (
 from background.testing import RecordingObserver
 
 
-@pytest.mark.parametrize("fate", FATES.values(), ids=FATES)
-async def test_order_by_outcome(fate: Fate, recorder: RecordingObserver) -> None:
+@pytest.mark.parametrize("scenario", SCENARIOS.values(), ids=SCENARIOS)
+async def test_order_by_outcome(scenario: Scenario, recorder: RecordingObserver) -> None:
     """The events of a task have the order that belongs to its outcome."""
-    handle = await meet(fate, recorder)
-    assert " ".join(recorder.names(handle.id)) == fate.order
+    handle = await play(scenario, recorder)
+    assert " ".join(recorder.names(handle.id)) == scenario.order
 
 
-@pytest.mark.parametrize("fate", FATES.values(), ids=FATES)
-async def test_one_final_event(fate: Fate, recorder: RecordingObserver) -> None:
+@pytest.mark.parametrize("scenario", SCENARIOS.values(), ids=SCENARIOS)
+async def test_one_final_event(scenario: Scenario, recorder: RecordingObserver) -> None:
     """The last event of a task is its only final one, and agrees with the handle's status."""
-    handle = await meet(fate, recorder)
+    handle = await play(scenario, recorder)
     ends = [
         event
         for event in recorder.of(TaskEvent, handle.id)

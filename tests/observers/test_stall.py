@@ -9,7 +9,18 @@ from typing import Any
 
 import anyio
 import pytest
-from support.outcomes import FATES, JOBS, LOOP, Fate, JobFate, broken, fine, meet, meet_job, nap
+from support.outcomes import (
+    JOBS,
+    LOOP,
+    SCENARIOS,
+    JobScenario,
+    Scenario,
+    broken,
+    fine,
+    nap,
+    play,
+    play_job,
+)
 from tenacity import AsyncRetrying, stop_after_attempt, wait_fixed
 
 from background import Manager, Task, TaskStalled, every
@@ -256,19 +267,19 @@ class Leftovers(StallObserver):
         self.left = len(timed(self))
 
 
-@pytest.mark.parametrize("fate", FATES.values(), ids=FATES)
-async def test_every_outcome(fate: Fate) -> None:
+@pytest.mark.parametrize("scenario", SCENARIOS.values(), ids=SCENARIOS)
+async def test_every_outcome(scenario: Scenario) -> None:
     """No task is timed after its end, whatever its outcome."""
     observer = Leftovers(1)
-    await meet(fate, observer)  # type: ignore[arg-type]
+    await play(scenario, observer)  # type: ignore[arg-type]
     assert observer.left == 0
 
 
-@pytest.mark.parametrize("fate", JOBS.values(), ids=JOBS)
-async def test_every_job_outcome(fate: JobFate) -> None:
+@pytest.mark.parametrize("scenario", JOBS.values(), ids=JOBS)
+async def test_every_job_outcome(scenario: JobScenario) -> None:
     """No job is timed after its end, whatever its outcome."""
     observer = Leftovers(0.5)
-    await meet_job(fate, observer)
+    await play_job(scenario, observer)
     assert observer.left == 0
 
 

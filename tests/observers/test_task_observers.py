@@ -11,7 +11,17 @@ from typing import Any
 
 import anyio
 import pytest
-from support.outcomes import FATES, LOOP, TWICE, Fate, broken, everything_happens, fine, meet, nap
+from support.outcomes import (
+    LOOP,
+    SCENARIOS,
+    TWICE,
+    Scenario,
+    broken,
+    call_every_hook,
+    fine,
+    nap,
+    play,
+)
 
 from background import (
     CloseReport,
@@ -32,13 +42,13 @@ from background import (
 from background.testing import RecordingObserver
 
 
-@pytest.mark.parametrize("fate", FATES.values(), ids=FATES)
-async def test_same_events(fate: Fate, recorder: RecordingObserver) -> None:
+@pytest.mark.parametrize("scenario", SCENARIOS.values(), ids=SCENARIOS)
+async def test_same_events(scenario: Scenario, recorder: RecordingObserver) -> None:
     """A task's observer receives the same events of the task as the manager's observer."""
     own = RecordingObserver()
-    handle = await meet(fate, recorder, own)
+    handle = await play(scenario, recorder, own)
     assert own.events == recorder.of(TaskEvent, handle.id)
-    assert " ".join(own.names()) == fate.order
+    assert " ".join(own.names()) == scenario.order
 
 
 async def test_events_of_own_task_only() -> None:
@@ -329,9 +339,9 @@ async def test_no_manager_events(recorder: RecordingObserver) -> None:
 
 async def test_shared_by_managers(recorder: RecordingObserver) -> None:
     """Consecutive managers can share an observer."""
-    await everything_happens(recorder)
+    await call_every_hook(recorder)
     once = recorder.names()
-    await everything_happens(recorder)
+    await call_every_hook(recorder)
     assert recorder.names() == once * 2
 
 

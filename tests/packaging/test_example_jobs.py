@@ -1,4 +1,4 @@
-"""The example of durable jobs runs wherever its URL says."""
+"""The example of durable jobs on the servers."""
 
 from __future__ import annotations
 
@@ -13,9 +13,10 @@ EXAMPLE = Path(__file__).parents[2] / "examples" / "jobs.py"
 RECEIPTS = [f"the receipt of order {order} is out" for order in range(1, 7)]
 
 
-@pytest.mark.parametrize("where", [*servers.available(), "nats"])
-def test_jobs_on_a_server(where: str) -> None:
-    url = shared_server().url if where == "nats" else servers.server(where).url
+@pytest.mark.parametrize("name", [*servers.available(), "nats"])
+def test_jobs_on_server(name: str) -> None:
+    """The jobs example runs on a server."""
+    url = shared_server().url if name == "nats" else servers.server(name).url
     with running(EXAMPLE, url) as process:
         assert process.wait() == 0
     assert "0 jobs are left from before" in process.lines

@@ -1,4 +1,4 @@
-"""Every example runs, and says what its docstring promises."""
+"""The example programs."""
 
 from __future__ import annotations
 
@@ -22,7 +22,8 @@ needs_posix_signals = pytest.mark.skipif(
 )
 
 
-def test_there_is_a_test_for_every_example() -> None:
+def test_all_examples_are_tested() -> None:
+    """Every example has a test."""
     tested = {
         "custom_observer.py",
         "fastapi_app.py",
@@ -35,7 +36,8 @@ def test_there_is_a_test_for_every_example() -> None:
     assert {path.name for path in EXAMPLES.glob("*.py")} == tested
 
 
-def test_quickstart_ends_by_itself() -> None:
+def test_quickstart() -> None:
+    """The quickstart sends all receipts, retries, and ends by itself."""
     with running(EXAMPLES / "quickstart.py") as process:
         assert process.wait() == 0
     for order in (1, 2, 3, 4, 5):
@@ -49,7 +51,8 @@ def test_quickstart_ends_by_itself() -> None:
 
 @needs_posix_signals
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_quickstart_is_interrupted(number: signal.Signals) -> None:
+def test_quickstart_interrupted(number: signal.Signals) -> None:
+    """A signal ends the quickstart, and the delayed receipt is not started."""
     with running(EXAMPLES / "quickstart.py") as process:
         process.wait_for("the invoice of order 1 has")
         process.send(number)
@@ -61,6 +64,7 @@ def test_quickstart_is_interrupted(number: signal.Signals) -> None:
 
 
 def test_custom_observer() -> None:
+    """The custom observer prints prefixes, an alert, a gauge and counts."""
     with running(EXAMPLES / "custom_observer.py") as process:
         assert process.wait() == 0
     assert "[resize cat] resizing cat.png" in process.lines
@@ -73,8 +77,8 @@ def test_custom_observer() -> None:
     assert counts == {"retried": 1, "failed": 1, "succeeded": 1}
 
 
-def documents(text: str) -> Iterator[dict[str, Any]]:
-    """Return the JSON documents that stand one after the other in a text."""
+def parse_documents(text: str) -> Iterator[dict[str, Any]]:
+    """Yield the concatenated JSON documents of a text."""
     decoder = json.JSONDecoder()
     while text := text.strip():
         document, end = decoder.raw_decode(text)
@@ -83,9 +87,10 @@ def documents(text: str) -> Iterator[dict[str, Any]]:
 
 
 def test_otel() -> None:
+    """The OpenTelemetry example exports spans with their parents, and metrics."""
     with running(EXAMPLES / "otel.py") as process:
         assert process.wait() == 0
-    *spans, metrics = documents(process.output)
+    *spans, metrics = parse_documents(process.output)
     by_name = {span["name"]: span for span in spans}
     assert by_name.keys() == {"POST /orders", "charge", "payment provider", "make_invoice"}
 
@@ -109,7 +114,7 @@ RECEIPTS = [f"the receipt of order {order} is out" for order in range(1, 7)]
 
 
 def test_jobs(tmp_path: Path) -> None:
-    """Twice in the same file, where nothing is left from the first time."""
+    """The jobs example runs twice on the same file, which has no jobs between the runs."""
     url = f"sqlite:///{tmp_path / 'jobs.db'}"
     for _ in range(2):
         with running(EXAMPLES / "jobs.py", url) as process:
@@ -120,20 +125,21 @@ def test_jobs(tmp_path: Path) -> None:
         assert "failed attempt 1 and returns to its queue" in process.output
 
 
-def test_what_killed_jobs_leave_is_finished(tmp_path: Path) -> None:
+def test_jobs_after_kill(tmp_path: Path) -> None:
+    """The jobs of a killed process are finished by the next one."""
     url = f"sqlite:///{tmp_path / 'jobs.db'}"
     with running(EXAMPLES / "jobs.py", url) as process:
         process.wait_for(RECEIPTS[1])
         process.send(signal.SIGTERM if sys.platform == "win32" else signal.SIGKILL)
         process.wait()
     with running(EXAMPLES / "jobs.py", url) as process:
-        left = process.wait_for("are left from before")
+        line = process.wait_for("are left from before")
         assert process.wait() == 0
-    assert int(left.split()[0]) > 0
+    assert int(line.split()[0]) > 0
     assert [line for line in process.lines if line in RECEIPTS] == RECEIPTS
 
 
-# Ctrl-Break is the one signal that a process on Windows can be sent.
+# Ctrl-Break is the only signal that a process on Windows can receive.
 SIGNALS = [signal.CTRL_BREAK_EVENT] if sys.platform == "win32" else [signal.SIGINT, signal.SIGTERM]
 EXIT_STATUS = {number: 3 if sys.platform == "win32" else -number for number in SIGNALS}
 
@@ -141,20 +147,22 @@ EXIT_STATUS = {number: 3 if sys.platform == "win32" else -number for number in S
 @pytest.mark.parametrize("number", SIGNALS)
 @pytest.mark.parametrize("backend", ["asyncio", "trio"])
 def test_graceful_shutdown(backend: str, number: signal.Signals) -> None:
+    """A signal lets the accepted jobs finish, and no more are accepted."""
     with running(EXAMPLES / "graceful_shutdown.py", backend) as process:
         process.wait_for("job 2 is taken")
         process.send(number)
         assert process.wait() == EXIT_STATUS[number]
     taken = {line.split()[1] for line in process.lines if line.endswith("is taken")}
-    done = {line.split()[1] for line in process.lines if line.endswith("is done")}
-    assert done == taken >= {"1", "2"}
+    ended = {line.split()[1] for line in process.lines if line.endswith("is done")}
+    assert ended == taken >= {"1", "2"}
     after = process.output.partition("no more jobs are taken")[2]
     assert "is taken" not in after
     assert f"closed: {after.count('is done')} succeeded" in after
 
 
 @pytest.mark.parametrize("backend", ["asyncio", "trio"])
-def test_graceful_shutdown_is_hurried(backend: str) -> None:
+def test_graceful_shutdown_twice(backend: str) -> None:
+    """A second signal cancels the running job."""
     number = SIGNALS[0]
     with running(EXAMPLES / "graceful_shutdown.py", backend) as process:
         process.wait_for("job 1 is taken")
@@ -166,8 +174,8 @@ def test_graceful_shutdown_is_hurried(backend: str) -> None:
     assert "closed: 1 cancelled" in process.lines
 
 
-def client_of(server: Process) -> httpx.Client:
-    """Return a client once the server takes requests."""
+def make_client(server: Process) -> httpx.Client:
+    """Wait until the server accepts requests, and return a client."""
     words = server.wait_for("Uvicorn running on").split()
     url = next(word for word in words if word.startswith("http://"))
     return httpx.Client(base_url=url, timeout=PATIENCE, trust_env=False)
@@ -175,13 +183,14 @@ def client_of(server: Process) -> httpx.Client:
 
 @needs_posix_signals
 def test_fastapi_app() -> None:
-    with running(EXAMPLES / "fastapi_app.py", "0") as server, client_of(server) as client:
+    """The application runs tasks, shows their state, and finishes them on SIGTERM."""
+    with running(EXAMPLES / "fastapi_app.py", "0") as server, make_client(server) as client:
         receipt = client.post("/receipts/1")
         invoice = client.post("/invoices/1")
         assert receipt.status_code == invoice.status_code == 202
         task = client.get(f"/tasks/{receipt.json()['id']}")
         assert task.json() == {"name": "send_receipt", "status": "running", "attempt": 1}
-        assert client.get("/tasks/unheard-of").status_code == 404
+        assert client.get("/tasks/unknown").status_code == 404
         health = client.get("/health")
         assert health.status_code == 200
         assert health.json()["running"] == 2
@@ -196,10 +205,11 @@ def test_fastapi_app() -> None:
 
 @needs_posix_signals
 def test_fastapi_app_by_name() -> None:
+    """The application can be served by its import name."""
     options = ("--port", "0", "--app-dir", ROOT)
     with (
         running("-m", "uvicorn", "examples.fastapi_app:app", *options) as server,
-        client_of(server) as client,
+        make_client(server) as client,
     ):
         assert client.get("/health").json()["state"] == "running"
         server.send(signal.SIGINT)
@@ -209,19 +219,19 @@ def test_fastapi_app_by_name() -> None:
 
 @needs_posix_signals
 def test_fastapi_jobs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A job that SIGTERM cuts off is there for the next process; nothing is run twice."""
+    """A job that SIGTERM interrupts runs in the next process; no job runs twice."""
     monkeypatch.setenv("JOBS_URL", f"sqlite:///{tmp_path / 'jobs.db'}")
-    with running(EXAMPLES / "fastapi_jobs.py", "0") as server, client_of(server) as client:
+    with running(EXAMPLES / "fastapi_jobs.py", "0") as server, make_client(server) as client:
         first = client.post("/receipts/1")
         assert (first.status_code, first.json()) == (202, {"id": "receipt-1"})
         assert client.post("/receipts/1").status_code == 409
         assert client.post("/receipts/2").status_code == 202
         assert client.delete("/jobs/receipt-2").json() == {"cancelled": True}
-        assert client.get("/jobs/unheard-of").status_code == 404
+        assert client.get("/jobs/unknown").status_code == 404
         server.send(signal.SIGTERM)
         assert server.wait() == -signal.SIGTERM
         assert "Traceback" not in server.output
-    with running(EXAMPLES / "fastapi_jobs.py", "0") as server, client_of(server) as client:
+    with running(EXAMPLES / "fastapi_jobs.py", "0") as server, make_client(server) as client:
         job = client.get("/jobs/receipt-1").json()
         assert job == {"state": "succeeded", "attempt": 1, "result": RECEIPTS[0]}
         assert client.get("/jobs/receipt-2").json()["state"] == "cancelled"
@@ -229,8 +239,11 @@ def test_fastapi_jobs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         server.wait()
 
 
-def test_fastapi_app_in_a_test_client() -> None:
-    """Which runs the application outside the main thread, where signals can't be handled."""
+def test_fastapi_app_in_test_client() -> None:
+    """The application runs in a test client.
+
+    The client runs it outside the main thread, where signals can't be handled.
+    """
     code = f"""
 import sys; sys.path.insert(0, {str(ROOT)!r})
 from examples.fastapi_app import app

@@ -1,4 +1,4 @@
-"""What the package promises to those who import it."""
+"""The public API of the package: names, signatures and imports."""
 
 from __future__ import annotations
 
@@ -62,24 +62,29 @@ NAMES = [
 ]
 
 
-def test_names_of_the_package() -> None:
+def test_names() -> None:
+    """`background.__all__` lists the public names."""
     assert background.__all__ == NAMES
     assert [name for name in NAMES if not hasattr(background, name)] == []
 
 
-def test_nothing_else_looks_public() -> None:
+def test_no_other_public_names() -> None:
+    """No other name of the package looks public."""
     modules = {name for name, value in vars(background).items() if inspect.ismodule(value)}
     public = {name for name in vars(background) if not name.startswith("_")} - modules
     assert public - {"annotations", "Any"} == set(NAMES)
 
 
-def test_names_of_the_observers() -> None:
-    assert background.observers.__all__ == ["LoggingObserver", "StallObserver"]
-    for name in background.observers.__all__:
+def test_names_of_observers() -> None:
+    """`background.observers` exports observers, and the type of log levels."""
+    types, observers = ["LogLevels"], ["LoggingObserver", "StallObserver"]
+    assert background.observers.__all__ == [*types, *observers]
+    for name in observers:
         assert issubclass(getattr(background.observers, name), Observer)
 
 
-def test_names_of_the_help_for_testing() -> None:
+def test_names_of_testing() -> None:
+    """`background.testing` has its classes, functions and fixtures."""
     own = {
         name
         for name, value in vars(background.testing).items()
@@ -93,17 +98,16 @@ def test_names_of_the_help_for_testing() -> None:
         assert "fixture" in repr(getattr(background.testing, name))
 
 
-# Signatures: names, kinds and defaults; the types are for the checkers
+# Signatures: names, kinds and defaults; `tests/typing` checks the types
 
 
 def parameters(function: Any) -> str:
     """Return the parameters without annotations and `self`."""
     listed = [
-        each.replace(annotation=inspect.Parameter.empty)
-        for name, each in inspect.signature(function).parameters.items()
+        parameter.replace(annotation=inspect.Parameter.empty)
+        for name, parameter in inspect.signature(function).parameters.items()
         if name != "self"
     ]
-    # Not as a signature, which would refuse what is left of a method.
     return str(inspect.Signature(listed))
 
 
@@ -133,6 +137,7 @@ AWAITED = {"submit", "wait", "stop_loops", "close", "shutdown_requested"}
 
 
 def test_manager() -> None:
+    """The options of a manager have these defaults."""
     options = inspect.signature(Manager).parameters
     assert {option.kind for option in options.values()} == {inspect.Parameter.KEYWORD_ONLY}
     defaults = {name: option.default for name, option in options.items()}
@@ -152,33 +157,37 @@ def test_manager() -> None:
 
 
 @pytest.mark.parametrize("name", METHODS)
-def test_methods_of_the_manager(name: str) -> None:
+def test_manager_methods(name: str) -> None:
+    """A method of the manager has this signature, and a docstring."""
     method = getattr(Manager, name)
     assert parameters(method) == METHODS[name]
     assert inspect.iscoroutinefunction(method) == (name in AWAITED)
     assert method.__doc__
 
 
-def test_manager_has_no_other_methods() -> None:
+def test_no_other_manager_methods() -> None:
+    """The manager has no other public attributes."""
     public = {name for name in dir(Manager) if not name.startswith("_")}
     assert public == {*METHODS, "name", "state"}
 
 
 def test_task() -> None:
+    """A task has these fields and is immutable."""
     assert parameters(Task) == (
         "(fn, *, args=(), kwargs=mappingproxy({}), kind=<TaskKind.ONE_OFF: 'one-off'>, "
         "schedule=None, delay=0.0, timeout=None, lifespan=None, retry=None, id=None, name=None, "
         "meta=mappingproxy({}), observers=(), critical=False, max_failures=None, "
         "stall_after=None, context=None)"
     )
-    described = Task(print)
-    assert described.kwargs == described.meta == {}
-    assert not hasattr(described, "__dict__")
+    task = Task(print)
+    assert task.kwargs == task.meta == {}
+    assert not hasattr(task, "__dict__")
     with pytest.raises(dataclasses.FrozenInstanceError):
-        described.delay = 1  # type: ignore[misc]
+        task.delay = 1  # type: ignore[misc]
 
 
 def test_handle() -> None:
+    """A handle has these attributes and can be awaited."""
     assert parameters(TaskHandle.result) == "()"
     assert parameters(TaskHandle.wait) == "()"
     assert parameters(TaskHandle.cancel) == "(reason=None)"
@@ -193,6 +202,7 @@ def test_handle() -> None:
 
 
 def test_functions() -> None:
+    """The functions have these signatures."""
     assert parameters(background.every) == "(seconds, *, jitter=0.0)"
     assert parameters(background.cron) == "(expression, *, tz='UTC')"
     assert parameters(background.task) == "(**options)"
@@ -200,7 +210,8 @@ def test_functions() -> None:
 
 
 def test_hooks() -> None:
-    hooks = {name: parameters(each) for name, each in vars(Observer).items() if name[0] != "_"}
+    """An observer has these hooks."""
+    hooks = {name: parameters(hook) for name, hook in vars(Observer).items() if name[0] != "_"}
     assert hooks == {
         "on_task_added": "(event)",
         "on_task_started": "(event)",
@@ -219,8 +230,8 @@ def test_hooks() -> None:
     }
 
 
-def test_words() -> None:
-    """Statuses, kinds and states are strings that telemetry and dashboards may keep."""
+def test_enum_values() -> None:
+    """Statuses, kinds and states are strings that telemetry and dashboards can store."""
     assert [*background.TaskKind] == ["one-off", "loop"]
     assert [*background.TaskStatus] == [
         *("waiting", "running", "retrying"),
@@ -229,7 +240,8 @@ def test_words() -> None:
     assert [*background.ManagerState] == ["new", "running", "stopping", "closing", "closed"]
 
 
-def test_errors_share_a_root() -> None:
+def test_errors() -> None:
+    """All errors have the same root class."""
     bases = {
         name: [base.__name__ for base in value.__bases__]
         for name, value in vars(background).items()
@@ -252,9 +264,8 @@ def test_errors_share_a_root() -> None:
 # The module itself
 
 
-def test_version_is_that_of_the_distribution(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_version(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`__version__` is the version of the distribution."""
     metadata = tmp_path / "anyio_background-123.4.dist-info" / "METADATA"
     metadata.parent.mkdir()
     metadata.write_text("Metadata-Version: 2.1\nName: anyio-background\nVersion: 123.4\n")
@@ -263,48 +274,51 @@ def test_version_is_that_of_the_distribution(
 
 
 def test_unknown_attribute() -> None:
+    """An unknown attribute of the package raises an AttributeError."""
     with pytest.raises(AttributeError, match="module 'background' has no attribute 'nonsense'"):
         background.nonsense  # type: ignore[attr-defined]  # noqa: B018
 
 
-def test_package_is_typed() -> None:
+def test_typed() -> None:
+    """The package has a `py.typed` file."""
     assert (Path(background.__file__).parent / "py.typed").is_file()
 
 
-def imported_with(statement: str) -> set[str]:
+def loaded_modules(statement: str) -> set[str]:
     """Return the names of the modules that are loaded after a statement in a new process."""
     code = f"import sys; {statement}; print(*sys.modules)"
     root = Path(background.__file__).parents[1]
-    done = subprocess.run(
+    process = subprocess.run(
         [sys.executable, "-W", "error", "-c", code],
         capture_output=True,
         text=True,
         check=True,
         cwd=root,
     )
-    return set(done.stdout.split())
+    return set(process.stdout.split())
 
 
 OPTIONAL = {"trio", "uvloop", "pytest", "_pytest", "opentelemetry", "cronsim", "zoneinfo"}
 LATE = {f"background.{name}" for name in ("observers", "testing", "_asyncio", "_trio")}
 
 
-def test_import_of_the_package_is_light() -> None:
-    """No extra, no event loop, and nothing that only some need."""
-    modules = imported_with("import background")
+def test_import_of_package() -> None:
+    """The package imports no extra, no event loop, and no optional module."""
+    modules = loaded_modules("import background")
     assert "background._manager" in modules
     assert modules & (OPTIONAL | LATE | {"asyncio"}) == set()
 
 
-def test_import_of_the_observers_is_light() -> None:
-    """OpenTelemetry is imported by those who import its observer."""
-    modules = imported_with("import background.observers")
+def test_import_of_observers() -> None:
+    """`background.observers` does not import OpenTelemetry; its observer's module does."""
+    modules = loaded_modules("import background.observers")
     assert modules & (OPTIONAL | {"background.testing"}) == set()
-    modules = imported_with("import background.observers.otel")
+    modules = loaded_modules("import background.observers.otel")
     assert "opentelemetry" in modules
     assert not {name for name in modules if name.startswith("opentelemetry.sdk")}
     assert modules & {"trio", "pytest"} == set()
 
 
-def test_help_for_testing_gets_along_without_trio() -> None:
-    assert "trio" not in imported_with("import background.testing")
+def test_import_of_testing() -> None:
+    """`background.testing` does not import trio."""
+    assert "trio" not in loaded_modules("import background.testing")

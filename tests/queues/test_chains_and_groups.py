@@ -9,7 +9,7 @@ import anyio
 import pytest
 from support.brokers.faulty import FaultyBroker, MemoryResults
 from support.brokers.kinds import elapse
-from support.job_events import told_of
+from support.job_events import events_of_attempts
 
 from background import JobEnqueued, Manager
 from background.queues import (
@@ -101,7 +101,7 @@ async def test_one_enqueue_call(jobs: JobQueue, echo: Echo, broker: FaultyBroker
     """A chain with all its steps is enqueued by one call to the broker."""
     job = await jobs.enqueue(chain(echo.job("a"), group(echo.job("b"), echo.job("c"))), id="parent")
     assert job.id == "parent"
-    assert broker.asked["enqueue"] == 1
+    assert broker.calls["enqueue"] == 1
     states = {info.id: info.state async for info in jobs.list()}
     assert states == {
         "parent.1": S.READY,
@@ -180,7 +180,7 @@ async def test_failed_step(
     assert f"{job.id}.4, which it depends on, is dead" in str(info.error)
     states = [info.state async for info in jobs.list()]
     assert states == [S.SUCCEEDED, S.DEAD, S.DEAD, S.DEAD, S.DEAD]
-    assert told_of(recorder, f"{job.id}.3") == []
+    assert events_of_attempts(recorder, f"{job.id}.3") == []
     with pytest.raises(JobFailedError, match=f"{job.id}.2"):
         await jobs.handle(f"{job.id}.4").result()
     assert await jobs.handle(f"{job.id}.1").result() == ["a", None]

@@ -12,7 +12,7 @@ import anyio
 import pytest
 from support.brokers.faulty import FaultyBroker, MemoryResults
 from support.brokers.kinds import elapse
-from support.job_events import told_of
+from support.job_events import events_of_attempts
 
 from background import JobDead, JobEnqueued, Manager
 from background._support import clock
@@ -92,14 +92,14 @@ async def test_invalid_arguments(jobs: JobQueue, broker: FaultyBroker) -> None:
         handler.job(1, delay=5)  # type: ignore[call-arg]
     with pytest.raises(TypeError, match=r"write handler\.enqueue"):
         await jobs.enqueue(handler, [1])  # type: ignore[call-overload]
-    assert broker.asked["enqueue"] == 0
+    assert broker.calls["enqueue"] == 0
 
 
 async def test_enqueue_many(jobs: JobQueue, manager: Manager, broker: FaultyBroker) -> None:
     """enqueue_many() enqueues all jobs with one call to the broker."""
     handler = jobs.handler()(add)
     handles = await handler.enqueue_many([(1,), {"a": 2, "b": 3}, [4, 5]])
-    assert broker.asked["enqueue"] == 1
+    assert broker.calls["enqueue"] == 1
     await jobs.start(manager)
     assert [await job.result() for job in handles] == [2, 5, 9]
     handles = await handler.options(queue="other", meta={"x": 1}).enqueue_many([(1,), (2,)])
@@ -363,7 +363,7 @@ async def test_queue_not_open(broker: FaultyBroker, manager: Manager) -> None:
             await handler.enqueue(1)
         with pytest.raises(QueueError, match="not open"):
             await jobs.enqueue(chain(handler.job(1)), id="some")
-        assert broker.asked["get"] == 0
+        assert broker.calls["get"] == 0
         with pytest.raises(QueueError, match="not open"):
             await jobs.start(manager)
         async with jobs:
@@ -382,7 +382,7 @@ async def test_cancelled_enter(broker: FaultyBroker, monkeypatch: pytest.MonkeyP
 
         monkeypatch.setattr(MemoryResults, "open", open)
         await JobQueue(broker, results=MemoryResults()).__aenter__()
-    assert (broker.asked["open"], broker.asked["close"]) == (1, 1)
+    assert (broker.calls["open"], broker.calls["close"]) == (1, 1)
 
 
 async def test_broker_lifecycle(tmp_path: Any, anyio_backend: Any) -> None:
@@ -456,7 +456,7 @@ async def test_failed_job(jobs: JobQueue, manager: Manager, recorder: RecordingO
     assert None not in (info.started_at, info.finished_at)
     dead = await recorder.wait_for(JobDead)
     assert (dead.job.id, dead.meta, str(dead.error)) == (job.id, {"m": 1}, "no access")
-    assert told_of(recorder, job.id) == ["added", "started", "failed", "dead"]
+    assert events_of_attempts(recorder, job.id) == ["added", "started", "failed", "dead"]
 
 
 @pytest.mark.parametrize("text", ["\ud800", "\0", "a" * 30_000, "ž" * 30_000, ""])
@@ -846,7 +846,7 @@ async def test_results_store_lifecycle(broker: FaultyBroker) -> None:
     jobs = JobQueue(broker, results=results)
     with pytest.raises(BrokerUnavailableError):
         await jobs.__aenter__()
-    assert (broker.asked["open"], broker.asked["close"]) == (1, 1)
+    assert (broker.calls["open"], broker.calls["close"]) == (1, 1)
     results.down = False
     broker.fail("open")
     with pytest.raises(BrokerUnavailableError):

@@ -11,7 +11,7 @@ import pytest
 from opentelemetry import propagate
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 from support.brokers.faulty import FaultyBroker
-from support.job_events import told_of
+from support.job_events import events_of_attempts
 from tenacity import AsyncRetrying, stop_after_attempt, wait_fixed
 
 from background import JobEnqueued, Manager, TaskCancelled, TaskSucceeded
@@ -80,7 +80,7 @@ async def test_enqueue_retry(
     await jobs.start(manager)
     (broker.lose if lost else broker.fail)("enqueue", times=3)
     job = await handler.options(**options).enqueue()
-    assert broker.asked["enqueue"] == 4
+    assert broker.calls["enqueue"] == 4
     assert await job.result() == 1
     assert await jobs.count() == 1
     assert len([event for event in recorder.events if isinstance(event, JobEnqueued)]) == 1
@@ -113,7 +113,7 @@ async def test_long_outage(
     broker.down |= {"enqueue", "get", "cancel", "requeue", "count", "purge"}
     with pytest.raises(BrokerUnavailableError):
         await handler.enqueue()
-    assert broker.asked["enqueue"] == 5
+    assert broker.calls["enqueue"] == 5
     for ask in (job.info, job.cancel, jobs.count, partial(jobs.purge, older_than=0)):
         with pytest.raises(BrokerUnavailableError):
             await ask()
@@ -296,7 +296,7 @@ async def test_settlement_retry(
     assert await job.result() == 1
     await recorder.wait_for(TaskSucceeded)
     assert log.ran == [1]
-    assert told_of(recorder, job.id) == ["added", "started", "succeeded"]
+    assert events_of_attempts(recorder, job.id) == ["added", "started", "succeeded"]
 
 
 async def test_lost_settlement_answers(
@@ -324,7 +324,7 @@ async def test_lost_settlement_answers(
     assert await job.result() == 2
     assert await (await fails.enqueue()).wait() is S.DEAD
     await worker.close()
-    names = told_of(recorder, job.id)
+    names = events_of_attempts(recorder, job.id)
     assert sorted(names) == ["added", "added", "retrying", "started", "started", "succeeded"]
 
 
@@ -352,7 +352,7 @@ async def test_settlement_without_retention(
         broker.lose("settle")
         job = await handler.enqueue()
         await recorder.wait_for(TaskSucceeded)
-        assert told_of(recorder, job.id) == ["added", "started", "succeeded"]
+        assert events_of_attempts(recorder, job.id) == ["added", "started", "succeeded"]
 
 
 async def test_shutdown_during_outage(
@@ -367,7 +367,7 @@ async def test_shutdown_during_outage(
         job = await handler.enqueue()
         await broker.called("settle", 2)
         manager.request_shutdown()
-    assert told_of(recorder, job.id) == ["added", "started", "cancelled"]
+    assert events_of_attempts(recorder, job.id) == ["added", "started", "cancelled"]
     assert recorder.of(TaskCancelled)[0].reason == "it could not be settled"
     assert "1 jobs could not be settled" in caplog.text
     broker.down.clear()
@@ -459,7 +459,7 @@ async def test_settlement_during_renewal(
         resume.set()
         await broker.called("renew", 1)
     assert recorder.of(TaskCancelled) == []
-    assert told_of(recorder, job.id) == ["added", "started", "succeeded"]
+    assert events_of_attempts(recorder, job.id) == ["added", "started", "succeeded"]
 
 
 @pytest.mark.usefixtures("renewing_often")
@@ -475,7 +475,7 @@ async def test_renewal_during_settlement(
         await broker.called("settle")
         resume = broker.hold("settle")
         await broker.called("settle", 2)
-        renewed = broker.asked["renew"]
+        renewed = broker.calls["renew"]
         await broker.called("renew", renewed + 2)
         resume.set()
         assert await job.result() == 1

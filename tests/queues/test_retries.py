@@ -9,7 +9,7 @@ import anyio
 import pytest
 from support.brokers.faulty import FaultyBroker
 from support.brokers.kinds import elapse
-from support.job_events import told_of
+from support.job_events import events_of_attempts
 from tenacity import (
     AsyncRetrying,
     RetryCallState,
@@ -79,7 +79,7 @@ async def test_retry_until_success(
     assert await job.result() == 3
     await recorder.wait_for(TaskSucceeded)
     assert shaky.attempts == [1, 2, 3]
-    assert told_of(recorder, job.id) == [
+    assert events_of_attempts(recorder, job.id) == [
         *["added", "started", "retrying"] * 2,
         *["added", "started", "succeeded"],
     ]

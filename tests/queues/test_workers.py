@@ -12,7 +12,7 @@ from typing import Any
 import anyio
 import pytest
 from support.brokers.faulty import FaultyBroker
-from support.job_events import told_of
+from support.job_events import events_of_attempts
 from support.time import SOON
 
 from background import (
@@ -324,10 +324,10 @@ async def test_close(
         meter.open.set()
     assert await state_and_attempt(broker, first.id) == (S.SUCCEEDED, 1)
     assert await state_and_attempt(broker, late.id) == (S.READY, 0)
-    claims = broker.asked["claim"]
+    claims = broker.calls["claim"]
     await worker.close()
     await worker.close(timeout=0)
-    assert (broker.asked["claim"], worker.in_flight) == (claims, 0)
+    assert (broker.calls["claim"], worker.in_flight) == (claims, 0)
     with pytest.raises(ValueError, match="timeout"):
         await worker.close(timeout=-1)
 
@@ -370,9 +370,9 @@ async def test_close_by_job(
         assert await closing.result() == "closed"
         assert await state_and_attempt(broker, running.id) == expected
         meter.open = anyio.Event()
-        claims = broker.asked["claim"]
+        claims = broker.calls["claim"]
         await worker.close()
-        assert broker.asked["claim"] == claims
+        assert broker.calls["claim"] == claims
 
 
 async def test_close_by_two_jobs(jobs: JobQueue, manager: Manager) -> None:
@@ -654,7 +654,7 @@ async def test_cancel_by_queue(
     assert await job.wait() is S.CANCELLED
     event = await recorder.wait_for(TaskCancelled)
     assert (event.id, event.reason) == (job.id, "the job was cancelled")
-    assert told_of(recorder, job.id) == ["added", "started", "cancelled"]
+    assert events_of_attempts(recorder, job.id) == ["added", "started", "cancelled"]
     assert not await jobs.cancel(job.id)
 
 
@@ -733,7 +733,7 @@ async def test_cancel_by_observer(broker: FaultyBroker, meter: Meter) -> None:
         assert await job.wait() is S.CANCELLED
         await worker.close()
     assert meter.ran == []
-    assert told_of(recorder, job.id) == ["added", "cancelled"]
+    assert events_of_attempts(recorder, job.id) == ["added", "cancelled"]
 
 
 async def test_cancel_when_added(broker: FaultyBroker, meter: Meter) -> None:

@@ -10,7 +10,7 @@ import anyio
 import anyio.from_thread
 import pytest
 from anyio.lowlevel import checkpoint
-from support.closing import cleans_up, closed, counts, fates
+from support.closing import cleans_up, closed, counts, ids_by_outcome
 from support.time import SOON, Clock, ages
 from tenacity import AsyncRetrying, stop_after_attempt, wait_fixed
 
@@ -75,7 +75,7 @@ async def test_report_contents(recorder: RecordingObserver, clock: Clock) -> Non
             group.start_soon(cancel_by_hand)
             report = await closed(manager, timeout=10)
         assert clock.now == 15.5
-        assert fates(report) == {
+        assert ids_by_outcome(report) == {
             "succeeded": ["succeeded"],
             "failed": ["failed", "loop failed"],
             "cancelled": ["cancelled", "cancelled by hand", "loop", "loop not started"],
@@ -195,7 +195,7 @@ async def test_queued_tasks_at_deadline(recorder: RecordingObserver) -> None:
     async with Manager(limit=1, observers=[recorder]) as manager:
         handles = [manager.run(anyio.sleep, 10) for _ in range(4)]
         report = await manager.close(timeout=15)
-    assert fates(report) == {
+    assert ids_by_outcome(report) == {
         "succeeded": [handles[0].id],
         "cancelled": [handles[1].id],
         "not_started": [handles[2].id, handles[3].id],
@@ -299,7 +299,7 @@ async def test_close_in_task(manager: Manager, clock: Clock) -> None:
     sleeper = manager.run(anyio.sleep, 10)
     assert await handle == "closed it"
     assert clock.now == 15
-    assert fates(reports[0]) == {"succeeded": [sleeper.id]}
+    assert ids_by_outcome(reports[0]) == {"succeeded": [sleeper.id]}
 
 
 async def test_close_in_child_of_task(manager: Manager, clock: Clock) -> None:
@@ -330,7 +330,7 @@ async def test_close_in_two_tasks(manager: Manager, clock: Clock) -> None:
     await second
     assert clock.now == 10
     assert reports[0] is reports[1]
-    assert fates(reports[0]) == {"succeeded": [sleeper.id]}
+    assert ids_by_outcome(reports[0]) == {"succeeded": [sleeper.id]}
 
 
 async def test_close_in_loop(manager: Manager, clock: Clock) -> None:
@@ -347,7 +347,7 @@ async def test_close_in_loop(manager: Manager, clock: Clock) -> None:
         await handle
     assert clock.now == 10
     assert handle.iteration == 1
-    assert fates(reports[0]) == {"cancelled": [sleeper.id]}
+    assert ids_by_outcome(reports[0]) == {"cancelled": [sleeper.id]}
 
 
 async def test_close_in_task_with_zero_timeout(manager: Manager, clock: Clock) -> None:
@@ -357,7 +357,7 @@ async def test_close_in_task_with_zero_timeout(manager: Manager, clock: Clock) -
     async def closer() -> None:
         report = await closed(manager, timeout=0)
         steps.append("closed")
-        assert fates(report) == {"cancelled": [sleeper.id]}
+        assert ids_by_outcome(report) == {"cancelled": [sleeper.id]}
         await checkpoint()
         steps.append("done")
 

@@ -1,4 +1,4 @@
-"""Types of all kinds that a handler may be annotated with."""
+"""Types for the annotations of handlers."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ class Model(pydantic.BaseModel):
 
 
 class Aliased(pydantic.BaseModel, extra="forbid"):
-    """Takes its fields by other names than those under which it shows them, and no more."""
+    """A model whose fields have aliases and which forbids extra fields."""
 
     a: int = pydantic.Field(alias="b")
     c: int = pydantic.Field(validation_alias="d", serialization_alias="e")
@@ -127,7 +127,7 @@ class Tree:
 
 
 class Circle:
-    """A class that nobody knows how to send."""
+    """A class that no codec can serialize."""
 
     def __init__(self, radius: int) -> None:
         self.radius = radius

@@ -1,4 +1,4 @@
-"""Tasks and reports of the tests of closing."""
+"""Tasks and reports for the tests of closing."""
 
 from __future__ import annotations
 
@@ -13,21 +13,23 @@ from background import (
 )
 from support.time import ages
 
-FATES = ("succeeded", "failed", "cancelled", "expired", "not_started", "stuck")
+OUTCOMES = ("succeeded", "failed", "cancelled", "expired", "not_started", "stuck")
 
 
-def fates(report: CloseReport) -> dict[str, list[str]]:
-    """The ids in a report, by fate; without the fates that nobody met."""
-    ids = {fate: sorted(handle.id for handle in getattr(report, fate)) for fate in FATES}
-    return {fate: found for fate, found in ids.items() if found}
+def ids_by_outcome(report: CloseReport) -> dict[str, list[str]]:
+    """Return the ids in a report by outcome, without the outcomes of no task."""
+    ids = {
+        outcome: sorted(handle.id for handle in getattr(report, outcome)) for outcome in OUTCOMES
+    }
+    return {outcome: found for outcome, found in ids.items() if found}
 
 
 def counts(report: CloseReport) -> dict[str, int]:
-    return {fate: len(ids) for fate, ids in fates(report).items()}
+    return {outcome: len(ids) for outcome, ids in ids_by_outcome(report).items()}
 
 
 async def cleans_up(seconds: float) -> None:
-    """Takes a while to end when it is cancelled."""
+    """Sleep until cancelled, then clean up for `seconds`."""
     try:
         await ages()
     finally:
@@ -36,6 +38,6 @@ async def cleans_up(seconds: float) -> None:
 
 
 async def closed(manager: Manager, **options: Any) -> CloseReport:
-    """Close, but not for ever."""
+    """Close the manager, with a time limit."""
     with anyio.fail_after(10_000):
         return await manager.close(**options)

@@ -1,4 +1,4 @@
-"""What has to hold once a manager is done with, whatever happened to it."""
+"""Invariants of a closed manager, however it was closed."""
 
 from __future__ import annotations
 
@@ -27,33 +27,35 @@ _GRAMMAR = {
 _DESCRIPTORS = Path("/proc/self/fd")
 
 
-def untrue_fates(recorder: RecordingObserver, handles: Iterable[TaskHandle[Any]]) -> Iterator[str]:
-    """Tell of handles that are not final, or of which observers heard something else."""
+def task_violations(
+    recorder: RecordingObserver, handles: Iterable[TaskHandle[Any]]
+) -> Iterator[str]:
+    """Yield the handles that are not final, or that disagree with their events."""
     for handle in handles:
         names = [name for name in recorder.names(handle.id) if name != "stalled"]
         if not re.fullmatch(_GRAMMAR[handle.kind], " ".join(names)) or names[-1] != handle.status:
-            yield f"{handle!r} was told of as {names}"
-        events = [each for each in recorder.events if getattr(each, "id", None) == handle.id]
+            yield f"{handle!r} had the events {names}"
+        events = [event for event in recorder.events if getattr(event, "id", None) == handle.id]
         for event in events:
             if hasattr(event, "final") and event.final is not (event is events[-1]):
-                yield f"{handle!r} was told of by {event!r}"
+                yield f"{handle!r} had the event {event!r}"
         if handle.finished_at is None:
             yield f"{handle!r} has never finished"
 
 
-async def unheard_ends(handles: Iterable[TaskHandle[Any]]) -> Iterator[str]:
-    """Tell of handles that keep those waiting who ask for their end."""
+async def unnotified_waiters(handles: Iterable[TaskHandle[Any]]) -> Iterator[str]:
+    """Yield the handles whose `wait()` does not return although the task has ended."""
     for handle in handles:
         with anyio.move_on_after(0.001):
             if await handle.wait() is handle.status:
                 continue
-        yield f"{handle!r} keeps its waiters"
+        yield f"{handle!r}.wait() does not return"
 
 
-def untrue_report(
+def report_violations(
     manager: Manager, recorder: RecordingObserver, handles: Iterable[TaskHandle[Any]]
 ) -> Iterator[str]:
-    """Tell of a manager that is not closed, or reports something else than was told."""
+    """Yield problems of a manager that is not closed, or whose report disagrees with its events."""
     health = manager.health()
     if manager.state is not ManagerState.CLOSED or manager.count() or health.threads:
         yield f"{manager!r} has {manager.tasks()} and {health}"
@@ -61,15 +63,15 @@ def untrue_report(
         yield f"{manager!r} had {health.hook_errors} errors of observers"
     names, events = recorder.names(), recorder.events
     if (names.count("closing"), names.count("closed")) != (1, 1):
-        yield f"{manager!r} told {names}"
+        yield f"{manager!r} emitted {names}"
         return
     between = events[names.index("closing") : names.index("closed")]
-    told = {event.id for event in between if hasattr(event, "id")}
+    reported = {event.id for event in between if hasattr(event, "id")}
     late = {event.id for event in events[names.index("closed") :] if hasattr(event, "id")}
-    ended = sorted(each.id for each in handles if each.id in told - late)
+    ended = sorted(handle.id for handle in handles if handle.id in reported - late)
     (closed,) = recorder.of(ManagerClosed)
     report = closed.report
-    if report.stuck or sorted(each.id for part in _parts(report) for each in part[1]) != ended:
+    if report.stuck or sorted(task.id for part in _parts(report) for task in part[1]) != ended:
         yield f"{manager!r} reported {report!r} after {names}"
     for status, part in _parts(report):
         if any(handle.status != status for handle in part):
@@ -77,31 +79,31 @@ def untrue_report(
 
 
 def _parts(report: Any) -> list[tuple[str, tuple[TaskHandle[Any], ...]]]:
-    fates = ("succeeded", "failed", "cancelled", "expired")
-    return [*((fate, getattr(report, fate)) for fate in fates), ("cancelled", report.not_started)]
+    ends = ("succeeded", "failed", "cancelled", "expired")
+    return [*((end, getattr(report, end)) for end in ends), ("cancelled", report.not_started)]
 
 
 def has_asyncio() -> bool:
-    """Tell whether the event loop is asyncio's."""
+    """Return whether the event loop is asyncio's."""
     return isinstance(current_token().native_token, asyncio.AbstractEventLoop)
 
 
-def living() -> int:
-    """Return how many tasks the event loop has."""
+def count_tasks() -> int:
+    """Return the number of tasks in the event loop."""
     if has_asyncio():
         return len(asyncio.all_tasks())
     return trio.lowlevel.current_statistics().tasks_living
 
 
-def handlers() -> list[Any]:
-    """Return who handles the signals that end a process."""
-    return [signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM)]
+def signal_handlers() -> list[Any]:
+    """Return the handlers of SIGINT and SIGTERM."""
+    return [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
 
 
-def footprint() -> dict[str, Any]:
-    """Return what a process has that could be left behind.
+def process_resources() -> dict[str, Any]:
+    """Return the process's resources that could leak.
 
-    anyio's worker threads end with their event loop, trio's keep idle for a while.
+    anyio's worker threads end with their event loop; trio's stay idle for a while.
     """
     for thread in threading.enumerate():
         if thread.name.startswith("AnyIO"):
@@ -111,5 +113,5 @@ def footprint() -> dict[str, Any]:
             thread for thread in threading.enumerate() if not thread.name.startswith("Trio thread")
         },
         "descriptors": len(list(_DESCRIPTORS.iterdir())) if _DESCRIPTORS.exists() else 0,
-        "signal handlers": handlers(),
+        "signal handlers": signal_handlers(),
     }

@@ -1,13 +1,13 @@
-"""What observers are told of a job's attempts."""
+"""Events of a job's attempts."""
 
 from __future__ import annotations
 
 from background.testing import RecordingObserver
 
 
-def told_of(recorder: RecordingObserver, id: str) -> list[str]:
+def events_of_attempts(recorder: RecordingObserver, id: str) -> list[str]:
     """Return the names of the events of a job's attempts.
 
-    That it was enqueued may be told when a worker has it already.
+    "enqueued" is left out: it may be reported after a worker has claimed the job.
     """
     return [name for name in recorder.names(id) if name != "enqueued"]

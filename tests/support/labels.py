@@ -1,4 +1,4 @@
-"""Ids of parameters that are the same in every process, as pytest-xdist needs them."""
+"""Ids of test parameters that are the same in every process, as pytest-xdist requires."""
 
 from __future__ import annotations
 
@@ -6,5 +6,5 @@ import re
 
 
 def label(value: object) -> str:
-    """Return the value as text, without addresses in memory."""
+    """Return the value as text, without memory addresses."""
     return re.sub(r" at 0x[0-9a-f]+", "", str(value))

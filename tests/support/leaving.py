@@ -1,4 +1,4 @@
-"""How the tests of leaving run a manager."""
+"""Helpers for the tests of leaving a manager's block."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from support.time import ages
 
 
 async def cleans_up(seconds: float, done: list[str] | None = None) -> None:
-    """Takes a while to end when it is cancelled."""
+    """Sleep until cancelled, then clean up for `seconds`."""
     try:
         await ages()
     finally:

@@ -1,4 +1,4 @@
-"""Tasks of every fate, for the tests of what observers are told of them."""
+"""Tasks and jobs with every possible outcome, for the tests of observers."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ async def nap(seconds: float = 10) -> None:
 
 
 class Flaky:
-    """Fails the first `failures` times that it is called."""
+    """Fails its first `failures` calls."""
 
     def __init__(self, failures: int) -> None:
         self.left = failures
@@ -73,131 +73,141 @@ def report_stall(manager: Manager, handle: TaskHandle[Any]) -> None:
 
 
 @dataclass
-class Fate:
-    """A task, what is done to it `at` so many seconds after its submission, and its events."""
+class Scenario:
+    """A task with a certain outcome.
+
+    Args:
+        make: Makes the task.
+        order: The names of its events.
+        at: Seconds between the submission and `act`.
+        act: What is done to the task.
+        queued: Whether the task is queued behind another one-off that takes up `limit`.
+    """
 
     make: Callable[[], Task[Any]]
     order: str
     at: float = 0
     act: Act | None = None
-    queued: bool = False  # behind another one-off that takes all there is of `limit`
+    queued: bool = False
 
 
 ONE_OFFS = {
-    "succeeds": Fate(lambda: Task(fine), "added started succeeded"),
-    "starts late": Fate(lambda: Task(fine, delay=5), "added started succeeded"),
-    "fails": Fate(lambda: Task(broken), "added started failed"),
-    "times out": Fate(lambda: Task(nap, timeout=1), "added started failed"),
-    "succeeds at last": Fate(
+    "succeeds": Scenario(lambda: Task(fine), "added started succeeded"),
+    "starts late": Scenario(lambda: Task(fine, delay=5), "added started succeeded"),
+    "fails": Scenario(lambda: Task(broken), "added started failed"),
+    "times out": Scenario(lambda: Task(nap, timeout=1), "added started failed"),
+    "succeeds at last": Scenario(
         lambda: Task(Flaky(1), retry=TWICE), "added started retrying succeeded"
     ),
-    "fails at last": Fate(lambda: Task(broken, retry=TWICE), "added started retrying failed"),
-    "refused results": Fate(
+    "fails at last": Scenario(lambda: Task(broken, retry=TWICE), "added started retrying failed"),
+    "refused results": Scenario(
         lambda: Task(
             fine,
             retry=AsyncRetrying(stop=stop_after_attempt(3), retry=retry_if_result(bool)),
         ),
         "added started retrying retrying failed",
     ),
-    "cancelled before its first step": Fate(lambda: Task(nap), "added cancelled", 0, cancel),
-    "cancelled while delayed": Fate(lambda: Task(nap, delay=5), "added cancelled", 1, cancel),
-    "cancelled while queued": Fate(lambda: Task(nap), "added cancelled", 1, cancel, queued=True),
-    "cancelled while running": Fate(lambda: Task(nap), "added started cancelled", 1, cancel),
-    "cancelled in backoff": Fate(
+    "cancelled before its first step": Scenario(lambda: Task(nap), "added cancelled", 0, cancel),
+    "cancelled while delayed": Scenario(lambda: Task(nap, delay=5), "added cancelled", 1, cancel),
+    "cancelled while queued": Scenario(
+        lambda: Task(nap), "added cancelled", 1, cancel, queued=True
+    ),
+    "cancelled while running": Scenario(lambda: Task(nap), "added started cancelled", 1, cancel),
+    "cancelled in backoff": Scenario(
         lambda: Task(broken, retry=TWICE), "added started retrying cancelled", 1, cancel
     ),
-    "cancelled in its second attempt": Fate(
+    "cancelled in its second attempt": Scenario(
         lambda: Task(nap, retry=TWICE, timeout=1),
         "added started retrying cancelled",
         6.5,
         cancel,
     ),
-    "expires while queued": Fate(lambda: Task(nap, lifespan=5), "added expired", queued=True),
-    "expires while running": Fate(lambda: Task(nap, lifespan=5), "added started expired"),
-    "expires in backoff": Fate(
+    "expires while queued": Scenario(lambda: Task(nap, lifespan=5), "added expired", queued=True),
+    "expires while running": Scenario(lambda: Task(nap, lifespan=5), "added started expired"),
+    "expires in backoff": Scenario(
         lambda: Task(broken, retry=TWICE, lifespan=3), "added started retrying expired"
     ),
-    "delayed at close": Fate(lambda: Task(nap, delay=50), "added cancelled", 1, close),
-    "running at close": Fate(lambda: Task(nap), "added started cancelled", 1, close),
-    "stalls": Fate(lambda: Task(nap), "added started stalled succeeded", 1, report_stall),
+    "delayed at close": Scenario(lambda: Task(nap, delay=50), "added cancelled", 1, close),
+    "running at close": Scenario(lambda: Task(nap), "added started cancelled", 1, close),
+    "stalls": Scenario(lambda: Task(nap), "added started stalled succeeded", 1, report_stall),
 }
 
 LOOPS = {
-    "stopped in an iteration": Fate(
+    "stopped in an iteration": Scenario(
         lambda: Task(nap, kind=LOOP),
         "added started succeeded started succeeded cancelled",
         15,
         stop_loops,
     ),
-    "stopped between iterations": Fate(
+    "stopped between iterations": Scenario(
         lambda: Task(fine, kind=LOOP, schedule=every(10)),
         "added started succeeded started succeeded cancelled",
         15,
         stop_loops,
     ),
-    "stopped before its first iteration": Fate(
+    "stopped before its first iteration": Scenario(
         lambda: Task(fine, kind=LOOP, delay=5), "added cancelled", 1, stop_loops
     ),
-    "stopped before its first step": Fate(
+    "stopped before its first step": Scenario(
         lambda: Task(fine, kind=LOOP), "added cancelled", 0, stop_loops
     ),
-    "stopped in backoff": Fate(
+    "stopped in backoff": Scenario(
         lambda: Task(broken, kind=LOOP, retry=TWICE),
         "added started retrying failed cancelled",
         1,
         stop_loops,
     ),
-    "stopped while it fails": Fate(
+    "stopped while it fails": Scenario(
         lambda: Task(nap, kind=LOOP, timeout=5, retry=TWICE),
         "added started failed cancelled",
         1,
         stop_loops,
     ),
-    "goes on after a failure": Fate(
+    "goes on after a failure": Scenario(
         lambda: Task(Flaky(1), kind=LOOP, schedule=every(10)),
         "added started failed started succeeded cancelled",
         15,
         stop_loops,
     ),
-    "retries each iteration": Fate(
+    "retries each iteration": Scenario(
         lambda: Task(broken, kind=LOOP, schedule=every(10), retry=TWICE),
         "added started retrying failed started retrying failed cancelled",
         18,
         stop_loops,
     ),
-    "too many failures": Fate(
+    "too many failures": Scenario(
         lambda: Task(broken, kind=LOOP, schedule=every(10), max_failures=2),
         "added started failed started failed",
     ),
-    "cancelled in an iteration": Fate(
+    "cancelled in an iteration": Scenario(
         lambda: Task(nap, kind=LOOP), "added started succeeded started cancelled", 15, cancel
     ),
-    "cancelled between iterations": Fate(
+    "cancelled between iterations": Scenario(
         lambda: Task(fine, kind=LOOP, schedule=every(10)),
         "added started succeeded cancelled",
         5,
         cancel,
     ),
-    "cancelled before its first step": Fate(
+    "cancelled before its first step": Scenario(
         lambda: Task(fine, kind=LOOP), "added cancelled", 0, cancel
     ),
-    "expires in an iteration": Fate(
+    "expires in an iteration": Scenario(
         lambda: Task(nap, kind=LOOP, lifespan=15), "added started succeeded started expired"
     ),
-    "expires between iterations": Fate(
+    "expires between iterations": Scenario(
         lambda: Task(fine, kind=LOOP, schedule=every(10), lifespan=15),
         "added started succeeded started succeeded expired",
     ),
-    "between iterations at close": Fate(
+    "between iterations at close": Scenario(
         lambda: Task(fine, kind=LOOP, schedule=every(10)),
         "added started succeeded cancelled",
         5,
         close,
     ),
-    "in an iteration at close": Fate(
+    "in an iteration at close": Scenario(
         lambda: Task(nap, kind=LOOP), "added started cancelled", 5, close
     ),
-    "stalls": Fate(
+    "stalls": Scenario(
         lambda: Task(nap, kind=LOOP),
         "added started stalled succeeded started cancelled",
         1,
@@ -205,29 +215,29 @@ LOOPS = {
     ),
 }
 
-FATES = {f"one-off {name}": fate for name, fate in ONE_OFFS.items()}
-FATES |= {f"loop {name}": fate for name, fate in LOOPS.items()}
+SCENARIOS = {f"one-off {name}": scenario for name, scenario in ONE_OFFS.items()}
+SCENARIOS |= {f"loop {name}": scenario for name, scenario in LOOPS.items()}
 
 
-async def meet(fate: Fate, recorder: RecordingObserver, *own: Observer) -> TaskHandle[Any]:
-    """Have a task meet its fate, observed by `recorder` and by observers of its own."""
+async def play(scenario: Scenario, recorder: RecordingObserver, *own: Observer) -> TaskHandle[Any]:
+    """Run a task to its outcome, observed by `recorder` and by the task's own observers."""
     async with Manager(observers=[recorder], limit=1) as manager:
-        return await meet_in(manager, fate, *own)
+        return await play_in(manager, scenario, *own)
 
 
-async def meet_in(manager: Manager, fate: Fate, *own: Observer) -> TaskHandle[Any]:
-    """Have a task meet its fate in a manager of `limit=1`, and close that."""
-    if fate.queued:
+async def play_in(manager: Manager, scenario: Scenario, *own: Observer) -> TaskHandle[Any]:
+    """Run a task to its outcome in a manager with `limit=1`, and close the manager."""
+    if scenario.queued:
         manager.run(nap, 1000)
         await anyio.sleep(1)
-    handle = manager.run_task(replace(fate.make(), observers=own))
-    if fate.at:
-        await anyio.sleep(fate.at)
-    if fate.act is not None:
-        done = fate.act(manager, handle)
-        if isinstance(done, Awaitable):
-            await done
-    if fate.act is report_stall:
+    handle = manager.run_task(replace(scenario.make(), observers=own))
+    if scenario.at:
+        await anyio.sleep(scenario.at)
+    if scenario.act is not None:
+        result = scenario.act(manager, handle)
+        if isinstance(result, Awaitable):
+            await result
+    if scenario.act is report_stall:
         await anyio.sleep(15)
         handle.cancel("enough")
     await handle.wait()
@@ -238,96 +248,109 @@ async def meet_in(manager: Manager, fate: Fate, *own: Observer) -> TaskHandle[An
 JobAct = Callable[[JobQueue, Worker, JobHandle[Any]], Awaitable[object]]
 
 
-async def dequeue(jobs: JobQueue, worker: Worker, job: JobHandle[Any]) -> None:
+async def cancel_job(jobs: JobQueue, worker: Worker, job: JobHandle[Any]) -> None:
     assert await jobs.cancel(job.id)
 
 
-async def hand_back(jobs: JobQueue, worker: Worker, job: JobHandle[Any]) -> None:
+async def release(jobs: JobQueue, worker: Worker, job: JobHandle[Any]) -> None:
     await worker.close(timeout=0)
 
 
 @dataclass
-class JobFate:
-    """The function of a job, what is done after a second, its events, and its state in the end."""
+class JobScenario:
+    """A job with a certain outcome.
+
+    Args:
+        make: Makes the job's function.
+        order: The names of its events.
+        state: The job's state at the end.
+        retry: The handler's retry policy.
+        act: What is done to the job after a second.
+        queued: Whether the job is queued behind a one-off that takes up `limit`.
+    """
 
     make: Callable[[], Callable[[], Any]]
     order: str
     state: JobState
     retry: AsyncRetrying | None = None
     act: JobAct | None = None
-    queued: bool = False  # behind a one-off that takes all there is of `limit`
+    queued: bool = False
 
 
 JOBS = {
-    "succeeds": JobFate(lambda: fine, "enqueued added started succeeded", JobState.SUCCEEDED),
-    "succeeds at last": JobFate(
+    "succeeds": JobScenario(lambda: fine, "enqueued added started succeeded", JobState.SUCCEEDED),
+    "succeeds at last": JobScenario(
         lambda: Flaky(1),
         "enqueued added started retrying added started succeeded",
         JobState.SUCCEEDED,
         TWICE,
     ),
-    "gives up": JobFate(lambda: broken, "enqueued added started failed dead", JobState.DEAD),
-    "gives up at last": JobFate(
+    "gives up": JobScenario(lambda: broken, "enqueued added started failed dead", JobState.DEAD),
+    "gives up at last": JobScenario(
         lambda: broken,
         "enqueued added started retrying added started failed dead",
         JobState.DEAD,
         TWICE,
     ),
-    "refused results": JobFate(
+    "refused results": JobScenario(
         lambda: fine,
         "enqueued added started retrying added started failed dead",
         JobState.DEAD,
         AsyncRetrying(stop=stop_after_attempt(2), retry=retry_if_result(bool)),
     ),
-    "cancelled while queued": JobFate(
-        lambda: nap, "enqueued added cancelled", JobState.CANCELLED, None, dequeue, queued=True
+    "cancelled while queued": JobScenario(
+        lambda: nap, "enqueued added cancelled", JobState.CANCELLED, None, cancel_job, queued=True
     ),
-    "cancelled while running": JobFate(
-        lambda: nap, "enqueued added started cancelled", JobState.CANCELLED, None, dequeue
+    "cancelled while running": JobScenario(
+        lambda: nap, "enqueued added started cancelled", JobState.CANCELLED, None, cancel_job
     ),
-    "handed back while queued": JobFate(
-        lambda: nap, "enqueued added cancelled", JobState.READY, None, hand_back, queued=True
+    "released while queued": JobScenario(
+        lambda: nap, "enqueued added cancelled", JobState.READY, None, release, queued=True
     ),
-    "handed back while running": JobFate(
-        lambda: nap, "enqueued added started cancelled", JobState.READY, None, hand_back
+    "released while running": JobScenario(
+        lambda: nap, "enqueued added started cancelled", JobState.READY, None, release
     ),
 }
 
 
-async def meet_job(fate: JobFate, *observers: Observer, own: tuple[Observer, ...] = ()) -> str:
-    """Have a job meet its fate, under observers of the manager's and of its own; return its id."""
+async def play_job(
+    scenario: JobScenario, *observers: Observer, own: tuple[Observer, ...] = ()
+) -> str:
+    """Run a job to its outcome, observed by the manager's and its own observers; return its id."""
     jobs = JobQueue(MemoryBroker())
-    handler = jobs.handler(name="job", queue="mail", retry=fate.retry, observers=own)(fate.make())
+    handler = jobs.handler(name="job", queue="mail", retry=scenario.retry, observers=own)(
+        scenario.make()
+    )
     async with Manager(observers=observers, limit=1, cancel_timeout=1) as manager, jobs:
-        if fate.queued:
+        if scenario.queued:
             manager.run(nap, 1000)
         worker = await jobs.start(manager)
         job = await handler.enqueue()
         await anyio.sleep(1)
-        if fate.act is not None:
-            await fate.act(jobs, worker, job)
-        if fate.act is not hand_back:
+        if scenario.act is not None:
+            await scenario.act(jobs, worker, job)
+        if scenario.act is not release:
             await job.wait()
         info = await job.info()
         assert info is not None
-        assert info.state is fate.state
+        assert info.state is scenario.state
         await worker.close()
         await manager.close(timeout=0)
     return job.id
 
 
 EVENTS: list[Any] = [
-    each
-    for each in vars(background).values()
-    if isinstance(each, type)
-    and (each.__module__ == "background._events" or each in (ManagerClosing, ManagerClosed))
+    value
+    for value in vars(background).values()
+    if isinstance(value, type)
+    and (value.__module__ == "background._events" or value in (ManagerClosing, ManagerClosed))
 ]
 
 HOOKS = [name for name in vars(Observer) if name.startswith("on_")]
 
 
-async def everything_happens(*observers: Observer) -> Manager:
-    """Have every hook called at least once, always in the same order."""
+async def call_every_hook(*observers: Observer) -> Manager:
+    """Call every hook at least once, always in the same order."""
     async with Manager(observers=observers, cancel_timeout=1) as manager:
         running = manager.run(nap, 3)
         await anyio.sleep(1)
@@ -337,14 +360,14 @@ async def everything_happens(*observers: Observer) -> Manager:
         await manager.run(broken).wait()
         manager.run(nap).cancel()
         await manager.run_task(Task(nap, lifespan=1)).wait()
-        await have_a_job_die(manager)
+        await run_dying_job(manager)
     return manager
 
 
-async def have_a_job_die(manager: Manager, *own: Observer) -> None:
-    """Enqueue a job that a worker of the manager's works off and that gives up at once."""
+async def run_dying_job(manager: Manager, *own: Observer) -> None:
+    """Run a job that fails without a retry in a worker of the manager."""
     jobs = JobQueue(MemoryBroker())
-    dies = jobs.handler(name="dies", observers=own)(broken)
+    handler = jobs.handler(name="dies", observers=own)(broken)
     async with jobs:
         await jobs.start(manager)
-        await (await dies.enqueue()).wait()
+        await (await handler.enqueue()).wait()

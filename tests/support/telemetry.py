@@ -1,4 +1,4 @@
-"""OpenTelemetry's own SDK, with all that it gets kept in memory."""
+"""The OpenTelemetry SDK with in-memory exporters."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from background.observers.otel import OpenTelemetryObserver
 
 
 class Telemetry:
-    """The SDK, with an exporter of spans and a reader of metrics in memory."""
+    """A tracer provider and a meter provider with an in-memory exporter and reader."""
 
     def __init__(self) -> None:
         self._exporter = InMemorySpanExporter()
@@ -40,7 +40,7 @@ class Telemetry:
         return span
 
     def metric(self, name: str) -> Any:
-        """Return a metric by its name: what follows `background.task.`, or else with `job.`."""
+        """Return the metric `background.<name>` for "job.…", else `background.task.<name>`."""
         name = name if name.startswith("job.") else f"task.{name}"
         data = self._reader.get_metrics_data()
         (found,) = (
@@ -53,7 +53,7 @@ class Telemetry:
         return found
 
     def points(self, name: str) -> dict[tuple[Any, ...], Any]:
-        """Return a metric's data points by the values of their attributes."""
+        """Return a metric's data points, keyed by the values of their attributes."""
         return {
             tuple(point.attributes.values()): point for point in self.metric(name).data.data_points
         }

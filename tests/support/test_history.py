@@ -1,4 +1,4 @@
-"""The checker of histories: what it takes for granted, and what it does not let pass."""
+"""Checks of job histories."""
 
 from __future__ import annotations
 
@@ -28,44 +28,48 @@ SUCCEEDED = {"j": End("succeeded", 1)}
 SUCCEEDED_LATER = {"j": End("succeeded", 2)}
 
 
-def test_a_job_that_runs_once() -> None:
+def test_single_run() -> None:
+    """A job that runs once has no duplicates."""
     history = History(RUN, [], SUCCEEDED)
     history.check()
     assert (history.acknowledged, history.duplicates, history.unstarted) == (["j"], 0, 0)
 
 
-def test_a_job_that_is_taken_over() -> None:
+def test_takeover() -> None:
+    """A killed worker explains the next attempt, whose delay is measured."""
     history = History(TAKEN_OVER, [KILLED], SUCCEEDED_LATER)
     history.check()
     assert history.duplicates == 1
     assert history.takeover(0.99) == 2.5
 
 
-def test_a_job_that_is_handed_back() -> None:
-    """Its attempt is not counted, and there are faults after which that may be."""
-    entries = [Entry(*(*vars(each).values(),)[:4], 1) for each in TAKEN_OVER]
-    asked = Fault("a", "asked to leave", 1.5, 3.0, counts=False)
-    History(entries, [asked], SUCCEEDED).check()
+def test_release() -> None:
+    """A released attempt is not counted, and only some faults allow that."""
+    entries = [Entry(*(*vars(entry).values(),)[:4], 1) for entry in TAKEN_OVER]
+    released = Fault("a", "shut down", 1.5, 3.0, counts=False)
+    History(entries, [released], SUCCEEDED).check()
     with pytest.raises(AssertionError, match="was counted once, ran twice"):
         History(entries, [KILLED], SUCCEEDED).check()
 
 
-def test_a_job_that_is_tried_again() -> None:
+def test_retry() -> None:
+    """A retry is no duplicate."""
     entries = [*TAKEN_OVER, Entry(2.0, "a", "retrying", "j", 1)]
     history = History(entries, [], SUCCEEDED_LATER)
     history.check()
     assert history.duplicates == 0
 
 
-def test_a_process_that_stood_still() -> None:
-    """It explains what others did meanwhile, and takes no part in the figures."""
+def test_paused_process() -> None:
+    """A pause explains the next attempt, and is not counted as a takeover."""
     entries = [*TAKEN_OVER, Entry(6.0, "a", "paused", detail="4.5")]
     history = History(entries, [], SUCCEEDED_LATER)
     history.check()
     assert history.takeovers == []
 
 
-def test_attempts_that_never_began() -> None:
+def test_unstarted_attempts() -> None:
+    """Attempts that were counted and never began are reported."""
     history = History(TAKEN_OVER, [KILLED], {"j": End("succeeded", 5)})
     assert history.unstarted == 3
 
@@ -91,24 +95,26 @@ def test_attempts_that_never_began() -> None:
         (TAKEN_OVER[:3] + RUN[2:], [KILLED], End("succeeded", 1), "attempt 2 began"),
     ],
 )
-def test_what_may_not_be(
+def test_violations(
     entries: Sequence[Entry], faults: Sequence[Fault], end: End | None, problem: str
 ) -> None:
+    """Each violated invariant is reported."""
     history = History(entries, faults, {} if end is None else {"j": end})
     with pytest.raises(AssertionError, match=problem):
         history.check()
 
 
-def test_what_is_noted_can_be_read_and_waited_for(tmp_path: Path) -> None:
+def test_log(tmp_path: Path) -> None:
+    """Entries and faults can be written, read and waited for."""
     log = Log(tmp_path / "history")
     with log.fault("a", "killed"):
         log.acknowledged(["j", "k"])
     notes = Notes(log.path, "a")
     notes.add("started", "j", 3, "…")
     notes.close()
-    (started,) = log.wait_for_entries(who="a", what="started")
+    (started,) = log.wait_for_entries(process="a", event="started")
     assert (started.job, started.attempt, started.detail) == ("j", 3, "…")
-    assert [each.job for each in log.entries()] == ["j", "k", "j"]
+    assert [entry.job for entry in log.entries()] == ["j", "k", "j"]
     (fault,) = log.faults
     assert fault.since <= log.entries()[0].time <= fault.until <= started.time
     log.close()

@@ -1,4 +1,4 @@
-"""The proxy, before a server that answers each line with the same line."""
+"""The TCP proxy in front of an echo server."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from support.time import SOON
 class Echo(socketserver.StreamRequestHandler):
     def handle(self) -> None:
         for line in self._lines():
-            self.server.heard.append(line)  # type: ignore[attr-defined]
+            self.server.received.append(line)  # type: ignore[attr-defined]
             with suppress(ConnectionError):
                 self.wfile.write(line)
 
@@ -31,7 +31,7 @@ class EchoServer(socketserver.ThreadingTCPServer):
 
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), Echo)
-        self.heard: list[bytes] = []
+        self.received: list[bytes] = []
 
 
 @pytest.fixture
@@ -56,7 +56,7 @@ class Client:
         self.socket = socket.create_connection(("127.0.0.1", proxy.port), timeout=SOON)
         self.file = self.socket.makefile("rwb", buffering=0)
 
-    def ask(self, line: bytes) -> bytes:
+    def request(self, line: bytes) -> bytes:
         self.file.write(line)
         return self.answer()
 
@@ -71,88 +71,94 @@ class Client:
 @pytest.fixture
 def client(proxy: Proxy) -> Iterator[Client]:
     client = Client(proxy)
-    assert client.ask(b"hello\n") == b"hello\n"
+    assert client.request(b"hello\n") == b"hello\n"
     yield client
     client.close()
 
 
 @pytest.mark.parametrize(
-    ("cut", "heard"), [(Cut.BEFORE, []), (Cut.WITHIN, [b"the "]), (Cut.AFTER, [b"the one\n"])]
+    ("cut", "received"), [(Cut.BEFORE, []), (Cut.WITHIN, [b"the "]), (Cut.AFTER, [b"the one\n"])]
 )
-def test_cut_at_a_request(
-    proxy: Proxy, echo: EchoServer, client: Client, cut: Cut, heard: list[bytes]
+def test_cut_at_request(
+    proxy: Proxy, echo: EchoServer, client: Client, cut: Cut, received: list[bytes]
 ) -> None:
+    """The connection is cut before, within or after the request with the bytes."""
     hit = proxy.aim(cut, b"one")
-    assert client.ask(b"other\n") == b"other\n"
+    assert client.request(b"other\n") == b"other\n"
     assert not hit.is_set()
     with pytest.raises(ConnectionError):
-        client.ask(b"the one\n")
+        client.request(b"the one\n")
     assert hit.wait(SOON)
     new = Client(proxy)
-    assert new.ask(b"the one\n") == b"the one\n"
+    assert new.request(b"the one\n") == b"the one\n"
     new.close()
     proxy.close()
-    assert echo.heard == [b"hello\n", b"other\n", *heard, b"the one\n"]
+    assert echo.received == [b"hello\n", b"other\n", *received, b"the one\n"]
     assert proxy.connections == 2
 
 
-def test_a_request_in_pieces(proxy: Proxy, client: Client) -> None:
+def test_request_in_pieces(proxy: Proxy, client: Client) -> None:
+    """A request is recognized although it arrives in two pieces."""
     hit = proxy.aim(Cut.AFTER, b"the one")
     client.file.write(b"the o")
     with pytest.raises(ConnectionError):
-        client.ask(b"ne\n")
+        client.request(b"ne\n")
     assert hit.is_set()
 
 
-def test_cut_and_nobody_is_told(proxy: Proxy, echo: EchoServer, client: Client) -> None:
+def test_silent_cut(proxy: Proxy, echo: EchoServer, client: Client) -> None:
+    """A silent cut loses the answer, without a reset; new connections work."""
     hit = proxy.aim(Cut.SILENTLY, b"one")
     client.file.write(b"the one\n")
     assert hit.wait(SOON)
     client.socket.settimeout(0.05)
     with pytest.raises(TimeoutError):
-        client.ask(b"more\n")
+        client.request(b"more\n")
     new = Client(proxy)
-    assert new.ask(b"more\n") == b"more\n"
+    assert new.request(b"more\n") == b"more\n"
     new.close()
-    assert echo.heard == [b"hello\n", b"the one\n", b"more\n"]
+    assert echo.received == [b"hello\n", b"the one\n", b"more\n"]
 
 
-def test_a_black_hole(proxy: Proxy, echo: EchoServer, client: Client) -> None:
+def test_black_hole(proxy: Proxy, echo: EchoServer, client: Client) -> None:
+    """A black hole discards the data of existing and new connections."""
     with proxy.black_hole():
         new = Client(proxy)
-        for each in (client, new):
-            each.socket.settimeout(0.05)
+        for connected in (client, new):
+            connected.socket.settimeout(0.05)
             with pytest.raises(TimeoutError):
-                each.ask(b"lost\n")
-            each.close()
-    later = Client(proxy)
-    assert later.ask(b"hello\n") == b"hello\n"
-    later.close()
-    assert echo.heard == [b"hello\n"] * 2
+                connected.request(b"lost\n")
+            connected.close()
+    third = Client(proxy)
+    assert third.request(b"hello\n") == b"hello\n"
+    third.close()
+    assert echo.received == [b"hello\n"] * 2
 
 
 def check_refused(proxy: Proxy) -> None:
     with pytest.raises(ConnectionError), closing(Client(proxy)) as client:
-        client.ask(b"hello\n")
+        client.request(b"hello\n")
 
 
-def test_refused(proxy: Proxy, client: Client) -> None:
+def test_refusing(proxy: Proxy, client: Client) -> None:
+    """The proxy resets existing and new connections while it refuses."""
     with proxy.refusing():
         with pytest.raises(ConnectionError):
-            client.ask(b"hello\n")
+            client.request(b"hello\n")
         check_refused(proxy)
-    later = Client(proxy)
-    assert later.ask(b"hello\n") == b"hello\n"
-    later.close()
+    third = Client(proxy)
+    assert third.request(b"hello\n") == b"hello\n"
+    third.close()
 
 
-def test_a_delay_and_an_end(proxy: Proxy, client: Client) -> None:
-    """What the client closes, the server is told of: its fixture waits for that."""
+def test_delay_and_close(proxy: Proxy, client: Client) -> None:
+    """The server sees the client's close; its fixture waits for that."""
     proxy.delay = 0.01
-    assert client.ask(b"hello\n") == b"hello\n"
+    assert client.request(b"hello\n") == b"hello\n"
 
 
-def test_a_server_that_is_not_there() -> None:
+def test_no_server() -> None:
+    """Connections are reset while the server does not listen."""
     with socket.socket() as unused:
         unused.bind(("127.0.0.1", 0))
         with proxied(unused.getsockname()[1]) as proxy:

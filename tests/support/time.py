@@ -1,19 +1,19 @@
-"""How tests tell the time, and how long they wait."""
+"""Times and waits of tests."""
 
 from __future__ import annotations
 
 import anyio
 
-SOON = 5.0  # real seconds that a thread may take for what it does at once
+SOON = 5.0  # real seconds a thread may take for work that should be immediate
 
 
 async def ages() -> None:
-    """So long that a test that fails still ends, in virtual time."""
+    """Sleep longer than any test lasts; a failing test still ends, as time is virtual."""
     await anyio.sleep(80_000)
 
 
 class Clock:
-    """Times since the test began."""
+    """Seconds since the test began."""
 
     def __init__(self) -> None:
         self.began = anyio.current_time()

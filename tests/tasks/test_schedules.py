@@ -11,7 +11,7 @@ from zoneinfo import ZoneInfo
 
 import anyio
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from background import InvalidTaskError, Manager, Schedule, Task, TaskKind, cron, every
@@ -342,7 +342,6 @@ def test_minutes_across_dst_change(change: datetime, minutes: int) -> None:
     "tz",
     ["UTC", PRAGUE, "America/New_York", "Australia/Lord_Howe", "America/St_Johns", "Asia/Gaza"],
 )
-@settings(deadline=None)
 @given(
     minute=st.integers(0, 59),
     hour=st.integers(0, 23),

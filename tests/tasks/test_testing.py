@@ -16,7 +16,7 @@ from typing import Any
 import anyio
 import anyio.to_thread
 import pytest
-from support.outcomes import HOOKS, JOBS, Flaky, broken, everything_happens, fine, meet_job, nap
+from support.outcomes import HOOKS, JOBS, Flaky, broken, call_every_hook, fine, nap, play_job
 
 import background
 from background import (
@@ -49,7 +49,7 @@ from background.testing import (
 async def test_recorder_hooks() -> None:
     """The recorder implements all hooks."""
     recorder = RecordingObserver()
-    await everything_happens(recorder)
+    await call_every_hook(recorder)
     assert {
         f"on_{subject}_{name}"
         for name in recorder.names()
@@ -59,8 +59,8 @@ async def test_recorder_hooks() -> None:
 
 async def test_recorder_job_events(recorder: RecordingObserver) -> None:
     """The recorder finds events of a job, and of the tasks that ran it, by the job's id."""
-    await meet_job(JOBS["gives up"], recorder)
-    id = await meet_job(JOBS["succeeds"], recorder)
+    await play_job(JOBS["gives up"], recorder)
+    id = await play_job(JOBS["succeeds"], recorder)
     assert recorder.names(id) == ["enqueued", "added", "started", "succeeded"]
     (enqueued,) = recorder.of(JobEnqueued, id)
     assert enqueued.job.id == id

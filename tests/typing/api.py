@@ -1,6 +1,6 @@
-"""Cases for type checkers; never run.
+"""Type checks of the public API; this module never runs.
 
-An expected error is ignored, and for both checkers it is an error if it does not occur.
+Expected errors are ignored; both checkers report an ignored error that does not occur.
 """
 
 # pyright: reportUnnecessaryTypeIgnoreComment=true
@@ -54,7 +54,7 @@ from background import (
 )
 from background.testing import RecordingObserver, virtual_time, virtual_wall_clock
 
-# What people submit
+# Functions of tasks
 
 
 async def fetch(url: str, *, retries: int = 0) -> bytes:
@@ -85,7 +85,7 @@ class Client:
 client = Client()
 
 
-# run, after: the result's type, from async and sync functions
+# run, after: the type of the result of async and sync functions
 
 
 async def results(manager: Manager) -> None:
@@ -129,7 +129,7 @@ async def handles(manager: Manager) -> None:
     assert_type(await asyncio.gather(handle, manager.run(resize, 1)), tuple[bytes, str])
 
 
-# A wrong call is refused
+# Wrong calls
 
 
 def wrong_calls(manager: Manager) -> None:
@@ -170,7 +170,7 @@ async def loops(manager: Manager) -> None:
 # options
 
 
-async def chosen(manager: Manager) -> None:
+async def submissions(manager: Manager) -> None:
     options = manager.options(retry=3, timeout=10, id="one", meta={"user": 7})
     assert_type(options, Submission)
     assert_type(options.run(fetch, "a", retries=2), TaskHandle[bytes])
@@ -211,7 +211,7 @@ async def tasks(manager: Manager) -> None:
 
 
 def options(manager: Manager, context: contextvars.Context) -> None:
-    described = Task(
+    described_task = Task(
         fetch,
         args=("a",),
         kwargs={"retries": 1},
@@ -230,17 +230,17 @@ def options(manager: Manager, context: contextvars.Context) -> None:
         stall_after=60,
         context=context,
     )
-    assert_type(described, Task[bytes])
-    assert_type(described.args, tuple[Any, ...])
-    assert_type(described.kwargs, Mapping[str, Any])
-    assert_type(described.meta, Mapping[str, Any])
-    assert_type(described.schedule, Schedule | None)
-    assert_type(described.retry, AsyncRetrying | int | None)
-    assert_type(described.timeout, float | None)
-    assert_type(dataclasses.replace(described, delay=2), Task[bytes])
+    assert_type(described_task, Task[bytes])
+    assert_type(described_task.args, tuple[Any, ...])
+    assert_type(described_task.kwargs, Mapping[str, Any])
+    assert_type(described_task.meta, Mapping[str, Any])
+    assert_type(described_task.schedule, Schedule | None)
+    assert_type(described_task.retry, AsyncRetrying | int | None)
+    assert_type(described_task.timeout, float | None)
+    assert_type(dataclasses.replace(described_task, delay=2), Task[bytes])
 
 
-def wrong_options(described: Task[bytes]) -> None:
+def wrong_options(described_task: Task[bytes]) -> None:
     Task()  # type: ignore[call-overload]
     Task(1)  # type: ignore[call-overload]
     Task(fetch, ("a",))  # type: ignore[call-overload]
@@ -249,10 +249,10 @@ def wrong_options(described: Task[bytes]) -> None:
     Task(fetch, retry="3")  # type: ignore[call-overload]
     Task(fetch, schedule=60)  # type: ignore[call-overload]
     Task(fetch, repeat=True)  # type: ignore[call-overload]
-    described.delay = 2  # type: ignore[misc]
+    described_task.delay = 2  # type: ignore[misc]
 
 
-# @task: the function keeps its type
+# @task: the type of the function is unchanged
 
 
 @task(retry=3, timeout=10)
@@ -359,7 +359,7 @@ async def managing() -> None:
 
 
 class Everything(Observer):
-    """Hooks are `def` or `async def` as one likes."""
+    """Implements every hook, some with `def` and some with `async def`."""
 
     def on_task_added(self, event: TaskAdded) -> None:
         assert_type(event.delay, float)

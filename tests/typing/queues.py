@@ -1,6 +1,6 @@
-"""Cases of durable jobs for type checkers; never run.
+"""Type checks of durable jobs; this module never runs.
 
-An expected error is ignored, and for both checkers it is an error if it does not occur.
+Expected errors are ignored; both checkers report an ignored error that does not occur.
 """
 
 # pyright: reportUnnecessaryTypeIgnoreComment=true
@@ -62,7 +62,7 @@ def later(number: int) -> Awaitable[bytes]:
     raise NotImplementedError
 
 
-# Handlers are typed by their functions, and stay callable
+# Handlers: the types of their functions
 
 
 async def handlers() -> None:
@@ -132,7 +132,7 @@ async def chains_and_groups() -> None:
     assert_type(group(send.job("a", "b"), send.job("c", "d")), Step[list[str]])
     assert_type(group(group(nothing.job())), Step[list[list[None]]])
     assert_type(await jobs.enqueue(resize.job("a")), JobHandle[Size])
-    job = await jobs.enqueue(group(*[resize.job(name) for name in "ab"]), id="mine")
+    job = await jobs.enqueue(group(*[resize.job(name) for name in "ab"]), id="job")
     assert_type(await job.result(), list[Size])
     assert_type(chain(send.job("a", "b"), nothing.job()), Step[Any])
     assert_type(await jobs.enqueue(chain(send.job("a", "b"), nothing.job())), JobHandle[Any])
@@ -146,7 +146,7 @@ async def chains_and_groups() -> None:
 
 
 async def queue(manager: Manager, broker: Broker, results: Results) -> None:
-    made = JobQueue(
+    jobs_to_start = JobQueue(
         broker,
         results=results,
         observers=[Observer()],
@@ -157,7 +157,7 @@ async def queue(manager: Manager, broker: Broker, results: Results) -> None:
     )
     assert_type(JobQueue.from_url("sqlite:///jobs.db", lease=5.0), JobQueue)
     SQLiteBroker("jobs.db", synchronous="FULL")
-    async with made as entered:
+    async with jobs_to_start as entered:
         assert_type(entered, JobQueue)
         assert_type(await entered.start(manager), Worker)
         await entered.start(manager, Ordered("a", "b"), concurrency=50)
@@ -212,5 +212,5 @@ async def context() -> None:
     await current.save({"k": 1})
 
 
-def kept(handler: Handler[..., Any, Any]) -> None:
+def handler_name(handler: Handler[..., Any, Any]) -> None:
     assert_type(handler.name, str)

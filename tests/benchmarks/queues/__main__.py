@@ -1,4 +1,4 @@
-"""What a durable job costs, against named peers in the same run: `nox -s bench_queues`.
+"""Costs of durable jobs compared with peers in the same run: `nox -s bench_queues`.
 
 python tests/benchmarks/queues [--quick] [--goals] [--peers FOLDER] [PART …]
 """
@@ -20,7 +20,7 @@ import peers
 import throughput
 from entries import entries
 from measure import clock
-from servers import is_here, redis
+from servers import is_available, redis
 from table import Row, table
 
 PARTS: dict[str, Callable[..., list[Row]]] = {
@@ -33,25 +33,28 @@ PARTS: dict[str, Callable[..., list[Row]]] = {
 def main() -> None:
     parser = argparse.ArgumentParser(prog="queues", description="Print one table.")
     parser.add_argument("parts", nargs="*", metavar="PART", help="default: all")
-    parser.add_argument("--quick", action="store_true", help="only see that everything works")
-    parser.add_argument("--goals", action="store_true", help="print only what has a goal")
+    parser.add_argument("--quick", action="store_true", help="only check that everything works")
+    parser.add_argument("--goals", action="store_true", help="print only rows with a goal")
     parser.add_argument(
-        "--peers", metavar="FOLDER", type=Path, help="where peers are, or get installed"
+        "--peers",
+        metavar="FOLDER",
+        type=Path,
+        help="environments of the peers; installed if missing",
     )
-    chosen = parser.parse_args()
-    if unknown := set(chosen.parts) - set(PARTS):
-        parser.error(f"no part {', '.join(sorted(unknown))}; there are {', '.join(PARTS)}")
-    pythons = peers.pythons(chosen.peers) if chosen.peers else {}
-    found: list[Row] = []
-    with redis() if is_here("redis") else nullcontext("") as server:
-        everybody = entries(server, pythons)
-        for part in chosen.parts or PARTS:
+    options = parser.parse_args()
+    if unknown := set(options.parts) - set(PARTS):
+        parser.error(f"unknown part: {', '.join(sorted(unknown))}; parts: {', '.join(PARTS)}")
+    pythons = peers.pythons(options.peers) if options.peers else {}
+    rows: list[Row] = []
+    with redis() if is_available("redis") else nullcontext("") as server:
+        contenders = entries(server, pythons)
+        for part in options.parts or PARTS:
             began = clock()
-            found += PARTS[part](everybody, quick=chosen.quick)
+            rows += PARTS[part](contenders, quick=options.quick)
             print(f"{part}: {clock() - began:.0f} s", file=sys.stderr)
-    worth = "; with --quick the figures mean nothing" if chosen.quick else ""
-    print(f"Python {platform.python_version()}, {platform.system()}{worth}", file=sys.stderr)
-    print(table([row for row in found if row.has_goal or not chosen.goals]))
+    note = "; with --quick the figures mean nothing" if options.quick else ""
+    print(f"Python {platform.python_version()}, {platform.system()}{note}", file=sys.stderr)
+    print(table([row for row in rows if row.has_goal or not options.goals]))
 
 
 if __name__ == "__main__":

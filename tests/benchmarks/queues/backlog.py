@@ -1,7 +1,7 @@
-"""Whether a job costs more when many others are queued.
+"""Growth of the cost per job with the number of queued jobs.
 
-`python backlog.py BROKER ROUNDS SIZE …` measures in a process of its own, which nobody else's
-objects slow down.
+`python backlog.py BROKER ROUNDS SIZE …` measures in a separate process, so that objects of other
+measurements do not slow it down.
 """
 
 from __future__ import annotations
@@ -24,29 +24,29 @@ import ours
 from contend import Tally, new_event_loop
 from contender import Contender
 from entries import LOOP, OURS, Entry, environment
-from measure import clock, interleaved
+from measure import clock, interleave
 from servers import STORES
-from table import Row, Samples, compared
+from table import Row, Samples, compare
 
 SIZES = (1_000, 10_000, 100_000, 1_000_000)
 QUICK = (1_000, 20_000)
-BATCH = 1_000  # jobs that are measured at a time, and enqueued in a call
-LINEAR = 1.25  # times as much for each; caches and the depth of trees leave their traces
+BATCH = 1_000  # jobs per measurement, and per call of enqueue
+LINEAR = 1.25  # maximum ratio of costs per job; caches and deeper trees add some growth
 
 
-def rows(everybody: Mapping[str, Entry], *, quick: bool) -> list[Row]:
-    """Compare with the least number, for each broker and step."""
+def rows(contenders: Mapping[str, Entry], *, quick: bool) -> list[Row]:
+    """Compare with the smallest number of queued jobs, for every broker and step."""
     sizes, rounds = (QUICK, 1) if quick else (SIZES, 9)
-    found: list[Row] = []
+    lines: list[Row] = []
     for broker in ours.BROKERS:
         command = [sys.executable, __file__, broker, str(rounds), *map(str, sizes)]
-        done = subprocess.run(command, check=True, stdout=subprocess.PIPE, env=environment())
-        steps: dict[str, Samples] = json.loads(done.stdout)
-        least, *more = map(label, sizes)
+        finished = subprocess.run(command, check=True, stdout=subprocess.PIPE, env=environment())
+        steps: dict[str, Samples] = json.loads(finished.stdout)
+        smallest, *larger = map(label, sizes)
         for step, samples in steps.items():
-            what = f"{OURS.format(broker)}, to {step} a job"
-            found += [compared(samples, each, least, what, LOOP, goal=LINEAR) for each in more]
-    return found
+            title = f"{OURS.format(broker)}, to {step} a job"
+            lines += [compare(samples, size, smallest, title, LOOP, goal=LINEAR) for size in larger]
+    return lines
 
 
 def label(size: int) -> str:
@@ -54,33 +54,33 @@ def label(size: int) -> str:
 
 
 class Queue:
-    """A queue that always has as many jobs."""
+    """A queue with a constant number of jobs."""
 
     def __init__(self) -> None:
         self._tally = Tally(BATCH)
 
     def ran(self, sent: float) -> None:
-        """Note that a job runs."""
+        """Record that a job runs."""
         self._tally.ran(sent)
 
-    async def measured(self, contender: Contender) -> tuple[float, float]:
-        """Return the seconds that it takes to enqueue a job, and to run one."""
+    async def measure(self, contender: Contender) -> tuple[float, float]:
+        """Return the seconds to enqueue a job, and to run a job."""
         began = clock()
         await contender.enqueue_many(BATCH, BATCH)
         enqueued = clock() - began
         tally = self._tally = Tally(BATCH)
         async with contender.working():
             await tally.done.wait()
-        more = len(tally.waits) - BATCH  # until the worker was closed
+        more = len(tally.waits) - BATCH  # run until the worker was closed
         await contender.enqueue_many(more, BATCH)
         return enqueued / BATCH, (tally.ended - tally.began) / (BATCH - 1)
 
 
-async def measured(broker: str, rounds: int, sizes: list[int]) -> dict[str, Samples]:
-    """Take turns with a store for each size.
+async def measure_sizes(broker: str, rounds: int, sizes: list[int]) -> dict[str, Samples]:
+    """Interleave the measurements of a store for each size.
 
-    Python's garbage collector looks at everything again and again while more is made, so with it
-    nothing that keeps jobs in memory is flat: it is switched off to see what this library does.
+    Python's garbage collector traverses all objects repeatedly while more objects are made, so no
+    store in memory has constant costs with it. It is disabled to measure this library alone.
     """
     async with AsyncExitStack() as stack:
         contenders = {}
@@ -88,11 +88,11 @@ async def measured(broker: str, rounds: int, sizes: list[int]) -> dict[str, Samp
             queue, url = Queue(), stack.enter_context(STORES[broker]())
             contender = await stack.enter_async_context(ours.opened(url, queue.ran))
             await contender.enqueue_many(size, BATCH)
-            contenders[label(size)] = partial(queue.measured, contender)
+            contenders[label(size)] = partial(queue.measure, contender)
         gc.disable()
-        found = await interleaved(contenders, rounds)
+        seconds = await interleave(contenders, rounds)
     return {
-        step: {name: [each[at] for each in every] for name, every in found.items()}
+        step: {name: [pair[at] for pair in rounds] for name, rounds in seconds.items()}
         for at, step in enumerate(("enqueue", "run"))
     }
 
@@ -100,7 +100,7 @@ async def measured(broker: str, rounds: int, sizes: list[int]) -> dict[str, Samp
 def main(broker: str, rounds: str, *sizes: str) -> None:
     logging.disable(logging.CRITICAL)
     with asyncio.Runner(loop_factory=new_event_loop) as runner:
-        print(json.dumps(runner.run(measured(broker, int(rounds), list(map(int, sizes))))))
+        print(json.dumps(runner.run(measure_sizes(broker, int(rounds), list(map(int, sizes))))))
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""One measurement of one contender, in a process of its own, under the contender's Python.
+"""One measurement of a contender in a separate process, with the contender's Python.
 
 python contend.py MODULE ACTION URL JOBS
 """
@@ -18,21 +18,21 @@ from contender import Contender
 
 try:
     from uvloop import new_event_loop
-except ModuleNotFoundError:  # as on Windows
+except ModuleNotFoundError:  # on Windows
     from asyncio import new_event_loop
 
-#: How many jobs are enqueued in a call, by those that have a call for many.
+#: Jobs per call of enqueue, for contenders with such a call.
 BATCHES = (100, 1_000)
 
-#: How many jobs come before those, as some open their connections one after the other.
+#: Jobs before the measurement, as some contenders open their connections one by one.
 WARM = 100
 
-#: Seconds between jobs for an idle worker; those who look less and less often do so by then.
+#: Seconds between jobs for an idle worker; workers that back off have done so by then.
 GAPS = (0.05, 0.1)
 
 
 class Tally:
-    """Notes when so many jobs ran."""
+    """Records the times at which `jobs` jobs ran."""
 
     def __init__(self, jobs: int) -> None:
         self.jobs = jobs
@@ -41,7 +41,7 @@ class Tally:
         self.done = asyncio.Event()
 
     def ran(self, sent: float) -> None:
-        """Note that a job runs; the first one begins what is measured, the last one ends it."""
+        """Record that a job runs; the first job starts the measurement, the last one ends it."""
         now = clock()
         if not self.waits:
             self.began = now
@@ -51,35 +51,35 @@ class Tally:
             self.done.set()
 
 
-def say(found: object) -> None:
-    """Tell what was found, before the worker is closed: some don't always come to an end."""
-    print(json.dumps(found), flush=True)
+def say(result: object) -> None:
+    """Print a result before the worker is closed, as some workers do not always end."""
+    print(json.dumps(result), flush=True)
 
 
 async def process(contender: Contender, tally: Tally) -> None:
-    """Say how many seconds each job takes: to enqueue it, and to run it when all are queued."""
+    """Print the seconds per job to enqueue it, and to run it when all jobs are queued."""
     await contender.enqueue_many(WARM, WARM)
     jobs = (tally.jobs - WARM) // len(BATCHES)
-    found: dict[str, float] = {}
+    seconds: dict[str, float] = {}
     for batch in BATCHES:
         began = clock()
         await contender.enqueue_many(jobs, batch)
-        found[f"enqueued, {batch:,} a call"] = (clock() - began) / jobs
+        seconds[f"enqueued, {batch:,} a call"] = (clock() - began) / jobs
     async with contender.working():
         await tally.done.wait()
-        found["run"] = (tally.ended - tally.began) / (tally.jobs - 1)
-        say(found)
+        seconds["run"] = (tally.ended - tally.began) / (tally.jobs - 1)
+        say(seconds)
 
 
 async def send(contender: Contender, tally: Tally) -> None:
-    """Enqueue jobs for a worker that is idle."""
+    """Enqueue jobs for an idle worker."""
     for _ in range(tally.jobs):
         await asyncio.sleep(random.uniform(*GAPS))
         await contender.enqueue(clock())
 
 
 async def receive(contender: Contender, tally: Tally) -> None:
-    """Run what another process sends; say how many seconds went by until each job ran."""
+    """Run jobs of another process, and print the seconds until every job ran."""
     async with contender.working():
         say("ready")
         await tally.done.wait()
@@ -95,7 +95,7 @@ async def both(contender: Contender, tally: Tally) -> None:
 
 
 ACTIONS: dict[str, Callable[[Contender, Tally], Awaitable[None]]] = {
-    each.__name__: each for each in (process, send, receive, both)
+    action.__name__: action for action in (process, send, receive, both)
 }
 
 

@@ -1,7 +1,7 @@
-"""What every contender can do, in words that need nothing but Python: peers run where we are not.
+"""The interface of contenders, which uses only the standard library: peers run without this one.
 
-A contender is a module with a function `opened(url, ran)`, which connects to a server and gives a
-`Contender`. Each job calls `ran` with the time that it was enqueued at, 0 if nobody asked.
+A contender is a module with a context manager `opened(url, ran)`, which connects to a server and
+returns a `Contender`. A job calls `ran` with the time when it was enqueued, or 0.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppres
 from dataclasses import dataclass
 from typing import Any
 
-#: How many jobs a worker may have in flight.
+#: Maximum of jobs that a worker runs at the same time.
 CONCURRENCY = 50
 
 Ran = Callable[[float], None]
@@ -20,11 +20,12 @@ Ran = Callable[[float], None]
 
 @dataclass(frozen=True)
 class Contender:
-    """Something that is connected.
+    """A connected contender.
 
-    - `enqueue`: one job, with the time that it is enqueued at.
-    - `enqueue_many`: so many jobs; and how many in a call, for those that have a call for many.
-    - `working`: runs a worker for as long as the block takes.
+    Args:
+        enqueue: Enqueues a job, with the current time.
+        enqueue_many: Enqueues a number of jobs, with a number per call if there is such a call.
+        working: Runs a worker until the block ends.
     """
 
     enqueue: Callable[[float], Awaitable[Any]]
@@ -33,24 +34,24 @@ class Contender:
 
 
 def batches(jobs: int, batch: int) -> list[int]:
-    """Return how many jobs to enqueue in each call."""
+    """Return the numbers of jobs for the calls."""
     return [min(batch, jobs - done) for done in range(0, jobs, batch)]
 
 
-async def at_once(most: int, jobs: int, enqueue: Callable[[], Awaitable[Any]]) -> None:
-    """Enqueue one by one, `most` at the same time."""
-    left = iter(range(jobs))
+async def at_once(maximum: int, jobs: int, enqueue: Callable[[], Awaitable[Any]]) -> None:
+    """Enqueue jobs one by one, with at most `maximum` calls at the same time."""
+    remaining = iter(range(jobs))
 
-    async def some() -> None:
-        for _ in left:
+    async def enqueue_remaining() -> None:
+        for _ in remaining:
             await enqueue()
 
-    await asyncio.gather(*(some() for _ in range(most)))
+    await asyncio.gather(*(enqueue_remaining() for _ in range(maximum)))
 
 
 @asynccontextmanager
 async def running(worker: Coroutine[Any, Any, Any]) -> AsyncIterator[None]:
-    """Run a worker in a task of its own, and end it by cancelling it."""
+    """Run a worker in a task, and cancel it at the end."""
     task = asyncio.create_task(worker)
     try:
         yield

@@ -1,7 +1,7 @@
-"""What the Redis client can do: no more than has to be done for a job of ours, without a library.
+"""The bare Redis client: the minimum of work for a job of this library.
 
-One call enqueues many jobs, each once only. One call fetches as many as there are free slots; each
-gets a task with a cancel scope. One call settles what has ended in 2 ms.
+One call enqueues many jobs, with unique ids. One call fetches a job for every free slot; a job runs
+in a task with a cancel scope. One call settles the jobs that ended within 2 ms.
 """
 
 from __future__ import annotations
@@ -55,30 +55,30 @@ class Worker:
 
     async def run(self) -> None:
         async with self._redis, self._blocked, anyio.create_task_group() as group:
-            group.start_soon(self._settling)
+            group.start_soon(self._settle_ended)
             while True:
                 while not self._free:
                     self._changed = anyio.Event()
                     await self._changed.wait()
-                found = await self._blocked.xreadgroup(
+                response = await self._blocked.xreadgroup(
                     "workers", "one", {STREAM: ">"}, count=self._free, block=BLOCK
                 )
-                for _, entries in found:
+                for _, entries in response:
                     self._free -= len(entries)
                     for entry, fields in entries:
-                        group.start_soon(self._one, entry, fields)
+                        group.start_soon(self._run_one, entry, fields)
 
     async def _noop(self, sent: float) -> None:
         self._ran(sent)
 
-    async def _one(self, entry: bytes, fields: dict[bytes, bytes]) -> None:
+    async def _run_one(self, entry: bytes, fields: dict[bytes, bytes]) -> None:
         with anyio.CancelScope():
             await self._noop(float(fields[b"body"]))
         self._ended += (entry, fields[b"id"])
         self._free += 1
         self._changed.set()
 
-    async def _settling(self) -> None:
+    async def _settle_ended(self) -> None:
         while True:
             await anyio.sleep(PAUSE)
             if self._ended:
@@ -98,8 +98,8 @@ async def opened(url: str, ran: Ran) -> AsyncIterator[Contender]:
                 raise
 
         async def enqueue_many(jobs: int, batch: int) -> None:
-            for each in batches(jobs, batch):
-                await enqueue([STREAM], [arg for _ in range(each) for arg in (uuid4().hex, "0")])
+            for size in batches(jobs, batch):
+                await enqueue([STREAM], [arg for _ in range(size) for arg in (uuid4().hex, "0")])
 
         @asynccontextmanager
         async def working() -> AsyncIterator[None]:

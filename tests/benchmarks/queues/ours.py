@@ -1,4 +1,4 @@
-"""This library."""
+"""This library as a contender."""
 
 from __future__ import annotations
 
@@ -7,19 +7,19 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 from contender import CONCURRENCY, Contender, Ran, batches
-from servers import is_here
+from servers import is_available
 
 from background import Manager
 from background.queues import JobQueue, Ordered
 
-#: What there is to keep jobs in.
-BROKERS = [broker for broker in ("memory", "sqlite", "redis", "nats") if is_here(broker)]
+#: The available brokers.
+BROKERS = [broker for broker in ("memory", "sqlite", "redis", "nats") if is_available(broker)]
 
 
 @asynccontextmanager
 async def opened(url: str, ran: Ran) -> AsyncIterator[Contender]:
-    """Connect; jobs are forgotten when they have ended, as those of the peers are."""
-    # Older versions of SQLite may harm a file that several processes use; here it is of no value.
+    """Connect; ended jobs are deleted immediately, like those of the peers."""
+    # Older versions of SQLite may corrupt a file that several processes use; it is temporary here.
     warnings.filterwarnings("ignore", "several connections", RuntimeWarning)
     jobs = JobQueue.from_url(url, retention=0.0)
 
@@ -28,8 +28,8 @@ async def opened(url: str, ran: Ran) -> AsyncIterator[Contender]:
         ran(sent)
 
     async def enqueue_many(number: int, batch: int) -> None:
-        for each in batches(number, batch):
-            await noop.enqueue_many([()] * each)
+        for size in batches(number, batch):
+            await noop.enqueue_many([()] * size)
 
     @asynccontextmanager
     async def working() -> AsyncIterator[None]:

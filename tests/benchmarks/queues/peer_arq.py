@@ -17,10 +17,10 @@ from contender import CONCURRENCY, Contender, Ran, at_once, running
 async def opened(url: str, ran: Ran) -> AsyncIterator[Contender]:
     """Connect.
 
-    - `poll_delay` is all that a worker waits for, also when there is enough to do: with the default
-      of half a second it runs 500 jobs a second, with 0 it takes up a core while it is idle.
-    - `keep_result=0` and `log_results=False` do nothing with results.
-    - No call enqueues many; more than 10 at the same time take longer.
+    - A worker always waits for `poll_delay`, even when jobs are queued: with the default of half a
+      second it runs 500 jobs a second, with 0 it uses a whole core while it is idle.
+    - `keep_result=0` and `log_results=False` discard results.
+    - There is no call that enqueues many jobs; more than 10 calls at the same time take longer.
     """
 
     async def noop(ctx: Any, sent: float = 0.0) -> None:

@@ -16,11 +16,11 @@ from contender import CONCURRENCY, Contender, Ran, at_once, running
 async def opened(url: str, ran: Ran) -> AsyncIterator[Contender]:
     """Connect.
 
-    - `ttl=-1` deletes a job as soon as it has ended, `timeout=0` sets no deadline for it.
-    - `max_concurrent_ops` is by default 20, less than the worker's concurrency.
-    - `dump` and `load` are for those who want another JSON library.
-    - No call enqueues many: `map` waits for the results. SAQ's own benchmark enqueues several at
-      the same time (benchmarks/simple.py).
+    - `ttl=-1` deletes a job when it has ended; `timeout=0` sets no deadline.
+    - `max_concurrent_ops` has the default 20, which is less than the worker's concurrency.
+    - `dump` and `load` select another JSON library.
+    - There is no call that enqueues many jobs: `map` waits for the results. SAQ's own benchmark
+      enqueues several jobs at the same time (benchmarks/simple.py).
     """
 
     async def noop(ctx: Any, *, sent: float = 0.0) -> None:

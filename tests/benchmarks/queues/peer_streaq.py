@@ -14,26 +14,26 @@ from streaq import Worker
 async def opened(url: str, ran: Ran) -> AsyncIterator[Contender]:
     """Connect.
 
-    - `ttl=0` keeps no result, `silent` logs none.
-    - How much is fetched ahead makes no difference, and is left at its default.
-    - A `Worker` can be entered once only, so there is another one to run.
+    - `ttl=0` stores no result; `silent` logs none.
+    - The prefetch makes no difference and has its default.
+    - A `Worker` can be entered only once, so a second one runs the jobs.
     """
 
     async def noop(sent: float = 0.0) -> None:
         ran(sent)
 
-    def made() -> tuple[Worker[None], Any]:
+    def make() -> tuple[Worker[None], Any]:
         worker: Worker[None] = Worker(redis_url=url, concurrency=CONCURRENCY, handle_signals=False)
         return worker, worker.task(noop, name="noop", ttl=0, silent=True)
 
-    client, task = made()
+    client, task = make()
 
     async def enqueue_many(jobs: int, batch: int) -> None:
-        for each in batches(jobs, batch):
-            await client.enqueue_many([task.enqueue() for _ in range(each)])
+        for size in batches(jobs, batch):
+            await client.enqueue_many([task.enqueue() for _ in range(size)])
 
     def working() -> AbstractAsyncContextManager[None]:
-        worker, _ = made()
+        worker, _ = make()
         return running(worker.run_async())
 
     async with client:

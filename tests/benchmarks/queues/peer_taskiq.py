@@ -17,12 +17,13 @@ async def opened(url: str, ran: Ran) -> AsyncIterator[Contender]:
     """Connect.
 
     - Without a result backend there are no results.
-    - After each fetch it looks for jobs of others, so `xread_count` is more than its default of
-      100. `max_prefetch` and `validate_params` are the command's `--max-prefetch`, `--no-parse`.
-    - It acknowledges when a job has ended, as by default; entries stay in the stream.
-    - The command runs a `Receiver`. `run_receiver_task` does so as well, but does not always end
-      when it is cancelled.
-    - No call enqueues many; more than 10 at the same time take longer.
+    - After each fetch it looks for unacknowledged jobs of other workers, so `xread_count` is higher
+      than its default of 100. `max_prefetch` and `validate_params` correspond to the options
+      `--max-prefetch` and `--no-parse` of the command.
+    - It acknowledges a job when it has ended, which is the default; entries stay in the stream.
+    - The command runs a `Receiver`. `run_receiver_task` does the same, but does not always end when
+      it is cancelled.
+    - There is no call that enqueues many jobs; more than 10 calls at the same time take longer.
     """
     broker = RedisStreamBroker(url, xread_count=1_000).with_serializer(ORJSONSerializer())
 

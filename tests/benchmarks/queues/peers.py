@@ -1,4 +1,4 @@
-"""The peers, each in an environment of its own: they need different versions of the same client."""
+"""Environments of the peers, which need different versions of the same Redis client."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ import sys
 import venv
 from pathlib import Path
 
-#: What to install. SAQ needs `typing-extensions` without saying so; the rest makes them quicker.
-NEEDS = {
+#: Requirements. SAQ does not declare `typing-extensions`; the others make the peers faster.
+REQUIREMENTS = {
     "SAQ": ["saq[redis,hiredis]>=0.26", "typing-extensions", "orjson"],
     "arq": ["arq>=0.28"],
     "streaQ": ["streaq>=7.2"],
@@ -18,16 +18,16 @@ COMMON = ["uvloop; sys_platform != 'win32'"]
 
 
 def pythons(folder: Path) -> dict[str, str]:
-    """Return the Python of each peer, after having installed those that are missing."""
-    return {peer: installed(folder / peer, needs) for peer, needs in NEEDS.items()}
+    """Install the missing peers, and return the Python of every peer."""
+    return {peer: install(folder / peer, packages) for peer, packages in REQUIREMENTS.items()}
 
 
-def installed(folder: Path, needs: list[str]) -> str:
+def install(folder: Path, packages: list[str]) -> str:
     python = folder / ("Scripts/python.exe" if sys.platform == "win32" else "bin/python")
     complete = folder / "complete"
     if not complete.exists():
         venv.create(folder, with_pip=True, clear=True)
-        command = [str(python), "-m", "pip", "install", "--quiet", *needs, *COMMON]
+        command = [str(python), "-m", "pip", "install", "--quiet", *packages, *COMMON]
         subprocess.run(command, check=True)
         complete.touch()
     return str(python)

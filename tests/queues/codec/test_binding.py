@@ -37,7 +37,7 @@ flags = st.lists(st.booleans(), max_size=2)
 functions = st.builds(make_function, flags, flags, flags, st.booleans(), st.booleans())
 
 
-@settings(derandomize=True, max_examples=400, deadline=None)
+@settings(derandomize=True)
 @given(
     functions,
     st.lists(st.just("x"), max_size=5),

@@ -159,7 +159,7 @@ SIGNATURES = {name: signature_of(annotation) for name, (annotation, _) in CASES.
 
 
 @pytest.mark.parametrize("name", CASES)
-@settings(derandomize=True, max_examples=15, deadline=None)
+@settings(derandomize=True, max_examples=15)
 @given(data=st.data())
 def test_roundtrip(name: str, data: st.DataObject) -> None:
     """Arguments and results come back equal, and can be sent again."""
@@ -177,7 +177,7 @@ def test_roundtrip(name: str, data: st.DataObject) -> None:
 
 
 @pytest.mark.parametrize("name", CASES)
-@settings(derandomize=True, max_examples=15, deadline=None)
+@settings(derandomize=True, max_examples=15)
 @given(value=plain | st.lists(plain, max_size=3))
 def test_arbitrary_data(name: str, value: Any) -> None:
     """Arbitrary data is invalid, or is loaded as values that can be sent again."""
@@ -201,7 +201,7 @@ def test_deep_nesting(name: str) -> None:
         assert SIGNATURES[name].load_result(value).__class__ is list
 
 
-@settings(derandomize=True, max_examples=200, deadline=None)
+@settings(derandomize=True)
 @given(
     st.sampled_from(sorted(CASES)),
     st.one_of(

@@ -13,18 +13,18 @@ import pytest
 from support.brokers.nats import (
     eventually,
     finish,
+    in_real_time,
     message,
     messages,
     opened,
-    real,
     virtual,
 )
 from support.brokers.nats_servers import (
     NatsServer,
-    held,
     remove_streams,
     served_nats_broker,
     shared_server,
+    with_real_time,
 )
 from support.time import SOON
 
@@ -40,7 +40,7 @@ def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("background.queues.nats.connection.PATIENCE", 0.3)
 
 
-@real
+@in_real_time
 async def test_server_restart(server: NatsServer) -> None:
     """Acknowledged calls survive a killed server; failed calls have no effect later."""
     async with opened(server) as broker:
@@ -48,7 +48,7 @@ async def test_server_restart(server: NatsServer) -> None:
         claims = await broker.claim(["q"], 10, lease=30)
         assert await finish(broker, claims[:5]) == [True] * 5
         waiting = asyncio.create_task(broker.wait("0005", 60))
-        connection = broker._link.connection
+        connection = broker._requests.connection
         connection.patience, patience = 0.2, connection.patience
         await asyncio.to_thread(server.kill)
         connection._changed.clear()
@@ -61,8 +61,10 @@ async def test_server_restart(server: NatsServer) -> None:
                 with pytest.raises(BrokerUnavailableError, match=r"127\.0\.0\.1"):
                     await call()
             with pytest.raises(BrokerUnavailableError, match="buffer"):
-                await broker._link._send(broker._link.connection._client, Request("lost"), 1, {})
-            broker._link._waiting.clear()
+                await broker._requests._send(
+                    broker._requests.connection._client, Request("lost"), 1, {}
+                )
+            broker._requests._waiting.clear()
         finally:
             connection.patience = patience
         await asyncio.to_thread(server.start)
@@ -74,32 +76,33 @@ async def test_server_restart(server: NatsServer) -> None:
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="can't stop a process for a while")
-@real
+@in_real_time
 async def test_unresponsive_server(server: NatsServer, impatient: None) -> None:
     """A call fails if the server does not answer in time; later calls succeed."""
     async with opened(server) as broker:
         os.kill(server.pid, signal.SIGSTOP)
         try:
             with pytest.raises(BrokerUnavailableError, match=r"did not answer within 0\.3 s"):
-                await broker.enqueue([message()])
+                while True:  # its threads do not stop at once
+                    await broker.enqueue([message()])
         finally:
             os.kill(server.pid, signal.SIGCONT)
         await eventually(lambda: broker.enqueue([message()]))
         assert await eventually(broker.count) == 1
-        assert not broker._link._waiting
+        assert not broker._requests._waiting
 
 
-@real
+@in_real_time
 async def test_closed_client() -> None:
     """A client that was closed is replaced at the next call."""
     async with opened(shared_server()) as broker:
-        await broker._link.connection._client.close()
+        await broker._requests.connection._client.close()
         assert await broker.enqueue([message()]) == [True]
         assert len(await broker.claim(["q"], 1, lease=30)) == 1
         await remove_streams(broker)
 
 
-@real
+@in_real_time
 async def test_notifications() -> None:
     """Changes by another broker wake waiters before they would poll."""
     async with opened(shared_server()) as broker:
@@ -117,7 +120,7 @@ async def test_notifications() -> None:
                     (lambda: broker.wait("first", 1000), lambda: second.cancel("first")),
                 ):
                     task = loop.create_task(wait())
-                    while not broker._link._listeners:  # noqa: ASYNC110
+                    while not broker._requests._listeners:  # noqa: ASYNC110
                         await asyncio.sleep(0)
                     await broker.get("first")
                     await act()
@@ -125,11 +128,11 @@ async def test_notifications() -> None:
                         await task
             finally:
                 broker_module._POLL = poll  # type: ignore[attr-defined]
-            assert not broker._link._listeners
+            assert not broker._requests._listeners
         await remove_streams(broker)
 
 
-@real
+@in_real_time
 async def test_close_while_connecting() -> None:
     """Closing fails a pending connection attempt and leaves no client open."""
     clients: list[Any] = []
@@ -189,10 +192,10 @@ async def test_close_while_waiting() -> None:
     async with served_nats_broker() as broker:
         waiting = asyncio.create_task(broker.wait_for_work(["q"], 80_000))
         await asyncio.sleep(5)
-        await held(broker._link.connection.close())
+        await with_real_time(broker._requests.connection.close())
         with pytest.raises(BrokerUnavailableError, match="is not open"):
             await waiting
-        await held(broker.open())
+        await with_real_time(broker.open())
 
 
 def test_another_event_loop() -> None:
@@ -210,7 +213,7 @@ def test_another_event_loop() -> None:
         first.run(broker.close())
 
 
-@real
+@in_real_time
 async def test_concurrent_calls() -> None:
     """Concurrent calls get their own answers and leave no pending requests."""
     async with opened(shared_server()) as broker:
@@ -220,6 +223,6 @@ async def test_concurrent_calls() -> None:
         assert sorted(ids) == sorted(str(n) for n in range(50))
         accepted = await asyncio.gather(*(finish(broker, batch) for batch in claims))
         assert all(all(batch) for batch in accepted)
-        assert not broker._link._waiting
-        assert not broker._link._fetching
+        assert not broker._requests._waiting
+        assert not broker._requests._fetching
         await remove_streams(broker)

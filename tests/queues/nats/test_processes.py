@@ -10,10 +10,10 @@ from secrets import token_hex
 
 import pytest
 from support.brokers.nats import (
+    in_real_time,
     message,
     messages,
     opened,
-    real,
 )
 from support.brokers.nats_servers import (
     remove_streams,
@@ -27,7 +27,7 @@ from background.queues._states import JobState
 SCRIPT = PROGRAMS / "nats_worker.py"
 
 
-@real
+@in_real_time
 async def test_jobs_across_processes() -> None:
     """Every job is claimed by exactly one of several processes."""
     ids = [f"{number:04}" for number in range(100)]
@@ -61,19 +61,19 @@ def test_fork() -> None:
     assert process.lines[2:] == ["child counts 0", "parent counts 0", "done"]
 
 
-@real
+@in_real_time
 async def test_calls_after_fork() -> None:
     """After a fork, calls fail until the broker is opened again.
 
     The old client is not closed, because its socket belongs to the parent.
     """
     async with opened(shared_server()) as broker:
-        link, client = broker._link, broker._link.connection._client
-        link.connection._process = 0
+        requests, client = broker._requests, broker._requests.connection._client
+        requests.connection._process = 0
         with pytest.raises(BrokerUnavailableError, match="before a fork"):
             await broker.count()
         await broker.close()
-        link.post("subject")
+        requests.post("subject")
         assert client.is_connected
         await client.close()
         await broker.open()

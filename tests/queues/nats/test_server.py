@@ -12,21 +12,21 @@ from typing import Any
 import pytest
 import trustme
 from support.brokers.nats import (
-    _later,
     finish,
+    in_real_time,
     message,
     messages,
     opened,
-    real,
+    returned,
     state_of,
     virtual,
 )
 from support.brokers.nats_servers import (
-    held,
     nats_server,
     remove_streams,
     served_nats_broker,
     shared_server,
+    with_real_time,
 )
 
 from background.queues._errors import BrokerUnavailableError, PayloadTooLargeError
@@ -38,7 +38,7 @@ from background.queues.nats.requests import Answers
 # The server
 
 
-@real
+@in_real_time
 async def test_no_server() -> None:
     """Opening fails without a server, with an error that contains no password."""
     broker = NatsBroker("nats://me:secret@127.0.0.1:1,nats://127.0.0.1:2")
@@ -50,7 +50,7 @@ async def test_no_server() -> None:
     await broker.close()
 
 
-@real
+@in_real_time
 async def test_no_jetstream() -> None:
     """A server without JetStream is rejected."""
     with nats_server(jetstream=False) as server:
@@ -64,19 +64,19 @@ async def test_no_jetstream() -> None:
 async def test_old_server(version: str) -> None:
     """A server older than 2.9, or with an unknown version, is rejected."""
     async with served_nats_broker() as broker:
-        link: Any = broker._link
-        await held(link.connection.close())
-        link.version = functools.partial(_later, version)
+        requests: Any = broker._requests
+        await with_real_time(requests.connection.close())
+        requests.version = functools.partial(returned, version)
         with pytest.raises(BrokerUnavailableError, match=r"2\.9 or later is needed"):
-            await held(broker.open())
+            await with_real_time(broker.open())
         for newer in ("2.9.0", "v2.12.0-RC.1", "3.0.0-dev"):
-            link.version = functools.partial(_later, newer)
-            await held(broker.open())
-            await held(link.connection.close())
-        await held(broker.open())
+            requests.version = functools.partial(returned, newer)
+            await with_real_time(broker.open())
+            await with_real_time(requests.connection.close())
+        await with_real_time(broker.open())
 
 
-@real
+@in_real_time
 async def test_stream_settings() -> None:
     """A stream that exists with different settings is rejected."""
     server = shared_server()
@@ -89,7 +89,7 @@ async def test_stream_settings() -> None:
         await remove_streams(broker)
 
 
-@real
+@in_real_time
 async def test_concurrent_open() -> None:
     """Several brokers can create the same streams and consumers at the same time."""
     server = shared_server()
@@ -111,7 +111,7 @@ async def test_concurrent_open() -> None:
         ("token: 's3cret'", "s3cret", "wr0ng"),
     ],
 )
-@real
+@in_real_time
 async def test_credentials(config: str, right: str, wrong: str) -> None:
     """Credentials in the URL are used, and not shown in representations and errors."""
     with nats_server(f"authorization {{ {config} }}") as server:
@@ -125,7 +125,7 @@ async def test_credentials(config: str, right: str, wrong: str) -> None:
         assert "wr0ng" not in str(caught.value)
 
 
-@real
+@in_real_time
 async def test_tls(tmp_path: Path) -> None:
     """The certificate of a TLS server is verified."""
     authority = trustme.CA()

@@ -13,13 +13,13 @@ import pytest
 from support.brokers.nats import (
     EMPTY,
     Crash,
-    _later,
     eventually,
     finish,
+    in_real_time,
     message,
     messages,
     opened,
-    real,
+    returned,
     state_of,
     stored,
     virtual,
@@ -86,7 +86,7 @@ async def process_job(broker: NatsBroker) -> None:
 # Missing streams
 
 
-@real
+@in_real_time
 async def test_restart_with_memory_storage() -> None:
     """Streams in memory are created again at the first call after a server restart."""
     async with opened_in_memory() as (server, broker):
@@ -125,7 +125,7 @@ async def retry_during_deletion(call: Callable[[], Awaitable[Any]]) -> Any:
     return await call()
 
 
-@real
+@in_real_time
 @pytest.mark.usefixtures("renewing_often")
 async def test_worker_after_stream_loss(
     caplog: pytest.LogCaptureFixture,
@@ -158,12 +158,12 @@ async def test_worker_after_stream_loss(
     assert "has been created again" in caplog.text
 
 
-@real
+@in_real_time
 async def test_waiter_after_stream_loss() -> None:
     """Waiting for work ends when a job is enqueued in streams that were created again."""
     async with opened_in_memory() as (server, broker):
         waiting = asyncio.create_task(eventually(lambda: broker.wait_for_work(["q"], 1000)))
-        while not broker._link._listeners:  # noqa: ASYNC110
+        while not broker._requests._listeners:  # noqa: ASYNC110
             await asyncio.sleep(0)
         await restart(server)
         async with opened(server, storage="memory", prefix=broker._layout.prefix) as second:
@@ -172,7 +172,7 @@ async def test_waiter_after_stream_loss() -> None:
         assert len(await broker.claim(["q"], 5, lease=30)) == 1
 
 
-@real
+@in_real_time
 async def test_claim_of_lost_job() -> None:
     """The claim of a lost job has no effect on a new job with the same id.
 
@@ -283,7 +283,7 @@ async def test_failed_recovery() -> None:
     async with served_nats_broker() as broker:
         await remove_streams(broker)
         streams: Any = broker._streams
-        streams.ensure, ensure = functools.partial(_later, []), streams.ensure
+        streams.ensure, ensure = functools.partial(returned, []), streams.ensure
         with pytest.raises(BrokerUnavailableError, match="stream not found"):
             await broker.get("one")
         with pytest.raises(BrokerUnavailableError, match="JetStream is not available"):
@@ -293,7 +293,7 @@ async def test_failed_recovery() -> None:
             await broker._api._ask("no subject")
 
 
-@real
+@in_real_time
 async def test_stream_creation_error() -> None:
     """Calls fail if a stream can't be created, and the next call tries it again."""
     async with opened(shared_server()) as broker:

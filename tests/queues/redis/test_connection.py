@@ -21,7 +21,7 @@ from support.brokers.redis import (
     until,
 )
 from support.brokers.redis_servers import Server
-from support.cancellation.injection import How, Point, World
+from support.cancellation.injection import How, InjectedRun, Point
 from support.cancellation.stepping import When
 from support.processes.process import PROGRAMS, running
 
@@ -94,7 +94,7 @@ async def test_cancel_call(broker: RedisBroker, how: How, number: int) -> None:
     points = 0
     for when in When:
         for suspension in range(1, 50):
-            run = World(Point(suspension, when, how))
+            run = InjectedRun(Point(suspension, when, how))
             outcome = await run.drive(calls[number]())
             assert outcome.cancelled or outcome.error is None
             assert await broker.count() in (1, 4)
@@ -123,7 +123,7 @@ async def test_cancel_open_and_close(server: Server, how: How, action: str) -> N
             if action == "close":
                 await broker.open()
                 await broker.wait_for_work(["q"], 0.001)
-            run = World(Point(suspension, when, how))
+            run = InjectedRun(Point(suspension, when, how))
             await run.drive(getattr(broker, action)())
             await broker.close()
             await anyio.wait_all_tasks_blocked()

@@ -17,7 +17,7 @@ from support.brokers.redis import (
     open_broker,
     own_server,
     until,
-    wait_in_vain,
+    wait_without_work,
 )
 from support.brokers.redis_servers import Server
 from support.time import SOON
@@ -146,7 +146,7 @@ async def test_server_out_of_memory(server: Server, anyio_backend: object) -> No
                     await broker.enqueue([sent])
             assert await broker.renew([first], lease=30) == [LeaseStatus.HELD]
             assert await broker.save("0000", first.token, b"1")
-            await wait_in_vain(broker, own)
+            await wait_without_work(broker, own)
             claims = await broker.claim(["q"], 10, lease=30)
             assert len(claims) == 2
             assert await finish(broker, [first, *claims]) == [True] * 3

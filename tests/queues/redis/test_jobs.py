@@ -15,7 +15,7 @@ from support.brokers.redis import (
     finish,
     messages,
     own_server,
-    wait_in_vain,
+    wait_without_work,
 )
 from support.brokers.redis_servers import Server
 from support.time import SOON
@@ -224,7 +224,7 @@ async def use_everything(broker: RedisBroker, server: Server) -> None:
     assert await broker.requeue("0001")
     for claim in await broker.claim(["q"], 100, lease=LEASE):
         await settle(broker, claim, JobState.SCHEDULED, delay=50, error={"type": "E"})
-    await wait_in_vain(broker, server)
+    await wait_without_work(broker, server)
     await broker.wait("later", 0.01)
     await broker.enqueue([message("ready")])
 

@@ -10,12 +10,12 @@ import pytest
 from redis import Redis
 from support.brokers.jobs import claimed, message
 from support.brokers.redis import (
+    count_waiters,
     finish,
     messages,
     open_broker,
     until,
-    waiting,
-    waits,
+    wait_for_waiter,
 )
 from support.brokers.redis_servers import Server
 from support.time import SOON
@@ -36,16 +36,16 @@ async def test_changes_by_another_broker(
         with anyio.fail_after(SOON):
             async with anyio.create_task_group() as group:
                 group.start_soon(broker.wait_for_work, ["q", "s"], 1000)
-                await waits(server, broker, "q")
+                await wait_for_waiter(server, broker, "q")
                 await second.enqueue([message()])
             async with anyio.create_task_group() as group:
                 group.start_soon(broker.wait_for_work, ["t"], 1000)
-                await waits(server, broker, "t")
+                await wait_for_waiter(server, broker, "t")
                 await second.enqueue([message("soon", queue="t", delay=0.05)])
             assert await claimed(broker, "t") == ["soon"]
             async with anyio.create_task_group() as group:
                 group.start_soon(broker.wait, "first", 1000)
-                await until(lambda: waiting(broker))
+                await until(lambda: count_waiters(broker))
                 await broker.get("first")  # answered after the wait's own call
                 await second.cancel("first")
 
@@ -86,7 +86,7 @@ async def test_waiters_for_same_job(broker: RedisBroker) -> None:
         await returned.wait()
         await broker.cancel("one")
     assert states == [JobState.READY, JobState.CANCELLED, JobState.CANCELLED]
-    assert waiting(broker) == 0
+    assert count_waiters(broker) == 0
 
 
 async def test_polling_without_notification(
@@ -99,7 +99,7 @@ async def test_polling_without_notification(
     with Redis.from_url(server.url) as client, anyio.fail_after(SOON):
         async with anyio.create_task_group() as group:
             group.start_soon(broker.wait_for_work, ["q"], 1000)
-            await waits(server, broker, "q")
+            await wait_for_waiter(server, broker, "q")
             client.delete(f"{{{broker.prefix}}}:idle")  # suppresses the notification
             await broker.enqueue([message()])
         client.client_kill_filter(_type="pubsub")
@@ -120,7 +120,7 @@ async def test_missed_notification(
     with Redis.from_url(server.url) as client, anyio.fail_after(SOON):
         async with anyio.create_task_group() as group:
             group.start_soon(broker.wait_for_work, ["q"], 1000)
-            await waits(server, broker, "q")
+            await wait_for_waiter(server, broker, "q")
             client.client_kill_filter(_type="pubsub")
             await broker.enqueue([message()])
 
@@ -138,6 +138,6 @@ async def test_close_while_waiting(broker: RedisBroker) -> None:
     async with anyio.create_task_group() as group:
         group.start_soon(wait, partial(broker.wait_for_work, ["q"], 1000))
         group.start_soon(wait, partial(broker.wait, "one", 1000))
-        await until(lambda: waiting(broker) == 2)
+        await until(lambda: count_waiters(broker) == 2)
         await broker.close()
     assert len(refused) == 2

@@ -11,7 +11,7 @@ from typing import Any
 import anyio
 import pytest
 from support.brokers.sqlite import Gate, message, messages, other_connection, thread_of
-from support.cancellation.injection import How, Point, World
+from support.cancellation.injection import How, InjectedRun, Point
 from support.cancellation.stepping import When
 from support.time import SOON
 
@@ -94,7 +94,7 @@ async def test_cancel_call(
     points = 0
     for when in When:
         for suspension in range(1, 50):
-            run = World(Point(suspension, when, how))
+            run = InjectedRun(Point(suspension, when, how))
             outcome = await run.drive(calls[number]())
             assert outcome.cancelled or outcome.error is None
             assert await broker.count() in (0, 3)
@@ -164,7 +164,7 @@ async def test_cancel_open_and_close(
             broker = SQLiteBroker(path)
             if action == "close":
                 await broker.open()
-            run = World(Point(suspension, when, how))
+            run = InjectedRun(Point(suspension, when, how))
             await run.drive(getattr(broker, action)())
             await broker.close()
             for thread in threads_of(path):

@@ -1,4 +1,4 @@
-"""A broker that fails when a test wants it to, and counts what is asked of it."""
+"""A broker with injected faults that counts its calls."""
 
 from __future__ import annotations
 
@@ -25,47 +25,56 @@ T = TypeVar("T")
 
 
 class FaultyBroker(Broker):
-    """Passes everything on to a broker that is open, unless it is told not to.
+    """Forwards all calls to an open broker, and injects faults.
 
-    - `asked`: how often each method was called; `claims`: what was handed out, in order;
-      `settled`: how many of those were taken back.
-    - `down`: methods that raise `BrokerUnavailableError` for as long as they are in it.
+    Attributes:
+        calls: Number of calls by method.
+        claims: All claims, in order.
+        settled: Number of claims that were settled.
+        most: Most jobs that were claimed or requested at the same time.
+        down: Methods that raise `BrokerUnavailableError` as long as they are in this set.
     """
 
     def __init__(self, real: Broker) -> None:
         self.real = real
-        self.asked: Counter[str] = Counter()
+        self.calls: Counter[str] = Counter()
         self.claims: list[Claim] = []
         self.settled = 0
-        self.most = 0  # that were held at once, with those that were asked for
+        self.most = 0
         self.down: set[str] = set()
         self._faults: dict[str, deque[Exception]] = {}
-        self._lose: Counter[str] = Counter()
+        self._lost: Counter[str] = Counter()
         self._held: dict[str, anyio.Event] = {}
         self._changed = anyio.Event()
 
     def fail(self, *names: str, error: Exception | None = None, times: int = 1) -> None:
-        """Have methods raise so often; default: `BrokerUnavailableError`."""
+        """Let the next `times` calls of the methods raise `error`.
+
+        Args:
+            names: The methods.
+            error: Default: `BrokerUnavailableError`.
+            times: Number of calls.
+        """
         for name in names:
             faults = self._faults.setdefault(name, deque())
             faults.extend([error or BrokerUnavailableError(f"{name}: no broker")] * times)
 
     def lose(self, name: str, times: int = 1) -> None:
-        """Have a method do its work, and lose the answer."""
-        self._lose[name] += times
+        """Let the next `times` calls of a method take effect, and then raise."""
+        self._lost[name] += times
 
     def hold(self, name: str) -> anyio.Event:
-        """Let a method wait until the event is set."""
+        """Block a method until the returned event is set."""
         self._held[name] = anyio.Event()
         return self._held[name]
 
     async def called(self, name: str, times: int = 1) -> None:
-        """Wait until a method has been called so often, counted from the beginning."""
-        while self.asked[name] < times:
+        """Wait until a method has been called `times` times in total."""
+        while self.calls[name] < times:
             await self._changed.wait()
 
-    async def _through(self, name: str, call: Callable[[], Awaitable[T]]) -> T:
-        self.asked[name] += 1
+    async def _call(self, name: str, call: Callable[[], Awaitable[T]]) -> T:
+        self.calls[name] += 1
         changed, self._changed = self._changed, anyio.Event()
         changed.set()
         if name in self._held:
@@ -77,53 +86,53 @@ class FaultyBroker(Broker):
             await checkpoint()
             raise self._faults[name].popleft()
         answer = await call()
-        if self._lose[name]:
-            self._lose[name] -= 1
+        if self._lost[name]:
+            self._lost[name] -= 1
             raise BrokerUnavailableError(f"{name}: the answer was lost")
         return answer
 
     async def open(self) -> None:
-        """The real one is open: several queues share it."""
-        await self._through("open", checkpoint)
+        """Do not open the real broker: several queues share it."""
+        await self._call("open", checkpoint)
 
     async def close(self) -> None:
-        """The real one is closed by whoever has opened it."""
-        await self._through("close", checkpoint)
+        """Do not close the real broker: its owner closes it."""
+        await self._call("close", checkpoint)
 
     async def enqueue(self, messages: Sequence[Message]) -> list[bool]:
-        return await self._through("enqueue", lambda: self.real.enqueue(messages))
+        return await self._call("enqueue", lambda: self.real.enqueue(messages))
 
     async def claim(self, queues: Sequence[str], most: int, *, lease: float) -> list[Claim]:
         self.most = max(self.most, len(self.claims) - self.settled + most)
-        claims = await self._through("claim", lambda: self.real.claim(queues, most, lease=lease))
+        claims = await self._call("claim", lambda: self.real.claim(queues, most, lease=lease))
         self.claims += claims
         return claims
 
     async def wait_for_work(self, queues: Sequence[str], timeout: float) -> None:
-        await self._through("wait_for_work", lambda: self.real.wait_for_work(queues, timeout))
+        await self._call("wait_for_work", lambda: self.real.wait_for_work(queues, timeout))
 
     async def renew(self, claims: Sequence[Claim], *, lease: float) -> list[LeaseStatus]:
-        return await self._through("renew", lambda: self.real.renew(claims, lease=lease))
+        return await self._call("renew", lambda: self.real.renew(claims, lease=lease))
 
     async def settle(self, settlements: Sequence[Settlement]) -> list[bool]:
-        answers = await self._through("settle", lambda: self.real.settle(settlements))
+        answers = await self._call("settle", lambda: self.real.settle(settlements))
         self.settled += sum(answers)
         return answers
 
     async def save(self, id: str, token: str, result: bytes) -> bool:
-        return await self._through("save", lambda: self.real.save(id, token, result))
+        return await self._call("save", lambda: self.real.save(id, token, result))
 
     async def cancel(self, id: str) -> JobState | None:
-        return await self._through("cancel", lambda: self.real.cancel(id))
+        return await self._call("cancel", lambda: self.real.cancel(id))
 
     async def requeue(self, id: str) -> bool:
-        return await self._through("requeue", lambda: self.real.requeue(id))
+        return await self._call("requeue", lambda: self.real.requeue(id))
 
     async def get(self, id: str) -> StoredJob | None:
-        return await self._through("get", lambda: self.real.get(id))
+        return await self._call("get", lambda: self.real.get(id))
 
     async def wait(self, id: str, timeout: float) -> StoredJob | None:
-        return await self._through("wait", lambda: self.real.wait(id, timeout))
+        return await self._call("wait", lambda: self.real.wait(id, timeout))
 
     async def scan(
         self, *, queue: str | None = None, state: JobState | None = None
@@ -132,19 +141,19 @@ class FaultyBroker(Broker):
             yield job
 
     async def count(self, *, queue: str | None = None, state: JobState | None = None) -> int:
-        return await self._through("count", lambda: self.real.count(queue=queue, state=state))
+        return await self._call("count", lambda: self.real.count(queue=queue, state=state))
 
     async def purge(self, *, state: JobState | None = None, older_than: float = 0.0) -> int:
-        return await self._through(
+        return await self._call(
             "purge", lambda: self.real.purge(state=state, older_than=older_than)
         )
 
     async def maintain(self) -> MaintenanceStats:
-        return await self._through("maintain", lambda: self.real.maintain())
+        return await self._call("maintain", lambda: self.real.maintain())
 
 
 class MemoryResults(Results):
-    """Results in a dictionary; `down` while there is to be no connection."""
+    """Results in a dictionary; unavailable while `down` is true."""
 
     def __init__(self) -> None:
         self.kept: dict[str, bytes] = {}
@@ -155,7 +164,7 @@ class MemoryResults(Results):
     async def _reach(self) -> None:
         await checkpoint()
         if self.down or not self.is_open:
-            raise BrokerUnavailableError("no store of results")
+            raise BrokerUnavailableError("no results store")
 
     async def open(self) -> None:
         self.is_open = True

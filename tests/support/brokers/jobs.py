@@ -1,4 +1,4 @@
-"""Jobs of a broker, without a queue above it."""
+"""Helpers for jobs of a broker without a queue."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ LEASE = 30.0
 
 
 def message(id: str = "one", **options: Any) -> Message:
-    """Return the message of a job in the queue `q`."""
+    """Return the message of a job, by default in the queue `q`."""
     defaults = {"handler": "h", "queue": "q", "body": b"{}", "retention": 60, "dead_retention": 60}
     return Message(id=id, **{**defaults, **options})
 
@@ -34,7 +34,7 @@ def settlement(claim: Claim, state: JobState, **options: Any) -> Settlement:
 
 
 async def settle(broker: Broker, claim: Claim, state: JobState, **options: Any) -> bool:
-    """Settle a job and return whether its lease was held."""
+    """Settle a job and return whether the settlement was accepted."""
     (accepted,) = await broker.settle([settlement(claim, state, **options)])
     return accepted
 

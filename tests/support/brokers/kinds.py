@@ -1,4 +1,4 @@
-"""The brokers that the contract's tests run for, and how time passes for each."""
+"""The kinds of brokers in the conformance tests, and how time passes for them."""
 
 from __future__ import annotations
 
@@ -29,11 +29,11 @@ S = TypeVar("S", Broker, Results)
 
 
 async def sleep(broker: Any, seconds: float) -> None:
-    """Let time pass for a broker whose clock is the event loop's."""
+    """Let time pass for a broker that uses the event loop's clock."""
     await anyio.sleep(seconds)
 
 
-#: Makes everything that is stored under a prefix older, and wakes all who wait.
+#: Makes all data under a prefix older, and notifies all waiters.
 AGE = """
 local prefix, seconds, channel = ARGV[1], tonumber(ARGV[2]), ARGV[3]
 for _, key in ipairs(redis.call('KEYS', prefix .. 'result:*')) do
@@ -58,22 +58,22 @@ for _, queue in ipairs(redis.call('HKEYS', prefix .. 'idle')) do
   redis.call('PUBLISH', channel, '+' .. queue)
 end
 """
-TIMES = [FIELDS.index(each) + 1 for each in ("STARTED", "FINISHED", "DUE", "EXPIRES", "AT")]
+TIMES = [FIELDS.index(field) + 1 for field in ("STARTED", "FINISHED", "DUE", "EXPIRES", "AT")]
 _prefixes = count()
 
 
 def make_redis(name: str, folder: Path) -> RedisBroker:
-    """Make a broker whose keys are its own, in the server that all tests share."""
+    """Make a broker with a new prefix on the shared server."""
     return RedisBroker(servers.server(name).url, prefix=f"test-{next(_prefixes)}")
 
 
 def make_redis_results(name: str, folder: Path) -> RedisResults:
-    """The same for results."""
+    """Make a results store with a new prefix on the shared server."""
     return RedisResults(servers.server(name).url, prefix=f"test-{next(_prefixes)}")
 
 
 async def age(store: RedisBroker | RedisResults, seconds: float, *, name: str) -> None:
-    """Let time pass for what has the server's clock."""
+    """Let time pass for a store that uses the server's clock."""
     prefix = f"{{{store.prefix}}}:"
     with Redis.from_url(servers.server(name).url) as client:
         client.eval(AGE, 0, prefix, seconds, f"{prefix}events:0", *TIMES)
@@ -83,12 +83,14 @@ async def age(store: RedisBroker | RedisResults, seconds: float, *, name: str) -
 class Kind:
     """A kind of broker.
 
-    - `make`: makes one that is empty; the folder is the test's own.
-    - `backends`: what its tests run on, as for the `anyio_backend` fixture.
-    - `results`: makes a store of results that is empty; not every kind has one.
-    - `elapse`: lets so many seconds pass for either; real ones need not.
-    - `second`: how many seconds stand for one where a test really waits, and how `late` it may be.
-    - `long`: how many steps a long chain has: more than Python's recursion has.
+    Args:
+        make: Makes an empty broker, with a folder for its files.
+        results: Makes an empty results store; None if this kind has none.
+        backends: The backends of its tests, as for the `anyio_backend` fixture.
+        elapse: Lets seconds pass for a broker or a results store, in real or simulated time.
+        second: Real seconds that represent one second where a test really waits.
+        late: Seconds by which such a wait may end late.
+        long: Steps of a long chain; more than Python's recursion limit.
     """
 
     make: Callable[[Path], Broker]
@@ -101,7 +103,7 @@ class Kind:
 
     @asynccontextmanager
     async def opened(self, made: S) -> AsyncIterator[S]:
-        """Open what was made; its wall clock is as virtual as the event loop's."""
+        """Open a broker or a results store, under a virtual wall clock."""
         _kinds[made] = self
         with virtual_wall_clock(datetime(2030, 1, 1, tzinfo=UTC)):
             await made.open()
@@ -116,13 +118,13 @@ _kinds: WeakKeyDictionary[Broker | Results, Kind] = WeakKeyDictionary()
 
 
 async def elapse(store: Broker | Results, seconds: float) -> None:
-    """Let so many seconds pass for a broker or a store of results."""
+    """Let `seconds` pass for a broker or a results store."""
     await _kinds[store].elapse(store, seconds)
 
 
 @dataclass(frozen=True)
 class NatsKind(Kind):
-    """Brokers of one server, each with a prefix of its own."""
+    """Brokers with separate prefixes on the shared NATS server."""
 
     @asynccontextmanager
     async def opened(self, made: S) -> AsyncIterator[S]:
@@ -133,9 +135,10 @@ class NatsKind(Kind):
 
 @dataclass(frozen=True)
 class VirtualNatsKind(Kind):
-    """The same in time that is virtual for all but the server, whose messages it does not await.
+    """NATS brokers in virtual time, which stops while an answer of the server is awaited.
 
-    Good for the contract, whose tests ask and get answers.
+    Messages that the server sends by itself are not awaited, so this fits only tests of requests
+    and answers, like the conformance tests.
     """
 
     @asynccontextmanager
@@ -169,11 +172,11 @@ KINDS: dict[str, Kind] = {
 }
 
 
-#: The kinds above the conformance suite: what a broker guarantees does not depend on its kind.
+#: The kinds for tests above the conformance suite, where the kind of broker makes no difference.
 EMBEDDED = ("memory", "sqlite")
 
 
 def cases(*, conformance: bool) -> list[tuple[str, str]]:
-    """Return the kinds and the event loops that a test with a `broker_kind` runs for."""
+    """Return pairs of kind and backend for the tests with a `broker_kind`."""
     names = [name for name in KINDS if name != "nats"] if conformance else EMBEDDED
     return [(name, backend) for name in names for backend in KINDS[name].backends]

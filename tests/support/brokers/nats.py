@@ -1,4 +1,4 @@
-"""Helpers of the tests of the NATS broker."""
+"""Helpers for the tests of the NATS broker."""
 
 from __future__ import annotations
 
@@ -56,14 +56,14 @@ def messages(count: int, **options: Any) -> list[Message]:
 async def finish(broker: NatsBroker, claims: list[Claim], **options: Any) -> list[bool]:
     return await broker.settle(
         [
-            Settlement(id=each.message.id, token=each.token, state=JobState.SUCCEEDED, **options)
-            for each in claims
+            Settlement(id=claim.message.id, token=claim.token, state=JobState.SUCCEEDED, **options)
+            for claim in claims
         ]
     )
 
 
 async def stored(broker: Any) -> dict[str, int]:
-    """How many messages there are in each stream."""
+    """Return the number of messages in each stream."""
     names = broker._layout.streams
     infos = [await broker._api._ask(f"STREAM.INFO.{name}") for name in names]
     return {
@@ -75,8 +75,8 @@ async def stored(broker: Any) -> dict[str, int]:
 EMPTY = {"jobs": 0, "ready": 0, "timers": 0}
 
 
-def real(test: Test) -> Callable[..., None]:
-    """Run a test on asyncio in real time, as connections that fail do so in their own time."""
+def in_real_time(test: Test) -> Callable[..., None]:
+    """Run a test on asyncio in real time, as connections fail in real time."""
 
     @functools.wraps(test)
     def run(*args: Any, **kwargs: Any) -> None:
@@ -92,7 +92,7 @@ async def _limited(test: Test) -> None:
 
 @asynccontextmanager
 async def opened(server: NatsServer, **options: Any) -> AsyncIterator[Any]:
-    """Give a broker that is open, for real time."""
+    """Open a broker in real time."""
     options.setdefault("prefix", f"test-{token_hex(8)}")
     broker: Any = NatsBroker(options.pop("url", server.url), **options)
     await broker.open()
@@ -103,7 +103,7 @@ async def opened(server: NatsServer, **options: Any) -> AsyncIterator[Any]:
 
 
 async def eventually(call: Callable[[], Awaitable[Any]]) -> Any:
-    """Call again and again, for as long as the broker is not available."""
+    """Repeat a call until the broker is available, and return its result."""
     async with asyncio.timeout(3 * SOON):
         while True:
             try:
@@ -118,12 +118,12 @@ async def state_of(broker: NatsBroker, id: str = "one") -> JobState | None:
 
 
 class Crash:
-    """Lets a broker's process die at the n-th request, before it is sent."""
+    """Makes a broker fail like a crashed process, before the n-th request is sent."""
 
     def __init__(self, broker: Any) -> None:
         self.left: float = float("inf")
         self.sent = 0
-        self._link = broker._link
+        self._link = broker._requests
         self._call, self._post, self._fetch = self._link._call, self._link.post, self._link.fetch
         self._link._call, self._link.post, self._link.fetch = self.call, self.post, self.fetch
 
@@ -152,11 +152,11 @@ class Crash:
             self._post(*args)
 
 
-async def needed(broker: NatsBroker) -> list[Claim]:
+async def finish_dependency(broker: NatsBroker) -> list[Claim]:
     await broker.enqueue([message("0000", queue="r", retention=30)])
     await finish(broker, await broker.claim(["r"], 1, lease=30))
     return []
 
 
-async def _later(value: Any) -> Any:
+async def returned(value: Any) -> Any:
     return value

@@ -1,4 +1,4 @@
-"""Real NATS servers for tests: on a free port of this host, with a folder that goes with them."""
+"""NATS servers for tests, on a free port of this host and with a temporary folder."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ from support.processes.process import PATIENCE
 
 T = TypeVar("T")
 
-#: Ends its command when its own stdin is closed, as it is however the process of the tests ends.
+#: Kills its command when its stdin is closed, which happens however the tests' process ends.
 _GUARD = '"$@" & server=$!; read -r _; kill -9 $server; wait'
 
 
 def program() -> str:
-    """The server that the tests' dependencies bring along, or one that is installed."""
+    """Return the path of the bundled server, or else of an installed one."""
     suffix = ".exe" if sys.platform == "win32" else ""
     bundled = Path(sysconfig.get_path("scripts")) / f"nats-server{suffix}"
     found = str(bundled) if bundled.exists() else shutil.which("nats-server")
@@ -39,9 +39,12 @@ def program() -> str:
 
 
 class NatsServer:
-    """A server that can be stopped, killed, and started again with what it has kept.
+    """A server that can be killed and restarted with its data, on the same port.
 
-    `config` is added to its configuration. It always listens at the same port.
+    Args:
+        folder: The folder of its data.
+        config: More lines of configuration.
+        jetstream: Whether JetStream is enabled by default.
     """
 
     def __init__(self, folder: Path, config: str = "", *, jetstream: bool = True) -> None:
@@ -49,7 +52,7 @@ class NatsServer:
         self._config = config
         self._jetstream = jetstream
         self._popen: subprocess.Popen[str] | None = None
-        self.port = -1  # any that is free, at first
+        self.port = -1  # any free port at the first start
         self.pid = 0
         self.lines: list[str] = []
 
@@ -58,7 +61,7 @@ class NatsServer:
         return f"nats://127.0.0.1:{self.port}"
 
     def start(self) -> None:
-        """Start it, and wait until it is ready."""
+        """Start the server and wait until it is ready."""
         path = self._folder / "server.conf"
         store = f"jetstream {{ store_dir: {str(self._folder / 'store')!r} }}\n"
         lines = [f"listen: '127.0.0.1:{self.port}'", store if self._jetstream else "", self._config]
@@ -73,7 +76,7 @@ class NatsServer:
             errors="replace",
         )
         ready = threading.Event()
-        # A daemon, or else the interpreter would wait for the server's end before it is ended.
+        # A daemon, as the interpreter would otherwise wait for the server, which is killed later.
         self._reader = threading.Thread(target=self._read, args=(self._popen, ready), daemon=True)
         self._reader.start()
         if not ready.wait(PATIENCE) or not self.pid:
@@ -93,11 +96,11 @@ class NatsServer:
         ready.set()
 
     def kill(self) -> None:
-        """End it as a power cut would."""
+        """Kill the server without a shutdown."""
         popen, self._popen, self.pid = self._popen, None, 0
         if popen is not None:
             assert popen.stdin is not None
-            popen.stdin.close()  # on which the guard kills it
+            popen.stdin.close()  # the guard then kills the server
             if sys.platform == "win32":
                 popen.kill()
             popen.wait()
@@ -110,7 +113,7 @@ class NatsServer:
 
 @contextmanager
 def nats_server(config: str = "", *, jetstream: bool = True) -> Iterator[NatsServer]:
-    """Run a server for as long as the block lasts."""
+    """Run a server until the block ends."""
     with tempfile.TemporaryDirectory(prefix="nats-", ignore_cleanup_errors=True) as folder:
         server = NatsServer(Path(folder), config, jetstream=jetstream)
         try:
@@ -122,14 +125,14 @@ def nats_server(config: str = "", *, jetstream: bool = True) -> Iterator[NatsSer
 
 @cache
 def shared_server() -> NatsServer:
-    """A server for all tests that do it no harm."""
+    """Return the server shared by all tests that do not disturb it."""
     stack = ExitStack()
     atexit.register(stack.close)
     return stack.enter_context(nats_server())
 
 
-class _Holding(dict[str, Any]):
-    """Has virtual time wait while there is something in it."""
+class _PendingAnswers(dict[str, Any]):
+    """A dict of pending answers; virtual time stops while it is not empty."""
 
     def __init__(self, loop: testing.VirtualTimeLoop) -> None:
         self._loop = loop
@@ -144,13 +147,13 @@ class _Holding(dict[str, Any]):
 
 
 def make_nats_broker(prefix: str | None = None) -> NatsBroker:
-    """Make a broker for the server that all tests share."""
+    """Make a broker for the shared server."""
     return NatsBroker(shared_server().url, prefix=prefix or f"test-{token_hex(8)}")
 
 
 @asynccontextmanager
 async def served_nats_broker(like: Any = None) -> AsyncIterator[NatsBroker]:
-    """Give an open broker; with `like`, one for the same jobs as another."""
+    """Open a broker in virtual time; with `like`, for the same jobs as that broker."""
     made = make_nats_broker(like._layout.prefix if like else None)
     async with virtually_served(made, like):
         yield made
@@ -158,7 +161,7 @@ async def served_nats_broker(like: Any = None) -> AsyncIterator[NatsBroker]:
 
 @asynccontextmanager
 async def served(broker: Any) -> AsyncIterator[None]:
-    """Open a broker; nothing is left of it afterwards."""
+    """Open a broker, and delete its streams at the end."""
     await broker.open()
     try:
         yield
@@ -169,31 +172,31 @@ async def served(broker: Any) -> AsyncIterator[None]:
 
 @asynccontextmanager
 async def virtually_served(broker: Any, like: Any = None) -> AsyncIterator[None]:
-    """Open a broker; unless it is `like` another, nothing is left of it afterwards.
+    """Open a broker in virtual time, which stops while an answer of the server is awaited.
 
-    In virtual time, which goes on only while no answer of the server's is awaited.
+    Its streams are deleted at the end, unless they belong to the broker `like`.
     """
     loop = asyncio.get_running_loop()
     assert isinstance(loop, testing.VirtualTimeLoop)
-    broker._link._waiting = _Holding(loop)
+    broker._requests._waiting = _PendingAnswers(loop)
     if like:
-        for each in (broker, broker._timers, broker._records, broker._jobs):
-            each._clock = like._clock
+        for part in (broker, broker._timers, broker._records, broker._jobs):
+            part._clock = like._clock
     with (
         patch("background.queues.nats.clock._REFRESH", 1e9),  # the server's clock is real
         patch("background.queues.nats.connection.PING_INTERVAL", 1e9),
     ):
-        await held(broker.open())
+        await with_real_time(broker.open())
         try:
             yield
         finally:
             if not like:
                 await remove_streams(broker)
-            await held(broker.close())
+            await with_real_time(broker.close())
 
 
-async def held(call: Awaitable[T]) -> T:
-    """Await something in real time, however virtual that of the event loop is."""
+async def with_real_time(call: Awaitable[T]) -> T:
+    """Await a call in real time although the event loop's time is virtual."""
     loop = asyncio.get_running_loop()
     assert isinstance(loop, testing.VirtualTimeLoop)
     loop.hold(1, PATIENCE)

@@ -1,6 +1,6 @@
-"""A TCP proxy that does to connections what networks do: cuts, black holes, delays.
+"""A TCP proxy that injects network faults: resets, black holes, delays.
 
-It knows nothing of what it passes on; a fault is aimed at the request that has certain bytes in it.
+The proxy does not parse the traffic; a fault is aimed at the request that contains certain bytes.
 """
 
 from __future__ import annotations
@@ -14,43 +14,44 @@ from contextlib import contextmanager, suppress
 from enum import Enum
 
 _PIECE = 65_536
-_RESET = struct.pack("ii", 1, 0)  # no lingering, so that the other end is told of a reset
+_RESET = struct.pack("ii", 1, 0)  # no lingering, so that the peer receives a reset
 
 
 class Cut(Enum):
-    """Where a connection is cut, seen from a request."""
+    """Where a connection is cut, relative to a request."""
 
     BEFORE = "before the request has reached the server"
     WITHIN = "in the middle of the request"
     AFTER = "after the request, before its answer"
-    SILENTLY = "after the request, and nobody is told"
+    SILENTLY = "after the request, without a reset"
 
 
 class _Connection:
-    """A client's connection and the one to the server that belongs to it."""
+    """A client's connection and the matching connection to the server."""
 
     def __init__(self, client: socket.socket, server: socket.socket | None) -> None:
         self.client = client
         self.server = server
-        self.answers_cut = False  # at the next answer
-        self.silent = False  # what comes goes nowhere
+        self.answers_cut = False  # cut at the next answer
+        self.silent = False  # all data is discarded
 
     def reset(self) -> None:
-        """Cut the connection to the client, and close that to the server."""
+        """Reset the connection to the client, and close the one to the server."""
         with suppress(OSError):
             self.client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
-        for each in (self.client, self.server):
-            if each is not None:
+        for end in (self.client, self.server):
+            if end is not None:
                 with suppress(OSError):
-                    each.shutdown(socket.SHUT_RD)  # whoever reads it lets go of it
-                each.close()
+                    end.shutdown(socket.SHUT_RD)  # ends the thread that reads from it
+                end.close()
 
 
 class Proxy:
-    """Passes connections from its own `port` on to a server's; use `proxied()`.
+    """Forwards connections from its own `port` to a server's; use `proxied()`.
 
-    - `delay`: seconds that each piece of data is held back.
-    - `connections`: how many were made so far.
+    Attributes:
+        delay: Seconds by which each piece of data is delayed.
+        connections: Number of connections accepted so far.
     """
 
     def __init__(self, port: int) -> None:
@@ -64,7 +65,7 @@ class Proxy:
         self._threads: list[threading.Thread] = []
         self._aim: tuple[Cut, bytes] | None = None
         self._hit = threading.Event()
-        self._swallows = False
+        self._discards = False
         self._refuses = False
         self._start(self._accept)
 
@@ -76,7 +77,7 @@ class Proxy:
     # Faults
 
     def aim(self, cut: Cut, request: bytes) -> threading.Event:
-        """Have the first connection cut whose client sends these bytes; the event tells of it."""
+        """Cut the first connection whose client sends these bytes, and then set the event."""
         with self._lock:
             self._hit = threading.Event()
             self._aim = (cut, request)
@@ -84,12 +85,12 @@ class Proxy:
 
     def cut(self) -> None:
         """Reset all connections."""
-        for each in self._taken():
-            each.reset()
+        for connection in self._take_open():
+            connection.reset()
 
     @contextmanager
     def refusing(self) -> Iterator[None]:
-        """Reset all connections, and new ones too."""
+        """Reset all connections and refuse new ones."""
         self._refuses = True
         self.cut()
         try:
@@ -99,30 +100,30 @@ class Proxy:
 
     @contextmanager
     def black_hole(self) -> Iterator[None]:
-        """Let everything vanish that is sent, in old connections and in new ones, without a word.
+        """Discard all data of existing and new connections, without closing them.
 
-        What is connected afterwards works again; what was connected before stays dead.
+        Later connections work again; these ones stay dead.
         """
         with self._lock:
-            self._swallows = True
-            for each in self._open:
-                each.silent = True
+            self._discards = True
+            for connection in self._open:
+                connection.silent = True
         try:
             yield
         finally:
-            self._swallows = False
+            self._discards = False
 
     def close(self) -> None:
         with suppress(OSError):
             self._listener.shutdown(socket.SHUT_RDWR)
         self._listener.close()
         self.cut()
-        for each in self._threads:
-            each.join()
+        for thread in self._threads:
+            thread.join()
 
-    # What runs in threads
+    # Threads
 
-    def _taken(self) -> list[_Connection]:
+    def _take_open(self) -> list[_Connection]:
         with self._lock:
             taken = list(self._open)
             self._open.clear()
@@ -140,13 +141,13 @@ class Proxy:
 
     def _connect(self, client: socket.socket) -> None:
         server = None
-        if not self._swallows and not self._refuses:
+        if not self._discards and not self._refuses:
             with suppress(OSError):
                 server = socket.create_connection(("127.0.0.1", self._target))
                 server.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         connection = _Connection(client, server)
-        connection.silent = self._swallows
-        if server is None and not self._swallows:
+        connection.silent = self._discards
+        if server is None and not self._discards:
             connection.reset()
             return
         with self._lock:
@@ -168,8 +169,8 @@ class Proxy:
             if cut is Cut.SILENTLY:
                 connection.silent = True  # before the server can answer
             if passes and connection.server is not None:
-                sent = piece[: len(piece) // 2] if cut is Cut.WITHIN else piece
-                if not _sent(connection.server, sent):
+                data = piece[: len(piece) // 2] if cut is Cut.WITHIN else piece
+                if not _send(connection.server, data):
                     break
             if cut is Cut.WITHIN:
                 break
@@ -180,9 +181,9 @@ class Proxy:
         for piece in self._pieces(connection, connection.server):
             if connection.answers_cut:
                 break
-            if not connection.silent and not _sent(connection.client, piece):
+            if not connection.silent and not _send(connection.client, piece):
                 break
-        if not connection.silent:  # else the client is not told that the server has gone
+        if not connection.silent:  # the client must not notice that the server has gone
             self._end(connection)
 
     def _pieces(self, connection: _Connection, end: socket.socket) -> Iterator[bytes]:
@@ -201,13 +202,13 @@ class Proxy:
 
     def _end(self, connection: _Connection) -> None:
         with self._lock:
-            known = connection in self._open
+            was_open = connection in self._open
             self._open.discard(connection)
-        if known:
+        if was_open:
             connection.reset()
 
 
-def _sent(end: socket.socket, piece: bytes) -> bool:
+def _send(end: socket.socket, piece: bytes) -> bool:
     try:
         end.sendall(piece)
     except OSError:
@@ -217,7 +218,7 @@ def _sent(end: socket.socket, piece: bytes) -> bool:
 
 @contextmanager
 def proxied(port: int) -> Iterator[Proxy]:
-    """Run a proxy to a port of 127.0.0.1 for as long as the block lasts."""
+    """Run a proxy to a port of 127.0.0.1 until the block ends."""
     proxy = Proxy(port)
     try:
         yield proxy

@@ -1,4 +1,4 @@
-"""Helpers of the tests of the Redis broker."""
+"""Helpers for the tests of the Redis broker."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def messages(count: int, **options: Any) -> list[Message]:
 
 
 async def until(holds: Callable[[], Any]) -> None:
-    """Return once something holds."""
+    """Wait until the condition is true."""
     with anyio.fail_after(SOON):
         while True:
             if holds():
@@ -52,11 +52,11 @@ async def open_broker(url: str, **options: Any) -> AsyncIterator[RedisBroker]:
 
 
 async def finish(broker: RedisBroker, claims: list[Claim]) -> list[bool]:
-    return await broker.settle([settlement(each, JobState.SUCCEEDED) for each in claims])
+    return await broker.settle([settlement(claim, JobState.SUCCEEDED) for claim in claims])
 
 
 class Relay:
-    """Passes bytes between a broker and its server, until it is told not to."""
+    """Forwards bytes between a broker and its server; discards them while `swallows` is true."""
 
     def __init__(self, port: int, tls: ssl.SSLContext | None = None) -> None:
         self._port = port
@@ -90,37 +90,37 @@ class Relay:
         task = asyncio.current_task()
         assert task is not None
         self._tasks.add(task)
-        other_reader, other_writer = await asyncio.open_connection("127.0.0.1", self._port)
-        self._writers |= {writer, other_writer}
+        server_reader, server_writer = await asyncio.open_connection("127.0.0.1", self._port)
+        self._writers |= {writer, server_writer}
         with suppress(OSError):
             await asyncio.gather(
-                self._pass_on(reader, other_writer), self._pass_on(other_reader, writer)
+                self._forward(reader, server_writer), self._forward(server_reader, writer)
             )
 
-    async def _pass_on(self, reader: Any, writer: Any) -> None:
+    async def _forward(self, reader: Any, writer: Any) -> None:
         while data := await reader.read(65536):
             if not self.swallows:
                 writer.write(data)
         writer.close()
 
 
-async def waits(server: Server, broker: RedisBroker, queue: str) -> None:
-    """Return once somebody waits for work of this queue, and the server knows."""
+async def wait_for_waiter(server: Server, broker: RedisBroker, queue: str) -> None:
+    """Wait until the server has registered a waiter for work of this queue."""
     with Redis.from_url(server.url) as client:
         await until(lambda: client.hexists(f"{{{broker.prefix}}}:idle", queue))
 
 
-async def wait_in_vain(broker: RedisBroker, server: Server) -> None:
-    """Wait for work until the server has been told so."""
+async def wait_without_work(broker: RedisBroker, server: Server) -> None:
+    """Wait for work until the server has registered the waiter, then stop."""
     async with anyio.create_task_group() as group:
         group.start_soon(broker.wait_for_work, ["r", "s"], 1000)
-        await waits(server, broker, "s")
+        await wait_for_waiter(server, broker, "s")
         group.cancel_scope.cancel()
 
 
 QUOTED = "s3cr3t%2Fp%40ss"
 
 
-def waiting(broker: Any) -> int:
-    """Return for how many queues and jobs somebody waits."""
+def count_waiters(broker: Any) -> int:
+    """Return the number of queues and jobs that have waiters."""
     return len(broker._session.notifications._events)

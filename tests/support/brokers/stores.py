@@ -1,4 +1,4 @@
-"""Where the jobs are in tests of what happens to processes, servers and connections."""
+"""Job stores for the tests of crashes and network faults."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from support.brokers import redis_servers as servers
 
 
 class Server(Protocol):
-    """A real server of the tests' own, which keeps its port and its data when it is killed."""
+    """A server of a single test that keeps its port and its data when it is killed."""
 
     port: int
 
@@ -28,51 +28,52 @@ class Server(Protocol):
 
 @dataclass(frozen=True)
 class Store:
-    """A kind of broker, where it is used by several processes.
+    """A kind of broker that several processes can use.
 
-    - `url`: of a place that tests can share or that is in the test's folder; each test has a queue
-      and ids of its own there.
-    - `backends`: the event loops that it works on.
-    - `own_clock`: whether its times are not those of its processes' host.
-    - `overhead`: bytes that a job may take besides its payload where the server limits both.
-    - `repair`: seconds after which it completes what a lost connection left half done.
-    - `modes`: how durable it can be made, each with what starts such a server.
+    Args:
+        url: Returns the URL of a shared store, or of one in the test's folder; every test uses a
+            separate queue.
+        backends: The event loops that it supports.
+        server_clock: Whether its times come from the server's clock.
+        overhead: Bytes of a job besides its payload, if the server limits their sum.
+        repair: Seconds after which it completes changes that a lost connection interrupted.
+        modes: Functions that start a server, by level of durability.
     """
 
     url: Callable[[Path], str]
     backends: tuple[str, ...] = ("asyncio", "uvloop", "trio")
-    own_clock: bool = False
+    server_clock: bool = False
     overhead: int = 0
     repair: float = 0.0
     modes: Mapping[str, Callable[[], Server]] = field(default_factory=dict[str, Any])
 
 
 def redis(name: str) -> Store:
-    """Redis or Valkey, whose log of changes reaches the disk at once, in a second, or never."""
-    kept = "--appendonly", "yes", "--appendfsync"
+    """Return the store for Redis or Valkey, with modes for how often its log is synced."""
+    options = "--appendonly", "yes", "--appendfsync"
     return Store(
         url=lambda folder: servers.server(name).url,
         backends=("asyncio", "uvloop"),
-        own_clock=True,
+        server_clock=True,
         modes={
-            "appendfsync always": partial(servers.Server, name, *kept, "always"),
-            "appendfsync everysec": partial(servers.Server, name, *kept, "everysec"),
+            "appendfsync always": partial(servers.Server, name, *options, "always"),
+            "appendfsync everysec": partial(servers.Server, name, *options, "everysec"),
         },
     )
 
 
 class NatsProcess(nats_servers.NatsServer):
-    """A NATS server that keeps its jobs in a file."""
+    """A NATS server with file storage in a temporary folder."""
 
     def __init__(self, jetstream: str) -> None:
-        self._kept = tempfile.TemporaryDirectory(prefix="nats-", ignore_cleanup_errors=True)
-        store = f"jetstream {{ store_dir: '{self._kept.name}/store', {jetstream} }}"
-        super().__init__(Path(self._kept.name), store, jetstream=False)
+        self._temporary = tempfile.TemporaryDirectory(prefix="nats-", ignore_cleanup_errors=True)
+        store = f"jetstream {{ store_dir: '{self._temporary.name}/store', {jetstream} }}"
+        super().__init__(Path(self._temporary.name), store, jetstream=False)
         self.start()
 
     def close(self) -> None:
         self.kill()
-        self._kept.cleanup()
+        self._temporary.cleanup()
 
 
 STORES: dict[str, Store] = {
@@ -81,7 +82,7 @@ STORES: dict[str, Store] = {
     "nats": Store(
         url=lambda folder: nats_servers.shared_server().url,
         backends=("asyncio", "uvloop"),
-        own_clock=True,
+        server_clock=True,
         overhead=4096,
         repair=2.0,
         modes={
@@ -91,13 +92,13 @@ STORES: dict[str, Store] = {
     ),
 }
 
-#: Whether faults are to be many, as by `nox -s faults`, or just enough to see that they are met.
+#: Whether tests inject many faults, as in `nox -s faults`, or only a few.
 FULL = os.environ.get("FAULTS") == "full"
 
-#: Kinds of which others take the part where faults are few.
-_ALIKE = () if FULL or "valkey" not in STORES else ("redis",)
+#: Kinds that are left out unless `FULL`, as a similar one is tested.
+_SIMILAR = () if FULL or "valkey" not in STORES else ("redis",)
 
-NAMES = [name for name in STORES if name not in _ALIKE]
+NAMES = [name for name in STORES if name not in _SIMILAR]
 SERVED = [
     (name, mode) for name in NAMES for mode in list(STORES[name].modes)[: None if FULL else 1]
 ]

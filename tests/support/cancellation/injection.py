@@ -1,8 +1,8 @@
 """Cancellation at the n-th suspension of a coroutine, or of any task of the event loop.
 
-A scenario is run once undisturbed, which counts its suspensions, and then afresh for each of them,
-in an event loop of its own and in virtual time. Afterwards nothing may be left, and what observers
-were told has to agree with how the tasks and the manager ended.
+A scenario runs once undisturbed, to count its suspensions, and then once for each of them, in a
+separate event loop in virtual time. After each run, no resource may have leaked, and the recorded
+events have to agree with how the tasks and the manager ended.
 """
 
 from __future__ import annotations
@@ -23,27 +23,27 @@ from background import Manager, Observer, Task, TaskAdded, TaskHandle
 from background.testing import RecordingObserver, virtual_time
 from support.cancellation.stepping import Step, SteppingLoop, Steps, When
 from support.invariants import (
-    footprint,
-    handlers,
+    count_tasks,
     has_asyncio,
-    living,
-    unheard_ends,
-    untrue_fates,
-    untrue_report,
+    process_resources,
+    report_violations,
+    signal_handlers,
+    task_violations,
+    unnotified_waiters,
 )
 
-HANGING = 80_000.0  # virtual seconds, after which a scenario is taken to hang
+HANGING = 80_000.0  # virtual seconds until a scenario counts as hanging
 
 
 class How(StrEnum):
-    """Who cancels a coroutine."""
+    """How a coroutine is cancelled."""
 
     SCOPE = "by a cancel scope"
     NATIVE = "by asyncio"
 
 
 class Point(NamedTuple):
-    """Where to cancel the coroutine that a scenario drives, and where asyncio does so again."""
+    """A suspension of the driven coroutine to cancel it at, and one to cancel it natively again."""
 
     number: int
     when: When
@@ -53,7 +53,7 @@ class Point(NamedTuple):
 
 @dataclass
 class Outcome:
-    """How a coroutine ended that was driven."""
+    """How a driven coroutine ended."""
 
     cancelled: bool = False
     value: Any = None
@@ -61,7 +61,7 @@ class Outcome:
 
 
 class Collector(Observer):
-    """Gets hold of every handle, also of those that nobody was given."""
+    """Collects the handle of every task."""
 
     def __init__(self) -> None:
         self.manager: Manager
@@ -73,8 +73,8 @@ class Collector(Observer):
         self.handles[event.id] = handle
 
 
-class World:
-    """One run of a scenario: what it made, what was seen of it, and where it is cancelled."""
+class InjectedRun:
+    """One run of a scenario: its manager and tasks, its events, and the point to cancel it at."""
 
     def __init__(self, at: Point | Step | None = None) -> None:
         self.point = at if isinstance(at, Point) else None
@@ -82,11 +82,11 @@ class World:
         self.recorder = RecordingObserver()
         self.collector = Collector()
         self.problems: list[str] = []
-        self.suspensions = 0  # of the coroutine that is driven
+        self.suspensions = 0  # of the driven coroutine
         self.injected_at: float | None = None
-        self.natively = 0  # how often asyncio has cancelled it
-        self.hit = ""  # the name of the task that was cancelled, if only one was
-        self.host: Any = None  # the asyncio task of the coroutine that is driven
+        self.natively = 0  # number of native cancellations so far
+        self.hit = ""  # name of the cancelled task, if a single one was cancelled
+        self.host: Any = None  # the asyncio task of the driven coroutine
         self.cancel: dict[How, Callable[[], object]] = {}
         self.ended_at = 0.0
 
@@ -95,20 +95,20 @@ class World:
         return self.collector.handles
 
     def manager(self, *observers: Observer, **options: Any) -> Manager:
-        """Make the manager that is looked at afterwards."""
-        watching = [self.recorder, self.collector, *observers]
-        self.collector.manager = Manager(observers=watching, **options)
+        """Make the manager that is checked after the run."""
+        all_observers = [self.recorder, self.collector, *observers]
+        self.collector.manager = Manager(observers=all_observers, **options)
         return self.collector.manager
 
     def start(self, fn: Callable[..., Any], *args: Any, **options: Any) -> TaskHandle[Any]:
-        """Submit a task that can be told from all others by its name, which is its native name."""
+        """Submit a task with a unique name, which is also its native name."""
         name = f"{getattr(fn, '__name__', fn)} {len(self.handles)}"
         return self.collector.manager.run_task(Task(fn, args=args, name=name, **options))
 
     async def drive(
         self, coroutine: Coroutine[Any, Any, Any], *errors: type[BaseException]
     ) -> Outcome:
-        """Await a coroutine, cancelled where this run is meant to, which may raise `errors`."""
+        """Await a coroutine, which may raise `errors`, and cancel it at the point of this run."""
         task = self.host = asyncio.current_task() if has_asyncio() else None
         outcome = Outcome(cancelled=True)
         try:
@@ -121,14 +121,14 @@ class World:
             if not self.natively:
                 raise
         self.cancel = {}
-        left = [task.uncancel() for _ in range(self.natively)]
-        if left and left[-1]:
-            self.problems.append("it took more cancellations than it was told to")
+        remaining = [task.uncancel() for _ in range(self.natively)]
+        if remaining and remaining[-1]:
+            self.problems.append("the task received more cancellations than were injected")
         self.ended_at = anyio.current_time()
         return outcome
 
     def inject(self, how: How) -> None:
-        """Cancel what is driven, unless that has been done, or it has ended."""
+        """Cancel the driven coroutine, unless it was cancelled before or has ended."""
         if self.injected_at is None and how in self.cancel:
             self.injected_at = anyio.current_time()
             self.cancel[how]()
@@ -139,10 +139,10 @@ class World:
 
 
 class Driven:
-    """Awaits a coroutine step by step, and cancels it at the point where its run is meant to."""
+    """Awaits a coroutine step by step, and cancels it at the point of its run."""
 
-    def __init__(self, world: World, coroutine: Coroutine[Any, Any, Any]) -> None:
-        self._world = world
+    def __init__(self, run: InjectedRun, coroutine: Coroutine[Any, Any, Any]) -> None:
+        self._run = run
         self._coroutine = coroutine
 
     def __await__(self) -> Generator[Any, Any, Any]:
@@ -162,81 +162,81 @@ class Driven:
             self._woken()
 
     def _suspended(self, awaited: Any) -> None:
-        world = self._world
-        world.suspensions += 1
-        if world.point is None:
+        run = self._run
+        run.suspensions += 1
+        if run.point is None:
             return
-        number, when, how, again = world.point
-        if world.suspensions == again:
-            world.cancel[How.NATIVE]()
-        elif world.suspensions == number:
+        number, when, how, again = run.point
+        if run.suspensions == again:
+            run.cancel[How.NATIVE]()
+        elif run.suspensions == number:
             if when is When.SUSPENDED or awaited is None:
-                world.inject(how)
+                run.inject(how)
             elif how is How.NATIVE:
-                # Called before what wakes the task, which comes later in the list of callbacks.
-                awaited.add_done_callback(lambda future: world.inject(how))
+                # Runs before the callback that wakes the task, which is added later.
+                awaited.add_done_callback(lambda future: run.inject(how))
 
     def _woken(self) -> None:
-        point = self._world.point
-        if point is not None and point.number == self._world.suspensions:
-            self._world.inject(point.how)
+        point = self._run.point
+        if point is not None and point.number == self._run.suspensions:
+            self._run.inject(point.how)
 
 
-Scenario = Callable[[World], Coroutine[Any, Any, None]]
-Act = Callable[[World, Any, str], object]
-Compare = Callable[[World, World], Iterable[str]]
+Scenario = Callable[[InjectedRun], Coroutine[Any, Any, None]]
+Act = Callable[[InjectedRun, Any, str], object]
+Compare = Callable[[InjectedRun, InjectedRun], Iterable[str]]
 
 
-async def _live(scenario: Scenario, world: World) -> None:
-    before = living(), handlers()
-    world.steps.active = True
+async def _run_and_check(scenario: Scenario, run: InjectedRun) -> None:
+    before = count_tasks(), signal_handlers()
+    run.steps.active = True
     if has_asyncio():
         loop = asyncio.get_running_loop()
-        loop.set_exception_handler(lambda loop, context: world.problems.append(repr(context)))
+        loop.set_exception_handler(lambda loop, context: run.problems.append(repr(context)))
     with anyio.fail_after(HANGING):
-        await scenario(world)
+        await scenario(run)
     await anyio.wait_all_tasks_blocked()
-    world.steps.active = False
-    if (living(), handlers()) != before:
-        world.problems.append("tasks or signal handlers were left")
-    manager, handles = world.collector.manager, world.handles.values()
-    world.problems += [
-        *untrue_fates(world.recorder, handles),
-        *untrue_report(manager, world.recorder, handles),
-        *[each async for each in unheard_ends(handles)],
+    run.steps.active = False
+    if (count_tasks(), signal_handlers()) != before:
+        run.problems.append("tasks or signal handlers leaked")
+    manager, handles = run.collector.manager, run.handles.values()
+    run.problems += [
+        *task_violations(run.recorder, handles),
+        *report_violations(manager, run.recorder, handles),
+        *[problem async for problem in unnotified_waiters(handles)],
     ]
 
 
 def play(
     scenario: Scenario, backend: str, at: Point | Step | None = None, act: Act | None = None
-) -> World:
-    """Run a scenario in an event loop of its own, and look at what it leaves."""
-    world = World(at)
+) -> InjectedRun:
+    """Run a scenario in a separate event loop, and check what it leaves behind."""
+    run = InjectedRun(at)
     if act is not None:
-        world.steps.act = partial(act, world)
+        run.steps.act = partial(act, run)
     trio_run._r.seed(0)  # trio runs tasks in random order
-    before = footprint()
+    before = process_resources()
     name, options = virtual_time("asyncio" if backend == "asyncio" else "trio")
     if name == "asyncio":
-        options = {"loop_factory": partial(SteppingLoop, world.steps)}
+        options = {"loop_factory": partial(SteppingLoop, run.steps)}
     else:
-        options["instruments"] = [world.steps]
+        options["instruments"] = [run.steps]
     try:
-        anyio.run(_live, scenario, world, backend=name, backend_options=options)
+        anyio.run(_run_and_check, scenario, run, backend=name, backend_options=options)
     except Exception as error:
-        world.problems += traceback.format_exception(error)
-    world.problems += [repr(error) for error in world.steps.errors]
-    after = footprint()
-    world.problems += [f"{kind} were left" for kind in before if after[kind] != before[kind]]
-    return world
+        run.problems += traceback.format_exception(error)
+    run.problems += [repr(error) for error in run.steps.errors]
+    after = process_resources()
+    run.problems += [f"{kind} leaked" for kind in before if after[kind] != before[kind]]
+    return run
 
 
 @dataclass
 class Sweep:
-    """What came of running a scenario once for each point."""
+    """Results of running a scenario once for each point."""
 
     points: int = 0
-    missed: int = 0  # never reached, as threads take turns as they please
+    missed: int = 0  # never reached: the order of threads differs from run to run
     failed: dict[Any, list[str]] = field(default_factory=dict)
 
     def __str__(self) -> str:
@@ -244,41 +244,41 @@ class Sweep:
 
 
 def sweep_driven(scenario: Scenario, backend: str) -> Sweep:
-    """Cancel what a scenario drives at each of its suspensions; on asyncio also once more later."""
+    """Cancel the driven coroutine at each of its suspensions; on asyncio also a second time."""
     undisturbed = play(scenario, backend)
-    done = Sweep()
+    result = Sweep()
     hows = How if backend == "asyncio" else [How.SCOPE]
     numbers = range(1, undisturbed.suspensions + 1)
     for point in starmap(Point, product(numbers, When, hows)):
-        world = _try(done, scenario, backend, point)
+        run = _try(result, scenario, backend, point)
         if backend == "asyncio":
-            for number in range(point.number + 1, world.suspensions + 1):
-                _try(done, scenario, backend, point._replace(again=number))
+            for number in range(point.number + 1, run.suspensions + 1):
+                _try(result, scenario, backend, point._replace(again=number))
     if undisturbed.problems:
-        done.failed[None] = undisturbed.problems
-    return done
+        result.failed[None] = undisturbed.problems
+    return result
 
 
 def sweep_steps(scenario: Scenario, backend: str, act: Act, compare: Compare) -> Sweep:
-    """Act at each suspension of each task of a scenario, and compare with when nothing happens."""
+    """Act at each suspension of each task of a scenario, and compare with the undisturbed run."""
     undisturbed = play(scenario, backend)
-    done = Sweep()
+    result = Sweep()
     for step in undisturbed.steps.reached:
-        _try(done, scenario, backend, step, act, partial(compare, undisturbed))
-    return done
+        _try(result, scenario, backend, step, act, partial(compare, undisturbed))
+    return result
 
 
 def _try(
-    done: Sweep,
+    result: Sweep,
     scenario: Scenario,
     backend: str,
     at: Point | Step,
     act: Act | None = None,
-    compare: Callable[[World], Iterable[str]] = lambda world: (),
-) -> World:
-    world = play(scenario, backend, at, act)
-    done.points += 1
-    done.missed += world.injected_at is None and not world.steps.acted
-    if problems := [*world.problems, *compare(world)]:
-        done.failed[at] = problems
-    return world
+    compare: Callable[[InjectedRun], Iterable[str]] = lambda run: (),
+) -> InjectedRun:
+    run = play(scenario, backend, at, act)
+    result.points += 1
+    result.missed += run.injected_at is None and not run.steps.acted
+    if problems := [*run.problems, *compare(run)]:
+        result.failed[at] = problems
+    return run

@@ -1,4 +1,4 @@
-"""The steps that the tasks of an event loop take, one by one, on asyncio and on trio."""
+"""Hooks into single task steps of the asyncio and trio event loops."""
 
 from __future__ import annotations
 
@@ -19,20 +19,20 @@ class When(StrEnum):
     """The two ends of a suspension."""
 
     SUSPENDED = "as it is suspended"
-    WOKEN = "as it is woken"  # by what it waited for, and before it can take notice
+    WOKEN = "as it is woken"  # scheduled to run again, but not yet resumed
 
 
 class Step(NamedTuple):
     """One end of the n-th suspension of a task; 0 is before its first step."""
 
-    task: int  # in the order of their beginnings
+    task: int  # number in the order of their starts
     name: str
     number: int
     when: When
 
 
 class Steps(trio.abc.Instrument):
-    """Notes the suspensions of every task that begins while it is active; acts at one of them."""
+    """Records the suspensions of every task started while it is active; acts at one of them."""
 
     def __init__(self, at: Step | None = None) -> None:
         self.act: Callable[[Any, str], object] = lambda task, name: None
@@ -42,25 +42,25 @@ class Steps(trio.abc.Instrument):
         self._at = at
         self.acted = False
         self._numbers = count()
-        self._known: WeakSet[Any] = WeakSet()
+        self._started: WeakSet[Any] = WeakSet()
         self._tasks: WeakKeyDictionary[Any, Step] = WeakKeyDictionary()
 
     def begins(self, task: Any, name: str) -> None:
-        if task not in self._known:
-            self._known.add(task)
+        if task not in self._started:
+            self._started.add(task)
             if self.active:
                 self._tasks[task] = Step(next(self._numbers), name, 0, When.WOKEN)
 
     def woken(self, task: Any) -> None:
-        self._note(task, When.WOKEN)
+        self._record(task, When.WOKEN)
 
     def suspended(self, task: Any) -> None:
         if task in self._tasks:
             step = self._tasks[task]
             self._tasks[task] = step._replace(number=step.number + 1)
-        self._note(task, When.SUSPENDED)
+        self._record(task, When.SUSPENDED)
 
-    def _note(self, task: Any, when: When) -> None:
+    def _record(self, task: Any, when: When) -> None:
         if self.active and task in self._tasks:
             step = self._tasks[task]._replace(when=when)
             self.reached.append(step)
@@ -68,7 +68,7 @@ class Steps(trio.abc.Instrument):
                 self.acted = True
                 try:
                     self.act(task, step.name)
-                except Exception as error:  # which an event loop would only log
+                except Exception as error:  # an event loop would only log it
                     self.errors.append(error)
 
     # On trio:
@@ -87,7 +87,7 @@ class Steps(trio.abc.Instrument):
 
 
 class SteppingLoop(VirtualTimeLoop):
-    """An asyncio event loop in virtual time that says which task takes a step."""
+    """An asyncio event loop in virtual time that reports the steps of its tasks."""
 
     def __init__(self, steps: Steps) -> None:
         self._steps = steps

@@ -1,7 +1,7 @@
-"""What a manager promises, as plain bookkeeping, for the state machine test to compare it with.
+"""A model of the manager's guarantees, for the state machine test.
 
-Nothing runs here: `advance()` does what falls due, in order. What has no order because it is due at
-the same time raises `Tie`.
+The model runs no code of tasks: `advance()` applies all transitions that are due, in order. It
+raises `Tie` if two of them are due at the same time, as their order is not defined.
 """
 
 from __future__ import annotations
@@ -13,18 +13,18 @@ from typing import Any, Literal
 from background import ManagerState, TaskKind, TaskStatus
 from support.model.plans import Plan, Setup
 from support.model.rows import Phase, Row, plain
-from support.model.transitions import HAIR, Tasks
+from support.model.transitions import EPSILON, Tasks
 
 
 class Tie(Exception):
-    """Two things are due at once, and either may come first."""
+    """Two events are due at the same time, in any order."""
 
 
 @dataclass(eq=False)
-class Asked:
-    """An awaited call of the manager, and how it ended."""
+class Call:
+    """An awaited call of a method of the manager, and its outcome."""
 
-    what: str
+    method: str
     plan: Plan | None = None
     admitted: bool = False
     outcome: str | None = None
@@ -34,59 +34,59 @@ class Model(Tasks):
     def __init__(self, setup: Setup) -> None:
         super().__init__(setup)
         self.state = ManagerState.RUNNING
-        self.asked: list[Asked] = []
+        self.calls: list[Call] = []
         self.requested = False
         self.grace = setup.grace
         self.grace_ends = inf
         self.deadline = inf
-        self.gives_up: float | None = None  # on those cancelled at the deadline
+        self.gives_up: float | None = None  # on tasks that were cancelled at the deadline
         self.events: list[tuple[object, ...]] = []
         self.ended: list[Row] = []
         self.stuck: list[Row] = []
         self.leaving: str | None = None
         self.left: str | None = None
 
-    # Looking
+    # Queries
 
     @property
     def is_closing(self) -> bool:
         return self.state in (ManagerState.CLOSING, ManagerState.CLOSED)
 
-    def waiting_for_room(self) -> list[Asked]:
-        return [a for a in self.asked if a.plan and a.outcome is None and not a.admitted]
+    def waiting_for_room(self) -> list[Call]:
+        return [c for c in self.calls if c.plan and c.outcome is None and not c.admitted]
 
-    def outstanding_with_id_of(self, other: Row) -> Row | None:
-        same = (row for row in self.outstanding() if row.plan.id == other.plan.id is not None)
-        return next(same, other if other.final is None else None)
+    def outstanding_with_id_of(self, wanted: Row) -> Row | None:
+        same = (row for row in self.outstanding() if row.plan.id == wanted.plan.id is not None)
+        return next(same, wanted if wanted.final is None else None)
 
-    def look(self) -> dict[str, Any]:
-        """Return what a manager should show now."""
-        left, one_offs = self.outstanding(), self.outstanding(TaskKind.ONE_OFF)
-        loops = [row.plan.number for row in left if row.is_loop]
+    def snapshot(self) -> dict[str, Any]:
+        """Return the expected state of the manager."""
+        rows, one_offs = self.outstanding(), self.outstanding(TaskKind.ONE_OFF)
+        loops = [row.plan.number for row in rows if row.is_loop]
         statuses = [row.status for row in one_offs]
         shown = TaskStatus.WAITING, TaskStatus.RUNNING, TaskStatus.RETRYING
         return {
             "state": self.state.value,
-            "counts": [len(left), len(one_offs), len(loops)],
-            "tasks": [row.plan.number for row in left],
+            "counts": [len(rows), len(one_offs), len(loops)],
+            "tasks": [row.plan.number for row in rows],
             "loops": loops,
-            "found": [row.plan.number for row in left],
+            "found": [row.plan.number for row in rows],
             "health": [*map(statuses.count, shown), len(loops), not self.is_closing],
-            "handles": {row.plan.number: row.look() for row in self.rows},
+            "handles": {row.plan.number: row.snapshot() for row in self.rows},
             "events": {0: [*self.events]} | {r.plan.number: [*r.events] for r in self.rows},
-            "asked": [asked.outcome for asked in self.asked],
+            "calls": [call.outcome for call in self.calls],
             "left": self.left,
         }
 
     def _report(self) -> dict[str, list[int]]:
-        fates: dict[str, list[int]] = {"stuck": [row.plan.number for row in self.stuck]}
+        outcomes: dict[str, list[int]] = {"stuck": [row.plan.number for row in self.stuck]}
         for row in self.ended:
             unstarted = row.status is TaskStatus.CANCELLED and row.started is None
-            fate = "not_started" if unstarted and not row.is_loop else row.status.value
-            fates.setdefault(fate, []).append(row.plan.number)
-        return {fate: sorted(numbers) for fate, numbers in fates.items() if numbers}
+            outcome = "not_started" if unstarted and not row.is_loop else row.status.value
+            outcomes.setdefault(outcome, []).append(row.plan.number)
+        return {outcome: sorted(numbers) for outcome, numbers in outcomes.items() if numbers}
 
-    # What the users do
+    # Calls of the user
 
     def add(self, plan: Plan, *, admitted: bool = False) -> str:
         one_off = plan.kind is TaskKind.ONE_OFF
@@ -98,30 +98,30 @@ class Model(Tasks):
             return "DuplicateTaskError"
         if one_off and not admitted and not self._has_room():
             return "ManagerFullError"
-        self.take(plan)
+        self.accept(plan)
         return "added"
 
     def submit(self, plan: Plan) -> None:
-        asked = Asked("submit", plan)
+        call = Call("submit", plan)
         patient = plan.kind is TaskKind.ONE_OFF and not self.is_closing
         if patient and (self.waiting_for_room() or not self._has_room()):
-            asked.outcome = None
+            call.outcome = None
         else:
-            asked.outcome = self.add(plan, admitted=patient)
-        self.asked.append(asked)
+            call.outcome = self.add(plan, admitted=patient)
+        self.calls.append(call)
 
-    def ask(self, what: str) -> None:
-        self.begin(what)
-        self.asked.append(Asked(what))
+    def call(self, method: str) -> None:
+        self.begin(method)
+        self.calls.append(Call(method))
 
-    def begin(self, what: str) -> None:
-        if what == "stop_loops":
+    def begin(self, method: str) -> None:
+        if method == "stop_loops":
             self.stop_loops()
-        elif what == "close":
+        elif method == "close":
             self._begin_closing()
 
     def give_up(self, number: int) -> None:
-        self.asked[number].outcome = "given up"
+        self.calls[number].outcome = "given up"
 
     def request_shutdown(self) -> None:
         if self.state is ManagerState.CLOSED:
@@ -141,7 +141,7 @@ class Model(Tasks):
             self.grace, self.grace_ends = None, inf
         elif timeout != "grace":
             self.deadline = min(self.deadline, self.now + timeout)
-        self.ask("close")
+        self.call("close")
 
     def leave(self, how: str) -> None:
         self.leaving = self.leaving if self.leaving == "group" else how
@@ -150,13 +150,13 @@ class Model(Tasks):
         else:
             self._begin_closing()
 
-    # What time does
+    # Time
 
     def advance(self, seconds: float) -> None:
         until = self.now + seconds
         self._settle()
         while (when := min(self._times())) < until:
-            if sum(time < when + HAIR for time in (*self._times(), until)) > 1:
+            if sum(time < when + EPSILON for time in (*self._times(), until)) > 1:
                 raise Tie
             self.now = when
             self._settle()
@@ -176,51 +176,51 @@ class Model(Tasks):
 
     def _settle(self) -> None:
         while (
-            self.run_what_is_due()
+            self.run_due()
             or self._admit_next()
-            or self._answer_task()
-            or self._go_on_closing()
+            or self._return_to_task()
+            or self._continue_closing()
         ):
             pass
-        for asked in self.asked:
-            if asked.outcome is None and self._is_answered(asked.what):
-                asked.outcome = "done"
+        for call in self.calls:
+            if call.outcome is None and self._returns(call.method):
+                call.outcome = "done"
 
-    def _answer_task(self) -> bool:
+    def _return_to_task(self) -> bool:
         for row in self.outstanding():
-            if row.phase is Phase.ASKING and self._is_answered(str(row.plan.asks), row):
-                self.call_is_over(row)
+            if row.phase is Phase.AWAITING and self._returns(str(row.plan.awaits), row):
+                self.end_call(row)
                 return True
         return False
 
-    def _is_answered(self, what: str, inside: Row | None = None) -> bool:
-        left = [row for row in self.outstanding() if row not in (*self.stuck, inside)]
+    def _returns(self, method: str, caller: Row | None = None) -> bool:
+        rows = [row for row in self.outstanding() if row not in (*self.stuck, caller)]
         return {
             "submit": False,
-            "wait": all(row.is_loop for row in left),
-            "stop_loops": not any(row.is_loop for row in left),
+            "wait": all(row.is_loop for row in rows),
+            "stop_loops": not any(row.is_loop for row in rows),
             "shutdown_requested": self.requested or self.state is not ManagerState.RUNNING,
             "close": self.state is ManagerState.CLOSED,
-        }[what]
+        }[method]
 
     # Room
 
     def _has_room(self) -> bool:
-        admitted = sum(asked.admitted and asked.outcome is None for asked in self.asked)
+        admitted = sum(call.admitted and call.outcome is None for call in self.calls)
         taken = len(self.outstanding(TaskKind.ONE_OFF)) + admitted
         return self.setup.capacity is None or taken < self.setup.capacity
 
     def _make_room(self) -> None:
-        for asked in self.waiting_for_room():
-            asked.admitted = self._has_room() or self.state is ManagerState.CLOSING
+        for call in self.waiting_for_room():
+            call.admitted = self._has_room() or self.state is ManagerState.CLOSING
 
     def _admit_next(self) -> bool:
-        admitted = [a for a in self.asked if a.plan and a.admitted and a.outcome is None]
+        admitted = [c for c in self.calls if c.plan and c.admitted and c.outcome is None]
         if len(admitted) > 1 and self.state is not ManagerState.CLOSING:
             raise Tie
-        for asked in admitted:
-            assert asked.plan is not None
-            asked.outcome = self.add(asked.plan, admitted=True)
+        for call in admitted:
+            assert call.plan is not None
+            call.outcome = self.add(call.plan, admitted=True)
             self._make_room()
         return bool(admitted)
 
@@ -240,26 +240,26 @@ class Model(Tasks):
     def _force(self) -> None:
         self.deadline = self.now
         self._begin_closing()
-        self._cancel_left()
+        self._cancel_draining()
 
-    def _to_wait_for(self) -> list[Row]:
-        """Return what closing waits for: not for a task that waits for it."""
-        left = [row for row in self.outstanding() if row not in self.stuck]
-        return [r for r in left if (r.phase, r.plan.asks) != (Phase.ASKING, "close")]
+    def _draining(self) -> list[Row]:
+        """Return the tasks that closing waits for: not those that wait for `close()`."""
+        rows = [row for row in self.outstanding() if row not in self.stuck]
+        return [r for r in rows if (r.phase, r.plan.awaits) != (Phase.AWAITING, "close")]
 
-    def _cancel_left(self) -> None:
-        for row in self._to_wait_for():
+    def _cancel_draining(self) -> None:
+        for row in self._draining():
             self.cancel(row, "shutdown")
 
-    def _go_on_closing(self) -> bool:
+    def _continue_closing(self) -> bool:
         if self.state is ManagerState.STOPPING and self.grace_ends <= self.now:
             self._force()
             return True
-        left = self._to_wait_for()
+        left = self._draining()
         if not self._is_draining() or (left and self._next_of_closing() > self.now):
             return False
         if left and self.gives_up is None:
-            self._cancel_left()
+            self._cancel_draining()
             self.gives_up = self.now + self.setup.cancel_timeout
         elif self.state is ManagerState.CLOSING:
             self.stuck, self.gives_up = left, None
@@ -270,14 +270,14 @@ class Model(Tasks):
         return True
 
     def _is_draining(self) -> bool:
-        """Tell whether closing waits for tasks, or leaving does for those that have closed."""
+        """Return whether closing waits for tasks, or leaving for tasks that called `close()`."""
         if self.state is ManagerState.CLOSED:
             return self.leaving is not None and self.left is None
         return self.state is ManagerState.CLOSING
 
-    # What a task's end means
+    # Effects of ended tasks
 
-    def take_note(self, row: Row) -> None:
+    def on_end(self, row: Row) -> None:
         if self.state is ManagerState.CLOSING:
             self.ended.append(row)
         self._make_room()

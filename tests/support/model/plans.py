@@ -1,4 +1,4 @@
-"""What the state machine test submits, and to what kind of manager, as drawn by hypothesis."""
+"""Hypothesis strategies for the tasks and managers of the state machine test."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ from background import Manager, TaskKind
 D = TypeVar("D", "Plan", "Setup")
 
 
-class WhenCut(Enum):
-    """What a function does in the end when it is cancelled."""
+class OnCancel(Enum):
+    """What a function does when it is cancelled, after its cleanup."""
 
-    PASSES = auto()
+    PROPAGATES = auto()
     RETURNS = auto()
     RAISES = auto()
 
 
 @dataclass(frozen=True, kw_only=True)
 class Setup:
-    """How the manager is made; `None` stands for no limit."""
+    """The options of the manager; `None` means no limit."""
 
     limit: int | None
     capacity: int | None
@@ -38,45 +38,45 @@ class Setup:
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """A task: what its function does each time that it is called, and its options."""
+    """The options of a task, and the behaviour of its function."""
 
     kind: TaskKind
-    seconds: float | None  # None: until it is told to end
-    fails: tuple[bool, ...]  # which calls fail, over and over
-    cleanup: float  # seconds that it takes to end once it is cut short
-    when_cut: WhenCut
+    seconds: float | None  # duration of a call; None: until it is released
+    fails: tuple[bool, ...]  # which calls fail, repeated in a cycle
+    cleanup: float  # seconds of cleanup when a call is cancelled
+    on_cancel: OnCancel
     id: str | None
     delay: float
     lifespan: float | None
     timeout: float | None
-    attempts: int | None  # None: the manager's policy
+    attempts: int | None  # None: the manager's retry policy
     backoff: float
     interval: float | None = None
     max_failures: int | None = None
     critical: bool = False
-    asks: str | None = None  # which of the manager's methods each call awaits in the end
-    meddling: tuple[str, str] | None = None  # at which event an observer does what
+    awaits: str | None = None  # a method of the manager that a call awaits at its end
+    reaction: tuple[str, str] | None = None  # an event and the action of an observer on it
     number: int = 0
 
     @property
     def shuts_down(self) -> bool:
-        """Whether an observer of its shuts the manager down."""
-        return self.meddling is not None and self.meddling[1] == "shut down"
+        """Whether an observer of the task shuts the manager down."""
+        return self.reaction is not None and self.reaction[1] == "shut down"
 
     @property
-    def is_alone(self) -> bool:
-        """Whether the end of a call touches other tasks."""
-        return self.critical or self.asks is not None
+    def affects_others(self) -> bool:
+        """Whether the end of a call affects other tasks."""
+        return self.critical or self.awaits is not None
 
 
 class Function:
-    """What a task runs."""
+    """The function of a task."""
 
     def __init__(self, plan: Plan, manager: Manager) -> None:
         self.plan = plan
         self.manager = manager
         self.calls = 0
-        self.told = anyio.Event()
+        self.released = anyio.Event()
         self.fails = False
 
     async def __call__(self) -> int:
@@ -85,29 +85,29 @@ class Function:
         self.calls += 1
         try:
             if plan.seconds is None:
-                self.told = anyio.Event()
-                await self.told.wait()
+                self.released = anyio.Event()
+                await self.released.wait()
                 fails = self.fails
             elif plan.seconds:
                 await anyio.sleep(plan.seconds)
-            if plan.asks is not None:
-                await getattr(self.manager, plan.asks)()
+            if plan.awaits is not None:
+                await getattr(self.manager, plan.awaits)()
         except anyio.get_cancelled_exc_class():
             if plan.cleanup:
                 with anyio.CancelScope(shield=True):
                     await anyio.sleep(plan.cleanup)
-            if plan.when_cut is WhenCut.PASSES:
+            if plan.on_cancel is OnCancel.PROPAGATES:
                 raise
-            fails = plan.when_cut is WhenCut.RAISES
+            fails = plan.on_cancel is OnCancel.RAISES
         if fails:
             raise ValueError
         return plan.number
 
 
 class Fractions:
-    """Turns drawn numbers into seconds of which no two, nor their sums, are alike.
+    """Turns drawn whole seconds into unique times, whose sums are unique, too.
 
-    What is due at the same time has no order, and a model of it would have to allow anything.
+    Events that are due at the same time have no defined order, so a model could not predict it.
     """
 
     def __init__(self) -> None:
@@ -116,50 +116,50 @@ class Fractions:
     def seconds(self, drawn: int) -> float:
         return drawn and drawn - self._random.random()
 
-    def of(self, drawn: D) -> D:
-        """Return a plan or a setup with its whole numbers of seconds made unique."""
+    def make_unique(self, drawn: D) -> D:
+        """Return a plan or a setup with unique times."""
         names = {"seconds", "cleanup", "delay", "lifespan", "timeout", "backoff", "interval"}
         names |= {"loop_backoff", "grace", "cancel_timeout"}
-        given = {name: value for name, value in vars(drawn).items() if name in names and value}
-        exact = {name: self.seconds(value) for name, value in given.items()}
-        if "lifespan" in exact:  # counts from the submission, and has to be longer than the delay
+        whole = {name: value for name, value in vars(drawn).items() if name in names and value}
+        exact = {name: self.seconds(value) for name, value in whole.items()}
+        if "lifespan" in exact:  # starts at the submission, and must be longer than the delay
             exact["lifespan"] += exact.get("delay", 0)
         return replace(drawn, **exact)
 
 
-def _up_to(most: int, *, least: int = 0) -> st.SearchStrategy[int]:
-    return st.integers(least, most)
+def _up_to(maximum: int, *, minimum: int = 0) -> st.SearchStrategy[int]:
+    return st.integers(minimum, maximum)
 
 
-def _mostly(most: int, *, least: int) -> st.SearchStrategy[int | None]:
-    return st.one_of(_up_to(most, least=least), _up_to(most, least=least), st.none())
+def _mostly(maximum: int, *, minimum: int) -> st.SearchStrategy[int | None]:
+    return st.one_of(_up_to(maximum, minimum=minimum), _up_to(maximum, minimum=minimum), st.none())
 
 
-def _perhaps(most: int, *, least: int = 1) -> st.SearchStrategy[int | None]:
-    return st.none() | _up_to(most, least=least)
+def _perhaps(maximum: int, *, minimum: int = 1) -> st.SearchStrategy[int | None]:
+    return st.none() | _up_to(maximum, minimum=minimum)
 
 
 SETUPS = st.builds(
     Setup,
-    limit=_mostly(2, least=1),
-    capacity=_perhaps(4, least=2),
-    attempts=_up_to(3, least=1),
+    limit=_mostly(2, minimum=1),
+    capacity=_perhaps(4, minimum=2),
+    attempts=_up_to(3, minimum=1),
     backoff=_up_to(4),
-    loop_backoff=_up_to(4, least=2),
-    grace=_mostly(12, least=1),
+    loop_backoff=_up_to(4, minimum=2),
+    grace=_mostly(12, minimum=1),
     cancel_timeout=_up_to(6),
 )
 
-_TOLD = ("added", "started", "retrying", "succeeded", "failed", "cancelled", "expired")
-_cancels = st.tuples(st.sampled_from(_TOLD[:5]), st.just("cancel"))
-_shuts_down = st.tuples(st.sampled_from(_TOLD), st.just("shut down"))
+_EVENTS = ("added", "started", "retrying", "succeeded", "failed", "cancelled", "expired")
+_cancels = st.tuples(st.sampled_from(_EVENTS[:5]), st.just("cancel"))
+_shuts_down = st.tuples(st.sampled_from(_EVENTS), st.just("shut down"))
 
-_asks = st.sampled_from([None] * 27 + ["wait", "stop_loops", "close"])
+_awaits = st.sampled_from([None] * 27 + ["wait", "stop_loops", "close"])
 
 _common = {
     "fails": st.lists(st.booleans(), min_size=1, max_size=4).map(tuple),
     "cleanup": st.just(0) | _up_to(8),
-    "when_cut": st.sampled_from(WhenCut),
+    "on_cancel": st.sampled_from(OnCancel),
     "id": st.sampled_from([None] * 8 + ["a", "b"]),
     "delay": st.just(0) | _up_to(8),
     "lifespan": _perhaps(20),
@@ -169,44 +169,44 @@ _common = {
 }
 
 
-def _tame(plan: Plan) -> Plan:
-    """Let a task that touches others do so only at a time of its own."""
-    if not plan.is_alone:
+def _separate(plan: Plan) -> Plan:
+    """Avoid coincidences with other events for a task that affects others."""
+    if not plan.affects_others:
         return plan
     seconds = 1 if plan.seconds == 0 else plan.seconds
-    when_cut = WhenCut.PASSES if plan.critical else plan.when_cut
-    return replace(plan, seconds=seconds, when_cut=when_cut)
+    on_cancel = OnCancel.PROPAGATES if plan.critical else plan.on_cancel
+    return replace(plan, seconds=seconds, on_cancel=on_cancel)
 
 
 ONE_OFFS = st.builds(
     Plan,
     kind=st.just(TaskKind.ONE_OFF),
-    seconds=_mostly(8, least=0),
+    seconds=_mostly(8, minimum=0),
     critical=st.sampled_from([False] * 9 + [True]),
-    asks=_asks,
-    meddling=st.one_of(*[st.none()] * 18, _cancels, _shuts_down),
+    awaits=_awaits,
+    reaction=st.one_of(*[st.none()] * 18, _cancels, _shuts_down),
     **_common,
-).map(_tame)
+).map(_separate)
 
 _endless = st.builds(
     Plan,
     kind=st.just(TaskKind.LOOP),
-    seconds=_mostly(6, least=2),  # one that takes no time would never let time pass
+    seconds=_mostly(6, minimum=2),  # iterations without a duration would never let time pass
     max_failures=_perhaps(3),
-    asks=_asks,
-    meddling=st.one_of(*[st.none()] * 9, _cancels),
+    awaits=_awaits,
+    reaction=st.one_of(*[st.none()] * 9, _cancels),
     **_common,
-).map(_tame)
+).map(_separate)
 
 _scheduled = st.builds(
     Plan,
     kind=st.just(TaskKind.LOOP),
-    seconds=_mostly(6, least=0),
-    interval=_up_to(7, least=2),
+    seconds=_mostly(6, minimum=0),
+    interval=_up_to(7, minimum=2),
     max_failures=_perhaps(3),
-    asks=_asks,
-    meddling=st.one_of(*[st.none()] * 4, _cancels),
+    awaits=_awaits,
+    reaction=st.one_of(*[st.none()] * 4, _cancels),
     **_common,
-).map(_tame)
+).map(_separate)
 
 LOOPS = _endless | _scheduled

@@ -1,4 +1,4 @@
-"""One task as `model.py` keeps it: a row with times."""
+"""The state of one task in the model."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from support.model.plans import Plan
 
 
 def plain(value: Any) -> Any:
-    """Return a value without what sums of floats add to it, and an error by its name."""
+    """Round a float, and replace an error by the name of its class."""
     if isinstance(value, BaseException):
         return type(value).__name__
     return round(value, 5) if isinstance(value, float) else value
@@ -21,20 +21,20 @@ def plain(value: Any) -> Any:
 class Phase(Enum):
     DELAYED = auto()
     QUEUED = auto()
-    STARTING = auto()  # may run, and has not had its first step
+    STARTING = auto()  # has a slot, but has not made its first step
     RUNNING = auto()
-    CLEANING = auto()  # cut short, and not yet ended
+    CLEANING = auto()  # cancelled, but not yet ended
     BACKOFF = auto()
-    ASKING = auto()  # waits for what its function asked of the manager
+    AWAITING = auto()  # waits for a method of the manager
 
 
 SHOWN = {Phase.RUNNING: TaskStatus.RUNNING, Phase.CLEANING: TaskStatus.RUNNING}
-SHOWN |= {Phase.BACKOFF: TaskStatus.RETRYING, Phase.ASKING: TaskStatus.RUNNING}
+SHOWN |= {Phase.BACKOFF: TaskStatus.RETRYING, Phase.AWAITING: TaskStatus.RUNNING}
 
 
 @dataclass(eq=False)
 class Row:
-    """A task that was taken."""
+    """A task that was accepted."""
 
     plan: Plan
     submitted: float
@@ -42,13 +42,13 @@ class Row:
     expires: float
     phase: Phase = Phase.DELAYED
     final: TaskStatus | None = None
-    at: float = inf  # when the call, the clean-up or the backoff is over
+    at: float = inf  # the end of the call, the cleanup or the backoff
     times_out: float = inf
     fails: bool = False
-    cut: bool = False  # its cancellation has not reached it yet
+    cancel_pending: bool = False  # cancelled, but the cancellation has not been delivered
     cancelled: bool = False
     reason: str | None = None
-    raised: str | None = None  # by its latest attempt
+    raised: str | None = None  # the error of the latest attempt
     error: str | None = None
     calls: int = 0
     attempt: int = 0
@@ -67,7 +67,7 @@ class Row:
         return self.plan.kind is TaskKind.LOOP
 
     def result(self) -> object:
-        """Return what awaiting the task should come to."""
+        """Return the expected result of awaiting the task."""
         return {
             TaskStatus.SUCCEEDED: self.plan.number if not self.is_loop else None,
             TaskStatus.FAILED: self.error,
@@ -75,16 +75,17 @@ class Row:
             TaskStatus.EXPIRED: "TaskExpiredError",
         }[self.status]
 
-    def look(self) -> tuple[object, ...]:
-        """Return what the task's handle should show now."""
+    def snapshot(self) -> tuple[object, ...]:
+        """Return the expected attributes of the task's handle."""
         times = self.submitted, self.started, self.finished
-        about = self.status.value, self.attempt, self.iteration, self.error, *times
-        return tuple(map(plain, about))
+        attributes = self.status.value, self.attempt, self.iteration, self.error, *times
+        return tuple(map(plain, attributes))
 
     @property
     def next(self) -> float:
-        """When something happens to it."""
-        if self.phase is Phase.STARTING or (self.cut and self.phase is not Phase.CLEANING):
+        """The time of the next change."""
+        starting = self.phase is Phase.STARTING
+        if starting or (self.cancel_pending and self.phase is not Phase.CLEANING):
             return -inf
         times = {
             Phase.DELAYED: (self.due, self.expires),
@@ -92,6 +93,6 @@ class Row:
             Phase.RUNNING: (self.at, self.times_out, self.expires),
             Phase.CLEANING: (self.at,),
             Phase.BACKOFF: (self.at, self.expires),
-            Phase.ASKING: (self.times_out, self.expires),
+            Phase.AWAITING: (self.times_out, self.expires),
         }
         return min(times[self.phase])

@@ -1,4 +1,4 @@
-"""A real manager, everything that the state machine test does to it, and what is seen of it."""
+"""A real manager, driven and observed by the state machine test."""
 
 from __future__ import annotations
 
@@ -32,8 +32,8 @@ from background.testing import RecordingObserver
 from support.model.plans import Function, Plan, Setup
 from support.model.rows import plain
 
-FATES = ("succeeded", "failed", "cancelled", "expired", "not_started", "stuck")
-ABOUT = {  # what an event says beside the task's identity
+OUTCOMES = ("succeeded", "failed", "cancelled", "expired", "not_started", "stuck")
+FIELDS = {  # the fields of an event besides the task's identity
     "added": ("delay",),
     "started": ("queued_for",),
     "retrying": ("error", "delay"),
@@ -44,11 +44,11 @@ ABOUT = {  # what an event says beside the task's identity
 }
 
 
-ENDS = (TaskCancelled, TaskExpired)  # beside what says that it is final
+ENDS = (TaskCancelled, TaskExpired)  # besides events with `final=True`
 
 
-class Left(Exception):
-    """Ends the block."""
+class LeaveBlock(Exception):
+    """Leaves the block with an error."""
 
 
 def policy(attempts: int | None, backoff: float) -> AsyncRetrying | None:
@@ -57,23 +57,23 @@ def policy(attempts: int | None, backoff: float) -> AsyncRetrying | None:
     return AsyncRetrying(stop=stop_after_attempt(attempts), wait=wait_fixed(backoff))
 
 
-class Meddler(Observer):
-    """Cancels the task that it is told of, or shuts the manager down, at one of the events."""
+class Reaction(Observer):
+    """Cancels the task or shuts the manager down on a certain event."""
 
     def __init__(self, manager: Manager, event: str, act: str) -> None:
         self._manager = manager
         self._act = act
-        setattr(self, f"on_task_{event}", self._meddle)
+        setattr(self, f"on_task_{event}", self._react)
 
-    def _meddle(self, event: TaskEvent) -> None:
+    def _react(self, event: TaskEvent) -> None:
         if self._act == "cancel":
-            self._manager.cancel(event.id, reason="meddled")
+            self._manager.cancel(event.id, reason="reaction")
         else:
             self._manager.request_shutdown()
 
 
-class World:
-    """A manager in virtual time. Each method but `host` and those below `look` is a step."""
+class System:
+    """A manager in virtual time. The methods between `host` and `snapshot` are steps."""
 
     def __init__(self, setup: Setup, group: anyio.abc.TaskGroup) -> None:
         self._setup = setup
@@ -90,9 +90,9 @@ class World:
         self.handles: dict[int, TaskHandle[Any]] = {}
         self.reports: list[CloseReport] = []
         self._functions: dict[int, Function] = {}
-        self._asked: list[str | None] = []
+        self._calls: list[str | None] = []
         self._scopes: list[anyio.CancelScope] = []
-        self._events: dict[int, list[Any]] = {0: []}  # by task, and the manager's own
+        self._events: dict[int, list[Any]] = {0: []}  # by task; 0 for the manager's own
         self._read = 0
         self._group = group
         self._began = anyio.current_time()
@@ -102,7 +102,7 @@ class World:
         self._left: str | None = None
 
     async def host(self, *, task_status: anyio.abc.TaskStatus[None]) -> None:
-        """Enter the manager's block and stay in it until the block is to be left."""
+        """Enter the manager's block and stay in it until `leave()` is called."""
         left = "cancelled"
         try:
             with self._block:
@@ -110,9 +110,9 @@ class World:
                     task_status.started()
                     await self._leave.wait()
                     if self._how == "error":
-                        raise Left
+                        raise LeaveBlock
                 left = "returned"
-        except Left:
+        except LeaveBlock:
             left = "error"
         except ExceptionGroup:
             left = "group"
@@ -125,9 +125,9 @@ class World:
             return type(error).__name__
         return "added"
 
-    def tell(self, number: int, fail: bool) -> None:
+    def release(self, number: int, fail: bool) -> None:
         self._functions[number].fails = fail
-        self._functions[number].told.set()
+        self._functions[number].released.set()
 
     def cancel(self, number: int, reason: str | None) -> bool:
         return self.handles[number].cancel(reason)
@@ -144,36 +144,36 @@ class World:
             self._block.cancel()
         self._leave.set()
 
-    def ask(self, what: str, *args: Any) -> None:
-        """Await one of the manager's methods, in a task of its own."""
-        self._asked.append(None)
+    def call(self, method: str, *args: Any) -> None:
+        """Start a task that awaits a method of the manager."""
+        self._calls.append(None)
         self._scopes.append(anyio.CancelScope())
-        self._group.start_soon(self._ask, len(self._asked) - 1, what, *args)
+        self._group.start_soon(self._call, len(self._calls) - 1, method, *args)
 
     def give_up(self, number: int) -> None:
-        """Cancel the task that awaits it."""
+        """Cancel the task that awaits the method."""
         self._scopes[number].cancel()
 
     async def advance_to(self, time: float) -> None:
         await anyio.sleep_until(self._began + time)
 
-    async def _ask(self, number: int, what: str, *args: Any) -> None:
+    async def _call(self, number: int, method: str, *args: Any) -> None:
         outcome = "given up"
         with self._scopes[number]:
-            outcome = await self._outcome(what, *args)
-        self._asked[number] = outcome
+            outcome = await self._outcome(method, *args)
+        self._calls[number] = outcome
 
-    async def _outcome(self, what: str, *args: Any) -> str:
-        if what == "submit":
+    async def _outcome(self, method: str, *args: Any) -> str:
+        if method == "submit":
             try:
                 self.handles[args[0].number] = await self.manager.submit(self._task(*args))
             except BackgroundError as error:
                 return type(error).__name__
             return "added"
-        if what == "close":
+        if method == "close":
             self.reports.append(await self.manager.close(timeout=args[0]))
         else:
-            await getattr(self.manager, what)()
+            await getattr(self.manager, method)()
         return "done"
 
     def _task(self, plan: Plan) -> Task[int]:
@@ -191,10 +191,10 @@ class World:
             meta={"number": plan.number},
             critical=plan.critical,
             max_failures=plan.max_failures,
-            observers=() if plan.meddling is None else (Meddler(self.manager, *plan.meddling),),
+            observers=() if plan.reaction is None else (Reaction(self.manager, *plan.reaction),),
         )
 
-    def look(self) -> dict[str, Any]:
+    def snapshot(self) -> dict[str, Any]:
         manager, health = self.manager, self.manager.health()
         self._read_events()
         return {
@@ -204,9 +204,9 @@ class World:
             "loops": [_number(handle) for handle in manager.tasks(TaskKind.LOOP)],
             "found": [_number(manager.get(handle.id)) for handle in manager.tasks()],
             "health": [health.waiting, health.running, health.retrying, health.loops, health.ok],
-            "handles": {number: _seen(handle) for number, handle in self.handles.items()},
+            "handles": {number: _attributes(handle) for number, handle in self.handles.items()},
             "events": self._events,
-            "asked": self._asked,
+            "calls": self._calls,
             "left": self._left,
         }
 
@@ -215,27 +215,27 @@ class World:
         for name, event in zip(names[self._read :], events[self._read :], strict=True):
             match event:
                 case ManagerClosing():
-                    self._note(0, name, event, event.outstanding)
+                    self._add_event(0, name, event, event.outstanding)
                 case ManagerClosed():
-                    self._note(0, name, event, fates(event.report))
+                    self._add_event(0, name, event, by_outcome(event.report))
                 case _:
                     counts = event.iteration, event.attempt
-                    about = (plain(getattr(event, each)) for each in ABOUT[name])
-                    self._note(event.meta["number"], name, event, *counts, *about)
+                    fields = (plain(getattr(event, field)) for field in FIELDS[name])
+                    self._add_event(event.meta["number"], name, event, *counts, *fields)
         self._read = len(events)
 
-    def _note(self, number: int, name: str, event: Any, *about: object) -> None:
-        self._events.setdefault(number, []).append((name, plain(event.time), *about))
+    def _add_event(self, number: int, name: str, event: Any, *details: object) -> None:
+        self._events.setdefault(number, []).append((name, plain(event.time), *details))
 
     def check(self, where: str) -> None:
-        """Check what holds at any time, whatever the model says."""
+        """Check the invariants that hold at any time."""
         one_offs = self.manager.tasks(TaskKind.ONE_OFF)
         busy = [handle for handle in one_offs if handle.status is not TaskStatus.WAITING]
         assert len(busy) <= (self._setup.limit or inf), where
         assert len(one_offs) <= (self._setup.capacity or inf), where
 
-    def check_at_the_end(self) -> None:
-        """Check what holds when the block has been left and every task has ended."""
+    def check_end(self) -> None:
+        """Check the invariants after the block was left and every task has ended."""
         ends = {number: [] for number in self.handles}
         for place, event in enumerate(self.recorder.events):
             if isinstance(event, ManagerClosed):
@@ -243,12 +243,12 @@ class World:
             elif isinstance(event, ENDS) or getattr(event, "final", False):
                 ends[event.meta["number"]].append(place)
         assert all(len(places) == 1 for places in ends.values())
-        assert all(each is report for each in self.reports)
-        numbers = [fates(report).get(name, []) for name in FATES if name != "stuck"]
+        assert all(returned is report for returned in self.reports)
+        numbers = [by_outcome(report).get(name, []) for name in OUTCOMES if name != "stuck"]
         assert all(ends[number] < [closed] for number in chain(*numbers))
 
     async def result(self, number: int) -> object:
-        """Return what awaiting a task comes to."""
+        """Return the result of awaiting a task."""
         try:
             return await self.handles[number]
         except TaskCancelledError as error:
@@ -257,17 +257,17 @@ class World:
             return plain(error)
 
 
-def fates(report: CloseReport) -> dict[str, list[int]]:
-    """The numbers of the tasks in a report, by fate; without the fates that nobody met."""
-    found = {fate: sorted(map(_number, getattr(report, fate))) for fate in FATES}
-    return {fate: numbers for fate, numbers in found.items() if numbers}
+def by_outcome(report: CloseReport) -> dict[str, list[int]]:
+    """Return the numbers of the tasks in a report by outcome, without empty outcomes."""
+    numbers = {name: sorted(map(_number, getattr(report, name))) for name in OUTCOMES}
+    return {name: found for name, found in numbers.items() if found}
 
 
 def _number(handle: TaskHandle[Any] | None) -> int | None:
     return handle and handle.meta["number"]
 
 
-def _seen(handle: TaskHandle[Any]) -> tuple[Any, ...]:
+def _attributes(handle: TaskHandle[Any]) -> tuple[Any, ...]:
     times = (handle.submitted_at, handle.started_at, handle.finished_at)
-    about = (handle.status.value, handle.attempt, handle.iteration, handle.error, *times)
-    return tuple(map(plain, about))
+    attributes = (handle.status.value, handle.attempt, handle.iteration, handle.error, *times)
+    return tuple(map(plain, attributes))

@@ -1,4 +1,4 @@
-"""What becomes of each task, for `model.py`: what is due changes its row, and nothing runs."""
+"""State transitions of the tasks in the model."""
 
 from __future__ import annotations
 
@@ -6,15 +6,15 @@ from abc import ABC, abstractmethod
 from math import ceil, inf
 
 from background import TaskKind, TaskStatus
-from support.model.plans import Plan, Setup, WhenCut
+from support.model.plans import OnCancel, Plan, Setup
 from support.model.rows import Phase, Row, plain
 
-HAIR = 1e-6  # seconds within which two times are the same
+EPSILON = 1e-6  # seconds within which two times are equal
 NO_SLOT = {Phase.DELAYED, Phase.QUEUED}
 
 
 class Tasks(ABC):
-    """All tasks of a manager that never closes; `model.Model` adds the rest."""
+    """The tasks of a manager that never closes; `Model` adds the rest."""
 
     def __init__(self, setup: Setup) -> None:
         self.setup = setup
@@ -26,15 +26,15 @@ class Tasks(ABC):
     def outstanding(self, kind: TaskKind | None = None) -> list[Row]:
         return [r for r in self.rows if r.final is None and kind in (None, r.plan.kind)]
 
-    def take(self, plan: Plan) -> None:
+    def accept(self, plan: Plan) -> None:
         expires = inf if plan.lifespan is None else self.now + plan.lifespan
         row = Row(plan, submitted=self.now, due=self.now + plan.delay, expires=expires)
         self.rows.append(row)
-        self.say(row, "added", plan.delay)
+        self.emit(row, "added", plan.delay)
         if row.final is None:
-            self._line_up(row)
+            self._schedule(row)
 
-    def tell(self, row: Row, *, fail: bool) -> None:
+    def release(self, row: Row, *, fail: bool) -> None:
         row.at, row.fails = self.now, fail
 
     def cancel(self, row: Row, reason: str | None) -> bool:
@@ -44,7 +44,7 @@ class Tasks(ABC):
             self._finish(row, TaskStatus.CANCELLED, reason=reason)
         elif not row.cancelled:
             row.cancelled, row.reason = True, reason
-            row.cut = row.at > self.now or row.phase is Phase.ASKING
+            row.cancel_pending = row.at > self.now or row.phase is Phase.AWAITING
         return True
 
     def stop_loops(self) -> None:
@@ -55,47 +55,47 @@ class Tasks(ABC):
             elif row.phase is Phase.BACKOFF:
                 row.at = self.now
 
-    def run_what_is_due(self) -> bool:
+    def run_due(self) -> bool:
         due = [row for row in self.outstanding() if row.next <= self.now]
         for row in due:
             if row.final is None and row.next <= self.now:
-                self._fire(row)
+                self._advance_row(row)
         return bool(due)
 
-    def _fire(self, row: Row) -> None:
+    def _advance_row(self, row: Row) -> None:
         expired = self.now >= row.expires
         match row.phase:
             case Phase.DELAYED | Phase.QUEUED if expired:
                 self._finish(row, TaskStatus.EXPIRED)
             case Phase.DELAYED:
-                self._line_up(row)
+                self._schedule(row)
             case Phase.STARTING:
                 self._start(row)
-            case Phase.RUNNING if row.at <= self.now and row.plan.asks:
-                row.phase = Phase.ASKING
-                self.begin(row.plan.asks)
+            case Phase.RUNNING if row.at <= self.now and row.plan.awaits:
+                row.phase = Phase.AWAITING
+                self.begin(row.plan.awaits)
             case Phase.RUNNING if row.at <= self.now:
-                self.call_is_over(row)
-            case Phase.RUNNING | Phase.ASKING:
-                row.cut = False
+                self.end_call(row)
+            case Phase.RUNNING | Phase.AWAITING:
+                row.cancel_pending = False
                 row.phase, row.at = Phase.CLEANING, self.now + row.plan.cleanup
-            case Phase.CLEANING if row.plan.when_cut is not WhenCut.PASSES:
-                raises = row.plan.when_cut is WhenCut.RAISES
-                self._attempt_is_over(row, "ValueError" if raises else None)
+            case Phase.CLEANING if row.plan.on_cancel is not OnCancel.PROPAGATES:
+                raises = row.plan.on_cancel is OnCancel.RAISES
+                self._end_attempt(row, "ValueError" if raises else None)
             case Phase.CLEANING | Phase.BACKOFF if row.cancelled or expired:
                 status = TaskStatus.CANCELLED if row.cancelled else TaskStatus.EXPIRED
-                self._run_is_over(row, status)
+                self._end_run(row, status)
             case Phase.CLEANING:
-                self._attempt_is_over(row, "TimeoutError")
+                self._end_attempt(row, "TimeoutError")
             case Phase.BACKOFF if row.is_loop and self.loops_stopped:
-                self._run_is_over(row, TaskStatus.FAILED)
+                self._end_run(row, TaskStatus.FAILED)
             case Phase.BACKOFF:
                 row.attempt += 1
                 self._call(row)
 
-    # A task's way
+    # Transitions of one task
 
-    def _line_up(self, row: Row) -> None:
+    def _schedule(self, row: Row) -> None:
         if row.due > self.now:
             row.phase = Phase.DELAYED
         elif row.is_loop:
@@ -117,7 +117,7 @@ class Tasks(ABC):
         row.iteration += row.is_loop
         row.started = self.now
         row.phase, row.at = Phase.RUNNING, inf
-        self.say(row, "started", max(0.0, self.now - row.due))
+        self.emit(row, "started", max(0.0, self.now - row.due))
         self._call(row)
 
     def _call(self, row: Row) -> None:
@@ -128,24 +128,24 @@ class Tasks(ABC):
         row.fails = plan.fails[row.calls % len(plan.fails)]
         row.calls += 1
 
-    def call_is_over(self, row: Row) -> None:
-        self._attempt_is_over(row, "ValueError" if row.fails else None)
+    def end_call(self, row: Row) -> None:
+        self._end_attempt(row, "ValueError" if row.fails else None)
 
-    def _attempt_is_over(self, row: Row, error: str | None) -> None:
+    def _end_attempt(self, row: Row, error: str | None) -> None:
         row.raised = error
         attempts, backoff = self.setup.attempts, self.setup.backoff
         if row.plan.attempts is not None:
             attempts, backoff = row.plan.attempts, row.plan.backoff
-        over = row.cancelled or self.now >= row.expires or (row.is_loop and self.loops_stopped)
+        final = row.cancelled or self.now >= row.expires or (row.is_loop and self.loops_stopped)
         if error is None:
-            self._run_is_over(row, TaskStatus.SUCCEEDED)
-        elif over or row.attempt >= attempts:
-            self._run_is_over(row, TaskStatus.FAILED)
+            self._end_run(row, TaskStatus.SUCCEEDED)
+        elif final or row.attempt >= attempts:
+            self._end_run(row, TaskStatus.FAILED)
         else:
             row.phase, row.at = Phase.BACKOFF, self.now + backoff
-            self.say(row, "retrying", error, backoff)
+            self.emit(row, "retrying", error, backoff)
 
-    def _run_is_over(self, row: Row, status: TaskStatus) -> None:
+    def _end_run(self, row: Row, status: TaskStatus) -> None:
         assert row.started is not None
         took = self.now - row.started
         failed = status is TaskStatus.FAILED
@@ -155,13 +155,13 @@ class Tasks(ABC):
             row.failures = row.failures + 1 if failed else 0
             if row.failures != row.plan.max_failures:
                 row.phase = Phase.DELAYED
-                self._say_outcome(row, status, took, final=False)
+                self._emit_outcome(row, status, took, final=False)
                 if row.final is None:
-                    self._go_on(row, failed=failed)
+                    self._continue(row, failed=failed)
                 return
         self._finish(row, status, took)
 
-    def _go_on(self, row: Row, *, failed: bool) -> None:
+    def _continue(self, row: Row, *, failed: bool) -> None:
         plan = row.plan
         if row.cancelled:
             self._finish(row, TaskStatus.CANCELLED)
@@ -174,9 +174,9 @@ class Tasks(ABC):
                 row.due = self.now + (self.setup.loop_backoff if failed else 0)
             else:
                 first = row.submitted + plan.delay
-                ticks = ceil((max(self.now, row.due + HAIR) - first) / plan.interval)
+                ticks = ceil((max(self.now, row.due + EPSILON) - first) / plan.interval)
                 row.due = first + ticks * plan.interval
-            self._line_up(row)
+            self._schedule(row)
 
     def _finish(
         self,
@@ -189,44 +189,44 @@ class Tasks(ABC):
         row.final, row.finished, row.reason = status, self.now, row.reason or reason
         if row in self.queue:
             self.queue.remove(row)
-        self.take_note(row)
-        self._say_outcome(row, status, took, final=True)
+        self.on_end(row)
+        self._emit_outcome(row, status, took, final=True)
         if status is TaskStatus.FAILED and row.plan.critical:
             self.fail()
         self._start_queued()
 
-    def _say_outcome(
+    def _emit_outcome(
         self, row: Row, status: TaskStatus, took: float | None, *, final: bool
     ) -> None:
-        about = {
+        details = {
             TaskStatus.SUCCEEDED: (took, final),
             TaskStatus.FAILED: (row.error, took, final),
             TaskStatus.CANCELLED: (row.reason, took),
             TaskStatus.EXPIRED: (row.plan.lifespan, took),
         }
-        self.say(row, status.value, *about[status])
+        self.emit(row, status.value, *details[status])
 
-    def say(self, row: Row, name: str, *about: object) -> None:
-        event = name, self.now, row.iteration, row.attempt, *about
+    def emit(self, row: Row, name: str, *details: object) -> None:
+        event = name, self.now, row.iteration, row.attempt, *details
         row.events.append(tuple(map(plain, event)))
-        if row.plan.meddling == (name, "cancel"):
-            self.cancel(row, "meddled")
-        elif row.plan.meddling == (name, "shut down"):
+        if row.plan.reaction == (name, "cancel"):
+            self.cancel(row, "reaction")
+        elif row.plan.reaction == (name, "shut down"):
             self.request_shutdown()
 
-    # What the manager makes of it
+    # Effects on the manager
 
     @abstractmethod
-    def take_note(self, row: Row) -> None:
-        """A task has ended."""
+    def on_end(self, row: Row) -> None:
+        """Handle the end of a task."""
 
     @abstractmethod
     def fail(self) -> None:
-        """A critical task has failed."""
+        """Handle the failure of a critical task."""
 
     @abstractmethod
-    def begin(self, what: str) -> None:
-        """A task's function, or somebody else, has asked for it."""
+    def begin(self, method: str) -> None:
+        """Begin the effects of a method that is awaited."""
 
     @abstractmethod
     def request_shutdown(self) -> None: ...

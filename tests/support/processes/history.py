@@ -1,7 +1,7 @@
-"""A history of jobs, written by many processes into one file, and what has to be true of it.
+"""A history of jobs that many processes write to one file, and its invariants.
 
-Each entry is a line that is written at once, so what a process noted before it was killed is there.
-Times are those of the monotonic clock, which all processes of a host share.
+Each entry is one line in a single write, so entries written before a kill are not lost. Times are
+those of the monotonic clock, which all processes of a host share.
 """
 
 from __future__ import annotations
@@ -23,17 +23,24 @@ PATIENCE = 30.0  # seconds until a test that waits for entries fails
 
 @dataclass(frozen=True)
 class Entry:
-    """What happened to a job: who noted it, and in which attempt.
+    """An event of a job or of a worker.
 
-    `what` is "acknowledged" by the broker to who enqueued it, "started" and "returned" for the two
-    ends of its function, and then what its worker's observers are told: "succeeded", "retrying",
-    "failed", or "cancelled" for the reason in `detail`. Of a worker itself it is "logged"; and
-    "paused" when its process stood still for the seconds in `detail`, as where a machine is busy.
+    Args:
+        time: When the process wrote the entry.
+        process: The name of the process.
+        event: For jobs: "acknowledged" when the broker has stored the job, "started" and
+            "returned" at the start and end of its function, and then the name of an observer
+            event: "succeeded", "retrying", "failed", or "cancelled". For workers: "ready",
+            "shutdown requested", "logged", "memory", "crashed", and "paused" when the process was
+            stopped for the seconds in `detail`, for instance on a busy machine.
+        job: The job's id.
+        attempt: The job's attempt.
+        detail: A reason, an error or a log message.
     """
 
     time: float
-    who: str
-    what: str
+    process: str
+    event: str
     job: str = ""
     attempt: int = 0
     detail: str = ""
@@ -41,27 +48,32 @@ class Entry:
 
 @dataclass(frozen=True)
 class Fault:
-    """What was done to a worker, or to all ("*"), and between which times.
+    """A fault that was injected into a worker, or into all of them ("*").
 
-    - `counts`: whether attempts that it ended are counted.
+    Args:
+        process: The name of the worker.
+        kind: The kind of fault.
+        since: When it began.
+        until: When it ended.
+        counts: Whether attempts that it interrupted are counted.
     """
 
-    who: str
-    what: str
+    process: str
+    kind: str
     since: float
     until: float
     counts: bool = True
 
 
 class Notes:
-    """One process's way to add to the history."""
+    """Writes the entries of one process."""
 
-    def __init__(self, path: Path, who: str) -> None:
+    def __init__(self, path: Path, process: str) -> None:
         self._file = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
-        self._who = who
+        self._process = process
 
-    def add(self, what: str, job: str = "", attempt: int = 0, detail: str = "") -> None:
-        line = json.dumps([time.monotonic(), self._who, what, job, attempt, detail])
+    def add(self, event: str, job: str = "", attempt: int = 0, detail: str = "") -> None:
+        line = json.dumps([time.monotonic(), self._process, event, job, attempt, detail])
         os.write(self._file, f"{line}\n".encode())
 
     def close(self) -> None:
@@ -69,30 +81,30 @@ class Notes:
 
 
 class Log:
-    """The history as it is being written, with the faults that a test injects."""
+    """A history that is still being written, with the faults that a test injects."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self.faults: list[Fault] = []
         self._notes = Notes(path, "test")
         self._entries: list[Entry] = []
-        self._offset = 0  # of what has not been read yet
+        self._offset = 0  # of the first unread byte
 
     def acknowledged(self, jobs: Sequence[str]) -> None:
         for job in jobs:
             self._notes.add("acknowledged", job)
 
     @contextmanager
-    def fault(self, who: str, what: str, *, counts: bool = True) -> Iterator[None]:
-        """Note that something is done to a worker while the block lasts."""
+    def fault(self, process: str, kind: str, *, counts: bool = True) -> Iterator[None]:
+        """Record a fault of a worker that lasts as long as the block."""
         since = time.monotonic()
         try:
             yield
         finally:
-            self.faults.append(Fault(who, what, since, time.monotonic(), counts))
+            self.faults.append(Fault(process, kind, since, time.monotonic(), counts))
 
     def entries(self) -> list[Entry]:
-        """Return what has been noted so far."""
+        """Return the entries written so far."""
         with self.path.open("rb") as file:
             file.seek(self._offset)
             for line in file:
@@ -102,28 +114,28 @@ class Log:
         return self._entries
 
     def wait_for(self, condition: Callable[[list[Entry]], Any]) -> Any:
-        """Read on until a condition is met, and return what it returns."""
+        """Read entries until the condition returns a true value, and return that value."""
         deadline = time.monotonic() + PATIENCE
-        while not (met := condition(self.entries())):
+        while not (value := condition(self.entries())):
             if time.monotonic() > deadline:
-                told = "\n".join(map(str, self.entries()[-30:]))
-                raise AssertionError(f"what was waited for did not happen; at last:\n{told}")
+                latest = "\n".join(map(str, self.entries()[-30:]))
+                raise AssertionError(f"timed out; the latest entries:\n{latest}")
             time.sleep(0.005)
-        return met
+        return value
 
     def wait_for_entries(self, count: int = 1, **wanted: Any) -> list[Entry]:
-        """Wait until there are so many entries with these values."""
+        """Wait for `count` entries with these values, and return all that match."""
 
-        def found(entries: list[Entry]) -> list[Entry]:
-            chosen = [
-                each
-                for each in entries
-                if all(getattr(each, name) == value for name, value in wanted.items())
+        def find(entries: list[Entry]) -> list[Entry]:
+            matching = [
+                entry
+                for entry in entries
+                if all(getattr(entry, name) == value for name, value in wanted.items())
             ]
-            return chosen if len(chosen) >= count else []
+            return matching if len(matching) >= count else []
 
-        chosen: list[Entry] = self.wait_for(found)
-        return chosen
+        matching: list[Entry] = self.wait_for(find)
+        return matching
 
     def close(self) -> None:
         self._notes.close()
@@ -131,23 +143,26 @@ class Log:
 
 @dataclass(frozen=True)
 class End:
-    """How the broker says that a job has ended."""
+    """A job's state and attempt in the broker."""
 
     state: str
     attempt: int
 
 
 def _pauses(entries: Sequence[Entry]) -> Iterator[Fault]:
-    for each in entries:
-        if each.what == "paused":
-            yield Fault(each.who, "paused", each.time - float(each.detail), each.time)
+    for entry in entries:
+        if entry.event == "paused":
+            yield Fault(entry.process, "paused", entry.time - float(entry.detail), entry.time)
 
 
 class History:
-    """A history that is over.
+    """A complete history.
 
-    - `ends`: the jobs that the broker knows.
-    - `slack`: seconds after a fault in which it may still show.
+    Args:
+        entries: All entries.
+        faults: The faults that were injected.
+        ends: The jobs in the broker, by id.
+        slack: Seconds after a fault in which it may still have effects.
     """
 
     def __init__(
@@ -167,27 +182,27 @@ class History:
                 self._by_job[entry.job].append(entry)
         self.acknowledged = self._jobs("acknowledged")
         self.lost = sorted(job for job in self.acknowledged if not self._of(job, "started"))
-        self.takeovers: list[float] = []  # seconds from faults to the next attempts
-        self.duplicates = 0  # runs of a job beyond its first, retries not included
-        self.refused = 0  # runs whose settlement came too late, or which were cancelled for that
-        self.late_accepted: list[str] = []  # settled by a worker that had lost the lease
+        self.takeovers: list[float] = []  # seconds from a fault to the next attempt
+        self.duplicates = 0  # repeated runs of a job, without retries
+        self.refused = 0  # runs cancelled or refused a settlement because the lease was lost
+        self.late_accepted: list[str] = []  # jobs settled by a worker that had lost the lease
         self.problems: list[str] = []
         for job in sorted(self._by_job):
             self._check(job)
 
-    def _jobs(self, what: str) -> list[str]:
-        return sorted(job for job in self._by_job if self._of(job, what))
+    def _jobs(self, event: str) -> list[str]:
+        return sorted(job for job in self._by_job if self._of(job, event))
 
-    def _of(self, job: str, what: str) -> list[Entry]:
-        return [each for each in self._by_job[job] if each.what == what]
+    def _of(self, job: str, event: str) -> list[Entry]:
+        return [entry for entry in self._by_job[job] if entry.event == event]
 
     def _check(self, job: str) -> None:
-        starts = sorted(self._of(job, "started"), key=lambda each: (each.attempt, each.time))
-        retried = {each.attempt for each in self._of(job, "retrying")}
+        starts = sorted(self._of(job, "started"), key=lambda entry: (entry.attempt, entry.time))
+        retried = {entry.attempt for entry in self._of(job, "retrying")}
         for earlier, later in pairwise(starts):
             if earlier.attempt not in retried:
                 self._check_takeover(job, earlier, later)
-        self.refused += sum("lease" in each.detail for each in self._of(job, "cancelled"))
+        self.refused += sum("lease" in entry.detail for entry in self._of(job, "cancelled"))
         self._check_end(job, starts)
 
     def _check_takeover(self, job: str, earlier: Entry, later: Entry) -> None:
@@ -198,52 +213,52 @@ class History:
             return
         if later.attempt == earlier.attempt and fault.counts:
             self.problems.append(f"{job}: attempt {earlier.attempt} was counted once, ran twice")
-        if fault.what != "paused":
+        if fault.kind != "paused":
             self.takeovers.append(max(0.0, later.time - fault.since))
 
     def _explanation(self, earlier: Entry, later: Entry) -> Fault | None:
-        """Return the latest fault that can be why an attempt was not the last."""
+        """Return the latest fault that may have interrupted the earlier attempt."""
         faults = [
-            each
-            for each in self._faults
-            if each.who in (earlier.who, "*")
-            and each.since <= max(earlier.time, later.time)
-            and each.until + self._slack >= earlier.time
+            fault
+            for fault in self._faults
+            if fault.process in (earlier.process, "*")
+            and fault.since <= max(earlier.time, later.time)
+            and fault.until + self._slack >= earlier.time
         ]
-        return max(faults, key=lambda each: (each.what != "paused", each.since), default=None)
+        return max(faults, key=lambda fault: (fault.kind != "paused", fault.since), default=None)
 
     def _check_end(self, job: str, starts: Sequence[Entry]) -> None:
         end = self._ends.get(job)
-        told = self._of(job, "succeeded")
-        latest = max((each.attempt for each in starts), default=0)
-        if len(told) > 1:
-            self.problems.append(f"{job}: {len(told)} settlements were accepted")
-        for each in told:
-            if each.attempt < latest:
+        settlements = self._of(job, "succeeded")
+        latest = max((entry.attempt for entry in starts), default=0)
+        if len(settlements) > 1:
+            self.problems.append(f"{job}: {len(settlements)} settlements were accepted")
+        for entry in settlements:
+            if entry.attempt < latest:
                 self.late_accepted.append(job)
-                self.problems.append(f"{job}: {each} was accepted after attempt {latest} began")
+                self.problems.append(f"{job}: {entry} was accepted after attempt {latest} began")
         if end is None or end.state not in ("succeeded", "dead", "cancelled", "expired"):
             self.problems.append(f"{job}: is stuck as {end}")
         elif end.state == "succeeded":
-            if not any(each.attempt == end.attempt for each in self._of(job, "returned")):
+            if not any(entry.attempt == end.attempt for entry in self._of(job, "returned")):
                 self.problems.append(f"{job}: {end} was never run to its end")
             if latest > end.attempt:
                 self.problems.append(f"{job}: attempt {latest} began, but {end} is the last")
 
     @property
     def unstarted(self) -> int:
-        """Attempts that were counted and never began, as their worker was lost before."""
+        """Number of counted attempts that never began because their worker was lost."""
         return sum(
-            max(0, end.attempt - len({each.attempt for each in self._of(job, "started")}))
+            max(0, end.attempt - len({entry.attempt for entry in self._of(job, "started")}))
             for job, end in self._ends.items()
         )
 
-    def takeover(self, part: float) -> float:
-        """Return the time within which such a part of all takeovers was done."""
+    def takeover(self, fraction: float) -> float:
+        """Return the seconds within which this fraction of the takeovers happened."""
         ordered = sorted(self.takeovers)
-        return ordered[ceil(part * len(ordered)) - 1] if ordered else 0.0
+        return ordered[ceil(fraction * len(ordered)) - 1] if ordered else 0.0
 
     def check(self) -> None:
-        """Raise `AssertionError` for what should never be."""
+        """Raise `AssertionError` if an invariant is violated."""
         assert not self.lost, f"acknowledged and never run: {self.lost}"
         assert not self.problems, "\n".join(self.problems)

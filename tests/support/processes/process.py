@@ -1,4 +1,4 @@
-"""Real processes for tests: their output line by line, signals, and an end that always comes."""
+"""Processes for tests: output by line, signals, and a cleanup that always ends them."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ import background
 
 PATIENCE = 20.0  # seconds until a test that waits for a process fails
 
-#: Where the programs are that tests run.
+#: The folder of the programs that tests run.
 PROGRAMS = Path(__file__).parent / "programs"
 
-#: What programs import from: the package, and the tests' support.
+#: The folders that programs import from: those of the package and of `support`.
 IMPORTS = [str(Path(background.__file__).parents[1]), str(Path(__file__).parents[2])]
 
 
 class Process:
-    """A Python process, whose stdout and stderr are read as one stream of lines."""
+    """A Python process whose stdout and stderr are read as one stream of lines."""
 
     def __init__(self, *command: str | Path) -> None:
         path = os.pathsep.join(filter(None, [*IMPORTS, os.environ.get("PYTHONPATH")]))
@@ -36,35 +36,35 @@ class Process:
             stderr=subprocess.STDOUT,
             encoding="utf-8",
             env={**os.environ, "PYTHONPATH": path, "PYTHONUNBUFFERED": "1", "PYTHONUTF8": "1"},
-            # A console group of its own, so that the events of Windows reach it alone.
+            # A separate console group, so that console events on Windows reach only this process.
             creationflags=getattr(subprocess, "CREATE_NEW_PROCESS_GROUP", 0),
         )
         self.lines: list[str] = []
-        self._arriving: queue.SimpleQueue[str | None] = queue.SimpleQueue()
+        self._unread: queue.SimpleQueue[str | None] = queue.SimpleQueue()
         self._reader = threading.Thread(target=self._read)
         self._reader.start()
 
     def _read(self) -> None:
         assert self._popen.stdout is not None
         for line in self._popen.stdout:
-            self._arriving.put(line.rstrip("\n"))
-        self._arriving.put(None)
+            self._unread.put(line.rstrip("\n"))
+        self._unread.put(None)
 
     def _next(self, deadline: float) -> str | None:
-        line = self._arriving.get(timeout=max(0.0, deadline - time.monotonic()))
+        line = self._unread.get(timeout=max(0.0, deadline - time.monotonic()))
         if line is None:
-            self._arriving.put(None)  # for whoever asks again
+            self._unread.put(None)  # for the next call
         else:
             self.lines.append(line)
         return line
 
     @property
     def output(self) -> str:
-        """Everything that has been read so far."""
+        """All lines read so far."""
         return "\n".join(self.lines)
 
     def wait_for(self, text: str) -> str:
-        """Read on until a line contains the text, and return that line."""
+        """Read until a line contains the text, and return that line."""
         deadline = time.monotonic() + PATIENCE
         try:
             while (line := self._next(deadline)) is not None:
@@ -79,7 +79,7 @@ class Process:
         self._popen.send_signal(number)
 
     def wait(self) -> int:
-        """Read on until the process has ended, and return its exit status."""
+        """Read until the process has ended, and return its exit status."""
         deadline = time.monotonic() + PATIENCE
         try:
             while self._next(deadline) is not None:
@@ -89,7 +89,7 @@ class Process:
             raise AssertionError(f"the process does not end; output:\n{self.output}") from None
 
     def clean_up(self) -> None:
-        """Leave nothing behind, whatever happened."""
+        """End the process if it still runs, and close its output."""
         if self._popen.poll() is None:
             self._popen.kill()
         self._popen.wait()
@@ -100,7 +100,7 @@ class Process:
 
 @contextmanager
 def running(*command: str | Path) -> Iterator[Process]:
-    """Run `sys.executable` with these arguments for as long as the block lasts."""
+    """Run `sys.executable` with these arguments until the block ends."""
     process = Process(*command)
     try:
         yield process

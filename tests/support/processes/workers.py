@@ -1,4 +1,4 @@
-"""Workers as real processes, and who enqueues for them."""
+"""Workers in separate processes, and clients that enqueue jobs for them."""
 
 from __future__ import annotations
 
@@ -37,12 +37,12 @@ _processes.set_forkserver_preload(
 _queues = count()
 
 
-async def anything(*args: Any) -> Any:
-    """Stand for the handlers of the workers where jobs are enqueued."""
+async def placeholder(*args: Any) -> Any:
+    """A placeholder for the workers' handlers where jobs are enqueued."""
 
 
 class Client:
-    """A queue in this process, in an event loop that runs in a thread."""
+    """A job queue in this process, with an event loop in a thread."""
 
     def __init__(self, portal: BlockingPortal, jobs: JobQueue, queue: str, log: Log) -> None:
         self._portal = portal
@@ -55,7 +55,7 @@ class Client:
         return self._jobs._client.broker
 
     def enqueue(self, name: str, *args: Any, context: Context | None = None, **options: Any) -> str:
-        """Enqueue a job, in a trace context if one is given, and return its id."""
+        """Enqueue a job, optionally in a trace context, and return its id."""
 
         async def enqueue() -> str:
             if context is not None:
@@ -68,24 +68,24 @@ class Client:
         return id
 
     def enqueue_many(self, name: str, calls: Sequence[Sequence[Any]]) -> list[str]:
-        """Enqueue jobs, and return their ids."""
+        """Enqueue jobs and return their ids."""
         handler = self._jobs._handlers.get(name)
         if handler is None:
-            handler = self._jobs.handler(name=name, queue=self._queue)(anything)
+            handler = self._jobs.handler(name=name, queue=self._queue)(placeholder)
         handles = self._portal.call(handler.enqueue_many, calls)
-        ids = [each.id for each in handles]
+        ids = [handle.id for handle in handles]
         self._log.acknowledged(ids)
         return ids
 
     def put(self, id: str, body: bytes, handler: str = "echo") -> None:
-        """Hand a body to the broker past all checks."""
+        """Enqueue a body directly at the broker, without any validation."""
         message = Message(
             id=id, handler=handler, queue=self._queue, body=body, retention=600, dead_retention=600
         )
         assert self._portal.call(self.broker.enqueue, [message]) == [True]
 
     def wait(self, *ids: str) -> list[str]:
-        """Wait until jobs have ended, and return how."""
+        """Wait until jobs have ended, and return their states."""
 
         async def wait() -> list[str]:
             return [str(await self._jobs.handle(id).wait(PATIENCE)) for id in ids]
@@ -110,7 +110,7 @@ class Client:
         return self._portal.call(partial(self._jobs.count, queue=self._queue, state=state))
 
     def ends(self) -> dict[str, End]:
-        """Return how the broker says that all jobs have ended."""
+        """Return the state and attempt of every job in the broker."""
 
         async def ends() -> dict[str, End]:
             return {
@@ -122,7 +122,7 @@ class Client:
 
 
 class Worker:
-    """A worker's process, which is forked from one that has imported all it needs."""
+    """A worker process, forked from a server process that has imported all modules."""
 
     def __init__(self, name: str, log: Log, *arguments: str) -> None:
         self.name = name
@@ -138,25 +138,25 @@ class Worker:
         os.kill(self._process.pid, number)
 
     def wait(self) -> int:
-        """Wait for its end, and return its exit status."""
+        """Wait until the process has ended, and return its exit status."""
         self._process.join(PATIENCE)
         assert self._process.exitcode is not None, f"{self.name} does not end"
         return self._process.exitcode
 
     def kill(self) -> None:
-        """End it at once, as nothing but the system can."""
+        """Kill the process with SIGKILL."""
         with self._log.fault(self.name, "killed"):
             self.send(signal.SIGKILL)
             self.wait()
 
     def clean_up(self) -> None:
-        """Leave nothing behind, whatever happened."""
+        """Kill the process if it still runs, and release its resources."""
         self._process.kill()
         self.wait()
         self._process.close()
 
 
-class Fleet:
+class Cluster:
     """The workers of one queue, with a client and a history."""
 
     def __init__(self, store: Store, folder: Path, url: str | None = None) -> None:
@@ -167,7 +167,7 @@ class Fleet:
         self.queue = f"{os.getpid()}-{next(_queues)}"
         self.log = Log(folder / f"history-{self.queue}")
 
-    def __enter__(self) -> Fleet:
+    def __enter__(self) -> Cluster:
         self._stack.callback(self.log.close)
         return self
 
@@ -176,26 +176,27 @@ class Fleet:
 
     @contextmanager
     def client(self, url: str | None = None) -> Iterator[Client]:
-        """Give a client, by a way of its own if need be."""
+        """Open a client, for a different URL if one is given."""
         with start_blocking_portal("asyncio") as portal:
             jobs = JobQueue.from_url(self.url if url is None else url)
             with portal.wrap_async_context_manager(jobs):
                 yield Client(portal, jobs, self.queue, self.log)
 
     def start(self, *, url: str | None = None, **options: float) -> Worker:
-        """Start a worker, without waiting for it; options are those of the script."""
+        """Start a worker without waiting for it; options are those of the script."""
         name = f"worker {next(self._names)}"
-        given = [f"--{key.replace('_', '-')}={value}" for key, value in options.items()]
+        arguments = [f"--{key.replace('_', '-')}={value}" for key, value in options.items()]
         backend, target = next(self._backends), self.url if url is None else url
         queue = f"--queue={self.queue}"
-        worker = Worker(name, self.log, backend, target, str(self.log.path), name, queue, *given)
+        history = str(self.log.path)
+        worker = Worker(name, self.log, backend, target, history, name, queue, *arguments)
         self._stack.callback(worker.clean_up)
         return worker
 
     def started(self, **options: Any) -> Worker:
-        """Start a worker, and wait until it claims."""
+        """Start a worker and wait until it claims jobs."""
         worker = self.start(**options)
-        self.log.wait_for_entries(who=worker.name, what="ready")
+        self.log.wait_for_entries(process=worker.name, event="ready")
         return worker
 
     def history(self, client: Client, *, slack: float = 1.0) -> History:

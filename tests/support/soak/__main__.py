@@ -1,4 +1,4 @@
-"""`python -m support.soak`."""
+"""The command `python -m support.soak`."""
 
 from support.soak.program import main
 

@@ -1,4 +1,4 @@
-"""What soak.py keeps account of: every submission, its events in their order, and its one end."""
+"""Accounts of the soak test: every submission, the order of its events, and its single end."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ from background import (
     TaskSucceeded,
 )
 
-_WORST = 20  # faults that are shown in full
+_WORST = 20  # maximum of printed faults
 
 LOOP = TaskKind.LOOP
 
-# What may come after what, for one task.
+# The states of a task after which an event may occur.
 _WAITING = ("added", "between iterations")
 _UNDER_WAY = ("started", "retrying")
 _OUTSTANDING = (*_WAITING, *_UNDER_WAY)
@@ -37,7 +37,7 @@ _OUTSTANDING = (*_WAITING, *_UNDER_WAY)
 
 @dataclass
 class Totals:
-    """The sums of all managers."""
+    """Totals over all managers."""
 
     submissions: int = 0
     refused: Counter[str] = field(default_factory=Counter)
@@ -58,37 +58,37 @@ class Totals:
 
 
 class Ledger(Observer):
-    """The account of one manager; `balance()` closes it when no task is outstanding."""
+    """The events of one manager; `balance()` compares them with the submissions."""
 
     def __init__(self, totals: Totals) -> None:
-        self.accepted: list[TaskHandle[Any]] = []  # also by other threads
+        self.accepted: list[TaskHandle[Any]] = []  # appended to by several threads
         self._totals = totals
-        self._stands: dict[str, tuple[str, int]] = {}  # what was told last, in which iteration
+        self._states: dict[str, tuple[str, int]] = {}  # latest event and iteration by task
         self._added: Counter[str] = Counter()
         self._ended: Counter[tuple[str, TaskStatus]] = Counter()
         self.successes = 0
         self.additions = 0
-        self.visits = 0
+        self.task_observer_calls = 0
         self.closings: list[str] = []
 
-    def _step(self, event: TaskEvent, what: str, after: tuple[str, ...]) -> None:
+    def _step(self, event: TaskEvent, name: str, after: tuple[str, ...]) -> None:
         self._totals.events += 1
-        stood, iteration = self._stands.get(event.id, ("nothing", 0))
-        if stood not in after:
+        state, iteration = self._states.get(event.id, ("nothing", 0))
+        if state not in after:
             self._totals.disordered += 1
-            self._totals.fault(f"{what} after {stood}: {event}")
-        expected = iteration + (stood in _WAITING and what == "started" and event.kind is LOOP)
+            self._totals.fault(f"{name} after {state}: {event}")
+        expected = iteration + (state in _WAITING and name == "started" and event.kind is LOOP)
         if event.iteration != expected:
             self._totals.disordered += 1
             self._totals.fault(f"iteration {event.iteration} after {iteration}: {event}")
-        self._stands[event.id] = what, event.iteration
+        self._states[event.id] = name, event.iteration
 
     def _end(self, event: TaskEvent, status: TaskStatus, after: tuple[str, ...]) -> None:
-        if event.id not in self._stands:
+        if event.id not in self._states:
             self._totals.doubled += 1
             self._totals.fault(f"an end without a task: {event}")
         self._step(event, status, after)
-        del self._stands[event.id]
+        del self._states[event.id]
         self._ended[event.id, status] += 1
         self._totals.ends[status] += 1
 
@@ -98,15 +98,15 @@ class Ledger(Observer):
         self._added[event.id] += 1
 
     def on_task_started(self, event: TaskStarted) -> None:
-        self.visits += event.meta.get("visitors", 0)
+        self.task_observer_calls += event.meta.get("observers", 0)
         self._step(event, "started", _WAITING)
 
     def on_task_retrying(self, event: TaskRetrying) -> None:
         self._step(event, "retrying", _UNDER_WAY)
 
     def on_task_stalled(self, event: TaskStalled) -> None:
-        stood, _ = self._stands.get(event.id, ("nothing", 0))
-        self._step(event, stood, _UNDER_WAY)
+        state, _ = self._states.get(event.id, ("nothing", 0))
+        self._step(event, state, _UNDER_WAY)
 
     def on_task_succeeded(self, event: TaskSucceeded) -> None:
         self.successes += 1
@@ -134,12 +134,15 @@ class Ledger(Observer):
         self.closings.append("closed")
 
     def balance(self) -> None:
-        """Compare what was submitted with what was told, and start afresh."""
+        """Compare the submissions with the events, and clear both.
+
+        No task may be outstanding.
+        """
         totals = self._totals
         totals.submissions += len(self.accepted)
-        totals.lost += len(self._stands)
-        for id, (stood, _) in self._stands.items():
-            totals.fault(f"task {id} has no end; the last that was told: {stood}")
+        totals.lost += len(self._states)
+        for id, (state, _) in self._states.items():
+            totals.fault(f"task {id} has no end; its latest event: {state}")
         submitted = Counter(handle.id for handle in self.accepted)
         if submitted != self._added:
             totals.lost += (submitted - self._added).total()
@@ -151,12 +154,12 @@ class Ledger(Observer):
             totals.doubled += (self._ended - ended).total()
             totals.lost += (ended - self._ended).total()
             totals.fault(f"handles say {ended - self._ended}, events {self._ended - ended}")
-        for account in (self.accepted, self._stands, self._added, self._ended):
+        for account in (self.accepted, self._states, self._added, self._ended):
             account.clear()
 
 
 class Listener(logging.Handler):
-    """Hears what the library logs, which must be about its observers only."""
+    """Checks that the library logs only errors of observers."""
 
     def __init__(self, totals: Totals) -> None:
         super().__init__()

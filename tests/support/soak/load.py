@@ -1,4 +1,4 @@
-"""What soak.py throws at a manager: tasks of all kinds, from the event loop and from threads."""
+"""The load of the soak test: tasks of all kinds, from the event loop and from threads."""
 
 from __future__ import annotations
 
@@ -30,13 +30,13 @@ from background import (
     every,
 )
 from support.soak.ledger import Ledger, Totals
-from support.soak.observers import Lag, SoakError, Visitor
+from support.soak.observers import HookCalls, SoakError, TaskObserver
 
 SHARED = AsyncRetrying(stop=stop_after_attempt(3), wait=wait_random(0, 0.01))
 PICKY = AsyncRetrying(stop=stop_after_attempt(2), retry=retry_if_result(lambda value: not value))
 
 
-# What the tasks do.
+# Functions of tasks
 
 
 async def quick() -> int:
@@ -46,7 +46,7 @@ async def quick() -> int:
 
 async def broken() -> None:
     await checkpoint()
-    raise SoakError("as it should")
+    raise SoakError("expected")
 
 
 async def nap(seconds: float) -> None:
@@ -66,17 +66,17 @@ def busy(seconds: float) -> None:
 
 
 def broken_in_thread() -> None:
-    raise SoakError("as it should")
+    raise SoakError("expected")
 
 
-def asks_for_cancellation() -> None:
+def polls_for_cancellation() -> None:
     for _ in range(10):
         time.sleep(0.002)
         anyio.from_thread.check_cancelled()
 
 
 class Flaky:
-    """Fails the first `failures` times."""
+    """Fails its first `failures` calls."""
 
     def __init__(self, failures: int) -> None:
         self._left = failures
@@ -85,22 +85,22 @@ class Flaky:
         await checkpoint()
         self._left -= 1
         if self._left >= 0:
-            raise SoakError("as it should")
+            raise SoakError("expected")
 
 
 class Load:
-    """Random work for one manager, until it takes no more or `stop()` is called."""
+    """Random calls of one manager, until it has closed or `stop()` is called."""
 
     def __init__(
-        self, manager: Manager, ledger: Ledger, totals: Totals, lag: Lag, seed: str
+        self, manager: Manager, ledger: Ledger, totals: Totals, hook_calls: HookCalls, seed: str
     ) -> None:
         self._manager = manager
         self._ledger = ledger
         self._totals = totals
         self._seed = seed
         self._stopped = threading.Event()
-        self._lag = lag
-        self._shared_visitor = Visitor(lag)
+        self._hook_calls = hook_calls
+        self._shared_observer = TaskObserver(hook_calls)
 
     def stop(self) -> None:
         self._stopped.set()
@@ -121,10 +121,10 @@ class Load:
             for _ in range(random.randrange(12)):
                 self._act(random)
             with anyio.move_on_after(random.uniform(0, 0.02)):
-                await self._await_something(random)
+                await self._await_randomly(random)
             await anyio.sleep(random.choice([0, 0, random.uniform(0, 0.004)]))
 
-    async def _await_something(self, random: Random) -> None:
+    async def _await_randomly(self, random: Random) -> None:
         roll = random.random()
         if roll < 0.5:
             await self._accept_later(self._manager.submit, self._task(random))
@@ -166,12 +166,12 @@ class Load:
         elif tasks := manager.tasks(random.choice([None, *TaskKind])):
             handle = random.choice(tasks)
             if manager.get(handle.id) not in (handle, None):
-                self._totals.fault(f"get() does not give {handle}")
-            with suppress(BackgroundError):  # the manager may have closed meanwhile
+                self._totals.fault(f"get() does not return {handle}")
+            with suppress(BackgroundError):  # the manager may have closed
                 manager.cancel(handle.id, reason="at random")
 
     def _nest(self, seed: int) -> None:
-        """Submit and cancel inside a task's thread."""
+        """Submit and cancel tasks in a task's thread."""
         for _ in range(3):
             self._act(Random(seed))
 
@@ -186,11 +186,13 @@ class Load:
                 (nap, (3600,)),
                 (busy, (short / 4,)),
                 (broken_in_thread, ()),
-                (asks_for_cancellation, ()),
+                (polls_for_cancellation, ()),
                 (Flaky(2), ()),
             ]
         )
-        visitors = random.choice([(), (), (Visitor(self._lag),), (self._shared_visitor,)])
+        observers = random.choice(
+            [(), (), (TaskObserver(self._hook_calls),), (self._shared_observer,)]
+        )
         ids = [handle.id for handle in self._manager.tasks()[:1]] or ["first"]
         return Task(
             fn,
@@ -200,8 +202,8 @@ class Load:
             lifespan=0.2 if args == (3600,) else random.choice([None, None, 0.15]),
             retry=random.choice([None, None, SHARED, PICKY]),
             id=random.choice([None] * 50 + ids),
-            meta={"visitors": len(visitors), "payload": bytes(100)},
-            observers=visitors,
+            meta={"observers": len(observers), "payload": bytes(100)},
+            observers=observers,
         )
 
     def _loop(self, random: Random) -> Task[Any]:

@@ -1,4 +1,4 @@
-"""The observers of soak.py that lag behind, fail, and come along with single tasks."""
+"""Observers of the soak test: slow ones, failing ones, and observers of single tasks."""
 
 from __future__ import annotations
 
@@ -13,33 +13,33 @@ from background import Observer, TaskAdded, TaskFailed, TaskStarted, TaskSucceed
 
 
 class SoakError(Exception):
-    """What fails here fails with this."""
+    """The error of all deliberate failures."""
 
 
-class Lag:
-    """How many calls of `async def` hooks came to their end."""
+class HookCalls:
+    """Counts the finished calls of `async def` hooks."""
 
     def __init__(self) -> None:
         self.finished = 0
 
 
 class Slow(Observer):
-    """Has `async def` hooks that lag behind, and now and then one that hangs."""
+    """Has slow `async def` hooks; a few of their calls are very slow."""
 
-    def __init__(self, random: Random, lag: Lag) -> None:
+    def __init__(self, random: Random, calls: HookCalls) -> None:
         self._random = random
-        self._lag = lag
+        self._calls = calls
 
-    async def _linger(self) -> None:
+    async def _sleep(self) -> None:
         roll = self._random.random()
         await anyio.sleep(0.5 if roll < 0.0005 else 0.001 if roll < 0.02 else 0)
-        self._lag.finished += 1
+        self._calls.finished += 1
 
     async def on_task_added(self, event: TaskAdded) -> None:
-        await self._linger()
+        await self._sleep()
 
     async def on_task_succeeded(self, event: TaskSucceeded) -> None:
-        await self._linger()
+        await self._sleep()
 
 
 class Broken(Observer):
@@ -53,7 +53,7 @@ class Broken(Observer):
     def _maybe_raise(self, probability: float) -> None:
         if self._random.random() < probability:
             self.raised += 1
-            raise SoakError("an observer's own")
+            raise SoakError("in an observer")
 
     def on_task_added(self, event: TaskAdded) -> None:
         self._maybe_raise(0.1)
@@ -76,12 +76,12 @@ class Broken(Observer):
         return self._context()
 
 
-class Visitor(Observer):
-    """Comes along with single tasks."""
+class TaskObserver(Observer):
+    """An observer of single tasks."""
 
-    def __init__(self, lag: Lag) -> None:
-        self._lag = lag
+    def __init__(self, calls: HookCalls) -> None:
+        self._calls = calls
 
     async def on_task_started(self, event: TaskStarted) -> None:
         await checkpoint()
-        self._lag.finished += 1
+        self._calls.finished += 1

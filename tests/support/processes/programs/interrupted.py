@@ -1,8 +1,7 @@
-"""Programs that signal themselves, for test_signal_timing.py: `python interrupted.py BACKEND
-SEED LINES`.
+"""Programs that send signals to themselves: `python interrupted.py BACKEND SEED LINES`.
 
-Each case runs in a process of its own, forked from this one. A line of JSON tells of each: how it
-ended, after how many seconds, and what it printed. "added", "ended" and "closed" are events.
+Each case runs in a forked process. A line of JSON reports its exit status, its duration and its
+output. The output has a line for each event "added", "ended" and "closed".
 """
 
 from __future__ import annotations
@@ -42,8 +41,8 @@ from background import (
 )
 from support.processes.programs.signalled import BACKENDS
 
-AT_ONCE = 4  # processes
-PATIENCE = 15.0  # seconds until one that does not end is killed
+CONCURRENCY = 4  # processes
+PATIENCE = 15.0  # seconds until a process that does not end is killed
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 OURS = str(Path(background.__file__).parent)
 LONG = AsyncRetrying(stop=stop_after_attempt(2), wait=wait_fixed(3600))
@@ -55,7 +54,7 @@ Case = tuple[dict[str, Any], Callable[[], None]]
 
 
 def say(*words: object) -> None:
-    """Print at once, as the next thing may be the end."""
+    """Print without a buffer, as the process may end at any time."""
     os.write(1, (" ".join(map(str, words)) + "\n").encode())
 
 
@@ -92,8 +91,8 @@ async def broken() -> None:
 # Signals at any line of the package
 
 
-async def does_a_little_of_everything(signals: Signals) -> None:
-    """Everything there is to do between entering and leaving, once."""
+async def use_every_method(signals: Signals) -> None:
+    """Submit every kind of task once, between entering and leaving."""
     async with make_manager(signals=signals) as manager:
         manager.every(3600, checkpoint)
         manager.after(3600, checkpoint)
@@ -105,20 +104,20 @@ async def does_a_little_of_everything(signals: Signals) -> None:
 
 
 class SignalAtLine:
-    """Traces the package's lines, and sends a signal right before some of them."""
+    """Traces the package's lines, and sends a signal before some of them."""
 
     def __init__(self, send: Send, lines: Iterable[int]) -> None:
         self._send = send
-        self._wanted = sorted(lines)
+        self._remaining = sorted(lines)
         self.passed = 0
 
-    def __call__(self, frame: FrameType, what: str, argument: object) -> Any:
+    def __call__(self, frame: FrameType, event: str, argument: object) -> Any:
         if not frame.f_code.co_filename.startswith(OURS):
             return None
-        if what == "line":
+        if event == "line":
             self.passed += 1
-            while self._wanted and self._wanted[0] <= self.passed:
-                del self._wanted[0]
+            while self._remaining and self._remaining[0] <= self.passed:
+                del self._remaining[0]
                 say("signal in", frame.f_code.co_qualname, "line", frame.f_lineno)
                 self._send()
         return self
@@ -164,7 +163,7 @@ async def in_the_hook_of_a_task(send: Send) -> None:
 
 
 async def while_observers_catch_up(send: Send) -> None:
-    """In an `async def` hook that never ends."""
+    """Send the signals in an `async def` hook that never ends."""
 
     class Endless(Observer):
         async def on_manager_closed(self, event: ManagerClosed) -> None:
@@ -176,7 +175,7 @@ async def while_observers_catch_up(send: Send) -> None:
 
 
 async def while_closing_waits(send: Send) -> None:
-    """In a task that the end of the block waits for, and that never ends."""
+    """Send the signals in a task that never ends, while the block waits for it."""
 
     async def work() -> None:
         await closing.wait()
@@ -194,7 +193,7 @@ async def while_closing_waits(send: Send) -> None:
 
 
 async def while_tasks_clean_up(send: Send) -> None:
-    """In a task that was cancelled, and takes longer to end than it may."""
+    """Send the signals in a cancelled task that ends later than `cancel_timeout`."""
 
     async def work() -> None:
         try:
@@ -210,7 +209,7 @@ async def while_tasks_clean_up(send: Send) -> None:
 
 
 async def in_a_backoff(send: Send) -> None:
-    """That of a one-off, which has until the end of the grace."""
+    """Send the signals in the backoff of a one-off, which may last until the grace has ended."""
 
     class Retrying(Observer):
         def on_task_retrying(self, event: TaskRetrying) -> None:
@@ -222,14 +221,14 @@ async def in_a_backoff(send: Send) -> None:
 
 
 async def in_the_backoff_of_a_loop(send: Send) -> None:
-    """It ends at once, and takes no grace."""
+    """Send the signals in the backoff of a loop, which ends immediately."""
     async with make_manager(InHook("on_task_retrying", send)) as manager:
         manager.run_task(Task(broken, kind=TaskKind.LOOP, retry=LONG))
         await manager.shutdown_requested()
 
 
 async def in_a_delay(send: Send) -> None:
-    """It ends at once, and takes no grace."""
+    """Send the signals during the delay of a one-off, which ends immediately."""
     async with make_manager() as manager:
         manager.after(3600, checkpoint)
         await checkpoint()
@@ -238,7 +237,7 @@ async def in_a_delay(send: Send) -> None:
 
 
 async def in_a_thread(send: Send) -> None:
-    """While a sync function runs, which looks whether it was cancelled."""
+    """Send the signals in a sync function that polls for its cancellation."""
 
     def work() -> None:
         send()
@@ -251,7 +250,7 @@ async def in_a_thread(send: Send) -> None:
 
 
 async def in_an_iteration(send: Send) -> None:
-    """Which is still finished."""
+    """Send the signals in an iteration of a loop, which is still completed."""
 
     async def work() -> None:
         send()
@@ -278,7 +277,7 @@ async def after_leaving(send: Send) -> None:
 
 
 async def in_watch(send: Send) -> None:
-    """In the first step of an observer's own service."""
+    """Send the signals in the first step of an observer's `watch()`."""
 
     class Watches(Observer):
         async def watch(self, manager: Manager) -> None:
@@ -310,10 +309,10 @@ MOMENTS: list[Callable[[Send], Awaitable[None]]] = [
 # Processes
 
 
-def send_to_myself(number: signal.Signals, times: int) -> None:
+def send_to_self(number: signal.Signals, times: int) -> None:
     for _ in range(times):
         os.kill(os.getpid(), number)
-        time.sleep(0)  # lets the handler have its turn
+        time.sleep(0)  # lets the handler run
 
 
 def moments(backend: str) -> Iterator[Case]:
@@ -321,47 +320,47 @@ def moments(backend: str) -> Iterator[Case]:
         for times in (1, 2, 3):
             for moment in MOMENTS:
                 case = {"case": moment.__name__, "signal": number, "times": times}
-                send = partial(send_to_myself, number, times)
+                send = partial(send_to_self, number, times)
                 yield case, partial(anyio.run, moment, send, **BACKENDS[backend])
 
 
 def lines(backend: str, seed: int, count: int) -> Iterator[Case]:
-    """One signal at each of so many lines, and two signals at half as many pairs."""
+    """Yield `count` cases for each signal: two thirds at one line, a third at two lines."""
     chance = random.Random(seed)
-    program = partial(does_a_little_of_everything, SIGNALS)
+    program = partial(use_every_method, SIGNALS)
     last = count_lines(program, backend)
     for number in SIGNALS:
         places = [sorted(chance.sample(range(1, last), k=1 + (n % 3 == 2))) for n in range(count)]
         for at in places:
             case = {"case": "lines", "signal": number, "times": len(at), "at": at}
-            yield case, partial(traced, program, backend, partial(send_to_myself, number, 1), at)
+            yield case, partial(traced, program, backend, partial(send_to_self, number, 1), at)
 
 
 def unhandled(backend: str, seed: int, count: int) -> Iterator[Case]:
-    """A Ctrl-C at each of so many lines, of which the manager is not told."""
-    program = partial(does_a_little_of_everything, ())
-    send = partial(send_to_myself, signal.SIGINT, 1)
+    """Yield `count` cases with a SIGINT at a line, which the manager does not handle."""
+    program = partial(use_every_method, ())
+    send = partial(send_to_self, signal.SIGINT, 1)
     for at in random.Random(seed).sample(range(1, count_lines(program, backend)), k=count):
         case = {"case": "unhandled", "signal": signal.SIGINT, "times": 1, "at": [at]}
         yield case, partial(traced, program, backend, send, [at])
 
 
 class Children:
-    """Runs cases in forked processes, some at a time, and prints what became of them."""
+    """Runs cases in forked processes, a few at a time, and prints their results."""
 
     def __init__(self) -> None:
         self._running: dict[int, tuple[dict[str, Any], float, IO[str]]] = {}
 
     def start(self, case: dict[str, Any], program: Callable[[], None]) -> None:
-        """Fork. In the child this runs the program and ends the process as Python does."""
-        while len(self._running) >= AT_ONCE:
+        """Fork; the child runs the program and exits as Python does."""
+        while len(self._running) >= CONCURRENCY:
             self.reap()
         output = tempfile.TemporaryFile("w+", encoding="utf-8")  # noqa: SIM115
         pid = os.fork()
         if pid:
             self._running[pid] = case, time.monotonic(), output
             return
-        signal.alarm(int(2 * PATIENCE))  # should nobody be left to reap it
+        signal.alarm(int(2 * PATIENCE))  # in case the parent has ended
         os.dup2(output.fileno(), 1)
         os.dup2(output.fileno(), 2)
         self._running.clear()
@@ -369,7 +368,7 @@ class Children:
         sys.exit()
 
     def reap(self) -> None:
-        """Wait for a child's end; kill those that do not end."""
+        """Reap a child that has ended, and kill children that run too long."""
         pid, status = os.waitpid(-1, os.WNOHANG)
         now = time.monotonic()
         if not pid:
@@ -391,7 +390,7 @@ class Children:
 
 
 def count_lines(program: Program, backend: str) -> int:
-    """How many lines of the package a run passes that nothing interrupts."""
+    """Return the number of the package's lines in an uninterrupted run."""
     with tempfile.TemporaryFile("w+", encoding="utf-8") as output:
         pid = os.fork()
         if not pid:
@@ -404,7 +403,7 @@ def count_lines(program: Program, backend: str) -> int:
 
 
 async def import_everything() -> None:
-    """So that not every process has to."""
+    """Import all modules before the forks."""
     async with Manager() as manager:
         await manager.run(checkpoint)
 

@@ -1,8 +1,8 @@
-"""A program that test_nats.py runs: `python nats_worker.py ROLE URL PREFIX`.
+"""A program that uses a NATS broker: `python nats_worker.py ROLE URL PREFIX`.
 
-It prints "ready" once its broker is open. A worker then claims and settles until it has had one of
-the queue "end", and prints the ids of its jobs. One that forks prints what its child hears from the
-broker.
+It prints "ready" when its broker is open. The role "work" claims and settles jobs until one of the
+queue "end", and prints the ids of the jobs. The role "fork" prints the answers of the broker to a
+forked child and to the parent.
 """
 
 from __future__ import annotations
@@ -39,13 +39,13 @@ async def work(broker: NatsBroker) -> None:
 
 
 async def fork(broker: NatsBroker) -> None:
-    warnings.simplefilter("ignore")  # that there are threads
+    warnings.simplefilter("ignore")  # about a fork with threads
     await asyncio.to_thread(run_child, broker)
     say(f"parent counts {await broker.count()}")
 
 
 def run_child(broker: NatsBroker) -> None:
-    """Fork from a thread, so that the child can have an event loop of its own."""
+    """Fork in a thread: the child then has no running event loop and can start one."""
     child = os.fork()
     if child:
         os.waitpid(child, 0)

@@ -1,6 +1,6 @@
-"""A program that test_redis.py runs: `python redis_fork.py URL`.
+"""A program that forks with an open Redis broker: `python redis_fork.py URL`.
 
-It opens a broker, forks, and prints what its child and itself then hear from it.
+It prints the answers of the broker to the child and then to the parent.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ def say(line: str) -> None:
 
 
 def run_child(broker: RedisBroker) -> None:
-    """Fork from a thread, so that the child can have an event loop of its own."""
+    """Fork in a thread: the child then has no running event loop and can start one."""
     child = os.fork()
     if child:
         os.waitpid(child, 0)
@@ -44,7 +44,7 @@ async def use_inherited(broker: RedisBroker) -> None:
 
 
 async def main(url: str) -> None:
-    warnings.simplefilter("ignore")  # that there are threads
+    warnings.simplefilter("ignore")  # about a fork with threads
     broker = RedisBroker(url, prefix="fork")
     await broker.open()
     await broker.wait_for_work(["q"], 0.01)

@@ -1,6 +1,6 @@
-"""An application that test_uvicorn.py serves: `python served.py LOOP [--without-signals]`.
+"""An application served by uvicorn: `python served.py LOOP [--without-signals]`.
 
-Whatever lasts here lasts until the shutdown has got to some point, so that nothing depends on time.
+All tasks and requests wait for a stage of the shutdown, so no test depends on timing.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ served = threading.Event()
 
 
 def say(*words: object) -> None:
-    """Print in one piece, as several threads may."""
+    """Print with a single write, as several threads may print."""
     sys.stdout.write(" ".join(map(str, words)) + "\n")
 
 
@@ -59,21 +59,21 @@ class Reporter(Observer):
 
 @asynccontextmanager
 async def lifespan(app: FastAPI) -> AsyncIterator[dict[str, Any]]:
-    before = {each: signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM)}
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         async with Manager(observers=[Reporter()], signals=SIGNALS, grace=20) as manager:
             manager.every(0.01, anyio.lowlevel.checkpoint)
-            manager.run(tell_of_shutdown, manager)
+            manager.run(print_shutdown_request, manager)
             yield {"manager": manager}
     finally:
-        after = {each: signal.getsignal(each) for each in before}
+        after = {number: signal.getsignal(number) for number in before}
         say("the server's handlers restored:", before == after)
 
 
 app = FastAPI(lifespan=lifespan)
 
 
-async def tell_of_shutdown(manager: Manager) -> None:
+async def print_shutdown_request(manager: Manager) -> None:
     await manager.shutdown_requested()
     say("shutdown requested, manager is", manager.state)
 
@@ -104,7 +104,7 @@ async def post_endless(request: Request) -> None:
 
 @app.post("/slow", status_code=202)
 async def post_slow(request: Request) -> None:
-    """Hand in work after the shutdown was requested."""
+    """Submit a task after the shutdown was requested."""
     say("slow request begins")
     manager = request.state.manager
     await manager.shutdown_requested()
@@ -113,7 +113,7 @@ async def post_slow(request: Request) -> None:
 
 @app.post("/late", status_code=202)
 def post_late(request: Request) -> None:
-    """Hand in work while the manager closes, from a thread."""
+    """Submit a task from a thread while the manager closes."""
     say("late request begins")
     closing.wait()
     request.state.manager.run(job, request.state.manager, "late job")
@@ -121,7 +121,7 @@ def post_late(request: Request) -> None:
 
 @app.post("/too-late", status_code=202)
 def post_too_late(request: Request) -> None:
-    """Hand in work from a thread that outlives the event loop."""
+    """Submit a task from a thread that outlives the event loop."""
     say("too late request begins")
     served.wait()
     try:

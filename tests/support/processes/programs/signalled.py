@@ -1,6 +1,6 @@
-"""Programs that get signals from test_signals.py: `python signalled.py BACKEND PROGRAM`.
+"""Programs for the tests of signals: `python signalled.py BACKEND PROGRAM`.
 
-Each prints "ready" once it can take a signal, and what happens to it from then on.
+A program prints "ready" when it can receive a signal, and from then on each step of its shutdown.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ BACKENDS: dict[str, dict[str, Any]] = {
 
 
 def say(*words: object) -> None:
-    """Print in one piece, as several threads may."""
+    """Print with a single write, as several threads may print."""
     sys.stdout.write(" ".join(map(str, words)) + "\n")
 
 
@@ -46,20 +46,20 @@ def make_manager(**options: Any) -> Manager:
     return Manager(**{"signals": signals, "grace": None, "observers": [Reporter()], **options})
 
 
-async def tell_of_shutdown(manager: Manager) -> None:
+async def print_shutdown_request(manager: Manager) -> None:
     await manager.shutdown_requested()
     say("shutdown requested, manager is", manager.state)
 
 
-async def until_cancelled(what: str) -> None:
+async def until_cancelled(name: str) -> None:
     try:
         await anyio.sleep_forever()
     finally:
-        say(what, "cancelled")
+        say(name, "cancelled")
 
 
 async def drains() -> None:
-    """Leave the block at the first signal, with one-offs and a loop under way."""
+    """Leave the block at the first signal, while one-offs and a loop run."""
     closing = anyio.Event()
 
     class Release(Observer):
@@ -91,7 +91,7 @@ async def drains() -> None:
 async def stays() -> None:
     """Never leave the block, and never end the task."""
     async with make_manager() as manager:
-        manager.run(tell_of_shutdown, manager)
+        manager.run(print_shutdown_request, manager)
         manager.run(until_cancelled, "job")
         say("ready")
         await until_cancelled("body")
@@ -99,9 +99,9 @@ async def stays() -> None:
 
 
 async def stays_with_grace() -> None:
-    """As `stays`, with so little grace that one signal is enough."""
+    """Never leave the block, with a grace so short that one signal is enough."""
     async with make_manager(grace=0.05) as manager:
-        manager.run(tell_of_shutdown, manager)
+        manager.run(print_shutdown_request, manager)
         manager.run(until_cancelled, "job")
         say("ready")
         await until_cancelled("body")
@@ -109,7 +109,7 @@ async def stays_with_grace() -> None:
 
 
 async def stays_after_close() -> None:
-    """Never leave the block although a task has closed the manager."""
+    """Stay in the block after a task has closed the manager."""
     async with make_manager(grace=0.05, cancel_timeout=0.05) as manager:
         await manager.run(manager.close)
         say("ready")
@@ -118,7 +118,7 @@ async def stays_after_close() -> None:
 
 
 async def closes() -> None:
-    """Be about to close when the signal comes, and print the report that `close()` returns."""
+    """Wait in `close()` when the signal arrives, and print the report that it returns."""
     async with make_manager(grace=0.05, observers=()) as manager:
         manager.run(until_cancelled, "job")
         async with anyio.create_task_group() as group:
@@ -133,13 +133,13 @@ async def print_report(manager: Manager) -> None:
 
 
 async def has_python_handler() -> None:
-    """Have had a handler of its own before."""
+    """Set a Python signal handler before entering the manager."""
 
     def handle(number: int, frame: object) -> None:
         say("previous handler called with", number)
 
-    for each in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(each, handle)
+    for signum in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(signum, handle)
     async with make_manager() as manager:
         say("ready")
         await manager.shutdown_requested()
@@ -148,7 +148,7 @@ async def has_python_handler() -> None:
 
 
 async def has_loop_handler() -> None:
-    """Have had a handler in the event loop before."""
+    """Set a handler of the event loop before entering the manager."""
     import asyncio
 
     called = asyncio.Event()
@@ -164,7 +164,7 @@ async def has_loop_handler() -> None:
 
 
 async def is_nested() -> None:
-    """Have two managers for the same signal, one in the other."""
+    """Nest two managers that handle the same signals."""
     async with make_manager(name="outer") as outer:
         async with make_manager(name="inner") as inner:
             say("ready")
@@ -175,9 +175,9 @@ async def is_nested() -> None:
 
 
 async def is_nested_and_stays() -> None:
-    """As `is_nested`, with a body and a task that never end."""
+    """Nest two managers, with a body and a task that never end."""
     async with make_manager(name="outer"), make_manager(name="inner") as inner:
-        inner.run(tell_of_shutdown, inner)
+        inner.run(print_shutdown_request, inner)
         inner.run(until_cancelled, "job")
         say("ready")
         await until_cancelled("body")
@@ -185,7 +185,7 @@ async def is_nested_and_stays() -> None:
 
 
 async def ignores_sigint() -> None:
-    """Have ignored SIGINT before, as a shell does for what runs in its background."""
+    """Ignore SIGINT before entering, as a shell does for background jobs."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     async with make_manager() as manager:
         say("ready")
@@ -195,7 +195,7 @@ async def ignores_sigint() -> None:
 
 
 async def has_stuck_thread() -> None:
-    """Have a function in a thread that never returns."""
+    """Run a function in a thread that never returns."""
     running = anyio.Event()
 
     def work() -> None:
@@ -211,7 +211,7 @@ async def has_stuck_thread() -> None:
 
 
 async def has_stubborn_task() -> None:
-    """Have a coroutine that swallows its cancellation, over and over."""
+    """Run a coroutine that swallows every cancellation."""
 
     async def stubborn() -> None:
         while True:
@@ -228,7 +228,7 @@ async def has_stubborn_task() -> None:
 
 
 async def blocks_the_loop() -> None:
-    """Have a coroutine that never lets the event loop have a turn."""
+    """Run a coroutine that blocks the event loop forever."""
 
     def block_briefly() -> None:
         time.sleep(0.01)
@@ -245,7 +245,7 @@ async def blocks_the_loop() -> None:
 
 
 async def is_in_a_child_task() -> None:
-    """Have the manager in a task of its own, beside one that never ends."""
+    """Run the manager in a child task, next to a task that never ends."""
 
     async def serve() -> None:
         async with make_manager() as manager:
@@ -259,7 +259,7 @@ async def is_in_a_child_task() -> None:
 
 
 async def fails() -> None:
-    """Raise an error of its own after the signal."""
+    """Raise an error in the body after the signal."""
     async with make_manager() as manager:
         say("ready")
         await manager.shutdown_requested()
@@ -267,7 +267,7 @@ async def fails() -> None:
 
 
 async def ends_as_closing_begins() -> None:
-    """Have the event loop torn down in the very moment in which closing begins."""
+    """Tear down the event loop at the moment when closing begins."""
 
     async def exit_at_once() -> None:
         raise SystemExit(3)

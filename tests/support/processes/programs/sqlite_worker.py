@@ -1,8 +1,8 @@
-"""A program that test_sqlite.py runs: `python sqlite_worker.py ROLE PATH BACKEND`.
+"""A program that uses a SQLite broker: `python sqlite_worker.py ROLE PATH BACKEND`.
 
-It prints "ready" once its broker is open. A worker then claims and settles until it has had one of
-the queue "end", and prints the ids of its jobs. One that forgets leaves its broker open, and one
-that forks prints what its child hears from the broker.
+It prints "ready" when its broker is open. The role "work" claims and settles jobs until one of the
+queue "end", and prints the ids of the jobs. The role "forget" leaves its broker open. The role
+"fork" prints the answers of the broker to a forked child and to the parent.
 """
 
 from __future__ import annotations
@@ -46,13 +46,13 @@ async def forget(broker: SQLiteBroker) -> None:
 
 
 async def fork(broker: SQLiteBroker) -> None:
-    warnings.simplefilter("ignore")  # that there are threads, and of trio's wakeup descriptor
+    warnings.simplefilter("ignore")  # about a fork with threads, and trio's wakeup descriptor
     await anyio.to_thread.run_sync(run_child, broker)
     say(f"parent counts {await broker.count()}")
 
 
 def run_child(broker: SQLiteBroker) -> None:
-    """Fork from a thread, so that the child can have an event loop of its own."""
+    """Fork in a thread: the child then has no running event loop and can start one."""
     child = os.fork()
     if child:
         os.waitpid(child, 0)
@@ -64,15 +64,15 @@ def run_child(broker: SQLiteBroker) -> None:
 
 
 async def use_inherited(broker: SQLiteBroker) -> None:
-    for use in (broker.count, broker.close, broker.open):
+    for call in (broker.count, broker.close, broker.open):
         try:
-            await use()
+            await call()
         except BrokerUnavailableError as error:
             say(f"refused: {error}")
-    other = SQLiteBroker(f"{broker.path}.other")
-    await other.open()
-    say(f"child counts {await other.count()}")
-    await other.close()
+    second = SQLiteBroker(f"{broker.path}.other")
+    await second.open()
+    say(f"child counts {await second.count()}")
+    await second.close()
 
 
 ROLES: dict[str, Callable[[SQLiteBroker], Coroutine[Any, Any, None]]] = {

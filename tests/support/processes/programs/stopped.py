@@ -1,7 +1,7 @@
-"""A program that test_clock_faults.py stops and continues: `python stopped.py BACKEND`.
+"""A program with loops that a test stops and continues: `python stopped.py BACKEND`.
 
-For its wall clock it is stopped for two minutes longer than it is. It prints "ready" once its loops
-are under way, and what they have run when it has been continued.
+When it is continued, its wall clock jumps ahead by two more minutes. It prints "ready" when its
+loops run, and their iterations some time after it was continued.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import signal
 import sys
 import time
 
-PAUSE = 1.0  # seconds without an iteration, by which the program sees that it was stopped
+PAUSE = 1.0  # seconds without an iteration that show that the program was stopped
 
 _offset = 0.8 - time.time() % 1 - time.monotonic() + time.time()
 time.time = lambda: time.monotonic() + _offset
@@ -37,7 +37,7 @@ from support.processes.programs.signalled import BACKENDS  # noqa: E402
 
 
 class Recorder(Observer):
-    """Takes down when iterations began and how late they were."""
+    """Records when iterations began and how late they were."""
 
     def __init__(self) -> None:
         self.began: list[float] = []
@@ -48,9 +48,9 @@ class Recorder(Observer):
         self.late.append(event.queued_for)
 
     def after_pause(self) -> int:
-        """How many iterations there were since the program was stopped."""
+        """Return the number of iterations since the program was stopped."""
         gaps = zip(self.began, self.began[1:], strict=False)
-        stopped = [number for number, (one, next) in enumerate(gaps, 1) if next - one > PAUSE]
+        stopped = [number for number, (start, next) in enumerate(gaps, 1) if next - start > PAUSE]
         return len(self.began) - stopped[0] if stopped else 0
 
 

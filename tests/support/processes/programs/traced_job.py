@@ -1,7 +1,7 @@
-"""A program that test_otel_observer.py runs: `python traced_job.py ROLE URL`.
+"""A program that enqueues or runs a traced job: `python traced_job.py ROLE URL`.
 
-One that is to "enqueue" prints the ids of its trace and its span, and one that is to "work" those
-of the trace and the parent of the span in which the job ran, and that span's kind.
+The role "enqueue" prints the ids of the trace and the span of the caller. The role "work" prints
+the ids of the trace and the parent span of the job's span, and the kind of the job's span.
 """
 
 from __future__ import annotations
