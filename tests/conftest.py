@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from blockbuster import blockbuster_ctx
+from blockbuster import BlockBuster, blockbuster_ctx
 from hypothesis import settings
 from support.brokers import redis_servers
 from support.brokers.kinds import KINDS, Kind, cases
@@ -146,12 +146,20 @@ def anyio_backend(request: pytest.FixtureRequest) -> tuple[str, dict[str, Any]]:
 
 
 @pytest.fixture(scope="session", autouse=True)
-def no_blocking_calls() -> Iterator[None]:
+def no_blocking_calls() -> Iterator[BlockBuster]:
     """Fail tests in which the package blocks the event loop."""
     with blockbuster_ctx("background") as guard:
         lock = guard.functions["threading.Lock.acquire"]
         lock.can_block_in("coverage/collector.py", "lock_data")
-        yield
+        yield guard
+
+
+@pytest.fixture
+def blocking_calls(no_blocking_calls: BlockBuster) -> Iterator[None]:
+    """Let a test block its event loop."""
+    no_blocking_calls.deactivate()
+    yield
+    no_blocking_calls.activate()
 
 
 @pytest.fixture

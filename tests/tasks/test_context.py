@@ -363,8 +363,7 @@ async def test_submit_from_thread_without_context(manager: Manager) -> None:
 
 
 @pytest.mark.realtime
-# The second event loop blocks its thread.
-@pytest.mark.parametrize("no_blocking_calls", [None], ids=["blocking"])
+@pytest.mark.usefixtures("blocking_calls")  # the second event loop blocks its thread
 @pytest.mark.parametrize("backend", ["asyncio", "trio"])
 async def test_submit_from_another_event_loop(manager: Manager, backend: str) -> None:
     """A task submitted from another event loop runs in the manager's event loop."""
