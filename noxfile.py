@@ -23,29 +23,35 @@ PYTHONS = nox.project.python_versions(PROJECT)
 
 
 #: Tests that need every module of the package.
-OF_ALL_PARTS = [
-    *("tests/packaging/test_examples.py", "tests/packaging/test_public_api.py"),
-    *("tests/packaging/test_snippets.py", "tests/queues/conformance/test_smoke.py"),
-    *("tests/queues/codec/test_arguments.py", "tests/queues/test_jobs.py"),
-    *("tests/queues/conformance/test_results.py",),
-    *("tests/observers/test_hooks.py", "tests/observers/test_logging.py"),
-    *("tests/observers/test_opentelemetry.py", "tests/shutdown/test_signals.py"),
+SMOKE_TESTS = [
+    "tests/observers/test_hooks.py",
+    "tests/observers/test_logging.py",
+    "tests/observers/test_opentelemetry.py",
+    "tests/packaging/test_examples.py",
+    "tests/packaging/test_public_api.py",
+    "tests/packaging/test_snippets.py",
+    "tests/queues/codec/test_arguments.py",
+    "tests/queues/conformance/test_results.py",
+    "tests/queues/conformance/test_smoke.py",
+    "tests/queues/test_jobs.py",
+    "tests/shutdown/test_signals.py",
 ]
 
 #: Tests of the parts that use the dependencies, in addition to these.
-OF_DEPENDENCIES = [
-    *("tests/tasks", "tests/exhaustive/test_uvicorn.py", "tests/queues/test_workers.py"),
-    *("tests/queues/redis", "tests/queues/nats"),
+DEPENDENCY_TESTS = [
+    "tests/exhaustive/test_uvicorn.py",
+    "tests/queues/nats",
+    "tests/queues/redis",
+    "tests/queues/test_workers.py",
+    "tests/tasks",
 ]
 
 #: Tests that do more with `--exhaustive`, and those of the examples on servers.
-SWEPT = [
-    *(
-        "tests/queues/conformance/test_model.py",
-        "tests/queues/codec",
-        "tests/tasks/test_schedules.py",
-    ),
-    *("tests/packaging/test_example_jobs.py",),
+TESTS_WITH_SWEEPS = [
+    "tests/packaging/test_example_jobs.py",
+    "tests/queues/codec",
+    "tests/queues/conformance/test_model.py",
+    "tests/tasks/test_schedules.py",
 ]
 
 #: Files whose words `lint` checks.
@@ -114,7 +120,7 @@ def tests(session: nox.Session) -> None:
 
 @nox.session(python=PYTHONS[0])
 def coverage(session: nox.Session) -> None:
-    """Whether the tests run every line and branch; not on Windows, which lacks some signals."""
+    """Check that the tests run every line and branch; not on Windows, which lacks some signals."""
     session.install("-e", ".[test]", *group("coverage"))
     session.run("coverage", "erase")
     # Examples and snippets run no line that other tests do not run.
@@ -127,7 +133,9 @@ def coverage(session: nox.Session) -> None:
 def exhaustive(session: nox.Session) -> None:
     """Sweeps over many points, seeds and faults."""
     session.install("-e", ".[test]")
-    session.run("pytest", "--exhaustive", *(session.posargs or ["tests/exhaustive", *SWEPT]))
+    session.run(
+        "pytest", "--exhaustive", *(session.posargs or ["tests/exhaustive", *TESTS_WITH_SWEEPS])
+    )
 
 
 @nox.session(python=PYTHONS[0])
@@ -139,12 +147,12 @@ def lowest(session: nox.Session) -> None:
     needed = [*project["dependencies"], *(extra for name in names for extra in extras[name])]
     pins = [re.sub(r">=([\w.]+)(,<\w+)?", r"==\1", requirement) for requirement in needed]
     session.install("-e", ".[test]", *pins)
-    session.run("pytest", *(session.posargs or [*OF_ALL_PARTS, *OF_DEPENDENCIES]))
+    session.run("pytest", *(session.posargs or [*SMOKE_TESTS, *DEPENDENCY_TESTS]))
 
 
 @nox.session
 def wheel(session: nox.Session) -> None:
-    """The wheel and the source distribution, whose tests test the wheel."""
+    """Build the wheel and the source distribution, and test the wheel by the tests of the other."""
     session.install("build")
     with tempfile.TemporaryDirectory() as folder:
         session.run("python", "-m", "build", "--outdir", folder)
@@ -157,7 +165,7 @@ def wheel(session: nox.Session) -> None:
         shutil.rmtree(source / "observers")
         session.install(f"{wheel}[test]")
         with session.chdir(source):
-            session.run("pytest", *(session.posargs or OF_ALL_PARTS))
+            session.run("pytest", *(session.posargs or SMOKE_TESTS))
 
 
 def unpack(sdist: Path) -> Path:
@@ -204,7 +212,7 @@ def docs(session: nox.Session) -> None:
 
 @nox.session(default=False)
 def bench(session: nox.Session) -> None:
-    """What a task costs compared with its peers; `-- spawn loops` for some parts.
+    """Compare the cost of a task with peers; `-- spawn loops` selects parts, `--goals` rows.
 
     `-- --test` only tests that the benchmarks work, those of durable jobs included.
     """

@@ -86,7 +86,7 @@ def _check_own_observers(observers: tuple[Observer, ...]) -> None:
             raise ValueError(f"observers: {type(observer).__name__}.watch must be an async def")
 
 
-def known_signals(signals: bool | Collection[signal.Signals]) -> frozenset[signal.Signals]:
+def signals_of(signals: bool | Collection[signal.Signals]) -> frozenset[signal.Signals]:
     """Return the signals to handle, which may be given as numbers, too.
 
     Raises:

@@ -1,6 +1,7 @@
 """The events of tasks and jobs.
 
-Times (`time`) are seconds since the epoch; durations are seconds on the event loop's clock.
+`ManagerClosing` and `ManagerClosed` are in `_report`, because a report has task handles. Times
+(`time`) are seconds since the epoch; durations are seconds on the event loop's clock.
 """
 
 from __future__ import annotations

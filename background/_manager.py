@@ -10,7 +10,7 @@ from typing import Any, Literal, TypeVar, Unpack
 from anyio.lowlevel import checkpoint
 from tenacity.wait import wait_base, wait_random_exponential
 
-from ._config import ManagerConfig, known_signals
+from ._config import ManagerConfig, signals_of
 from ._errors import ManagerClosedError, ManagerMisuseError, ManagerNotRunningError
 from ._eventloop.interruption import ki_protected
 from ._execution import emit
@@ -93,7 +93,7 @@ class Manager(Submitter):
             capacity=capacity,
             loop_backoff=loop_backoff,
             threads=threads,
-            signals=known_signals(signals),
+            signals=signals_of(signals),
             signals_optional=signals is True,
             grace=grace,
             cancel_timeout=cancel_timeout,
@@ -217,8 +217,8 @@ class Manager(Submitter):
             ManagerMisuseError: The caller runs in another thread.
             ManagerNotRunningError: The manager was not entered.
         """
-        runtime = self._here("submit")
-        runtime.accept(task)
+        runtime = self._runtime_in_loop("submit")
+        runtime.require_accepts(task)
         await checkpoint()
         return await runtime.submit_when_room(task)
 
@@ -228,8 +228,12 @@ class Manager(Submitter):
         """Wait until no one-off is outstanding, including those that are submitted meanwhile.
 
         In a task it does not wait for that task.
+
+        Raises:
+            ManagerNotRunningError: The manager was not entered.
+            ManagerMisuseError: The caller runs in another thread.
         """
-        registry = self._here("wait").scheduler.registry
+        registry = self._runtime_in_loop("wait").scheduler.registry
         await checkpoint()
         await registry.idle_except(current_task.get(), TaskKind.ONE_OFF)
 
@@ -237,8 +241,12 @@ class Manager(Submitter):
         """Stop all loops after their current iterations, and wait until they have ended.
 
         In a loop it does not wait for that loop.
+
+        Raises:
+            ManagerNotRunningError: The manager was not entered.
+            ManagerMisuseError: The caller runs in another thread.
         """
-        scheduler = self._here("stop_loops").scheduler
+        scheduler = self._runtime_in_loop("stop_loops").scheduler
         scheduler.stop_loops()
         await checkpoint()
         await scheduler.registry.idle_except(current_task.get(), TaskKind.LOOP)
@@ -269,7 +277,7 @@ class Manager(Submitter):
             report = self._closed_unused = self._closed_unused or CloseReport()
             await checkpoint()
             return report
-        runtime = self._here("close")
+        runtime = self._runtime_in_loop("close")
         # First, because an observer of the closing may cancel the caller.
         with runtime.scheduler.registry.exempt(current_task.get(), WaitExemption.CLOSING):
             runtime.shutdown.close(timeout)
@@ -277,8 +285,13 @@ class Manager(Submitter):
             return await runtime.shutdown.wait()
 
     async def shutdown_requested(self) -> None:
-        """Wait for a shutdown signal, `request_shutdown()` or `close()`."""
-        requested = self._here("shutdown_requested").shutdown.requested
+        """Wait for a shutdown signal, `request_shutdown()` or `close()`.
+
+        Raises:
+            ManagerNotRunningError: The manager was not entered.
+            ManagerMisuseError: The caller runs in another thread.
+        """
+        requested = self._runtime_in_loop("shutdown_requested").shutdown.requested
         await checkpoint()
         await requested.wait()
 
@@ -287,6 +300,9 @@ class Manager(Submitter):
 
         Loops stop, `shutdown_requested()` returns, and `grace` begins to count. One-offs are still
         accepted. A second request cancels all tasks at once.
+
+        Raises:
+            ManagerNotRunningError: The manager was not entered.
         """
         runtime = self._entered()
         if self.state is not ManagerState.CLOSED:
@@ -323,7 +339,7 @@ class Manager(Submitter):
         return 0 if self._runtime is None else self._runtime.scheduler.registry.count(kind)
 
     def health(self) -> Health:
-        """Return the manager's condition; counting takes time for each outstanding task."""
+        """Return the manager's condition; the cost grows with the number of outstanding tasks."""
         runtime = self._runtime
         one_offs = [handle.status for handle in self.tasks(TaskKind.ONE_OFF)]
         return Health(
@@ -361,9 +377,9 @@ class Manager(Submitter):
             )
         return self._runtime
 
-    def _here(self, method: str) -> ManagerRuntime:
+    def _runtime_in_loop(self, method: str) -> ManagerRuntime:
         runtime = self._entered()
-        runtime.portal.require_here(method)
+        runtime.portal.require_loop_thread(method)
         return runtime
 
 
@@ -384,4 +400,4 @@ def host_of(manager: Manager, method: str) -> WorkerHost:
         ManagerNotRunningError: The manager was not entered.
         ManagerMisuseError: The caller runs in another thread.
     """
-    return WorkerHost(manager._here(method))  # pyright: ignore[reportPrivateUsage]
+    return WorkerHost(manager._runtime_in_loop(method))  # pyright: ignore[reportPrivateUsage]

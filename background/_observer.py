@@ -103,7 +103,7 @@ def overrides(observer: Observer, name: str) -> bool:
 
 
 def check_observers(observers: tuple[Observer, ...], error: type[Exception]) -> None:
-    """Raise `error` unless all of them are observers with hooks that can be called."""
+    """Raise `error` unless all are observers whose `around_task` is not `async def`."""
     validation.instances("observers", observers, Observer, error=error)
     for observer in observers:
         if iscoroutinefunction(observer.around_task):

@@ -1,16 +1,15 @@
-"""Reports of a manager about its health and its closing."""
+"""Reports of a manager about its health and its closing, and the events that carry them."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import field
 from traceback import FrameSummary, format_list
-from types import MappingProxyType
 from typing import Any
 
 from ._execution.handle import TaskHandle, state_of
 from ._states import ManagerState, TaskKind
-from ._support.frozen import frozen
+from ._support.frozen import empty, frozen
 
 
 @frozen
@@ -34,9 +33,7 @@ class CloseReport:
     expired: tuple[TaskHandle[Any], ...] = ()
     not_started: tuple[TaskHandle[Any], ...] = ()
     stuck: tuple[TaskHandle[Any], ...] = ()
-    stacks: Mapping[str, tuple[FrameSummary, ...]] = field(
-        default_factory=lambda: MappingProxyType({})
-    )
+    stacks: Mapping[str, tuple[FrameSummary, ...]] = field(default_factory=empty)
 
     @property
     def summary(self) -> str:

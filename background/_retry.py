@@ -110,7 +110,7 @@ def pause_after_failures(wait: wait_base, failures: int, error: BaseException) -
     return float(wait(state))
 
 
-def judges_success(policy: AsyncRetrying) -> bool:
+def needs_every_attempt(policy: AsyncRetrying) -> bool:
     """Return whether the policy must also be called for successful attempts."""
     fails_only = (
         isinstance(policy.retry, retry_if_exception)

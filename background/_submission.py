@@ -47,6 +47,7 @@ class Submitter(ABC):
         Raises:
             InvalidTaskError: The task can't be run as described.
             ManagerFullError: There is no room within the manager's capacity.
+            DuplicateTaskError: An outstanding task has the same id.
             ManagerClosedError: The manager is closing.
             ManagerNotRunningError: The manager was not entered.
         """
@@ -77,6 +78,7 @@ class Submitter(ABC):
         Raises:
             InvalidTaskError: The task can't be run as described.
             ManagerFullError: There is no room within the manager's capacity.
+            DuplicateTaskError: An outstanding task has the same id.
             ManagerClosedError: The manager is closing.
             ManagerNotRunningError: The manager was not entered.
         """
@@ -97,6 +99,7 @@ class Submitter(ABC):
 
         Raises:
             InvalidTaskError: An argument is not valid.
+            DuplicateTaskError: An outstanding task has the same id.
             LoopsStoppedError: The loops were stopped.
             ManagerClosedError: The manager is closing.
             ManagerNotRunningError: The manager was not entered.
@@ -119,6 +122,7 @@ class Submitter(ABC):
 
         Raises:
             InvalidTaskError: An argument is not valid.
+            DuplicateTaskError: An outstanding task has the same id.
             LoopsStoppedError: The loops were stopped.
             ManagerClosedError: The manager is closing.
             ManagerNotRunningError: The manager was not entered.
@@ -142,6 +146,7 @@ class Submitter(ABC):
 
         Raises:
             InvalidTaskError: An argument is not valid.
+            DuplicateTaskError: An outstanding task has the same id.
             LoopsStoppedError: The loops were stopped.
             ManagerClosedError: The manager is closing.
             ManagerNotRunningError: The manager was not entered.
@@ -164,6 +169,7 @@ class Submitter(ABC):
 
         Raises:
             InvalidTaskError: An argument is not valid.
+            DuplicateTaskError: An outstanding task has the same id.
             LoopsStoppedError: The loops were stopped.
             ManagerClosedError: The manager is closing.
             ManagerNotRunningError: The manager was not entered.

@@ -138,7 +138,7 @@ class Task(Generic[T]):
             _check_own_observers(self.observers)
         self._check_times()
         self._check_loop()
-        self._check_rest()
+        self._check_identity()
 
     def _collect(self, argument: str) -> None:
         values = validation.collected(argument, getattr(self, argument), error=InvalidTaskError)
@@ -172,7 +172,7 @@ class Task(Generic[T]):
         if self.schedule is not None:
             validation.instances("schedule", (self.schedule,), Schedule, error=InvalidTaskError)
 
-    def _check_rest(self) -> None:
+    def _check_identity(self) -> None:
         if self.retry is not None:
             make_policy(self.retry)
         for argument in ("id", "name"):

@@ -46,11 +46,11 @@ _DEFAULTS: Mapping[str, Level] = {
 }
 
 
-def numbers(chosen: Mapping[str, object]) -> dict[str, int]:
+def level_numbers(chosen: Mapping[str, object]) -> dict[str, int]:
     """Return the level of each event as a number.
 
     Args:
-        chosen: LogLevels by event; all other events have their default levels.
+        chosen: Levels by event; all other events have their default levels.
 
     Raises:
         TypeError: There is no such event.

@@ -23,7 +23,7 @@ from .._events import (
 from .._observer import Observer
 from .._report import ManagerClosed, ManagerClosing
 from .._states import TaskKind
-from ._log_levels import LogLevels, numbers
+from ._log_levels import LogLevels, level_numbers
 from ._log_text import described, escaped, quoted, stack_lines
 
 _OUTCOMES = ("succeeded", "failed", "cancelled", "expired", "not_started", "stuck")
@@ -62,7 +62,7 @@ class LoggingObserver(Observer):
 
     Args:
         logger: A `logging.Logger`, or the name of one.
-        **levels: LogLevels by event, as numbers or names. Defaults:
+        **levels: Log levels by event, as numbers or names. Defaults:
 
             - `added`, `started`, `enqueued`: DEBUG.
             - `succeeded`, `closing`, `closed`: INFO.
@@ -86,7 +86,7 @@ class LoggingObserver(Observer):
         self, logger: str | logging.Logger = "background", **levels: Unpack[LogLevels]
     ) -> None:
         self._logger = _logger(logger)
-        self._levels = numbers(levels)
+        self._levels = level_numbers(levels)
 
     def on_task_added(self, event: TaskAdded) -> None:
         if level := self._enabled("added"):

@@ -57,10 +57,10 @@ class StallObserver(Observer):
             )
         self._after = after
         self._manager: Manager | None = None
-        # The begin of first attempts of tasks without a `stall_after`, oldest first. Most attempts
-        # end here, before they enter the heap.
+        # Start times of first attempts of tasks without a `stall_after`, oldest first. Most
+        # attempts end here, before they enter the heap.
         self._began: dict[str, float] = {}
-        # All other attempts: due time, number, task id, begin, and allowed seconds.
+        # All other attempts: due time, number, task id, start time, and allowed seconds.
         self._heap: list[tuple[float, int, str, float, float]] = []
         self._numbers: dict[str, int] = {}  # by task id: the entry in the heap that is valid
         self._number = 0

@@ -33,9 +33,10 @@ __all__ = ["manager", "recorder"]  # fixtures
 
 REAL = ["asyncio", "trio"] if sys.platform == "win32" else ["asyncio", "uvloop", "trio"]
 VIRTUAL = ["virtual-asyncio", "virtual-trio"]
-EXHAUSTIVE = Path(__file__).parent / "exhaustive"
-BENCHMARKS = Path(__file__).parent / "benchmarks"
-EXAMPLES = [*(Path(__file__).parent / "packaging").glob("test_example*.py")]
+TESTS = Path(__file__).parent
+EXHAUSTIVE = TESTS / "exhaustive"
+BENCHMARKS = TESTS / "benchmarks"
+EXAMPLES = [*(TESTS / "packaging").glob("test_example*.py")]
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -83,7 +84,7 @@ def tier(item: pytest.Item) -> str:
     """Return the marker of a test's tier."""
     if EXHAUSTIVE in item.path.parents:
         return "exhaustive"
-    if {"packaging", "redis", "nats"} & {*item.path.parts}:
+    if {"packaging", "redis", "nats"} & {*item.path.relative_to(TESTS).parts}:
         return "integration"
     parameters: dict[str, object] = getattr(getattr(item, "callspec", None), "params", {})
     virtual = parameters.get("anyio_backend", VIRTUAL[0]) in VIRTUAL
@@ -94,7 +95,7 @@ def tier(item: pytest.Item) -> str:
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if "broker_kind" in metafunc.fixturenames:
-        wanted = cases(conformance="conformance" in metafunc.definition.path.parts)
+        wanted = cases(conformance=TESTS / "queues/conformance" in metafunc.definition.path.parents)
         if "results" in metafunc.fixturenames:
             wanted = [(kind, backend) for kind, backend in wanted if KINDS[kind].results]
         metafunc.parametrize(("broker_kind", "anyio_backend"), wanted, indirect=True)
@@ -149,6 +150,7 @@ def anyio_backend(request: pytest.FixtureRequest) -> tuple[str, dict[str, Any]]:
 def no_blocking_calls() -> Iterator[BlockBuster]:
     """Fail tests in which the package blocks the event loop."""
     with blockbuster_ctx("background") as guard:
+        # coverage's collector waits for a lock for a moment.
         lock = guard.functions["threading.Lock.acquire"]
         lock.can_block_in("coverage/collector.py", "lock_data")
         yield guard

@@ -26,16 +26,16 @@ class Portal:
         self._closed = False
 
     @property
-    def is_here(self) -> bool:
+    def in_loop_thread(self) -> bool:
         """Whether the caller runs in the event loop's own thread."""
         return get_ident() == self._thread
 
     @property
-    def is_inside(self) -> bool:
+    def in_loop_task(self) -> bool:
         """Whether the caller is a task of the event loop, which can call functions directly."""
         return get_ident() == self._thread and self._backend.current_task() is not None
 
-    def require_here(self, method: str) -> None:
+    def require_loop_thread(self, method: str) -> None:
         """Check that the caller runs in the event loop's own thread.
 
         Args:
@@ -44,10 +44,10 @@ class Portal:
         Raises:
             ManagerMisuseError: The caller runs in another thread.
         """
-        if not self.is_here:
+        if not self.in_loop_thread:
             raise ManagerMisuseError(
                 f"{method}() must be awaited in the event loop that entered the manager; from "
-                "other threads use run_task(), cancel() and request_shutdown()"
+                "other threads use run(), cancel() and request_shutdown()"
             )
 
     def call(self, fn: Callable[[], R]) -> R:
@@ -63,7 +63,7 @@ class Portal:
             ManagerClosedError: The portal was closed before the call, or the event loop has ended.
             Exception: The function's error.
         """
-        if self.is_here:
+        if self.in_loop_thread:
             if not self._backend.is_running():
                 raise ManagerClosedError("the manager's event loop has ended")
             return fn() if self._backend.current_task() else self._call_outside_of_tasks(fn)

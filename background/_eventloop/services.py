@@ -46,13 +46,17 @@ class Services:
         service.scope = anyio.CancelScope()
         if self._stopping:
             service.scope.cancel()
+        has_returned = False
         try:
             with service.scope:
                 await service.fn()
+                has_returned = True
         except self._backend.cancelled:  # safe to suppress: nothing is awaited after this
             service.lost()
         except RuntimeError:
-            pass  # from the scope, after a hook left its own scope open, which was reported
+            # A hook that leaves its own scope open is reported; this scope then can't be left.
+            if not (has_returned or service.scope.cancel_called):
+                raise
         finally:
             self._ended(service)
 

@@ -126,7 +126,7 @@ def _failed(state: TaskState, outcome: Outcome, *, final: bool) -> None:
     assert error is not None
     hooks = state.hooks
     awaited = final and state.completion is not None and state.completion.waiters > 0
-    then = partial(state.failure_reported, error, awaited)
+    then = partial(state.log_unless_reported, error, awaited)
     if hooks.on_task_failed:
         event = TaskFailed(**_identity(state), error=error, duration=outcome.duration, final=final)
         hooks.deliver(hooks.on_task_failed, event, then)

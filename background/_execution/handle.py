@@ -28,7 +28,7 @@ class TaskOwner(Protocol):
         """Cancel a task; return whether it was outstanding."""
         ...
 
-    def require_here(self, method: str) -> None:
+    def require_loop_thread(self, method: str) -> None:
         """Check that the caller runs in the event loop's own thread."""
         ...
 
@@ -130,7 +130,7 @@ class TaskHandle(Generic[T]):
         if state.status in FINAL:
             await checkpoint()
             return state.status
-        self._owner.require_here("wait")
+        self._owner.require_loop_thread("wait")
         if state.completion is None:
             state.completion = Completion(self._owner.event())
         completion = state.completion
@@ -180,7 +180,7 @@ class TaskHandle(Generic[T]):
         """Cancel the task.
 
         A task that has not started ends at once. A coroutine is cancelled at its current `await`.
-        A thread can't be interrupted: the task ends when the thread's function returns.
+        A thread can't be interrupted: the task ends when the thread's function does.
 
         Args:
             reason: For observers and waiters.

@@ -13,7 +13,7 @@ from tenacity import AsyncRetrying
 from .._errors import TaskCancelledError, TaskExpiredError
 from .._eventloop.backend import Backend
 from .._notify.subscriber import RunContexts
-from .._retry import Attempts, judges_success, make_policy
+from .._retry import Attempts, make_policy, needs_every_attempt
 from .._states import TaskKind, TaskStatus
 from .._support import clock, stacks
 from .._support.callables import is_async
@@ -45,7 +45,7 @@ class Runner:
         self._backend = backend
         self._interruptible = backend.interruptible
         self._policy = policy
-        self._judges = policy is not None and judges_success(policy)
+        self._judges = policy is not None and needs_every_attempt(policy)
         self._on_finished = on_finished
 
     async def run(self, run: Run) -> None:
@@ -60,7 +60,7 @@ class Runner:
             policy = None  # a job's policy decides about the next attempt when it is settled
         elif task.retry is not None:
             policy = make_policy(task.retry)
-            judges = policy is not None and judges_success(policy)
+            judges = policy is not None and needs_every_attempt(policy)
         run.scope = scope = self._backend.scope()
         contexts = self._begin(state, scope)
         value: Any = None

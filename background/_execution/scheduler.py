@@ -91,7 +91,7 @@ class Scheduler:
         task: Task[Any],
         *,
         context: Context | None = None,
-        seat: object = None,
+        room_holder: object = None,
         job: JobRef | None = None,
         interceptor: RunInterceptor | None = None,
     ) -> TaskHandle[Any]:
@@ -101,7 +101,7 @@ class Scheduler:
             task: The task.
             context: The context variables of the task, instead of its own or a copy of the current
                 ones.
-            seat: The holder of room within the capacity that was taken for the task before.
+            room_holder: The holder of room within the capacity that was taken for the task before.
             job: The job of which the task is an attempt.
             interceptor: Intercepts the run of such a task.
 
@@ -121,12 +121,12 @@ class Scheduler:
         if self.capacity is not None and task.kind is TaskKind.ONE_OFF:
             if interceptor is not None:
                 self.capacity.job_added()
-            elif seat is None:
+            elif room_holder is None:
                 self.capacity.take(state)
-                seat = state
-            state.seat = seat
+                room_holder = state
+            state.room_holder = room_holder
         if task.observers:
-            state.hooks = self._dispatcher.invite(task.observers)
+            state.hooks = self._dispatcher.add_task_observers(task.observers)
         handle: TaskHandle[Any] = TaskHandle(state, self)
         self.registry.add(handle, state)
         if state.hooks.on_task_added:
@@ -268,8 +268,8 @@ class Scheduler:
         if self.capacity is not None:  # first, or a hook could overtake the waiters
             if interceptor is not None:
                 self.capacity.job_ended()
-            elif state.seat is not None:
-                self.capacity.release(state.seat)
+            elif state.room_holder is not None:
+                self.capacity.release(state.room_holder)
         if outcome is not None:
             state.result = outcome.value
         elif interceptor is not None:
@@ -278,7 +278,7 @@ class Scheduler:
             self.on_end(handle)  # first, or a closing that a hook begins would count the task
         emit.ended(state, outcome)
         if task.observers:
-            self._dispatcher.dismiss(task.observers)
+            self._dispatcher.remove_task_observers(task.observers)
         if state.completion is not None:
             state.completion.ended.set()
         error = state.error if status is TaskStatus.FAILED else None
@@ -307,9 +307,9 @@ class Scheduler:
             state.run.scope.cancel()
         return True
 
-    def require_here(self, method: str) -> None:
+    def require_loop_thread(self, method: str) -> None:
         """Check that the caller runs in the event loop's own thread."""
-        self._portal.require_here(method)
+        self._portal.require_loop_thread(method)
 
     def stop_loops(self) -> None:
         """Stop all loops before their next iteration, and end their pauses between retries."""

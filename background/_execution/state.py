@@ -67,7 +67,7 @@ class TaskState:
     """The state of a submitted task, which the scheduler and the runner change.
 
     Times called `..._at` are seconds since the epoch. `due` and `expires` are on the event loop's
-    clock. `seat` is the holder of the task's room within the manager's capacity.
+    clock. `room_holder` is the holder of the task's room within the manager's capacity.
     """
 
     __slots__ = (
@@ -87,8 +87,8 @@ class TaskState:
         "iteration",
         "job",
         "result",
+        "room_holder",
         "run",
-        "seat",
         "started_at",
         "status",
         "submitted_at",
@@ -125,7 +125,7 @@ class TaskState:
         self.expires = inf if task.lifespan is None else now + task.lifespan
         self.ticks: Ticks | None = None
         self.run: Run | None = None
-        self.seat: object = None
+        self.room_holder: object = None
         self.cancel_requested = False
         self.cancel_reason: str | None = None
         self.result: Any = None
@@ -144,9 +144,7 @@ class TaskState:
         self.status = status
         self.finished_at = finished_at
         self.cancel_reason = self.cancel_reason or reason
-        run = self.run
-        if run is not None:
-            run.native = run.coroutine = self.run = None
+        self.end_run()
         self.interceptor = None
         self.context = _NO_CONTEXT
 
@@ -156,7 +154,7 @@ class TaskState:
         if run is not None:
             run.native = run.coroutine = self.run = None
 
-    def failure_reported(self, error: BaseException, awaited: bool, reported: bool) -> None:
+    def log_unless_reported(self, error: BaseException, awaited: bool, reported: bool) -> None:
         """Log a failure unless it was `reported` to an observer or is `awaited`."""
         if reported:
             return

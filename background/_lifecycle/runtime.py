@@ -52,7 +52,7 @@ class ManagerRuntime:
         self.scheduler = Scheduler(
             config, self.backend, self.portal, self.dispatcher, self._on_fatal
         )
-        self._host = self.backend.current_task()
+        self._entering_task = self.backend.current_task()
         self._body = anyio.CancelScope()
         self.shutdown = Shutdown(
             config, self.backend, self.services, self.dispatcher, self.scheduler, self._body.cancel
@@ -89,10 +89,13 @@ class ManagerRuntime:
 
     def _on_fatal(self, error: BaseException) -> None:
         self._fatal.append(error)
-        self.shutdown.force("a critical task failed")
+        fatal = (
+            f"{type(error).__name__} was raised" if is_fatal(error) else "a critical task failed"
+        )
+        self.shutdown.force(fatal)
         self._body.cancel()
 
-    def accept(self, task: Task[Any]) -> None:
+    def require_accepts(self, task: Task[Any]) -> None:
         """Check that a task can be accepted now.
 
         Raises:
@@ -123,8 +126,8 @@ class ManagerRuntime:
             ManagerFullError: There is no room within the capacity.
             DuplicateTaskError: An outstanding task has the same id.
         """
-        self.accept(task)
-        if self.portal.is_inside:
+        self.require_accepts(task)
+        if self.portal.in_loop_task:
             return self.scheduler.add(task)
         return self.portal.call(partial(self._add, task))
 
@@ -133,17 +136,17 @@ class ManagerRuntime:
         capacity = self.scheduler.capacity
         if capacity is None or task.kind is TaskKind.LOOP:
             return self._add(task)
-        seat = object()
-        await capacity.wait_for_room(seat)
+        room_holder = object()
+        await capacity.wait_for_room(room_holder)
         try:
-            return self._add(task, seat)
+            return self._add(task, room_holder)
         except BaseException:
-            capacity.release(seat)
+            capacity.release(room_holder)
             raise
 
-    def _add(self, task: Task[Any], seat: object = None) -> TaskHandle[Any]:
-        self.accept(task)
-        return self.scheduler.add(task, seat=seat)
+    def _add(self, task: Task[Any], room_holder: object = None) -> TaskHandle[Any]:
+        self.require_accepts(task)
+        return self.scheduler.add(task, room_holder=room_holder)
 
     async def leave(self, error: BaseException | None) -> bool:
         """Close the manager, and end its services.
@@ -154,7 +157,7 @@ class ManagerRuntime:
         Returns:
             Whether the error is suppressed.
         """
-        misplaced = self.backend.current_task() is not self._host
+        misplaced = self.backend.current_task() is not self._entering_task
         try:
             interrupted = await self._close(error)
             stop = partial(self.services.stop, self.config.cancel_timeout)

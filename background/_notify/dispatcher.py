@@ -77,7 +77,7 @@ class Dispatcher:
         self._services = services
         self._on_fatal = on_fatal
         self._own = {id(observer): self._subscriber(observer) for observer in observers}
-        self._guests: dict[int, Subscriber] = {}
+        self._task_subscribers: dict[int, Subscriber] = {}
         self._is_delivering = False
         self._next: deque[tuple[tuple[Hook, ...], object, Then | None]] = deque()
         self.hooks = HookTable(tuple(self._own.values()), self.deliver)
@@ -125,14 +125,14 @@ class Dispatcher:
         finally:
             self._is_delivering = False
 
-    def invite(self, observers: tuple[Observer, ...]) -> HookTable:
+    def add_task_observers(self, observers: tuple[Observer, ...]) -> HookTable:
         """Add the observers of a task until `dismiss`, and return the hooks of the task."""
-        guests = [self._guest(observer) for observer in self._strangers(observers)]
-        for guest in guests:
+        task_subscribers = [self._guest(observer) for observer in self._without_own(observers)]
+        for guest in task_subscribers:
             guest.tasks += 1
-        return HookTable((*self._own.values(), *guests), self.deliver)
+        return HookTable((*self._own.values(), *task_subscribers), self.deliver)
 
-    def dismiss(self, observers: tuple[Observer, ...]) -> None:
+    def remove_task_observers(self, observers: tuple[Observer, ...]) -> None:
         """Remove the observers of a task, after the current deliveries."""
         then = partial(self._dismiss, observers)
         if self._is_delivering:
@@ -141,24 +141,24 @@ class Dispatcher:
             then(False)
 
     def _dismiss(self, observers: tuple[Observer, ...], _: bool) -> None:
-        for observer in self._strangers(observers):
-            guest = self._guests[id(observer)]
+        for observer in self._without_own(observers):
+            guest = self._task_subscribers[id(observer)]
             guest.tasks -= 1
             self._drop_if_unused(guest)
 
-    def _strangers(self, observers: tuple[Observer, ...]) -> Iterable[Observer]:
+    def _without_own(self, observers: tuple[Observer, ...]) -> Iterable[Observer]:
         """Return the observers that are not the manager's, without duplicates."""
         by_id = {id(observer): observer for observer in observers}
         return [observer for key, observer in by_id.items() if key not in self._own]
 
     def _guest(self, observer: Observer) -> Subscriber:
-        if id(observer) not in self._guests:
-            self._guests[id(observer)] = self._subscriber(observer)
-        return self._guests[id(observer)]
+        if id(observer) not in self._task_subscribers:
+            self._task_subscribers[id(observer)] = self._subscriber(observer)
+        return self._task_subscribers[id(observer)]
 
     def _drop_if_unused(self, subscriber: Subscriber) -> None:
         if not subscriber.tasks and subscriber.buffer.is_empty:
-            self._guests.pop(id(subscriber.observer), None)
+            self._task_subscribers.pop(id(subscriber.observer), None)
 
     def start_watching(self, manager: object) -> None:
         """Start the `watch()` services of the manager's observers."""
@@ -180,4 +180,4 @@ class Dispatcher:
         return left
 
     def _all(self) -> Sequence[Subscriber]:
-        return (*self._own.values(), *self._guests.values())
+        return (*self._own.values(), *self._task_subscribers.values())

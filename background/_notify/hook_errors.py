@@ -44,8 +44,8 @@ class HookErrors:
         if self._dropped[observer] == 1:
             log(
                 logging.WARNING,
-                "Observer hook %s.%s is too slow: %d events are buffered. Further events are "
-                "dropped.",
+                "Observer hook %s.%s is too slow: %d events are buffered. Events that do not fit "
+                "are dropped and counted.",
                 observer,
                 hook,
                 buffered,
@@ -62,5 +62,5 @@ class HookErrors:
                 log(logging.ERROR, "Observer hook %s raised %d exceptions in all.", name, count)
         for observer, count in self._dropped.items():
             if count:
-                text = "Observer %s was too slow and missed %d events."
+                text = "Observer %s missed %d events."
                 log(logging.WARNING, text, observer, count)

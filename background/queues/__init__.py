@@ -16,6 +16,7 @@ from ._errors import (
     PayloadTooLargeError,
     QueueError,
     UnknownHandlerError,
+    WorkerDiedError,
 )
 from ._info import JobInfo
 from ._queue import HandlerDecorator, JobQueue, QueueOptions
@@ -49,6 +50,7 @@ __all__ = [
     "UnknownHandlerError",
     "Weighted",
     "Worker",
+    "WorkerDiedError",
     "chain",
     "group",
 ]

@@ -13,6 +13,10 @@ class DuplicateJobError(QueueError):
     """A job with the same id is stored."""
 
 
+class WorkerDiedError(QueueError):
+    """The workers of a job died while they ran it; the type of a dead job's error."""
+
+
 class UnknownHandlerError(QueueError):
     """The worker has no handler of this name."""
 

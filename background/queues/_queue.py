@@ -154,6 +154,13 @@ class JobQueue:
         return cls(make_broker(url), **options)
 
     async def __aenter__(self) -> JobQueue:
+        """Connect to the broker and the store of results.
+
+        Raises:
+            QueueError: The queue is open already.
+            BrokerUnavailableError: The broker can't be reached.
+            RuntimeError: The broker does not support this event loop.
+        """
         if self._pool is not None or self._is_opening:
             raise QueueError("the queue is open already")
         self._is_opening = True
@@ -239,6 +246,8 @@ class JobQueue:
             A decorator.
 
         Raises:
+            TypeError: The decorator is used without parentheses; from the decorator: an annotation
+                can't be used.
             ValueError: An argument is not valid; from the decorator: the object is not a function,
                 or the name is in use.
         """
@@ -338,7 +347,10 @@ class JobQueue:
         return self.handle(made.id)
 
     async def enqueue_many(self, steps: Sequence[Step[Any]]) -> List[JobHandle[Any]]:
-        """Enqueue jobs of any handlers in one round trip, all or none.
+        """Enqueue jobs of any handlers with one call of the broker.
+
+        After `BrokerUnavailableError` none, some or all of the jobs may be stored. A repeated call
+        enqueues them again, because it makes new ids.
 
         Args:
             steps: Steps from `handler.job()`.
@@ -349,7 +361,6 @@ class JobQueue:
         Raises:
             TypeError: A value was not made by `handler.job()`.
             PayloadTooLargeError: A job is larger than `max_payload`.
-            DuplicateJobError: A job with the same id is stored.
             BrokerUnavailableError: The broker can't be reached.
             QueueError: The queue is not open.
 
@@ -436,7 +447,8 @@ class JobQueue:
     async def requeue(self, id: str) -> bool:
         """Make an ended job ready again, and reset its attempts.
 
-        A step of a chain or group runs by itself, with the results that it had when it ended.
+        A step of a chain or group runs by itself; `JobContext.previous` is what it was before, and
+        later steps are not requeued.
 
         Args:
             id: The job's id.
@@ -528,6 +540,7 @@ class JobQueue:
         Raises:
             ValueError: An argument is not valid.
             QueueError: The queue is open already.
+            BrokerUnavailableError: The broker can't be reached.
 
         Example:
             ```python
@@ -557,9 +570,11 @@ class JobQueue:
         """Enqueue a job on a schedule.
 
         Every process with a worker takes part. A tick is enqueued once if the `repr()` of the
-        arguments is equal in all processes, which is not so for a set. If all processes miss ticks,
-        the latest of them is enqueued within a minute. The ticks of `every()` are the multiples of
-        its seconds since the epoch, at least a tenth of a second apart.
+        arguments is equal in all processes, which is not so for a set. A tick at which no worker
+        runs is skipped. A process that was suspended, or whose clock was moved, enqueues the latest
+        tick if it is at most a minute late. The ticks of `every()` are the multiples of its seconds
+        since the epoch, at least a tenth of a second apart. A tick's job is stored for at least an
+        hour after its end.
 
         Args:
             schedule: A schedule from `background.every` or `background.cron`.

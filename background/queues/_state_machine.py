@@ -20,7 +20,8 @@ ByTime = Literal["due", "reclaimed", "expired"]
 class JobRecord:
     """A job, and every transition that it can make.
 
-    All times are seconds on one clock; transitions take the current time as `now`.
+    All times are seconds on one clock; transitions take the current time as `now`. Call `advance`
+    before every other transition: it ends expired leases, which the others do not check.
 
     Args:
         message: The job as it was enqueued.
@@ -215,7 +216,7 @@ class JobRecord:
         if dependency is None or dependency.state is not JobState.SUCCEEDED:
             state = "no longer stored" if dependency is None else dependency.state
             message = f"job {id}, which it depends on, is {state}"
-            self.error = {"type": "JobFailedError", "message": message}
+            self.error = {"type": "background.queues.JobFailedError", "message": message}
             self.end(JobState.DEAD, now)
             return
         for place in places:

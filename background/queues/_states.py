@@ -9,8 +9,8 @@ class JobState(StrEnum):
     """The state of a job; the last four are final.
 
     A job that waits for another attempt is `SCHEDULED` again. A job is `DEAD` if its policy gave
-    up, if its payload can't be used, if a dependency failed, or if its workers died while they ran
-    it.
+    up, if its worker has no handler of its name, if its payload can't be used, if a dependency
+    failed, or if its workers died while they ran it.
     """
 
     SCHEDULED = "scheduled"

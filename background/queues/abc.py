@@ -24,7 +24,8 @@ class Message:
     """A job as it is passed to a broker; it never changes.
 
     Args:
-        id: The job's id; unique among the stored jobs.
+        id: The job's id; unique among the stored jobs. Ids and names have 1 to 128 letters, digits
+            and any of `_.:-`.
         handler: The name of the handler. `None` for a job that succeeds without a run, and without
             a result, as soon as the jobs it depends on have succeeded.
         queue: The name of the queue.
@@ -166,7 +167,7 @@ class Broker(ABC):
 
     @abstractmethod
     async def enqueue(self, messages: Sequence[Message]) -> list[bool]:
-        """Store jobs, all or none.
+        """Store jobs: all or none, unless the broker's documentation says otherwise.
 
         A job whose id is stored is not changed, so a call can be repeated if its answer is lost.
 
@@ -181,8 +182,9 @@ class Broker(ABC):
     async def claim(self, queues: Sequence[str], most: int, *, lease: float) -> list[Claim]:
         """Claim jobs that are ready.
 
-        The first queue is emptied before the second one; within a queue the oldest jobs are first.
-        Returns at once. If it is cancelled, jobs may stay claimed until their leases end.
+        The first queue is emptied before the second one. Within a queue the oldest jobs are first,
+        unless the broker's documentation says otherwise. Returns at once. If it is cancelled, jobs
+        may stay claimed until their leases end.
 
         Args:
             queues: The names of the queues.

@@ -400,9 +400,9 @@ async def test_handler_observers_released(manager: Manager) -> None:
     async with jobs:
         await send.enqueue()
         await anyio.sleep(2)
-        retained = jobs._enqueuer._opened()[0]._guests
+        retained = jobs._enqueuer._opened()[0]._task_subscribers
         await jobs.start(manager)
         await (await send.enqueue()).wait()
         await anyio.sleep(2)
-        assert retained == manager._runtime.dispatcher._guests == {}  # type: ignore[union-attr]
+        assert retained == manager._runtime.dispatcher._task_subscribers == {}  # type: ignore[union-attr]
     assert len(events) == 2

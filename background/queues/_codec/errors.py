@@ -35,8 +35,12 @@ def failed(id: str, error: Mapping[str, Any] | None) -> JobFailedError:
 
 def _name(error: BaseException) -> str:
     kind = type(error)
-    name = kind.__qualname__
-    return name if kind.__module__ == "builtins" else f"{kind.__module__}.{name}"
+    module, name = kind.__module__, kind.__qualname__
+    if module == "builtins":
+        return name
+    # Users import the errors of this package from its top level.
+    public = "background.queues" if module.startswith("background.queues.") else module
+    return f"{public}.{name}"
 
 
 def _trace(error: BaseException) -> str:

@@ -24,7 +24,7 @@ def encode(what: str, value: Any, limit: int, *, checked: bool = False) -> bytes
         what: The name of the value in messages.
         value: The data.
         limit: The most bytes.
-        checked: Whether the data needs no check, because all of it comes from `Signature`.
+        checked: Whether the data was checked before, by `check` or by a `Signature`.
 
     Raises:
         InvalidPayloadError: The value is not plain data.

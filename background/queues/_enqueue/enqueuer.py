@@ -83,7 +83,7 @@ class Enqueuer:
 
     def join(self, host: WorkerHost) -> None:
         """Notify a manager's observers, too."""
-        self._hosts.append(host)
+        self._hosts = [*(joined for joined in self._hosts if not joined.is_closed), host]
 
     def _opened(self) -> tuple[Dispatcher, Services]:
         if self._own is None:
@@ -165,7 +165,7 @@ class Enqueuer:
         dispatchers = [host.dispatcher for host in self._hosts if not host.is_closed] or [own]
         notified: set[int] = set()  # ids of observers, which several managers may share
         for dispatcher in dispatchers:
-            hooks = dispatcher.invite(guests) if guests else dispatcher.hooks
+            hooks = dispatcher.add_task_observers(guests) if guests else dispatcher.hooks
             wanted = tuple(
                 hook
                 for hook in hooks.on_job_enqueued
@@ -175,7 +175,7 @@ class Enqueuer:
                 hooks.deliver(wanted, _event(message, options))
             notified.update(id(hook.subscriber.observer) for hook in wanted)
             if guests:
-                dispatcher.dismiss(guests)
+                dispatcher.remove_task_observers(guests)
             guests = ()  # the first dispatcher has notified them
         self._raise_fatal()
 

@@ -90,7 +90,10 @@ class JobSubmission(Generic[P, T]):
     async def enqueue_many(
         self, calls: Iterable[Sequence[Any] | Mapping[str, Any]]
     ) -> list[JobHandle[T]]:
-        """Enqueue several jobs in one round trip, all or none.
+        """Enqueue several jobs with one call of the broker.
+
+        After `BrokerUnavailableError` none, some or all of the jobs may be stored. A repeated call
+        enqueues them again, because it makes new ids.
 
         Args:
             calls: For each job a tuple of positional arguments, or a mapping of keyword arguments.

@@ -67,8 +67,11 @@ class JobSchedule:
             raise TypeError(f"job must be made by handler.job(), not {job!r}")
         if job.options.at is not None:
             raise ValueError("job: at can't be given, because the schedule says when it may start")
-        terms = job.terms
-        terms = replace(terms, retention=max(terms.retention, _MIN_RETENTION))
+        terms = replace(
+            job.terms,
+            retention=max(job.terms.retention, _MIN_RETENTION),
+            dead_retention=max(job.terms.dead_retention, _MIN_RETENTION),
+        )
         self._job: Single[Any] = Single(terms, job.args, job.kwargs, job.options, job.observers)
         self._enqueuer = enqueuer
         self._schedule = schedule

@@ -72,11 +72,11 @@ class Fetcher:
             while not self._is_stopped:
                 with anyio.CancelScope() as self._pause:
                     while len(self._in_flight) >= self._concurrency:
-                        await self._in_flight.change()
+                        await self._in_flight.wait_for_change()
                     await self._backoff.call(self._fetch)
         finally:
             self.is_fetching = False
-            self._in_flight.changed()
+            self._in_flight.notify()
 
     async def _fetch(self) -> None:
         room = self._concurrency - len(self._in_flight)

@@ -56,10 +56,11 @@ class LeaseRenewer:
         began = self._now()
         left = min(attempt.held_until for attempt in attempts) - began
         claims = [attempt.claim for attempt in attempts]
-        statuses: list[LeaseStatus] = []
+        renewed: list[tuple[JobAttempt, LeaseStatus]] = []
         try:
             with anyio.fail_after(max(left, self._interval)):  # a broker may never answer
                 statuses = await self._broker.renew(claims, lease=self._lease)
+                renewed = list(zip(attempts, statuses, strict=True))
         except BrokerUnavailableError:
             self._lose_overdue(attempts)
             return
@@ -67,7 +68,7 @@ class LeaseRenewer:
             log(logging.ERROR, "leases could not be renewed", error=error)
             self._lose_overdue(attempts)
             return
-        for attempt, status in zip(attempts, statuses, strict=True):
+        for attempt, status in renewed:
             if attempt not in self._in_flight:
                 continue  # settled meanwhile
             if status is LeaseStatus.LOST:

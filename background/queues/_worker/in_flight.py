@@ -38,16 +38,16 @@ class InFlight:
     def remove(self, attempt: JobAttempt) -> None:
         """Remove an attempt that was settled."""
         self._attempts.discard(attempt)
-        self.changed()
+        self.notify()
 
-    def changed(self) -> None:
+    def notify(self) -> None:
         """Wake the waiters."""
         if self._is_awaited:
             self._is_awaited = False
             changed, self._changed = self._changed, self._event()
             changed.set()
 
-    async def change(self) -> None:
-        """Wait until an attempt was removed, or until `changed` is called."""
+    async def wait_for_change(self) -> None:
+        """Wait until an attempt was removed, or until `notify` is called."""
         self._is_awaited = True
         await self._changed.wait()

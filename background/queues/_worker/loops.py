@@ -107,7 +107,7 @@ class WorkerLoops:
         try:
             await self._host.closed()
         finally:
-            self.in_flight.changed()
+            self.in_flight.notify()
 
     def stop(self) -> None:
         """Stop claiming; claimed jobs continue."""
@@ -124,7 +124,7 @@ class WorkerLoops:
         self.stop()
         caller = current_attempt()
         self._closing[caller] += 1
-        self.in_flight.changed()
+        self.in_flight.notify()
         try:
             with anyio.move_on_after(timeout):
                 await self._idle(caller)
@@ -150,7 +150,7 @@ class WorkerLoops:
         while self._remaining(caller) or self._fetcher.is_fetching:
             if self._host.is_closed:
                 return  # the manager has stopped waiting for stuck jobs
-            await self.in_flight.change()
+            await self.in_flight.wait_for_change()
 
     def _remove(self, attempt: JobAttempt) -> None:
         self.in_flight.remove(attempt)

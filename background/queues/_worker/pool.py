@@ -83,7 +83,9 @@ class WorkerPool:
         self._workers = [started for started in self._workers if not started.is_closed]
         self._workers.append(worker)
         if manager not in self._managers:
-            self._managers.append(manager)
+            running = [used for used in self._managers if used.state is not ManagerState.CLOSED]
+            self._managers = [*running, manager]
+            self._schedules = [loop for loop in self._schedules if not loop.done]
             self._enqueuer.join(host)
             self._schedules += (manager.run_task(describe()) for describe in schedules)
         return Worker(worker)

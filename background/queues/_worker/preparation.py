@@ -15,15 +15,11 @@ from ..._task import Task, unchecked
 from .._client import previous
 from .._codec.body import Body, decode
 from .._enqueue.handler import Handler
-from .._errors import QueueError, UnknownHandlerError
+from .._errors import UnknownHandlerError, WorkerDiedError
 from ..abc import Claim
 from .attempt import JobAttempt, WorkerContext
 
 _NO_BODY = Body(args=[], kwargs={})
-
-
-class WorkerDiedError(QueueError):
-    """The workers of a job died while they ran it."""
 
 
 class Preparation:

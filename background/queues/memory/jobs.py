@@ -1,7 +1,7 @@
 """The jobs of the memory broker and their transitions, without waiting.
 
-Every method takes the current time, because property tests use the class as the model of the other
-brokers.
+Methods take the current time instead of reading a clock, because property tests use the class as
+the model of the other brokers.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Jobs in NATS JetStream: durable, and shared by any number of hosts; on asyncio only."""
+"""A broker that stores jobs in NATS JetStream; docs/design/nats.md explains its design."""
 
 from __future__ import annotations
 
@@ -29,7 +29,9 @@ _POLL = 1.0  # seconds after which waiters query the server, because notificatio
 
 
 class NatsBroker(Broker):
-    """Keeps jobs in JetStream, in a NATS server from version 2.9 on; for one asyncio event loop.
+    """A broker that stores jobs in NATS JetStream, from server version 2.9 on.
+
+    It works on asyncio only, in one event loop. Any number of hosts may share the jobs.
 
     The broker reconnects when the connection is lost. A call that finds no connection fails after
     five seconds, and is not executed later. Streams that are missing are created again, empty: a
@@ -38,8 +40,11 @@ class NatsBroker(Broker):
     queues and open them again.
 
     `enqueue` stores all jobs before the first of them can start, but not in one transaction. If it
-    raises `BrokerUnavailableError`, some of the jobs may be stored, and will run. The same call
-    again stores the others.
+    raises `BrokerUnavailableError`, some of the jobs may be stored, and will run. `JobQueue`
+    repeats a call a few times with the same ids, which stores the others.
+
+    Within a queue, jobs that became ready later, for example after a delay or a retry, are claimed
+    before jobs that were ready when they were enqueued. Both are claimed oldest first.
 
     A job is stored as one message, with its arguments, its result, and the results of the jobs that
     it depends on. The server's `max_payload` limits its size. `scan`, `count` and `purge` read all
@@ -57,6 +62,11 @@ class NatsBroker(Broker):
 
     Raises:
         ValueError: An argument is not valid.
+
+    Example:
+        ```python
+        jobs = JobQueue(NatsBroker("nats://localhost:4222", replicas=3))
+        ```
     """
 
     def __init__(
@@ -84,7 +94,7 @@ class NatsBroker(Broker):
         self._advancing = asyncio.Lock()
 
     def __repr__(self) -> str:
-        return f"<NatsBroker {self._requests.shown} prefix={self._layout.prefix!r}>"
+        return f"<NatsBroker {self._requests.shown}, prefix {self._layout.prefix!r}>"
 
     async def open(self) -> None:
         _require_asyncio()

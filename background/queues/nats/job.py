@@ -38,5 +38,5 @@ class NatsJob(JobRecord):
     def outgrow(self, message: str, now: float) -> None:
         """End the job as dead, because its results do not fit into a record."""
         self.result, self.previous = None, [None] * len(self.previous)
-        self.error = {"type": "PayloadTooLargeError", "message": message}
+        self.error = {"type": "background.queues.PayloadTooLargeError", "message": message}
         self.end(JobState.DEAD, now)

@@ -66,7 +66,7 @@ def ended_jobs(db: sqlite3.Connection, ids: Iterable[str], now: float) -> bool:
                 ended += _unblock(db, number, now)
             else:
                 text = f"job {id}, which it depends on, is {state}"
-                error = json.dumps({"type": "JobFailedError", "message": text})
+                error = json.dumps({"type": "background.queues.JobFailedError", "message": text})
                 db.execute(sql.DROP_DEPENDENCIES, (number,))
                 rows = db.execute(sql.DIES_OF_DEPENDENCY, (now, now, error, number)).fetchall()
                 ended += (dead for (dead,) in rows)

@@ -209,7 +209,7 @@ async def test_failed_dependency(broker: Broker, end: Any) -> None:
         assert job is not None
         assert job.state is JobState.DEAD
         assert job.error is not None
-        assert job.error["type"] == "JobFailedError"
+        assert job.error["type"] == "background.queues.JobFailedError"
         assert cause is None or job.error["message"] == f"job {cause}"
     await elapse(broker, 20)
     assert await claimed(broker) == []

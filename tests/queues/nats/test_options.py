@@ -42,7 +42,7 @@ def test_invalid_options(options: Any) -> None:
 def test_repr() -> None:
     """Neither the representation of a broker nor an error contains credentials."""
     broker = NatsBroker("nats://me:secret@h:1,tls://token@[::1]")
-    assert repr(broker) == "<NatsBroker nats://h:1,tls://[::1]:4222 prefix='background'>"
+    assert repr(broker) == "<NatsBroker nats://h:1,tls://[::1]:4222, prefix 'background'>"
     with pytest.raises(ValueError, match="url must be") as caught:
         NatsBroker("nats://me:secret@h:port")
     assert "secret" not in repr(caught.value)

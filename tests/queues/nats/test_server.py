@@ -168,7 +168,7 @@ async def test_job_too_large() -> None:
         assert job is not None
         assert (job.state, job.result) == (JobState.DEAD, None)
         assert job.error is not None
-        assert job.error["type"] == "PayloadTooLargeError"
+        assert job.error["type"] == "background.queues.PayloadTooLargeError"
         assert await state_of(broker, "both") is JobState.DEAD
         await finish(broker, [two])
 

@@ -42,11 +42,13 @@ def keys(server: Server, broker: RedisBroker) -> dict[str, int]:
 
 
 async def test_invalid_names(broker: RedisBroker) -> None:
-    """Ids and names with white space or a null character are rejected."""
+    """Ids and names with white space or a null byte are rejected, and ids with a comma."""
+    invalid = [message("a,b")]
     for name in ("a b", "a\nb", "a\0b"):
-        for invalid in (message(name), message(queue=name), message(handler=name)):
-            with pytest.raises(ValueError, match="ids and names"):
-                await broker.enqueue([message("valid"), invalid])
+        invalid += [message(name), message(queue=name), message(handler=name)]
+    for rejected in invalid:
+        with pytest.raises(ValueError, match="can't contain spaces"):
+            await broker.enqueue([message("valid"), rejected])
     assert await broker.count() == 0
 
 

@@ -137,7 +137,7 @@ local function dependency_ended(id, place, dependency, state)
   if not job or job[STATE] ~= 'scheduled' or job[BLOCKED] == 0 then return end
   if state ~= 'succeeded' then
     local message = 'job ' .. dependency .. ', which it depends on, is ' .. state
-    call('HSET', KEYS.errors, id, cjson.encode({type = 'JobFailedError', message = message}))
+    call('HSET', KEYS.errors, id, cjson.encode({type = 'background.queues.JobFailedError', message = message}))
     job[ERROR] = true
     return 'dead'
   end
@@ -240,8 +240,8 @@ local function show(shown, id, job, message)
   shown[count + 1] = line
 end
 
--- Allows a script to write above the memory limit, for scripts that free memory. The server allows
--- all commands of a script whose first write command needs no memory:
+-- Allows a script to write above the memory limit. Workers need these scripts to end jobs, which
+-- frees memory. The server allows all commands of a script whose first write needs no memory:
 -- https://redis.io/docs/latest/develop/programmability/eval-intro/
 local function allow_writes_above_memory_limit()
   call('ZREM', KEYS.changing, '')
