@@ -46,6 +46,19 @@ DEPENDENCY_TESTS = [
     "tests/tasks",
 ]
 
+#: Tests that run every line and branch; all but snippets and long sweeps.
+COVERING_TESTS = [
+    "tests/exhaustive/test_misbehaving_observers.py",
+    "tests/exhaustive/test_nats_crashes.py",
+    "tests/exhaustive/test_strange_errors.py",
+    "tests/exhaustive/test_stuck_tasks.py",
+    "tests/observers",
+    "tests/packaging/test_public_api.py",
+    "tests/queues",
+    "tests/shutdown",
+    "tests/tasks",
+]
+
 #: Tests that do more with `--exhaustive`, and those of the examples on servers.
 TESTS_WITH_SWEEPS = [
     "tests/packaging/test_example_jobs.py",
@@ -123,8 +136,7 @@ def coverage(session: nox.Session) -> None:
     """Check that the tests run every line and branch; not on Windows, which lacks some signals."""
     session.install("-e", ".[test]", *group("coverage"))
     session.run("coverage", "erase")
-    # Examples and snippets run no line that other tests do not run.
-    session.run("coverage", "run", "-m", "pytest", "--ignore=tests/packaging", *session.posargs)
+    session.run("coverage", "run", "-m", "pytest", *COVERING_TESTS, *session.posargs)
     session.run("coverage", "combine", "--quiet")
     session.run("coverage", "report")
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Coroutine
 from contextvars import Context
 from typing import Any
 
 import anyio
 
+from .._support.log import log
 from .backend import Backend
 
 Fn = Callable[[], Coroutine[Any, Any, None]]
@@ -53,10 +55,10 @@ class Services:
                 has_returned = True
         except self._backend.cancelled:  # safe to suppress: nothing is awaited after this
             service.lost()
-        except RuntimeError:
+        except RuntimeError as error:
             # A hook that leaves its own scope open is reported; this scope then can't be left.
             if not (has_returned or service.scope.cancel_called):
-                raise
+                log(logging.ERROR, "a service of the manager failed", error=error)
         finally:
             self._ended(service)
 

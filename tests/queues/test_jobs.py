@@ -95,6 +95,60 @@ async def test_invalid_arguments(jobs: JobQueue, broker: FaultyBroker) -> None:
     assert broker.calls["enqueue"] == 0
 
 
+async def test_enqueue_steps(jobs: JobQueue, manager: Manager, broker: FaultyBroker) -> None:
+    """jobs.enqueue_many() enqueues jobs of any handlers with one call to the broker."""
+    first, second = jobs.handler(name="first")(add), jobs.handler(name="second")(add)
+    before = broker.calls["enqueue"]
+    handles = await jobs.enqueue_many([first.job(1), second.options(timeout=5).job(2, b=3)])
+    assert broker.calls["enqueue"] == before + 1
+    await jobs.start(manager)
+    assert [await handle for handle in handles] == [2, 5]
+    assert await jobs.enqueue_many([]) == []
+
+
+async def test_enqueue_steps_of_chain(jobs: JobQueue) -> None:
+    """jobs.enqueue_many() takes single jobs only, and enqueues none otherwise."""
+    handler = jobs.handler(name="add")(add)
+    wrong: Any
+    for wrong in (chain(handler.job(1)), handler, "add"):
+        with pytest.raises(TypeError, match=r"^steps must be made by handler\.job\(\)"):
+            await jobs.enqueue_many([handler.job(1), wrong])
+    assert await jobs.count() == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [({"args": "x"}, "args"), ({"args": 1}, "args"), ({"kwargs": [1]}, "kwargs")],
+)
+async def test_invalid_call_by_name(jobs: JobQueue, arguments: Any, named: str) -> None:
+    """Arguments of a handler in another process must be a list and a mapping."""
+    with pytest.raises(ValueError, match=rf"^{named} must be a"):
+        await jobs.enqueue("elsewhere", **arguments)
+    assert await jobs.count() == 0
+
+
+async def test_close_without_use() -> None:
+    """Closing a queue that enqueued nothing, and whose observers are gone, changes nothing."""
+    jobs = JobQueue(MemoryBroker())
+    await jobs._enqueuer.close(1)
+    async with jobs:
+        await jobs._enqueuer.close(1)
+    with pytest.raises(QueueError, match="not open"):
+        await jobs.enqueue("elsewhere")
+
+
+async def test_purge_everything(jobs: JobQueue) -> None:
+    """purge() needs an argument, so that it does not delete all ended jobs by mistake."""
+    with pytest.raises(ValueError, match=r"purge\(\) needs state or older_than"):
+        await jobs.purge()
+
+
+def test_final_states() -> None:
+    """The states of jobs that have ended are final."""
+    final = {state for state in JobState if state.is_final}
+    assert final == {S.SUCCEEDED, S.DEAD, S.CANCELLED, S.EXPIRED}
+
+
 async def test_enqueue_many(jobs: JobQueue, manager: Manager, broker: FaultyBroker) -> None:
     """enqueue_many() enqueues all jobs with one call to the broker."""
     handler = jobs.handler()(add)

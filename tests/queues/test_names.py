@@ -55,13 +55,15 @@ def test_handler_name_in_script(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     for command in ([tmp_path / "mail.py"], ["-m", "mail"], ["-c", "import mail"]):
         with running(*command) as process:
-            assert process.wait_for("remind") == "mail.remind"
+            assert process.wait() == 0
+            assert process.output == "mail.remind"
 
 
 def test_handler_name_without_file() -> None:
     """A handler that no other process can import is named after the main module."""
     with running("-c", SCRIPT) as process:
-        assert process.wait_for("remind") == "__main__.remind"
+        assert process.wait() == 0
+        assert process.output == "__main__.remind"
 
 
 def test_handler_name_required() -> None:

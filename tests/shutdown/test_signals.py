@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import io
+import logging
 import signal
 import sys
 import threading
@@ -14,6 +15,7 @@ from typing import Any
 import anyio
 import pytest
 from anyio.lowlevel import checkpoint
+from support.outcomes import fine
 from support.processes.process import PATIENCE, PROGRAMS, Process, running
 
 from background import Manager, ManagerMisuseError, ManagerState, TaskCancelledError, TaskStatus
@@ -527,6 +529,20 @@ def run_in_thread(program: Callable[[], Any]) -> Any:
     thread.start()
     thread.join()
     return outcome[0]
+
+
+def test_optional_signals_in_thread(received: Received, caplog: pytest.LogCaptureFixture) -> None:
+    """`signals=True` changes nothing in other threads, which is logged."""
+    caplog.set_level(logging.INFO)
+    before = get_handlers()
+
+    async def program() -> str:
+        async with Manager(signals=True, name="app") as manager:
+            assert get_handlers() == before
+            return await manager.run(fine)
+
+    assert run_in_thread(program) == "fine"
+    assert "manager 'app' handles no signals, as this is not the main thread" in caplog.text
 
 
 def test_main_thread_required(received: Received) -> None:

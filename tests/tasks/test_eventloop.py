@@ -77,6 +77,20 @@ def test_two_cancellations_before_first_step(kind: TaskKind) -> None:
     asyncio.run(main())
 
 
+async def test_failed_service(manager: Manager, caplog: pytest.LogCaptureFixture) -> None:
+    """An error of a service is logged, and does not end the program."""
+
+    async def fail() -> None:
+        raise RuntimeError("wrong")
+
+    manager._entered().services.start("fail", fail)
+    await manager.run(checkpoint)
+    (record,) = caplog.records
+    assert record.getMessage() == "a service of the manager failed"
+    assert record.exc_info is not None
+    assert str(record.exc_info[1]) == "wrong"
+
+
 async def test_service_started_during_stop() -> None:
     """A service that starts while services are stopped is stopped, too."""
 

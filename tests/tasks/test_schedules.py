@@ -11,6 +11,7 @@ from zoneinfo import ZoneInfo
 
 import anyio
 import pytest
+from anyio.lowlevel import checkpoint
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -582,6 +583,31 @@ async def test_fixed_rate_loop_ignores_wall_clock(manager: Manager, wall_clock: 
         wall_clock.move(minutes=minutes)
     await anyio.sleep(5)
     assert [round(time - began, 6) for time in times] == [0, 10, 20, 30]
+
+
+async def test_unconfirmed_tick(manager: Manager, recorder: RecordingObserver) -> None:
+    """A schedule that raises when its tick is due ends its loop, and no other task."""
+
+    class BrokenTicks(Ticks):
+        def next(self, now: float, wall: float, took: float = 0.0) -> float:
+            return now + 10
+
+        def confirm(self, due: float, now: float, wall: float) -> float:
+            raise ValueError("wrong")
+
+    class BrokenSchedule(Schedule):
+        def ticks(self, now: float, wall: float) -> Ticks:
+            return BrokenTicks()
+
+        def after(self, wall: float) -> float:
+            return wall + 10
+
+    handle = manager.schedule(BrokenSchedule(), checkpoint)
+    later = manager.after(20, checkpoint)
+    with pytest.raises(ValueError, match="wrong"):
+        await handle
+    await later
+    assert recorder.names(handle.id) == ["added", "failed"]
 
 
 async def test_schedule_without_first_tick(manager: Manager, recorder: RecordingObserver) -> None:

@@ -142,7 +142,13 @@ class Enqueuer:
         return self.handle(id)
 
     async def enqueue_steps(self, steps: Sequence[Single[Any]]) -> list[JobHandle[Any]]:
-        """Enqueue single jobs with one call, all or none; raise the errors of `enqueue`."""
+        """Enqueue single jobs with one call of the broker.
+
+        Raises:
+            PayloadTooLargeError: A job is larger than `max_payload`.
+            BrokerUnavailableError: The broker can't be reached.
+            QueueError: The queue is not open.
+        """
         self._opened()
         messages = [step.message(None, self.max_payload) for step in steps]
         await self._client.enqueue(messages)
