@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any
@@ -167,5 +168,5 @@ class Listener(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         text = record.getMessage()
-        if " raised" not in text and " too slow" not in text:
+        if not re.search(" raised| too slow| missed ", text):
             self._totals.fault(f"logged: {text}")
