@@ -351,8 +351,8 @@ class Manager(Submitter):
             retrying=one_offs.count(TaskStatus.RETRYING),
             loops=self.count(TaskKind.LOOP),
             threads=0 if runtime is None else runtime.scheduler.threads_in_use,
-            hook_errors=0 if runtime is None else runtime.dispatcher.errors.errors,
-            events_dropped=0 if runtime is None else runtime.dispatcher.errors.dropped,
+            hook_errors=0 if runtime is None else runtime.dispatcher.hook_errors.raised_count,
+            events_dropped=0 if runtime is None else runtime.dispatcher.hook_errors.dropped_count,
         )
 
     def report_stall(self, id: str, *, elapsed: float) -> None:

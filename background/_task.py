@@ -7,7 +7,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import field, fields
 from inspect import CO_COROUTINE
 from types import FunctionType, MappingProxyType
-from typing import TYPE_CHECKING, Any, Generic, TypedDict, TypeVar, Unpack, overload
+from typing import TYPE_CHECKING, Any, Generic, Never, TypedDict, TypeVar, Unpack, overload
 
 from ._errors import InvalidTaskError
 from ._observer import Observer, check_observers, overrides
@@ -197,7 +197,7 @@ _DEFAULTS: Mapping[str, Any] = {
 }
 
 
-def task(**options: Unpack[TaskOptions]) -> Callable[[FnT], FnT]:
+def task(*without_parentheses: Never, **options: Unpack[TaskOptions]) -> Callable[[FnT], FnT]:
     """Give a function options, which every way of submitting it uses.
 
     The function stays callable as before.
@@ -218,6 +218,8 @@ def task(**options: Unpack[TaskOptions]) -> Callable[[FnT], FnT]:
         async def fetch(url: str) -> bytes: ...
         ```
     """
+    if without_parentheses:
+        raise TypeError("task() takes options only: write @task(retry=3), for example")
     check_options("@task", options)
     if options.get("schedule") is not None or options.get("max_failures") is not None:
         options.setdefault("kind", TaskKind.LOOP)

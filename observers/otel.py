@@ -171,7 +171,9 @@ class OpenTelemetryObserver(Observer):
         measured = task_attributes(event) | result
         if final:
             self._metrics.finished.add(1, measured)
-        if duration is None:  # an open span belongs to a run that has ended
+        if (
+            duration is None
+        ):  # no run was in progress; a span under this id belongs to an earlier run
             return trace.INVALID_SPAN
         self._metrics.duration.record(duration, measured)
         span = self._span(event)

@@ -1,1 +1,1 @@
-"""Features that anyio lacks: native child tasks, calls from other threads, services."""
+"""The event loop: native child tasks, calls from threads, services, and protection."""

@@ -54,8 +54,7 @@ class TaskHandle(Generic[T]):
     @property
     def name(self) -> str:
         """The task's name."""
-        assert self.task.name is not None
-        return self.task.name
+        return self._state.name
 
     @property
     def kind(self) -> TaskKind:

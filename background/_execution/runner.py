@@ -96,7 +96,7 @@ class Runner:
         if status is TaskStatus.CANCELLED:
             if scope.cancelled_caught and not state.cancel_requested:
                 status = TaskStatus.EXPIRED
-                error = TaskExpiredError(task.name or "", state.id, task.lifespan or 0.0)
+                error = TaskExpiredError(state.name, state.id, task.lifespan or 0.0)
             else:
                 error = _cancelled(state)
         outcome = Outcome(status, duration, value, error)
@@ -204,4 +204,4 @@ class Runner:
 
 
 def _cancelled(state: TaskState) -> TaskCancelledError:
-    return TaskCancelledError(state.task.name or "", state.id, state.cancel_reason)
+    return TaskCancelledError(state.name, state.id, state.cancel_reason)

@@ -38,7 +38,7 @@ from .timer import Timer
 
 
 class Scheduler:
-    """Accepts tasks, starts each when it is due and there is room, and handles its end.
+    """Accepts tasks, starts a task when it is due and there is room, and handles its end.
 
     Args:
         config: The manager's settings.
@@ -187,7 +187,7 @@ class Scheduler:
 
     def _start(self, state: TaskState, context: Context) -> None:
         state.run = run = Run(state)
-        name = state.task.name or ""
+        name = state.name
         run.native = self._backend.spawn(
             self._coroutine, run, name=name, context=context, on_lost=self._on_lost
         )

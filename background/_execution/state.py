@@ -133,6 +133,12 @@ class TaskState:
         self.traceback: TracebackType | None = None
         self.completion: Completion | None = None
 
+    @property
+    def name(self) -> str:
+        """The task's name."""
+        assert self.task.name is not None
+        return self.task.name
+
     def fail(self, error: BaseException) -> None:
         """Record the error of a failed run or iteration."""
         self.error = error
@@ -161,11 +167,11 @@ class TaskState:
         if awaited and self.completion is not None:
             self.completion.is_unreported = True
         else:
-            log_failure(self.task.name or "", self.id, error)
+            log_failure(self.name, self.id, error)
 
     def log_failure(self) -> None:
         """Log the error that the task failed with."""
-        log_failure(self.task.name or "", self.id, self.error)
+        log_failure(self.name, self.id, self.error)
 
 
 #: The task that the running code belongs to.

@@ -17,7 +17,9 @@ from typing import Any, Protocol
 
 from .._errors import ManagerMisuseError
 
-_MOST_PENDING = 2  # signals that a blocked event loop may leave; the next one ends the process
+_MOST_PENDING = (
+    2  # signals that may be pending in a blocked event loop; the next one ends the process
+)
 
 Handler = Callable[[int, FrameType | None], Any] | int | None
 

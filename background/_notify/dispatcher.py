@@ -72,7 +72,7 @@ class Dispatcher:
         services: Services,
         on_fatal: Callable[[BaseException], None],
     ) -> None:
-        self.errors = HookErrors()
+        self.hook_errors = HookErrors()
         self._backend = backend
         self._services = services
         self._on_fatal = on_fatal
@@ -87,7 +87,7 @@ class Dispatcher:
             observer,
             self._backend,
             self._services,
-            self.errors,
+            self.hook_errors,
             self._on_fatal,
             self._drop_if_unused,
         )
@@ -176,7 +176,7 @@ class Dispatcher:
     def close(self) -> list[object]:
         """Stop delivering, log the counts of errors, and return the undelivered events."""
         left = [event for subscriber in self._all() for event in subscriber.buffer.close()]
-        self.errors.summarise()
+        self.hook_errors.summarise()
         return left
 
     def _all(self) -> Sequence[Subscriber]:

@@ -16,12 +16,12 @@ class HookErrors:
         self._dropped: Counter[str] = Counter()
 
     @property
-    def errors(self) -> int:
+    def raised_count(self) -> int:
         """The number of errors that hooks raised."""
         return self._errors.total()
 
     @property
-    def dropped(self) -> int:
+    def dropped_count(self) -> int:
         """The number of events that were dropped or not delivered."""
         return self._dropped.total()
 

@@ -118,6 +118,12 @@ def test_decorator_without_options() -> None:
     assert Task(decorate()).retry is None
 
 
+def test_decorator_without_parentheses() -> None:
+    """`@task` without parentheses is rejected with the way to write it."""
+    with pytest.raises(TypeError, match=r"write @task\(retry=3\)"):
+        task(work)  # type: ignore[arg-type]
+
+
 def test_options_are_copied() -> None:
     """Changes to the caller's `meta` do not change the options, and `meta` is read-only."""
     meta = {"team": "mail"}
