@@ -289,7 +289,7 @@ async def decorating(manager: Manager) -> None:
 def wrong_decorating() -> None:
     task(repeat=True)  # type: ignore[call-arg]
     task(retry="3")  # type: ignore[arg-type]
-    task(fetch)  # type: ignore[arg-type, call-arg]
+    task(fetch)  # type: ignore[arg-type]
 
 
 # Schedules
