@@ -185,9 +185,9 @@ class Manager(Submitter):
         fn: Callable[..., Any],
         args: tuple[Any, ...],
         kwargs: dict[str, Any],
-        delay: float = 0.0,
+        delay: float | None = None,
     ) -> Task[Any]:
-        return describe_one_off(fn, args, kwargs, delay)
+        return describe_one_off(fn, args, kwargs, 0.0 if delay is None else delay)
 
     def _loop(
         self,
@@ -328,14 +328,24 @@ class Manager(Submitter):
         return None if self._runtime is None else self._runtime.scheduler.registry.handles.get(id)
 
     def tasks(self, kind: TaskKind | None = None) -> list[TaskHandle[Any]]:
-        """Return the handles of the outstanding tasks, of one kind if given, oldest first."""
+        """Return the handles of the outstanding tasks, of one kind if given, oldest first.
+
+        Raises:
+            ValueError: `kind` is not a `TaskKind`.
+        """
+        validation.optional(_check_kind, "kind", kind)
         if self._runtime is None:
             return []
         handles = self._runtime.scheduler.registry.handles.copy().values()
         return [handle for handle in handles if kind is None or handle.kind is kind]
 
     def count(self, kind: TaskKind | None = None) -> int:
-        """Return the number of outstanding tasks, of one kind if given."""
+        """Return the number of outstanding tasks, of one kind if given.
+
+        Raises:
+            ValueError: `kind` is not a `TaskKind`.
+        """
+        validation.optional(_check_kind, "kind", kind)
         return 0 if self._runtime is None else self._runtime.scheduler.registry.count(kind)
 
     def health(self) -> Health:
@@ -381,6 +391,10 @@ class Manager(Submitter):
         runtime = self._entered()
         runtime.portal.require_loop_thread(method)
         return runtime
+
+
+def _check_kind(argument: str, kind: object) -> None:
+    validation.instances(argument, (kind,), TaskKind)
 
 
 def _check_timeout(timeout: object) -> None:

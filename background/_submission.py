@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable
 from typing import Any, ParamSpec, TypeVar, overload
 
 from ._errors import InvalidTaskError
@@ -191,7 +191,7 @@ class Submitter(ABC):
         fn: Callable[..., Any],
         args: tuple[Any, ...],
         kwargs: dict[str, Any],
-        delay: float = 0.0,
+        delay: float | None = None,
     ) -> Task[Any]: ...
 
     @abstractmethod
@@ -212,7 +212,12 @@ class Submission(Submitter):
     ) -> None:
         check_options("options()", options)
         self._submit_task = submit
-        self._options: Mapping[str, Any] = options
+        self._options: dict[str, Any] = dict(options)
+        if "observers" in options:  # they may be an iterator, which only one task could use
+            observers = validation.collected(
+                "observers", options["observers"], error=InvalidTaskError
+            )
+            self._options["observers"] = observers
 
     def _submit(self, task: Task[Any]) -> TaskHandle[Any]:
         return self._submit_task(task)
@@ -222,12 +227,12 @@ class Submission(Submitter):
         fn: Callable[..., Any],
         args: tuple[Any, ...],
         kwargs: dict[str, Any],
-        delay: float = 0.0,
+        delay: float | None = None,
     ) -> Task[Any]:
         options = dict(self._options)
         if options.get("kind") is TaskKind.LOOP:
             raise InvalidTaskError("kind: run() and after() take one-off tasks; use loop()")
-        if delay.__class__ is not float or delay:
+        if delay is not None:
             if "delay" in options:
                 raise InvalidTaskError("delay is given twice, in options() and to after()")
             options["delay"] = delay
@@ -241,7 +246,11 @@ class Submission(Submitter):
         kwargs: dict[str, Any],
         schedule: Schedule | None = None,
     ) -> Task[Any]:
-        options: dict[str, Any] = {**self._options, "kind": TaskKind.LOOP}
+        options: dict[str, Any] = {"kind": TaskKind.LOOP, **self._options}
+        if options["kind"] is TaskKind.ONE_OFF:
+            raise InvalidTaskError(
+                "kind: loop(), every(), cron() and schedule() take loops; use run()"
+            )
         if schedule is not None:
             if options.get("schedule") is not None:
                 raise InvalidTaskError(

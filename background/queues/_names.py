@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import re
-import sys
+from inspect import unwrap
 from os import urandom
 from pathlib import Path
 from time import time_ns
+from typing import Any
+
+_MAIN = ("__main__", "__mp_main__")  # the second one in processes of multiprocessing
 
 _NAME = re.compile(r"[A-Za-z0-9_.:-]{1,128}", re.ASCII)
 
@@ -35,19 +38,23 @@ def handler_name(fn: object) -> str:
     module, qualname = getattr(fn, "__module__", None), getattr(fn, "__qualname__", None)
     if not isinstance(module, str) or not isinstance(qualname, str):
         raise ValueError(f"name must be given for {fn!r}, which has no name")
-    if module == "__main__":
-        module = _script()
+    if module in _MAIN:
+        module = _script(fn)
     name = f"{module}.{qualname.replace('<locals>.', '')}"
     return check_name("name", name)
 
 
-def _script() -> str:
-    """Return the importable name of the module that Python was started with."""
-    main = sys.modules["__main__"]
-    if main.__spec__ is not None:  # python -m name
-        return main.__spec__.name
-    file: str | None = getattr(main, "__file__", None)  # an interactive session has none
-    return "__main__" if file is None else Path(file).stem
+def _script(fn: Any) -> str:
+    """Return the name by which other processes import the script that defines a function."""
+    # Not those of `sys.modules`, where profilers and debuggers are the main module.
+    names: dict[str, Any] = getattr(unwrap(fn), "__globals__", {})
+    spec = names.get("__spec__")
+    if spec is not None and spec.name not in _MAIN:  # python -m name
+        return str(spec.name)
+    if names.get("__file__") is None:  # an interactive interpreter
+        return "__main__"
+    path = Path(names["__file__"])
+    return path.parent.stem if path.stem == "__main__" else path.stem
 
 
 def new_id() -> str:

@@ -2,7 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping, Sequence
+from collections.abc import (
+    AsyncIterator,
+    Awaitable,
+    Callable,
+    Collection,
+    Iterable,
+    Mapping,
+    Sequence,
+)
 from contextlib import suppress
 from dataclasses import replace
 from types import TracebackType
@@ -254,6 +262,7 @@ class JobQueue:
         if without_parentheses:
             raise TypeError("handler() takes options only: write @jobs.handler(), or with options")
         validation.optional(validation.seconds, "retention", retention, at_least=0)
+        validation.instances("store_result", (store_result,), bool)
         terms = replace(
             self._terms,
             name="" if name is None else check_name("name", name),
@@ -370,6 +379,8 @@ class JobQueue:
             ```
         """
         singles: List[Single[Any]] = []
+        if not isinstance(steps, Iterable):  # pyright: ignore[reportUnnecessaryIsInstance]
+            raise TypeError(f"steps must be a list of steps, not {steps!r}")
         for step in steps:
             if not isinstance(step, Single):
                 raise TypeError(f"steps must be made by handler.job(), not {step!r}")
@@ -569,12 +580,12 @@ class JobQueue:
     def schedule(self, schedule: Schedule, job: Step[Any]) -> None:
         """Enqueue a job on a schedule.
 
-        Every process with a worker takes part. A tick is enqueued once if the `repr()` of the
-        arguments is equal in all processes, which is not so for a set. A tick at which no worker
-        runs is skipped. A process that was suspended, or whose clock was moved, enqueues the latest
-        tick if it is at most a minute late. The ticks of `every()` are the multiples of its seconds
-        since the epoch, at least a tenth of a second apart. A tick's job is stored for at least an
-        hour after its end.
+        Every process with a worker takes part. A tick is enqueued once if the `repr()` of arguments
+        and options is equal in all processes, which is not so for a set. A tick at which no worker
+        runs is skipped. A process that was suspended, or whose clock was moved, enqueues
+        the latest tick if it is at most a minute late. The ticks of `every()` are the
+        multiples of its seconds since the epoch, at least a tenth of a second apart. A
+        tick's job is stored for at least an hour after its end.
 
         Args:
             schedule: A schedule from `background.every` or `background.cron`.

@@ -59,6 +59,46 @@ def test_handler_name_in_script(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
             assert process.output == "mail.remind"
 
 
+def test_handler_name_in_package(tmp_path: Path) -> None:
+    """A handler of a package that is run as a folder is named after the package."""
+    folder = tmp_path / "mail"
+    folder.mkdir()
+    (folder / "__main__.py").write_text(SCRIPT)
+    with running(folder) as process:
+        assert process.wait() == 0
+        assert process.output == "mail.remind"
+
+
+@pytest.mark.parametrize("tool", ["cProfile", "pdb"])
+def test_handler_name_under_tool(tmp_path: Path, tool: str) -> None:
+    """A profiler or a debugger does not change the names of a script's handlers."""
+    (tmp_path / "mail.py").write_text(SCRIPT)
+    options = ["-c", "continue", "-c", "quit"] if tool == "pdb" else []
+    with running("-m", tool, *options, tmp_path / "mail.py") as process:
+        assert process.wait() == 0
+        assert "mail.remind" in process.output
+
+
+SPAWN = """
+import multiprocessing
+from background.queues._names import handler_name
+async def remind(): ...
+def show(): print(handler_name(remind))
+if __name__ == "__main__":
+    child = multiprocessing.get_context("spawn").Process(target=show)
+    child.start()
+    child.join()
+"""
+
+
+def test_handler_name_in_child(tmp_path: Path) -> None:
+    """A child of multiprocessing, which imports the script again, has the same names."""
+    (tmp_path / "mail.py").write_text(SPAWN)
+    with running(tmp_path / "mail.py") as process:
+        assert process.wait() == 0
+        assert process.output == "mail.remind"
+
+
 def test_handler_name_without_file() -> None:
     """A handler that no other process can import is named after the main module."""
     with running("-c", SCRIPT) as process:

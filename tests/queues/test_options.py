@@ -148,6 +148,8 @@ def test_invalid_broker() -> None:
         ("retention", -1),
         ("retention", "5"),
         ("retention", math.nan),
+        ("store_result", "no"),
+        ("store_result", None),
         ("observers", [WatchingObserver()]),
         ("observers", [1]),
     ],

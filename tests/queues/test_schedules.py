@@ -62,6 +62,38 @@ async def test_every_tick_once(broker: FaultyBroker, caplog: pytest.LogCaptureFi
 async def _noop() -> None: ...
 
 
+async def test_schedules_with_different_options(broker: FaultyBroker) -> None:
+    """Two schedules of one handler with different options are different schedules."""
+    async with Manager() as manager, JobQueue(broker) as jobs:
+        handler = jobs.handler(name="h")(_noop)
+        for queue in ("a", "b"):
+            jobs.schedule(every(60), handler.options(queue=queue).job())
+        await jobs.start(manager, ["a"])
+        await anyio.sleep(61)
+        assert [await broker.count(queue=queue) for queue in ("a", "b")] == [1, 1]
+
+
+def test_expiry_within_jitter() -> None:
+    """A schedule whose jitter may exceed the expiry of its jobs is rejected."""
+    jobs = JobQueue(MemoryBroker())
+    handler = jobs.handler(name="h", expires=30)(_noop)
+    jobs.schedule(every(60, jitter=20), handler.job())
+    with pytest.raises(ValueError, match="expires must be more than the delay"):
+        jobs.schedule(every(60, jitter=60), handler.job())
+
+
+async def test_schedule_after_loops_stopped(broker: FaultyBroker) -> None:
+    """A schedule that is added while one manager's loops are stopped runs in the other one."""
+    async with Manager() as stopped, JobQueue(broker) as jobs, Manager() as manager:
+        handler = jobs.handler(name="h")(_noop)
+        for host in (stopped, manager):
+            await jobs.start(host)
+        await stopped.stop_loops()
+        jobs.schedule(every(60), handler.job())
+        await anyio.sleep(61)
+        assert await broker.count() == 1
+
+
 async def test_times(broker: FaultyBroker) -> None:
     """Ticks have the times of the clock, regardless of when the process started."""
     ran: list[float] = []

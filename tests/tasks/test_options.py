@@ -50,6 +50,25 @@ async def test_delay(manager: Manager, clock: Clock) -> None:
         manager.options(delay=5).after(1, add, 1)
 
 
+async def test_delay_of_zero(manager: Manager) -> None:
+    """A delay of zero is a delay, too."""
+    for delay in (0, 0.0):
+        with pytest.raises(InvalidTaskError, match="delay is given twice"):
+            manager.options(delay=5).after(delay, add, 1)
+
+
+async def test_observers(manager: Manager) -> None:
+    """Observers may come from an iterator, and observe every task of the submission."""
+    recorder = RecordingObserver()
+    observers: Any = iter([recorder])
+    options = manager.options(observers=observers)
+    first, second = options.run(add, 1), options.run(add, 2)
+    await manager.wait()
+    assert (
+        recorder.names(first.id) == recorder.names(second.id) == ["added", "started", "succeeded"]
+    )
+
+
 async def test_loops(manager: Manager, clock: Clock) -> None:
     """Every method for loops uses the options, in which a schedule may stand, too."""
     ticks: list[float] = []
@@ -121,6 +140,10 @@ async def test_one_off_as_loop(manager: Manager) -> None:
             submit()
     with pytest.raises(InvalidTaskError, match="declared a loop"):
         manager.options(timeout=1).run(declared)
+    options = manager.options(kind=TaskKind.ONE_OFF)
+    for submit in (lambda: options.loop(add, 1), lambda: options.every(1, add, 1)):
+        with pytest.raises(InvalidTaskError, match=r"use run\(\)"):
+            submit()
     assert manager.count() == 0
 
 
@@ -133,6 +156,14 @@ async def test_options_replace_those_of_function(manager: Manager) -> None:
     handle = manager.options(timeout=1).run(work)
     assert (handle.task.timeout, handle.name) == (1, "declared")
     await handle
+
+
+async def test_kind_of_count(manager: Manager) -> None:
+    """Tasks are counted and listed by kind, not by its name."""
+    kind: Any = "loop"
+    for method in (manager.count, manager.tasks):
+        with pytest.raises(ValueError, match=r"^kind must be of type TaskKind"):
+            method(kind)
 
 
 def test_unknown_option() -> None:

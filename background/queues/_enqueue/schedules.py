@@ -78,7 +78,9 @@ class JobSchedule:
         self._id = _id_of(schedule, job)
         self._jitter = schedule.jitter if isinstance(schedule, Every) else 0.0
         self._is_failing = False
-        self._job.message(self._id, enqueuer.max_payload)  # raises now, instead of at every tick
+        # Raises now, instead of at every tick.
+        latest = replace(job.options, delay=job.options.delay + self._jitter)
+        Single(terms, job.args, job.kwargs, latest, ()).message(self._id, enqueuer.max_payload)
 
     def describe_loop(self) -> Task[None]:
         """Return the loop that enqueues the jobs, for another manager."""
@@ -145,7 +147,7 @@ class _Ticker:
 def _id_of(schedule: Schedule, job: Single[Any]) -> str:
     """Return the prefix of the ids of a schedule's jobs, which is equal in all processes."""
     name = job.terms.name
-    described = repr((name, schedule, [*job.args], sorted(job.kwargs.items())))
+    described = repr((name, schedule, [*job.args], sorted(job.kwargs.items()), job.options))
     return f"{name[:80]}:{sha256(described.encode()).hexdigest()[:12]}"
 
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from typing import Any
 
+from ..._errors import LoopsStoppedError
 from ..._eventloop.interruption import run_shielded
 from ..._execution.handle import TaskHandle
 from ..._manager import Manager, host_of
@@ -94,7 +96,8 @@ class WorkerPool:
         """Start the loop of a schedule that was added while the queue is open."""
         for manager in self._managers:
             if manager.state is ManagerState.RUNNING:
-                self._schedules.append(manager.run_task(describe()))
+                with suppress(LoopsStoppedError):
+                    self._schedules.append(manager.run_task(describe()))
 
     def cancel_job(self, id: str) -> None:
         """Cancel a job that runs here, before the next renewal of its lease reports it."""
