@@ -24,7 +24,7 @@ from ._report import CloseReport, Health
 from ._retry import Retry, make_policy
 from ._schedule import Schedule
 from ._states import ManagerState, TaskKind, TaskStatus
-from ._submission import Submission, Submitter
+from ._submission import NO_DELAY, Submission, Submitter
 from ._support import validation
 from ._task import Task, TaskOptions, describe_one_off
 
@@ -185,9 +185,9 @@ class Manager(Submitter):
         fn: Callable[..., Any],
         args: tuple[Any, ...],
         kwargs: dict[str, Any],
-        delay: float | None = None,
+        delay: float = NO_DELAY,
     ) -> Task[Any]:
-        return describe_one_off(fn, args, kwargs, 0.0 if delay is None else delay)
+        return describe_one_off(fn, args, kwargs, delay)
 
     def _loop(
         self,

@@ -15,6 +15,9 @@ from ._states import TaskKind
 from ._support import validation
 from ._task import Task, TaskOptions, check_options, refuse_declared_loop
 
+#: The delay of `run()`; the object distinguishes it from a delay of 0.0 of `after()`.
+NO_DELAY = float("0")
+
 P = ParamSpec("P")
 T = TypeVar("T")
 
@@ -191,7 +194,7 @@ class Submitter(ABC):
         fn: Callable[..., Any],
         args: tuple[Any, ...],
         kwargs: dict[str, Any],
-        delay: float | None = None,
+        delay: float = NO_DELAY,
     ) -> Task[Any]: ...
 
     @abstractmethod
@@ -227,12 +230,12 @@ class Submission(Submitter):
         fn: Callable[..., Any],
         args: tuple[Any, ...],
         kwargs: dict[str, Any],
-        delay: float | None = None,
+        delay: float = NO_DELAY,
     ) -> Task[Any]:
         options = dict(self._options)
         if options.get("kind") is TaskKind.LOOP:
             raise InvalidTaskError("kind: run() and after() take one-off tasks; use loop()")
-        if delay is not None:
+        if delay is not NO_DELAY:
             if "delay" in options:
                 raise InvalidTaskError("delay is given twice, in options() and to after()")
             options["delay"] = delay
