@@ -105,9 +105,11 @@ async def test_wait_for_work(broker: Broker, broker_kind: Kind) -> None:
     await wait("q", "r")
     assert_waited(0)
     await broker.claim(["q"], 1, lease=15 * second)
+    await broker_kind.wait_for_acks(broker, "q")
     await wait("q")
     assert_waited(15)
     claim = await claim_one(broker)
+    await broker_kind.wait_for_acks(broker, "q")
     async with anyio.create_task_group() as group:
         group.start_soon(wait, "q")
         await anyio.sleep(5 * second)

@@ -101,6 +101,9 @@ class Kind:
     late: float = 1.0
     long: int = 3000
 
+    async def wait_for_acks(self, broker: Any, queue: str) -> None:
+        """Wait until the server has processed what claims sent without waiting for an answer."""
+
     @asynccontextmanager
     async def opened(self, made: S) -> AsyncIterator[S]:
         """Open a broker or a results store, under a virtual wall clock."""
@@ -146,6 +149,11 @@ class VirtualNatsKind(Kind):
         _kinds[made] = self
         async with virtually_served(made):
             yield made
+
+    async def wait_for_acks(self, broker: Any, queue: str) -> None:
+        broker._ready._send_acks()
+        while (await broker._ready.status([queue]))[1]:
+            pass  # each request is a round trip, during which time stops
 
 
 KINDS: dict[str, Kind] = {
