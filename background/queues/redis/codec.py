@@ -50,7 +50,7 @@ def _pack_message(message: Message) -> tuple[bytes, bytes]:
         and for a job without a handler.
     """
     id = message.id
-    if any(separator in id for separator in " ,\n\0"):
+    if " " in id or "," in id or "\n" in id or "\0" in id:
         raise ValueError(f"job {id!r}: ids can't contain spaces, commas, line breaks or null bytes")
     start, queue = _pack_terms(
         message.queue,
