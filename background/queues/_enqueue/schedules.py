@@ -20,8 +20,10 @@ from ..._support.log import log
 from ..._task import Task
 from .._backoff import WAIT
 from .._errors import DuplicateJobError
+from ..abc import Message
 from .enqueuer import Enqueuer
 from .messages import message
+from .options import CheckedOptions
 from .steps import Single, Step
 
 #: The shortest retention in seconds of a tick's job, which processes with late clocks must find.
@@ -78,9 +80,7 @@ class JobSchedule:
         self._id = _id_of(schedule, job)
         self._jitter = schedule.jitter if isinstance(schedule, Every) else 0.0
         self._is_failing = False
-        # Raises now, instead of at every tick.
-        latest = replace(job.options, delay=job.options.delay + self._jitter)
-        Single(terms, job.args, job.kwargs, latest, ()).message(self._id, enqueuer.max_payload)
+        self._make(self._id, self._jitter)  # raises now, instead of at every tick
 
     def describe_loop(self) -> Task[None]:
         """Return the loop that enqueues the jobs, for another manager."""
@@ -96,17 +96,16 @@ class JobSchedule:
             ),
         )
 
+    def _make(self, id: str, jitter: float) -> tuple[Message, CheckedOptions]:
+        job = self._job
+        options = replace(job.options, id=id, delay=job.options.delay + jitter)
+        return message(
+            job.terms, job.args, job.kwargs, options, self._enqueuer.max_payload
+        ), options
+
     async def _enqueue(self, tick: float) -> None:
         id = f"{self._id}.{tick:.3f}"
-        delay = self._job.options.delay + self._jitter * _chance(id)
-        options = replace(self._job.options, id=id, delay=delay)
-        made = message(
-            self._job.terms,
-            self._job.args,
-            self._job.kwargs,
-            options,
-            self._enqueuer.max_payload,
-        )
+        made, options = self._make(id, self._jitter * _chance(id))
         with suppress(DuplicateJobError):  # another process was faster
             await self._enqueuer.enqueue([made], options, self._job.observers)
         if self._is_failing:

@@ -11,6 +11,7 @@ from heapq import heapify, heappop, heappush
 from itertools import count
 from math import inf
 
+from .._dependencies import missing_dependency, outside_dependencies
 from .._state_machine import JobRecord
 from .._states import FINAL, JobState
 from ..abc import Claim, LeaseStatus, MaintenanceStats, Message, Settlement, StoredJob
@@ -82,12 +83,9 @@ class MemoryJobs:
         Raises:
             ValueError: A job depends on a job that is not stored.
         """
-        new: set[str] = set()
-        for message in messages:
-            for id in message.depends_on:
-                if id not in new and id not in self._jobs:
-                    raise ValueError(f"job {message.id} depends on job {id}, which is not stored")
-            new.add(message.id)
+        for id, dependant in outside_dependencies(messages).items():
+            if id not in self._jobs:
+                raise missing_dependency(id, dependant)
         return [self._add(message, now, ahead) for message in messages]
 
     def _add(self, message: Message, now: float, ahead: float) -> bool:

@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import AsyncIterator, Sequence
 from typing import Literal
 
+from .._dependencies import missing_dependency, outside_dependencies
 from .._errors import BrokerUnavailableError
 from .._states import FINAL, JobState
 from ..abc import Broker, Claim, LeaseStatus, MaintenanceStats, Message, Settlement, StoredJob
@@ -147,18 +148,12 @@ class NatsBroker(Broker):
         Raises:
             ValueError: There is such a job.
         """
-        new: set[str] = set()
-        dependants: dict[str, str] = {}
-        for message in messages:
-            for id in message.depends_on:
-                if id not in new:
-                    dependants.setdefault(id, message.id)
-            new.add(message.id)
+        dependants = outside_dependencies(messages)
         now = self._clock.now()
         found = await self._records.load(list(dependants))
         for (id, dependant), stored in zip(dependants.items(), found, strict=True):
             if self._records.job_of(stored, now) is None:
-                raise ValueError(f"job {dependant} depends on job {id}, which is not stored")
+                raise missing_dependency(id, dependant)
 
     async def claim(self, queues: Sequence[str], most: int, *, lease: float) -> list[Claim]:
         await self._advance()

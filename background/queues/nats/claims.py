@@ -12,14 +12,12 @@ from typing import NamedTuple
 from .._errors import BrokerUnavailableError
 from ..abc import Claim, LeaseStatus, Settlement
 from .codec import encode
-from .effects import Effects
+from .effects import UNREADABLE_DELAY, Effects
 from .jetstream import JetStream
 from .job import NatsJob
 from .ready_queue import Offer, ReadyQueue
 from .records import Changed, Stored
 from .timer_wheel import TimerWheel
-
-_UNREADABLE_DELAY = 10.0  # seconds until a job whose record can't be read here is offered again
 
 
 class Claims:
@@ -86,9 +84,7 @@ class Claims:
             raise
         unreadable = {id for id, change in changed.items() if change.unreadable}
         self._ready.done(offer for offer in offers if offer.id not in unreadable)
-        self._ready.decline(
-            (offer for offer in offers if offer.id in unreadable), _UNREADABLE_DELAY
-        )
+        self._ready.decline((offer for offer in offers if offer.id in unreadable), UNREADABLE_DELAY)
         claimed = {offer.id: changed[offer.id] for offer in offers if changed[offer.id].value}
         self._leases.add(claimed)
         return [change.job.as_claim() for change in claimed.values() if change.job is not None]

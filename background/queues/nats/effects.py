@@ -24,7 +24,7 @@ from .timer_wheel import COVER, JobTimer, TimerWheel
 
 #: Seconds after which calls that were under way when streams were created again have finished.
 _CALLS_FINISHED = 60.0
-_UNREADABLE_DELAY = 10.0  # seconds until a record that can't be read here is checked again
+UNREADABLE_DELAY = 10.0  # seconds until a job whose record can't be read here is tried again
 _TIME_PER_JOB = 0.002  # seconds that storing one of many jobs may take
 #: Stands for a job whose record can't be read here.
 _UNREADABLE = Message(id="", handler=None, queue="", body=b"", retention=0, dead_retention=0)
@@ -268,7 +268,7 @@ class Effects:
         await self._repair([change for change in changed.values() if not change.by_time])
         now = self._clock.now()
         changing = [timer_of(change.job, now) for change in changed.values() if change.job]
-        later = now + _UNREADABLE_DELAY
+        later = now + UNREADABLE_DELAY
         changing += [JobTimer(later, id) for id, change in changed.items() if change.unreadable]
         await self._timers.add([timer for timer in changing if timer.at < inf])
         return by_time

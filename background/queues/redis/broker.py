@@ -10,6 +10,7 @@ from secrets import token_hex
 import anyio
 from redis.exceptions import NoScriptError
 
+from .._dependencies import missing_dependency, outside_dependencies
 from .._errors import BrokerUnavailableError
 from .._names import check_name
 from .._states import FINAL, JobState
@@ -102,20 +103,14 @@ class RedisBroker(Broker):
         Raises:
             ValueError: A job depends on a job that is not stored.
         """
-        new: set[str] = set()
-        dependants: dict[str, str] = {}
-        for message in messages:
-            dependants.update((id, message.id) for id in message.depends_on if id not in new)
-            new.add(message.id)
+        dependants = outside_dependencies(messages)
         ids = list(dependants)
         for first in range(0, len(ids), _CHUNK):
             chunk = ids[first : first + _CHUNK]
             answer = await self._call(scripts.CHECK, encoded(*chunk))
             for id, flag in zip(chunk, answer, strict=True):
                 if flag == "0":
-                    raise ValueError(
-                        f"job {dependants[id]} depends on job {id}, which is not stored"
-                    )
+                    raise missing_dependency(id, dependants[id])
 
     async def claim(self, queues: Sequence[str], most: int, *, lease: float) -> list[Claim]:
         token = f"{self._id}-{next(self._claims)}"

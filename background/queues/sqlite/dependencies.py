@@ -7,6 +7,7 @@ import sqlite3
 from collections.abc import Iterable, Sequence
 from math import inf
 
+from .._dependencies import missing_dependency, outside_dependencies
 from ..abc import Message
 from . import statements as sql
 
@@ -17,12 +18,9 @@ def check(db: sqlite3.Connection, messages: Sequence[Message], now: float) -> No
     Raises:
         ValueError: A job depends on a job that is not stored.
     """
-    new: set[str] = set()
-    for message in messages:
-        for id in message.depends_on:
-            if id not in new and db.execute(sql.STATE, (id, now)).fetchone() is None:
-                raise ValueError(f"job {message.id} depends on job {id}, which is not stored")
-        new.add(message.id)
+    for id, dependant in outside_dependencies(messages).items():
+        if db.execute(sql.STATE, (id, now)).fetchone() is None:
+            raise missing_dependency(id, dependant)
 
 
 def add(db: sqlite3.Connection, number: int, message: Message, now: float) -> None:
