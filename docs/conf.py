@@ -41,18 +41,15 @@ html_theme = "furo"
 html_title = "background"
 nitpicky = True  # a reference without a target is a warning, and warnings are errors
 
-myst_enable_extensions = ["colon_fence", "deflist"]
 myst_heading_anchors = 3
 
 default_role = "code"
 autodoc_member_order = "bysource"
 autodoc_typehints = "signature"
-autodoc_class_signature = "mixed"
 autodoc_preserve_defaults = True
 python_use_unqualified_type_names = True
 napoleon_google_docstring = True
 napoleon_numpy_docstring = False
-
 
 nitpick_ignore_regex = [
     ("py:.*", r"(?!background\b).*"),  # types of other libraries
@@ -97,7 +94,7 @@ def use_public_names() -> None:
     for module in PUBLIC_MODULES:
         for name in module.__all__:
             member = getattr(module, name)
-            if isinstance(member, type) or callable(member):
+            if callable(member):
                 member.__module__ = module.__name__
 
 

@@ -30,18 +30,6 @@ REMOTE = [name for name in NAMES if STORES[name].modes]
 BUSY = 20.0  # seconds by which everything may be delayed on a busy machine
 
 
-@pytest.fixture(params=NAMES)
-def name(request: pytest.FixtureRequest) -> str:
-    """The kind of broker."""
-    return request.param
-
-
-@pytest.fixture
-def cluster(name: str, tmp_path: Path) -> Iterator[Cluster]:
-    with Cluster(STORES[name], tmp_path) as cluster:
-        yield cluster
-
-
 @pytest.fixture
 def proxy(cluster: Cluster) -> Iterator[Proxy]:
     with proxied(int(cluster.url.rpartition(":")[2])) as proxy:

@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import signal
 import sys
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from random import Random, randrange
 
 import pytest
-from support.brokers.stores import FULL, NAMES, STORES
+from support.brokers.stores import FULL, STORES
 from support.processes.history import Entry
 from support.processes.workers import Cluster
 
@@ -25,18 +25,6 @@ LEASE = 0.4
 _BEGINNINGS = ("acknowledged", "started")
 SWEEP = LEASE / 3
 BUSY = 15.0  # seconds by which everything may be delayed on a busy machine
-
-
-@pytest.fixture(params=NAMES)
-def name(request: pytest.FixtureRequest) -> str:
-    """The kind of broker."""
-    return request.param
-
-
-@pytest.fixture
-def cluster(name: str, tmp_path: Path) -> Iterator[Cluster]:
-    with Cluster(STORES[name], tmp_path) as cluster:
-        yield cluster
 
 
 def test_killed_workers(name: str, cluster: Cluster) -> None:

@@ -13,7 +13,8 @@ import anyio
 import anyio.from_thread
 import pytest
 from anyio.lowlevel import checkpoint
-from support.leaving import cleans_up, fails_after, report_to
+from support.closing import cleans_up
+from support.leaving import fails_after, report_to
 from support.time import SOON, Clock, ages
 
 from background import (

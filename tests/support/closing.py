@@ -28,13 +28,15 @@ def counts(report: CloseReport) -> dict[str, int]:
     return {outcome: len(ids) for outcome, ids in ids_by_outcome(report).items()}
 
 
-async def cleans_up(seconds: float) -> None:
+async def cleans_up(seconds: float, done: list[str] | None = None) -> None:
     """Sleep until cancelled, then clean up for `seconds`."""
     try:
         await ages()
     finally:
         with anyio.CancelScope(shield=True):
             await anyio.sleep(seconds)
+        if done is not None:
+            done.append("cleaned up")
 
 
 async def closed(manager: Manager, **options: Any) -> CloseReport:

@@ -15,18 +15,6 @@ from background import (
     ManagerClosed,
 )
 from background.testing import RecordingObserver, VirtualTimeLoop
-from support.time import ages
-
-
-async def cleans_up(seconds: float, done: list[str] | None = None) -> None:
-    """Sleep until cancelled, then clean up for `seconds`."""
-    try:
-        await ages()
-    finally:
-        with anyio.CancelScope(shield=True):
-            await anyio.sleep(seconds)
-        if done is not None:
-            done.append("cleaned up")
 
 
 async def fails_after(seconds: float, error: BaseException) -> None:
