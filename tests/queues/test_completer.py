@@ -30,6 +30,16 @@ async def test_settle_before_cancellation(broker: FaultyBroker) -> None:
     assert await state_of(broker) is JobState.SUCCEEDED
 
 
+async def test_drain_after_stop(broker: FaultyBroker) -> None:
+    """A settlement that is added after the completer has stopped is sent by `drain()`."""
+    await broker.enqueue([message()])
+    claim = await claim_one(broker)
+    completer = Completer(broker, type(anyio.Event()))
+    completer.settle_soon(AttemptStub(), settlement(claim, JobState.SUCCEEDED))  # type: ignore[arg-type]
+    await completer.drain()
+    assert await state_of(broker) is JobState.SUCCEEDED
+
+
 @pytest.mark.parametrize("state", [JobState.SUCCEEDED, JobState.DEAD, JobState.CANCELLED])
 async def test_settle_after_lease_expiry(broker: FaultyBroker, state: JobState) -> None:
     """A repeated settlement is rejected if the lease has expired before the second call."""
