@@ -125,7 +125,7 @@ def _failed(state: TaskState, outcome: Outcome, *, final: bool) -> None:
     error = outcome.error
     assert error is not None
     hooks = state.hooks
-    awaited = final and state.completion is not None and state.completion.waiters > 0
+    awaited = final and state.waiters > 0
     then = partial(state.log_unless_reported, error, awaited)
     if hooks.on_task_failed:
         event = TaskFailed(**_identity(state), error=error, duration=outcome.duration, final=final)
@@ -173,7 +173,7 @@ def _dead(state: TaskState, outcome: Outcome) -> None:
 
 def stalled(state: TaskState, elapsed: float) -> None:
     """Report that an attempt takes longer than expected."""
-    hooks, run = state.hooks, state.run
-    if hooks.on_task_stalled and run is not None and state.status is TaskStatus.RUNNING:
-        event = TaskStalled(**_identity(state), elapsed=elapsed, stack=tuple(run.stack()))
+    hooks = state.hooks
+    if hooks.on_task_stalled and state.status is TaskStatus.RUNNING:
+        event = TaskStalled(**_identity(state), elapsed=elapsed, stack=tuple(state.stack()))
         hooks.deliver(hooks.on_task_stalled, event)

@@ -14,7 +14,7 @@ from .._eventloop.interruption import ki_protected
 from .._events import JobRef
 from .._states import FINAL, TaskKind, TaskStatus
 from .._task import Task
-from .state import Completion, TaskState
+from .state import TaskState
 
 T = TypeVar("T")
 
@@ -130,20 +130,19 @@ class TaskHandle(Generic[T]):
             await checkpoint()
             return state.status
         self._owner.require_loop_thread("wait")
-        if state.completion is None:
-            state.completion = Completion(self._owner.event())
-        completion = state.completion
-        completion.waiters += 1
+        if state.ended is None:
+            state.ended = self._owner.event()
+        state.waiters += 1
         try:
-            await completion.ended.wait()
+            await state.ended.wait()
         except BaseException:
-            if completion.waiters == 1 and completion.is_unreported:
-                completion.is_unreported = False
+            if state.waiters == 1 and state.is_unreported:
+                state.is_unreported = False
                 state.log_failure()
             raise
         finally:
-            completion.waiters -= 1
-        completion.is_unreported = False
+            state.waiters -= 1
+        state.is_unreported = False
         return state.status
 
     async def result(self) -> T:
@@ -194,8 +193,7 @@ class TaskHandle(Generic[T]):
 
         For a sync function these are the frames of its thread. Empty unless an attempt runs.
         """
-        run = self._state.run
-        return [] if run is None or self.status is not TaskStatus.RUNNING else run.stack()
+        return self._state.stack()
 
     def __repr__(self) -> str:
         return f"<TaskHandle {self.name!r} {self.id} {self.status}>"

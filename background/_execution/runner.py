@@ -19,7 +19,7 @@ from .._support import clock, stacks
 from .._support.callables import is_async
 from . import emit
 from .outcome import FROM_OUTSIDE, Outcome, RunInterceptor
-from .state import Run, TaskState, current_task
+from .state import TaskState, current_task
 from .thread_call import ThreadCall
 
 
@@ -48,10 +48,9 @@ class Runner:
         self._judges = policy is not None and needs_every_attempt(policy)
         self._on_finished = on_finished
 
-    async def run(self, run: Run) -> None:
+    async def run(self, state: TaskState) -> None:
         """Run once and pass the outcome to `on_finished`; never raises."""
-        state = run.state
-        if state.run is not run:  # the task ended before its first step
+        if state.status is not TaskStatus.WAITING:  # the task ended before its first step
             return
         task = state.task
         interceptor = state.interceptor
@@ -61,7 +60,7 @@ class Runner:
         elif task.retry is not None:
             policy = make_policy(task.retry)
             judges = policy is not None and needs_every_attempt(policy)
-        run.scope = scope = self._backend.scope()
+        state.scope = scope = self._backend.scope()
         contexts = self._begin(state, scope)
         value: Any = None
         error: BaseException | None = None
@@ -73,20 +72,20 @@ class Runner:
                 if interceptor is not None:
                     await interceptor.before_run()
                 if policy is not None and judges:
-                    value = await self._attempts(run, scope, policy, began)
+                    value = await self._attempts(state, scope, policy, began)
                 else:
                     # The fast path of nearly all tasks.
                     try:
                         if task.timeout is None and is_async(task.fn):
                             value = await self._interruptible(task.fn)(*task.args, **task.kwargs)
                         else:
-                            value = await self._attempt(run)
+                            value = await self._attempt(state)
                     except Exception as raised:
                         if policy is None or scope.cancel_called:
                             raise
                         failure = raised
                     if policy is not None and failure is not None:
-                        value = await self._attempts(run, scope, policy, began, failure)
+                        value = await self._attempts(state, scope, policy, began, failure)
                 status = TaskStatus.SUCCEEDED
         except self._backend.cancelled:
             state.cancel_reason = state.cancel_reason or FROM_OUTSIDE
@@ -102,7 +101,7 @@ class Runner:
         outcome = Outcome(status, duration, value, error)
         if interceptor is not None:
             outcome = await self._settle(state, interceptor, outcome)
-        run.scope = None
+        state.scope = None
         self._on_finished(state, outcome)
         if contexts is not None:
             contexts.leave(outcome.error)
@@ -139,14 +138,14 @@ class Runner:
 
     async def _attempts(
         self,
-        run: Run,
+        state: TaskState,
         scope: anyio.CancelScope,
         policy: AsyncRetrying,
         began: float,
         failure: Exception | None = None,
     ) -> Any:
         """Make attempts until the policy accepts one or gives up; the first may have failed."""
-        state, task, now = run.state, run.state.task, self._backend.now
+        task, now = state.task, self._backend.now
         attempts = Attempts(policy, task.fn, task.args, task.kwargs, started=began, clock=now)
         while True:
             error: Exception | None = None
@@ -155,7 +154,7 @@ class Runner:
             try:
                 if failure is not None:
                     raise failure
-                value = await self._attempt(run)
+                value = await self._attempt(state)
             except Exception as raised:
                 if scope.cancel_called:
                     raise
@@ -163,43 +162,42 @@ class Runner:
                 delay = await attempts.failed(error)
             else:
                 delay = await attempts.returned(value)
-            if delay is None or not await self._back_off(run, attempts, error, delay):
+            if delay is None or not await self._back_off(state, attempts, error, delay):
                 return await attempts.conclude()
             attempts.again()
             state.attempt += 1
             state.status = TaskStatus.RUNNING
 
     async def _back_off(
-        self, run: Run, attempts: Attempts, error: Exception | None, delay: float
+        self, state: TaskState, attempts: Attempts, error: Exception | None, delay: float
     ) -> bool:
         """Wait for the next attempt; return `False` if the loops were stopped."""
-        state = run.state
         is_loop = state.task.kind is TaskKind.LOOP
         if is_loop and self.loops_stopped:
             return False
         state.status = TaskStatus.RETRYING
         emit.retrying(state, error, delay)
-        with anyio.CancelScope() as run.pause:
+        with anyio.CancelScope() as state.pause:
             await attempts.pause(delay)
-        run.pause = None
+        state.pause = None
         return not (is_loop and self.loops_stopped)
 
-    async def _attempt(self, run: Run) -> Any:
-        task = run.state.task
+    async def _attempt(self, state: TaskState) -> Any:
+        task = state.task
         if task.timeout is None:
-            return await self._call(run)
+            return await self._call(state)
         # Without `fail_at()`: contextlib sets attributes of errors, which some classes refuse.
         with anyio.CancelScope(deadline=self._backend.now() + task.timeout):
-            return await self._call(run)
+            return await self._call(state)
         raise TimeoutError(
             f"an attempt of task {task.name!r} took longer than its timeout of {task.timeout:g} s"
         )
 
-    async def _call(self, run: Run) -> Any:
-        task = run.state.task
+    async def _call(self, state: TaskState) -> Any:
+        task = state.task
         if is_async(task.fn):
             return await self._interruptible(task.fn)(*task.args, **task.kwargs)
-        result = await ThreadCall(run).result(self.limiter)
+        result = await ThreadCall(state).result(self.limiter)
         return await result if isawaitable(result) else result
 
 

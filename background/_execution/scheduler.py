@@ -33,7 +33,7 @@ from .handle import TaskHandle
 from .outcome import FROM_OUTSIDE, Outcome, RunInterceptor
 from .registry import TaskRegistry
 from .runner import Runner
-from .state import Run, TaskState
+from .state import TaskState
 from .timer import Timer
 
 
@@ -67,6 +67,8 @@ class Scheduler:
         self._portal = portal
         self._dispatcher = dispatcher
         self._runner = Runner(backend, config.policy, config.threads, self._on_finished)
+        # Bound once: a method bound for each task would be one more object to collect.
+        self._spawn = partial(backend.spawn, self._coroutine, on_lost=self._on_lost)
         self._limit = inf if config.limit is None else config.limit
         self._loop_backoff: wait_base | None = config.loop_backoff
         self._on_fatal = on_fatal
@@ -186,19 +188,15 @@ class Scheduler:
                 self.timer.abandon()
 
     def _start(self, state: TaskState, context: Context) -> None:
-        state.run = run = Run(state)
-        name = state.name
-        run.native = self._backend.spawn(
-            self._coroutine, run, name=name, context=context, on_lost=self._on_lost
-        )
+        state.native = self._spawn(state, name=state.name, context=context)
 
-    def _coroutine(self, run: Run) -> Coroutine[Any, Any, None]:
-        run.coroutine = coroutine = self._runner.run(run)
+    def _coroutine(self, state: TaskState) -> Coroutine[Any, Any, None]:
+        state.coroutine = coroutine = self._runner.run(state)
         return coroutine
 
-    def _on_lost(self, run: Run) -> None:
-        if run.state.run is run and _is_waiting(run.state):
-            self._finish(run.state, TaskStatus.CANCELLED, reason=FROM_OUTSIDE)
+    def _on_lost(self, state: TaskState) -> None:
+        if _is_waiting(state):
+            self._finish(state, TaskStatus.CANCELLED, reason=FROM_OUTSIDE)
 
     def _on_finished(self, state: TaskState, outcome: Outcome) -> None:
         failed = outcome.status is TaskStatus.FAILED
@@ -258,7 +256,7 @@ class Scheduler:
     ) -> None:
         """End a task; without an outcome, no run or iteration was in progress."""
         task, interceptor = state.task, state.interceptor
-        if state.run is None:
+        if state.native is None:
             self._queue.pop(state, None)
             self.timer.abandon()
         elif task.kind is TaskKind.ONE_OFF:
@@ -279,8 +277,8 @@ class Scheduler:
         emit.ended(state, outcome)
         if task.observers:
             self._dispatcher.remove_task_observers(task.observers)
-        if state.completion is not None:
-            state.completion.ended.set()
+        if state.ended is not None:
+            state.ended.set()
         error = state.error if status is TaskStatus.FAILED else None
         if error is not None and (task.critical or is_fatal(error)):
             self._on_fatal(error)
@@ -297,14 +295,14 @@ class Scheduler:
     def _cancel(self, state: TaskState, reason: str | None) -> bool:
         if state.status in FINAL:
             return False
-        if state.run is None or state.run.scope is None:
+        if state.scope is None:
             self._finish(state, TaskStatus.CANCELLED, reason=reason)
         elif not state.cancel_requested:
             state.cancel_requested = True
             state.cancel_reason = reason
             if state.interceptor is not None:
                 state.interceptor.on_cancel_requested(reason)
-            state.run.scope.cancel()
+            state.scope.cancel()
         return True
 
     def require_loop_thread(self, method: str) -> None:
@@ -320,8 +318,8 @@ class Scheduler:
             if state.task.kind is TaskKind.LOOP:
                 if _is_waiting(state):
                     self._finish(state, TaskStatus.CANCELLED, reason="stopped")
-                elif state.run is not None and state.run.pause is not None:
-                    state.run.pause.cancel()
+                elif state.pause is not None:
+                    state.pause.cancel()
 
     def cancel_delayed(self, reason: str) -> None:
         """Cancel the one-offs that are not due yet."""

@@ -10,7 +10,7 @@ import anyio
 from anyio.lowlevel import checkpoint_if_cancelled
 
 from .._support import clock
-from .state import Run
+from .state import TaskState
 
 
 class ThreadCall:
@@ -20,11 +20,11 @@ class ThreadCall:
     of its own errors.
 
     Args:
-        run: The run.
+        state: The task.
     """
 
-    def __init__(self, run: Run) -> None:
-        self._run = run
+    def __init__(self, state: TaskState) -> None:
+        self._state = state
         self._results: list[Any] = []
         self._is_abandoned = False
 
@@ -55,14 +55,14 @@ class ThreadCall:
 
     def __call__(self) -> BaseException | None:
         """Call the function in this thread, and return its error."""
-        task = self._run.state.task
-        self._run.thread = get_ident()
+        task = self._state.task
+        self._state.thread = get_ident()
         try:
             self._results.append(task.fn(*task.args, **task.kwargs))
         except BaseException as error:
             return error
         finally:
-            self._run.thread = None
+            self._state.thread = None
         if self._is_abandoned:
             self._discard()
         return None

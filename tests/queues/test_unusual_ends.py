@@ -253,7 +253,7 @@ def cancel_natively(handle: TaskHandle[Any]) -> object:
     """Cancel the asyncio task when it exists, and before its first step."""
 
     def cancel() -> None:
-        native: Any = task_state(handle).run.native
+        native: Any = task_state(handle).native
         native.cancel()
 
     return asyncio.get_running_loop().call_soon(cancel)
@@ -319,7 +319,7 @@ async def test_native_cancel_during_settlement(recorder: RecordingObserver) -> N
         await broker.settling.wait()
         handle = manager.get(job.id)
         assert handle is not None
-        native: Any = task_state(handle).run.native
+        native: Any = task_state(handle).native
         native.cancel()
         assert await handle.wait() == "cancelled"
         assert worker.in_flight == 0
@@ -349,7 +349,7 @@ async def test_native_cancel_during_policy(recorder: RecordingObserver) -> None:
         worker._loops.stop()
         handle = manager.get(job.id)
         assert handle is not None
-        native: Any = task_state(handle).run.native
+        native: Any = task_state(handle).native
         native.cancel()
         assert await handle.wait() == "cancelled"
         await worker.close()
