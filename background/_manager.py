@@ -376,7 +376,7 @@ class Manager(Submitter):
         """
         handle = self.get(id)
         if handle is not None:
-            emit.stalled(state_of(handle), elapsed)
+            emit.stalled(state_of(handle), elapsed, handle.stack())
 
     def _entered(self) -> ManagerRuntime:
         if self._runtime is None:

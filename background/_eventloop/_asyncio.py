@@ -46,6 +46,9 @@ class AsyncioBackend(Backend):
         child.subject = subject
         return child
 
+    def coroutine(self, task: Any) -> object:
+        return task.get_coro()
+
     def post(self, fn: Callable[[], object], context: Context) -> None:
         self._loop.call_soon_threadsafe(fn, context=context)
 

@@ -42,6 +42,9 @@ class TrioBackend(Backend):
         # protected from KeyboardInterrupt.
         return trio.lowlevel.spawn_system_task(fn, subject, name=name, context=context)
 
+    def coroutine(self, task: Any) -> object:
+        return task.coro
+
     def interruptible(self, fn: Callable[P, Awaitable[R]]) -> Callable[P, Awaitable[R]]:
         return partial(_interruptible, fn)
 

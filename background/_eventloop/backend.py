@@ -59,6 +59,10 @@ class Backend(ABC):
             An object that must be referenced while the task runs.
         """
 
+    @abstractmethod
+    def coroutine(self, task: Any) -> object:
+        """Return the coroutine of a native task that `spawn` returned."""
+
     def interruptible(self, fn: Callable[P, Awaitable[R]]) -> Callable[P, Awaitable[R]]:
         """Return a user's function without the protection from KeyboardInterrupt."""
         return fn

@@ -7,6 +7,7 @@ from math import inf
 import anyio
 
 from .._errors import ManagerFullError
+from .state import TaskState
 
 
 class Capacity:
@@ -23,18 +24,23 @@ class Capacity:
         self._jobs = 0
         self._is_open = False
         self._limiter = anyio.CapacityLimiter(most)
+        self._holders: dict[TaskState, object] = {}  # of tasks that waited for room
 
-    def take(self, holder: object) -> None:
+    def take(self, state: TaskState, holder: object = None) -> None:
         """Take room for a task.
 
         Args:
-            holder: The object that holds the room until `release`.
+            state: The task.
+            holder: The holder of the room that `wait_for_room` took for it.
 
         Raises:
             ManagerFullError: There is no room, or tasks wait for it.
         """
+        if holder is not None:
+            self._holders[state] = holder
+            return
         try:
-            self._limiter.acquire_on_behalf_of_nowait(holder)
+            self._limiter.acquire_on_behalf_of_nowait(state)
         except anyio.WouldBlock:
             raise ManagerFullError(
                 f"the manager's capacity of {self._most} outstanding one-off tasks is used up; "
@@ -42,15 +48,23 @@ class Capacity:
             ) from None
 
     async def wait_for_room(self, holder: object) -> None:
-        """Wait for room and take it; return at once when the manager is closing."""
+        """Wait for room and take it; return at once when the manager is closing.
+
+        Args:
+            holder: Any object, which holds the room for a task.
+        """
         try:
             self._limiter.acquire_on_behalf_of_nowait(holder)
         except anyio.WouldBlock:
             await self._limiter.acquire_on_behalf_of(holder)
 
-    def release(self, holder: object) -> None:
-        """Release the room of a task, for the next waiter."""
+    def give_up(self, holder: object) -> None:
+        """Release room that was waited for, but that no task took."""
         self._limiter.release_on_behalf_of(holder)
+
+    def release(self, state: TaskState) -> None:
+        """Release the room of a task, for the next waiter."""
+        self._limiter.release_on_behalf_of(self._holders.pop(state, state))
 
     def job_added(self) -> None:
         """Use room for a job, even if there is none."""

@@ -6,7 +6,9 @@ which would take four times as long (see `thawed`).
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import partial
+from traceback import FrameSummary
 from typing import Any
 
 from tenacity import RetryError
@@ -171,9 +173,9 @@ def _dead(state: TaskState, outcome: Outcome) -> None:
         hooks.deliver(hooks.on_job_dead, event)
 
 
-def stalled(state: TaskState, elapsed: float) -> None:
+def stalled(state: TaskState, elapsed: float, stack: Sequence[FrameSummary]) -> None:
     """Report that an attempt takes longer than expected."""
     hooks = state.hooks
     if hooks.on_task_stalled and state.status is TaskStatus.RUNNING:
-        event = TaskStalled(**_identity(state), elapsed=elapsed, stack=tuple(state.stack()))
+        event = TaskStalled(**_identity(state), elapsed=elapsed, stack=tuple(stack))
         hooks.deliver(hooks.on_task_stalled, event)

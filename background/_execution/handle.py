@@ -28,6 +28,10 @@ class TaskOwner(Protocol):
         """Cancel a task; return whether it was outstanding."""
         ...
 
+    def stack(self, state: TaskState) -> list[FrameSummary]:
+        """Return where the function of a running task stands."""
+        ...
+
     def require_loop_thread(self, method: str) -> None:
         """Check that the caller runs in the event loop's own thread."""
         ...
@@ -193,7 +197,7 @@ class TaskHandle(Generic[T]):
 
         For a sync function these are the frames of its thread. Empty unless an attempt runs.
         """
-        return self._state.stack()
+        return self._owner.stack(self._state)
 
     def __repr__(self) -> str:
         return f"<TaskHandle {self.name!r} {self.id} {self.status}>"

@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import os
 from collections import OrderedDict
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable
 from contextvars import Context, copy_context
 from functools import partial
 from itertools import count
 from math import inf
+from traceback import FrameSummary
 from typing import Any
 
 from tenacity.wait import wait_base
@@ -25,7 +26,7 @@ from .._notify.dispatcher import Dispatcher
 from .._retry import pause_after_failures
 from .._schedule import Schedule, Ticks
 from .._states import FINAL, TaskKind, TaskStatus
-from .._support import clock
+from .._support import clock, stacks
 from .._task import Task
 from . import emit
 from .capacity import Capacity
@@ -68,7 +69,7 @@ class Scheduler:
         self._dispatcher = dispatcher
         self._runner = Runner(backend, config.policy, config.threads, self._on_finished)
         # Bound once: a method bound for each task would be one more object to collect.
-        self._spawn = partial(backend.spawn, self._coroutine, on_lost=self._on_lost)
+        self._spawn = partial(backend.spawn, self._runner.run, on_lost=self._on_lost)
         self._limit = inf if config.limit is None else config.limit
         self._loop_backoff: wait_base | None = config.loop_backoff
         self._on_fatal = on_fatal
@@ -123,10 +124,8 @@ class Scheduler:
         if self.capacity is not None and task.kind is TaskKind.ONE_OFF:
             if interceptor is not None:
                 self.capacity.job_added()
-            elif room_holder is None:
-                self.capacity.take(state)
-                room_holder = state
-            state.room_holder = room_holder
+            else:
+                self.capacity.take(state, room_holder)
         if task.observers:
             state.hooks = self._dispatcher.add_task_observers(task.observers)
         handle: TaskHandle[Any] = TaskHandle(state, self)
@@ -189,10 +188,6 @@ class Scheduler:
 
     def _start(self, state: TaskState, context: Context) -> None:
         state.native = self._spawn(state, name=state.name, context=context)
-
-    def _coroutine(self, state: TaskState) -> Coroutine[Any, Any, None]:
-        state.coroutine = coroutine = self._runner.run(state)
-        return coroutine
 
     def _on_lost(self, state: TaskState) -> None:
         if _is_waiting(state):
@@ -266,8 +261,8 @@ class Scheduler:
         if self.capacity is not None:  # first, or a hook could overtake the waiters
             if interceptor is not None:
                 self.capacity.job_ended()
-            elif state.room_holder is not None:
-                self.capacity.release(state.room_holder)
+            elif task.kind is TaskKind.ONE_OFF:
+                self.capacity.release(state)
         if outcome is not None:
             state.result = outcome.value
         elif interceptor is not None:
@@ -304,6 +299,15 @@ class Scheduler:
                 state.interceptor.on_cancel_requested(reason)
             state.scope.cancel()
         return True
+
+    def stack(self, state: TaskState) -> list[FrameSummary]:
+        """Return where the function of a running task stands, outermost frame first."""
+        native, thread = state.native, state.thread
+        if state.status is not TaskStatus.RUNNING or native is None:
+            return []
+        if thread is not None:
+            return stacks.of_thread(thread)
+        return stacks.of_coroutine(self._backend.coroutine(native))
 
     def require_loop_thread(self, method: str) -> None:
         """Check that the caller runs in the event loop's own thread."""

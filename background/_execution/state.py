@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Coroutine
 from contextvars import Context, ContextVar
 from math import inf
-from traceback import FrameSummary
 from types import TracebackType
 from typing import Any
 
@@ -15,7 +13,6 @@ from .._events import JobRef
 from .._notify.dispatcher import HookTable
 from .._schedule import Ticks
 from .._states import TaskStatus
-from .._support import stacks
 from .._support.log import log_failure
 from .._task import Task
 from .outcome import RunInterceptor
@@ -27,12 +24,11 @@ class TaskState:
     """The state of a submitted task, which the scheduler and the runner change.
 
     Times called `..._at` are seconds since the epoch. `due` and `expires` are on the event loop's
-    clock. `room_holder` is the holder of the task's room within the manager's capacity.
+    clock.
 
-    While a run or an iteration is in progress, `native` is the event loop's task, and `coroutine`
-    is what it runs. `scope` cancels the run, and `pause` only the wait before its next attempt.
-    `thread` is the thread that a sync function runs in. (An object for these would cost 3 % of a
-    short task.)
+    While a run or an iteration is in progress, `native` is the event loop's task. `scope` cancels
+    the run, and `pause` only the wait before its next attempt. `thread` is the thread that a sync
+    function runs in. (An object for these would cost 3 % of a short task.)
 
     `ended` is the event that `waiters` wait for, if any has come. `is_unreported` means that the
     task failed, and that neither an observer nor a waiter has received the failure yet.
@@ -43,7 +39,6 @@ class TaskState:
         "cancel_reason",
         "cancel_requested",
         "context",
-        "coroutine",
         "due",
         "ended",
         "error",
@@ -59,7 +54,6 @@ class TaskState:
         "native",
         "pause",
         "result",
-        "room_holder",
         "scope",
         "started_at",
         "status",
@@ -98,7 +92,6 @@ class TaskState:
         self.due = now + task.delay
         self.expires = inf if task.lifespan is None else now + task.lifespan
         self.ticks: Ticks | None = None
-        self.room_holder: object = None
         self.cancel_requested = False
         self.cancel_reason: str | None = None
         self.result: Any = None
@@ -108,7 +101,6 @@ class TaskState:
         self.waiters = 0
         self.is_unreported = False
         self.native: object = None
-        self.coroutine: Coroutine[Any, Any, Any] | None = None
         self.scope: anyio.CancelScope | None = None
         self.pause: anyio.CancelScope | None = None
         self.thread: int | None = None
@@ -136,15 +128,7 @@ class TaskState:
 
     def end_run(self) -> None:
         """Release the run that was in progress."""
-        self.native = self.coroutine = None
-
-    def stack(self) -> list[FrameSummary]:
-        """Return where the task's function stands, outermost frame first."""
-        if self.status is not TaskStatus.RUNNING:
-            return []
-        if self.thread is not None:
-            return stacks.of_thread(self.thread)
-        return stacks.of_coroutine(self.coroutine)
+        self.native = None
 
     def log_unless_reported(self, error: BaseException, awaited: bool, reported: bool) -> None:
         """Log a failure unless it was `reported` to an observer or is `awaited`."""

@@ -141,7 +141,7 @@ class ManagerRuntime:
         try:
             return self._add(task, room_holder)
         except BaseException:
-            capacity.release(room_holder)
+            capacity.give_up(room_holder)
             raise
 
     def _add(self, task: Task[Any], room_holder: object = None) -> TaskHandle[Any]:
