@@ -18,15 +18,19 @@ from ._errors import (
     UnknownHandlerError,
     WorkerDiedError,
 )
-from ._info import JobInfo
+from ._info import AttemptInfo, JobInfo
 from ._queue import HandlerDecorator, JobQueue, QueueOptions
 from ._states import JobState
+from ._verdicts import Cancel, Discard, Snooze
 from ._worker.context import JobContext
 from ._worker.selection import Ordered, Selection, Weighted
 from ._worker.worker import Worker
 
 __all__ = [
+    "AttemptInfo",
     "BrokerUnavailableError",
+    "Cancel",
+    "Discard",
     "DuplicateJobError",
     "Handler",
     "HandlerDecorator",
@@ -46,6 +50,7 @@ __all__ = [
     "QueueError",
     "QueueOptions",
     "Selection",
+    "Snooze",
     "Step",
     "UnknownHandlerError",
     "Weighted",

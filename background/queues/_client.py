@@ -10,6 +10,7 @@ from typing import Any
 import anyio
 
 from .._eventloop.interruption import ki_protected
+from ._attempts import attempts_of, worker_of
 from ._codec import errors, json_data
 from ._codec.body import Body, decode, pick
 from ._errors import BrokerUnavailableError, DuplicateJobError, InvalidPayloadError, QueueError
@@ -154,15 +155,6 @@ class Client:
             await self.results.delete(result_key(id, job.attempt))
         return await self.broker.requeue(id)
 
-    async def save(
-        self, id: str, attempt: int, token: str, result: bytes, retention: float
-    ) -> bool:
-        """Store an intermediate result; return whether the claim holds the job."""
-        if self.results is None:
-            return await self.broker.save(id, token, result)
-        await self.results.save(result_key(id, attempt), result, retention=retention)
-        return True
-
     async def info(self, id: str) -> JobInfo | None:
         """Return information about a job, or `None` if it is not stored."""
         job = await self.broker.get(id)
@@ -193,7 +185,9 @@ class Client:
             enqueued_at=job.enqueued_at,
             started_at=job.started_at,
             finished_at=job.finished_at,
+            worker=worker_of(job.token) or None,
             error=None if job.error is None else errors.failed(message.id, job.error),
+            attempts=attempts_of(job),
             result=result,
             args=None if body is None else body.args,
             kwargs=None if body is None else body.kwargs,
@@ -214,7 +208,7 @@ class Client:
         if job.message.handler is None and job.state is JobState.SUCCEEDED:
             return previous(id, self._body(job).previous, job.previous)
         encoded = job.result
-        if self.results is not None:
+        if self.results is not None and job.state is JobState.SUCCEEDED:
             encoded = await self.results.get(result_key(id, job.attempt))
         if encoded is None:
             raise QueueError(f"job {id} is {job.state}, and no result of it is stored")

@@ -11,6 +11,29 @@ from ._states import JobState
 
 
 @frozen
+class AttemptInfo:
+    """One attempt of a job; times are seconds since the epoch.
+
+    Args:
+        number: The number of the attempt, from 1.
+        started_at: When it began.
+        finished_at: When it ended; `None` while it runs.
+        worker: The process of its worker: host, process id and a random part.
+        outcome: `"running"`, `"succeeded"`, `"failed"`, `"cancelled"`; `"crashed"` if the worker
+            died or lost its lease; `"lost"` if its lease expired, and nothing shows that the worker
+            received the job.
+        error: The class and the message of its error.
+    """
+
+    number: int
+    started_at: float
+    finished_at: float | None
+    worker: str
+    outcome: str
+    error: str | None = None
+
+
+@frozen
 class JobInfo:
     """A snapshot of a job; times are seconds since the epoch.
 
@@ -23,7 +46,10 @@ class JobInfo:
         enqueued_at: When it was enqueued.
         started_at: When its latest attempt began.
         finished_at: When it ended.
-        error: The error of its latest failed attempt.
+        worker: The process of the worker of its latest attempt; `None` before the first.
+        error: The error of its latest failed attempt, or the reason why it waits for another
+            worker.
+        attempts: Its latest attempts, up to 20, oldest first.
         result: Its result, or the latest value that it saved.
         args: Its positional arguments as plain data; `None` if the payload can't be read.
         kwargs: Its keyword arguments as plain data; `None` if the payload can't be read.
@@ -39,7 +65,9 @@ class JobInfo:
     enqueued_at: float
     started_at: float | None
     finished_at: float | None
+    worker: str | None
     error: JobFailedError | None
+    attempts: Sequence[AttemptInfo]
     result: Any
     args: Sequence[Any] | None
     kwargs: Mapping[str, Any] | None

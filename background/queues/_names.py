@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import re
 from inspect import unwrap
-from os import urandom
+from os import getpid, urandom
 from pathlib import Path
+from socket import gethostname
 from time import time_ns
 from typing import Any
 
@@ -55,6 +56,15 @@ def _script(fn: Any) -> str:
         return "__main__"
     path = Path(names["__file__"])
     return path.parent.stem if path.stem == "__main__" else path.stem
+
+
+def process_name() -> str:
+    """Return a name for this process: its host, its id, and a random part.
+
+    The random part makes it unique, because containers often share host names and process ids.
+    """
+    host = re.sub(r"[^A-Za-z0-9_.:]", "_", gethostname())[:64]
+    return f"{host}.{getpid()}.{urandom(4).hex()}"
 
 
 def new_id() -> str:

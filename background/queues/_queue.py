@@ -64,6 +64,7 @@ class QueueOptions(TypedDict, total=False):
     max_crashes: int
     retention: float
     dead_retention: float
+    unknown_for: float
 
 
 class HandlerDecorator(Protocol):
@@ -93,6 +94,9 @@ class JobQueue:
         max_crashes: A job is dead when this many workers have died while they ran it.
         retention: Seconds for which a job and its result are stored after its end.
         dead_retention: The same for a dead job.
+        unknown_for: Seconds for which a job is left for other workers if a worker has no handler
+            for it, or the handler does not take its arguments; then it is dead. It counts from the
+            first worker that could not run the job.
 
     Raises:
         ValueError: An argument is not valid; the message names it.
@@ -122,6 +126,7 @@ class JobQueue:
         max_crashes: int = 3,
         retention: float = 86_400.0,
         dead_retention: float = 2_592_000.0,
+        unknown_for: float = 86_400.0,
     ) -> None:
         validation.instances("broker", (broker,), Broker)
         if results is not None:
@@ -131,9 +136,11 @@ class JobQueue:
         validation.count("max_crashes", max_crashes)
         validation.seconds("retention", retention, at_least=0)
         validation.seconds("dead_retention", dead_retention, at_least=0)
+        validation.seconds("unknown_for", unknown_for, at_least=0)
         self._observers = checked_observers(observers)
         self._lease = lease
         self._max_crashes = max_crashes
+        self._unknown_for = unknown_for
         self._client = Client(broker, results, max_payload)
         self._terms = Terms("", "default", retention, dead_retention)
         self._enqueuer = Enqueuer(self._client, self._terms, self._observers, self._load_result)
@@ -184,6 +191,7 @@ class JobQueue:
             self._observers,
             lease=self._lease,
             max_crashes=self._max_crashes,
+            unknown_for=self._unknown_for,
         )
         return self
 
@@ -226,6 +234,7 @@ class JobQueue:
         *without_parentheses: Never,
         queue: str = "default",
         name: str | None = None,
+        aliases: Collection[str] = (),
         retry: Retry = None,
         timeout: float | None = None,
         expires: float | None = None,
@@ -240,6 +249,7 @@ class JobQueue:
         Args:
             queue: The queue of its jobs.
             name: The name by which workers find it; by default its module and qualified name.
+            aliases: Earlier names, whose jobs it processes, too.
             retry: A `tenacity.AsyncRetrying` or a number of attempts; by default the policy of the
                 manager that runs the job, or one attempt. Between two attempts the job is stored in
                 the broker.
@@ -263,6 +273,7 @@ class JobQueue:
             raise TypeError("handler() takes options only: write @jobs.handler(), or with options")
         validation.optional(validation.seconds, "retention", retention, at_least=0)
         validation.instances("store_result", (store_result,), bool)
+        earlier = [check_name("aliases", alias) for alias in _names(aliases)]
         terms = replace(
             self._terms,
             name="" if name is None else check_name("name", name),
@@ -281,11 +292,12 @@ class JobQueue:
         def decorate(fn: Callable[..., Any]) -> Handler[..., Any, Any]:
             callables.check(fn)
             chosen = terms.name or handler_name(fn)
-            if chosen in self._handlers:
-                raise ValueError(f"name: there is a handler {chosen!r} already")
+            names = dict.fromkeys([chosen, *earlier])
+            for taken in names.keys() & self._handlers.keys():
+                raise ValueError(f"name: there is a handler {taken!r} already")
             named = replace(config, terms=replace(terms, name=chosen))
             made: Handler[..., Any, Any] = Handler(self._enqueuer, fn, Signature(fn), named)
-            self._handlers[chosen] = made
+            self._handlers.update(dict.fromkeys(names, made))
             return made
 
         return decorate  # type: ignore[return-value]
@@ -611,6 +623,12 @@ def _check_call(args: object, kwargs: object) -> None:
         raise ValueError(f"args must be a list of arguments, not {args!r}")
     if kwargs is not None and not isinstance(kwargs, Mapping):
         raise ValueError(f"kwargs must be a mapping of arguments by name, not {kwargs!r}")
+
+
+def _names(aliases: object) -> Iterable[object]:
+    if isinstance(aliases, str) or not isinstance(aliases, Iterable):
+        raise ValueError(f"aliases must be a list of names, not {aliases!r}")
+    return cast(Iterable[object], aliases)
 
 
 def _queue(name: str | None) -> str | None:

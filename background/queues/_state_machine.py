@@ -7,11 +7,20 @@ same transitions in SQL and Lua; property tests compare them with this module.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from math import inf
 from typing import Any, Literal
 
 from ._states import FINAL, JobState
-from .abc import Claim, LeaseStatus, Message, Settlement, StoredJob
+from .abc import (
+    MOST_LOST,
+    Claim,
+    LeaseStatus,
+    LostClaim,
+    Message,
+    Settlement,
+    StoredJob,
+)
 
 #: The transitions of a job that are due at a time.
 ByTime = Literal["due", "reclaimed", "expired"]
@@ -33,6 +42,7 @@ class JobRecord:
         "at",
         "attempt",
         "cancel_requested",
+        "confirmed",
         "crashes",
         "due",
         "enqueued_at",
@@ -40,12 +50,14 @@ class JobRecord:
         "expires_at",
         "finished_at",
         "lease_ends",
+        "lost",
         "message",
         "previous",
         "result",
         "started_at",
         "state",
         "token",
+        "unconfirmed",
         "unmet",
     )
 
@@ -56,7 +68,10 @@ class JobRecord:
         self.state = JobState.SCHEDULED
         self.attempt = 0
         self.crashes = 0
-        self.token = ""
+        self.unconfirmed = 0
+        self.confirmed = False  # whether the lease was renewed since the claim
+        self.token = ""  # of the latest claim
+        self.lost: list[LostClaim] = []
         self.lease_ends: float | None = None
         self.due: float | None = None
         self.expires_at = None if message.expires is None else now + message.expires
@@ -100,7 +115,7 @@ class JobRecord:
         if self.next_change > now:
             return None
         if self.state is JobState.RUNNING:
-            self.crashes += 1
+            self._lose(now)
             self._release(now, now)
             return "reclaimed"
         if self.expires_at is not None and self.expires_at <= now:
@@ -108,6 +123,16 @@ class JobRecord:
             return "expired"
         self._become_ready(now)
         return "due"
+
+    def _lose(self, now: float) -> None:
+        """Count a claim whose lease expired."""
+        if self.confirmed:
+            self.crashes += 1
+        else:
+            self.unconfirmed += 1
+        started_at = now if self.started_at is None else self.started_at
+        lost = LostClaim(self.attempt, self.token, started_at, now, self.confirmed)
+        self.lost = [*self.lost, lost][-MOST_LOST:]
 
     def _schedule(self, now: float) -> None:
         self.due = max(now, now + self.message.delay if self.at is None else self.at)
@@ -123,7 +148,7 @@ class JobRecord:
             self.due = None
 
     def _release(self, now: float, due: float) -> None:
-        self.token, self.lease_ends = "", None
+        self.lease_ends = None
         if self.cancel_requested:
             self.end(JobState.CANCELLED, now)
         else:
@@ -133,7 +158,7 @@ class JobRecord:
     def end(self, state: JobState, now: float) -> None:
         """Enter a final state."""
         self.state = state
-        self.token, self.lease_ends, self.due = "", None, None
+        self.lease_ends = self.due = None
         self.finished_at = now
 
     def claim(self, token: str, lease_ends: float, now: float) -> bool:
@@ -142,7 +167,7 @@ class JobRecord:
             return False
         self.state = JobState.RUNNING
         self.attempt += 1
-        self.token, self.lease_ends = token, lease_ends
+        self.token, self.lease_ends, self.confirmed = token, lease_ends, False
         self.expires_at = None  # an expiry concerns the start only
         self.started_at = now
         return True
@@ -152,10 +177,10 @@ class JobRecord:
         return self.state is JobState.RUNNING and self.token == token
 
     def renew(self, token: str, lease_ends: float) -> LeaseStatus:
-        """Renew the lease of a claim, if the claim holds the job."""
+        """Renew the lease of a claim, and confirm the claim, if it holds the job."""
         if not self.is_held(token):
             return LeaseStatus.LOST
-        self.lease_ends = lease_ends
+        self.lease_ends, self.confirmed = lease_ends, True
         return LeaseStatus.CANCELLED if self.cancel_requested else LeaseStatus.HELD
 
     def save(self, token: str, result: bytes) -> bool:
@@ -194,7 +219,7 @@ class JobRecord:
         """Start again; return whether the job had ended."""
         if self.state not in FINAL:
             return False
-        self.attempt = self.crashes = 0
+        self.attempt = self.crashes = self.unconfirmed = 0
         self.cancel_requested = False
         self.finished_at = self.result = self.expires_at = None
         self.unmet.clear()
@@ -236,9 +261,11 @@ class JobRecord:
             self.token,
             self.attempt,
             self.crashes,
+            self.unconfirmed,
             self.enqueued_at + ahead,
             tuple(self.previous),
             self.error,
+            self.result,
         )
 
     def stored(self, ahead: float = 0.0) -> StoredJob:
@@ -257,4 +284,9 @@ class JobRecord:
             self.error,
             self.result,
             tuple(self.previous),
+            self.token,
+            tuple(
+                replace(lost, started_at=lost.started_at + ahead, ended_at=lost.ended_at + ahead)
+                for lost in self.lost
+            ),
         )

@@ -18,6 +18,8 @@ from typing import Any
 
 from ._states import JobState
 
+MOST_LOST = 20  #: expired claims that a job remembers
+
 
 @dataclass(slots=True)
 class Message:
@@ -58,21 +60,46 @@ class Claim:
 
     Args:
         message: The job.
-        token: Distinguishes this claim from every other claim of the job.
+        token: Distinguishes this claim from every other claim of the job: the name of the process,
+            a hyphen, and a number.
         attempt: The number of claims, from 1, without those that were released.
-        crashes: The number of claims whose worker never settled.
+        crashes: The number of claims whose lease was renewed, and whose worker never settled.
+        unconfirmed: The number of claims whose lease expired without a renewal, so that the worker
+            may never have received them.
         enqueued_at: When the job was enqueued, in seconds since the epoch.
         previous: The results of the jobs that it depends on, in their order.
         error: The error of the latest failed attempt.
+        saved: The latest intermediate result.
     """
 
     message: Message
     token: str
     attempt: int
     crashes: int
+    unconfirmed: int
     enqueued_at: float
     previous: tuple[bytes | None, ...] = ()
     error: Mapping[str, Any] | None = None
+    saved: bytes | None = None
+
+
+@dataclass(slots=True)
+class LostClaim:
+    """A claim whose lease expired.
+
+    Args:
+        attempt: The number of the attempt.
+        token: The token of the claim.
+        started_at: When the job was claimed, in seconds since the epoch.
+        ended_at: When the job became ready again.
+        confirmed: Whether the lease was renewed, so that it counts as a crash.
+    """
+
+    attempt: int
+    token: str
+    started_at: float
+    ended_at: float
+    confirmed: bool
 
 
 @dataclass(slots=True)
@@ -83,8 +110,8 @@ class Settlement:
         id: The job's id.
         token: The token of the claim.
         state: `SUCCEEDED`, `DEAD` or `CANCELLED`; `SCHEDULED` for another attempt after `delay`; or
-            `READY` to release the job at once, as if it had not been claimed.
-        delay: Seconds until the next attempt.
+            `READY` to release the job after `delay`, as if it had not been claimed.
+        delay: Seconds until the job is ready again.
         result: The result of a job that succeeded, or `None` to store no result. In all other
             states, an intermediate result is retained.
         error: The error of the attempt.
@@ -120,6 +147,8 @@ class StoredJob:
         error: The error of its latest failed attempt.
         result: Its result, or its latest intermediate result.
         previous: The results of the jobs that it depends on, in their order, as far as they exist.
+        token: The token of its latest claim.
+        lost: Its latest claims whose leases expired, oldest first, up to 20.
     """
 
     message: Message
@@ -131,6 +160,8 @@ class StoredJob:
     error: Mapping[str, Any] | None = None
     result: bytes | None = None
     previous: tuple[bytes | None, ...] = ()
+    token: str = ""
+    lost: tuple[LostClaim, ...] = ()
 
 
 @dataclass(slots=True)
@@ -183,8 +214,9 @@ class Broker(ABC):
         """Claim jobs that are ready.
 
         The first queue is emptied before the second one. Within a queue the oldest jobs are first,
-        unless the broker's documentation says otherwise. Returns at once. If it is cancelled, jobs
-        may stay claimed until their leases end.
+        unless the broker's documentation says otherwise. Returns at once. If it is cancelled, or
+        its answer is lost, jobs may stay claimed until their leases end. Large jobs end a claim
+        early.
 
         Args:
             queues: The names of the queues.
@@ -201,7 +233,7 @@ class Broker(ABC):
 
     @abstractmethod
     async def renew(self, claims: Sequence[Claim], *, lease: float) -> list[LeaseStatus]:
-        """Renew leases, which then end `lease` seconds from now.
+        """Renew leases, which then end `lease` seconds from now, and confirm the claims.
 
         A lease that has expired is lost, even if no other worker has claimed the job.
 

@@ -13,7 +13,7 @@ from background.queues import JobState
 from background.queues._worker.decision import CANCELLED, LOST, UNSETTLED, conclude, decide
 from background.queues.abc import Claim
 
-CLAIM = Claim(message("one"), token="token", attempt=2, crashes=0, enqueued_at=0.0)
+CLAIM = Claim(message("one"), token="token", attempt=2, crashes=0, unconfirmed=0, enqueued_at=0.0)
 ERROR = ValueError("no")
 
 SUCCEEDED = Outcome(TaskStatus.SUCCEEDED, 1.0, value=5)

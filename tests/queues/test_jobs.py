@@ -797,7 +797,7 @@ async def test_running_job_from_second_queue(
 
 
 async def test_results_store(manager: Manager, broker: FaultyBroker) -> None:
-    """Results and saved values are in the separate store; requeue() deletes them."""
+    """Results are in the separate store, and saved values in the broker."""
     results = MemoryResults()
     async with JobQueue(broker, results=results, retention=50) as jobs:
         saved = anyio.Event()
@@ -827,10 +827,15 @@ async def test_results_store(manager: Manager, broker: FaultyBroker) -> None:
         assert stored.result is None
         dead = await handler.enqueue(True)
         assert await dead.wait() is S.DEAD
-        assert results.kept[f"{dead.id}.1"] == b'"so far"'
+        info = await dead.info()
+        assert info is not None
+        assert info.result == "so far"
+        assert f"{dead.id}.1" not in results.kept
         await worker.close()
         assert await jobs.requeue(dead.id)
-        assert f"{dead.id}.1" not in results.kept
+        info = await dead.info()
+        assert info is not None
+        assert info.result is None
         assert not await jobs.requeue("unknown")
     assert not results.is_open
 
@@ -964,7 +969,7 @@ async def test_invalid_bodies(
     manager: Manager, broker: FaultyBroker, recorder: RecordingObserver
 ) -> None:
     """A job with an invalid body is dead, and its body stays stored."""
-    async with JobQueue(broker, max_payload=1000) as jobs:
+    async with JobQueue(broker, max_payload=1000, unknown_for=0) as jobs:
         handler = jobs.handler(name="add")(add)
         messages = [message(f"bad-{n}", body) for n, body in enumerate(BODIES.values())]
         await broker.enqueue(messages)
@@ -1027,13 +1032,14 @@ async def test_max_crashes(
         for crashes in (1, 2):
             claims = await broker.real.claim(["default"], 3 - crashes, lease=1)
             assert len(claims) == 3 - crashes
+            await broker.real.renew(claims, lease=1)
             await elapse(broker.real, 2)
         await jobs.start(manager)
         with pytest.raises(JobFailedError, match="its worker died 2 times"):
             await poison.result()
         assert await survivor.result() is None
         assert ran == [2]
-        assert "job survivor of h: its worker died or lost its lease" in caplog.text
+        assert "job survivor of h: the lease of its worker expired" in caplog.text
         await manager.close(timeout=0)
     assert recorder.names().count("dead") == 1
 

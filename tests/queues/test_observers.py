@@ -329,7 +329,7 @@ async def test_steps(
 
 async def test_unknown_handler(manager: Manager, recorder: RecordingObserver) -> None:
     """Observers are notified of the dead job of an unknown handler."""
-    jobs = make_queue()
+    jobs = JobQueue(MemoryBroker(), unknown_for=0)
     jobs.handler(name="send")(fine)
     async with jobs:
         await jobs.start(manager)

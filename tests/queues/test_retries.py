@@ -320,9 +320,9 @@ async def test_stop_after_delay(broker: FaultyBroker, anyio_backend: object) -> 
         await elapse(broker.real, 60)
         assert await client.requeue(job.id)
         times.clear()
-        assert (
-            len(await broker.real.claim(["default"], 1, lease=1)) == 1
-        )  # by a worker that crashes
+        claims = await broker.real.claim(["default"], 1, lease=1)  # by a worker that crashes
+        assert len(claims) == 1
+        await broker.real.renew(claims, lease=1)
         await elapse(broker.real, 5)
         await run_worker(job, 40)
         assert times == [205, 215, 225, 235]

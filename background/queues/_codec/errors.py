@@ -4,20 +4,71 @@ from __future__ import annotations
 
 import traceback
 from collections.abc import Callable, Mapping
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, cast
 
 from .._errors import JobFailedError
 
+MOST_KEPT = 20  #: failed attempts that are stored with an error
+
+_LONGEST_KEPT = 500  # characters of the message of such an attempt
 _LONGEST = 10_000  # characters of a message or a traceback; longer texts lose their middle
 
 
-def describe(error: BaseException) -> dict[str, Any]:
+@dataclass(slots=True)
+class FailedAttempt:
+    """A failed attempt, as it is stored with the job's error.
+
+    Args:
+        number: The number of the attempt.
+        started_at: When it began, in seconds since the epoch.
+        finished_at: When it ended.
+        token: The token of its claim.
+        type: The class of its error.
+        message: The message of its error, or its beginning.
+    """
+
+    number: int
+    started_at: float
+    finished_at: float
+    token: str
+    type: str
+    message: str
+
+    def __post_init__(self) -> None:
+        self.message = self.message[:_LONGEST_KEPT]
+
+
+def describe(error: BaseException, *, with_traceback: bool = True) -> dict[str, Any]:
     """Return an error's class, message and traceback as texts."""
-    return {
+    described = {
         "type": _shortened(_text(error, _name)),
         "message": _shortened(_text(error, str)),
-        "traceback": _shortened(_text(error, _trace)),
     }
+    if with_traceback:
+        described["traceback"] = _shortened(_text(error, _trace))
+    return described
+
+
+def earlier_attempts(error: Mapping[str, Any] | None) -> list[FailedAttempt]:
+    """Return the failed attempts that are stored with an error, which may have any content."""
+    stored: object = (error or {}).get("attempts")
+    attempts: list[FailedAttempt] = []
+    for entry in cast(list[object], stored) if isinstance(stored, list) else ():
+        match entry:
+            case [
+                int() as number,
+                int() | float() as started_at,
+                int() | float() as finished_at,
+                str() as token,
+                str() as kind,
+                str() as message,
+            ]:
+                failed = FailedAttempt(number, started_at, finished_at, token, kind, message)
+                attempts.append(failed)
+            case _:  # pyright: ignore[reportUnknownVariableType]
+                pass
+    return attempts
 
 
 def failed(id: str, error: Mapping[str, Any] | None) -> JobFailedError:
@@ -27,7 +78,9 @@ def failed(id: str, error: Mapping[str, Any] | None) -> JobFailedError:
         id: The job's id.
         error: The stored error, which may have any content.
     """
-    stored = error or {}
+    stored: Mapping[str, Any] = error or {}
+    if "type" not in stored and isinstance(stored.get("postponed"), Mapping):
+        stored = stored["postponed"]  # no attempt has failed
     texts = (stored.get(name) for name in ("type", "message", "traceback"))
     kind, message, trace = (text if isinstance(text, str) else "" for text in texts)
     return JobFailedError(id, kind or "unknown", message, trace)

@@ -24,6 +24,7 @@ from .._backoff import BrokerBackoff
 from .._client import Client, result_key
 from .._codec import json_data
 from .._errors import QueueError
+from .._verdicts import Verdict
 from ..abc import Claim, Settlement
 from .decision import CANCELLED, LOST, UNSETTLED, cancelled, conclude, decide
 
@@ -62,6 +63,8 @@ class JobAttempt:
         passes_result: Whether other jobs depend on it.
         previous: The results of its dependencies.
         held_until: When the lease ends, on the event loop's clock.
+        saved: The value that an earlier attempt saved.
+        misfit: The reason why this worker can't run the job, though another one may.
     """
 
     __slots__ = (
@@ -70,10 +73,10 @@ class JobAttempt:
         "_cancel_requested",
         "_dump_result",
         "_handle",
-        "_has_saved",
         "_passes_result",
         "_policy",
         "_since",
+        "_started_at",
         "_stores_result",
         "_worker",
         "claim",
@@ -83,7 +86,9 @@ class JobAttempt:
         "is_settling",
         "job",
         "job_cancelled",
+        "misfit",
         "previous",
+        "saved",
         "task",
     )
 
@@ -98,12 +103,16 @@ class JobAttempt:
         passes_result: bool,
         previous: Any,
         held_until: float,
+        saved: Any,
+        misfit: Exception | None,
     ) -> None:
         message = claim.message
         self.claim = claim
         self.task = task
         self.previous = previous
         self.held_until = held_until
+        self.saved = saved
+        self.misfit = misfit
         self.job = JobRef(
             id=message.id,
             handler=message.handler or "",
@@ -124,7 +133,7 @@ class JobAttempt:
         self._attempts: Attempts | None = None
         self._cancel_requested = False
         self._cancel_reason: str | None = None
-        self._has_saved = False
+        self._started_at = 0.0  # when this attempt began, in seconds since the epoch
         self._since = 0.0  # when the first attempt began, in seconds since the epoch
 
     @property
@@ -164,6 +173,11 @@ class JobAttempt:
         self.job_cancelled = True
         self._cancel(CANCELLED)
 
+    def settle_without_run(self, settlement: Settlement) -> None:
+        """Settle the job instead of running it."""
+        self._worker.settle_soon(self, settlement)
+        self._worker.remove(self)
+
     def release(self) -> None:
         """Cancel the run, and release the job."""
         self._cancel("shutdown")
@@ -178,10 +192,13 @@ class JobAttempt:
     # The parts of `RunInterceptor`
 
     async def before_run(self) -> None:
+        self._started_at = wall = clock.wall()
         if self._policy is None:
             return
-        wall, now = clock.wall(), self._worker.host.backend.now
-        has_failed = self.number - 1 > self.claim.crashes
+        now = self._worker.host.backend.now
+        # A claim that no worker received is not an attempt.
+        number = self.number - self.claim.unconfirmed
+        has_failed = number - 1 > self.claim.crashes
         error = self.claim.error if has_failed else None  # otherwise it precedes a requeue
         since = None if error is None else error.get("since")
         self._since = since if isinstance(since, float) else wall
@@ -193,7 +210,7 @@ class JobAttempt:
             task.kwargs,
             started=now() - max(0.0, wall - self._since),
             clock=now,
-            number=self.number,
+            number=number,
         )
         await self._attempts.before()
 
@@ -204,8 +221,9 @@ class JobAttempt:
     def on_never_started(self, reason: str | None) -> None:
         if not self.is_lost:
             outcome = Outcome(TaskStatus.CANCELLED, 0.0, cancel_reason=reason)
-            self._worker.settle_soon(self, self._decide(outcome, None))
-        self._worker.remove(self)
+            self.settle_without_run(self._decide(outcome, None))
+        else:
+            self._worker.remove(self)
 
     async def after_run(self, outcome: Outcome) -> Outcome:
         self.has_ended = True
@@ -233,6 +251,8 @@ class JobAttempt:
             job_cancelled=self.job_cancelled,
             result=result,
             since=self._since,
+            began=self._started_at,
+            now=clock.wall(),
         )
 
     async def _judge(self, outcome: Outcome) -> tuple[Outcome, bytes | None]:
@@ -264,6 +284,8 @@ class JobAttempt:
         attempts, error = self._attempts, outcome.error
         if attempts is None or not (error is None or isinstance(error, Exception)):
             return
+        if isinstance(error, Verdict):
+            return
         if error is None:
             delay = await attempts.returned(outcome.value)
         else:
@@ -286,15 +308,12 @@ class JobAttempt:
     async def _store(self, encoded: bytes | None) -> bool:
         """Store a result apart from the job; return `False` if that fails for too long."""
         results = self._worker.client.results
-        if results is None or not (self._stores_result or self._has_saved):
+        if results is None or not self._stores_result or encoded is None:
             return True
         key = result_key(self.job.id, self.number)
 
         async def store() -> None:
-            if self._stores_result and encoded is not None:
-                await results.save(key, encoded, retention=self.claim.message.retention)
-            else:
-                await results.delete(key)
+            await results.save(key, encoded, retention=self.claim.message.retention)
 
         try:
             await BrokerBackoff("storing results").call(store, lambda error: self.gives_up)
@@ -306,13 +325,12 @@ class JobAttempt:
         """Store an intermediate result, as `JobContext.save()` does."""
         client, message = self._worker.client, self.claim.message
         encoded = json_data.encode(f"a value of job {self.job.id}", value, client.max_payload)
-        if self.is_lost or self.has_ended:  # a store of results does not check the lease
+        if self.is_lost or self.has_ended:
             raise QueueError(f"job {self.job.id}: {LOST if self.is_lost else _ENDED}")
-        self._has_saved = True
-        token, retention = self.claim.token, message.retention
-        if not await client.save(message.id, self.number, token, encoded, retention):
+        if not await client.broker.save(message.id, self.claim.token, encoded):
             self.lose()
             raise QueueError(f"job {self.job.id}: {LOST}")
+        self.saved = value
 
 
 def current_attempt() -> JobAttempt | None:

@@ -73,8 +73,15 @@ class JobContext:
         """The metadata from `options(meta=…)`."""
         return self._attempt.meta
 
+    @property
+    def saved(self) -> Any:
+        """The latest value that this or an earlier attempt saved, as plain data; or `None`."""
+        return self._attempt.saved
+
     async def save(self, value: Any) -> None:
-        """Store an intermediate result, which the job's info shows until the job succeeds.
+        """Store an intermediate result, for later attempts and the job's info.
+
+        It is deleted when the job succeeds.
 
         In a sync function call `anyio.from_thread.run(context.save, value)`.
 

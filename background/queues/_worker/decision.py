@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import astuple
 from typing import Any
 
 from ..._execution.outcome import FROM_OUTSIDE, Outcome
 from ..._states import TaskStatus
-from .._codec.errors import describe
+from .._codec.errors import MOST_KEPT, FailedAttempt, describe, earlier_attempts
 from .._states import JobState
+from .._verdicts import Cancel, Snooze
 from ..abc import Claim, Settlement
 
 LOST = "its lease was lost"
@@ -17,6 +19,9 @@ UNSETTLED = "it could not be settled"
 #: Reasons of a cancellation after which the job is released.
 _RELEASED = ("shutdown", FROM_OUTSIDE)
 
+#: Seconds for which a job that this worker can't run is released.
+_SHORTEST_DELAY, _LONGEST_DELAY = 1.0, 60.0
+
 
 def decide(
     claim: Claim,
@@ -25,6 +30,8 @@ def decide(
     job_cancelled: bool = False,
     result: bytes | None = None,
     since: float = 0.0,
+    began: float = 0.0,
+    now: float = 0.0,
 ) -> Settlement:
     """Return the settlement of an attempt.
 
@@ -34,12 +41,18 @@ def decide(
         job_cancelled: Whether the job itself is to be cancelled, not only the run.
         result: The encoded result of a run that succeeded.
         since: When the job's first attempt began, in seconds since the epoch.
+        began: When this attempt began.
+        now: When it ended.
     """
     state, error = JobState.SUCCEEDED, None
     delay = 0.0
     if outcome.status is TaskStatus.FAILED and outcome.error is not None:
         error = outcome.error
-        if outcome.retry_in is not None:
+        if isinstance(error, Snooze):
+            state, delay, error = JobState.READY, error.seconds, None
+        elif isinstance(error, Cancel):
+            state = JobState.CANCELLED
+        elif outcome.retry_in is not None:
             state, delay = JobState.SCHEDULED, outcome.retry_in
         elif isinstance(error, KeyboardInterrupt):  # it ends the process, not the job
             state, error = JobState.READY, None
@@ -50,9 +63,45 @@ def decide(
         state = JobState.READY if is_released else JobState.CANCELLED
     described: dict[str, Any] | None = None
     if error is not None:
-        described = describe(error) | {"since": since}
+        described = describe(error)
+        earlier = earlier_attempts(claim.error)
+        attempt = FailedAttempt(
+            claim.attempt, began, now, claim.token, described["type"], described["message"]
+        )
+        described |= {"since": since, "attempts": [*map(astuple, [*earlier, attempt])][-MOST_KEPT:]}
     message = claim.message
     return Settlement(message.id, claim.token, state, delay, result, described)
+
+
+def postpone(
+    claim: Claim, error: Exception, *, now: float, unknown_for: float
+) -> Settlement | None:
+    """Return the settlement that releases a job which this worker can't run.
+
+    The delay grows with the time for which workers could not run the job.
+
+    Args:
+        claim: The claim.
+        error: The reason.
+        now: The time, in seconds since the epoch.
+        unknown_for: Seconds after which the job is not released any more.
+
+    Returns:
+        The settlement, or `None` if the job must be dead.
+    """
+    stored = dict(claim.error or {})
+    since = now
+    match stored.get("postponed"):
+        case {"since": float() as first}:
+            since = first
+        case _:
+            pass
+    waited = max(0.0, now - since)
+    if waited >= unknown_for:
+        return None
+    stored["postponed"] = describe(error, with_traceback=False) | {"since": since}
+    delay = min(max(_SHORTEST_DELAY, waited), _LONGEST_DELAY)
+    return Settlement(claim.message.id, claim.token, JobState.READY, delay, error=stored)
 
 
 def conclude(outcome: Outcome, settlement: Settlement, accepted: bool | None) -> Outcome:
@@ -67,6 +116,8 @@ def conclude(outcome: Outcome, settlement: Settlement, accepted: bool | None) ->
         return cancelled(outcome, LOST if accepted is False else UNSETTLED)
     if outcome.status is TaskStatus.CANCELLED:
         return cancelled(outcome, outcome.cancel_reason or CANCELLED)
+    if isinstance(outcome.error, (Snooze, Cancel)):
+        return cancelled(outcome, str(outcome.error))
     outcome.is_dead = settlement.state is JobState.DEAD
     return outcome
 

@@ -9,15 +9,19 @@ import anyio
 from opentelemetry import context as trace_context
 
 from ..._eventloop.interruption import ki_protected
+from ..._support import clock
 from ..._support.log import log
 from .._backoff import BrokerBackoff
 from .._codec import trace
-from ..abc import Broker, Claim
-from .attempt import WorkerContext
+from .._errors import BrokerUnavailableError
+from ..abc import Broker, Claim, LeaseStatus
+from .attempt import JobAttempt, WorkerContext
+from .decision import postpone
 from .in_flight import InFlight
 from .preparation import Preparation
 from .selection import Selection
 
+_MOST_REPORTED = 1000  # handlers whose jobs are reported as left for another worker
 _IDLE = 30.0  # the most seconds between two claims, if the broker reports no work
 
 
@@ -33,6 +37,8 @@ class Fetcher:
         queues: The queues to claim from.
         concurrency: The most attempts in flight.
         lease: Seconds for which jobs are claimed.
+        max_crashes: The number of crashes after which a job is dead.
+        unknown_for: Seconds for which a job that this worker can't run is released.
     """
 
     def __init__(
@@ -44,6 +50,8 @@ class Fetcher:
         queues: Selection,
         concurrency: int,
         lease: float,
+        max_crashes: int,
+        unknown_for: float,
     ) -> None:
         self.is_fetching = True  # until the loop has ended
         self._broker = broker
@@ -53,6 +61,9 @@ class Fetcher:
         self._queues = queues
         self._concurrency = concurrency
         self._lease = lease
+        self._max_crashes = max_crashes
+        self._unknown_for = unknown_for
+        self._reported: set[tuple[str, type[Exception]]] = set()
         self._backoff = BrokerBackoff("claiming jobs")
         self._is_stopped = False
         self._pause: anyio.CancelScope | None = None  # `stop` cancels it
@@ -83,20 +94,47 @@ class Fetcher:
         queues = self._queues.draw()
         began = self._now()
         with anyio.CancelScope(shield=True):  # a cancelled claim could leave jobs claimed
-            for claim in await self._broker.claim(queues, room, lease=self._lease):
+            claims = await self._broker.claim(queues, room, lease=self._lease)
+            claims = await self._confirmed(claims)
+            for claim in claims:
                 self._start(claim, began + self._lease)
-                room -= 1
+            room -= len(claims)
         if room:
             await self._broker.wait_for_work(queues, _IDLE)
 
+    async def _confirmed(self, claims: list[Claim]) -> list[Claim]:
+        """Confirm claims whose crash must be counted; return the claims that still hold their jobs.
+
+        The broker counts a crash only if the claim was confirmed, because the answer of a claim may
+        be lost. The heartbeat confirms claims soon enough for a job that has never been lost.
+        """
+        doubtful = [
+            claim for claim in claims if claim.unconfirmed or claim.crashes + 1 >= self._max_crashes
+        ]
+        if not doubtful:
+            return claims
+        try:
+            with anyio.fail_after(self._lease / 3):
+                statuses = await self._broker.renew(doubtful, lease=self._lease)
+        except (BrokerUnavailableError, TimeoutError):
+            return claims  # their leases hold, though a crash may not be counted
+        lost = {
+            claim.message.id
+            for claim, status in zip(doubtful, statuses, strict=True)
+            if status is LeaseStatus.LOST
+        }
+        return [claim for claim in claims if claim.message.id not in lost]
+
     def _start(self, claim: Claim, held_until: float) -> None:
         attempt, carrier = self._preparation.prepare(claim, held_until)
-        if claim.crashes:
-            text = "job %s of %s: its worker died or lost its lease; this is attempt %d"
+        if claim.crashes or claim.unconfirmed:
+            text = "job %s of %s: the lease of its worker expired; this is attempt %d"
             log(logging.WARNING, text, attempt.job.id, attempt.job.handler, claim.attempt)
         self._in_flight.add(attempt)
         if self._is_stopped or self._now() >= held_until:  # the answer was too late
             attempt.on_never_started("shutdown")
+            return
+        if attempt.misfit is not None and self._postpone(attempt, attempt.misfit):
             return
         try:
             context = self._context.copy()
@@ -105,3 +143,23 @@ class Fetcher:
         except Exception as error:  # its lease ends, and max_crashes bounds the number of tries
             log(logging.ERROR, "job %s can't be started", claim.message.id, error=error)
             self._in_flight.remove(attempt)
+
+    def _postpone(self, attempt: JobAttempt, error: Exception) -> bool:
+        """Release a job that this worker can't run; return `False` if it waited too long."""
+        settlement = postpone(attempt.claim, error, now=clock.wall(), unknown_for=self._unknown_for)
+        if settlement is None:
+            return False
+        reported = attempt.job.handler, type(error)
+        if reported not in self._reported and len(self._reported) < _MOST_REPORTED:
+            self._reported.add(reported)
+            log(
+                logging.WARNING,
+                "jobs of %s are left for another worker, the first one is %s: %s; this worker has "
+                "the handlers %s",
+                attempt.job.handler,
+                attempt.job.id,
+                error,
+                self._preparation.handler_names,
+            )
+        attempt.settle_without_run(settlement)
+        return True

@@ -37,6 +37,7 @@ class WorkerLoops:
         concurrency: The most jobs at once.
         lease: Seconds for which jobs are claimed.
         max_crashes: A job is dead when this many workers have died while they ran it.
+        unknown_for: Seconds for which a job that this worker can't run is released.
     """
 
     def __init__(
@@ -50,6 +51,7 @@ class WorkerLoops:
         concurrency: int,
         lease: float,
         max_crashes: int,
+        unknown_for: float,
     ) -> None:
         broker = client.broker
         self.queues = queues
@@ -66,7 +68,15 @@ class WorkerLoops:
         )
         preparation = Preparation(context, handlers, observers, max_crashes)
         self._fetcher = Fetcher(
-            broker, context, preparation, self.in_flight, queues, concurrency, lease
+            broker,
+            context,
+            preparation,
+            self.in_flight,
+            queues,
+            concurrency,
+            lease,
+            max_crashes,
+            unknown_for,
         )
         self._renewer = LeaseRenewer(broker, self.in_flight, lease, host.backend.now)
         self._janitor = Janitor(broker, lease)

@@ -34,6 +34,7 @@ class WorkerPool:
         observers: The queue's observers.
         lease: Seconds for which jobs are claimed.
         max_crashes: A job is dead when this many workers have died while they ran it.
+        unknown_for: Seconds for which a job that a worker can't run is released.
     """
 
     def __init__(
@@ -45,6 +46,7 @@ class WorkerPool:
         *,
         lease: float,
         max_crashes: int,
+        unknown_for: float,
     ) -> None:
         self._client = client
         self._enqueuer = enqueuer
@@ -52,6 +54,7 @@ class WorkerPool:
         self._observers = observers
         self._lease = lease
         self._max_crashes = max_crashes
+        self._unknown_for = unknown_for
         self._workers: list[WorkerLoops] = []
         self._managers: list[Manager] = []
         self._schedules: list[TaskHandle[None]] = []
@@ -80,6 +83,7 @@ class WorkerPool:
             concurrency=concurrency,
             lease=self._lease,
             max_crashes=self._max_crashes,
+            unknown_for=self._unknown_for,
         )
         worker.start()
         self._workers = [started for started in self._workers if not started.is_closed]

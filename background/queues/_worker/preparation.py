@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from math import inf
 from types import MappingProxyType
 from typing import Any
 
@@ -13,12 +14,14 @@ from ..._retry import make_policy
 from ..._support.frozen import EMPTY
 from ..._task import Task, unchecked
 from .._client import previous
+from .._codec import json_data
 from .._codec.body import Body, decode
 from .._enqueue.handler import Handler
-from .._errors import UnknownHandlerError, WorkerDiedError
+from .._errors import PayloadTooLargeError, UnknownHandlerError, WorkerDiedError
 from ..abc import Claim
 from .attempt import JobAttempt, WorkerContext
 
+_MOST_NAMES = 20  # in a message
 _NO_BODY = Body(args=[], kwargs={})
 
 
@@ -44,22 +47,39 @@ class Preparation:
         self._observers = observers
         self._max_crashes = max_crashes
 
+    @property
+    def handler_names(self) -> str:
+        """The names of the handlers, for messages."""
+        names = sorted(self._handlers)
+        shown = ", ".join(names[:_MOST_NAMES]) or "(none)"
+        return f"{shown} and {len(names) - _MOST_NAMES} more" if names[_MOST_NAMES:] else shown
+
     def prepare(self, claim: Claim, held_until: float) -> tuple[JobAttempt, Mapping[str, str]]:
         """Return an attempt of a job, and the trace context that is stored with the job."""
         message = claim.message
         handler = self._handlers.get(message.handler or "")
         if handler is None:
             text = f"no handler {message.handler!r} for a job in the queue {message.queue!r}"
-            return self._refuse(claim, held_until, UnknownHandlerError(text), self._observers)
+            unknown = UnknownHandlerError(text)
+            return self._refuse(claim, held_until, unknown, self._observers, is_misfit=True)
         observers = self._observers + handler.config.observers
         if claim.crashes >= self._max_crashes:
             error = WorkerDiedError(f"its worker died {claim.crashes} times while it ran the job")
             return self._refuse(claim, held_until, error, observers)
         try:
             body = decode(f"job {message.id}", message.body, self._worker.client.max_payload)
-            return self._prepare(claim, held_until, handler, body, observers), body.trace
+        except Exception as failure:
+            too_large = isinstance(failure, PayloadTooLargeError)
+            return self._refuse(claim, held_until, failure, observers, is_misfit=too_large)
+        try:
+            args, kwargs = handler.signature.load(body.args, body.kwargs)
+        except Exception as failure:
+            return self._refuse(claim, held_until, failure, observers, is_misfit=True)
+        try:
+            attempt = self._prepare(claim, held_until, handler, body, args, kwargs, observers)
         except Exception as failure:
             return self._refuse(claim, held_until, failure, observers)
+        return attempt, body.trace
 
     def _prepare(
         self,
@@ -67,10 +87,11 @@ class Preparation:
         held_until: float,
         handler: Handler[..., Any, Any],
         body: Body,
+        args: Sequence[Any],
+        kwargs: Mapping[str, Any],
         observers: tuple[Observer, ...],
     ) -> JobAttempt:
         config, id = handler.config, claim.message.id
-        args, kwargs = handler.signature.load(body.args, body.kwargs)
         task = unchecked(
             handler.fn,
             tuple(args),
@@ -85,6 +106,9 @@ class Preparation:
         results = None
         if body.previous is not None:
             results = previous(id, body.previous, claim.previous)
+        saved = None
+        if claim.saved is not None:
+            saved = json_data.decode(f"a value of job {id}", claim.saved, inf)
         return self._attempt(
             claim,
             task,
@@ -94,6 +118,7 @@ class Preparation:
             stores_result=config.stores_result,
             passes_result=body.passes,
             previous=results,
+            saved=saved,
         )
 
     def _refuse(
@@ -102,11 +127,14 @@ class Preparation:
         held_until: float,
         error: Exception,
         observers: tuple[Observer, ...],
+        *,
+        is_misfit: bool = False,
     ) -> tuple[JobAttempt, Mapping[str, str]]:
         message = claim.message
         name = message.handler or message.id
         task = unchecked(_raising(error), (), EMPTY, name, id=message.id, observers=observers)
-        return self._attempt(claim, task, held_until), _NO_BODY.trace
+        misfit = error if is_misfit else None
+        return self._attempt(claim, task, held_until, misfit=misfit), _NO_BODY.trace
 
     def _attempt(
         self,
@@ -118,6 +146,8 @@ class Preparation:
         stores_result: bool = False,
         passes_result: bool = False,
         previous: Any = None,
+        saved: Any = None,
+        misfit: Exception | None = None,
     ) -> JobAttempt:
         return JobAttempt(
             self._worker,
@@ -129,6 +159,8 @@ class Preparation:
             passes_result,
             previous,
             held_until,
+            saved,
+            misfit,
         )
 
 

@@ -10,6 +10,7 @@ import anyio
 from anyio.lowlevel import checkpoint
 
 from ..._support import clock
+from .._names import process_name
 from .._states import FINAL, JobState
 from ..abc import Broker, Claim, LeaseStatus, MaintenanceStats, Message, Settlement, StoredJob
 from .jobs import MemoryJob, MemoryJobs
@@ -28,7 +29,8 @@ class MemoryBroker(Broker):
 
     def __init__(self) -> None:
         self._jobs = MemoryJobs(self._on_change)
-        self._tokens = count()
+        self._process = process_name()
+        self._claims = count()
         self._ahead = 0.0  # see `_epoch`
         self._changed: anyio.Event | None = None  # created by the first waiter
         self._ended: dict[str, anyio.Event] = {}  # by job id: the waiters for its end
@@ -49,7 +51,7 @@ class MemoryBroker(Broker):
 
     async def claim(self, queues: Sequence[str], most: int, *, lease: float) -> list[Claim]:
         now = await self._now()
-        token = str(next(self._tokens))
+        token = f"{self._process}-{next(self._claims)}"
         return self._jobs.claim(queues, most, token, now, lease, self._epoch(now))
 
     async def wait_for_work(self, queues: Sequence[str], timeout: float) -> None:

@@ -6,10 +6,10 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import count
 from math import inf
-from secrets import token_hex
 from typing import NamedTuple
 
 from .._errors import BrokerUnavailableError
+from .._names import process_name
 from ..abc import Claim, LeaseStatus, Settlement
 from .codec import encode
 from .effects import UNREADABLE_DELAY, Effects
@@ -40,7 +40,7 @@ class Claims:
         self._ready = ready
         self._jobs = jobs
         self._leases = HeldLeases(timers)
-        self._run = token_hex(8)  # distinguishes this broker's claims from those of all others
+        self._process = process_name()
         self._numbers = count(1)
 
     def drop_expired(self, now: float) -> None:
@@ -70,7 +70,7 @@ class Claims:
         return claims
 
     async def _claim(self, offers: Sequence[Offer], lease: float) -> list[Claim]:
-        token = f"{self._run}-{next(self._numbers)}"
+        token = f"{self._process}-{next(self._numbers)}"
         hints = {offer.id: Stored(offer.record, offer.revision) for offer in offers if offer.record}
         try:
             changed = await self._jobs.change(

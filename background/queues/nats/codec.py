@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import astuple
 from typing import Any
 
 from .._errors import BrokerUnavailableError
 from .._states import JobState
-from ..abc import Message
+from ..abc import LostClaim, Message
 from .job import NatsJob
 
 _VERSION = 1
@@ -21,6 +22,8 @@ _VERSION = 1
 _DEFAULTS: Mapping[str, Any] = {
     "attempt": 0,
     "crashes": 0,
+    "unconfirmed": 0,
+    "confirmed": False,
     "token": "",
     "lease_ends": None,
     "due": None,
@@ -63,6 +66,8 @@ def encode(job: NatsJob) -> bytes:
             fields[name] = value
     if message.depends_on:
         fields["depends_on"], fields["unmet"] = message.depends_on, job.unmet
+    if job.lost:
+        fields["lost"] = [astuple(claim) for claim in job.lost]
     if job.dependants:
         fields["dependants"] = job.dependants
     line = json.dumps(fields, separators=(",", ":"), default=dict).encode()
@@ -113,6 +118,7 @@ def _job(fields: dict[str, Any], blobs: list[bytes | None], revision: int) -> Na
     job.revision = revision
     job.result, job.previous = result, previous
     job.unmet = fields.get("unmet", [])
+    job.lost = [LostClaim(*claim) for claim in fields.get("lost", ())]
     job.dependants = fields.get("dependants", [])
     return job
 

@@ -5,14 +5,13 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Sequence
 from itertools import count
-from secrets import token_hex
 
 import anyio
 from redis.exceptions import NoScriptError
 
 from .._dependencies import missing_dependency, outside_dependencies
 from .._errors import BrokerUnavailableError
-from .._names import check_name
+from .._names import check_name, process_name
 from .._states import FINAL, JobState
 from ..abc import Broker, Claim, LeaseStatus, MaintenanceStats, Message, Settlement, StoredJob
 from . import script as scripts
@@ -65,7 +64,7 @@ class RedisBroker(Broker):
         self._channel = f"{{{self.prefix}}}:events:{self._address.db}"
         self._caller = Caller(self.prefix, self._channel)
         self._session = Session(self._address, self._channel, self._check_jobs)
-        self._id = token_hex(8)  # makes the tokens of this broker's claims unique
+        self._process = process_name()
         self._claims = count(1)
 
     def __repr__(self) -> str:
@@ -113,7 +112,7 @@ class RedisBroker(Broker):
                     raise missing_dependency(id, dependants[id])
 
     async def claim(self, queues: Sequence[str], most: int, *, lease: float) -> list[Claim]:
-        token = f"{self._id}-{next(self._claims)}"
+        token = f"{self._process}-{next(self._claims)}"
         values = encoded(token, lease, min(most, _CHUNK), *queues)
         return unpack_claims(await self._ask(scripts.CLAIM, values), token)
 

@@ -9,7 +9,7 @@ from struct import Struct
 from typing import Any
 
 from .._states import JobState
-from ..abc import Claim, Message, Settlement, StoredJob
+from ..abc import Claim, LostClaim, Message, Settlement, StoredJob
 
 _MOST_AT_ONCE = 5000  # in one script
 _MOST_BYTES = 64_000_000  # of the messages in one script
@@ -140,46 +140,52 @@ def pack_settlement(settlement: Settlement) -> tuple[bytes, bytes, bytes]:
 def unpack_claims(data: bytes, token: str) -> list[Claim]:
     """Decode the claims in a script's answer."""
     claims: list[Claim] = []
-    for line, text, _, error, previous in _unpack(data):
+    for line, text, saved, error, _, previous in _unpack(data):
         message, enqueued_at = unpack_message(text)
         cause = None if error is None else json.loads(error)
-        attempt, crashes = int(line[1]), int(line[2])
-        claims.append(Claim(message, token, attempt, crashes, enqueued_at, previous, cause))
+        attempt, crashes, unconfirmed = map(int, line[1:4])
+        claims.append(
+            Claim(
+                message, token, attempt, crashes, unconfirmed, enqueued_at, previous, cause, saved
+            )
+        )
     return claims
 
 
 def unpack_jobs(data: bytes) -> list[StoredJob]:
     """Decode the jobs in a script's answer."""
     jobs: list[StoredJob] = []
-    for line, text, result, error, previous in _unpack(data):
+    for line, text, result, error, lost, previous in _unpack(data):
         message, enqueued_at = unpack_message(text)
         job = StoredJob(
             message=message,
             state=JobState(line[0].decode()),
             attempt=int(line[1]),
             enqueued_at=enqueued_at,
-            started_at=float(line[3]) if line[3] else None,
-            finished_at=float(line[4]) if line[4] else None,
+            started_at=float(line[5]) if line[5] else None,
+            finished_at=float(line[6]) if line[6] else None,
             error=None if error is None else json.loads(error),
             result=result,
             previous=previous,
+            token=line[4].decode(),
+            lost=() if lost is None else tuple(LostClaim(*claim) for claim in json.loads(lost)),
         )
         jobs.append(job)
     return jobs
 
 
-def _unpack(data: bytes) -> Iterator[tuple[list[bytes], bytes, Any, Any, tuple[Any, ...]]]:
-    """Yield the line, message, result, error and previous results of each job."""
+def _unpack(data: bytes) -> Iterator[tuple[list[bytes], bytes, Any, Any, Any, tuple[Any, ...]]]:
+    """Yield the line, message, result, error, lost claims and previous results of each job."""
     end = 0
     while end < len(data):
         start, end = end, data.index(b"\n", end)
         line = data[start:end].split(b" ")
         end += 1
         parts: list[bytes | None] = []
-        for field in line[5:]:
+        for field in line[7:]:
             length = int(field)
             parts.append(data[end : end + length] if length >= 0 else None)
             end += max(length, 0)
-        message, result, error, *previous = parts
+        message, result, error, lost, *previous = parts
         assert message is not None
-        yield line, message, result, error, tuple(previous)
+        yield line, message, result, error, lost, tuple(previous)

@@ -33,7 +33,8 @@ VERSION = 1
 #: The fields of a record, in order. `AT` is the time of the next change: the job is due, it or its
 #: lease expires, or its retention ends.
 FIELDS = (
-    *("STATE", "QUEUE", "NUMBER", "RETENTION", "DEAD_RETENTION", "ATTEMPT", "CRASHES", "TOKEN"),
+    *("STATE", "QUEUE", "NUMBER", "RETENTION", "DEAD_RETENTION", "ATTEMPT", "CRASHES"),
+    *("UNCONFIRMED", "CONFIRMED", "TOKEN", "LOST"),
     *("STARTED", "FINISHED", "DUE", "EXPIRES", "AT", "BLOCKED", "CANCELLED", "AWAITED", "JOIN"),
     *("DEPENDENCIES", "HAS_DEPENDANTS", "RESULT", "ERROR"),
 )

@@ -10,11 +10,11 @@ from contextlib import contextmanager
 from functools import partial
 from itertools import count
 from math import inf
-from secrets import token_hex
 
 import anyio
 
 from ..._support import clock
+from .._names import process_name
 from .._states import FINAL, JobState
 from ..abc import Broker, Claim, LeaseStatus, MaintenanceStats, Message, Settlement, StoredJob
 from . import transitions
@@ -58,7 +58,7 @@ class SQLiteBroker(Broker):
         self.path = self._file.path
         self._warned = sqlite3.sqlite_version_info >= _FIXED
         self._shared = False  # whether other connections change the file
-        self._run = token_hex(8)  # makes the tokens of this broker's claims unique
+        self._process = process_name()
         self._claims = count(1)
         self._work_changed = anyio.Event()
         self._ends: dict[str, set[anyio.Event]] = {}  # by job id: the waiters for its end
@@ -78,7 +78,7 @@ class SQLiteBroker(Broker):
         return new
 
     async def claim(self, queues: Sequence[str], most: int, *, lease: float) -> list[Claim]:
-        token = f"{self._run}-{next(self._claims)}"
+        token = f"{self._process}-{next(self._claims)}"
         now = clock.wall()
         claims, changed = await self._file.write(
             partial(transitions.claim, queues=queues, most=most, token=token, now=now, lease=lease)

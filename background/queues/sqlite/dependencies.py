@@ -87,6 +87,6 @@ def schedule(db: sqlite3.Connection, number: int, now: float) -> list[str]:
     elif handler is not None:
         db.execute(sql.SCHEDULE, ("ready", expires_at, number))
     else:
-        db.execute(sql.ENDS_BY_TIME, ("succeeded", now, now, 0, number))
+        db.execute(sql.ENDS_BY_TIME, ("succeeded", now, now, number))
         return [id]
     return []

@@ -7,9 +7,11 @@ job.
 from __future__ import annotations
 
 MESSAGE = "id, handler, queue, body, retention, dead_retention, delay, at, expires, depends_on"
-_STORED = f"{MESSAGE}, state, attempt, enqueued_at, started_at, finished_at, error, result"
+_STORED = (
+    f"{MESSAGE}, state, attempt, enqueued_at, started_at, finished_at, error, result, token, lost"
+)
 _RETAINED = "(finished_at IS NULL OR changes_at > ?)"
-_HELD = "id = ? AND token = ? AND changes_at > ?"
+_HELD = "id = ? AND token = ? AND state = 'running' AND changes_at > ?"
 
 INSERT = f"""
     INSERT INTO jobs ({MESSAGE}, blocked, state, changes_at, expires_at, enqueued_at)
@@ -19,24 +21,24 @@ INSERT = f"""
 DELETE_IF_OLD = "DELETE FROM jobs WHERE id = ? AND finished_at IS NOT NULL AND changes_at <= ?"
 CLAIM = f"""
     UPDATE jobs SET state = 'running', token = ?, changes_at = ?, expires_at = NULL,
-        started_at = ?, attempt = attempt + 1
+        started_at = ?, attempt = attempt + 1, confirmed = 0
     WHERE number IN (
         SELECT number FROM jobs
         WHERE state = 'ready' AND queue = ? AND (expires_at IS NULL OR expires_at > ?)
         ORDER BY number LIMIT ?
     )
-    RETURNING number, attempt, crashes, enqueued_at, error, {MESSAGE}
+    RETURNING number, attempt, crashes, unconfirmed, enqueued_at, error, result, {MESSAGE}
 """
-RENEW = f"UPDATE jobs SET changes_at = ? WHERE {_HELD} RETURNING cancelled"
+RENEW = f"UPDATE jobs SET changes_at = ?, confirmed = 1 WHERE {_HELD} RETURNING cancelled"
 END = f"""
     UPDATE jobs SET state = ?, finished_at = ?,
         changes_at = ? + iif(? = 'dead', dead_retention, retention), expires_at = NULL,
-        token = NULL, result = iif(? = 'succeeded', ?, result), error = coalesce(?, error)
+        result = iif(? = 'succeeded', ?, result), error = coalesce(?, error)
     WHERE {_HELD}
 """
 SAVE = f"UPDATE jobs SET result = ? WHERE {_HELD}"
 RELEASE_CLAIM = f"""
-    UPDATE jobs SET state = ?, changes_at = ?, token = NULL, attempt = attempt - ?,
+    UPDATE jobs SET state = ?, changes_at = ?, attempt = attempt - ?,
         error = coalesce(?, error)
     WHERE {_HELD} AND NOT cancelled
 """
@@ -49,7 +51,7 @@ CANCEL_WAITING = """
     WHERE id = ?
 """
 REQUEUE = """
-    UPDATE jobs SET state = 'ready', attempt = 0, crashes = 0, cancelled = 0, blocked = 0,
+    UPDATE jobs SET state = 'ready', attempt = 0, crashes = 0, unconfirmed = 0, cancelled = 0, blocked = 0,
         finished_at = NULL, result = NULL, changes_at = NULL
     WHERE id = ? AND finished_at IS NOT NULL AND changes_at > ?
     RETURNING number, handler
@@ -65,12 +67,16 @@ CHANGING = """
 """
 BECOMES_READY = "UPDATE jobs SET state = 'ready', changes_at = expires_at WHERE number = ?"
 LOSES_ITS_LEASE = """
-    UPDATE jobs SET state = 'ready', changes_at = NULL, token = NULL, crashes = crashes + 1
+    UPDATE jobs SET state = 'ready', changes_at = NULL,
+        crashes = crashes + confirmed, unconfirmed = unconfirmed + 1 - confirmed,
+        lost = substr(
+            coalesce(lost, '') || attempt || ' ' || token || ' ' || started_at || ' ' || ? || ' '
+            || confirmed || char(10), -5000
+        )
     WHERE number = ?
 """
 ENDS_BY_TIME = """
-    UPDATE jobs SET state = ?, finished_at = ?, changes_at = ? + retention, expires_at = NULL,
-        token = NULL, crashes = crashes + ?
+    UPDATE jobs SET state = ?, finished_at = ?, changes_at = ? + retention, expires_at = NULL
     WHERE number = ?
 """
 DELETE_OLD = """

@@ -13,12 +13,24 @@ from math import inf
 from typing import Any
 
 from .._states import FINAL, JobState
-from ..abc import Claim, LeaseStatus, MaintenanceStats, Message, Settlement, StoredJob
+from ..abc import (
+    MOST_LOST,
+    Claim,
+    LeaseStatus,
+    LostClaim,
+    MaintenanceStats,
+    Message,
+    Settlement,
+    StoredJob,
+)
 from . import dependencies
 from . import statements as sql
 
 #: The most rows that one transaction reads or changes.
 CHUNK = 500
+
+_PAGE = 32  # jobs that the first page of a claim has; they may be large
+_MOST_BYTES = 4_000_000  # bodies of jobs, after which a claim ends
 
 _FIELDS = len(sql.MESSAGE.split(", "))
 
@@ -70,12 +82,19 @@ def claim(
     """Claim ready jobs; return the claims, and whether other jobs changed because of the time."""
     changed = advance(db, now) != MaintenanceStats()
     claims: list[Claim] = []
+    size, page = 0, _PAGE
     for queue in queues:
-        if len(claims) < most:
-            values = (token, now + lease, now, queue, now, most - len(claims))
+        while len(claims) < most and size < _MOST_BYTES:
+            wanted = min(most - len(claims), page)
+            values = (token, now + lease, now, queue, now, wanted)
             rows = db.execute(sql.CLAIM, values).fetchall()
             rows.sort()  # by number, which is unique; RETURNING has no defined order
-            claims += (_claim(db, token, *row) for row in rows)
+            page_claims = [_claim(db, token, *row) for row in rows]
+            claims += page_claims
+            size += sum(len(claim.message.body) for claim in page_claims)
+            page = CHUNK
+            if len(rows) < wanted:
+                break
     return claims, changed
 
 
@@ -85,14 +104,18 @@ def _claim(
     number: int,
     attempt: int,
     crashes: int,
+    unconfirmed: int,
     enqueued_at: float,
     error: str | None,
+    saved: bytes | None,
     *values: Any,
 ) -> Claim:
     message = _message(values)
     previous = dependencies.previous(db, number) if message.depends_on else ()
     failed = None if error is None else json.loads(error)
-    return Claim(message, token, attempt, crashes, enqueued_at, previous, failed)
+    return Claim(
+        message, token, attempt, crashes, unconfirmed, enqueued_at, previous, failed, saved
+    )
 
 
 def renew(
@@ -166,7 +189,7 @@ def requeue(db: sqlite3.Connection, id: str, now: float) -> bool:
         return False
     db.execute(sql.DROP_DEPENDENCIES, (row[0],))
     if row[1] is None:
-        db.execute(sql.ENDS_BY_TIME, ("succeeded", now, now, 0, row[0]))
+        db.execute(sql.ENDS_BY_TIME, ("succeeded", now, now, row[0]))
         dependencies.ended_jobs(db, [id], now)
     return True
 
@@ -186,7 +209,7 @@ def _message(values: Sequence[Any]) -> Message:
 
 
 def _stored(db: sqlite3.Connection, number: int, *row: Any) -> StoredJob:
-    state, attempt, enqueued_at, started_at, finished_at, error, result = row[_FIELDS:]
+    state, attempt, enqueued_at, started_at, finished_at, error, result, token, lost = row[_FIELDS:]
     message = _message(row[:_FIELDS])
     return StoredJob(
         message=message,
@@ -198,7 +221,18 @@ def _stored(db: sqlite3.Connection, number: int, *row: Any) -> StoredJob:
         error=None if error is None else json.loads(error),
         result=result,
         previous=dependencies.previous(db, number) if message.depends_on else (),
+        token=token or "",
+        lost=() if lost is None else _lost(lost),
     )
+
+
+def _lost(lines: str) -> tuple[LostClaim, ...]:
+    claims: list[LostClaim] = []
+    for line in lines.splitlines()[-MOST_LOST:]:
+        attempt, token, started_at, ended_at, confirmed = line.split(" ")
+        times = float(started_at), float(ended_at)
+        claims.append(LostClaim(int(attempt), token, *times, confirmed == "1"))
+    return tuple(claims)
 
 
 def next_work(db: sqlite3.Connection, queues: Sequence[str]) -> float:
@@ -260,13 +294,13 @@ def advance(db: sqlite3.Connection, now: float) -> MaintenanceStats:
         return MaintenanceStats()
     ends: dict[str, list[tuple[int, str]]] = {"cancelled": [], "expired": [], "succeeded": []}
     due: list[tuple[int]] = []
-    lost: list[tuple[int]] = []
+    lost: list[tuple[float, int]] = []
     for number, id, handler, state, is_cancelled, has_expired in rows:
         if state == "running":
             if is_cancelled:
                 ends["cancelled"].append((number, id))
             else:
-                lost.append((number,))
+                lost.append((now, number))
         elif has_expired:
             ends["expired"].append((number, id))
         elif handler is None:
@@ -276,8 +310,7 @@ def advance(db: sqlite3.Connection, now: float) -> MaintenanceStats:
     db.executemany(sql.BECOMES_READY, due)
     db.executemany(sql.LOSES_ITS_LEASE, lost)
     for state, jobs in ends.items():
-        crashes = int(state == "cancelled")
-        db.executemany(sql.ENDS_BY_TIME, ((state, now, now, crashes, number) for number, _ in jobs))
+        db.executemany(sql.ENDS_BY_TIME, ((state, now, now, number) for number, _ in jobs))
         dependencies.ended_jobs(db, (id for _, id in jobs), now)
     return MaintenanceStats(
         due=len(due) + len(ends["succeeded"]),

@@ -8,6 +8,7 @@ from support.brokers.kinds import Kind, elapse
 
 from background.queues import JobState
 from background.queues.abc import (
+    MOST_LOST,
     Broker,
     LeaseStatus,
 )
@@ -49,7 +50,7 @@ async def test_lease_expiry(broker: Broker) -> None:
     await broker.maintain()
     assert await state_of(broker) is JobState.READY
     claim = await claim_one(broker)
-    assert (claim.attempt, claim.crashes) == (2, 1)
+    assert (claim.attempt, claim.crashes, claim.unconfirmed) == (2, 0, 1)
     for state in (JobState.SUCCEEDED, JobState.DEAD, JobState.SCHEDULED, JobState.READY):
         assert not await settle(broker, late, state, result=b"late")
     assert await broker.renew([late, claim], lease=LEASE) == [LeaseStatus.LOST, LeaseStatus.HELD]
@@ -57,6 +58,65 @@ async def test_lease_expiry(broker: Broker) -> None:
     job = await broker.get("one")
     assert job is not None
     assert job.result == b"1"
+
+
+async def test_crash_count(broker: Broker) -> None:
+    """A crash counts if the claim was confirmed by a renewal; a requeue resets the counts."""
+    await broker.enqueue([message()])
+    for confirmed in (False, True, True, False):
+        claim = await claim_one(broker)
+        if confirmed:
+            assert await broker.renew([claim], lease=LEASE) == [LeaseStatus.HELD]
+        await elapse(broker, LEASE + 1)
+        await broker.maintain()
+    job = await broker.get("one")
+    assert job is not None
+    assert [(lost.attempt, lost.confirmed) for lost in job.lost] == [
+        *((1, False), (2, True), (3, True), (4, False))
+    ]
+    assert len({lost.token for lost in job.lost}) == 4
+    assert all(0 < lost.started_at < lost.ended_at for lost in job.lost)
+    assert job.lost[-1].token == job.token
+    claim = await claim_one(broker)
+    assert (claim.attempt, claim.crashes, claim.unconfirmed) == (5, 2, 2)
+    assert await settle(broker, claim, JobState.DEAD)
+    assert await broker.requeue("one")
+    claim = await claim_one(broker)
+    assert (claim.attempt, claim.crashes, claim.unconfirmed) == (1, 0, 0)
+
+
+async def test_delayed_release(broker: Broker) -> None:
+    """A job that is released with a delay is not counted as an attempt, and is ready after it."""
+    await broker.enqueue([message()])
+    claim = await claim_one(broker)
+    assert await settle(broker, claim, JobState.READY, delay=5, error={"type": "E"})
+    assert await state_of(broker) is JobState.SCHEDULED
+    assert await claimed(broker) == []
+    await elapse(broker, 6)
+    claim = await claim_one(broker)
+    assert (claim.attempt, claim.error) == (1, {"type": "E"})
+
+
+async def test_lost_claims_are_bounded(broker: Broker) -> None:
+    """A job remembers the latest expired claims only."""
+    await broker.enqueue([message()])
+    for _ in range(MOST_LOST + 2):
+        await claim_one(broker)
+        await elapse(broker, LEASE + 1)
+        await broker.maintain()
+    job = await broker.get("one")
+    assert job is not None
+    assert [lost.attempt for lost in job.lost] == [*range(3, MOST_LOST + 3)]
+
+
+async def test_saved_value(broker: Broker) -> None:
+    """A claim has the intermediate result of an earlier attempt."""
+    await broker.enqueue([message()])
+    claim = await claim_one(broker)
+    assert claim.saved is None
+    assert await broker.save("one", claim.token, b"half")
+    assert await settle(broker, claim, JobState.READY)
+    assert (await claim_one(broker)).saved == b"half"
 
 
 async def test_expired_lease_before_next_claim(broker: Broker) -> None:

@@ -135,7 +135,13 @@ class Run:
 
 def claim_fields(claim: Claim) -> tuple[Any, ...]:
     """Return the fields of a claim without its token and times."""
-    return claim.message, claim.attempt, claim.crashes, claim.previous, claim.error
+    return (
+        claim.message,
+        claim.attempt,
+        (claim.crashes, claim.unconfirmed),
+        claim.previous,
+        claim.error,
+    )
 
 
 def job_fields(job: StoredJob) -> tuple[Any, ...]:

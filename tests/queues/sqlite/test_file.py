@@ -23,6 +23,7 @@ VERSION_1 = """
         number INTEGER PRIMARY KEY, id TEXT NOT NULL UNIQUE, handler TEXT,
         queue TEXT NOT NULL, state TEXT NOT NULL, token TEXT, changes_at REAL, expires_at REAL,
         attempt INTEGER NOT NULL DEFAULT 0, crashes INTEGER NOT NULL DEFAULT 0,
+        unconfirmed INTEGER NOT NULL DEFAULT 0, confirmed INTEGER NOT NULL DEFAULT 0,
         cancelled INTEGER NOT NULL DEFAULT 0, delay REAL NOT NULL, at REAL, expires REAL,
         retention REAL NOT NULL, dead_retention REAL NOT NULL, depends_on TEXT NOT NULL,
         blocked INTEGER NOT NULL,

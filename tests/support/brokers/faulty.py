@@ -73,10 +73,18 @@ class FaultyBroker(Broker):
         while self.calls[name] < times:
             await self._changed.wait()
 
-    async def _call(self, name: str, call: Callable[[], Awaitable[T]]) -> T:
-        self.calls[name] += 1
+    async def has_settled(self, jobs: int) -> None:
+        """Wait until `jobs` settlements were accepted in total."""
+        while self.settled < jobs:
+            await self._changed.wait()
+
+    def _notify(self) -> None:
         changed, self._changed = self._changed, anyio.Event()
         changed.set()
+
+    async def _call(self, name: str, call: Callable[[], Awaitable[T]]) -> T:
+        self.calls[name] += 1
+        self._notify()
         if name in self._held:
             await self._held[name].wait()
         if name in self.down:
@@ -117,6 +125,7 @@ class FaultyBroker(Broker):
     async def settle(self, settlements: Sequence[Settlement]) -> list[bool]:
         answers = await self._call("settle", lambda: self.real.settle(settlements))
         self.settled += sum(answers)
+        self._notify()
         return answers
 
     async def save(self, id: str, token: str, result: bytes) -> bool:

@@ -28,8 +28,8 @@ end
 
 -- Returns a record with its values in the order of the fields; the number has 14 hex digits.
 local function new_record(queue, number, retention, dead_retention)
-  return {'ready', queue, number, tonumber(retention), tonumber(dead_retention), 0, 0, false, false,
-    false, false, false, false, 0, false, false, false, 0, false, false, false}
+  return {'ready', queue, number, tonumber(retention), tonumber(dead_retention), 0, 0, 0, false, false,
+    false, false, false, false, false, false, 0, false, false, false, 0, false, false, false}
 end
 
 -- A job that is ready when it is enqueued has no record until it changes.

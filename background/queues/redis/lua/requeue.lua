@@ -3,7 +3,8 @@ advance(100)
 local id, job = ARGV[2], get(ARGV[2])
 local done = job and FINAL[job[STATE]]
 if done then
-  job[ATTEMPT], job[CRASHES], job[CANCELLED], job[FINISHED] = 0, 0, false, false
+  job[ATTEMPT], job[CRASHES], job[UNCONFIRMED] = 0, 0, 0
+  job[CANCELLED], job[FINISHED] = false, false
   if job[RESULT] then
     call('HDEL', KEYS.results, id)
     job[RESULT] = false

@@ -29,7 +29,6 @@ for i = 2, #ARGV, 3 do
       stop(id, 'cancelled')
     else
       if state == 'ready' then job[ATTEMPT] = job[ATTEMPT] - 1 end
-      job[TOKEN] = false
       schedule(id, job, tonumber(delay), '')
     end
   end

@@ -171,7 +171,7 @@ local function stop(id, state)
     id, state = unpack(table.remove(ending))
     local job = jobs[id]
     if job[BLOCKED] > 0 then unblock(id, job) end
-    job[STATE], job[TOKEN], job[DUE], job[EXPIRES] = state, false, false, false
+    job[STATE], job[DUE], job[EXPIRES] = state, false, false
     job[FINISHED] = now
     job[AT] = now + (state == 'dead' and job[DEAD_RETENTION] or job[RETENTION])
     touch(id)
@@ -202,11 +202,19 @@ local function advance(most)
       -- an earlier transition in this loop has changed this job, too
     elseif job[STATE] == 'running' then
       reclaimed = reclaimed + 1
-      job[CRASHES] = job[CRASHES] + 1
+      local lost = job[LOST] or {}
+      lost[#lost + 1] = {job[ATTEMPT], job[TOKEN], job[STARTED], now, job[CONFIRMED]}
+      if #lost > 20 then table.remove(lost, 1) end
+      job[LOST] = lost
+      if job[CONFIRMED] then
+        job[CRASHES] = job[CRASHES] + 1
+      else
+        job[UNCONFIRMED] = job[UNCONFIRMED] + 1
+      end
       if job[CANCELLED] then
         stop(id, 'cancelled')
       else
-        job[STATE], job[TOKEN], job[AT] = 'ready', false, false
+        job[STATE], job[AT] = 'ready', false
         touch(id)
       end
     elseif job[EXPIRES] and job[EXPIRES] <= now then
@@ -226,16 +234,17 @@ end
 local function show(shown, id, job, message)
   local result = job[RESULT] and call('HGET', KEYS.results, id)
   local error = job[ERROR] and call('HGET', KEYS.errors, id)
-  local line = string.format('%s %d %d %s %s %d %d %d', job[STATE], job[ATTEMPT], job[CRASHES],
-    text(job[STARTED]), text(job[FINISHED]), #message, result and #result or -1,
-    error and #error or -1)
+  local lost = job[LOST] and cjson.encode(job[LOST])
+  local line = string.format('%s %d %d %d %s %s %s %d %d %d %d', job[STATE], job[ATTEMPT],
+    job[CRASHES], job[UNCONFIRMED], job[TOKEN] or '', text(job[STARTED]), text(job[FINISHED]),
+    #message, result and #result or -1, error and #error or -1, lost and #lost or -1)
   local count = #shown
   shown[count + 1], shown[count + 2] = line, '\n' .. message
-  shown[count + 3], shown[count + 4] = result or '', error or ''
+  shown[count + 3], shown[count + 4], shown[count + 5] = result or '', error or '', lost or ''
   for place = 1, job[DEPENDENCIES] do
     local value = call('HGET', KEYS.previous, id .. ' ' .. place)
     line = line .. ' ' .. (value and #value or -1)
-    shown[count + 4 + place] = value or ''
+    shown[count + 5 + place] = value or ''
   end
   shown[count + 1] = line
 end
