@@ -51,8 +51,8 @@ CANCEL_WAITING = """
     WHERE id = ?
 """
 REQUEUE = """
-    UPDATE jobs SET state = 'ready', attempt = 0, crashes = 0, unconfirmed = 0, cancelled = 0, blocked = 0,
-        finished_at = NULL, result = NULL, changes_at = NULL
+    UPDATE jobs SET state = 'ready', attempt = 0, crashes = 0, unconfirmed = 0, cancelled = 0,
+        blocked = 0, finished_at = NULL, result = NULL, changes_at = NULL
     WHERE id = ? AND finished_at IS NOT NULL AND changes_at > ?
     RETURNING number, handler
 """

@@ -182,7 +182,7 @@ class Cluster:
             with portal.wrap_async_context_manager(jobs):
                 yield Client(portal, jobs, self.queue, self.log)
 
-    def start(self, *, url: str | None = None, **options: float) -> Worker:
+    def start(self, *, url: str | None = None, **options: object) -> Worker:
         """Start a worker without waiting for it; options are those of the script."""
         name = f"worker {next(self._names)}"
         arguments = [f"--{key.replace('_', '-')}={value}" for key, value in options.items()]

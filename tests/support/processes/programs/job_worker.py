@@ -34,6 +34,7 @@ from background import (
 )
 from background._support import clock
 from background.queues import JobContext, JobQueue, Ordered, QueueError
+from background.queues._worker import decision
 from support.processes.history import Notes
 from support.processes.programs.signalled import BACKENDS
 
@@ -177,6 +178,31 @@ def register_handlers(jobs: JobQueue, notes: Notes, queue: str, backend: str) ->
         return value
 
 
+def register_version(jobs: JobQueue, notes: Notes, queue: str, version: str) -> None:
+    """Register the handlers that only one version of a service has, or has with this signature."""
+
+    def record() -> None:
+        context = JobContext.current()
+        notes.add("started", context.id, context.attempt)
+        notes.add("returned", context.id, context.attempt)
+
+    async def changed_old(a: int) -> int:
+        record()
+        return a
+
+    async def changed_new(a: int, b: int) -> int:
+        record()
+        return a + b
+
+    async def only() -> str:
+        record()
+        return version
+
+    changed = changed_old if version == "old" else changed_new
+    jobs.handler(queue=queue, name="changed")(changed)
+    jobs.handler(queue=queue, name=f"only_{version}")(only)
+
+
 def block_for(seconds: float) -> None:
     time.sleep(seconds)
 
@@ -225,6 +251,9 @@ async def main(options: argparse.Namespace, notes: Notes) -> None:
         observers=[AttemptRecorder(notes)],
     )
     register_handlers(jobs, notes, options.queue, options.backend)
+    if options.version:
+        register_version(jobs, notes, options.queue, options.version)
+        decision._SHORTEST_DELAY, decision._LONGEST_DELAY = 0.05, 0.2
     if options.every:
         jobs.schedule(every(options.every), jobs._handlers["beat"].job())
     signals = {signal.SIGTERM, signal.SIGINT}
@@ -267,6 +296,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--grace", type=float, default=0.0)
     parser.add_argument("--max-crashes", type=int, default=3)
     parser.add_argument("--every", type=float, default=0.0, help="seconds between jobs")
+    parser.add_argument("--version", choices=["", "old", "new"], default="", help="of the service")
     parser.add_argument("--clock", type=float, default=0.0, help="seconds its clock is ahead")
     return parser.parse_args(arguments)
 
