@@ -20,6 +20,7 @@ from nats.errors import Error as ClientError
 
 from ..._support.log import log
 from .._errors import BrokerUnavailableError
+from .secure_client import SecureClient
 
 #: Seconds within which a call must find a connection, and a request must be answered.
 PATIENCE = 5.0
@@ -52,6 +53,8 @@ class NatsConnection:
     ) -> None:
         self._servers = [server.strip() for server in url.split(",")]
         self.shown = ",".join(_without_secrets(server) for server in self._servers)
+        uses_tls = tls is not None or any(name.startswith("tls:") for name in self._servers)
+        self._new_client = SecureClient if uses_tls else Client
         self.patience = PATIENCE
         self._tls = tls
         self._prepare = prepare
@@ -157,7 +160,7 @@ class NatsConnection:
 
     async def _connect(self) -> Client:
         """Connect a new client, and try each server once."""
-        client: Any = Client()
+        client: Any = self._new_client()
         self._errors.clear()
 
         async def on_error(error: Exception) -> None:

@@ -4,13 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import functools
-import ssl
-from pathlib import Path
 from secrets import token_hex
 from typing import Any
 
 import pytest
-import trustme
 from support.brokers.nats import (
     finish,
     in_real_time,
@@ -123,24 +120,6 @@ async def test_credentials(config: str, right: str, wrong: str) -> None:
         with pytest.raises(BrokerUnavailableError, match="Authorization") as caught:
             await broker.open()
         assert "wr0ng" not in str(caught.value)
-
-
-@in_real_time
-async def test_tls(tmp_path: Path) -> None:
-    """The certificate of a TLS server is verified."""
-    authority = trustme.CA()
-    certificate = authority.issue_cert("127.0.0.1")
-    certificate.private_key_pem.write_to_path(str(tmp_path / "key"))
-    certificate.cert_chain_pems[0].write_to_path(str(tmp_path / "cert"))
-    paths = f"cert_file: {str(tmp_path / 'cert')!r}, key_file: {str(tmp_path / 'key')!r}"
-    context = ssl.create_default_context()
-    authority.configure_trust(context)
-    with nats_server(f"tls {{ {paths} }}") as server:
-        url = server.url.replace("nats:", "tls:")
-        async with opened(server, url=url, tls=context) as broker:
-            assert await broker.enqueue([message()]) == [True]
-        with pytest.raises(BrokerUnavailableError, match="CERTIFICATE_VERIFY_FAILED"):
-            await NatsBroker(url).open()
 
 
 # Sizes
