@@ -22,7 +22,7 @@ _OLDEST = (3, 35, 0)  # the first version that has RETURNING
 MIGRATIONS: Sequence[Sequence[str]] = (
     (
         """
-        CREATE TABLE jobs (
+        CREATE TABLE background_jobs (
             number INTEGER PRIMARY KEY,
             id TEXT NOT NULL UNIQUE,
             handler TEXT,
@@ -49,14 +49,20 @@ MIGRATIONS: Sequence[Sequence[str]] = (
             body BLOB NOT NULL
         )
         """,
-        "CREATE INDEX jobs_ready ON jobs (queue, number) WHERE state = 'ready'",
         """
-        CREATE INDEX jobs_changing ON jobs (changes_at)
+        CREATE INDEX background_jobs_ready ON background_jobs (queue, number)
+        WHERE state = 'ready'
+        """,
+        """
+        CREATE INDEX background_jobs_changing ON background_jobs (changes_at)
         WHERE finished_at IS NULL AND changes_at IS NOT NULL
         """,
-        "CREATE INDEX jobs_ended ON jobs (changes_at) WHERE finished_at IS NOT NULL",
         """
-        CREATE TABLE dependencies (
+        CREATE INDEX background_jobs_ended ON background_jobs (changes_at)
+        WHERE finished_at IS NOT NULL
+        """,
+        """
+        CREATE TABLE background_dependencies (
             job INTEGER NOT NULL,
             place INTEGER NOT NULL,
             depends_on TEXT NOT NULL,
@@ -65,17 +71,21 @@ MIGRATIONS: Sequence[Sequence[str]] = (
             PRIMARY KEY (job, place)
         ) WITHOUT ROWID
         """,
-        "CREATE INDEX dependencies_unmet ON dependencies (depends_on) WHERE NOT met",
         """
-        CREATE TRIGGER dependencies_end AFTER DELETE ON jobs WHEN old.depends_on != '[]'
-        BEGIN DELETE FROM dependencies WHERE job = old.number; END
+        CREATE INDEX background_dependencies_unmet ON background_dependencies (depends_on)
+        WHERE NOT met
         """,
         """
-        CREATE TABLE results (
+        CREATE TRIGGER background_dependencies_end
+        AFTER DELETE ON background_jobs WHEN old.depends_on != '[]'
+        BEGIN DELETE FROM background_dependencies WHERE job = old.number; END
+        """,
+        """
+        CREATE TABLE background_results (
             key TEXT NOT NULL PRIMARY KEY, result BLOB NOT NULL, until REAL NOT NULL
         )
         """,
-        "CREATE INDEX results_until ON results (until)",
+        "CREATE INDEX background_results_until ON background_results (until)",
     ),
 )
 

@@ -19,7 +19,7 @@ from background.queues.sqlite import SQLiteBroker, schema
 
 #: The schema of version 1. It must not change, as files with it exist.
 VERSION_1 = """
-    CREATE TABLE jobs (
+    CREATE TABLE background_jobs (
         number INTEGER PRIMARY KEY, id TEXT NOT NULL UNIQUE, handler TEXT,
         queue TEXT NOT NULL, state TEXT NOT NULL, token TEXT, changes_at REAL, expires_at REAL,
         attempt INTEGER NOT NULL DEFAULT 0, crashes INTEGER NOT NULL DEFAULT 0,
@@ -29,21 +29,24 @@ VERSION_1 = """
         enqueued_at REAL NOT NULL, started_at REAL, finished_at REAL,
         error TEXT, result BLOB, body BLOB NOT NULL
     );
-    CREATE TABLE dependencies (
+    CREATE TABLE background_dependencies (
         job INTEGER NOT NULL, place INTEGER NOT NULL, depends_on TEXT NOT NULL,
         met INTEGER NOT NULL DEFAULT 0, result BLOB, PRIMARY KEY (job, place)
     ) WITHOUT ROWID;
-    CREATE INDEX dependencies_unmet ON dependencies (depends_on) WHERE NOT met;
-    CREATE TRIGGER dependencies_end AFTER DELETE ON jobs WHEN old.depends_on != '[]'
-    BEGIN DELETE FROM dependencies WHERE job = old.number; END;
-    CREATE INDEX jobs_ready ON jobs (queue, number) WHERE state = 'ready';
-    CREATE INDEX jobs_changing ON jobs (changes_at)
+    CREATE INDEX background_dependencies_unmet ON background_dependencies (depends_on)
+        WHERE NOT met;
+    CREATE TRIGGER background_dependencies_end
+        AFTER DELETE ON background_jobs WHEN old.depends_on != '[]'
+    BEGIN DELETE FROM background_dependencies WHERE job = old.number; END;
+    CREATE INDEX background_jobs_ready ON background_jobs (queue, number) WHERE state = 'ready';
+    CREATE INDEX background_jobs_changing ON background_jobs (changes_at)
         WHERE finished_at IS NULL AND changes_at IS NOT NULL;
-    CREATE INDEX jobs_ended ON jobs (changes_at) WHERE finished_at IS NOT NULL;
-    CREATE TABLE results (
+    CREATE INDEX background_jobs_ended ON background_jobs (changes_at)
+        WHERE finished_at IS NOT NULL;
+    CREATE TABLE background_results (
         key TEXT NOT NULL PRIMARY KEY, result BLOB NOT NULL, until REAL NOT NULL
     );
-    CREATE INDEX results_until ON results (until);
+    CREATE INDEX background_results_until ON background_results (until);
     PRAGMA user_version = 1;
     PRAGMA journal_mode = WAL;
 """
@@ -186,7 +189,7 @@ async def test_version_1(path: Path) -> None:
     with other_connection(path) as db:
         db.executescript(VERSION_1)
         db.execute(
-            "INSERT INTO jobs"
+            "INSERT INTO background_jobs"
             " (id, handler, queue, state, delay, retention, dead_retention, depends_on, blocked,"
             " enqueued_at, body)"
             " VALUES ('old', 'h', 'q', 'ready', 0, 60, 60, '[]', 0, 1.5, x'7b7d')"
