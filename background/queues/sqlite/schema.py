@@ -1,4 +1,8 @@
-"""The schema of the SQLite file, and its creation, opening and migration."""
+"""The schema of the jobs in a SQLite file, and its creation, opening and migration.
+
+The file may belong to an application. All names begin with `background_`, the version of the schema
+is in a table, and the file's own `user_version` and `application_id` are never written.
+"""
 
 from __future__ import annotations
 
@@ -6,9 +10,11 @@ import os
 import sqlite3
 import threading
 import time
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Generator
+from contextlib import closing, contextmanager, suppress
+from functools import cache
 from pathlib import Path
+from typing import Any
 
 from .._errors import BrokerUnavailableError
 
@@ -17,9 +23,17 @@ BUSY_TIMEOUT = 5.0
 
 _OLDEST = (3, 35, 0)  # the first version that has RETURNING
 
+Migrations = tuple[tuple[str, ...], ...]
+
+#: The table with the version of the schema, in one row.
+_VERSION = "background_version"
+
+#: By name: an object's type and column, for each of its columns.
+_Objects = dict[str, list[tuple[Any, ...]]]
+
 #: The statements that migrate a file to version 1, 2, and so on. They never change after a release.
 #: `changes_at` is the time of a job's next transition without an action of a worker or a user.
-MIGRATIONS: Sequence[Sequence[str]] = (
+MIGRATIONS: Migrations = (
     (
         """
         CREATE TABLE background_jobs (
@@ -135,10 +149,13 @@ def connect(path: str, synchronous: str) -> sqlite3.Connection:
         _create(path)
         db = sqlite3.connect(path, timeout=BUSY_TIMEOUT, isolation_level=None)
         try:
+            with _transaction(db, "BEGIN"):  # before WAL mode, which changes the file
+                version = stored_version(db, path, MIGRATIONS)
             _use_wal(db)
             db.execute(f"PRAGMA synchronous = {synchronous}")
             db.execute("PRAGMA mmap_size = 0")
-            migrate(db, path, MIGRATIONS)
+            if version < len(MIGRATIONS):
+                migrate(db, path, MIGRATIONS)
         except BaseException:
             db.close()
             raise
@@ -207,7 +224,7 @@ def _use_wal(db: sqlite3.Connection) -> None:
             return
 
 
-def migrate(db: sqlite3.Connection, path: str, migrations: Sequence[Sequence[str]]) -> None:
+def migrate(db: sqlite3.Connection, path: str, migrations: Migrations) -> None:
     """Apply the missing migrations in one transaction.
 
     Args:
@@ -216,28 +233,79 @@ def migrate(db: sqlite3.Connection, path: str, migrations: Sequence[Sequence[str
         migrations: The statements of all migrations.
 
     Raises:
-        BrokerUnavailableError: A newer version of this library has migrated the file.
+        BrokerUnavailableError: The tables in the file are not those of a known version.
     """
-    if _version(db) == len(migrations):
-        return
-    db.execute("BEGIN IMMEDIATE")
+    with _transaction(db, "BEGIN IMMEDIATE"):
+        _apply(db, migrations, stored_version(db, path, migrations))
+
+
+def _apply(db: sqlite3.Connection, migrations: Migrations, version: int) -> None:
+    if version == 0:
+        db.execute(f"CREATE TABLE {_VERSION} (version INTEGER NOT NULL)")
+        db.execute(f"INSERT INTO {_VERSION} VALUES (0)")
+    for statements in migrations[version:]:
+        for statement in statements:
+            db.execute(statement)
+    db.execute(f"UPDATE {_VERSION} SET version = ?", (len(migrations),))
+
+
+def stored_version(db: sqlite3.Connection, path: str, migrations: Migrations) -> int:
+    """Return the version of the tables in the file, or 0 if there are none; change nothing.
+
+    The rest of the file may belong to an application.
+
+    Raises:
+        BrokerUnavailableError: The tables are not those of a known version.
+    """
+    found = _objects(db)
+    version = 0
+    if found.get(_VERSION) == [("table", "version", "INTEGER", 1, 0)]:
+        ((number,),) = db.execute(f"SELECT max(version) FROM {_VERSION}").fetchall()
+        version = number if isinstance(number, int) and number > 0 else 0
+    if version > len(migrations):
+        raise BrokerUnavailableError(
+            f"{path} has job tables of version {version}, from a newer version of this library; "
+            f"this one supports versions up to {len(migrations)}"
+        )
+    latest = expected = _made_by(migrations)
+    if version < len(migrations):
+        expected = _made_by(migrations[:version]) if version else {}
+    unknown = sorted(name for name in latest if found.get(name) != expected.get(name))
+    if unknown:
+        raise BrokerUnavailableError(
+            f"{path} has objects that this library did not make, or that were changed since: "
+            f"{', '.join(unknown)}; use another file"
+        )
+    return version
+
+
+@cache
+def _made_by(migrations: Migrations) -> _Objects:
+    """Return what migrations make in an empty file."""
+    with closing(sqlite3.connect(":memory:", isolation_level=None)) as db:
+        _apply(db, migrations, 0)
+        return _objects(db)
+
+
+def _objects(db: sqlite3.Connection) -> _Objects:
+    found: _Objects = {}
+    for name, *column in db.execute(
+        """
+        SELECT o.name, o.type, c.name, c.type, c."notnull", c.pk
+        FROM sqlite_schema AS o LEFT JOIN pragma_table_info(o.name) AS c
+        WHERE o.name GLOB 'background_*' ORDER BY c.cid
+        """
+    ):
+        found.setdefault(name, []).append(tuple(column))
+    return found
+
+
+@contextmanager
+def _transaction(db: sqlite3.Connection, begin: str) -> Generator[None]:
+    db.execute(begin)
     try:
-        version = _version(db)  # again, because another process may have migrated the file
-        if version > len(migrations):
-            raise BrokerUnavailableError(
-                f"{path} has version {version}, from a newer version of this library; this one "
-                f"supports versions up to {len(migrations)}"
-            )
-        for statements in migrations[version:]:
-            for statement in statements:
-                db.execute(statement)
-        db.execute(f"PRAGMA user_version = {len(migrations)}")
+        yield
         db.execute("COMMIT")
     finally:
         if db.in_transaction:
             db.execute("ROLLBACK")
-
-
-def _version(db: sqlite3.Connection) -> int:
-    version: int = db.execute("PRAGMA user_version").fetchone()[0]
-    return version

@@ -7,10 +7,12 @@ import re
 import sqlite3
 import stat
 import sys
-from contextlib import closing
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
+import anyio
 import pytest
 from support.brokers.sqlite import finish, message, messages, other_connection, thread_of
 
@@ -47,7 +49,8 @@ VERSION_1 = """
         key TEXT NOT NULL PRIMARY KEY, result BLOB NOT NULL, until REAL NOT NULL
     );
     CREATE INDEX background_results_until ON background_results (until);
-    PRAGMA user_version = 1;
+    CREATE TABLE background_version (version INTEGER NOT NULL);
+    INSERT INTO background_version VALUES (1);
     PRAGMA journal_mode = WAL;
 """
 
@@ -201,34 +204,101 @@ async def test_version_1(path: Path) -> None:
     assert await finish(broker, [claim]) == [True]
     await broker.close()
     with other_connection(path) as db:
-        versions = db.execute("PRAGMA user_version").fetchone()
-    assert versions == (len(schema.MIGRATIONS),)
+        assert version_of(db) == len(schema.MIGRATIONS)
+
+
+@contextmanager
+def refused(path: Path, message: str) -> Iterator[SQLiteBroker]:
+    """Check that a broker refuses a file, and that the file stays as it is."""
+    content = path.read_bytes()
+    with pytest.raises(BrokerUnavailableError, match=message):
+        yield SQLiteBroker(path)
+    assert path.read_bytes() == content
+    assert [file.name for file in path.parent.iterdir()] == [path.name]
 
 
 async def test_newer_version(path: Path) -> None:
-    """A file of a newer version is rejected."""
+    """A file of a newer version is rejected, and stays as it is."""
     with other_connection(path) as db:
-        db.execute("PRAGMA user_version = 99")
-    with pytest.raises(
-        BrokerUnavailableError, match=r"jobs\.db has version 99, from a newer version"
-    ):
-        await SQLiteBroker(path).open()
+        db.executescript(f"{VERSION_1}; UPDATE background_version SET version = 99")
+    with refused(path, r"jobs\.db has job tables of version 99, from a newer version") as broker:
+        await broker.open()
+
+
+@pytest.mark.parametrize(
+    "statements",
+    [
+        "CREATE TABLE background_jobs (x)",
+        "CREATE VIEW background_results AS SELECT 1",
+        "CREATE TABLE background_version (x)",
+        "CREATE TABLE background_version (version INTEGER NOT NULL)",
+        f"{VERSION_1} UPDATE background_version SET version = 'one'",
+        f"{VERSION_1} UPDATE background_version SET version = -1",
+        f"{VERSION_1} ALTER TABLE background_jobs ADD colour TEXT",
+        f"{VERSION_1} DROP TABLE background_results",
+        f"{VERSION_1} DROP INDEX background_jobs_ready",
+    ],
+)
+async def test_unknown_tables(path: Path, statements: str) -> None:
+    """A file whose tables have names of the library, but are not its own, stays as it is."""
+    with other_connection(path) as db:
+        db.executescript(statements)
+    with refused(path, "has objects that this library did not make.*: background_") as broker:
+        await broker.open()
+
+
+@pytest.mark.parametrize("content", [b"hello", b"This is not a database." * 100])
+async def test_not_a_database(path: Path, content: bytes) -> None:
+    """A file that is not a database is rejected, and stays as it is."""
+    await anyio.Path(path).write_bytes(content)
+    with refused(path, r"jobs\.db: file is not a database") as broker:
+        await broker.open()
+
+
+async def test_application_file(path: Path) -> None:
+    """Jobs can be stored in a file of an application, which stays usable for it."""
+    with other_connection(path) as db:
+        db.executescript(
+            """
+            CREATE TABLE jobs (title);
+            CREATE TABLE results (key);
+            CREATE TABLE background_tasks (x);
+            INSERT INTO jobs VALUES ('pilot');
+            PRAGMA user_version = 1;
+            PRAGMA application_id = 4711;
+            """
+        )
+        for expected in ([True], [False]):
+            broker = SQLiteBroker(path)
+            await broker.open()
+            assert await broker.enqueue([message()]) == expected
+            db.execute("INSERT INTO results VALUES ('own')")
+            await broker.close()
+        assert db.execute("PRAGMA user_version").fetchone() == (1,)
+        assert db.execute("PRAGMA application_id").fetchone() == (4711,)
+        assert db.execute("SELECT * FROM jobs").fetchall() == [("pilot",)]
+        assert db.execute("SELECT count(*) FROM results").fetchone() == (2,)
+
+
+def version_of(db: sqlite3.Connection) -> int:
+    ((version,),) = db.execute("SELECT version FROM background_version").fetchall()
+    return int(version)
 
 
 def test_migration_order(path: Path) -> None:
     """Migrations are applied once and in order."""
-    steps = [["CREATE TABLE a (x)"], ["ALTER TABLE a ADD y", "INSERT INTO a VALUES (1, 2)"]]
+    add = "ALTER TABLE background_a ADD y", "INSERT INTO background_a VALUES (1, 2)"
+    steps = (("CREATE TABLE background_a (x)",), add)
     with other_connection(path) as db:
         for version in (1, 2, 2):
             schema.migrate(db, "", steps[:version])
-            assert db.execute("PRAGMA user_version").fetchone() == (version,)
-        assert db.execute("SELECT x, y FROM a").fetchall() == [(1, 2)]
+            assert version_of(db) == version
+        assert db.execute("SELECT x, y FROM background_a").fetchall() == [(1, 2)]
 
 
 def test_failed_migration(path: Path) -> None:
     """A failed migration leaves the file unchanged."""
     with other_connection(path) as db:
         with pytest.raises(sqlite3.OperationalError):
-            schema.migrate(db, "", [["CREATE TABLE a (x)"], ["DROP TABLE b"]])
+            schema.migrate(db, "", (("CREATE TABLE a (x)",), ("DROP TABLE b",)))
         assert db.execute("SELECT count(*) FROM sqlite_schema").fetchone() == (0,)
-        assert db.execute("PRAGMA user_version").fetchone() == (0,)
