@@ -11,12 +11,12 @@ import sqlite3
 import threading
 import time
 from collections.abc import Generator
-from contextlib import closing, contextmanager, suppress
+from contextlib import closing, contextmanager
 from functools import cache
-from pathlib import Path
 from typing import Any
 
 from .._errors import BrokerUnavailableError
+from . import file_system
 
 #: Seconds that a transaction waits for locks of other processes.
 BUSY_TIMEOUT = 5.0
@@ -103,16 +103,6 @@ MIGRATIONS: Migrations = (
     ),
 )
 
-#: File systems without the locks and the shared memory that WAL mode needs, which works on one host
-#: only: https://sqlite.org/wal.html
-_NETWORK = frozenset(
-    {
-        *("afs", "beegfs", "ceph", "cifs", "fuse.glusterfs", "fuse.sshfs", "glusterfs"),
-        *("lustre", "nfs", "nfs4", "smb3", "smbfs"),
-    }
-)
-_MOUNTS = Path("/proc/self/mounts")
-
 #: The path and the process of each open connection.
 _open: list[tuple[str, int]] = []
 _opening = threading.Lock()  # held by brokers' threads only
@@ -134,19 +124,16 @@ def connect(path: str, synchronous: str) -> sqlite3.Connection:
         raise BrokerUnavailableError(
             f"SQLite {sqlite3.sqlite_version} is too old; 3.35 or later is required"
         )
-    with suppress(OSError):
-        if kind := network_file_system(str(Path(path).resolve()), _mounts()):
-            raise BrokerUnavailableError(
-                f"{path} is on a network file system ({kind}), which SQLite does not support"
-            )
-    # One at a time, because `_create` closes a descriptor, which drops all locks of the process on
+    place = file_system.resolved(path)
+    file_system.check(place)
+    # One at a time, because `create` closes a descriptor, which drops all locks of the process on
     # the file: https://sqlite.org/howtocorrupt.html
     with _opening:
         if any(place == path and process != os.getpid() for place, process in _open):
             raise BrokerUnavailableError(
                 f"{path} was open when this process was forked; SQLite can't share it after a fork"
             )
-        _create(path)
+        file_system.create(place)
         db = sqlite3.connect(path, timeout=BUSY_TIMEOUT, isolation_level=None)
         try:
             with _transaction(db, "BEGIN"):  # before WAL mode, which changes the file
@@ -168,42 +155,6 @@ def disconnect(db: sqlite3.Connection, path: str) -> None:
     with _opening:
         db.close()
         _open.remove((path, os.getpid()))
-
-
-def identity(path: Path) -> tuple[int, int] | None:
-    """Return the device and inode of a file, or `None` if there is no file."""
-    try:
-        found = path.stat()
-    except FileNotFoundError:
-        return None
-    return found.st_dev, found.st_ino
-
-
-def network_file_system(path: str, mounts: str) -> str | None:
-    """Return the type of the network file system that a path is on, or `None`.
-
-    Args:
-        path: The resolved path.
-        mounts: The content of Linux's `/proc/self/mounts`.
-    """
-    longest, found = "", ""
-    for line in mounts.splitlines():
-        _, point, kind, *_ = line.split(" ")
-        point = point.replace("\\040", " ")
-        inside = path == point or path.startswith(point.rstrip("/") + "/")
-        if inside and len(point) >= len(longest):  # a later mount hides earlier ones
-            longest, found = point, kind
-    return found if found in _NETWORK else None
-
-
-def _mounts() -> str:
-    return os.fsdecode(_MOUNTS.read_bytes())  # paths may be in any encoding
-
-
-def _create(path: str) -> None:
-    """Create an empty file with mode 0600; SQLite creates its other files with the same mode."""
-    with suppress(FileExistsError):
-        os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600))
 
 
 def _use_wal(db: sqlite3.Connection) -> None:

@@ -17,7 +17,7 @@ import pytest
 from support.brokers.sqlite import finish, message, messages, other_connection, thread_of
 
 from background.queues._errors import BrokerUnavailableError
-from background.queues.sqlite import SQLiteBroker, schema
+from background.queues.sqlite import SQLiteBroker, file_system, schema
 
 #: The schema of version 1. It must not change, as files with it exist.
 VERSION_1 = """
@@ -95,13 +95,48 @@ async def test_mode_of_new_files(broker: SQLiteBroker, path: Path) -> None:
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no file modes")
-async def test_mode_of_existing_file(path: Path) -> None:
-    """An existing file keeps its mode."""
-    os.close(os.open(path, os.O_CREAT, 0o640))
+@pytest.mark.parametrize(
+    ("mode", "warns"), [(0o600, False), (0o640, False), (0o644, True), (0o660, True)]
+)
+async def test_mode_of_existing_file(
+    path: Path, mode: int, warns: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    """An existing file keeps its mode; a warning is logged if others can use it."""
+    os.close(os.open(path, os.O_CREAT, mode))
+    await anyio.Path(path).chmod(mode)
     broker = SQLiteBroker(path)
     await broker.open()
     await broker.close()
-    assert [stat.S_IMODE(file.stat().st_mode) for file in path.parent.iterdir()] == [0o640]
+    assert [stat.S_IMODE(file.stat().st_mode) for file in path.parent.iterdir()] == [mode]
+    assert (f"jobs.db has mode {mode:04o}: other users can" in caplog.text) is warns
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no numbers of users")
+async def test_owner_of_existing_file(
+    path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A warning is logged if an existing file belongs to another user."""
+    os.close(os.open(path, os.O_CREAT, 0o600))
+    if os.geteuid() == 0:
+        os.chown(path, 4711, -1)
+    else:
+        monkeypatch.setattr("background.queues.sqlite.file_system._user", lambda: 0)
+    broker = SQLiteBroker(path)
+    await broker.open()
+    await broker.close()
+    assert re.search(r"jobs\.db belongs to another user \(\d+\)", caplog.text)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no file modes")
+async def test_symbolic_link(path: Path) -> None:
+    """A file that a symbolic link names is created for its owner only."""
+    place = path.with_name("real.db")
+    await anyio.Path(path).symlink_to(place)
+    broker = SQLiteBroker(path)
+    await broker.open()
+    assert stat.S_IMODE((await anyio.Path(place).stat()).st_mode) == 0o600
+    assert await broker.enqueue([message()]) == [True]
+    await broker.close()
 
 
 async def test_reopen(path: Path) -> None:
@@ -142,7 +177,7 @@ async def test_network_file_system(path: Path, monkeypatch: pytest.MonkeyPatch) 
     """A file on a network file system is rejected if the list of mounts can be read."""
     mounts = path.with_name("mounts")
     mounts.write_text(f"server:/ {path.parent} nfs4 rw 0 0\n")
-    monkeypatch.setattr("background.queues.sqlite.schema._MOUNTS", mounts)
+    monkeypatch.setattr("background.queues.sqlite.file_system._MOUNTS", mounts)
     with pytest.raises(BrokerUnavailableError, match="nfs4"):
         await SQLiteBroker(path).open()
     mounts.unlink()
@@ -156,7 +191,7 @@ async def test_mount_names(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The names of mounts may contain any bytes."""
     mounts = path.with_name("mounts")
     mounts.write_bytes(b"disk /media/Ger\xe4t vfat rw 0 0\n")
-    monkeypatch.setattr("background.queues.sqlite.schema._MOUNTS", mounts)
+    monkeypatch.setattr("background.queues.sqlite.file_system._MOUNTS", mounts)
     broker = SQLiteBroker(path)
     await broker.open()
     await broker.close()
@@ -170,6 +205,13 @@ async def test_mount_names(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         ("/home/b/jobs.db", None),
         ("/homes/jobs.db", None),
         ("/my files/jobs.db", "cifs"),
+        ("/mnt/c/jobs.db", "9p"),
+        ("/shared/jobs.db", "virtiofs"),
+        ("/vagrant/jobs.db", "vboxsf"),
+        ("/bucket/jobs.db", "fuse.s3fs"),
+        ("/dav/jobs.db", "fuse"),
+        ("/container/jobs.db", None),
+        ("/windows/jobs.db", None),
     ],
 )
 def test_file_system_of_path(place: str, kind: str | None) -> None:
@@ -180,8 +222,15 @@ server:/ /home nfs rw 0 0
 disk /home/b ext4 rw 0 0
 server:/ /my\\040files ext4 rw 0 0
 server:/ /my\\040files cifs rw 0 0
+C: /mnt/c 9p rw 0 0
+home /shared virtiofs rw 0 0
+home /vagrant vboxsf rw 0 0
+s3fs /bucket fuse.s3fs rw 0 0
+https://dav /dav fuse rw 0 0
+fuse-overlayfs /container fuse.fuse-overlayfs rw 0 0
+/dev/sda1 /windows fuseblk rw 0 0
 """
-    assert schema.network_file_system(place, mounts) == kind
+    assert file_system.shared_file_system(place, mounts) == kind
 
 
 # Versions of the file
