@@ -34,8 +34,6 @@ class SecureClient(Client):
     def _connect_command(self) -> bytes:
         """Return the message with the credentials."""
         if not self._is_encrypted():
-            transport: Any = self._transport
-            transport.close()  # nats-py would leave it open
             raise NoTlsError
         return super()._connect_command()
 

@@ -14,6 +14,7 @@ from support.brokers.nats_tls import Attacker, Authority, tls_server
 
 from background.queues._errors import BrokerUnavailableError
 from background.queues.nats import NatsBroker
+from background.queues.nats.address import NatsAddress
 from background.queues.nats.connection import NatsConnection
 
 USER = "authorization { user: me, password: s3cret }"
@@ -123,7 +124,8 @@ async def test_discovered_server(authority: Authority) -> None:
 
     with tls_server(authority, config=cluster % "", jetstream=False) as first:
         url = first.url.replace("nats:", "tls:")
-        connection = NatsConnection(url, authority.context, prepare, lambda: None)
+        address = NatsAddress(url, authority.context, {}, {})
+        connection = NatsConnection(address, prepare, lambda: None)
         await connection.open()
         while not (ports := re.findall(r"route .*:(\d+)", "\n".join(first.lines))):  # noqa: ASYNC110
             await asyncio.sleep(0.01)

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import trustme
+from cryptography.hazmat.primitives import serialization
 
 from support.brokers.nats_servers import NatsServer, nats_server
 
@@ -24,7 +25,15 @@ class Authority:
         authority.cert_pem.write_to_path(self.ca)
         certificate = authority.issue_cert("127.0.0.1", "localhost")
         certificate.private_key_and_cert_chain_pem.write_to_path(self.pem)
+        self._key = certificate.private_key_pem.bytes()
         self.context = ssl.create_default_context(cafile=self.ca)
+
+    def encrypt_key(self, path: Path, password: bytes) -> str:
+        """Write the encrypted key of the certificate to a file, and return its name."""
+        key = serialization.load_pem_private_key(self._key, None)
+        form = serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8
+        path.write_bytes(key.private_bytes(*form, serialization.BestAvailableEncryption(password)))
+        return str(path)
 
     def config(self, *options: str) -> str:
         """Return the lines that configure TLS in a server."""
