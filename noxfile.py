@@ -155,7 +155,7 @@ def lowest(session: nox.Session) -> None:
     """The lowest versions of the dependencies, by the tests of the parts that use them."""
     project = PROJECT["project"]
     extras = project["optional-dependencies"]
-    names = ("trio", "testing", "msgspec", "redis", "nats", "examples")
+    names = ("trio", "testing", "msgspec", "redis", "nats", "nkeys", "examples")
     needed = [*project["dependencies"], *(extra for name in names for extra in extras[name])]
     pins = [re.sub(r">=([\w.]+)(,<\w+)?", r"==\1", requirement) for requirement in needed]
     session.install("-e", ".[test]", *pins)

@@ -150,13 +150,18 @@ class JobQueue:
         self._is_opening = False
 
     @classmethod
-    def from_url(cls, url: str, **options: Unpack[QueueOptions]) -> JobQueue:
+    def from_url(
+        cls, url: str, *, prefix: str | None = None, **options: Unpack[QueueOptions]
+    ) -> JobQueue:
         """Make a queue whose broker a URL names.
 
         Args:
             url: `memory://`; `sqlite:///jobs.db` for a file here, or `sqlite:////data/jobs.db` for
-                one anywhere, with `?synchronous=FULL` if wanted; `redis://`, `rediss://` or
-                `unix://`; `nats://` or `tls://`.
+                one anywhere, with `?synchronous=FULL` if wanted; `redis://`, `rediss://`,
+                `valkey://`, `valkeys://` or `unix://`; `nats://` or `tls://`. The guide on
+                connections has all options.
+            prefix: The beginning of all names on a server, by default `background`. Applications
+                that share a server need different ones.
             **options: The other arguments of `JobQueue`.
 
         Returns:
@@ -166,7 +171,7 @@ class JobQueue:
             ValueError: The URL or an argument is not valid.
             ImportError: An extra is not installed.
         """
-        return cls(make_broker(url), **options)
+        return cls(make_broker(url, prefix), **options)
 
     async def __aenter__(self) -> JobQueue:
         """Connect to the broker and the store of results.

@@ -2,65 +2,59 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator
-from contextlib import contextmanager
-from urllib.parse import parse_qsl, unquote, urlsplit
-
+from ._extras import needing
+from ._url_parts import UrlParts, choice, parse
 from .abc import Broker
 
-
-@contextmanager
-def needing(extra: str) -> Generator[None]:
-    """Explain an import that fails because an extra is not installed."""
-    try:
-        yield
-    except ImportError as error:
-        raise ImportError(
-            f"{error}: these URLs need an extra, pip install 'anyio-background[{extra}]'"
-        ) from error
+_REDIS = ("redis", "rediss", "valkey", "valkeys", "unix")  # also with +sentinel and +cluster
+_NATS = ("nats", "tls")
 
 
-def make_broker(url: str) -> Broker:
+def make_broker(url: str, prefix: str | None = None) -> Broker:
     """Return the broker that a URL names.
 
+    Args:
+        url: The URL.
+        prefix: The prefix of all names on the server.
+
     Raises:
-        ValueError: The URL is not valid.
+        ValueError: The URL or the prefix is not valid.
         ImportError: An extra is not installed.
     """
-    if not isinstance(url, str):  # pyright: ignore[reportUnnecessaryIsInstance]
-        raise ValueError(f"url must be a string such as 'sqlite:///jobs.db', not {url!r}")
-    scheme = url.partition(":")[0].lower()
-    if scheme == "memory":
-        from .memory import MemoryBroker
-
-        return MemoryBroker()
-    if scheme == "sqlite":
-        return _sqlite(url)
-    if scheme in ("redis", "rediss", "unix"):
+    parts = parse(url, "'sqlite:///jobs.db'")
+    if parts.scheme in ("memory", "sqlite"):
+        if prefix is not None:
+            raise ValueError(f"prefix is for brokers on a server, not for {parts.scheme}")
+        return _memory(parts) if parts.scheme == "memory" else _sqlite(parts)
+    if parts.scheme.partition("+")[0] in _REDIS:
         with needing("redis"):
             from .redis import RedisBroker
-        return RedisBroker(url)
-    if scheme in ("nats", "tls"):
+        return RedisBroker(url, prefix=prefix)
+    if parts.scheme in _NATS:
         with needing("nats"):
             from .nats import NatsBroker
-        return NatsBroker(url)
-    raise ValueError(
-        f"url must begin with memory:, sqlite:, redis:, rediss:, unix:, nats: or tls:, "
-        f"not {scheme[:20]!r}"
-    )
+        return NatsBroker(url, prefix=prefix)
+    schemes = ", ".join(("memory", "sqlite", *_REDIS, *_NATS))
+    raise ValueError(f"url must begin with one of these schemes: {schemes}")
 
 
-def _sqlite(url: str) -> Broker:
+def _memory(parts: UrlParts) -> Broker:
+    from .memory import MemoryBroker
+
+    if parts.hosts or parts.path:
+        raise ValueError("url must be memory://")
+    parts.read_options({}, {})
+    return MemoryBroker()
+
+
+def _sqlite(parts: UrlParts) -> Broker:
     from .sqlite import SQLiteBroker
 
-    parts = urlsplit(url)
-    if parts.netloc or not parts.path.startswith("/") or len(parts.path) < 2:
+    if parts.hosts or not parts.path.startswith("/") or len(parts.path) < 2:
         raise ValueError(
             "url must be sqlite:///name for a path relative to the working directory, or "
             "sqlite:////name for an absolute path"
         )
-    options = dict(parse_qsl(parts.query, keep_blank_values=True))
-    synchronous = options.pop("synchronous", "NORMAL").upper()
-    if options:
-        raise ValueError(f"url: the option of sqlite is synchronous, not {', '.join(options)}")
-    return SQLiteBroker(unquote(parts.path[1:]), synchronous=synchronous)  # type: ignore[arg-type]
+    options = parts.read_options({"synchronous": choice("normal", "full")}, {})
+    synchronous = options.get("synchronous", "normal").upper()
+    return SQLiteBroker(parts.path[1:], synchronous=synchronous)

@@ -70,4 +70,4 @@ def read_ids(file: str) -> set[str]:
     with closing(sqlite3.connect(file)) as db:
         if not db.execute("SELECT 1 FROM sqlite_master WHERE name = 'jobs'").fetchone():
             return set()
-        return {id for (id,) in db.execute("SELECT id FROM jobs")}
+        return {id for (id,) in db.execute("SELECT id FROM background_jobs")}

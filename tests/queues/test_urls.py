@@ -6,10 +6,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from pydantic import NatsDsn, RedisDsn
 from support.processes.process import running
 
 from background.queues import JobQueue
-from background.queues._urls import make_broker, needing
+from background.queues._extras import needing
+from background.queues._urls import make_broker
 from background.queues.memory import MemoryBroker
 from background.queues.nats import NatsBroker
 from background.queues.redis import RedisBroker
@@ -47,13 +49,22 @@ def test_sqlite(url: str, path: Path) -> None:
         ("sqlite:///", "url must be sqlite:///name"),
         ("sqlite://", "url must be sqlite:///name"),
         ("sqlite:///:memory:", "in memory|no file"),
-        ("sqlite:///jobs.db?mode=ro", "url: the option of sqlite is synchronous, not mode"),
-        ("sqlite:///jobs.db?synchronous=OFF", "synchronous"),
-        ("postgres://localhost/jobs", "url must begin with"),
-        ("jobs.db", "url must begin with"),
-        ("", "url must begin with"),
-        (None, "url must be a string"),
-        (5, "url must be a string"),
+        ("sqlite:///jobs.db?mode=ro", "unknown option; the options of sqlite are synchronous"),
+        ("sqlite:///jobs.db?prefix=a", "unknown option; the options of sqlite are synchronous"),
+        ("sqlite:///jobs.db?synchronous=OFF", "synchronous must be normal or full"),
+        ("sqlite:///jobs.db?synchronous", "an option must be like name=value"),
+        ("sqlite:///jobs.db?synchronous=FULL&synchronous=FULL", "an option is given twice"),
+        ("sqlite:///jobs#1.db", "# must be percent-encoded, as %23"),
+        ("sqlite:///jobs%ff.db", "percent-encoded bytes must be UTF-8"),
+        ("memory://?prefix=a", "url has an unknown option; there are none"),
+        ("memory://jobs", "url must be memory://"),
+        ("postgres://localhost/jobs", "url must begin with one of these schemes: memory, sqlite, "),
+        ("jobs.db", "url must begin with a scheme, as in 'sqlite:///jobs.db'"),
+        ("", "url must begin with a scheme"),
+        (None, "url must be a str such as 'sqlite:///jobs.db', not NoneType"),
+        (5, "url must be a str .* not int"),
+        (b"redis://:s3cr3t@host", "url must be a str .* not bytes"),
+        (RedisDsn("redis://:s3cr3t@host"), r"url must be a str .* not RedisDsn; .* by str\(\)"),
     ],
 )
 def test_invalid_urls(url: Any, message: str) -> None:
@@ -62,12 +73,50 @@ def test_invalid_urls(url: Any, message: str) -> None:
         make_broker(url)
 
 
-@pytest.mark.parametrize("url", ["sqlite://me:secret@host/jobs.db", "postgres://me:secret@host/"])
-def test_hidden_password(url: str) -> None:
-    """Error messages don't contain the URL's password."""
+@pytest.mark.parametrize(
+    "url",
+    [
+        "sqlite://me:s3cr3t@host/jobs.db",
+        "postgres://me:s3cr3t@host/",
+        "s3cr3t://host",
+        "me:s3cr3t@host:6379",
+        "s3cr3t@host",
+        "s3cr3t",
+        "redis://:s3cr3t/@host",
+        "redis://:a@s3cr3t:b",
+        "redis://h?s3cr3t=1",
+        b"redis://:s3cr3t@host",
+        RedisDsn("redis://:s3cr3t@host"),
+    ],
+)
+def test_hidden_password(url: Any) -> None:
+    """Error messages contain no part of a URL that may be a password."""
     with pytest.raises(ValueError, match="url") as caught:
         make_broker(url)
-    assert "secret" not in str(caught.value)
+    assert "s3cr3t" not in f"{caught.value} {caught.value.__cause__}"
+
+
+def test_dsn_of_pydantic() -> None:
+    """The text of pydantic's DSN is a URL."""
+    dsn = NatsDsn("nats://me:pass%2Fword@host:4222,host2:4222")
+    assert "host:4222,host2:4222" in repr(make_broker(str(dsn)))
+
+
+@pytest.mark.parametrize("scheme", ["memory", "sqlite"])
+def test_no_prefix(scheme: str) -> None:
+    """A prefix is rejected for brokers without a server."""
+    with pytest.raises(ValueError, match=f"prefix is for brokers on a server, not for {scheme}"):
+        JobQueue.from_url(f"{scheme}:///jobs.db", prefix="a")
+
+
+@pytest.mark.parametrize("scheme", ["nats"])
+def test_prefix(scheme: str) -> None:
+    """A prefix can be an argument or an option of the URL."""
+    assert "prefix 'shop'" in repr(make_broker(f"{scheme}://localhost?prefix=shop"))
+    assert "prefix 'shop'" in repr(make_broker(f"{scheme}://localhost", "shop"))
+    assert JobQueue.from_url(f"{scheme}://localhost", prefix="shop")
+    with pytest.raises(ValueError, match="prefix is given twice"):
+        make_broker(f"{scheme}://localhost?prefix=shop", "mail")
 
 
 def test_from_url_options() -> None:
@@ -97,7 +146,7 @@ except ImportError as error:
 
 def test_import_error() -> None:
     """A failed import is explained by a missing extra."""
-    with pytest.raises(ImportError, match="no module x: these URLs need an extra"), needing("x"):
+    with pytest.raises(ImportError, match="no module x: this needs an extra"), needing("x"):
         raise ImportError("no module x")
 
 

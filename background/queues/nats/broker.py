@@ -7,12 +7,13 @@ import re
 import ssl
 from collections import Counter
 from collections.abc import AsyncIterator, Sequence
-from typing import Literal
+from typing import Literal, Unpack
 
 from .._dependencies import missing_dependency, outside_dependencies
 from .._errors import BrokerUnavailableError
 from .._states import FINAL, JobState
 from ..abc import Broker, Claim, LeaseStatus, MaintenanceStats, Message, Settlement, StoredJob
+from .address import NatsAddress, NatsOptions
 from .claims import Claims
 from .clock import ServerClock
 from .effects import Effects
@@ -51,18 +52,27 @@ class NatsBroker(Broker):
     it depends on. The server's `max_payload` limits its size. `scan`, `count` and `purge` read all
     jobs. All times are those of the server's clock.
 
+    The broker makes and closes its own clients of nats-py: what it promises depends on how they
+    reconnect, and that they buffer nothing.
+
     Args:
-        url: `nats://user:password@host:4222`, `nats://token@host`, or `tls://…`; or several URLs of
-            one cluster, separated by commas.
-        prefix: The beginning of the names of all streams and subjects, so that brokers with
-            different prefixes can share a server.
-        replicas: The number of servers in the cluster that store each stream.
-        storage: Where the server stores the streams. Streams that exist must have the same
-            `replicas` and `storage`.
-        tls: The TLS context, for example with certificates of a private authority.
+        url: `nats://user:password@host:4222`, `nats://token@host`, or `tls://…` for TLS; several
+            servers of one cluster are separated by commas, `nats://a:4222,b:4222`. All options are
+            in the guide on connections; each of them can be an argument or a part of the query.
+        prefix: The beginning of the names of all streams and subjects, by default `background`, so
+            that brokers with different prefixes can share a server.
+        replicas: The number of servers in the cluster that store each stream, by default 1.
+        storage: Where the server stores the streams, by default `"file"`. Streams that exist must
+            have the same `replicas` and `storage`.
+        tls: The TLS context, for example with certificates of a private authority. With it,
+            `tls://` or an option of TLS, a server without TLS is refused before anything is sent.
+        **options: `user`, `password`, `token`, `user_credentials`, `nkeys_seed`, `inbox_prefix` and
+            others that nats-py takes, and the options of TLS.
 
     Raises:
+        TypeError: An argument is unknown.
         ValueError: An argument is not valid.
+        ImportError: An nkey or credentials need the extra `nkeys`.
 
     Example:
         ```python
@@ -74,13 +84,17 @@ class NatsBroker(Broker):
         self,
         url: str,
         *,
-        prefix: str = "background",
-        replicas: int = 1,
-        storage: Literal["file", "memory"] = "file",
+        prefix: str | None = None,
+        replicas: int | None = None,
+        storage: Literal["file", "memory"] | None = None,
         tls: ssl.SSLContext | None = None,
+        **options: Unpack[NatsOptions],
     ) -> None:
-        self._layout = Layout(prefix, replicas, storage)
-        self._requests = Requests(url, tls)
+        own = {"prefix": prefix, "replicas": replicas, "storage": storage}
+        address = NatsAddress(url, tls, own, options)
+        address.own.setdefault("prefix", "background")
+        self._layout = Layout(**address.own)
+        self._requests = Requests(address)
         self._streams = Streams(self._requests, self._layout)
         self._api = JetStream(self._requests, self._streams)
         self._clock = ServerClock(lambda: self._api.time(self._layout.timers, self._layout.clock))

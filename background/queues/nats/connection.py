@@ -9,17 +9,16 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-import ssl
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from typing import Any, cast
-from urllib.parse import urlsplit
 
 from nats.aio.client import Client
 from nats.errors import Error as ClientError
 
 from ..._support.log import log
 from .._errors import BrokerUnavailableError
+from .address import NatsAddress
 
 #: Seconds within which a call must find a connection, and a request must be answered.
 PATIENCE = 5.0
@@ -34,26 +33,20 @@ class NatsConnection:
     """A connection, for one event loop of one process.
 
     Args:
-        url: One or more URLs of servers, separated by commas.
-        tls: The TLS context; by default that of nats-py.
+        address: The servers.
         prepare: Called with every new client before it is used.
         lost: Called when the connection is lost, and when it is closed.
-
-    Raises:
-        ValueError: The URL is not valid.
     """
 
     def __init__(
         self,
-        url: str,
-        tls: ssl.SSLContext | None,
+        address: NatsAddress,
         prepare: Callable[[Client], Awaitable[None]],
         lost: Callable[[], None],
     ) -> None:
-        self._servers = [server.strip() for server in url.split(",")]
-        self.shown = ",".join(_without_secrets(server) for server in self._servers)
+        self._address = address
+        self.shown = str(address)
         self.patience = PATIENCE
-        self._tls = tls
         self._prepare = prepare
         self._lost = lost
         self._client: Client | None = None
@@ -157,24 +150,26 @@ class NatsConnection:
 
     async def _connect(self) -> Client:
         """Connect a new client, and try each server once."""
-        client: Any = Client()
+        client: Any = self._address.new_client()
         self._errors.clear()
 
         async def on_error(error: Exception) -> None:
             self._errors.append(error)
             del self._errors[:-_MAX_ERRORS]
-            if client is not self._client and len(self._errors) >= len(self._servers):
+            if client is not self._client and len(self._errors) >= len(self._address.servers):
                 raise _NoServerError  # otherwise nats-py would try for ever
+            if not client.is_connected and client._transport:
+                client._transport.close()  # nats-py would leave it open, and try again
+            await self._address.read_credentials()
 
         async def on_lost() -> None:
             if client is self._client:
                 self._disconnected()
+                await self._address.read_credentials()
 
         try:
             await client.connect(
-                list(self._servers),
-                name="background",
-                tls=self._tls,
+                **await self._address.client_options(),
                 error_cb=on_error,
                 disconnected_cb=on_lost,
                 reconnected_cb=self._reconnected,
@@ -220,20 +215,3 @@ async def _close(client: Client) -> None:
     with suppress(Exception):
         async with asyncio.timeout(_CLOSE_TIMEOUT):
             await client.close()
-
-
-def _without_secrets(url: str) -> str:
-    """Return a URL without user, password and token.
-
-    Raises:
-        ValueError: The URL is not valid. The message does not quote it, as it may have a password.
-    """
-    try:
-        parts = urlsplit(url)
-        host, port = parts.hostname, parts.port
-    except ValueError:
-        parts, host, port = urlsplit(""), None, None
-    if parts.scheme not in ("nats", "tls") or not host:
-        raise ValueError("url must be like nats://user:password@host:4222, or tls://host:4222")
-    shown = f"[{host}]" if ":" in host else host
-    return f"{parts.scheme}://{shown}:{port or 4222}"

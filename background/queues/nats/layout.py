@@ -52,7 +52,7 @@ class Layout:
         ValueError: An argument is not valid.
     """
 
-    def __init__(self, prefix: str, replicas: int, storage: str) -> None:
+    def __init__(self, prefix: str, replicas: int = 1, storage: str = "file") -> None:
         if not _PREFIX.fullmatch(prefix):
             raise ValueError(f"prefix must be 1 to 64 letters, digits, _ and -, not {prefix!r}")
         if isinstance(replicas, bool) or replicas not in (1, 2, 3, 4, 5):

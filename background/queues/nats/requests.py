@@ -7,7 +7,6 @@ It is never buffered until the next connection, so the server can't receive it a
 from __future__ import annotations
 
 import asyncio
-import ssl
 from collections import defaultdict
 from collections.abc import AsyncGenerator, Iterable, Iterator, Sequence
 from contextlib import asynccontextmanager, suppress
@@ -19,6 +18,7 @@ from nats.aio.msg import Msg
 from nats.errors import Error as ClientError
 
 from .._errors import BrokerUnavailableError
+from .address import NatsAddress
 from .connection import NatsConnection
 
 _WINDOW = 256  # requests in flight
@@ -103,15 +103,11 @@ class Requests:
     """Sends requests over one connection, and dispatches what the server sends.
 
     Args:
-        url: One or more URLs of servers, separated by commas.
-        tls: The TLS context; by default that of nats-py.
-
-    Raises:
-        ValueError: The URL is not valid.
+        address: The servers.
     """
 
-    def __init__(self, url: str, tls: ssl.SSLContext | None) -> None:
-        self.connection = NatsConnection(url, tls, self._prepare, self._on_lost)
+    def __init__(self, address: NatsAddress) -> None:
+        self.connection = NatsConnection(address, self._prepare, self._on_lost)
         self.shown = self.connection.shown
         self._inbox = ""
         self._numbers = count(1)

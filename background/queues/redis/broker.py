@@ -58,8 +58,8 @@ class RedisBroker(Broker):
         ```
     """
 
-    def __init__(self, url: str, *, prefix: str = "background", timeout: float = 5.0) -> None:
-        self.prefix = check_name("prefix", prefix)
+    def __init__(self, url: str, *, prefix: str | None = None, timeout: float = 5.0) -> None:
+        self.prefix = check_name("prefix", "background" if prefix is None else prefix)
         self._address = Address(url, timeout)
         self._channel = f"{{{self.prefix}}}:events:{self._address.db}"
         self._caller = Caller(self.prefix, self._channel)

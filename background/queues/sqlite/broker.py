@@ -27,8 +27,11 @@ _SOON = 0.001  # the shortest wait in seconds, because clocks and timers are not
 class SQLiteBroker(Broker):
     """A broker that stores jobs in a file, for the processes of one host.
 
-    A broker object works in one event loop. The file is created with mode 0600, for its owner only.
-    All times are those of the host's wall clock.
+    A broker object works in one event loop. All times are those of the host's wall clock.
+
+    The file is created with mode 0600, for its owner only. A warning is logged for an existing file
+    that other users can read or change. The file may be one of the application: all tables begin
+    with `background_`, and only the journal mode of the file changes, to WAL.
 
     Before SQLite 3.51.3, several connections that change the file can damage it in rare cases. A
     `RuntimeWarning` is issued when there are several.

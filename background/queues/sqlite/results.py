@@ -9,10 +9,10 @@ from ..._support import clock
 from ..abc import Results
 from .connection import SQLiteFile, Synchronous
 
-_SAVE = "INSERT OR REPLACE INTO results (key, result, until) VALUES (?, ?, ?)"
-_DELETE_OLD = "DELETE FROM results WHERE until <= ?"
-_GET = "SELECT result FROM results WHERE key = ? AND until > ?"
-_DELETE = "DELETE FROM results WHERE key = ?"
+_SAVE = "INSERT OR REPLACE INTO background_results (key, result, until) VALUES (?, ?, ?)"
+_DELETE_OLD = "DELETE FROM background_results WHERE until <= ?"
+_GET = "SELECT result FROM background_results WHERE key = ? AND until > ?"
+_DELETE = "DELETE FROM background_results WHERE key = ?"
 
 
 class SQLiteResults(Results):

@@ -1,4 +1,8 @@
-"""The schema of the SQLite file, and its creation, opening and migration."""
+"""The schema of the jobs in a SQLite file, and its creation, opening and migration.
+
+The file may belong to an application. All names begin with `background_`, the version of the schema
+is in a table, and the file's own `user_version` and `application_id` are never written.
+"""
 
 from __future__ import annotations
 
@@ -6,23 +10,33 @@ import os
 import sqlite3
 import threading
 import time
-from collections.abc import Sequence
-from contextlib import suppress
-from pathlib import Path
+from collections.abc import Generator
+from contextlib import closing, contextmanager
+from functools import cache
+from typing import Any
 
 from .._errors import BrokerUnavailableError
+from . import file_system
 
 #: Seconds that a transaction waits for locks of other processes.
 BUSY_TIMEOUT = 5.0
 
 _OLDEST = (3, 35, 0)  # the first version that has RETURNING
 
+Migrations = tuple[tuple[str, ...], ...]
+
+#: The table with the version of the schema, in one row.
+_VERSION = "background_version"
+
+#: By name: an object's type and column, for each of its columns.
+_Objects = dict[str, list[tuple[Any, ...]]]
+
 #: The statements that migrate a file to version 1, 2, and so on. They never change after a release.
 #: `changes_at` is the time of a job's next transition without an action of a worker or a user.
-MIGRATIONS: Sequence[Sequence[str]] = (
+MIGRATIONS: Migrations = (
     (
         """
-        CREATE TABLE jobs (
+        CREATE TABLE background_jobs (
             number INTEGER PRIMARY KEY,
             id TEXT NOT NULL UNIQUE,
             handler TEXT,
@@ -52,14 +66,20 @@ MIGRATIONS: Sequence[Sequence[str]] = (
             body BLOB NOT NULL
         )
         """,
-        "CREATE INDEX jobs_ready ON jobs (queue, number) WHERE state = 'ready'",
         """
-        CREATE INDEX jobs_changing ON jobs (changes_at)
+        CREATE INDEX background_jobs_ready ON background_jobs (queue, number)
+        WHERE state = 'ready'
+        """,
+        """
+        CREATE INDEX background_jobs_changing ON background_jobs (changes_at)
         WHERE finished_at IS NULL AND changes_at IS NOT NULL
         """,
-        "CREATE INDEX jobs_ended ON jobs (changes_at) WHERE finished_at IS NOT NULL",
         """
-        CREATE TABLE dependencies (
+        CREATE INDEX background_jobs_ended ON background_jobs (changes_at)
+        WHERE finished_at IS NOT NULL
+        """,
+        """
+        CREATE TABLE background_dependencies (
             job INTEGER NOT NULL,
             place INTEGER NOT NULL,
             depends_on TEXT NOT NULL,
@@ -68,29 +88,23 @@ MIGRATIONS: Sequence[Sequence[str]] = (
             PRIMARY KEY (job, place)
         ) WITHOUT ROWID
         """,
-        "CREATE INDEX dependencies_unmet ON dependencies (depends_on) WHERE NOT met",
         """
-        CREATE TRIGGER dependencies_end AFTER DELETE ON jobs WHEN old.depends_on != '[]'
-        BEGIN DELETE FROM dependencies WHERE job = old.number; END
+        CREATE INDEX background_dependencies_unmet ON background_dependencies (depends_on)
+        WHERE NOT met
         """,
         """
-        CREATE TABLE results (
+        CREATE TRIGGER background_dependencies_end
+        AFTER DELETE ON background_jobs WHEN old.depends_on != '[]'
+        BEGIN DELETE FROM background_dependencies WHERE job = old.number; END
+        """,
+        """
+        CREATE TABLE background_results (
             key TEXT NOT NULL PRIMARY KEY, result BLOB NOT NULL, until REAL NOT NULL
         )
         """,
-        "CREATE INDEX results_until ON results (until)",
+        "CREATE INDEX background_results_until ON background_results (until)",
     ),
 )
-
-#: File systems without the locks and the shared memory that WAL mode needs, which works on one host
-#: only: https://sqlite.org/wal.html
-_NETWORK = frozenset(
-    {
-        *("afs", "beegfs", "ceph", "cifs", "fuse.glusterfs", "fuse.sshfs", "glusterfs"),
-        *("lustre", "nfs", "nfs4", "smb3", "smbfs"),
-    }
-)
-_MOUNTS = Path("/proc/self/mounts")
 
 #: The path and the process of each open connection.
 _open: list[tuple[str, int]] = []
@@ -113,25 +127,25 @@ def connect(path: str, synchronous: str) -> sqlite3.Connection:
         raise BrokerUnavailableError(
             f"SQLite {sqlite3.sqlite_version} is too old; 3.35 or later is required"
         )
-    with suppress(OSError):
-        if kind := network_file_system(str(Path(path).resolve()), _mounts()):
-            raise BrokerUnavailableError(
-                f"{path} is on a network file system ({kind}), which SQLite does not support"
-            )
-    # One at a time, because `_create` closes a descriptor, which drops all locks of the process on
+    place = file_system.resolved(path)
+    file_system.check(place)
+    # One at a time, because `create` closes a descriptor, which drops all locks of the process on
     # the file: https://sqlite.org/howtocorrupt.html
     with _opening:
         if any(place == path and process != os.getpid() for place, process in _open):
             raise BrokerUnavailableError(
                 f"{path} was open when this process was forked; SQLite can't share it after a fork"
             )
-        _create(path)
+        file_system.create(place)
         db = sqlite3.connect(path, timeout=BUSY_TIMEOUT, isolation_level=None)
         try:
+            with _transaction(db, "BEGIN"):  # before WAL mode, which changes the file
+                version = stored_version(db, path, MIGRATIONS)
             _use_wal(db)
             db.execute(f"PRAGMA synchronous = {synchronous}")
             db.execute("PRAGMA mmap_size = 0")
-            migrate(db, path, MIGRATIONS)
+            if version < len(MIGRATIONS):
+                migrate(db, path, MIGRATIONS)
         except BaseException:
             db.close()
             raise
@@ -144,42 +158,6 @@ def disconnect(db: sqlite3.Connection, path: str) -> None:
     with _opening:
         db.close()
         _open.remove((path, os.getpid()))
-
-
-def identity(path: Path) -> tuple[int, int] | None:
-    """Return the device and inode of a file, or `None` if there is no file."""
-    try:
-        found = path.stat()
-    except FileNotFoundError:
-        return None
-    return found.st_dev, found.st_ino
-
-
-def network_file_system(path: str, mounts: str) -> str | None:
-    """Return the type of the network file system that a path is on, or `None`.
-
-    Args:
-        path: The resolved path.
-        mounts: The content of Linux's `/proc/self/mounts`.
-    """
-    longest, found = "", ""
-    for line in mounts.splitlines():
-        _, point, kind, *_ = line.split(" ")
-        point = point.replace("\\040", " ")
-        inside = path == point or path.startswith(point.rstrip("/") + "/")
-        if inside and len(point) >= len(longest):  # a later mount hides earlier ones
-            longest, found = point, kind
-    return found if found in _NETWORK else None
-
-
-def _mounts() -> str:
-    return os.fsdecode(_MOUNTS.read_bytes())  # paths may be in any encoding
-
-
-def _create(path: str) -> None:
-    """Create an empty file with mode 0600; SQLite creates its other files with the same mode."""
-    with suppress(FileExistsError):
-        os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600))
 
 
 def _use_wal(db: sqlite3.Connection) -> None:
@@ -200,7 +178,7 @@ def _use_wal(db: sqlite3.Connection) -> None:
             return
 
 
-def migrate(db: sqlite3.Connection, path: str, migrations: Sequence[Sequence[str]]) -> None:
+def migrate(db: sqlite3.Connection, path: str, migrations: Migrations) -> None:
     """Apply the missing migrations in one transaction.
 
     Args:
@@ -209,28 +187,79 @@ def migrate(db: sqlite3.Connection, path: str, migrations: Sequence[Sequence[str
         migrations: The statements of all migrations.
 
     Raises:
-        BrokerUnavailableError: A newer version of this library has migrated the file.
+        BrokerUnavailableError: The tables in the file are not those of a known version.
     """
-    if _version(db) == len(migrations):
-        return
-    db.execute("BEGIN IMMEDIATE")
+    with _transaction(db, "BEGIN IMMEDIATE"):
+        _apply(db, migrations, stored_version(db, path, migrations))
+
+
+def _apply(db: sqlite3.Connection, migrations: Migrations, version: int) -> None:
+    if version == 0:
+        db.execute(f"CREATE TABLE {_VERSION} (version INTEGER NOT NULL)")
+        db.execute(f"INSERT INTO {_VERSION} VALUES (0)")
+    for statements in migrations[version:]:
+        for statement in statements:
+            db.execute(statement)
+    db.execute(f"UPDATE {_VERSION} SET version = ?", (len(migrations),))
+
+
+def stored_version(db: sqlite3.Connection, path: str, migrations: Migrations) -> int:
+    """Return the version of the tables in the file, or 0 if there are none; change nothing.
+
+    The rest of the file may belong to an application.
+
+    Raises:
+        BrokerUnavailableError: The tables are not those of a known version.
+    """
+    found = _objects(db)
+    version = 0
+    if found.get(_VERSION) == [("table", "version", "INTEGER", 1, 0)]:
+        ((number,),) = db.execute(f"SELECT max(version) FROM {_VERSION}").fetchall()
+        version = number if isinstance(number, int) and number > 0 else 0
+    if version > len(migrations):
+        raise BrokerUnavailableError(
+            f"{path} has job tables of version {version}, from a newer version of this library; "
+            f"this one supports versions up to {len(migrations)}"
+        )
+    latest = expected = _made_by(migrations)
+    if version < len(migrations):
+        expected = _made_by(migrations[:version]) if version else {}
+    unknown = sorted(name for name in latest if found.get(name) != expected.get(name))
+    if unknown:
+        raise BrokerUnavailableError(
+            f"{path} has objects that this library did not make, or that were changed since: "
+            f"{', '.join(unknown)}; use another file"
+        )
+    return version
+
+
+@cache
+def _made_by(migrations: Migrations) -> _Objects:
+    """Return what migrations make in an empty file."""
+    with closing(sqlite3.connect(":memory:", isolation_level=None)) as db:
+        _apply(db, migrations, 0)
+        return _objects(db)
+
+
+def _objects(db: sqlite3.Connection) -> _Objects:
+    found: _Objects = {}
+    for name, *column in db.execute(
+        """
+        SELECT o.name, o.type, c.name, c.type, c."notnull", c.pk
+        FROM sqlite_schema AS o LEFT JOIN pragma_table_info(o.name) AS c
+        WHERE o.name GLOB 'background_*' ORDER BY c.cid
+        """
+    ):
+        found.setdefault(name, []).append(tuple(column))
+    return found
+
+
+@contextmanager
+def _transaction(db: sqlite3.Connection, begin: str) -> Generator[None]:
+    db.execute(begin)
     try:
-        version = _version(db)  # again, because another process may have migrated the file
-        if version > len(migrations):
-            raise BrokerUnavailableError(
-                f"{path} has version {version}, from a newer version of this library; this one "
-                f"supports versions up to {len(migrations)}"
-            )
-        for statements in migrations[version:]:
-            for statement in statements:
-                db.execute(statement)
-        db.execute(f"PRAGMA user_version = {len(migrations)}")
+        yield
         db.execute("COMMIT")
     finally:
         if db.in_transaction:
             db.execute("ROLLBACK")
-
-
-def _version(db: sqlite3.Connection) -> int:
-    version: int = db.execute("PRAGMA user_version").fetchone()[0]
-    return version

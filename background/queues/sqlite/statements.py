@@ -14,60 +14,66 @@ _RETAINED = "(finished_at IS NULL OR changes_at > ?)"
 _HELD = "id = ? AND token = ? AND state = 'running' AND changes_at > ?"
 
 INSERT = f"""
-    INSERT INTO jobs ({MESSAGE}, blocked, state, changes_at, expires_at, enqueued_at)
+    INSERT INTO background_jobs ({MESSAGE}, blocked, state, changes_at, expires_at, enqueued_at)
     VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT (id) DO NOTHING
     RETURNING number
 """
-DELETE_IF_OLD = "DELETE FROM jobs WHERE id = ? AND finished_at IS NOT NULL AND changes_at <= ?"
+DELETE_IF_OLD = (
+    "DELETE FROM background_jobs WHERE id = ? AND finished_at IS NOT NULL AND changes_at <= ?"
+)
 CLAIM = f"""
-    UPDATE jobs SET state = 'running', token = ?, changes_at = ?, expires_at = NULL,
+    UPDATE background_jobs SET state = 'running', token = ?, changes_at = ?, expires_at = NULL,
         started_at = ?, attempt = attempt + 1, confirmed = 0
     WHERE number IN (
-        SELECT number FROM jobs
+        SELECT number FROM background_jobs
         WHERE state = 'ready' AND queue = ? AND (expires_at IS NULL OR expires_at > ?)
         ORDER BY number LIMIT ?
     )
     RETURNING number, attempt, crashes, unconfirmed, enqueued_at, error, result, {MESSAGE}
 """
-RENEW = f"UPDATE jobs SET changes_at = ?, confirmed = 1 WHERE {_HELD} RETURNING cancelled"
+RENEW = (
+    f"UPDATE background_jobs SET changes_at = ?, confirmed = 1 WHERE {_HELD} RETURNING cancelled"
+)
 END = f"""
-    UPDATE jobs SET state = ?, finished_at = ?,
+    UPDATE background_jobs SET state = ?, finished_at = ?,
         changes_at = ? + iif(? = 'dead', dead_retention, retention), expires_at = NULL,
         result = iif(? = 'succeeded', ?, result), error = coalesce(?, error)
     WHERE {_HELD}
 """
-SAVE = f"UPDATE jobs SET result = ? WHERE {_HELD}"
+SAVE = f"UPDATE background_jobs SET result = ? WHERE {_HELD}"
 RELEASE_CLAIM = f"""
-    UPDATE jobs SET state = ?, changes_at = ?, attempt = attempt - ?,
+    UPDATE background_jobs SET state = ?, changes_at = ?, attempt = attempt - ?,
         error = coalesce(?, error)
     WHERE {_HELD} AND NOT cancelled
 """
-GET = f"SELECT changes_at, number, {_STORED} FROM jobs WHERE id = ? AND {_RETAINED}"
-STATE = f"SELECT state FROM jobs WHERE id = ? AND {_RETAINED}"
-CANCEL_RUNNING = "UPDATE jobs SET cancelled = 1 WHERE id = ?"
+GET = f"SELECT changes_at, number, {_STORED} FROM background_jobs WHERE id = ? AND {_RETAINED}"
+STATE = f"SELECT state FROM background_jobs WHERE id = ? AND {_RETAINED}"
+CANCEL_RUNNING = "UPDATE background_jobs SET cancelled = 1 WHERE id = ?"
 CANCEL_WAITING = """
-    UPDATE jobs SET state = 'cancelled', finished_at = ?, changes_at = ? + retention,
+    UPDATE background_jobs SET state = 'cancelled', finished_at = ?, changes_at = ? + retention,
         expires_at = NULL
     WHERE id = ?
 """
 REQUEUE = """
-    UPDATE jobs SET state = 'ready', attempt = 0, crashes = 0, unconfirmed = 0, cancelled = 0,
-        blocked = 0, finished_at = NULL, result = NULL, changes_at = NULL
+    UPDATE background_jobs SET state = 'ready', attempt = 0, crashes = 0, unconfirmed = 0,
+        cancelled = 0, blocked = 0, finished_at = NULL, result = NULL, changes_at = NULL
     WHERE id = ? AND finished_at IS NOT NULL AND changes_at > ?
     RETURNING number, handler
 """
-HAS_READY = "SELECT 1 FROM jobs WHERE state = 'ready' AND queue = ? LIMIT 1"
+HAS_READY = "SELECT 1 FROM background_jobs WHERE state = 'ready' AND queue = ? LIMIT 1"
 NEXT_CHANGE = """
-    SELECT changes_at FROM jobs WHERE finished_at IS NULL AND changes_at IS NOT NULL
+    SELECT changes_at FROM background_jobs WHERE finished_at IS NULL AND changes_at IS NOT NULL
     ORDER BY changes_at LIMIT 1
 """
 CHANGING = """
-    SELECT number, id, handler, state, cancelled, expires_at <= ? FROM jobs
+    SELECT number, id, handler, state, cancelled, expires_at <= ? FROM background_jobs
     WHERE finished_at IS NULL AND changes_at <= ? ORDER BY changes_at LIMIT ?
 """
-BECOMES_READY = "UPDATE jobs SET state = 'ready', changes_at = expires_at WHERE number = ?"
+BECOMES_READY = (
+    "UPDATE background_jobs SET state = 'ready', changes_at = expires_at WHERE number = ?"
+)
 LOSES_ITS_LEASE = """
-    UPDATE jobs SET state = 'ready', changes_at = NULL,
+    UPDATE background_jobs SET state = 'ready', changes_at = NULL,
         crashes = crashes + confirmed, unconfirmed = unconfirmed + 1 - confirmed,
         lost = substr(
             coalesce(lost, '') || attempt || ' ' || token || ' ' || started_at || ' ' || ? || ' '
@@ -76,45 +82,47 @@ LOSES_ITS_LEASE = """
     WHERE number = ?
 """
 ENDS_BY_TIME = """
-    UPDATE jobs SET state = ?, finished_at = ?, changes_at = ? + retention, expires_at = NULL
+    UPDATE background_jobs SET state = ?, finished_at = ?, changes_at = ? + retention,
+        expires_at = NULL
     WHERE number = ?
 """
 DELETE_OLD = """
-    DELETE FROM jobs WHERE number IN (
-        SELECT number FROM jobs WHERE finished_at IS NOT NULL AND changes_at <= ?
+    DELETE FROM background_jobs WHERE number IN (
+        SELECT number FROM background_jobs WHERE finished_at IS NOT NULL AND changes_at <= ?
         ORDER BY changes_at LIMIT ?
     )
 """
-PAGE_END = "SELECT number FROM jobs WHERE number > ? ORDER BY number LIMIT 1 OFFSET ?"
+PAGE_END = "SELECT number FROM background_jobs WHERE number > ? ORDER BY number LIMIT 1 OFFSET ?"
 _SELECTED = "(? IS NULL OR queue = ?) AND (? IS NULL OR state = ?)"
 PAGE = f"""
-    SELECT number, {_STORED} FROM jobs
+    SELECT number, {_STORED} FROM background_jobs
     WHERE number > ? AND number <= ? AND {_SELECTED} AND {_RETAINED}
     ORDER BY number
 """
 PURGE_PAGE = """
-    DELETE FROM jobs WHERE number > ? AND number <= ? AND finished_at <= ?
+    DELETE FROM background_jobs WHERE number > ? AND number <= ? AND finished_at <= ?
         AND (? IS NULL OR state = ?)
 """
-COUNT_READY = "SELECT count(*) FROM jobs WHERE state = 'ready' AND queue = ?"
-COUNT = f"SELECT count(*) FROM jobs WHERE {_SELECTED} AND {_RETAINED}"
+COUNT_READY = "SELECT count(*) FROM background_jobs WHERE state = 'ready' AND queue = ?"
+COUNT = f"SELECT count(*) FROM background_jobs WHERE {_SELECTED} AND {_RETAINED}"
 
-ADD_DEPENDENCY = "INSERT INTO dependencies (job, place, depends_on) VALUES (?, ?, ?)"
-PREVIOUS = "SELECT result FROM dependencies WHERE job = ? ORDER BY place"
-OUTCOME = "SELECT state, result FROM jobs WHERE id = ? AND finished_at IS NOT NULL"
-HAS_ENDED = "SELECT 1 FROM jobs WHERE id = ? AND finished_at IS NOT NULL"
-DEPENDANTS = "SELECT job, place FROM dependencies WHERE depends_on = ? AND NOT met"
-MEET = "UPDATE dependencies SET met = 1, result = ? WHERE job = ? AND place = ?"
-DROP_DEPENDENCIES = "UPDATE dependencies SET met = 1 WHERE job = ?"
+ADD_DEPENDENCY = "INSERT INTO background_dependencies (job, place, depends_on) VALUES (?, ?, ?)"
+PREVIOUS = "SELECT result FROM background_dependencies WHERE job = ? ORDER BY place"
+OUTCOME = "SELECT state, result FROM background_jobs WHERE id = ? AND finished_at IS NOT NULL"
+HAS_ENDED = "SELECT 1 FROM background_jobs WHERE id = ? AND finished_at IS NOT NULL"
+DEPENDANTS = "SELECT job, place FROM background_dependencies WHERE depends_on = ? AND NOT met"
+MEET = "UPDATE background_dependencies SET met = 1, result = ? WHERE job = ? AND place = ?"
+DROP_DEPENDENCIES = "UPDATE background_dependencies SET met = 1 WHERE job = ?"
 DIES_OF_DEPENDENCY = """
-    UPDATE jobs SET state = 'dead', finished_at = ?, changes_at = ? + dead_retention,
+    UPDATE background_jobs SET state = 'dead', finished_at = ?, changes_at = ? + dead_retention,
         expires_at = NULL, error = ?
     WHERE number = ? AND state = 'scheduled' AND blocked
     RETURNING id
 """
 UNBLOCK = """
-    UPDATE jobs SET blocked = blocked - 1 WHERE number = ? AND state = 'scheduled' AND blocked
+    UPDATE background_jobs SET blocked = blocked - 1
+    WHERE number = ? AND state = 'scheduled' AND blocked
     RETURNING blocked
 """
-UNBLOCKED = "SELECT id, handler, delay, at, expires_at FROM jobs WHERE number = ?"
-SCHEDULE = "UPDATE jobs SET state = ?, changes_at = ? WHERE number = ?"
+UNBLOCKED = "SELECT id, handler, delay, at, expires_at FROM background_jobs WHERE number = ?"
+SCHEDULE = "UPDATE background_jobs SET state = ?, changes_at = ? WHERE number = ?"

@@ -23,7 +23,8 @@ from anyio.lowlevel import checkpoint_if_cancelled
 from ..._eventloop.running import current_backend
 from ..._support import clock
 from .._errors import BrokerUnavailableError
-from .schema import disconnect, identity
+from .file_system import identity
+from .schema import disconnect
 
 T = TypeVar("T")
 Work = Callable[[sqlite3.Connection], T]

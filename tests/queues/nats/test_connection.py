@@ -31,6 +31,7 @@ from support.time import SOON
 from background.queues._errors import BrokerUnavailableError
 from background.queues._states import JobState
 from background.queues.nats import NatsBroker
+from background.queues.nats.address import NatsAddress
 from background.queues.nats.connection import NatsConnection
 from background.queues.nats.requests import Request
 
@@ -143,8 +144,8 @@ async def test_close_while_connecting() -> None:
         if len(clients) == 2:
             await proceed.wait()
 
-    url = shared_server().url
-    connection = NatsConnection(url, None, prepare, lambda: None)
+    address = NatsAddress(shared_server().url, None, {}, {})
+    connection = NatsConnection(address, prepare, lambda: None)
     await connection.open()
     await clients[0].close()
     connecting = asyncio.create_task(connection.connected())

@@ -131,7 +131,7 @@ async def test_missing_table(broker: SQLiteBroker, path: Path) -> None:
     """A file without its tables makes calls fail."""
     await broker.enqueue([message()])
     with other_connection(path) as db:
-        db.execute("DROP TABLE jobs")
+        db.execute("DROP TABLE background_jobs")
     with pytest.raises(BrokerUnavailableError, match="no such table"):
         await broker.enqueue([message()])
 

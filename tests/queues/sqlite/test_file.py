@@ -7,45 +7,51 @@ import re
 import sqlite3
 import stat
 import sys
-from contextlib import closing
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
+import anyio
 import pytest
 from support.brokers.sqlite import finish, message, messages, other_connection, thread_of
 
 from background.queues._errors import BrokerUnavailableError
-from background.queues.sqlite import SQLiteBroker, schema
+from background.queues.sqlite import SQLiteBroker, file_system, schema
 
 #: The schema of version 1. It must not change, as files with it exist.
 VERSION_1 = """
-    CREATE TABLE jobs (
+    CREATE TABLE background_jobs (
         number INTEGER PRIMARY KEY, id TEXT NOT NULL UNIQUE, handler TEXT,
         queue TEXT NOT NULL, state TEXT NOT NULL, token TEXT, changes_at REAL, expires_at REAL,
         attempt INTEGER NOT NULL DEFAULT 0, crashes INTEGER NOT NULL DEFAULT 0,
         unconfirmed INTEGER NOT NULL DEFAULT 0, confirmed INTEGER NOT NULL DEFAULT 0,
-        cancelled INTEGER NOT NULL DEFAULT 0, delay REAL NOT NULL, at REAL, expires REAL,
+        lost TEXT, cancelled INTEGER NOT NULL DEFAULT 0, delay REAL NOT NULL, at REAL, expires REAL,
         retention REAL NOT NULL, dead_retention REAL NOT NULL, depends_on TEXT NOT NULL,
         blocked INTEGER NOT NULL,
         enqueued_at REAL NOT NULL, started_at REAL, finished_at REAL,
         error TEXT, result BLOB, body BLOB NOT NULL
     );
-    CREATE TABLE dependencies (
+    CREATE TABLE background_dependencies (
         job INTEGER NOT NULL, place INTEGER NOT NULL, depends_on TEXT NOT NULL,
         met INTEGER NOT NULL DEFAULT 0, result BLOB, PRIMARY KEY (job, place)
     ) WITHOUT ROWID;
-    CREATE INDEX dependencies_unmet ON dependencies (depends_on) WHERE NOT met;
-    CREATE TRIGGER dependencies_end AFTER DELETE ON jobs WHEN old.depends_on != '[]'
-    BEGIN DELETE FROM dependencies WHERE job = old.number; END;
-    CREATE INDEX jobs_ready ON jobs (queue, number) WHERE state = 'ready';
-    CREATE INDEX jobs_changing ON jobs (changes_at)
+    CREATE INDEX background_dependencies_unmet ON background_dependencies (depends_on)
+        WHERE NOT met;
+    CREATE TRIGGER background_dependencies_end
+        AFTER DELETE ON background_jobs WHEN old.depends_on != '[]'
+    BEGIN DELETE FROM background_dependencies WHERE job = old.number; END;
+    CREATE INDEX background_jobs_ready ON background_jobs (queue, number) WHERE state = 'ready';
+    CREATE INDEX background_jobs_changing ON background_jobs (changes_at)
         WHERE finished_at IS NULL AND changes_at IS NOT NULL;
-    CREATE INDEX jobs_ended ON jobs (changes_at) WHERE finished_at IS NOT NULL;
-    CREATE TABLE results (
+    CREATE INDEX background_jobs_ended ON background_jobs (changes_at)
+        WHERE finished_at IS NOT NULL;
+    CREATE TABLE background_results (
         key TEXT NOT NULL PRIMARY KEY, result BLOB NOT NULL, until REAL NOT NULL
     );
-    CREATE INDEX results_until ON results (until);
-    PRAGMA user_version = 1;
+    CREATE INDEX background_results_until ON background_results (until);
+    CREATE TABLE background_version (version INTEGER NOT NULL);
+    INSERT INTO background_version VALUES (1);
     PRAGMA journal_mode = WAL;
 """
 
@@ -90,13 +96,48 @@ async def test_mode_of_new_files(broker: SQLiteBroker, path: Path) -> None:
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no file modes")
-async def test_mode_of_existing_file(path: Path) -> None:
-    """An existing file keeps its mode."""
-    os.close(os.open(path, os.O_CREAT, 0o640))
+@pytest.mark.parametrize(
+    ("mode", "warns"), [(0o600, False), (0o640, False), (0o644, True), (0o660, True)]
+)
+async def test_mode_of_existing_file(
+    path: Path, mode: int, warns: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    """An existing file keeps its mode; a warning is logged if others can use it."""
+    os.close(os.open(path, os.O_CREAT, mode))
+    await anyio.Path(path).chmod(mode)
     broker = SQLiteBroker(path)
     await broker.open()
     await broker.close()
-    assert [stat.S_IMODE(file.stat().st_mode) for file in path.parent.iterdir()] == [0o640]
+    assert [stat.S_IMODE(file.stat().st_mode) for file in path.parent.iterdir()] == [mode]
+    assert (f"jobs.db has mode {mode:04o}: other users can" in caplog.text) is warns
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no numbers of users")
+async def test_owner_of_existing_file(
+    path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A warning is logged if an existing file belongs to another user."""
+    os.close(os.open(path, os.O_CREAT, 0o600))
+    if os.geteuid() == 0:
+        os.chown(path, 4711, -1)
+    else:
+        monkeypatch.setattr("background.queues.sqlite.file_system._user", lambda: 0)
+    broker = SQLiteBroker(path)
+    await broker.open()
+    await broker.close()
+    assert re.search(r"jobs\.db belongs to another user \(\d+\)", caplog.text)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no file modes")
+async def test_symbolic_link(path: Path) -> None:
+    """A file that a symbolic link names is created for its owner only."""
+    place = path.with_name("real.db")
+    await anyio.Path(path).symlink_to(place)
+    broker = SQLiteBroker(path)
+    await broker.open()
+    assert stat.S_IMODE((await anyio.Path(place).stat()).st_mode) == 0o600
+    assert await broker.enqueue([message()]) == [True]
+    await broker.close()
 
 
 async def test_reopen(path: Path) -> None:
@@ -137,7 +178,7 @@ async def test_network_file_system(path: Path, monkeypatch: pytest.MonkeyPatch) 
     """A file on a network file system is rejected if the list of mounts can be read."""
     mounts = path.with_name("mounts")
     mounts.write_text(f"server:/ {path.parent} nfs4 rw 0 0\n")
-    monkeypatch.setattr("background.queues.sqlite.schema._MOUNTS", mounts)
+    monkeypatch.setattr("background.queues.sqlite.file_system._MOUNTS", mounts)
     with pytest.raises(BrokerUnavailableError, match="nfs4"):
         await SQLiteBroker(path).open()
     mounts.unlink()
@@ -151,7 +192,7 @@ async def test_mount_names(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The names of mounts may contain any bytes."""
     mounts = path.with_name("mounts")
     mounts.write_bytes(b"disk /media/Ger\xe4t vfat rw 0 0\n")
-    monkeypatch.setattr("background.queues.sqlite.schema._MOUNTS", mounts)
+    monkeypatch.setattr("background.queues.sqlite.file_system._MOUNTS", mounts)
     broker = SQLiteBroker(path)
     await broker.open()
     await broker.close()
@@ -165,6 +206,13 @@ async def test_mount_names(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         ("/home/b/jobs.db", None),
         ("/homes/jobs.db", None),
         ("/my files/jobs.db", "cifs"),
+        ("/mnt/c/jobs.db", "9p"),
+        ("/shared/jobs.db", "virtiofs"),
+        ("/vagrant/jobs.db", "vboxsf"),
+        ("/bucket/jobs.db", "fuse.s3fs"),
+        ("/dav/jobs.db", "fuse"),
+        ("/container/jobs.db", None),
+        ("/windows/jobs.db", None),
     ],
 )
 def test_file_system_of_path(place: str, kind: str | None) -> None:
@@ -175,8 +223,15 @@ server:/ /home nfs rw 0 0
 disk /home/b ext4 rw 0 0
 server:/ /my\\040files ext4 rw 0 0
 server:/ /my\\040files cifs rw 0 0
+C: /mnt/c 9p rw 0 0
+home /shared virtiofs rw 0 0
+home /vagrant vboxsf rw 0 0
+s3fs /bucket fuse.s3fs rw 0 0
+https://dav /dav fuse rw 0 0
+fuse-overlayfs /container fuse.fuse-overlayfs rw 0 0
+/dev/sda1 /windows fuseblk rw 0 0
 """
-    assert schema.network_file_system(place, mounts) == kind
+    assert file_system.shared_file_system(place, mounts) == kind
 
 
 # Versions of the file
@@ -187,7 +242,7 @@ async def test_version_1(path: Path) -> None:
     with other_connection(path) as db:
         db.executescript(VERSION_1)
         db.execute(
-            "INSERT INTO jobs"
+            "INSERT INTO background_jobs"
             " (id, handler, queue, state, delay, retention, dead_retention, depends_on, blocked,"
             " enqueued_at, body)"
             " VALUES ('old', 'h', 'q', 'ready', 0, 60, 60, '[]', 0, 1.5, x'7b7d')"
@@ -199,34 +254,101 @@ async def test_version_1(path: Path) -> None:
     assert await finish(broker, [claim]) == [True]
     await broker.close()
     with other_connection(path) as db:
-        versions = db.execute("PRAGMA user_version").fetchone()
-    assert versions == (len(schema.MIGRATIONS),)
+        assert version_of(db) == len(schema.MIGRATIONS)
+
+
+@contextmanager
+def refused(path: Path, message: str) -> Iterator[SQLiteBroker]:
+    """Check that a broker refuses a file, and that the file stays as it is."""
+    content = path.read_bytes()
+    with pytest.raises(BrokerUnavailableError, match=message):
+        yield SQLiteBroker(path)
+    assert path.read_bytes() == content
+    assert [file.name for file in path.parent.iterdir()] == [path.name]
 
 
 async def test_newer_version(path: Path) -> None:
-    """A file of a newer version is rejected."""
+    """A file of a newer version is rejected, and stays as it is."""
     with other_connection(path) as db:
-        db.execute("PRAGMA user_version = 99")
-    with pytest.raises(
-        BrokerUnavailableError, match=r"jobs\.db has version 99, from a newer version"
-    ):
-        await SQLiteBroker(path).open()
+        db.executescript(f"{VERSION_1}; UPDATE background_version SET version = 99")
+    with refused(path, r"jobs\.db has job tables of version 99, from a newer version") as broker:
+        await broker.open()
+
+
+@pytest.mark.parametrize(
+    "statements",
+    [
+        "CREATE TABLE background_jobs (x)",
+        "CREATE VIEW background_results AS SELECT 1",
+        "CREATE TABLE background_version (x)",
+        "CREATE TABLE background_version (version INTEGER NOT NULL)",
+        f"{VERSION_1} UPDATE background_version SET version = 'one'",
+        f"{VERSION_1} UPDATE background_version SET version = -1",
+        f"{VERSION_1} ALTER TABLE background_jobs ADD colour TEXT",
+        f"{VERSION_1} DROP TABLE background_results",
+        f"{VERSION_1} DROP INDEX background_jobs_ready",
+    ],
+)
+async def test_unknown_tables(path: Path, statements: str) -> None:
+    """A file whose tables have names of the library, but are not its own, stays as it is."""
+    with other_connection(path) as db:
+        db.executescript(statements)
+    with refused(path, "has objects that this library did not make.*: background_") as broker:
+        await broker.open()
+
+
+@pytest.mark.parametrize("content", [b"hello", b"This is not a database." * 100])
+async def test_not_a_database(path: Path, content: bytes) -> None:
+    """A file that is not a database is rejected, and stays as it is."""
+    await anyio.Path(path).write_bytes(content)
+    with refused(path, r"jobs\.db: file is not a database") as broker:
+        await broker.open()
+
+
+async def test_application_file(path: Path) -> None:
+    """Jobs can be stored in a file of an application, which stays usable for it."""
+    with other_connection(path) as db:
+        db.executescript(
+            """
+            CREATE TABLE jobs (title);
+            CREATE TABLE results (key);
+            CREATE TABLE background_tasks (x);
+            INSERT INTO jobs VALUES ('pilot');
+            PRAGMA user_version = 1;
+            PRAGMA application_id = 4711;
+            """
+        )
+        for expected in ([True], [False]):
+            broker = SQLiteBroker(path)
+            await broker.open()
+            assert await broker.enqueue([message()]) == expected
+            db.execute("INSERT INTO results VALUES ('own')")
+            await broker.close()
+        assert db.execute("PRAGMA user_version").fetchone() == (1,)
+        assert db.execute("PRAGMA application_id").fetchone() == (4711,)
+        assert db.execute("SELECT * FROM jobs").fetchall() == [("pilot",)]
+        assert db.execute("SELECT count(*) FROM results").fetchone() == (2,)
+
+
+def version_of(db: sqlite3.Connection) -> int:
+    ((version,),) = db.execute("SELECT version FROM background_version").fetchall()
+    return int(version)
 
 
 def test_migration_order(path: Path) -> None:
     """Migrations are applied once and in order."""
-    steps = [["CREATE TABLE a (x)"], ["ALTER TABLE a ADD y", "INSERT INTO a VALUES (1, 2)"]]
+    add = "ALTER TABLE background_a ADD y", "INSERT INTO background_a VALUES (1, 2)"
+    steps = (("CREATE TABLE background_a (x)",), add)
     with other_connection(path) as db:
         for version in (1, 2, 2):
             schema.migrate(db, "", steps[:version])
-            assert db.execute("PRAGMA user_version").fetchone() == (version,)
-        assert db.execute("SELECT x, y FROM a").fetchall() == [(1, 2)]
+            assert version_of(db) == version
+        assert db.execute("SELECT x, y FROM background_a").fetchall() == [(1, 2)]
 
 
 def test_failed_migration(path: Path) -> None:
     """A failed migration leaves the file unchanged."""
     with other_connection(path) as db:
         with pytest.raises(sqlite3.OperationalError):
-            schema.migrate(db, "", [["CREATE TABLE a (x)"], ["DROP TABLE b"]])
+            schema.migrate(db, "", (("CREATE TABLE a (x)",), ("DROP TABLE b",)))
         assert db.execute("SELECT count(*) FROM sqlite_schema").fetchone() == (0,)
-        assert db.execute("PRAGMA user_version").fetchone() == (0,)

@@ -50,8 +50,8 @@ async def test_no_full_scan(broker: SQLiteBroker, path: Path, name: str) -> None
 async def test_partial_indexes(broker: SQLiteBroker, path: Path) -> None:
     """Claims, changes by time, and deletions use the partial indexes made for them."""
     details = plan(path, statements.CLAIM)
-    assert any("jobs_ready (queue=?)" in line for line in details)
-    assert any("jobs_changing" in line for line in plan(path, statements.CHANGING))
+    assert any("background_jobs_ready (queue=?)" in line for line in details)
+    assert any("background_jobs_changing" in line for line in plan(path, statements.CHANGING))
     assert any("jobs_ended" in line for line in plan(path, statements.DELETE_OLD))
 
 

@@ -226,12 +226,14 @@ def test_event_loop_ended(backend: Any, path: Path) -> None:
     name, options = virtual_time(backend)
     anyio.run(main, backend=name, backend_options=options)
     thread = thread_of(broker)
-    thread._queue.put(thread._new_call(lambda db: db.execute("DELETE FROM jobs"), writes=True))
+    thread._queue.put(
+        thread._new_call(lambda db: db.execute("DELETE FROM background_jobs"), writes=True)
+    )
     thread._queue.put(None)
     thread._thread.join(SOON)
     assert not thread._thread.is_alive()
     with other_connection(path) as db:
-        assert db.execute("SELECT count(*) FROM jobs").fetchone() == (0,)
+        assert db.execute("SELECT count(*) FROM background_jobs").fetchone() == (0,)
 
 
 @pytest.mark.realtime
