@@ -8,6 +8,7 @@ from collections.abc import Iterable, Sequence
 from math import inf
 
 from .._dependencies import missing_dependency, outside_dependencies
+from .._unreadable import DECODING_ERRORS, describe, report
 from ..abc import Message
 from . import statements as sql
 
@@ -77,10 +78,21 @@ def _unblock(db: sqlite3.Connection, number: int, now: float) -> list[str]:
     return [] if row is None or row[0] else schedule(db, number, now)
 
 
+def set_aside(db: sqlite3.Connection, number: int, reason: BaseException, now: float) -> list[str]:
+    """Make a job dead that can't be read; return its id."""
+    row = (now, json.dumps(describe(reason)), now, number)
+    ((id,),) = db.execute(sql.SET_ASIDE, row).fetchall()
+    report(id, reason)
+    return [id]
+
+
 def schedule(db: sqlite3.Connection, number: int, now: float) -> list[str]:
     """Make a job ready after its delay; return the ids of jobs that ended, if any."""
     id, handler, delay, at, expires_at = db.execute(sql.UNBLOCKED, (number,)).fetchone()
-    due = now + delay if at is None else at
+    try:
+        due = now + delay if at is None else float(at)
+    except DECODING_ERRORS as error:
+        return set_aside(db, number, error, now)
     if due > now:
         changes_at = min(due, inf if expires_at is None else expires_at)
         db.execute(sql.SCHEDULE, ("scheduled", changes_at, number))

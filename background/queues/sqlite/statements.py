@@ -86,6 +86,12 @@ ENDS_BY_TIME = """
         expires_at = NULL
     WHERE number = ?
 """
+SET_ASIDE = """
+    UPDATE background_jobs SET state = 'dead', finished_at = ?, error = ?, expires_at = NULL,
+        changes_at = ? + iif(typeof(dead_retention) = 'real', dead_retention, 86400)
+    WHERE number = ?
+    RETURNING id
+"""
 DELETE_OLD = """
     DELETE FROM background_jobs WHERE number IN (
         SELECT number FROM background_jobs WHERE finished_at IS NOT NULL AND changes_at <= ?

@@ -13,6 +13,14 @@ from math import inf
 from typing import Any
 
 from .._states import FINAL, JobState
+from .._unreadable import (
+    DECODING_ERRORS,
+    check_claim,
+    check_error,
+    check_message,
+    check_number,
+    unreadable_job,
+)
 from ..abc import (
     MOST_LOST,
     Claim,
@@ -89,9 +97,13 @@ def claim(
             values = (token, now + lease, now, queue, now, wanted)
             rows = db.execute(sql.CLAIM, values).fetchall()
             rows.sort()  # by number, which is unique; RETURNING has no defined order
-            page_claims = [_claim(db, token, *row) for row in rows]
-            claims += page_claims
-            size += sum(len(claim.message.body) for claim in page_claims)
+            for row in rows:
+                try:
+                    claims.append(_claim(db, token, *row))
+                except DECODING_ERRORS as error:
+                    dependencies.ended_jobs(db, dependencies.set_aside(db, row[0], error, now), now)
+                else:
+                    size += len(claims[-1].message.body)
             page = CHUNK
             if len(rows) < wanted:
                 break
@@ -113,8 +125,8 @@ def _claim(
     message = _message(values)
     previous = dependencies.previous(db, number) if message.depends_on else ()
     failed = None if error is None else json.loads(error)
-    return Claim(
-        message, token, attempt, crashes, unconfirmed, enqueued_at, previous, failed, saved
+    return check_claim(
+        Claim(message, token, attempt, crashes, unconfirmed, enqueued_at, previous, failed, saved)
     )
 
 
@@ -199,7 +211,7 @@ def get(db: sqlite3.Connection, id: str, now: float) -> tuple[StoredJob | None, 
     row = db.execute(sql.GET, (id, now)).fetchone()
     if row is None:
         return None, inf
-    return _stored(db, *row[1:]), inf if row[0] is None else row[0]
+    return _stored(db, *row[1:]), row[0] if isinstance(row[0], float) else inf
 
 
 def _message(values: Sequence[Any]) -> Message:
@@ -209,8 +221,19 @@ def _message(values: Sequence[Any]) -> Message:
 
 
 def _stored(db: sqlite3.Connection, number: int, *row: Any) -> StoredJob:
+    try:
+        return _readable(db, number, *row)
+    except DECODING_ERRORS as error:
+        return unreadable_job(str(row[0]), repr(row).encode(errors="replace"), error)
+
+
+def _readable(db: sqlite3.Connection, number: int, *row: Any) -> StoredJob:
     state, attempt, enqueued_at, started_at, finished_at, error, result, token, lost = row[_FIELDS:]
-    message = _message(row[:_FIELDS])
+    message = check_message(_message(row[:_FIELDS]))
+    for value in (attempt, enqueued_at, started_at or 0.0, finished_at or 0.0):
+        check_number(value)
+    described = None if error is None else json.loads(error)
+    check_error(described)
     return StoredJob(
         message=message,
         state=JobState(state),
@@ -218,7 +241,7 @@ def _stored(db: sqlite3.Connection, number: int, *row: Any) -> StoredJob:
         enqueued_at=enqueued_at,
         started_at=started_at,
         finished_at=finished_at,
-        error=None if error is None else json.loads(error),
+        error=described,
         result=result,
         previous=dependencies.previous(db, number) if message.depends_on else (),
         token=token or "",
@@ -240,7 +263,7 @@ def next_work(db: sqlite3.Connection, queues: Sequence[str]) -> float:
     if any(db.execute(sql.HAS_READY, (queue,)).fetchone() for queue in queues):
         return 0.0
     row = db.execute(sql.NEXT_CHANGE).fetchone()
-    return inf if row is None else row[0]
+    return row[0] if row is not None and isinstance(row[0], float) else inf
 
 
 def page(
