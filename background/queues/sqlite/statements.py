@@ -47,7 +47,7 @@ RELEASE_CLAIM = f"""
     WHERE {_HELD} AND NOT cancelled
 """
 GET = f"SELECT changes_at, number, {_STORED} FROM background_jobs WHERE id = ? AND {_RETAINED}"
-STATE = f"SELECT state FROM background_jobs WHERE id = ? AND {_RETAINED}"
+STATE = f"SELECT state, number FROM background_jobs WHERE id = ? AND {_RETAINED}"
 CANCEL_RUNNING = "UPDATE background_jobs SET cancelled = 1 WHERE id = ?"
 CANCEL_WAITING = """
     UPDATE background_jobs SET state = 'cancelled', finished_at = ?, changes_at = ? + retention,

@@ -16,9 +16,9 @@ from .._states import FINAL, JobState
 from .._unreadable import (
     DECODING_ERRORS,
     check_claim,
-    check_error,
     check_message,
     check_number,
+    check_outcome,
     unreadable_job,
 )
 from ..abc import (
@@ -101,7 +101,7 @@ def claim(
                 try:
                     claims.append(_claim(db, token, *row))
                 except DECODING_ERRORS as error:
-                    dependencies.ended_jobs(db, dependencies.set_aside(db, row[0], error, now), now)
+                    _set_aside(db, row[0], error, now)
                 else:
                     size += len(claims[-1].message.body)
             page = CHUNK
@@ -128,6 +128,11 @@ def _claim(
     return check_claim(
         Claim(message, token, attempt, crashes, unconfirmed, enqueued_at, previous, failed, saved)
     )
+
+
+def _set_aside(db: sqlite3.Connection, number: int, reason: Exception, now: float) -> None:
+    """Make a job dead that can't be read, and then its dependants."""
+    dependencies.ended_jobs(db, dependencies.set_aside(db, number, reason, now), now)
 
 
 def renew(
@@ -184,7 +189,11 @@ def cancel(db: sqlite3.Connection, id: str, now: float) -> JobState | None:
     row = db.execute(sql.STATE, (id, now)).fetchone()
     if row is None:
         return None
-    state = JobState(row[0])
+    try:
+        state = JobState(row[0])
+    except ValueError as error:
+        _set_aside(db, row[1], error, now)
+        return JobState.DEAD
     if state is JobState.RUNNING:
         db.execute(sql.CANCEL_RUNNING, (id,))
     elif state not in FINAL:
@@ -233,7 +242,8 @@ def _readable(db: sqlite3.Connection, number: int, *row: Any) -> StoredJob:
     for value in (attempt, enqueued_at, started_at or 0.0, finished_at or 0.0):
         check_number(value)
     described = None if error is None else json.loads(error)
-    check_error(described)
+    previous = dependencies.previous(db, number) if message.depends_on else ()
+    check_outcome(described, result, *previous)
     return StoredJob(
         message=message,
         state=JobState(state),
@@ -243,7 +253,7 @@ def _readable(db: sqlite3.Connection, number: int, *row: Any) -> StoredJob:
         finished_at=finished_at,
         error=described,
         result=result,
-        previous=dependencies.previous(db, number) if message.depends_on else (),
+        previous=previous,
         token=token or "",
         lost=() if lost is None else _lost(lost),
     )

@@ -1,0 +1,93 @@
+"""Jobs that another program has changed in the file."""
+
+from __future__ import annotations
+
+import sqlite3
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import pytest
+from support.brokers.jobs import message, settle
+
+from background import Manager
+from background.queues import JobFailedError, JobQueue, JobState
+from background.queues.sqlite import SQLiteBroker
+
+pytestmark = pytest.mark.filterwarnings("ignore:several connections")
+
+COLUMNS = (
+    *("id", "handler", "queue", "state", "token", "changes_at", "expires_at", "attempt", "crashes"),
+    *("unconfirmed", "confirmed", "lost", "cancelled", "delay", "at", "expires", "retention"),
+    *("dead_retention", "depends_on", "blocked", "enqueued_at", "started_at", "finished_at"),
+    *("error", "result", "body"),
+)
+GARBAGE = ("x", b"\xff\x00", -1, 10**18, "[", "5", '"x"')
+
+
+def change(path: Path, column: str, value: Any) -> None:
+    """Change a column of the first job, as another program may do."""
+    with closing(sqlite3.connect(path)) as db, db:
+        db.execute(f"UPDATE background_jobs SET {column} = ? WHERE number = 1", (value,))
+
+
+@pytest.mark.parametrize("column", COLUMNS)
+async def test_damaged_column(
+    manager: Manager, tmp_path: Path, column: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A damaged job stops neither the jobs after it nor the inspection of the queue."""
+    async with JobQueue(SQLiteBroker(tmp_path / "jobs.db"), unknown_for=0) as jobs:
+
+        @jobs.handler(name="add")
+        async def add(a: int) -> int:
+            return a + 1
+
+        worker = await jobs.start(manager)
+        for value in GARBAGE:
+            await worker.close()
+            await jobs.purge(older_than=0)
+            damaged = await add.enqueue(1)
+            change(tmp_path / "jobs.db", column, value)
+            innocent = await add.enqueue(2)
+            worker = await jobs.start(manager)
+            assert await innocent.result() == 3
+            infos = [info async for info in jobs.list()]
+            assert innocent.id in [info.id for info in infos]
+            await damaged.info()
+            await jobs.count(state=JobState.DEAD)
+            await jobs.cancel(damaged.id)
+            with closing(sqlite3.connect(tmp_path / "jobs.db")) as db, db:
+                db.execute("DELETE FROM background_jobs")
+        await manager.close(timeout=0)
+    raised = [record.getMessage() for record in caplog.records if "trying again" in record.message]
+    assert raised == []
+
+
+async def test_damaged_job_is_dead(manager: Manager, tmp_path: Path) -> None:
+    """A job that can't be read is dead, with the reason."""
+    async with JobQueue(SQLiteBroker(tmp_path / "jobs.db")) as jobs:
+        handler = jobs.handler(name="add")(pow)
+        job = await handler.enqueue(1, 2)
+        change(tmp_path / "jobs.db", "depends_on", "[")
+        await jobs.start(manager)
+        with pytest.raises(JobFailedError, match=r"what is stored can't be read"):
+            await job.result()
+        info = await job.info()
+        assert info is not None
+        assert info.state is JobState.DEAD
+        await manager.close(timeout=0)
+
+
+async def test_damaged_dependant(tmp_path: Path) -> None:
+    """A damaged job that depends on another one does not prevent the settlement of that one."""
+    broker = SQLiteBroker(tmp_path / "jobs.db")
+    await broker.open()
+    await broker.enqueue([message("one"), message("two", depends_on=("one",))])
+    with closing(sqlite3.connect(tmp_path / "jobs.db")) as db, db:
+        db.execute("UPDATE background_jobs SET at = 'x' WHERE id = 'two'")
+    (claim,) = await broker.claim(["q"], 1, lease=30)
+    assert await settle(broker, claim, JobState.SUCCEEDED)
+    job = await broker.get("two")
+    assert job is not None
+    assert job.state is JobState.DEAD
+    await broker.close()
