@@ -8,11 +8,16 @@ from os import getpid, urandom
 from pathlib import Path
 from socket import gethostname
 from time import time_ns
-from typing import Any
+from typing import Any, TypeGuard
 
 _MAIN = ("__main__", "__mp_main__")  # the second one in processes of multiprocessing
 
 _NAME = re.compile(r"[A-Za-z0-9_.:-]{1,128}", re.ASCII)
+
+
+def is_name(name: object) -> TypeGuard[str]:
+    """Return whether every broker can store a name."""
+    return isinstance(name, str) and _NAME.fullmatch(name) is not None
 
 
 def check_name(argument: str, name: object) -> str:
@@ -21,7 +26,7 @@ def check_name(argument: str, name: object) -> str:
     Raises:
         ValueError: The name has characters that not every broker can store, or too many.
     """
-    if not isinstance(name, str) or not _NAME.fullmatch(name):
+    if not is_name(name):
         raise ValueError(
             f"{argument} must be 1 to 128 letters, digits and any of '_.:-', not {name!r}"
         )

@@ -20,10 +20,10 @@ def check_message(message: Message) -> Message:
     Raises:
         ValueError: A field has a wrong type.
     """
-    _check_type("id", message.id, str)
-    _check_type("queue", message.queue, str)
-    _check_type("body", message.body, bytes)
-    _check_type("handler", message.handler or "", str)
+    check_type("id", message.id, str)
+    check_type("queue", message.queue, str)
+    check_type("body", message.body, bytes)
+    check_type("handler", message.handler or "", str)
     numbers = (message.retention, message.dead_retention, message.delay)
     for number in (*numbers, message.at or 0.0, message.expires or 0.0):
         check_number(number)
@@ -43,7 +43,12 @@ def check_claim(claim: Claim) -> Claim:
     return claim
 
 
-def _check_type(field: str, value: object, expected: type) -> None:
+def check_type(field: str, value: object, expected: type) -> None:
+    """Check the type of a stored value.
+
+    Raises:
+        ValueError: It is another one.
+    """
     if not isinstance(value, expected):
         raise ValueError(f"its {field} is of the type {type(value).__name__}")
 
@@ -64,9 +69,9 @@ def check_outcome(error: object, *results: object) -> None:
     Raises:
         ValueError: One of them is not.
     """
-    _check_type("error", {} if error is None else error, Mapping)
+    check_type("error", {} if error is None else error, Mapping)
     for result in results:
-        _check_type("result", b"" if result is None else result, bytes)
+        check_type("result", b"" if result is None else result, bytes)
 
 
 def describe(reason: BaseException) -> dict[str, Any]:

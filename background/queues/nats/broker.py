@@ -211,8 +211,7 @@ class NatsBroker(Broker):
         return bool(changed[id].value)
 
     async def get(self, id: str) -> StoredJob | None:
-        job = await self._records.get(id)
-        return None if job is None else job.stored()
+        return await self._records.get(id)
 
     async def wait(self, id: str, timeout: float) -> StoredJob | None:
         deadline = self._clock.now() + timeout
@@ -223,7 +222,7 @@ class NatsBroker(Broker):
                 job = await self._records.get(id)
                 now = self._clock.now()
                 if job is None or job.state in FINAL or now >= deadline:
-                    return None if job is None else job.stored()
+                    return job
                 await _wait(ended, min(_POLL, deadline - now))
 
     async def scan(

@@ -12,7 +12,9 @@ from dataclasses import astuple
 from typing import Any
 
 from .._errors import BrokerUnavailableError
+from .._names import is_name
 from .._states import JobState
+from .._unreadable import DECODING_ERRORS, check_message, check_number, check_outcome, check_type
 from ..abc import LostClaim, Message
 from .job import NatsJob
 
@@ -89,12 +91,14 @@ def decode(record: bytes, revision: int) -> NatsJob:
         fields = json.loads(line)
         if fields["v"] != _VERSION:
             raise ValueError(f"version {fields['v']!r}")
-        return _job(fields, _split(rest, fields["sizes"]), revision)
-    except (KeyError, TypeError, ValueError) as error:
+        job = _job(fields, _split(rest, fields["sizes"]), revision)
+        _check(job)
+    except DECODING_ERRORS as error:
         raise UnreadableRecordError(
             f"the job's record at revision {revision} can't be read by this version of the "
             f"library: {error}"
         ) from None
+    return job
 
 
 def _job(fields: dict[str, Any], blobs: list[bytes | None], revision: int) -> NatsJob:
@@ -121,6 +125,26 @@ def _job(fields: dict[str, Any], blobs: list[bytes | None], revision: int) -> Na
     job.lost = [LostClaim(*claim) for claim in fields.get("lost", ())]
     job.dependants = fields.get("dependants", [])
     return job
+
+
+def _check(job: NatsJob) -> None:
+    """Check the types of the fields that the state machine uses.
+
+    Raises:
+        ValueError: A field has a wrong type.
+    """
+    check_message(job.message)
+    for number in (job.attempt, job.crashes, job.unconfirmed, job.enqueued_at):
+        check_number(number)
+    for time in (job.lease_ends, job.due, job.expires_at, job.started_at, job.finished_at):
+        check_number(time or 0.0)
+    check_outcome(job.error, job.result, *job.previous)
+    names = (job.message.id, job.message.queue, *job.message.depends_on, *job.dependants)
+    check_type("token", job.token, str)
+    if not all(map(is_name, names)):
+        raise ValueError("a name is not valid")
+    if not set(job.unmet) <= set(range(len(job.previous))):
+        raise ValueError("it has not as many dependencies as it waits for")
 
 
 def _split(rest: bytes, sizes: Sequence[int | None]) -> list[bytes | None]:

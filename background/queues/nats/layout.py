@@ -40,6 +40,11 @@ def encode(name: str) -> str:
     return name.replace(".", "=d").replace(":", "=c")
 
 
+def decode(token: str) -> str:
+    """Return the name that `encode` made a token of."""
+    return token.replace("=d", ".").replace("=c", ":")
+
+
 class Layout:
     """Names and settings of everything that the broker stores on a server.
 

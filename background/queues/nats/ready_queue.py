@@ -13,15 +13,18 @@ older.
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 from nats.aio.msg import Msg
 
+from ..._support.log import log
 from .._errors import BrokerUnavailableError
+from .._names import is_name
 from .jetstream import JetStream
 from .job import NatsJob
-from .layout import Layout
+from .layout import Layout, decode, encode
 from .requests import Request
 
 _ACK_DELAY = 0.1  # seconds after which delayed acknowledgements are sent without another fetch
@@ -117,11 +120,24 @@ class ReadyQueue:
         if messages is None:  # the server has deleted the consumer, because it was not used
             await self._api.ensure_consumer(stream, name, settings)
             messages = await self._api.fetch(stream, name, most - len(offers))
-        offers += map(_offer, messages or ())
+        offers += self._offers(messages or ())
         expected = self._expected.pop((queue, again), set())
         if len(offers) < most and expected.difference(offer.id for offer in offers):
             late = await self._api.fetch(stream, name, most - len(offers), _CONSUMER_LAG)
-            offers += map(_offer, late or ())
+            offers += self._offers(late or ())
+
+    def _offers(self, messages: Iterable[Msg]) -> list[Offer]:
+        """Return the hints in messages; acknowledge those that name no job."""
+        offers: list[Offer] = []
+        for message in messages:
+            offer = _offer(message)
+            if is_name(offer.id):
+                offers.append(offer)
+            else:
+                text = "a message on %s is deleted, because it names no job"
+                log(logging.ERROR, text, message.subject)
+                self._api.requests.post(message.reply, b"+ACK")
+        return offers
 
     def _expect(self, queue: str, id: str, *, again: bool) -> None:
         """Remember a hint that this broker publishes: the next fetch waits if it is missing.
@@ -196,5 +212,8 @@ class ReadyQueue:
 
 
 def _offer(message: Msg) -> Offer:
-    headers = message.headers or {}
-    return Offer(headers[_ID], message.data, int(headers[_REVISION]), message)
+    id, revision = (message.headers or {}).get(_ID), (message.headers or {}).get(_REVISION, "")
+    token = message.subject.rpartition(".")[2]
+    if id is None or encode(id) != token or not revision.isdecimal():
+        return Offer(decode(token), b"", 0, message)  # the record decides
+    return Offer(id, message.data, int(revision), message)

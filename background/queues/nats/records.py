@@ -21,6 +21,8 @@ from typing import Any, NamedTuple, TypeVar
 from ..._support.log import log
 from .._errors import BrokerUnavailableError
 from .._states import FINAL, JobState
+from .._unreadable import unreadable_job
+from ..abc import StoredJob
 from .clock import ServerClock
 from .codec import UnreadableRecordError, decode, encode
 from .jetstream import JetStream
@@ -30,6 +32,7 @@ from .timer_wheel import JobTimer, TimerWheel, of_lease
 
 T = TypeVar("T")
 
+_MOST_REPORTED = 10_000  # records that can't be read
 _PAGE = 256  # records that are fetched at once
 
 
@@ -107,6 +110,7 @@ class Records:
         self._layout = layout
         self._clock = clock
         self._timers = timers
+        self._reported: set[str] = set()
 
     async def load(self, ids: Sequence[str]) -> list[Stored]:
         """Return the records of jobs, including those past their retention."""
@@ -125,10 +129,21 @@ class Records:
         job = decode(*stored)
         return None if job.delete_at <= now else job
 
-    async def get(self, id: str) -> NatsJob | None:
+    async def get(self, id: str) -> StoredJob | None:
         """Return a job, or `None` if it is not stored or past its retention."""
         (stored,) = await self.load([id])
-        return self.job_of(stored, self._clock.now())
+        try:
+            job = self.job_of(stored, self._clock.now())
+        except UnreadableRecordError as error:
+            return unreadable_job(id, stored.record, error)
+        return None if job is None else job.stored()
+
+    def _report(self, error: UnreadableRecordError) -> None:
+        """Log once that a record can't be read."""
+        text = str(error)
+        if text not in self._reported and len(self._reported) < _MOST_REPORTED:
+            self._reported.add(text)
+            log(logging.ERROR, "%s", text)
 
     async def write(self, records: Sequence[tuple[str, bytes, int]]) -> dict[str, Stored | None]:
         """Store records by compare-and-set.
@@ -205,7 +220,7 @@ class Records:
         try:
             job = self.job_of(stored, -inf if past_retention else now)
         except UnreadableRecordError as error:
-            log(logging.ERROR, "%s", error)
+            self._report(error)
             return Changed(stored=stored, unreadable=True)
         if job is None:
             return Changed(stored=stored)
@@ -269,7 +284,7 @@ class Records:
                     try:
                         job = decode(message.data, message.metadata.sequence.stream)
                     except UnreadableRecordError as error:
-                        log(logging.ERROR, "%s", error)
+                        self._report(error)
                     else:
                         found[job.message.id] = extract(job)
         finally:
@@ -286,4 +301,4 @@ def timer_of(job: NatsJob, now: float) -> JobTimer:
 def _stored(message: Mapping[str, Any] | None) -> Stored:
     if message is None:
         return Stored()
-    return Stored(b64decode(message["data"]), message["seq"])
+    return Stored(b64decode(message.get("data", "")), message["seq"])

@@ -12,15 +12,20 @@ for another process if this one crashes. docs/design/nats.md explains both.
 from __future__ import annotations
 
 import json
+import logging
+import re
 from base64 import b64decode
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from math import inf
 from typing import Any, NamedTuple
 
+from ..._support.log import log
+from .._names import is_name
+from .._unreadable import DECODING_ERRORS
 from .clock import ServerClock
 from .jetstream import JetStream
-from .layout import Layout
+from .layout import ALL_JOBS, ALL_JOBS_AGAIN, Layout
 from .requests import Request
 
 #: Seconds until another process completes an interrupted change, and the minimum of that for short
@@ -30,6 +35,8 @@ COVER, _MIN_COVER = 2.0, 0.25
 #: Timers that are less than this many seconds away are stored in slots of this width.
 _WIDTHS = ((120, 1), (7_200, 60), (172_800, 3_600), (inf, 86_400))
 _FRESH = 0.2  # seconds for which the wheel is not read again if no known timer is due
+_SLOT = re.compile(r".*\.timers\.[1-9]\d{0,6}\.\d{1,11}", re.ASCII)  # other subjects are ignored
+_END_OF_TIME = 1e11  # no timer is later
 _CHUNK = 500  # timers in one message; also messages of a slot that are read ahead
 _AT_A_TIME = 1_000  # timers after which no more messages are taken at once
 
@@ -135,7 +142,8 @@ class TimerWheel:
         now = self._clock.now()
         if now < self.next and abs(now - self._seen_at) < _FRESH:  # a clock may be set back
             return None
-        subjects = await self._api.subjects(self._layout.timers, self._layout.all_timers)
+        stored = await self._api.subjects(self._layout.timers, self._layout.all_timers)
+        subjects = [subject for subject in stored if _SLOT.fullmatch(subject)]
         self._seen_at = now
         self._seen = {subject: self._seen.get(subject, {}) for subject in subjects}
         later = inf
@@ -164,7 +172,22 @@ class TimerWheel:
             if message is None:
                 return
             sequence = int(message["seq"])
-            seen[sequence] = _timers(message)
+            try:
+                seen[sequence] = _timers(message)
+            except DECODING_ERRORS as error:
+                await self._set_aside(sequence, message, error)
+
+    async def _set_aside(self, sequence: int, message: dict[str, Any], error: Exception) -> None:
+        """Delete a message that another program has stored, and check all jobs."""
+        log(
+            logging.ERROR,
+            "a message on %s is deleted, because it has no timers: %s: %.200r",
+            message.get("subject"),
+            error,
+            message.get("data"),
+        )
+        await self.add([JobTimer(self._clock.now(), ALL_JOBS)])
+        self._api.post_delete(self._layout.timers, sequence)
 
     async def _take(self, batch: Sequence[tuple[str, int, list[JobTimer]]], now: float) -> Taken:
         """Take messages: store covers, and the timers that are not due yet, then delete them."""
@@ -210,4 +233,19 @@ def _width(subject: str) -> int:
 
 
 def _timers(message: dict[str, Any]) -> list[JobTimer]:
-    return [JobTimer(*fields) for fields in json.loads(b64decode(message["data"]))]
+    timers = [_timer(*fields) for fields in json.loads(b64decode(message["data"]))]
+    if not timers:
+        raise ValueError("it is empty")
+    return timers
+
+
+def _timer(at: object, id: object, revision: object = 0, cover: object = COVER) -> JobTimer:
+    match at, id, revision, cover:
+        case int() | float(), str(), int(), int() | float() if (
+            abs(at) < _END_OF_TIME
+            and (id in (ALL_JOBS, ALL_JOBS_AGAIN) or is_name(id))
+            and 0 <= cover <= COVER
+        ):
+            return JobTimer(at, id, revision, cover)
+        case _:
+            raise ValueError("it has other values")
