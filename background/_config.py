@@ -38,6 +38,7 @@ class ManagerOptions(TypedDict, total=False):
     threads: int
     signals: bool | Collection[signal.Signals]
     grace: float | None
+    leave_timeout: float | None
     cancel_timeout: float
 
 
@@ -58,6 +59,7 @@ class ManagerConfig:
     signals: frozenset[signal.Signals]
     signals_optional: bool
     grace: float | None
+    leave_timeout: float | None
     cancel_timeout: float
 
     def __post_init__(self) -> None:
@@ -76,6 +78,7 @@ class ManagerConfig:
         for number in self.signals & _UNCATCHABLE:
             raise ValueError(f"signals can't contain {number.name}, which no process can handle")
         validation.optional(validation.seconds, "grace", self.grace, at_least=0)
+        validation.optional(validation.seconds, "leave_timeout", self.leave_timeout, at_least=0)
         validation.seconds("cancel_timeout", self.cancel_timeout, at_least=0)
 
 

@@ -57,6 +57,9 @@ class Manager(Submitter):
             `True` changes nothing, and other signals are an error.
         grace: Seconds from a shutdown request until tasks that still run are cancelled. `None` for
             no bound.
+        leave_timeout: Seconds that leaving the block waits for one-off tasks before it cancels
+            them. `None` to wait for as long as they take, or until `grace` ends after a shutdown
+            request.
         cancel_timeout: Seconds that cancelled tasks get to clean up before they are reported as
             stuck, and that observers get to catch up.
 
@@ -83,6 +86,7 @@ class Manager(Submitter):
         threads: int = 40,
         signals: bool | Collection[signal.Signals] = False,
         grace: float | None = 25.0,
+        leave_timeout: float | None = None,
         cancel_timeout: float = 5.0,
     ) -> None:
         self._config = ManagerConfig(
@@ -96,6 +100,7 @@ class Manager(Submitter):
             signals=signals_of(signals),
             signals_optional=signals is True,
             grace=grace,
+            leave_timeout=leave_timeout,
             cancel_timeout=cancel_timeout,
         )
         self._runtime: ManagerRuntime | None = None

@@ -182,7 +182,7 @@ class ManagerRuntime:
         interrupted: BaseException | None = None
         if error is None or isinstance(error, Exception):
             try:
-                self.shutdown.begin("the block was left")
+                self.shutdown.leave()
                 await self._finish_closing()
             except (self.backend.cancelled, KeyboardInterrupt) as interruption:
                 interrupted = interruption

@@ -151,6 +151,7 @@ def test_manager() -> None:
         "threads": 40,
         "signals": False,
         "grace": 25.0,
+        "leave_timeout": None,
         "cancel_timeout": 5.0,
     }
     assert (backoff.min, backoff.max) == (0.1, 30)
