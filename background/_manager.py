@@ -58,8 +58,8 @@ class Manager(Submitter):
         grace: Seconds from a shutdown request until tasks that still run are cancelled. `None` for
             no bound.
         leave_timeout: Seconds that leaving the block waits for one-off tasks before it cancels
-            them. `None` to wait for as long as they take, or until `grace` ends after a shutdown
-            request.
+            them, and that leaving a queue waits for its jobs. `None` to wait for as long as they
+            take, or until `grace` ends after a shutdown request.
         cancel_timeout: Seconds that cancelled tasks get to clean up before they are reported as
             stuck, and that observers get to catch up.
 

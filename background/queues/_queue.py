@@ -195,9 +195,9 @@ class JobQueue:
     ) -> None:
         """Let workers finish their jobs, and disconnect.
 
-        When the block ends by return or by an `Exception`, jobs that run end by themselves, or with
-        the manager's grace time after a shutdown request. When it is cancelled, they are released
-        at once.
+        When the block ends by return or by an `Exception`, jobs that run end by themselves. They
+        are released at the end of the manager's `leave_timeout`, or of its grace time after a
+        shutdown request. When the block is cancelled, they are released at once.
         """
         pool = self._opened()
         try:
