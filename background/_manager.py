@@ -37,8 +37,9 @@ _DEFAULT_BACKOFF = wait_random_exponential(multiplier=0.1, min=0.1, max=30)
 class Manager(Submitter):
     """Owns background tasks: it runs them, retries them, and waits for their end.
 
-    An async context manager; leaving the block is `close()`. Tasks may be submitted from any
-    thread. Coroutine methods must be awaited in the event loop that entered the manager.
+    An async context manager; leaving the block, in any task of the event loop, is `close()`. Tasks
+    may be submitted from any thread. Coroutine methods must be awaited in the event loop that
+    entered the manager.
 
     Args:
         name: A name for telemetry and messages.
@@ -121,18 +122,41 @@ class Manager(Submitter):
     def __repr__(self) -> str:
         return f"<Manager {self.name!r} {self.state}>"
 
+    async def open(self) -> None:
+        """Do what entering the block does, for start and stop hooks, fixtures and notebooks.
+
+        `close()` ends it, in any task of the event loop. There is no block that a critical failure
+        or a signal could cancel, so they only close the manager.
+
+        Raises:
+            ManagerClosedError: The manager was closed before.
+            ManagerMisuseError: The manager was opened or entered before, or signals can't be
+                handled here.
+
+        Example:
+            ```python
+            manager = Manager(signals=True)
+            app = Starlette(on_startup=[manager.open], on_shutdown=[manager.close])
+            ```
+        """
+        await checkpoint()
+        self._open(has_block=False)
+
     async def __aenter__(self) -> Manager:
+        self._open(has_block=True)
+        return self
+
+    def _open(self, *, has_block: bool) -> None:
         if self._closed_unused is not None:
             raise ManagerClosedError(f"manager {self.name!r} was closed before it was entered")
         if self._runtime is not None:
             raise ManagerMisuseError(
                 f"manager {self.name!r} has been entered before; make a new one each time"
             )
-        runtime = ManagerRuntime(self._config)
+        runtime = ManagerRuntime(self._config, has_block=has_block)
         runtime.open(self)
         self._runtime = runtime
         runtime.handle_signals()
-        return self
 
     async def __aexit__(
         self,
@@ -265,6 +289,9 @@ class Manager(Submitter):
         It may be called any number of times, concurrently, and in a task, for which it does not
         wait; every call returns the same report. Cancelling it does not stop the closing.
 
+        After `open()` it also ends what that began. Outside of the manager's tasks it then raises
+        what would leave a block, instead of returning the report.
+
         Args:
             timeout: Seconds until the deadline. With `"grace"` there is a deadline only after a
                 shutdown request, `grace` seconds later; with `None` there is none even then.
@@ -275,6 +302,7 @@ class Manager(Submitter):
         Raises:
             ValueError: `timeout` is not valid.
             ManagerMisuseError: The caller runs in another thread.
+            ExceptionGroup: Critical tasks of a manager that was opened with `open()` failed.
         """
         if timeout is not None and timeout != "grace":
             _check_timeout(timeout)
@@ -284,10 +312,14 @@ class Manager(Submitter):
             return report
         runtime = self._runtime_in_loop("close")
         # First, because an observer of the closing may cancel the caller.
-        with runtime.scheduler.registry.exempt(current_task.get(), WaitExemption.CLOSING):
+        registry = runtime.scheduler.registry
+        with registry.exempt(current_task.get(), WaitExemption.CLOSING) as inside:
             runtime.shutdown.close(timeout)
             await checkpoint()
-            return await runtime.shutdown.wait()
+            report = await runtime.shutdown.wait()
+        if not inside:
+            await runtime.ended()
+        return report
 
     async def shutdown_requested(self) -> None:
         """Wait for a shutdown signal, `request_shutdown()` or `close()`.
@@ -388,7 +420,8 @@ class Manager(Submitter):
             if self._closed_unused is not None:
                 raise ManagerClosedError(f"manager {self.name!r} was closed before it was entered")
             raise ManagerNotRunningError(
-                f"manager {self.name!r} is not running yet: enter it with `async with`"
+                f"manager {self.name!r} is not running yet: enter it with `async with`, or await "
+                "open()"
             )
         return self._runtime
 

@@ -112,6 +112,7 @@ def parameters(function: Any) -> str:
 
 
 METHODS = {
+    "open": "()",
     "run": "(fn, /, *args, **kwargs)",
     "after": "(delay, fn, /, *args, **kwargs)",
     "loop": "(fn, /, *args, **kwargs)",
@@ -133,7 +134,7 @@ METHODS = {
     "health": "()",
     "report_stall": "(id, *, elapsed)",
 }
-AWAITED = {"submit", "wait", "stop_loops", "close", "shutdown_requested"}
+AWAITED = {"open", "submit", "wait", "stop_loops", "close", "shutdown_requested"}
 
 
 def test_manager() -> None:

@@ -1,16 +1,19 @@
-"""Leaving of a queue's block while jobs run."""
+"""Leaving of a queue's block: while jobs run, in another task, and without a block."""
 
 from __future__ import annotations
 
 import logging
+from pathlib import Path
 
 import anyio
 import pytest
 from support.brokers.faulty import FaultyBroker
+from support.brokers.kinds import Kind
+from support.leaving import run_in_task
 from support.time import Clock, ages
 
 from background import Manager
-from background.queues import JobQueue, JobState
+from background.queues import JobQueue, JobState, QueueError
 
 
 @pytest.mark.parametrize("workers", [1, 2])
@@ -58,3 +61,65 @@ async def test_record(broker: FaultyBroker, clock: Clock, caplog: pytest.LogCapt
     stored = await broker.real.get(job.id)
     assert stored is not None
     assert stored.state is JobState.SUCCEEDED
+
+
+# Other tasks
+
+
+@pytest.fixture
+def jobs(broker_kind: Kind, tmp_path: Path) -> JobQueue:
+    """A queue that is not open."""
+    jobs = JobQueue(broker_kind.make(tmp_path))
+    jobs.handler(name="double")(double)
+    return jobs
+
+
+async def double(number: int) -> int:
+    return 2 * number
+
+
+async def test_leave_in_another_task(jobs: JobQueue, manager: Manager) -> None:
+    """A queue may be left in another task than the one that entered it."""
+    started = anyio.Event()
+    finished: list[int] = []
+
+    @jobs.handler(name="slow")
+    async def slow(number: int) -> None:
+        started.set()
+        await anyio.sleep(5)
+        finished.append(number)
+
+    await run_in_task(jobs.__aenter__)
+    await jobs.start(manager)
+    await slow.enqueue(7)
+    await started.wait()
+    await run_in_task(lambda: jobs.__aexit__(None, None, None))
+    assert finished == [7]
+    with pytest.raises(QueueError, match="the queue is not open"):
+        await jobs.start(manager)
+
+
+async def test_open_and_close(jobs: JobQueue, manager: Manager) -> None:
+    """Tasks of a task group can open a queue, use it, and close it, repeatedly."""
+    results: list[int] = []
+
+    async def use() -> None:
+        await jobs.start(manager)
+        job = await jobs.enqueue("double", [21])
+        results.append(await job.result())
+
+    for _ in range(2):
+        for step in (jobs.open, use, jobs.close):
+            async with anyio.create_task_group() as group:
+                group.start_soon(step)
+    assert results == [42, 42]
+
+
+async def test_open_twice(jobs: JobQueue) -> None:
+    """A queue that is open can't be opened, and one that is not open can't be closed."""
+    await jobs.open()
+    with pytest.raises(QueueError, match="the queue is open already"):
+        await jobs.open()
+    await jobs.close()
+    with pytest.raises(QueueError, match=r"enter it with `async with`, or await open\(\)"):
+        await jobs.close()

@@ -62,7 +62,7 @@ async def test_record_of_many_tasks(caplog: pytest.LogCaptureFixture, clock: Clo
     assert message == f"manager 'background' still waits for 1000 tasks: {tasks}, 997 more"
 
 
-async def test_record_of_each_status(caplog: pytest.LogCaptureFixture, clock: Clock) -> None:
+async def test_record_of_statuses(caplog: pytest.LogCaptureFixture, clock: Clock) -> None:
     """A record says whether a task waits for its turn or for its next attempt."""
 
     async def broken() -> None:
