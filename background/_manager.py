@@ -201,7 +201,7 @@ class Manager(Submitter):
             ManagerFullError: There is no room within the manager's capacity.
             DuplicateTaskError: An outstanding task has the same id.
             LoopsStoppedError: The task is a loop, and the loops were stopped.
-            ManagerClosedError: The manager is closing.
+            ManagerClosedError: The manager is closing, and does not wait for the caller's task.
             ManagerNotRunningError: The manager was not entered.
         """
         runtime = self._runtime
@@ -242,7 +242,7 @@ class Manager(Submitter):
             InvalidTaskError: The task can't be run as described.
             DuplicateTaskError: An outstanding task has the same id.
             LoopsStoppedError: The task is a loop, and the loops were stopped.
-            ManagerClosedError: The manager is closing.
+            ManagerClosedError: The manager is closing, and does not wait for the caller's task.
             ManagerMisuseError: The caller runs in another thread.
             ManagerNotRunningError: The manager was not entered.
         """
@@ -283,6 +283,7 @@ class Manager(Submitter):
     async def close(self, *, timeout: float | Literal["grace"] | None = "grace") -> CloseReport:
         """Accept no more tasks, wait for one-offs, stop loops, and report the outcome.
 
+        Until the deadline the tasks that it waits for may submit one-offs, which it waits for, too.
         Delayed tasks that are not due are cancelled. At the deadline the other tasks are cancelled;
         those that still run `cancel_timeout` seconds later are reported as stuck.
 

@@ -75,6 +75,7 @@ class Scheduler:
         self._on_fatal = on_fatal
         self._numbers = count(1)
         self._prefix = os.urandom(4).hex()
+        self._delayed_end: str | None = None  # why delayed one-offs are cancelled, if they are
         self._running = 0  # one-offs that were started
         # One-offs that are due, above the limit:
         self._queue: OrderedDict[TaskState, None] = OrderedDict()
@@ -151,6 +152,9 @@ class Scheduler:
 
     def _start_when_due(self, state: TaskState, now: float) -> None:
         if state.due > now:
+            if self._delayed_end is not None and state.task.kind is TaskKind.ONE_OFF:
+                self._finish(state, TaskStatus.CANCELLED, reason=self._delayed_end)
+                return
             patience = inf if state.ticks is None else state.ticks.patience
             self.timer.put(min(state.due, state.expires, now + patience), state)
         elif state.task.kind is TaskKind.LOOP:
@@ -326,7 +330,8 @@ class Scheduler:
                     state.pause.cancel()
 
     def cancel_delayed(self, reason: str) -> None:
-        """Cancel the one-offs that are not due yet."""
+        """Cancel the one-offs that are not due yet, and those that will be added."""
+        self._delayed_end = reason
         now = self._now()
         for state in self.registry.states():
             if state.task.kind is TaskKind.ONE_OFF and _is_waiting(state) and state.due > now:

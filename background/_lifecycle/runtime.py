@@ -25,6 +25,7 @@ from .._eventloop.services import Services
 from .._events import TaskFailed
 from .._execution.handle import TaskHandle
 from .._execution.scheduler import Scheduler
+from .._execution.state import current_task
 from .._notify.dispatcher import Dispatcher
 from .._states import ManagerState, TaskKind
 from .._support.log import log, log_failure
@@ -113,10 +114,11 @@ class ManagerRuntime:
 
         Raises:
             InvalidTaskError: `task` is not a `Task`.
-            ManagerClosedError: The manager is closing.
+            ManagerClosedError: The manager is closing, and does not wait for the caller's task.
             LoopsStoppedError: The task is a loop, and the loops were stopped.
         """
-        state = self.shutdown.state
+        shutdown = self.shutdown
+        state = shutdown.state
         is_one_off = task.__class__ is Task and task.kind is TaskKind.ONE_OFF
         if is_one_off and state is ManagerState.RUNNING:
             return
@@ -124,6 +126,8 @@ class ManagerRuntime:
             raise InvalidTaskError(f"task must be a Task, not {task!r}; use run() for a function")
         name = self.config.name
         if state in (ManagerState.CLOSING, ManagerState.CLOSED):
+            if task.kind is TaskKind.ONE_OFF and shutdown.accepts_from(current_task.get()):
+                return
             raise ManagerClosedError(f"manager {name!r} is {state} and accepts no more tasks")
         if task.kind is TaskKind.LOOP and self.scheduler.loops_stopped:
             raise LoopsStoppedError(
@@ -134,7 +138,7 @@ class ManagerRuntime:
         """Accept a task, from any thread.
 
         Raises:
-            ManagerClosedError: The manager is closing.
+            ManagerClosedError: The manager is closing, and does not wait for the caller's task.
             LoopsStoppedError: The task is a loop, and the loops were stopped.
             ManagerFullError: There is no room within the capacity.
             DuplicateTaskError: An outstanding task has the same id.
@@ -150,7 +154,9 @@ class ManagerRuntime:
         if capacity is None or task.kind is TaskKind.LOOP:
             return self._add(task)
         room_holder = object()
-        await capacity.wait_for_room(room_holder)
+        self.require_accepts(task)
+        while not await capacity.wait_for_room(room_holder):
+            self.require_accepts(task)
         try:
             return self._add(task, room_holder)
         except BaseException:

@@ -16,6 +16,7 @@ from .._eventloop.services import Services
 from .._execution.handle import TaskHandle, state_of
 from .._execution.registry import WaitExemption
 from .._execution.scheduler import Scheduler
+from .._execution.state import TaskState
 from .._notify.dispatcher import Dispatcher
 from .._report import CloseReport, ManagerClosed, ManagerClosing
 from .._states import ManagerState, TaskKind, TaskStatus
@@ -62,6 +63,7 @@ class Shutdown:
         self._is_requested = False
         self._ends_process = False
         self._closed = anyio.Event()
+        self._is_cancelling = False
         self._ended: list[TaskHandle[Any]] = []
         self._began = 0.0
         self._deadline = inf
@@ -127,7 +129,26 @@ class Shutdown:
         if self._drain_scope is not None:
             self._drain_scope.deadline = min(self._deadline, self._grace_ends)
 
+    def accepts_from(self, caller: TaskState | None) -> bool:
+        """Return whether a closing manager accepts one-offs of a task, because it waits for it.
+
+        Args:
+            caller: The task; `None` outside of tasks.
+        """
+        return (
+            caller is not None
+            and self.state is ManagerState.CLOSING
+            and not self._is_cancelling
+            and self._registry.waits_for(caller, accept=WaitExemption.CLOSING)
+        )
+
+    def _refuse_waiters(self) -> None:
+        if self._scheduler.capacity is not None:
+            self._scheduler.capacity.refuse_waiters(self.accepts_from)
+
     def _cancel_left(self) -> None:
+        self._is_cancelling = True
+        self._refuse_waiters()
         for handle in self._left():
             self._scheduler.cancel(state_of(handle), "shutdown")
 
@@ -149,8 +170,7 @@ class Shutdown:
                 name=self._name, time=clock.wall(), reason=reason, outstanding=outstanding
             )
             hooks.deliver(hooks.on_manager_closing, event)
-        if self._scheduler.capacity is not None:
-            self._scheduler.capacity.open_up()
+        self._refuse_waiters()
         self._scheduler.stop_loops()
         self._scheduler.cancel_delayed("shutdown")
         self._start_closing()

@@ -120,18 +120,18 @@ async def test_request_while_leaving(clock: Clock) -> None:
 
 
 async def test_submission_while_leaving(clock: Clock) -> None:
-    """Tasks that are submitted while the block is left are refused."""
+    """Tasks that others submit while the block is left are refused."""
     errors: list[BaseException] = []
 
     async def submit() -> None:
         await anyio.sleep(1)
-        try:
+        with pytest.raises(ManagerClosedError) as caught:
             manager.run(checkpoint)
-        except ManagerClosedError as error:
-            errors.append(error)
+        errors.append(caught.value)
 
-    async with Manager() as manager:
-        manager.run(submit)
+    async with anyio.create_task_group() as group, Manager() as manager:
+        group.start_soon(submit)
+        manager.run(anyio.sleep, 2)
     assert len(errors) == 1
 
 
