@@ -66,7 +66,7 @@ class LoggingObserver(Observer):
 
             - `added`, `started`, `enqueued`: DEBUG.
             - `succeeded`, `closing`, `closed`: INFO.
-            - `stopped`: INFO; a loop that was stopped.
+            - `stopped`: INFO; a loop that was stopped, or interrupted by the shutdown.
             - `retrying`, `cancelled`, `expired`, `stalled`: WARNING.
             - `stuck`: WARNING; the manager closed while tasks still run.
             - `failed`: ERROR, with the traceback.
@@ -136,10 +136,11 @@ class LoggingObserver(Observer):
             self._log(level, event, fields, text, *args, failure=event.error)
 
     def on_task_cancelled(self, event: TaskCancelled) -> None:
-        stopped = event.kind is TaskKind.LOOP and event.reason == "stopped"
+        stopped = event.kind is TaskKind.LOOP and event.reason in ("stopped", "shutdown")
         if level := self._enabled("stopped" if stopped else "cancelled"):
             fate = "was stopped" if stopped else "was cancelled"
-            because = "" if stopped or event.reason is None else f": {escaped(event.reason)}"
+            is_clear = event.reason is None or (stopped and event.reason == "stopped")
+            because = "" if is_clear else f": {escaped(event.reason)}"
             fields = {"reason": event.reason, "duration": event.duration}
             self._log(level, event, fields, "%s%s%s", fate, _after(event.duration), because)
 

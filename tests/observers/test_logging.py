@@ -330,6 +330,23 @@ async def test_cancelled_level(observer: LoggingObserver, log: ListHandler) -> N
     assert [record.levelname for record in records] == ["WARNING"] * 3
 
 
+async def test_level_of_interrupted_loop(observer: LoggingObserver, log: ListHandler) -> None:
+    """A loop that the shutdown interrupts in an iteration was stopped; a one-off was cancelled."""
+    async with Manager(observers=[observer]) as manager:
+        loop = manager.every(10, nap)
+        manager.run(nap)
+        await anyio.sleep(1)
+        await manager.close(timeout=0)
+    messages = {
+        record.getMessage(): record.levelname
+        for record in log.records
+        if "shutdown" in record.getMessage()
+    }
+    assert sorted(messages.values()) == ["INFO", "WARNING"]
+    stopped = f"loop 'nap' ({loop.id}), iteration 1, was stopped after 1.000 s: shutdown"
+    assert messages[stopped] == "INFO"
+
+
 #: Messages of jobs for events that have another message for other tasks.
 JOB_MESSAGES = {
     "%s was claimed from the queue %s",

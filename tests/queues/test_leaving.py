@@ -12,8 +12,9 @@ from support.brokers.kinds import Kind
 from support.leaving import run_in_task
 from support.time import Clock, ages
 
-from background import Manager
+from background import Manager, TaskCancelled, every
 from background.queues import JobQueue, JobState, QueueError
+from background.testing import RecordingObserver
 
 
 @pytest.mark.parametrize("workers", [1, 2])
@@ -61,6 +62,16 @@ async def test_record(broker: FaultyBroker, clock: Clock, caplog: pytest.LogCapt
     stored = await broker.real.get(job.id)
     assert stored is not None
     assert stored.state is JobState.SUCCEEDED
+
+
+async def test_schedules(jobs: JobQueue, recorder: RecordingObserver, manager: Manager) -> None:
+    """Leaving a queue stops the loops of its schedules, as leaving a manager stops loops."""
+    jobs.schedule(every(3600), jobs.handler(name="hourly")(double).job(1))
+    async with jobs:
+        await jobs.start(manager)
+        await anyio.sleep(1)
+    (event,) = recorder.of(TaskCancelled)
+    assert (event.name, event.reason) == ("schedule of hourly", "stopped")
 
 
 # Other tasks

@@ -113,7 +113,7 @@ class WorkerPool:
             at_once: Whether running jobs are released instead of finished.
         """
         for loop in self._schedules:
-            loop.cancel("the queue was left")
+            loop.cancel("stopped")
         for worker in self._workers:
             worker.stop()
         try:
