@@ -6,6 +6,7 @@ from collections.abc import Awaitable, Callable, Generator, Sequence
 from contextlib import AbstractContextManager
 from functools import partial
 from inspect import isawaitable, iscoroutinefunction
+from types import TracebackType
 from typing import Any
 
 import anyio
@@ -126,18 +127,44 @@ class Subscriber:
 
 
 class RunContexts:
-    """The context managers that were entered around one run, left in reverse order."""
+    """The context managers that were entered around one run, left in reverse order.
 
-    __slots__ = ("_entered",)
+    Itself a context manager: it enters the run's cancel scope, which suppresses the cancellation,
+    and keeps in `raised` what the function raised.
 
-    def __init__(self, subscribers: Sequence[Subscriber], event: object) -> None:
+    Args:
+        subscribers: The observers, in the order in which they are entered.
+        event: The start of the run.
+        scope: The run's cancel scope.
+    """
+
+    __slots__ = ("_entered", "_scope", "raised")
+
+    def __init__(
+        self, subscribers: Sequence[Subscriber], event: object, scope: anyio.CancelScope
+    ) -> None:
+        self.raised: BaseException | None = None
+        self._scope = scope
         self._entered = [
             (subscriber, context)
             for subscriber in subscribers
             if (context := subscriber.enter_around(event)) is not None
         ]
 
+    def __enter__(self) -> None:
+        self._scope.__enter__()
+
+    def __exit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        tb: TracebackType | None,
+    ) -> bool:
+        self.raised = exc
+        return bool(self._scope.__exit__(exc_type, exc, tb))
+
     def leave(self, error: BaseException | None) -> None:
         """Exit all context managers; `error` is the error that ended the run."""
+        self.raised = None  # its traceback refers to this object
         for subscriber, context in reversed(self._entered):
             subscriber.leave_around(context, error)
