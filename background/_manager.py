@@ -298,7 +298,7 @@ class Manager(Submitter):
                 shutdown request, `grace` seconds later; with `None` there is none even then.
 
         Returns:
-            The outcome of the tasks that were outstanding when closing began.
+            The outcome of the tasks that were outstanding when closing began, or submitted since.
 
         Raises:
             ValueError: `timeout` is not valid.

@@ -184,9 +184,10 @@ class LoggingObserver(Observer):
                 f"\n{_subject(handle)} is still at\n{stack_lines(report.stacks.get(handle.id, ()))}"
                 for handle in report.stuck
             )
-            args = (quoted(event.name), event.duration, report.summary, stuck)
+            since = "; since closing began" if any(counts.values()) else ""
+            args = (quoted(event.name), event.duration, since, report.summary, stuck)
             extra = {"manager_name": event.name, "duration": event.duration, **counts}
-            self._logger.log(level, "manager %s closed in %.3f s: %s%s", *args, extra=extra)
+            self._logger.log(level, "manager %s closed in %.3f s%s: %s%s", *args, extra=extra)
 
     def _enabled(self, event: str) -> int:
         """Return the event's level, or 0 if the logger is disabled for it."""

@@ -176,7 +176,7 @@ def assert_plain(log: ListHandler) -> None:
                 "task 'nap' ({id}) started, 0.000 s after it was due",
                 "manager 'background' is closing: close() was called; outstanding tasks: 1",
                 "task 'nap' ({id}) was cancelled after 2.000 s: shutdown",
-                "manager 'background' closed in 1.000 s: 1 cancelled",
+                "manager 'background' closed in 1.000 s; since closing began: 1 cancelled",
             ],
         ),
     ],
@@ -402,7 +402,7 @@ async def test_stuck_tasks(observer: LoggingObserver, log: ListHandler) -> None:
     ):
         record = log.records[-1]
     headline, subject, *stack = record.getMessage().split("\n")
-    assert headline == "manager 'background' closed in 1.000 s: 1 stuck"
+    assert headline == "manager 'background' closed in 1.000 s; since closing began: 1 stuck"
     assert subject == r"task 'stubborn\ntask' (1\n2) is still at"
     assert "    await released.wait()  # stuck here" in stack
     assert all(line.startswith("  ") for line in stack)
