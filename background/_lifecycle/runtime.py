@@ -22,13 +22,12 @@ from .._eventloop.interruption import run_shielded
 from .._eventloop.portal import Portal
 from .._eventloop.running import current_backend
 from .._eventloop.services import Services
-from .._events import TaskFailed
 from .._execution.handle import TaskHandle
 from .._execution.scheduler import Scheduler
 from .._execution.state import current_task
 from .._notify.dispatcher import Dispatcher
 from .._states import ManagerState, TaskKind
-from .._support.log import log, log_failure
+from .._support.log import log
 from .._task import Task
 from .body import Body
 from .shutdown import Shutdown
@@ -229,9 +228,7 @@ class ManagerRuntime:
         try:
             return await run_shielded(partial(self.services.stop, self.config.cancel_timeout))
         finally:
-            for event in self.dispatcher.close():
-                if isinstance(event, TaskFailed):
-                    log_failure(event.name, event.id, event.error)
+            self.dispatcher.close()
             self.portal.close()
             if self._signals is not None:
                 self._signals.restore()

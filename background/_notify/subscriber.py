@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Generator, Sequence
 from contextlib import AbstractContextManager
 from functools import partial
-from inspect import isawaitable, iscoroutinefunction
+from inspect import iscoroutinefunction
 from types import TracebackType
 from typing import Any
 
@@ -15,7 +15,7 @@ from .._errors import is_fatal
 from .._eventloop.backend import Backend
 from .._eventloop.services import Services
 from .._observer import Observer, overrides
-from .buffer import Delivery, EventBuffer
+from .buffer import Delivery, EventBuffer, Receipt
 from .hook_errors import HookErrors
 
 #: The names of all hooks that get an event.
@@ -33,11 +33,9 @@ class Hook:
         fn: Callable[[Any], Any] = getattr(subscriber.observer, name)
         self.fn = partial(_Call, fn) if iscoroutinefunction(fn) else fn
 
-    def accepts(self, event: object, answer: object) -> bool:
-        """Return whether an event is delivered, given the value that `fn` returned for it."""
-        if not isawaitable(answer):
-            return True
-        return self.subscriber.buffer.put(Delivery(self.name, event, answer))
+    def put(self, answer: Awaitable[object], receipt: Receipt | None) -> bool:
+        """Buffer the awaitable that `fn` returned; return `False` if the event is dropped."""
+        return self.subscriber.buffer.put(Delivery(self.name, answer, receipt))
 
 
 class _Call:

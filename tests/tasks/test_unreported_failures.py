@@ -68,6 +68,12 @@ class RaisingObserver(FailureObserver):
         raise LookupError("hook")
 
 
+class AsyncRaisingObserver(RaisingObserver):
+    async def on_task_failed(self, event: TaskFailed) -> None:  # type: ignore[override]
+        await anyio.sleep(1)
+        raise LookupError("hook")
+
+
 class OtherHooksObserver(Observer):
     """An observer of all events except failures."""
 
@@ -93,6 +99,11 @@ OBSERVERS = {
     "raising and def": ([RaisingObserver, FailureObserver], True),
     "def and raising": ([FailureObserver, RaisingObserver], True),
     "raising and other hooks": ([RaisingObserver, OtherHooksObserver], False),
+    "async raising": ([AsyncRaisingObserver], False),
+    "async raising and def": ([AsyncRaisingObserver, FailureObserver], True),
+    "async raising and async": ([AsyncRaisingObserver, AsyncFailureObserver], True),
+    "async and async raising": ([AsyncFailureObserver, AsyncRaisingObserver], True),
+    "async raising and raising": ([AsyncRaisingObserver, RaisingObserver], False),
 }
 
 
