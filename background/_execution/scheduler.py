@@ -289,6 +289,8 @@ class Scheduler:
         """Cancel a task, from any thread; return whether it was outstanding."""
         if state.status in FINAL:
             return False
+        if state.cancel_requested:  # the portal of a stuck task's manager may be closed
+            return True
         return self._portal.call(partial(self._cancel, state, reason))
 
     def _cancel(self, state: TaskState, reason: str | None) -> bool:
