@@ -11,7 +11,7 @@ from collections.abc import Callable
 from contextvars import Context, copy_context
 from functools import partial
 from itertools import count
-from math import inf
+from math import inf, isfinite
 from traceback import FrameSummary
 from typing import Any
 
@@ -237,7 +237,10 @@ class Scheduler:
             return state.ticks.next(now, clock.wall(), outcome.duration)
         if outcome.error is None or self._loop_backoff is None:
             return now
-        return now + pause_after_failures(self._loop_backoff, state.failures, outcome.error)
+        pause = pause_after_failures(self._loop_backoff, state.failures, outcome.error)
+        if not isfinite(pause):
+            raise ValueError(f"loop_backoff must return a finite number of seconds, not {pause!r}")
+        return now + pause
 
     def _fail_loop(self, state: TaskState, error: BaseException, duration: float) -> None:
         """End a loop whose schedule or backoff raised."""
