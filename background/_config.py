@@ -13,6 +13,7 @@ from tenacity.wait import wait_base
 from ._observer import Observer, check_observers, overrides
 from ._retry import Retry
 from ._support import validation
+from ._support.callables import is_async
 from ._support.frozen import frozen
 
 _UNCATCHABLE = {
@@ -38,6 +39,7 @@ class ManagerOptions(TypedDict, total=False):
     threads: int
     signals: bool | Collection[signal.Signals]
     grace: float | None
+    leave_timeout: float | None
     cancel_timeout: float
 
 
@@ -58,6 +60,7 @@ class ManagerConfig:
     signals: frozenset[signal.Signals]
     signals_optional: bool
     grace: float | None
+    leave_timeout: float | None
     cancel_timeout: float
 
     def __post_init__(self) -> None:
@@ -66,17 +69,20 @@ class ManagerConfig:
         _check_own_observers(self.observers)
         validation.optional(validation.count, "limit", self.limit)
         validation.optional(validation.count, "capacity", self.capacity)
-        if self.loop_backoff is not None and (
-            not callable(self.loop_backoff) or isinstance(self.loop_backoff, type)
-        ):
-            raise ValueError(
-                f"loop_backoff must be a tenacity wait strategy or None, not {self.loop_backoff!r}"
-            )
+        validation.optional(_check_backoff, "loop_backoff", self.loop_backoff)
         validation.count("threads", self.threads)
         for number in self.signals & _UNCATCHABLE:
             raise ValueError(f"signals can't contain {number.name}, which no process can handle")
         validation.optional(validation.seconds, "grace", self.grace, at_least=0)
+        validation.optional(validation.seconds, "leave_timeout", self.leave_timeout, at_least=0)
         validation.seconds("cancel_timeout", self.cancel_timeout, at_least=0)
+
+
+def _check_backoff(argument: str, backoff: object) -> None:
+    if not callable(backoff) or isinstance(backoff, type):
+        raise ValueError(f"{argument} must be a tenacity wait strategy or None, not {backoff!r}")
+    if is_async(backoff):
+        raise ValueError(f"{argument} must be a def that returns seconds, not an async def")
 
 
 def _check_own_observers(observers: tuple[Observer, ...]) -> None:

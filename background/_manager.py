@@ -37,8 +37,9 @@ _DEFAULT_BACKOFF = wait_random_exponential(multiplier=0.1, min=0.1, max=30)
 class Manager(Submitter):
     """Owns background tasks: it runs them, retries them, and waits for their end.
 
-    An async context manager; leaving the block is `close()`. Tasks may be submitted from any
-    thread. Coroutine methods must be awaited in the event loop that entered the manager.
+    An async context manager; leaving the block, in any task of the event loop, is `close()`. Tasks
+    may be submitted from any thread. Coroutine methods must be awaited in the event loop that
+    entered the manager.
 
     Args:
         name: A name for telemetry and messages.
@@ -57,6 +58,9 @@ class Manager(Submitter):
             `True` changes nothing, and other signals are an error.
         grace: Seconds from a shutdown request until tasks that still run are cancelled. `None` for
             no bound.
+        leave_timeout: Seconds that leaving the block waits for one-off tasks before it cancels
+            them, and that leaving a queue waits for its jobs. `None` to wait for as long as they
+            take, or until `grace` ends after a shutdown request.
         cancel_timeout: Seconds that cancelled tasks get to clean up before they are reported as
             stuck, and that observers get to catch up.
 
@@ -83,6 +87,7 @@ class Manager(Submitter):
         threads: int = 40,
         signals: bool | Collection[signal.Signals] = False,
         grace: float | None = 25.0,
+        leave_timeout: float | None = None,
         cancel_timeout: float = 5.0,
     ) -> None:
         self._config = ManagerConfig(
@@ -96,6 +101,7 @@ class Manager(Submitter):
             signals=signals_of(signals),
             signals_optional=signals is True,
             grace=grace,
+            leave_timeout=leave_timeout,
             cancel_timeout=cancel_timeout,
         )
         self._runtime: ManagerRuntime | None = None
@@ -116,18 +122,41 @@ class Manager(Submitter):
     def __repr__(self) -> str:
         return f"<Manager {self.name!r} {self.state}>"
 
+    async def open(self) -> None:
+        """Do what entering the block does, for start and stop hooks, fixtures and notebooks.
+
+        `close()` ends it, in any task of the event loop. There is no block that a critical failure
+        or a signal could cancel, so they only close the manager.
+
+        Raises:
+            ManagerClosedError: The manager was closed before.
+            ManagerMisuseError: The manager was opened or entered before, or signals can't be
+                handled here.
+
+        Example:
+            ```python
+            manager = Manager(signals=True)
+            app = Starlette(on_startup=[manager.open], on_shutdown=[manager.close])
+            ```
+        """
+        await checkpoint()
+        self._open(has_block=False)
+
     async def __aenter__(self) -> Manager:
+        self._open(has_block=True)
+        return self
+
+    def _open(self, *, has_block: bool) -> None:
         if self._closed_unused is not None:
             raise ManagerClosedError(f"manager {self.name!r} was closed before it was entered")
         if self._runtime is not None:
             raise ManagerMisuseError(
                 f"manager {self.name!r} has been entered before; make a new one each time"
             )
-        runtime = ManagerRuntime(self._config)
+        runtime = ManagerRuntime(self._config, has_block=has_block)
         runtime.open(self)
         self._runtime = runtime
         runtime.handle_signals()
-        return self
 
     async def __aexit__(
         self,
@@ -172,7 +201,7 @@ class Manager(Submitter):
             ManagerFullError: There is no room within the manager's capacity.
             DuplicateTaskError: An outstanding task has the same id.
             LoopsStoppedError: The task is a loop, and the loops were stopped.
-            ManagerClosedError: The manager is closing.
+            ManagerClosedError: The manager is closing, and does not wait for the caller's task.
             ManagerNotRunningError: The manager was not entered.
         """
         runtime = self._runtime
@@ -213,7 +242,7 @@ class Manager(Submitter):
             InvalidTaskError: The task can't be run as described.
             DuplicateTaskError: An outstanding task has the same id.
             LoopsStoppedError: The task is a loop, and the loops were stopped.
-            ManagerClosedError: The manager is closing.
+            ManagerClosedError: The manager is closing, and does not wait for the caller's task.
             ManagerMisuseError: The caller runs in another thread.
             ManagerNotRunningError: The manager was not entered.
         """
@@ -254,22 +283,27 @@ class Manager(Submitter):
     async def close(self, *, timeout: float | Literal["grace"] | None = "grace") -> CloseReport:
         """Accept no more tasks, wait for one-offs, stop loops, and report the outcome.
 
+        Until the deadline the tasks that it waits for may submit one-offs, which it waits for, too.
         Delayed tasks that are not due are cancelled. At the deadline the other tasks are cancelled;
         those that still run `cancel_timeout` seconds later are reported as stuck.
 
         It may be called any number of times, concurrently, and in a task, for which it does not
         wait; every call returns the same report. Cancelling it does not stop the closing.
 
+        After `open()` it also ends what that began. Outside of the manager's tasks it then raises
+        what would leave a block, instead of returning the report.
+
         Args:
             timeout: Seconds until the deadline. With `"grace"` there is a deadline only after a
                 shutdown request, `grace` seconds later; with `None` there is none even then.
 
         Returns:
-            The outcome of the tasks that were outstanding when closing began.
+            The outcome of the tasks that were outstanding when closing began, or submitted since.
 
         Raises:
             ValueError: `timeout` is not valid.
             ManagerMisuseError: The caller runs in another thread.
+            ExceptionGroup: Critical tasks of a manager that was opened with `open()` failed.
         """
         if timeout is not None and timeout != "grace":
             _check_timeout(timeout)
@@ -279,10 +313,14 @@ class Manager(Submitter):
             return report
         runtime = self._runtime_in_loop("close")
         # First, because an observer of the closing may cancel the caller.
-        with runtime.scheduler.registry.exempt(current_task.get(), WaitExemption.CLOSING):
+        registry = runtime.scheduler.registry
+        with registry.exempt(current_task.get(), WaitExemption.CLOSING) as inside:
             runtime.shutdown.close(timeout)
             await checkpoint()
-            return await runtime.shutdown.wait()
+            report = await runtime.shutdown.wait()
+        if not inside:
+            await runtime.ended()
+        return report
 
     async def shutdown_requested(self) -> None:
         """Wait for a shutdown signal, `request_shutdown()` or `close()`.
@@ -383,7 +421,8 @@ class Manager(Submitter):
             if self._closed_unused is not None:
                 raise ManagerClosedError(f"manager {self.name!r} was closed before it was entered")
             raise ManagerNotRunningError(
-                f"manager {self.name!r} is not running yet: enter it with `async with`"
+                f"manager {self.name!r} is not running yet: enter it with `async with`, or await "
+                "open()"
             )
         return self._runtime
 

@@ -82,6 +82,11 @@ class Observer:
 
         The task's function sees the context variables that it sets. At its exit it gets the error
         that ended the run, which it can't suppress.
+
+        At a cancellation this is what a `with` statement in the function gets:
+        `asyncio.CancelledError` or `trio.Cancelled`, on trio possibly in a group. It is no
+        `Exception`, so tracers and error trackers don't take it for an error. If a durable job is
+        cancelled after its function has returned, there is no such exception, and it gets `None`.
         """
         return nullcontext()
 

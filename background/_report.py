@@ -14,7 +14,7 @@ from ._support.frozen import empty, frozen
 
 @frozen
 class CloseReport:
-    """The outcome of the tasks that were outstanding when closing began.
+    """The outcome of the tasks that were outstanding when closing began, or submitted since.
 
     Args:
         succeeded: Tasks that succeeded.

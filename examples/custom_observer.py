@@ -81,7 +81,7 @@ async def upload(image: str) -> None:
 
 async def main() -> None:
     dashboard = Dashboard()
-    async with Manager(observers=[dashboard]) as manager:
+    async with Manager(observers=[dashboard], signals=True) as manager:
         manager.run_task(Task(resize, args=("cat.png",), name="resize cat"))
         manager.run_task(
             Task(upload, args=("cat.png",), name="upload cat", retry=2, meta={"team": "storage"})

@@ -60,7 +60,7 @@ def make_invoice(order: int) -> None:
 
 
 async def main() -> None:
-    async with Manager(observers=[OpenTelemetryObserver()]) as manager:
+    async with Manager(observers=[OpenTelemetryObserver()], signals=True) as manager:
         # As in a request: the tasks' spans belong to the trace of their submitter.
         with tracer.start_as_current_span("POST /orders"):
             manager.run(charge, 1)

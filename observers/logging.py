@@ -66,7 +66,7 @@ class LoggingObserver(Observer):
 
             - `added`, `started`, `enqueued`: DEBUG.
             - `succeeded`, `closing`, `closed`: INFO.
-            - `stopped`: INFO; a loop that was stopped.
+            - `stopped`: INFO; a loop that was stopped, or interrupted by the shutdown.
             - `retrying`, `cancelled`, `expired`, `stalled`: WARNING.
             - `stuck`: WARNING; the manager closed while tasks still run.
             - `failed`: ERROR, with the traceback.
@@ -136,10 +136,11 @@ class LoggingObserver(Observer):
             self._log(level, event, fields, text, *args, failure=event.error)
 
     def on_task_cancelled(self, event: TaskCancelled) -> None:
-        stopped = event.kind is TaskKind.LOOP and event.reason == "stopped"
+        stopped = event.kind is TaskKind.LOOP and event.reason in ("stopped", "shutdown")
         if level := self._enabled("stopped" if stopped else "cancelled"):
             fate = "was stopped" if stopped else "was cancelled"
-            because = "" if stopped or event.reason is None else f": {escaped(event.reason)}"
+            is_clear = event.reason is None or (stopped and event.reason == "stopped")
+            because = "" if is_clear else f": {escaped(event.reason)}"
             fields = {"reason": event.reason, "duration": event.duration}
             self._log(level, event, fields, "%s%s%s", fate, _after(event.duration), because)
 
@@ -183,9 +184,10 @@ class LoggingObserver(Observer):
                 f"\n{_subject(handle)} is still at\n{stack_lines(report.stacks.get(handle.id, ()))}"
                 for handle in report.stuck
             )
-            args = (quoted(event.name), event.duration, report.summary, stuck)
+            since = "; since closing began" if any(counts.values()) else ""
+            args = (quoted(event.name), event.duration, since, report.summary, stuck)
             extra = {"manager_name": event.name, "duration": event.duration, **counts}
-            self._logger.log(level, "manager %s closed in %.3f s: %s%s", *args, extra=extra)
+            self._logger.log(level, "manager %s closed in %.3f s%s: %s%s", *args, extra=extra)
 
     def _enabled(self, event: str) -> int:
         """Return the event's level, or 0 if the logger is disabled for it."""

@@ -73,7 +73,10 @@ class AsyncioBackend(Backend):
         return asyncio.current_task(self._loop)
 
     def is_running(self) -> bool:
-        return self._loop.is_running()
+        try:
+            return asyncio.get_running_loop() is self._loop
+        except RuntimeError:
+            return False
 
     def is_cancelling(self) -> bool:
         task = asyncio.current_task()

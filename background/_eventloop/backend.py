@@ -103,7 +103,7 @@ class Backend(ABC):
 
     @abstractmethod
     def is_running(self) -> bool:
-        """Return whether the loop is still running; called in the loop's own thread."""
+        """Return whether the loop is the running one in the calling thread."""
 
     def ends(self, task: object, error: BaseException) -> bool:
         """Return whether an error ends the task and must be raised again.

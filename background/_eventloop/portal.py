@@ -31,20 +31,25 @@ class Portal:
         return get_ident() == self._thread
 
     @property
+    def in_loop(self) -> bool:
+        """Whether the caller runs in the event loop."""
+        return self.in_loop_thread and self._backend.is_running()
+
+    @property
     def in_loop_task(self) -> bool:
         """Whether the caller is a task of the event loop, which can call functions directly."""
         return get_ident() == self._thread and self._backend.current_task() is not None
 
     def require_loop_thread(self, method: str) -> None:
-        """Check that the caller runs in the event loop's own thread.
+        """Check that the caller runs in the event loop.
 
         Args:
             method: The name of the caller's method, for the message.
 
         Raises:
-            ManagerMisuseError: The caller runs in another thread.
+            ManagerMisuseError: The caller runs in another event loop, or in another thread.
         """
-        if not self.in_loop_thread:
+        if not self.in_loop:
             raise ManagerMisuseError(
                 f"{method}() must be awaited in the event loop that entered the manager; from "
                 "other threads use run(), cancel() and request_shutdown()"

@@ -25,6 +25,7 @@ class Services:
         self._running: dict[_Service, object] = {}
         self._all_ended = anyio.Event()
         self._stopping = False
+        self._calling = 0  # services that call `stop()`
 
     def start(self, name: str, fn: Fn, on_lost: OnLost | None = None) -> None:
         """Start a coroutine function.
@@ -68,16 +69,19 @@ class Services:
 
     def _ended(self, service: _Service) -> None:
         del self._running[service]
-        if self._stopping and not self._running:
+        if self._stopping and len(self._running) <= self._calling:
             self._all_ended.set()
 
     async def stop(self, timeout: float) -> None:
-        """Cancel all services, and wait up to `timeout` seconds for their end."""
+        """Cancel all services but the calling one; wait up to `timeout` seconds for their end."""
         self._stopping = True
-        for service in list(self._running):
+        me = self._backend.current_task()
+        others = [service for service, task in self._running.items() if task is not me]
+        self._calling = len(self._running) - len(others)
+        for service in others:
             if service.scope is not None:
                 service.scope.cancel()
-        if self._running:
+        if others:
             with anyio.move_on_after(timeout):
                 await self._all_ended.wait()
 

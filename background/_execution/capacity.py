@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from math import inf
+from collections.abc import Callable
 
 import anyio
 
 from .._errors import ManagerFullError
-from .state import TaskState
+from .state import TaskState, current_task
 
 
 class Capacity:
@@ -22,9 +22,9 @@ class Capacity:
     def __init__(self, most: int) -> None:
         self._most = most
         self._jobs = 0
-        self._is_open = False
         self._limiter = anyio.CapacityLimiter(most)
         self._holders: dict[TaskState, object] = {}  # of tasks that waited for room
+        self._waiting: dict[anyio.CancelScope, TaskState | None] = {}  # calls, by their scopes
 
     def take(self, state: TaskState, holder: object = None) -> None:
         """Take room for a task.
@@ -47,8 +47,8 @@ class Capacity:
                 "await submit() to wait for room"
             ) from None
 
-    async def wait_for_room(self, holder: object) -> None:
-        """Wait for room and take it; return at once when the manager is closing.
+    async def wait_for_room(self, holder: object) -> bool:
+        """Wait for room and take it; return `False` if the waiter was refused meanwhile.
 
         Args:
             holder: Any object, which holds the room for a task.
@@ -56,7 +56,25 @@ class Capacity:
         try:
             self._limiter.acquire_on_behalf_of_nowait(holder)
         except anyio.WouldBlock:
-            await self._limiter.acquire_on_behalf_of(holder)
+            with anyio.CancelScope() as scope:
+                self._waiting[scope] = current_task.get()
+                try:
+                    await self._limiter.acquire_on_behalf_of(holder)
+                finally:
+                    del self._waiting[scope]
+            return not scope.cancelled_caught
+        return True
+
+    def refuse_waiters(self, accepts: Callable[[TaskState | None], bool]) -> None:
+        """End the waits of callers that the closing manager does not accept.
+
+        Args:
+            accepts: Returns whether tasks of a caller are accepted. It is called with the task that
+                the caller belongs to.
+        """
+        for scope, caller in self._waiting.items():
+            if not accepts(caller):
+                scope.cancel()
 
     def give_up(self, holder: object) -> None:
         """Release room that was waited for, but that no task took."""
@@ -76,10 +94,5 @@ class Capacity:
         self._jobs -= 1
         self._adjust()
 
-    def open_up(self) -> None:
-        """Admit all waiters, because the manager is closing and refuses them."""
-        self._is_open = True
-        self._adjust()
-
     def _adjust(self) -> None:
-        self._limiter.total_tokens = inf if self._is_open else max(0, self._most - self._jobs)
+        self._limiter.total_tokens = max(0, self._most - self._jobs)

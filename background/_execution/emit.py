@@ -27,7 +27,7 @@ from .._events import (
 from .._states import TaskStatus
 from .._support import clock
 from .._support.frozen import thawed
-from .outcome import Outcome
+from .outcome import FROM_OUTSIDE, Outcome
 from .state import TaskState
 
 _new = object.__new__
@@ -145,9 +145,7 @@ def ended(state: TaskState, outcome: Outcome | None) -> None:
         if hooks.on_task_succeeded:
             _succeeded(state, duration, final=True)
     elif status is TaskStatus.CANCELLED:
-        if hooks.on_task_cancelled:
-            event = TaskCancelled(**_identity(state), reason=state.cancel_reason, duration=duration)
-            hooks.deliver(hooks.on_task_cancelled, event)
+        _cancelled(state, duration)
     elif status is TaskStatus.EXPIRED:
         if hooks.on_task_expired:
             lifespan = state.task.lifespan or 0.0
@@ -162,6 +160,19 @@ def ended(state: TaskState, outcome: Outcome | None) -> None:
         _failed(state, outcome, final=True)
         if outcome.is_dead:
             _dead(state, outcome)
+
+
+def _cancelled(state: TaskState, duration: float | None) -> None:
+    hooks = state.hooks
+    then = None
+    if state.cancel_reason == FROM_OUTSIDE and not state.waiters:
+        # Nothing else may show it, as when a function awaits a future that was cancelled.
+        then = state.log_cancellation_unless_reported
+    if hooks.on_task_cancelled:
+        event = TaskCancelled(**_identity(state), reason=state.cancel_reason, duration=duration)
+        hooks.deliver(hooks.on_task_cancelled, event, then)
+    elif then is not None:
+        then(False)
 
 
 def _dead(state: TaskState, outcome: Outcome) -> None:

@@ -67,16 +67,25 @@ class TaskRegistry:
         return [
             handle
             for handle in self.handles.values()
-            if (kind is None or handle.kind is kind)
-            and (state := state_of(handle)) not in self._stuck
-            and not any(exemption <= accept for exemption in self._exempt.get(state, ()))
+            if (kind is None or handle.kind is kind) and self._is_left(state_of(handle), accept)
         ]
+
+    def waits_for(self, state: TaskState, *, accept: WaitExemption) -> bool:
+        """Return whether a waiter waits for a task."""
+        return self._is_outstanding(state) and self._is_left(state, accept)
+
+    def _is_outstanding(self, state: TaskState) -> bool:
+        handle = self.handles.get(state.id)
+        return handle is not None and state_of(handle) is state
+
+    def _is_left(self, state: TaskState, accept: WaitExemption) -> bool:
+        exemptions = self._exempt.get(state, ())
+        return state not in self._stuck and not any(item <= accept for item in exemptions)
 
     @contextmanager
     def exempt(self, state: TaskState | None, exemption: WaitExemption) -> Generator[bool]:
         """Exempt a task that waits for other tasks; yield whether it belongs to this manager."""
-        handle = None if state is None else self.handles.get(state.id)
-        if state is None or handle is None or state_of(handle) is not state:
+        if state is None or not self._is_outstanding(state):
             yield False
             return
         self._exempt.setdefault(state, []).append(exemption)

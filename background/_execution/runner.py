@@ -68,7 +68,7 @@ class Runner:
         status = TaskStatus.CANCELLED
         began = self._backend.now()
         try:
-            with scope:
+            with scope if contexts is None else contexts:
                 if interceptor is not None:
                     await interceptor.before_run()
                 if policy is not None and judges:
@@ -104,7 +104,8 @@ class Runner:
         state.scope = None
         self._on_finished(state, outcome)
         if contexts is not None:
-            contexts.leave(outcome.error)
+            is_cancelled = outcome.status is TaskStatus.CANCELLED
+            contexts.leave(contexts.raised if is_cancelled else outcome.error)
 
     async def _settle(
         self, state: TaskState, interceptor: RunInterceptor, outcome: Outcome
@@ -134,7 +135,7 @@ class Runner:
             return None
         late = self._backend.now() - state.due
         event = emit.started(state, late if late > 0.0 else 0.0)
-        return RunContexts(hooks.around, event) if hooks.around else None
+        return RunContexts(hooks.around, event, scope) if hooks.around else None
 
     async def _attempts(
         self,

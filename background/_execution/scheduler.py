@@ -11,7 +11,7 @@ from collections.abc import Callable
 from contextvars import Context, copy_context
 from functools import partial
 from itertools import count
-from math import inf
+from math import inf, isfinite
 from traceback import FrameSummary
 from typing import Any
 
@@ -75,6 +75,7 @@ class Scheduler:
         self._on_fatal = on_fatal
         self._numbers = count(1)
         self._prefix = os.urandom(4).hex()
+        self._delayed_end: str | None = None  # why delayed one-offs are cancelled, if they are
         self._running = 0  # one-offs that were started
         # One-offs that are due, above the limit:
         self._queue: OrderedDict[TaskState, None] = OrderedDict()
@@ -151,6 +152,9 @@ class Scheduler:
 
     def _start_when_due(self, state: TaskState, now: float) -> None:
         if state.due > now:
+            if self._delayed_end is not None and state.task.kind is TaskKind.ONE_OFF:
+                self._finish(state, TaskStatus.CANCELLED, reason=self._delayed_end)
+                return
             patience = inf if state.ticks is None else state.ticks.patience
             self.timer.put(min(state.due, state.expires, now + patience), state)
         elif state.task.kind is TaskKind.LOOP:
@@ -233,7 +237,10 @@ class Scheduler:
             return state.ticks.next(now, clock.wall(), outcome.duration)
         if outcome.error is None or self._loop_backoff is None:
             return now
-        return now + pause_after_failures(self._loop_backoff, state.failures, outcome.error)
+        pause = pause_after_failures(self._loop_backoff, state.failures, outcome.error)
+        if not isfinite(pause):
+            raise ValueError(f"loop_backoff must return a finite number of seconds, not {pause!r}")
+        return now + pause
 
     def _fail_loop(self, state: TaskState, error: BaseException, duration: float) -> None:
         """End a loop whose schedule or backoff raised."""
@@ -285,6 +292,8 @@ class Scheduler:
         """Cancel a task, from any thread; return whether it was outstanding."""
         if state.status in FINAL:
             return False
+        if state.cancel_requested:  # the portal of a stuck task's manager may be closed
+            return True
         return self._portal.call(partial(self._cancel, state, reason))
 
     def _cancel(self, state: TaskState, reason: str | None) -> bool:
@@ -326,7 +335,8 @@ class Scheduler:
                     state.pause.cancel()
 
     def cancel_delayed(self, reason: str) -> None:
-        """Cancel the one-offs that are not due yet."""
+        """Cancel the one-offs that are not due yet, and those that will be added."""
+        self._delayed_end = reason
         now = self._now()
         for state in self.registry.states():
             if state.task.kind is TaskKind.ONE_OFF and _is_waiting(state) and state.due > now:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from contextvars import Context, ContextVar
 from math import inf
 from types import TracebackType
@@ -13,7 +14,7 @@ from .._events import JobRef
 from .._notify.dispatcher import HookTable
 from .._schedule import Ticks
 from .._states import TaskStatus
-from .._support.log import log_failure
+from .._support.log import log, log_failure
 from .._task import Task
 from .outcome import RunInterceptor
 
@@ -138,6 +139,12 @@ class TaskState:
             self.is_unreported = True
         else:
             log_failure(self.name, self.id, error)
+
+    def log_cancellation_unless_reported(self, reported: bool) -> None:
+        """Log that the task was cancelled, unless that was `reported` to an observer."""
+        if not reported:
+            text = "task %r (%r) was %s"
+            log(logging.WARNING, text, self.name, self.id, self.cancel_reason)
 
     def log_failure(self) -> None:
         """Log the error that the task failed with."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from contextvars import Context
 from functools import partial
 from typing import Any
@@ -17,6 +17,7 @@ from .._execution.state import current_task
 from .._notify.dispatcher import Dispatcher
 from .._states import ManagerState
 from .._task import Task
+from .progress import wait_and_log
 from .runtime import ManagerRuntime
 
 
@@ -65,6 +66,12 @@ class WorkerHost:
         """Run `fn` as a service until it returns; start it again if the event loop cancels it."""
         again = partial(self.start_service, name, fn)
         self._runtime.services.start(f"background {name}", fn, again)
+
+    async def wait_and_log(
+        self, wait: Callable[[], Awaitable[None]], left: Callable[[], Sequence[TaskHandle[Any]]]
+    ) -> None:
+        """Wait for tasks of a worker, and log at intervals which are left, as a closing does."""
+        await wait_and_log(wait, f"a worker in manager {self.config.name!r}", left)
 
     def on_stopping(self, callback: Callable[[], None]) -> Callable[[], None]:
         """Register a callback for when the loops stop; return a function that removes it."""

@@ -22,13 +22,14 @@ from .._eventloop.interruption import run_shielded
 from .._eventloop.portal import Portal
 from .._eventloop.running import current_backend
 from .._eventloop.services import Services
-from .._events import TaskFailed
 from .._execution.handle import TaskHandle
 from .._execution.scheduler import Scheduler
+from .._execution.state import current_task
 from .._notify.dispatcher import Dispatcher
 from .._states import ManagerState, TaskKind
-from .._support.log import log, log_failure
+from .._support.log import log
 from .._task import Task
+from .body import Body
 from .shutdown import Shutdown
 from .signals import SignalHandlers, in_main_thread
 
@@ -38,12 +39,13 @@ class ManagerRuntime:
 
     Args:
         config: The manager's settings.
+        has_block: Whether the manager is entered with `async with`, and not with `open()`.
 
     Raises:
         ManagerMisuseError: Signals can't be handled here.
     """
 
-    def __init__(self, config: ManagerConfig) -> None:
+    def __init__(self, config: ManagerConfig, *, has_block: bool) -> None:
         self.config = config
         self.backend = current_backend()
         self.services = Services(self.backend, copy_context())
@@ -52,10 +54,10 @@ class ManagerRuntime:
         self.scheduler = Scheduler(
             config, self.backend, self.portal, self.dispatcher, self._on_fatal
         )
-        self._entering_task = self.backend.current_task()
-        self._body = anyio.CancelScope()
+        self._body = Body(self.backend) if has_block else None
+        self._ended = anyio.Event()  # of a manager without a block
         self.shutdown = Shutdown(
-            config, self.backend, self.services, self.dispatcher, self.scheduler, self._body.cancel
+            config, self.backend, self.services, self.dispatcher, self.scheduler, self._cancel_body
         )
         self._fatal: list[BaseException] = []
         self._signals = self._signal_handlers()
@@ -74,12 +76,19 @@ class ManagerRuntime:
         """Start everything but the handling of signals; `manager` is passed to observers."""
         self._start_timer()
         self.dispatcher.start_watching(manager)
-        self._body.__enter__()
+        if self._body is None:
+            self._start_ending()
+        else:
+            self._body.enter()
 
     def _start_timer(self) -> None:
         # A program that cancels all tasks of asyncio must not stop the timer of later tasks.
         on_lost = self._start_timer if self.backend.cancels_natively else None
         self.services.start("background timer", self.scheduler.timer.run, on_lost)
+
+    def _start_ending(self) -> None:
+        on_lost = self._start_ending if self.backend.cancels_natively else None
+        self.services.start("background ending", self._end_after_closing, on_lost)
 
     def handle_signals(self) -> None:
         """Install the signal handlers of a manager that was entered."""
@@ -93,17 +102,22 @@ class ManagerRuntime:
             f"{type(error).__name__} was raised" if is_fatal(error) else "a critical task failed"
         )
         self.shutdown.force(fatal)
-        self._body.cancel()
+        self._cancel_body()
+
+    def _cancel_body(self) -> None:
+        if self._body is not None:
+            self._body.cancel()
 
     def require_accepts(self, task: Task[Any]) -> None:
         """Check that a task can be accepted now.
 
         Raises:
             InvalidTaskError: `task` is not a `Task`.
-            ManagerClosedError: The manager is closing.
+            ManagerClosedError: The manager is closing, and does not wait for the caller's task.
             LoopsStoppedError: The task is a loop, and the loops were stopped.
         """
-        state = self.shutdown.state
+        shutdown = self.shutdown
+        state = shutdown.state
         is_one_off = task.__class__ is Task and task.kind is TaskKind.ONE_OFF
         if is_one_off and state is ManagerState.RUNNING:
             return
@@ -111,6 +125,8 @@ class ManagerRuntime:
             raise InvalidTaskError(f"task must be a Task, not {task!r}; use run() for a function")
         name = self.config.name
         if state in (ManagerState.CLOSING, ManagerState.CLOSED):
+            if task.kind is TaskKind.ONE_OFF and shutdown.accepts_from(current_task.get()):
+                return
             raise ManagerClosedError(f"manager {name!r} is {state} and accepts no more tasks")
         if task.kind is TaskKind.LOOP and self.scheduler.loops_stopped:
             raise LoopsStoppedError(
@@ -121,7 +137,7 @@ class ManagerRuntime:
         """Accept a task, from any thread.
 
         Raises:
-            ManagerClosedError: The manager is closing.
+            ManagerClosedError: The manager is closing, and does not wait for the caller's task.
             LoopsStoppedError: The task is a loop, and the loops were stopped.
             ManagerFullError: There is no room within the capacity.
             DuplicateTaskError: An outstanding task has the same id.
@@ -137,7 +153,9 @@ class ManagerRuntime:
         if capacity is None or task.kind is TaskKind.LOOP:
             return self._add(task)
         room_holder = object()
-        await capacity.wait_for_room(room_holder)
+        self.require_accepts(task)
+        while not await capacity.wait_for_room(room_holder):
+            self.require_accepts(task)
         try:
             return self._add(task, room_holder)
         except BaseException:
@@ -149,40 +167,48 @@ class ManagerRuntime:
         return self.scheduler.add(task, room_holder=room_holder)
 
     async def leave(self, error: BaseException | None) -> bool:
-        """Close the manager, and end its services.
+        """Close the manager, and end its services, because its block is left.
 
         Args:
             error: The error that left the body.
 
         Returns:
             Whether the error is suppressed.
+
+        Raises:
+            ManagerMisuseError: The caller runs in another event loop, or there is no block.
         """
-        misplaced = self.backend.current_task() is not self._entering_task
+        name = self.config.name
+        if not self.portal.in_loop:
+            raise ManagerMisuseError(
+                f"manager {name!r} must be left in the event loop that entered it, and this is "
+                "another one, or another thread"
+            ) from error
+        if self._body is None:
+            raise ManagerMisuseError(
+                f"manager {name!r} has no block: close() ends what open() began"
+            )
+        interrupted: BaseException | None = None
         try:
             interrupted = await self._close(error)
-            stop = partial(self.services.stop, self.config.cancel_timeout)
-            interrupted = await run_shielded(stop) or interrupted
         finally:
-            for event in self.dispatcher.close():
-                if isinstance(event, TaskFailed):
-                    log_failure(event.name, event.id, event.error)
-            self.portal.close()
-            if self._signals is not None:
-                self._signals.restore()
-        if misplaced:
-            raise ManagerMisuseError(
-                "a manager must be left in the task that entered it, and this one was not: enter "
-                "and leave it in one `async with` statement, not in a generator or a fixture that "
-                "another task resumes. Its tasks have ended"
-            ) from error
-        return self._exit_body(error, interrupted)
+            interrupted = await self._end() or interrupted
+        leaving = error if interrupted is None else interrupted
+        if self._body.leave(leaving):
+            leaving = error if interrupted else None
+        self._raise_failures(leaving)
+        if (leaving is None or _is_from_shutdown(leaving)) and self._raise_signal():
+            return True
+        if leaving is not None and leaving is interrupted:
+            raise leaving
+        return leaving is None
 
     async def _close(self, error: BaseException | None) -> BaseException | None:
         """Close after the end of the body; return the last interruption, or `None`."""
         interrupted: BaseException | None = None
         if error is None or isinstance(error, Exception):
             try:
-                self.shutdown.begin("the block was left")
+                self.shutdown.leave()
                 await self._finish_closing()
             except (self.backend.cancelled, KeyboardInterrupt) as interruption:
                 interrupted = interruption
@@ -197,11 +223,32 @@ class ManagerRuntime:
             await self.shutdown.drain()
             await self.dispatcher.flush(self.config.cancel_timeout)
 
-    def _exit_body(self, error: BaseException | None, interrupted: BaseException | None) -> bool:
-        """Raise the error that must leave the block; return whether the body's is suppressed."""
-        leaving = error if interrupted is None else interrupted
-        if self._body.__exit__(None if leaving is None else type(leaving), leaving, None):
-            leaving = error if interrupted else None
+    async def _end(self) -> BaseException | None:
+        """End the services, and the use of the event loop; return the last interruption."""
+        try:
+            return await run_shielded(partial(self.services.stop, self.config.cancel_timeout))
+        finally:
+            self.dispatcher.close()
+            self.portal.close()
+            if self._signals is not None:
+                self._signals.restore()
+
+    async def _end_after_closing(self) -> None:
+        """End a manager without a block once it has closed, for any reason."""
+        await self.shutdown.wait()
+        await run_shielded(self._finish_closing)
+        await self._end()
+        self._ended.set()
+        self._raise_signal()
+
+    async def ended(self) -> None:
+        """Wait for the end of a manager without a block, and raise what would leave a block."""
+        if self._body is None:
+            await self._ended.wait()
+            self._raise_failures(None)
+
+    def _raise_failures(self, leaving: BaseException | None) -> None:
+        """Raise the failures that end the manager, together with the error of the body."""
         for fatal in self._fatal:
             if is_fatal(fatal):
                 raise fatal
@@ -210,13 +257,13 @@ class ManagerRuntime:
             raise BaseExceptionGroup(
                 f"critical tasks of the manager {self.config.name!r} failed", errors
             )
-        if self._signals is not None and (leaving is None or _is_from_shutdown(leaving)):
-            report = self.shutdown.report
-            if self._signals.finish(stuck=report is not None and bool(report.stuck)):
-                return True
-        if leaving is not None and leaving is interrupted:
-            raise leaving
-        return leaving is None
+
+    def _raise_signal(self) -> bool:
+        """Raise the signal that must end the process; return whether there was one."""
+        if self._signals is None:
+            return False
+        report = self.shutdown.report
+        return self._signals.finish(stuck=report is not None and bool(report.stuck))
 
 
 def _is_from_shutdown(error: BaseException) -> bool:

@@ -16,10 +16,12 @@ from .._eventloop.services import Services
 from .._execution.handle import TaskHandle, state_of
 from .._execution.registry import WaitExemption
 from .._execution.scheduler import Scheduler
+from .._execution.state import TaskState
 from .._notify.dispatcher import Dispatcher
 from .._report import CloseReport, ManagerClosed, ManagerClosing
 from .._states import ManagerState, TaskKind, TaskStatus
 from .._support import clock
+from .progress import wait_and_log
 
 _TURNS = 4  # turns of the event loop until a cancelled task without clean-up has ended
 
@@ -50,6 +52,7 @@ class Shutdown:
         self.report: CloseReport | None = None
         self._name = config.name
         self._grace = config.grace
+        self._leave_timeout = config.leave_timeout
         self._cancel_timeout = config.cancel_timeout
         self._backend = backend
         self._services = services
@@ -60,6 +63,7 @@ class Shutdown:
         self._is_requested = False
         self._ends_process = False
         self._closed = anyio.Event()
+        self._is_cancelling = False
         self._ended: list[TaskHandle[Any]] = []
         self._began = 0.0
         self._deadline = inf
@@ -101,25 +105,50 @@ class Shutdown:
         """Begin to close, as `Manager.close()` describes."""
         if timeout is None:
             self._grace, self._grace_ends = None, inf
+            self._move_deadline()
         elif timeout != "grace":
-            self._deadline = min(self._deadline, self._backend.now() + timeout)
-        self._move_deadline()
+            self._move_deadline(timeout)
         self.begin("close() was called")
+
+    def leave(self) -> None:
+        """Begin to close, because the block was left."""
+        if self._leave_timeout is not None:
+            self._move_deadline(self._leave_timeout)
+        self.begin("the block was left")
 
     def force(self, reason: str) -> None:
         """Close now, and cancel the remaining tasks."""
-        self._deadline = self._backend.now()
-        self._move_deadline()
+        self._move_deadline(0)
         self.begin(reason)
         self._cancel_left()
         if self._ends_process:
             self._cancel_body()
 
-    def _move_deadline(self) -> None:
+    def _move_deadline(self, seconds: float = inf) -> None:
+        self._deadline = min(self._deadline, self._backend.now() + seconds)
         if self._drain_scope is not None:
             self._drain_scope.deadline = min(self._deadline, self._grace_ends)
 
+    def accepts_from(self, caller: TaskState | None) -> bool:
+        """Return whether a closing manager accepts one-offs of a task, because it waits for it.
+
+        Args:
+            caller: The task; `None` outside of tasks.
+        """
+        return (
+            caller is not None
+            and self.state is ManagerState.CLOSING
+            and not self._is_cancelling
+            and self._registry.waits_for(caller, accept=WaitExemption.CLOSING)
+        )
+
+    def _refuse_waiters(self) -> None:
+        if self._scheduler.capacity is not None:
+            self._scheduler.capacity.refuse_waiters(self.accepts_from)
+
     def _cancel_left(self) -> None:
+        self._is_cancelling = True
+        self._refuse_waiters()
         for handle in self._left():
             self._scheduler.cancel(state_of(handle), "shutdown")
 
@@ -141,8 +170,7 @@ class Shutdown:
                 name=self._name, time=clock.wall(), reason=reason, outstanding=outstanding
             )
             hooks.deliver(hooks.on_manager_closing, event)
-        if self._scheduler.capacity is not None:
-            self._scheduler.capacity.open_up()
+        self._refuse_waiters()
         self._scheduler.stop_loops()
         self._scheduler.cancel_delayed("shutdown")
         self._start_closing()
@@ -194,13 +222,17 @@ class Shutdown:
     async def drain(self) -> None:
         """Wait for the remaining tasks; cancel them at the deadline, and wait for their end."""
         with anyio.CancelScope(deadline=min(self._deadline, self._grace_ends)) as self._drain_scope:
-            await self._registry.idle(accept=WaitExemption.CLOSING)
+            await self._wait_for_tasks()
         self._drain_scope = None
         self._cancel_left()
         for _ in range(_TURNS):
             await checkpoint()
         with anyio.move_on_after(self._cancel_timeout):
-            await self._registry.idle(accept=WaitExemption.CLOSING)
+            await self._wait_for_tasks()
+
+    async def _wait_for_tasks(self) -> None:
+        idle = partial(self._registry.idle, accept=WaitExemption.CLOSING)
+        await wait_and_log(idle, f"manager {self._name!r}", self._left)
 
     def _make_report(self) -> CloseReport:
         by_status: dict[TaskStatus, list[TaskHandle[Any]]] = {status: [] for status in TaskStatus}

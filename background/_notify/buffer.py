@@ -16,17 +16,62 @@ from .hook_errors import HookErrors
 SIZE = 1024
 
 
+#: Called with whether a hook has received an event.
+Then = Callable[[bool], None]
+
+
+class Receipt:
+    """The arrival of one event at hooks.
+
+    Args:
+        then: Called with `False` if the event was buffered, and has arrived nowhere.
+    """
+
+    __slots__ = ("_expected", "has_arrived", "then")
+
+    def __init__(self, then: Then) -> None:
+        self.has_arrived = False
+        self.then = then
+        self._expected = 0
+
+    def expect(self) -> None:
+        """Count a delivery that was buffered."""
+        self._expected += 1
+
+    def failed(self) -> None:
+        """Record that a delivery has failed."""
+        self._expected -= 1
+        if not (self._expected or self.has_arrived):
+            self.then(False)
+
+
 class Delivery(NamedTuple):
-    """An event, the name of the hook that gets it, and the awaitable that the hook returned."""
+    """An awaitable that a hook returned for an event.
+
+    Args:
+        hook: The hook's name.
+        answer: The awaitable.
+        receipt: Records whether the event arrives, if that matters.
+    """
 
     hook: str
-    event: object
     answer: Awaitable[object]
+    receipt: Receipt | None
 
     def discard(self) -> None:
         """Close a coroutine that will never be awaited, so that Python does not warn about it."""
         if iscoroutine(self.answer) and getcoroutinestate(self.answer) == CORO_CREATED:
             self.answer.close()
+
+    def arrived(self) -> None:
+        """Record that the hook has received the event."""
+        if self.receipt is not None:
+            self.receipt.has_arrived = True
+
+    def failed(self) -> None:
+        """Record that the hook has failed, or was interrupted."""
+        if self.receipt is not None:
+            self.receipt.failed()
 
 
 class EventBuffer:
@@ -76,6 +121,8 @@ class EventBuffer:
             self._errors.overflowed(self._owner, delivery.hook, SIZE)
         else:
             self._waiting.append(delivery)
+            if delivery.receipt is not None:
+                delivery.receipt.expect()
             if not self._is_delivering:
                 self._is_delivering = True
                 self._serve()
@@ -99,7 +146,10 @@ class EventBuffer:
                     if self._backend.ends(me, error):
                         raise
                     self._on_error(self._current.hook, error)
+                    self._current.failed()
                     failed = True
+                else:
+                    self._current.arrived()
                 self._current = None
         finally:
             if failed and self._waiting:
@@ -123,8 +173,8 @@ class EventBuffer:
             self._flushed = anyio.Event()
             await self._flushed.wait()
 
-    def close(self) -> list[object]:
-        """Stop delivering, and return the events that were not delivered completely."""
+    def close(self) -> None:
+        """Stop delivering; deliveries that are not complete have failed."""
         self._is_closed = True
         for delivery in self._waiting:
             delivery.discard()
@@ -134,4 +184,5 @@ class EventBuffer:
         self._cut_short.clear()
         self._waiting.clear()
         self._errors.undelivered(self._owner, len(left))
-        return [delivery.event for delivery in left]
+        for delivery in left:
+            delivery.failed()

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
+from inspect import isawaitable
 from typing import Protocol
 
 import anyio
@@ -12,11 +13,9 @@ import anyio
 from .._eventloop.backend import Backend
 from .._eventloop.services import Services
 from .._observer import Observer, overrides
+from .buffer import Receipt, Then
 from .hook_errors import HookErrors
 from .subscriber import HOOKS, Hook, Subscriber
-
-#: Called with whether an event was delivered to a hook.
-Then = Callable[[bool], None]
 
 
 class Deliver(Protocol):
@@ -101,7 +100,8 @@ class Dispatcher:
         Args:
             hooks: The hooks.
             event: The event.
-            then: Called afterwards with whether any hook accepted the event.
+            then: Called afterwards with whether any hook accepted the event. Called again, with
+                `False`, if all that accepted it are buffered and fail.
         """
         if self._is_delivering:
             self._next.append((hooks, event, then))
@@ -109,16 +109,20 @@ class Dispatcher:
         self._is_delivering = True
         try:
             while True:
-                delivered = False
+                receipt = None if then is None else Receipt(then)
+                arrived = buffered = False
                 for hook in hooks:
                     try:
                         answer = hook.fn(event)
-                        if answer is None or hook.accepts(event, answer):
-                            delivered = True
+                        if answer is None or not isawaitable(answer):
+                            arrived = True
+                        elif hook.put(answer, receipt):
+                            buffered = True
                     except BaseException as error:
                         hook.subscriber.failed(hook.name, error)
-                if then is not None:
-                    then(delivered)
+                if receipt is not None:
+                    receipt.has_arrived = arrived
+                    receipt.then(arrived or buffered)
                 if not self._next:
                     return
                 hooks, event, then = self._next.popleft()
@@ -173,11 +177,11 @@ class Dispatcher:
             for subscriber in self._all():
                 await subscriber.buffer.flush()
 
-    def close(self) -> list[object]:
-        """Stop delivering, log the counts of errors, and return the undelivered events."""
-        left = [event for subscriber in self._all() for event in subscriber.buffer.close()]
+    def close(self) -> None:
+        """Stop delivering, and log the counts of errors."""
+        for subscriber in self._all():
+            subscriber.buffer.close()
         self.hook_errors.summarise()
-        return left
 
     def _all(self) -> Sequence[Subscriber]:
         return (*self._own.values(), *self._task_subscribers.values())

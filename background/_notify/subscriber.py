@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Generator, Sequence
 from contextlib import AbstractContextManager
 from functools import partial
-from inspect import isawaitable, iscoroutinefunction
+from inspect import iscoroutinefunction
+from types import TracebackType
 from typing import Any
 
 import anyio
@@ -14,7 +15,7 @@ from .._errors import is_fatal
 from .._eventloop.backend import Backend
 from .._eventloop.services import Services
 from .._observer import Observer, overrides
-from .buffer import Delivery, EventBuffer
+from .buffer import Delivery, EventBuffer, Receipt
 from .hook_errors import HookErrors
 
 #: The names of all hooks that get an event.
@@ -32,11 +33,9 @@ class Hook:
         fn: Callable[[Any], Any] = getattr(subscriber.observer, name)
         self.fn = partial(_Call, fn) if iscoroutinefunction(fn) else fn
 
-    def accepts(self, event: object, answer: object) -> bool:
-        """Return whether an event is delivered, given the value that `fn` returned for it."""
-        if not isawaitable(answer):
-            return True
-        return self.subscriber.buffer.put(Delivery(self.name, event, answer))
+    def put(self, answer: Awaitable[object], receipt: Receipt | None) -> bool:
+        """Buffer the awaitable that `fn` returned; return `False` if the event is dropped."""
+        return self.subscriber.buffer.put(Delivery(self.name, answer, receipt))
 
 
 class _Call:
@@ -126,18 +125,44 @@ class Subscriber:
 
 
 class RunContexts:
-    """The context managers that were entered around one run, left in reverse order."""
+    """The context managers that were entered around one run, left in reverse order.
 
-    __slots__ = ("_entered",)
+    Itself a context manager: it enters the run's cancel scope, which suppresses the cancellation,
+    and keeps in `raised` what the function raised.
 
-    def __init__(self, subscribers: Sequence[Subscriber], event: object) -> None:
+    Args:
+        subscribers: The observers, in the order in which they are entered.
+        event: The start of the run.
+        scope: The run's cancel scope.
+    """
+
+    __slots__ = ("_entered", "_scope", "raised")
+
+    def __init__(
+        self, subscribers: Sequence[Subscriber], event: object, scope: anyio.CancelScope
+    ) -> None:
+        self.raised: BaseException | None = None
+        self._scope = scope
         self._entered = [
             (subscriber, context)
             for subscriber in subscribers
             if (context := subscriber.enter_around(event)) is not None
         ]
 
+    def __enter__(self) -> None:
+        self._scope.__enter__()
+
+    def __exit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        tb: TracebackType | None,
+    ) -> bool:
+        self.raised = exc
+        return bool(self._scope.__exit__(exc_type, exc, tb))
+
     def leave(self, error: BaseException | None) -> None:
         """Exit all context managers; `error` is the error that ended the run."""
+        self.raised = None  # its traceback refers to this object
         for subscriber, context in reversed(self._entered):
             subscriber.leave_around(context, error)

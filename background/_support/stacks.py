@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import gc
+import os
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
 from traceback import FrameSummary, StackSummary
 from types import AsyncGeneratorType, CoroutineType, FrameType, GeneratorType
 from typing import Any
 
+import anyio
+
 _SUSPENDABLE: tuple[type[Any], ...] = (CoroutineType, GeneratorType, AsyncGeneratorType)
 _LIBRARY = __name__.partition(".")[0]  # the package at the root
+#: The folders of the standard library and of installed packages.
+_INSTALLED = (str(Path(os.__file__).parent), str(Path(anyio.__file__).parents[1]))
 _WRAPPERS = {"coroutine_wrapper", "async_generator_asend", "async_generator_athrow"}
 
 
@@ -32,6 +38,18 @@ def of_thread(ident: int) -> list[FrameSummary]:
     frames.reverse()
     entry = next((place for place, item in enumerate(frames) if _is_ours(item)), len(frames))
     return _summarise(frames[entry:])
+
+
+def place(stack: Sequence[FrameSummary]) -> str | None:
+    """Return the file and the line of the innermost frame of the application.
+
+    Of a stack that has only frames of libraries it is the outermost frame.
+    """
+    if not stack:
+        return None
+    own = [frame for frame in stack if not frame.filename.startswith(_INSTALLED)]
+    frame = own[-1] if own else stack[0]
+    return f"{Path(frame.filename).name}:{frame.lineno}"
 
 
 def without_ours(error: BaseException) -> BaseException:

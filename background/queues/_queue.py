@@ -81,7 +81,7 @@ class JobQueue:
     """Durable jobs: enqueued here, and processed by workers in any process.
 
     An async context manager, which connects to the broker and disconnects. A process that only
-    enqueues needs nothing else.
+    enqueues needs nothing else. It may be left in another task of the event loop.
 
     Args:
         broker: The broker that stores the jobs. It belongs to this queue, which opens and closes
@@ -208,9 +208,9 @@ class JobQueue:
     ) -> None:
         """Let workers finish their jobs, and disconnect.
 
-        When the block ends by return or by an `Exception`, jobs that run end by themselves, or with
-        the manager's grace time after a shutdown request. When it is cancelled, they are released
-        at once.
+        When the block ends by return or by an `Exception`, jobs that run end by themselves. They
+        are released at the end of the manager's `leave_timeout`, or of its grace time after a
+        shutdown request. When the block is cancelled, they are released at once.
         """
         pool = self._opened()
         try:
@@ -221,6 +221,26 @@ class JobQueue:
             if interrupted is not None:
                 raise interrupted
 
+    async def open(self) -> None:
+        """Do what entering the block does, for start and stop hooks, fixtures and notebooks.
+
+        `close()` ends it, in any task of the event loop.
+
+        Raises:
+            QueueError: The queue is open already.
+            BrokerUnavailableError: The broker can't be reached.
+            RuntimeError: The broker does not support this event loop.
+        """
+        await self.__aenter__()
+
+    async def close(self) -> None:
+        """Let workers finish their jobs, and disconnect, as leaving the block does.
+
+        Raises:
+            QueueError: The queue is not open.
+        """
+        await self.__aexit__(None, None, None)
+
     async def _disconnect(self) -> None:
         try:
             await self._enqueuer.close(_FLUSH)
@@ -229,7 +249,7 @@ class JobQueue:
 
     def _opened(self) -> WorkerPool:
         if self._pool is None:
-            raise QueueError("the queue is not open: enter it with `async with`")
+            raise QueueError("the queue is not open: enter it with `async with`, or await open()")
         return self._pool
 
     # Handlers

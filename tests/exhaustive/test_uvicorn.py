@@ -94,6 +94,16 @@ def test_second_sigint_cancels(loop: str) -> None:
     assert "Traceback" not in server.output
 
 
+def test_leave_timeout(loop: str) -> None:
+    """A server whose manager handles no signals ends although a task never ends."""
+    with serving(loop, "--without-signals", "--leave-timeout") as (server, client):
+        client.post("/endless")
+        server.send(signal.SIGTERM)
+        assert server.wait() == -signal.SIGTERM
+    assert "endless cancelled: shutdown" in server.lines
+    assert "Traceback" not in server.output
+
+
 @pytest.mark.parametrize("options", [(), ("--without-signals",)])
 def test_second_sigint_during_request(loop: str, options: tuple[str, ...]) -> None:
     """A second SIGINT during a request cancels the lifespan's task with all others.

@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
+import asyncio
+import threading
 from collections.abc import Generator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from contextvars import ContextVar
 from typing import Any
 
 import anyio
 import pytest
 from support.outcomes import LOOP, SCENARIOS, TWICE, Flaky, Scenario, broken, fine, nap, play
+from support.time import SOON
 
 from background import (
     Manager,
     Observer,
     Task,
-    TaskCancelledError,
     TaskExpiredError,
     TaskFailed,
     TaskStarted,
@@ -206,16 +208,111 @@ async def test_exit_after_failed_iteration() -> None:
 
 
 async def test_exit_after_cancellation() -> None:
-    """`__exit__` receives a cancellation as a `TaskCancelledError`."""
+    """`__exit__` receives a cancellation as the function does."""
     observer = Span()
+    caught: list[BaseException] = []
+
+    async def sleep() -> None:
+        try:
+            await nap()
+        except BaseException as error:
+            caught.append(error)
+            raise
+
     async with Manager(observers=[observer]) as manager:
-        handle = manager.run_task(Task(nap, name="sleepy"))
+        handle = manager.run(sleep)
         await anyio.sleep(1)
         handle.cancel("enough")
         await handle.wait()
     (error,) = observer.errors
-    assert isinstance(error, TaskCancelledError)
-    assert (error.name, error.id, error.reason) == ("sleepy", handle.id, "enough")
+    assert isinstance(error, anyio.get_cancelled_exc_class())
+    assert not isinstance(error, Exception)
+    assert error is caught[0]
+
+
+@pytest.mark.parametrize("task", [Task(nap, kind=LOOP), Task(nap, retry=TWICE, timeout=90)])
+async def test_exit_after_shutdown(task: Task[None]) -> None:
+    """`__exit__` receives a cancellation by the shutdown, of a loop, or in an attempt, alike."""
+    observer = Span()
+    async with Manager(observers=[observer]) as manager:
+        manager.run_task(task)
+        await anyio.sleep(1)
+        await manager.close(timeout=0)
+    (error,) = observer.errors
+    assert isinstance(error, anyio.get_cancelled_exc_class())
+
+
+async def test_exit_after_cancelled_group() -> None:
+    """`__exit__` receives the cancellation of several tasks, which trio groups, as no error."""
+    observer = Span()
+
+    async def work() -> None:
+        async with anyio.create_task_group() as group:
+            group.start_soon(nap)
+            group.start_soon(nap)
+
+    async with Manager(observers=[observer]) as manager:
+        handle = manager.run(work)
+        await anyio.sleep(1)
+        handle.cancel()
+        assert await handle.wait() is TaskStatus.CANCELLED
+    (error,) = observer.errors
+    assert error is not None
+    assert not isinstance(error, Exception)
+
+
+async def test_exit_after_swallowed_cancellation() -> None:
+    """`__exit__` receives no error if the function returns in spite of its cancellation."""
+    observer = Span()
+
+    async def swallow() -> None:
+        with suppress(anyio.get_cancelled_exc_class()):
+            await nap()
+
+    async with Manager(observers=[observer]) as manager:
+        handle = manager.run(swallow)
+        await anyio.sleep(1)
+        handle.cancel()
+        assert await handle.wait() is TaskStatus.SUCCEEDED
+    assert observer.errors == [None]
+
+
+def test_exit_after_native_cancellation() -> None:
+    """`__exit__` receives a native cancellation of asyncio."""
+    observer = Span()
+
+    async def cancel_itself() -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        task.cancel()
+        await asyncio.sleep(60)
+
+    async def main() -> None:
+        async with Manager(observers=[observer]) as manager:
+            await manager.run(cancel_itself).wait()
+
+    asyncio.run(main())
+    assert [type(error) for error in observer.errors] == [asyncio.CancelledError]
+
+
+@pytest.mark.realtime
+async def test_exit_after_cancellation_in_thread() -> None:
+    """`__exit__` receives a cancellation that came while the function ran in a thread."""
+    observer = Span()
+    entered, release = threading.Event(), threading.Event()
+
+    def work() -> None:
+        entered.set()
+        release.wait(SOON)
+
+    async with Manager(observers=[observer]) as manager:
+        handle = manager.run(work)
+        await anyio.to_thread.run_sync(entered.wait, SOON)
+        handle.cancel()
+        release.set()
+        assert await handle.wait() is TaskStatus.CANCELLED
+    (error,) = observer.errors
+    assert isinstance(error, anyio.get_cancelled_exc_class())
 
 
 async def test_exit_after_expiry() -> None:

@@ -176,7 +176,7 @@ def assert_plain(log: ListHandler) -> None:
                 "task 'nap' ({id}) started, 0.000 s after it was due",
                 "manager 'background' is closing: close() was called; outstanding tasks: 1",
                 "task 'nap' ({id}) was cancelled after 2.000 s: shutdown",
-                "manager 'background' closed in 1.000 s: 1 cancelled",
+                "manager 'background' closed in 1.000 s; since closing began: 1 cancelled",
             ],
         ),
     ],
@@ -330,6 +330,23 @@ async def test_cancelled_level(observer: LoggingObserver, log: ListHandler) -> N
     assert [record.levelname for record in records] == ["WARNING"] * 3
 
 
+async def test_level_of_interrupted_loop(observer: LoggingObserver, log: ListHandler) -> None:
+    """A loop that the shutdown interrupts in an iteration was stopped; a one-off was cancelled."""
+    async with Manager(observers=[observer]) as manager:
+        loop = manager.every(10, nap)
+        manager.run(nap)
+        await anyio.sleep(1)
+        await manager.close(timeout=0)
+    messages = {
+        record.getMessage(): record.levelname
+        for record in log.records
+        if "shutdown" in record.getMessage()
+    }
+    assert sorted(messages.values()) == ["INFO", "WARNING"]
+    stopped = f"loop 'nap' ({loop.id}), iteration 1, was stopped after 1.000 s: shutdown"
+    assert messages[stopped] == "INFO"
+
+
 #: Messages of jobs for events that have another message for other tasks.
 JOB_MESSAGES = {
     "%s was claimed from the queue %s",
@@ -385,7 +402,7 @@ async def test_stuck_tasks(observer: LoggingObserver, log: ListHandler) -> None:
     ):
         record = log.records[-1]
     headline, subject, *stack = record.getMessage().split("\n")
-    assert headline == "manager 'background' closed in 1.000 s: 1 stuck"
+    assert headline == "manager 'background' closed in 1.000 s; since closing began: 1 stuck"
     assert subject == r"task 'stubborn\ntask' (1\n2) is still at"
     assert "    await released.wait()  # stuck here" in stack
     assert all(line.startswith("  ") for line in stack)

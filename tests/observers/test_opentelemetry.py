@@ -7,7 +7,7 @@ import subprocess
 import sys
 import textwrap
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
@@ -200,6 +200,21 @@ async def test_cancellation(
     assert attributes(span)["outcome"] == "cancelled"
     assert attributes(span).get("cancel_reason") == reason
     assert ERROR_TYPE not in attributes(span)
+    assert (span.status.status_code, span.events) == (StatusCode.UNSET, ())
+
+
+async def test_cancellation_in_own_span(telemetry: Telemetry) -> None:
+    """A span that an observer of the application makes around a task is no error, either."""
+
+    class Spans(Observer):
+        def around_task(self, event: TaskStarted) -> AbstractContextManager[object]:
+            return telemetry.tracer.start_as_current_span(event.name)
+
+    async with Manager(observers=[Spans()]) as manager:
+        manager.run(nap)
+        await anyio.sleep(1)
+        await manager.close(timeout=0)
+    span = telemetry.span
     assert (span.status.status_code, span.events) == (StatusCode.UNSET, ())
 
 

@@ -112,6 +112,7 @@ def parameters(function: Any) -> str:
 
 
 METHODS = {
+    "open": "()",
     "run": "(fn, /, *args, **kwargs)",
     "after": "(delay, fn, /, *args, **kwargs)",
     "loop": "(fn, /, *args, **kwargs)",
@@ -133,7 +134,7 @@ METHODS = {
     "health": "()",
     "report_stall": "(id, *, elapsed)",
 }
-AWAITED = {"submit", "wait", "stop_loops", "close", "shutdown_requested"}
+AWAITED = {"open", "submit", "wait", "stop_loops", "close", "shutdown_requested"}
 
 
 def test_manager() -> None:
@@ -151,6 +152,7 @@ def test_manager() -> None:
         "threads": 40,
         "signals": False,
         "grace": 25.0,
+        "leave_timeout": None,
         "cancel_timeout": 5.0,
     }
     assert (backoff.min, backoff.max) == (0.1, 30)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import threading
+from contextlib import suppress
 from math import inf, nan
 from typing import Any
 
 import anyio
 import anyio.from_thread
 import pytest
-from support.closing import cleans_up, counts
+from support.closing import cleans_up, closed, counts
 from support.time import SOON, Clock, ages
 
 from background import (
@@ -218,3 +219,70 @@ async def test_deadline_during_cleanup(clock: Clock) -> None:
             report = await manager.close(timeout=0)
     assert clock.now == 5
     assert report.cancelled == (handle,)
+
+
+# The time for leaving the block
+
+
+@pytest.mark.parametrize("leave_timeout", [-1, nan, inf, True, "5"])
+def test_invalid_leave_timeout(leave_timeout: Any) -> None:
+    """An invalid `leave_timeout` is refused."""
+    with pytest.raises(ValueError, match="leave_timeout must be"):
+        Manager(leave_timeout=leave_timeout)
+
+
+@pytest.mark.parametrize("error", [None, ValueError("of the body")])
+async def test_leave_timeout(clock: Clock, error: Exception | None) -> None:
+    """Leaving the block cancels tasks `leave_timeout` seconds later."""
+    with suppress(ValueError):
+        async with Manager(leave_timeout=30) as manager:
+            finished = manager.run(anyio.sleep, 29)
+            endless = manager.run(ages)
+            await anyio.sleep(5)
+            if error is not None:
+                raise error
+    assert clock.now == 35
+    assert finished.status is TaskStatus.SUCCEEDED
+    assert endless.status is TaskStatus.CANCELLED
+
+
+async def test_leave_timeout_and_grace(clock: Clock) -> None:
+    """The earlier one of `leave_timeout` and `grace` ends the waiting."""
+    for leave_timeout, seconds in ((30, 15), (10, 10)):
+        async with Manager(leave_timeout=leave_timeout, grace=20) as manager:
+            manager.run(ages)
+            manager.request_shutdown()
+            await anyio.sleep(5)
+            began = clock.now
+        assert clock.now - began == seconds
+
+
+async def test_leave_timeout_while_closing(clock: Clock) -> None:
+    """Leaving the block while `close()` waits without a timeout counts `leave_timeout`."""
+    async with Manager(leave_timeout=30) as manager:
+        manager.run(ages)
+        with anyio.move_on_after(5):
+            await manager.close(timeout=None)
+    assert clock.now == 35
+
+
+async def test_leave_timeout_before_leaving(clock: Clock) -> None:
+    """`leave_timeout` does not bound a call of `close()` in the block."""
+    async with Manager(leave_timeout=5) as manager:
+        handle = manager.run(anyio.sleep, 100)
+        await manager.close()
+    assert clock.now == 100
+    assert handle.status is TaskStatus.SUCCEEDED
+
+
+async def test_leave_timeout_of_closing_task(clock: Clock) -> None:
+    """`leave_timeout` bounds the wait for a task that called `close()`."""
+
+    async def closer() -> None:
+        await closed(manager)
+        await ages()
+
+    async with Manager(leave_timeout=30) as manager:
+        handle = manager.run(closer)
+    assert clock.now == 30
+    assert handle.status is TaskStatus.CANCELLED

@@ -7,6 +7,7 @@ import logging
 import threading
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import asynccontextmanager
+from functools import partial
 from typing import Any
 
 import anyio
@@ -14,7 +15,7 @@ import anyio.from_thread
 import pytest
 from anyio.lowlevel import checkpoint
 from support.closing import cleans_up
-from support.leaving import fails_after, report_to
+from support.leaving import count_tasks, fails_after, report_to, run_in_task
 from support.time import SOON, Clock, ages
 
 from background import (
@@ -119,18 +120,18 @@ async def test_request_while_leaving(clock: Clock) -> None:
 
 
 async def test_submission_while_leaving(clock: Clock) -> None:
-    """Tasks that are submitted while the block is left are refused."""
+    """Tasks that others submit while the block is left are refused."""
     errors: list[BaseException] = []
 
     async def submit() -> None:
         await anyio.sleep(1)
-        try:
+        with pytest.raises(ManagerClosedError) as caught:
             manager.run(checkpoint)
-        except ManagerClosedError as error:
-            errors.append(error)
+        errors.append(caught.value)
 
-    async with Manager() as manager:
-        manager.run(submit)
+    async with anyio.create_task_group() as group, Manager() as manager:
+        group.start_soon(submit)
+        manager.run(anyio.sleep, 2)
     assert len(errors) == 1
 
 
@@ -373,103 +374,143 @@ async def test_asynccontextmanager(clock: Clock) -> None:
 async def test_leave_in_another_task(
     clock: Clock, recorder: RecordingObserver, error: Exception | None
 ) -> None:
-    """Leaving the block in another task waits for tasks before it raises `ManagerMisuseError`."""
+    """A block may be left in another task than the one that entered it."""
     manager = Manager(observers=[recorder])
-    entered, left = anyio.Event(), anyio.Event()
-    caught: list[BaseException] = []
-
-    async def enter() -> None:
-        await manager.__aenter__()
-        entered.set()
-
-    async def leave() -> None:
-        await entered.wait()
-        handles.append(manager.run(anyio.sleep, 10))
-        handles.append(manager.loop(anyio.sleep, 3))
-        try:
-            await manager.__aexit__(type(error) if error else None, error, None)
-        except ManagerMisuseError as misuse:
-            caught.append(misuse)
-        left.set()
-
-    handles: list[TaskHandle[Any]] = []
-
-    async def host() -> None:
-        await enter()
-        await left.wait()
-
-    try:
-        async with anyio.create_task_group() as group:
-            group.start_soon(host)
-            group.start_soon(leave)
-    except* RuntimeError:
-        pass  # from trio: the scope was not left by its own task
-    (misuse,) = caught
-    assert "left in the task that entered it" in str(misuse)
-    assert misuse.__cause__ is error
-    assert [handle.status for handle in handles] == [TaskStatus.SUCCEEDED, TaskStatus.CANCELLED]
-    assert manager.state is ManagerState.CLOSED
-    assert len(report_to(recorder).succeeded) == 1
+    await run_in_task(manager.__aenter__)
+    one_off = manager.run(anyio.sleep, 10)
+    loop = manager.loop(anyio.sleep, 3)
+    kind = type(error) if error else None
+    suppresses = await run_in_task(lambda: manager.__aexit__(kind, error, None))
+    assert suppresses is (error is None)
     assert clock.now == 10
+    assert manager.state is ManagerState.CLOSED
+    report = report_to(recorder)
+    assert (report.succeeded, report.cancelled) == ((one_off,), (loop,))
 
 
 async def test_generator_resumed_in_another_task(clock: Clock) -> None:
-    """A generator that another task resumes raises `ManagerMisuseError` after the tasks have ended.
+    """A generator with a block may be resumed in another task.
 
     Fixtures are such generators if their runner uses a task for the setup and a task for the
     teardown.
     """
-    handles: list[TaskHandle[Any]] = []
 
     async def fixture() -> AsyncIterator[Manager]:
         async with Manager() as manager:
-            handles.append(manager.run(anyio.sleep, 5))
             yield manager
 
     generator = fixture()
-    halfway = anyio.Event()
-    caught: list[BaseException] = []
-
-    async def first_half() -> None:
-        await anext(generator)
-        halfway.set()
-        await finished.wait()
-
-    async def second_half() -> None:
-        await halfway.wait()
-        try:
-            await anext(generator, None)
-        except ManagerMisuseError as error:
-            caught.append(error)
-        finished.set()
-
-    finished = anyio.Event()
-    try:
-        async with anyio.create_task_group() as group:
-            group.start_soon(first_half)
-            group.start_soon(second_half)
-    except* RuntimeError:
-        pass
-    assert len(caught) == 1
-    assert handles[0].status is TaskStatus.SUCCEEDED
+    manager = await run_in_task(lambda: resume(generator))
+    handle = await run_in_task(partial(submit_in_task, manager))
+    with pytest.raises(StopAsyncIteration):
+        await run_in_task(lambda: resume(generator))
+    assert handle.status is TaskStatus.SUCCEEDED
     assert clock.now == 5
 
 
-def count_tasks() -> int:
-    """Return the number of tasks in the event loop, including those of this library."""
-    if asyncio_running():
-        return len(asyncio.all_tasks())
-    import trio
-
-    return trio.lowlevel.current_statistics().tasks_living
+async def resume(generator: AsyncIterator[Manager]) -> Manager:
+    return await anext(generator)
 
 
-def asyncio_running() -> bool:
-    try:
-        asyncio.get_running_loop()
-    except RuntimeError:
-        return False
-    return True
+async def submit_in_task(manager: Manager) -> TaskHandle[Any]:
+    return manager.run(anyio.sleep, 5)
+
+
+async def test_cancelled_in_another_task(clock: Clock) -> None:
+    """A cancellation while another task leaves the block cancels the tasks of the manager."""
+    manager = Manager()
+    await run_in_task(manager.__aenter__)
+    handle = manager.run(cleans_up, 3)
+
+    async def leave() -> bool:
+        with anyio.move_on_after(5) as scope:
+            await manager.__aexit__(None, None, None)
+        return scope.cancelled_caught
+
+    assert await run_in_task(leave)
+    assert clock.now == 8
+    assert handle.status is TaskStatus.CANCELLED
+
+
+async def test_critical_failure_left_elsewhere(clock: Clock) -> None:
+    """A critical failure is raised where the block is left, although its first task has ended."""
+    manager = Manager()
+    await run_in_task(manager.__aenter__)
+    manager.run_task(Task(fails_after, args=(5, ValueError("vital")), critical=True))
+    sleeper = manager.run(ages)
+    await sleeper.wait()
+    await anyio.sleep(1)  # the scope of the ended task must not keep the event loop busy
+    assert clock.now == 6
+    with pytest.RaisesGroup(pytest.RaisesExc(ValueError, match="vital")):
+        await run_in_task(lambda: manager.__aexit__(None, None, None))
+
+
+async def test_late_critical_failure(clock: Clock) -> None:
+    """A critical failure of a stuck task does not cancel the task that entered the block."""
+    manager = Manager(cancel_timeout=1)
+    left = anyio.Event()
+
+    async def enter() -> float:
+        await manager.__aenter__()
+        await left.wait()
+        await anyio.sleep(100)
+        return clock.now
+
+    async def fail_late() -> None:
+        with anyio.CancelScope(shield=True):
+            await anyio.sleep(20)
+        raise ValueError("late")
+
+    ended: list[float] = []
+
+    async def serve() -> None:
+        ended.append(await run_in_task(enter))
+
+    async with anyio.create_task_group() as group:
+        group.start_soon(serve)
+        await anyio.wait_all_tasks_blocked()
+        manager.run_task(Task(fail_late, critical=True))
+        await anyio.wait_all_tasks_blocked()
+        await manager.close(timeout=0)
+        await manager.__aexit__(None, None, None)
+        left.set()
+    assert ended == [pytest.approx(101, abs=1)]
+
+
+@pytest.mark.realtime
+async def test_leave_in_another_loop(manager: Manager) -> None:
+    """Leaving the block in another event loop is refused, and changes nothing."""
+
+    async def leave() -> None:
+        await manager.__aexit__(ValueError, ValueError("of the body"), None)
+
+    with pytest.raises(
+        ManagerMisuseError, match="left in the event loop that entered it"
+    ) as caught:
+        await anyio.to_thread.run_sync(anyio.run, leave)
+    assert isinstance(caught.value.__cause__, ValueError)
+    assert manager.state is ManagerState.RUNNING
+    assert await manager.run(int) == 0
+
+
+def test_later_loop_in_same_thread() -> None:
+    """A manager of an event loop that has ended is refused in a later one of the same thread."""
+    manager = Manager()
+    handles: list[TaskHandle[Any]] = []
+
+    async def enter() -> None:
+        await manager.open()
+        handles.append(manager.after(60, checkpoint))
+
+    async def use() -> None:
+        for call in (manager.close, manager.wait, handles[0].wait):
+            with pytest.raises(ManagerMisuseError, match="must be awaited in the event loop"):
+                await call()
+        with pytest.raises(ManagerMisuseError, match="left in the event loop that entered it"):
+            await manager.__aexit__(None, None, None)
+
+    asyncio.run(enter())
+    asyncio.run(use())
 
 
 WAYS: dict[str, BaseException | None] = {

@@ -249,6 +249,46 @@ def test_cancel_all_tasks_while_leaving(run: Run, steps: int) -> None:
     assert recorder.names().count("closed") == 1
 
 
+@pytest.mark.parametrize("steps", range(6))
+def test_run_ends_without_block(run: Run, steps: int) -> None:
+    """`asyncio.run()` ends at any step of closing a manager that was opened."""
+    manager = Manager(cancel_timeout=0.01)
+
+    async def main() -> TaskHandle[Any]:
+        await manager.open()
+        handle = manager.run(cleans_up, 0.01)
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        asyncio.create_task(manager.close())  # noqa: RUF006
+        for _ in range(steps):
+            await asyncio.sleep(0)
+        return handle
+
+    assert run(main).status is TaskStatus.CANCELLED
+
+
+@pytest.mark.parametrize("steps", range(12))
+def test_cancel_all_tasks_without_block(run: Run, steps: int) -> None:
+    """Cancelling all asyncio tasks but the closing one still ends a manager that was opened."""
+    manager = Manager(cancel_timeout=0.01)
+
+    async def main() -> None:
+        await manager.open()
+        manager.run(asyncio.sleep, 1000)
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        closing = asyncio.create_task(manager.close(timeout=0))
+        for _ in range(steps):
+            await asyncio.sleep(0)
+        for task in asyncio.all_tasks() - {asyncio.current_task(), closing}:
+            task.cancel()
+        await closing
+        assert len(asyncio.all_tasks()) == 1
+
+    run(main)
+    assert manager.state is ManagerState.CLOSED
+
+
 @pytest.mark.parametrize("steps", range(4))
 def test_run_ends_during_cleanup(run: Run, steps: int) -> None:
     """A manager closes if `asyncio.run()` ends while tasks clean up."""
@@ -466,11 +506,11 @@ def test_trio_ends_without_leaving() -> None:
     import trio
 
     async def main() -> TaskHandle[Any]:
-        manager = await Manager().__aenter__()
+        manager = Manager()
+        await manager.open()
         handle = manager.run(ages)
         manager.every(1000, checkpoint)
         await anyio.wait_all_tasks_blocked()
-        manager._runtime._body.__exit__(None, None, None)  # type: ignore[union-attr]
         return handle
 
     handle = trio.run(main)
@@ -485,12 +525,12 @@ def test_trio_ends_while_closing() -> None:
     handles: list[TaskHandle[Any]] = []
 
     async def main() -> None:
-        manager = await Manager().__aenter__()
+        manager = Manager()
+        await manager.open()
         handles.append(manager.run(cleans_up, 0.05))
         await anyio.wait_all_tasks_blocked()
         with anyio.move_on_after(0.01):
             await manager.close()
-        manager._runtime._body.__exit__(None, None, None)  # type: ignore[union-attr]
 
     thread = threading.Thread(
         target=anyio.run, args=(main,), kwargs={"backend": "trio"}, daemon=True

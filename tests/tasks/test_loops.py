@@ -7,6 +7,7 @@ import threading
 from collections.abc import Callable
 from contextvars import ContextVar
 from itertools import pairwise
+from math import inf, nan
 from typing import Any
 
 import anyio
@@ -363,6 +364,21 @@ async def test_backoff_raises(caplog: pytest.LogCaptureFixture) -> None:
         assert await manager.run(anyio.sleep, 1) is None
         await manager.close(timeout=0)
     assert "broken backoff" in caplog.text
+
+
+@pytest.mark.parametrize("pause", [nan, inf, -inf])
+async def test_backoff_without_end(pause: float) -> None:
+    """A backoff that is not a finite number ends its loop, as one that raises does."""
+
+    async def work() -> None:
+        raise ValueError
+
+    async with Manager(loop_backoff=wait_fixed(pause)) as manager:
+        handle = manager.loop(work)
+        with pytest.raises(ValueError, match="loop_backoff must return a finite number"):
+            with anyio.fail_after(100):
+                await handle
+    assert handle.iteration == 1
 
 
 async def test_retry_policy_per_iteration(clock: Clock, recorder: RecordingObserver) -> None:

@@ -762,6 +762,27 @@ async def test_submit_from_thread_after_closing() -> None:
     assert await call_in_worker(lambda: manager.count()) == 0
 
 
+async def test_cancel_stuck_task_from_thread() -> None:
+    """Cancelling a stuck task of a closed manager from another thread changes nothing."""
+    release = anyio.Event()
+
+    async def work() -> None:
+        with anyio.CancelScope(shield=True):
+            await release.wait()
+
+    async with Manager(cancel_timeout=0) as manager:
+        handle = manager.run(work)
+        await wait_until(lambda: handle.status is TaskStatus.RUNNING)
+        await manager.close(timeout=0)
+    try:
+        assert await call_in_worker(handle.cancel) is True
+        assert await call_in_worker(lambda: manager.cancel(handle.id)) is True
+    finally:
+        release.set()
+    await handle.wait()
+    assert await call_in_worker(handle.cancel) is False
+
+
 @pytest.mark.parametrize("round", range(5))
 async def test_submit_from_threads_until_closing(round: int) -> None:
     """Every submission during closing is either rejected or its task runs to completion."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections.abc import Awaitable
 from typing import Any
@@ -11,7 +12,17 @@ import pytest
 from anyio.lowlevel import checkpoint
 from tenacity import AsyncRetrying, retry_if_result, stop_after_attempt, wait_fixed
 
-from background import Manager, Observer, Task, TaskEvent, TaskFailed, TaskKind, TaskStatus, every
+from background import (
+    Manager,
+    Observer,
+    Task,
+    TaskCancelled,
+    TaskEvent,
+    TaskFailed,
+    TaskKind,
+    TaskStatus,
+    every,
+)
 
 
 async def fail() -> None:
@@ -68,6 +79,12 @@ class RaisingObserver(FailureObserver):
         raise LookupError("hook")
 
 
+class AsyncRaisingObserver(RaisingObserver):
+    async def on_task_failed(self, event: TaskFailed) -> None:  # type: ignore[override]
+        await anyio.sleep(1)
+        raise LookupError("hook")
+
+
 class OtherHooksObserver(Observer):
     """An observer of all events except failures."""
 
@@ -93,6 +110,11 @@ OBSERVERS = {
     "raising and def": ([RaisingObserver, FailureObserver], True),
     "def and raising": ([FailureObserver, RaisingObserver], True),
     "raising and other hooks": ([RaisingObserver, OtherHooksObserver], False),
+    "async raising": ([AsyncRaisingObserver], False),
+    "async raising and def": ([AsyncRaisingObserver, FailureObserver], True),
+    "async raising and async": ([AsyncRaisingObserver, AsyncFailureObserver], True),
+    "async and async raising": ([AsyncFailureObserver, AsyncRaisingObserver], True),
+    "async raising and raising": ([AsyncRaisingObserver, RaisingObserver], False),
 }
 
 
@@ -276,6 +298,64 @@ async def test_cancellation_and_expiry(caplog: pytest.LogCaptureFixture) -> None
         await manager.close(timeout=0)
     assert expired.status is TaskStatus.EXPIRED
     assert not [record for record in caplog.records if record.name == "background"]
+
+
+class CancellationObserver(Observer):
+    def on_task_cancelled(self, event: TaskCancelled) -> None: ...
+
+
+class AsyncRaisingCancellationObserver(Observer):
+    async def on_task_cancelled(self, event: TaskCancelled) -> None:
+        raise LookupError("hook")
+
+
+@pytest.mark.parametrize(
+    ("observer", "waited", "logged"),
+    [
+        (Observer, False, True),
+        (Observer, True, False),
+        (CancellationObserver, False, False),
+        (AsyncRaisingCancellationObserver, False, True),
+    ],
+)
+@pytest.mark.parametrize("kind", TaskKind)
+@pytest.mark.parametrize("is_native", [False, True])
+def test_cancellation_from_outside(
+    caplog: pytest.LogCaptureFixture,
+    observer: type[Observer],
+    waited: bool,
+    logged: bool,
+    kind: TaskKind,
+    is_native: bool,
+) -> None:
+    """A cancellation from outside the manager is logged unless an observer or a waiter gets it.
+
+    On asyncio it is what a function raises that awaits a cancelled future, and it ends a loop, too.
+    """
+
+    async def work() -> None:
+        if is_native:
+            task = asyncio.current_task()
+            assert task is not None
+            task.cancel()
+            await checkpoint()
+        future = asyncio.get_running_loop().create_future()
+        future.cancel()
+        await future
+
+    async def main() -> None:
+        async with Manager(observers=[observer()]) as manager:
+            handle = manager.run_task(Task(work, kind=kind, name="work", id="7"))
+            if waited:
+                await handle.wait()
+            await manager.wait()
+            await asyncio.sleep(0.01)
+        assert handle.status is TaskStatus.CANCELLED
+
+    asyncio.run(main())
+    text = "task 'work' ('7') was cancelled from outside the manager"
+    records = [record for record in caplog.records if record.getMessage() == text]
+    assert [record.levelno for record in records] == [logging.WARNING] * logged
 
 
 async def test_timeout(caplog: pytest.LogCaptureFixture) -> None:

@@ -364,13 +364,25 @@ def test_invalid_time_zone(value: Any) -> None:
 # Options of managers
 
 
+async def async_backoff(state: object) -> float:
+    return 1.0
+
+
+class AsyncBackoff:
+    async def __call__(self, state: object) -> float:
+        return 1.0
+
+
 INVALID_MANAGER_OPTIONS: list[tuple[str, Any]] = [
     *(("name", value) for value in ["", None, 5, b"name"]),
     *(("limit", value) for value in INVALID_COUNTS),
     *(("capacity", value) for value in INVALID_COUNTS),
     *(("threads", value) for value in [*INVALID_COUNTS, None]),
     *(("retry", value) for value in [*INVALID_COUNTS, tenacity.Retrying(), tenacity.AsyncRetrying]),
-    *(("loop_backoff", value) for value in [1, "1", tenacity.wait_fixed]),
+    *(
+        ("loop_backoff", value)
+        for value in [1, "1", tenacity.wait_fixed, async_backoff, AsyncBackoff()]
+    ),
     *(("grace", value) for value in [-1, True, "1", math.nan, math.inf, 10**400]),
     *(("cancel_timeout", value) for value in [-1, None, True, "1", math.nan, math.inf]),
     *(

@@ -343,6 +343,7 @@ async def managing() -> None:
         assert_type(manager.count(TaskKind.LOOP), int)
         assert_type(manager.health(), Health)
         assert_type(manager.cancel("one", reason="why"), bool)
+        assert_type(await manager.open(), None)
         assert_type(await manager.close(), CloseReport)
         assert_type(await manager.close(timeout=None), CloseReport)
         assert_type(await manager.close(timeout=1.5), CloseReport)

@@ -178,6 +178,8 @@ async def queue(manager: Manager, broker: Broker, results: Results) -> None:
         assert_type(await entered.cancel("id"), bool)
         assert_type(await entered.requeue("id"), bool)
         assert_type(await entered.purge(state=JobState.DEAD, older_than=5), int)
+        assert_type(await entered.open(), None)
+        assert_type(await entered.close(), None)
         entered.schedule(cron("0 3 * * *", tz="Europe/Prague"), send.job("a", "b"))
         entered.schedule(every(60, jitter=5), resize.options(queue="q").job("a"))
         assert_type(

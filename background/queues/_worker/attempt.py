@@ -147,6 +147,11 @@ class JobAttempt:
         return self.task.meta
 
     @property
+    def handle(self) -> TaskHandle[Any] | None:
+        """The handle of its task, once it was started."""
+        return self._handle
+
+    @property
     def gives_up(self) -> bool:
         """Whether retrying a settlement of the job is pointless."""
         return self.is_lost or self._cancel_requested

@@ -10,6 +10,7 @@ from typing import Any
 import anyio
 
 from ..._eventloop.interruption import ki_protected
+from ..._execution.handle import TaskHandle
 from ..._lifecycle.host import WorkerHost
 from ..._observer import Observer
 from .._client import Client
@@ -129,6 +130,13 @@ class WorkerLoops:
             if attempt.job.id == id:
                 attempt.cancel()
 
+    async def leave(self, since: float) -> None:
+        """Close the worker, because the queue is left since that time."""
+        timeout = self._host.config.leave_timeout
+        if timeout is not None:
+            timeout = max(0.0, since + timeout - anyio.current_time())
+        await self.close(timeout)
+
     async def close(self, timeout: float | None = None) -> None:
         """Close the worker, as `Worker.close()` describes."""
         self.stop()
@@ -137,7 +145,8 @@ class WorkerLoops:
         self.in_flight.notify()
         try:
             with anyio.move_on_after(timeout):
-                await self._idle(caller)
+                idle, left = partial(self._idle, caller), partial(self._handles, caller)
+                await self._host.wait_and_log(idle, left)
             for attempt in self._remaining(caller):
                 attempt.release()
             with anyio.move_on_after(self._host.config.cancel_timeout):
@@ -154,6 +163,12 @@ class WorkerLoops:
         if caller is None:
             return set(self.in_flight)
         return {attempt for attempt in self.in_flight if not self._closing[attempt]}
+
+    def _handles(self, caller: JobAttempt | None) -> list[TaskHandle[Any]]:
+        """Return the handles of these attempts, oldest first."""
+        handles = (attempt.handle for attempt in self._remaining(caller))
+        started = [handle for handle in handles if handle is not None]
+        return sorted(started, key=lambda handle: handle.submitted_at)
 
     async def _idle(self, caller: JobAttempt | None) -> None:
         """Wait until no attempt remains, and no job can be claimed any more."""

@@ -6,6 +6,8 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from typing import Any
 
+from anyio import current_time
+
 from ..._errors import LoopsStoppedError
 from ..._eventloop.interruption import run_shielded
 from ..._execution.handle import TaskHandle
@@ -115,13 +117,14 @@ class WorkerPool:
             at_once: Whether running jobs are released instead of finished.
         """
         for loop in self._schedules:
-            loop.cancel("the queue was left")
+            loop.cancel("stopped")
         for worker in self._workers:
             worker.stop()
         try:
             if not at_once:
+                began = current_time()
                 for worker in self._workers:
-                    await worker.close()
+                    await worker.leave(began)
         finally:
             interrupted = await run_shielded(self._release)
             if interrupted is not None:

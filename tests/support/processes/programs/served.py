@@ -1,4 +1,4 @@
-"""An application served by uvicorn: `python served.py LOOP [--without-signals]`.
+"""An application served by uvicorn: `python served.py LOOP [--without-signals] [--leave-timeout]`.
 
 All tasks and requests wait for a stage of the shutdown, so no test depends on timing.
 """
@@ -29,6 +29,7 @@ from background import (
 )
 
 SIGNALS = () if "--without-signals" in sys.argv else (signal.SIGINT, signal.SIGTERM)
+LEAVE_TIMEOUT = 0.1 if "--leave-timeout" in sys.argv else None
 
 closing = threading.Event()
 served = threading.Event()
@@ -61,7 +62,9 @@ class Reporter(Observer):
 async def lifespan(app: FastAPI) -> AsyncIterator[dict[str, Any]]:
     before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
-        async with Manager(observers=[Reporter()], signals=SIGNALS, grace=20) as manager:
+        async with Manager(
+            observers=[Reporter()], signals=SIGNALS, grace=20, leave_timeout=LEAVE_TIMEOUT
+        ) as manager:
             manager.every(0.01, anyio.lowlevel.checkpoint)
             manager.run(print_shutdown_request, manager)
             yield {"manager": manager}
