@@ -173,6 +173,7 @@ class Manager(Submitter):
             DuplicateTaskError: An outstanding task has the same id.
             LoopsStoppedError: The task is a loop, and the loops were stopped.
             ManagerClosedError: The manager is closing.
+            ManagerMisuseError: The manager was entered before this process was forked.
             ManagerNotRunningError: The manager was not entered.
         """
         runtime = self._runtime
@@ -214,7 +215,7 @@ class Manager(Submitter):
             DuplicateTaskError: An outstanding task has the same id.
             LoopsStoppedError: The task is a loop, and the loops were stopped.
             ManagerClosedError: The manager is closing.
-            ManagerMisuseError: The caller runs in another thread.
+            ManagerMisuseError: The caller runs in another thread, or in a forked process.
             ManagerNotRunningError: The manager was not entered.
         """
         runtime = self._runtime_in_loop("submit")
@@ -231,7 +232,7 @@ class Manager(Submitter):
 
         Raises:
             ManagerNotRunningError: The manager was not entered.
-            ManagerMisuseError: The caller runs in another thread.
+            ManagerMisuseError: The caller runs in another thread, or in a forked process.
         """
         registry = self._runtime_in_loop("wait").scheduler.registry
         await checkpoint()
@@ -244,7 +245,7 @@ class Manager(Submitter):
 
         Raises:
             ManagerNotRunningError: The manager was not entered.
-            ManagerMisuseError: The caller runs in another thread.
+            ManagerMisuseError: The caller runs in another thread, or in a forked process.
         """
         scheduler = self._runtime_in_loop("stop_loops").scheduler
         scheduler.stop_loops()
@@ -269,7 +270,7 @@ class Manager(Submitter):
 
         Raises:
             ValueError: `timeout` is not valid.
-            ManagerMisuseError: The caller runs in another thread.
+            ManagerMisuseError: The caller runs in another thread, or in a forked process.
         """
         if timeout is not None and timeout != "grace":
             _check_timeout(timeout)
@@ -289,7 +290,7 @@ class Manager(Submitter):
 
         Raises:
             ManagerNotRunningError: The manager was not entered.
-            ManagerMisuseError: The caller runs in another thread.
+            ManagerMisuseError: The caller runs in another thread, or in a forked process.
         """
         requested = self._runtime_in_loop("shutdown_requested").shutdown.requested
         await checkpoint()
@@ -351,11 +352,12 @@ class Manager(Submitter):
     def health(self) -> Health:
         """Return the manager's condition; the cost grows with the number of outstanding tasks."""
         runtime = self._runtime
+        is_inherited = runtime is not None and runtime.portal.is_inherited
         one_offs = [handle.status for handle in self.tasks(TaskKind.ONE_OFF)]
         return Health(
             name=self.name,
             state=self.state,
-            ok=self.state in (ManagerState.RUNNING, ManagerState.STOPPING),
+            ok=self.state in (ManagerState.RUNNING, ManagerState.STOPPING) and not is_inherited,
             waiting=one_offs.count(TaskStatus.WAITING),
             running=one_offs.count(TaskStatus.RUNNING),
             retrying=one_offs.count(TaskStatus.RETRYING),
@@ -412,6 +414,6 @@ def host_of(manager: Manager, method: str) -> WorkerHost:
 
     Raises:
         ManagerNotRunningError: The manager was not entered.
-        ManagerMisuseError: The caller runs in another thread.
+        ManagerMisuseError: The caller runs in another thread, or in a forked process.
     """
     return WorkerHost(manager._runtime_in_loop(method))  # pyright: ignore[reportPrivateUsage]

@@ -125,6 +125,7 @@ class ManagerRuntime:
             LoopsStoppedError: The task is a loop, and the loops were stopped.
             ManagerFullError: There is no room within the capacity.
             DuplicateTaskError: An outstanding task has the same id.
+            ManagerMisuseError: This process was forked from the manager's.
         """
         self.require_accepts(task)
         if self.portal.in_loop_task:
@@ -156,7 +157,13 @@ class ManagerRuntime:
 
         Returns:
             Whether the error is suppressed.
+
+        Raises:
+            ManagerMisuseError: This process was forked inside the block.
         """
+        if self.portal.is_inherited and error is not None:
+            return False  # the tasks are the parent's
+        self.portal.require_same_process()
         misplaced = self.backend.current_task() is not self._entering_task
         try:
             interrupted = await self._close(error)

@@ -25,8 +25,8 @@ from .._manager import Manager
 from .._observer import Observer
 from .._retry import Retry
 from .._schedule import Schedule
-from .._support import callables, validation
-from ._client import Client
+from .._support import callables, fork, validation
+from ._client import Client, Inherited
 from ._codec import json_data
 from ._codec.arguments import Signature
 from ._enqueue.enqueuer import Enqueuer, checked_observers
@@ -141,6 +141,13 @@ class JobQueue:
         self._schedules: List[JobSchedule] = []
         self._pool: WorkerPool | None = None  # while the queue is open
         self._is_opening = False
+        self._inherited: Inherited | None = None  # if it was open before a fork
+        fork.call_in_child(self._close_in_child)
+
+    def _close_in_child(self) -> None:
+        if self._pool is not None or self._is_opening:
+            self._client.close_in_child()
+            self._inherited, self._pool = Inherited(self._pool), None
 
     @classmethod
     def from_url(cls, url: str, **options: Unpack[QueueOptions]) -> JobQueue:
@@ -165,10 +172,12 @@ class JobQueue:
         """Connect to the broker and the store of results.
 
         Raises:
-            QueueError: The queue is open already.
+            QueueError: The queue is open already, or was before a fork.
             BrokerUnavailableError: The broker can't be reached.
             RuntimeError: The broker does not support this event loop.
         """
+        if self._inherited is not None:
+            raise self._inherited.error()
         if self._pool is not None or self._is_opening:
             raise QueueError("the queue is open already")
         self._is_opening = True
@@ -199,6 +208,8 @@ class JobQueue:
         the manager's grace time after a shutdown request. When it is cancelled, they are released
         at once.
         """
+        if self._inherited is not None and exc is not None:
+            return
         pool = self._opened()
         try:
             await pool.close(at_once=not isinstance(exc, Exception | None))
@@ -215,6 +226,8 @@ class JobQueue:
             await self._client.close()
 
     def _opened(self) -> WorkerPool:
+        if self._inherited is not None:
+            raise self._inherited.error()
         if self._pool is None:
             raise QueueError("the queue is not open: enter it with `async with`")
         return self._pool

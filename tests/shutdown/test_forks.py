@@ -1,4 +1,4 @@
-"""Signals in children that are forked inside a manager's block."""
+"""Children that are forked inside the block of a manager or a queue."""
 
 from __future__ import annotations
 
@@ -67,3 +67,46 @@ def test_loop_handler(backend: str) -> None:
 def test_fork_after_leaving() -> None:
     """A manager that was left changes nothing in later children."""
     assert run("asyncio", "has_left").lines == ["same descriptor: True", "child ended with 0"]
+
+
+@on_all_loops
+def test_manager_in_child(backend: str) -> None:
+    """The methods of a manager that was entered before the fork raise an error; it is not healthy.
+
+    A manager of the child works.
+    """
+    refused = "raised ManagerMisuseError about a fork"
+    methods = ["run", "every", "submit", "wait", "stop_loops", "close", "shutdown_requested"]
+    methods += ["request_shutdown", "cancel", "result"]
+    assert run(backend, "uses_the_manager").lines == [
+        *(f"{method} {refused}" for method in methods),
+        "health().ok returned False",
+        "own returned None",
+        "child ended with 0",
+        "health().ok returned True",
+        "cancel returned True",
+    ]
+
+
+@pytest.mark.parametrize("backend", ["asyncio", "trio"])
+def test_leaving_in_child(backend: str) -> None:
+    """A block that a child leaves raises an error, or lets the error of the block through."""
+    assert run(backend, "leaves_blocks").lines == [
+        "child raised ManagerMisuseError",
+        "child raised QueueError",
+        "child raised KeyError",
+        "child raised KeyError",
+    ]
+
+
+@pytest.mark.parametrize("backend", ["asyncio", "trio"])
+def test_queue_in_child(backend: str) -> None:
+    """A queue that was opened before the fork raises an error; one that was not can be opened."""
+    refused = "raised QueueError about a fork"
+    methods = ["enqueue", "enqueue_many", "start", "get", "count", "cancel", "result", "open"]
+    assert run(backend, "uses_the_queue").lines == [
+        *(f"{method} {refused}" for method in methods),
+        "child ended with 0",
+        *("count returned 1", "count returned 1"),
+        "child ended with 0",
+    ]

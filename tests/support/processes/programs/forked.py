@@ -1,4 +1,4 @@
-"""Programs that fork inside a manager's block: `python forked.py BACKEND PROGRAM`."""
+"""Programs that fork inside a manager or an open queue: `python forked.py BACKEND PROGRAM`."""
 
 from __future__ import annotations
 
@@ -9,14 +9,17 @@ import signal
 import sys
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from inspect import isawaitable
 from multiprocessing.connection import Connection
 from typing import Any, NoReturn
 
 import anyio
 
-from background import Manager
+from background import BackgroundError, Manager, Task
+from background.queues import JobQueue
+from background.queues.memory import MemoryBroker, MemoryResults
 from support.processes.programs.signalled import BACKENDS, say
 
 INT, TERM = signal.SIGINT, signal.SIGTERM
@@ -123,6 +126,100 @@ async def has_left() -> None:
     with forked() as is_child:
         if is_child:
             say("same descriptor:", signal.set_wakeup_fd(-1) == before)
+
+
+async def report(what: str, call: Callable[[], Any]) -> None:
+    """Print the result or the error of a call in the child."""
+    try:
+        result = call()
+        if isawaitable(result):
+            result = await result
+    except BackgroundError as error:
+        say(what, "raised", type(error).__name__, "about a fork" * ("before a fork" in str(error)))
+    else:
+        say(what, "returned", result)
+
+
+def run_in_child(fn: Callable[[], Any]) -> None:
+    """Run an async function in a child; called in a thread, so that no event loop runs there."""
+    with forked() as is_child:
+        if is_child:
+            anyio.run(fn)
+
+
+async def uses_the_manager() -> None:
+    """Use the manager and a task's handle in a child that has an event loop."""
+    async with Manager() as manager:
+        sleeping = manager.run(anyio.sleep_forever)
+
+        async def use() -> None:
+            await report("run", lambda: manager.run(anyio.sleep, 0))
+            await report("every", lambda: manager.every(60, anyio.sleep, 0))
+            await report("submit", lambda: manager.submit(Task(anyio.sleep, args=(0,))))
+            await report("wait", manager.wait)
+            await report("stop_loops", manager.stop_loops)
+            await report("close", manager.close)
+            await report("shutdown_requested", manager.shutdown_requested)
+            await report("request_shutdown", manager.request_shutdown)
+            await report("cancel", lambda: manager.cancel(sleeping.id))
+            await report("result", sleeping.result)
+            await report("health().ok", lambda: manager.health().ok)
+            async with Manager() as own:
+                await report("own", lambda: own.run(anyio.sleep, 0))
+
+        await anyio.to_thread.run_sync(run_in_child, use)
+        await report("health().ok", lambda: manager.health().ok)
+        await report("cancel", sleeping.cancel)
+
+
+async def leaves_the_block(block: Any, error: Exception | None) -> None:
+    """Leave a block in the child only, by return or by an error."""
+    child = 0
+    try:
+        async with block:
+            child = os.fork()
+            if not child and error is not None:
+                raise error
+    except Exception as caught:
+        say("child raised", type(caught).__name__)
+    if not child:
+        os._exit(0)
+    await anyio.to_thread.run_sync(os.waitpid, child, 0)
+
+
+async def leaves_blocks() -> None:
+    """Leave blocks of managers and queues in children."""
+    for error in (None, KeyError()):
+        await leaves_the_block(Manager(), error)
+        await leaves_the_block(JobQueue(MemoryBroker()), error)
+
+
+async def uses_the_queue() -> None:
+    """Use a queue and a job's handle in a child that has an event loop."""
+    jobs = JobQueue(MemoryBroker(), results=MemoryResults())
+    handler = jobs.handler(name="sleep")(anyio.sleep)
+
+    async with Manager() as manager, jobs:
+        job = await handler.enqueue(0)
+
+        async def use() -> None:
+            await report("enqueue", lambda: handler.enqueue(0))
+            await report("enqueue_many", lambda: jobs.enqueue_many([handler.job(0)]))
+            await report("start", lambda: jobs.start(manager))
+            await report("get", lambda: jobs.get(job.id))
+            await report("count", jobs.count)
+            await report("cancel", lambda: jobs.cancel(job.id))
+            await report("result", lambda: job.result(5))
+            await report("open", jobs.__aenter__)
+
+        await anyio.to_thread.run_sync(run_in_child, use)
+        await report("count", jobs.count)
+
+    async def open_again() -> None:
+        async with jobs:
+            await report("count", jobs.count)
+
+    await anyio.to_thread.run_sync(run_in_child, open_again)
 
 
 def main(backend: str, program: str) -> None:
