@@ -24,9 +24,9 @@ from ._report import CloseReport, Health
 from ._retry import Retry, make_policy
 from ._schedule import Schedule
 from ._states import ManagerState, TaskKind, TaskStatus
-from ._submission import NO_DELAY, Submission, Submitter
+from ._submission import NO_DELAY, Submission, Submitter, describe_one_off, with_arguments
 from ._support import validation
-from ._task import Task, TaskOptions, describe_one_off
+from ._task import Task, TaskOptions
 
 T = TypeVar("T")
 
@@ -156,7 +156,7 @@ class Manager(Submitter):
             manager.options(retry=3, timeout=5).run(fetch, "/b")
             ```
         """
-        return Submission(self.run_task, options)
+        return Submission(self._submit, options)
 
     def run_task(self, task: Task[T]) -> TaskHandle[T]:
         """Submit a task, from any thread.
@@ -176,10 +176,11 @@ class Manager(Submitter):
             ManagerMisuseError: The manager was entered before this process was forked.
             ManagerNotRunningError: The manager was not entered.
         """
+        return self._submit(with_arguments(task) if isinstance(task, Task) else task)  # pyright: ignore[reportUnnecessaryIsInstance]
+
+    def _submit(self, task: Task[T]) -> TaskHandle[T]:
         runtime = self._runtime
         return (self._entered() if runtime is None else runtime).submit(task)
-
-    _submit = run_task
 
     def _one_off(
         self,
@@ -197,7 +198,9 @@ class Manager(Submitter):
         kwargs: dict[str, Any],
         schedule: Schedule | None = None,
     ) -> Task[Any]:
-        return Task(fn, args=args, kwargs=kwargs, kind=TaskKind.LOOP, schedule=schedule)
+        return with_arguments(
+            Task(fn, args=args, kwargs=kwargs, kind=TaskKind.LOOP, schedule=schedule)
+        )
 
     async def submit(self, task: Task[T]) -> TaskHandle[T]:
         """Submit a task once there is room within the capacity; the longest waiter is first.
@@ -220,6 +223,7 @@ class Manager(Submitter):
         """
         runtime = self._runtime_in_loop("submit")
         runtime.require_accepts(task)
+        with_arguments(task)
         await checkpoint()
         return await runtime.submit_when_room(task)
 
