@@ -268,7 +268,7 @@ class JobQueue:
 
         Raises:
             TypeError: The decorator is used without parentheses; from the decorator: an annotation
-                can't be used.
+                can't be used, or the function is a method in the body of its class.
             ValueError: An argument is not valid; from the decorator: the object is not a function,
                 or the name is in use.
         """

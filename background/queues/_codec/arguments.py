@@ -10,7 +10,15 @@ from typing import Any, Protocol
 from ..._support.callables import name_of
 from .._errors import InvalidPayloadError
 from .json_data import check
-from .signatures import NOTHING, Binding, Hint, hint_of_result, hints_of_parameters, signature_of
+from .signatures import (
+    NOTHING,
+    Binding,
+    Hint,
+    hint_of_result,
+    hints_of_parameters,
+    refuse_method,
+    signature_of,
+)
 
 
 class Codec(Protocol):
@@ -52,11 +60,13 @@ class Signature:
         fn: The handler's function.
 
     Raises:
-        TypeError: An annotation can't be used, for example a union that is ambiguous in JSON.
+        TypeError: An annotation can't be used, for example a union that is ambiguous in JSON; or
+            the function is a method that lacks its object.
     """
 
     def __init__(self, fn: Callable[..., Any]) -> None:
         self._fn = fn
+        refuse_method(fn, signature_of(fn))
         self._prepare()
 
     def dump(

@@ -11,7 +11,7 @@ from functools import partial
 from importlib import import_module
 from inspect import Parameter
 from itertools import repeat
-from types import SimpleNamespace
+from types import FunctionType, SimpleNamespace
 from typing import Any, Generic, NoReturn, ParamSpecArgs, ParamSpecKwargs, TypeVar
 
 from ..._support.callables import is_async
@@ -51,6 +51,33 @@ def signature_of(fn: Callable[..., Any]) -> inspect.Signature:
         return inspect.signature(fn, **_LENIENTLY)
     except ValueError:  # some functions that are written in C
         return _ANY_ARGUMENTS
+
+
+def refuse_method(fn: Callable[..., Any], signature: inspect.Signature) -> None:
+    """Check that a function is not a method that lacks its object.
+
+    A function that is defined in a class is one if its first parameter is called `self` or `cls`,
+    unless that has an annotation by which an argument can be sent.
+
+    Raises:
+        TypeError: It is.
+    """
+    name: str = getattr(fn, "__qualname__", "")
+    owner = name.rpartition(".")[0]
+    first = next(iter(signature.parameters.values()), None)
+    if (
+        isinstance(fn, FunctionType)
+        and owner
+        and not owner.endswith("<locals>")
+        and first is not None
+        and first.name in ("self", "cls")
+        and first.annotation is NOTHING
+    ):
+        raise TypeError(
+            f"{name} is a method, and a job has no {first.name} to call it with: make a handler of "
+            "a function, of a staticmethod, or of a method of an object, as in "
+            "jobs.handler()(mailer.send)"
+        )
 
 
 def hints_of_parameters(fn: Callable[..., Any], signature: inspect.Signature) -> dict[str, Hint]:
