@@ -16,7 +16,9 @@ from .signatures import (
     Hint,
     hint_of_result,
     hints_of_parameters,
+    opened,
     refuse_method,
+    shown,
     signature_of,
 )
 
@@ -53,8 +55,41 @@ class Plain:
         return value
 
 
+class Lenient:
+    """Converts values by a type that may not be theirs; what does not fit it must be plain data.
+
+    Args:
+        typed: The codec of the type.
+        plain: The codec of all other values.
+    """
+
+    def __init__(self, typed: Codec, plain: Codec) -> None:
+        self.as_is = typed.as_is
+        self._typed = typed
+        self._plain = plain
+
+    def dump(self, value: Any) -> Any:
+        try:
+            return self._typed.dump(value)
+        except InvalidPayloadError as error:
+            self._plain.dump(value)
+            if self.load(value) is not value:
+                raise error from None
+            return value
+
+    def load(self, value: Any) -> Any:
+        try:
+            return self._typed.load(value)
+        except InvalidPayloadError:
+            return value
+
+
 class Signature:
     """The parameters and the result of a handler, with a codec for each.
+
+    The parameters are those of the function that is called. If that is a wrapper that takes any
+    arguments, those of the wrapped function say how to convert arguments where they fit; the
+    wrapper decides which arguments there must be.
 
     Args:
         fn: The handler's function.
@@ -66,7 +101,8 @@ class Signature:
 
     def __init__(self, fn: Callable[..., Any]) -> None:
         self._fn = fn
-        refuse_method(fn, signature_of(fn))
+        self._shown, self._is_wrapped = shown(fn)
+        refuse_method(fn, signature_of(self._shown))
         self._prepare()
 
     def dump(
@@ -153,10 +189,12 @@ class Signature:
 
     def _prepare(self) -> None:
         self._unresolved = False
-        name, signature = name_of(self._fn), signature_of(self._fn)
-        hints = hints_of_parameters(self._fn, signature)
+        name, signature = name_of(self._fn), signature_of(self._shown)
+        if self._is_wrapped:
+            signature = opened(signature)
+        hints = hints_of_parameters(self._shown, signature)
         codecs = {arg: self._codec(f"argument {arg!r}", hint) for arg, hint in hints.items()}
-        self._result = self._codec("the result", hint_of_result(self._fn, signature))
+        self._result = self._codec("the result", hint_of_result(self._shown, signature))
         self._binding = Binding(name, signature, codecs)
 
     def _prepare_again(self) -> None:
@@ -171,16 +209,20 @@ class Signature:
         from .typed import Typed
 
         unresolved = hint.unresolved
+        plain = Plain(what, "; annotate it with its type to send more than that")
         if hint.type is not NOTHING:
             try:
-                return Typed(what, hint.type)
+                typed = Typed(what, hint.type)
+                return Lenient(typed, plain) if self._is_wrapped else typed
             except NameError as error:
                 unresolved = str(error)
             except Exception as error:
+                if self._is_wrapped:  # another function may supply the argument
+                    return plain
                 raise TypeError(
                     f"{name_of(self._fn)}(): the annotation of {what} can't be used: {error}"
                 ) from None
         if unresolved is None:
-            return Plain(what, "; annotate it with its type to send more than that")
+            return plain
         self._unresolved = True
         return Plain(what, f"; its annotation can't be resolved: {unresolved}")
