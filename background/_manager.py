@@ -24,9 +24,9 @@ from ._report import CloseReport, Health
 from ._retry import Retry, make_policy
 from ._schedule import Schedule
 from ._states import ManagerState, TaskKind, TaskStatus
-from ._submission import NO_DELAY, Submission, Submitter
+from ._submission import NO_DELAY, Submission, Submitter, describe_one_off, with_arguments
 from ._support import validation
-from ._task import Task, TaskOptions, describe_one_off
+from ._task import Task, TaskOptions
 
 T = TypeVar("T")
 
@@ -185,7 +185,7 @@ class Manager(Submitter):
             manager.options(retry=3, timeout=5).run(fetch, "/b")
             ```
         """
-        return Submission(self.run_task, options)
+        return Submission(self._submit, options)
 
     def run_task(self, task: Task[T]) -> TaskHandle[T]:
         """Submit a task, from any thread.
@@ -202,12 +202,14 @@ class Manager(Submitter):
             DuplicateTaskError: An outstanding task has the same id.
             LoopsStoppedError: The task is a loop, and the loops were stopped.
             ManagerClosedError: The manager is closing, and does not wait for the caller's task.
+            ManagerMisuseError: The manager was entered before this process was forked.
             ManagerNotRunningError: The manager was not entered.
         """
+        return self._submit(with_arguments(task) if isinstance(task, Task) else task)  # pyright: ignore[reportUnnecessaryIsInstance]
+
+    def _submit(self, task: Task[T]) -> TaskHandle[T]:
         runtime = self._runtime
         return (self._entered() if runtime is None else runtime).submit(task)
-
-    _submit = run_task
 
     def _one_off(
         self,
@@ -225,7 +227,9 @@ class Manager(Submitter):
         kwargs: dict[str, Any],
         schedule: Schedule | None = None,
     ) -> Task[Any]:
-        return Task(fn, args=args, kwargs=kwargs, kind=TaskKind.LOOP, schedule=schedule)
+        return with_arguments(
+            Task(fn, args=args, kwargs=kwargs, kind=TaskKind.LOOP, schedule=schedule)
+        )
 
     async def submit(self, task: Task[T]) -> TaskHandle[T]:
         """Submit a task once there is room within the capacity; the longest waiter is first.
@@ -243,11 +247,12 @@ class Manager(Submitter):
             DuplicateTaskError: An outstanding task has the same id.
             LoopsStoppedError: The task is a loop, and the loops were stopped.
             ManagerClosedError: The manager is closing, and does not wait for the caller's task.
-            ManagerMisuseError: The caller runs in another thread.
+            ManagerMisuseError: The caller runs in another thread, or in a forked process.
             ManagerNotRunningError: The manager was not entered.
         """
         runtime = self._runtime_in_loop("submit")
         runtime.require_accepts(task)
+        with_arguments(task)
         await checkpoint()
         return await runtime.submit_when_room(task)
 
@@ -260,7 +265,7 @@ class Manager(Submitter):
 
         Raises:
             ManagerNotRunningError: The manager was not entered.
-            ManagerMisuseError: The caller runs in another thread.
+            ManagerMisuseError: The caller runs in another thread, or in a forked process.
         """
         registry = self._runtime_in_loop("wait").scheduler.registry
         await checkpoint()
@@ -273,7 +278,7 @@ class Manager(Submitter):
 
         Raises:
             ManagerNotRunningError: The manager was not entered.
-            ManagerMisuseError: The caller runs in another thread.
+            ManagerMisuseError: The caller runs in another thread, or in a forked process.
         """
         scheduler = self._runtime_in_loop("stop_loops").scheduler
         scheduler.stop_loops()
@@ -302,7 +307,7 @@ class Manager(Submitter):
 
         Raises:
             ValueError: `timeout` is not valid.
-            ManagerMisuseError: The caller runs in another thread.
+            ManagerMisuseError: The caller runs in another thread, or in a forked process.
             ExceptionGroup: Critical tasks of a manager that was opened with `open()` failed.
         """
         if timeout is not None and timeout != "grace":
@@ -327,7 +332,7 @@ class Manager(Submitter):
 
         Raises:
             ManagerNotRunningError: The manager was not entered.
-            ManagerMisuseError: The caller runs in another thread.
+            ManagerMisuseError: The caller runs in another thread, or in a forked process.
         """
         requested = self._runtime_in_loop("shutdown_requested").shutdown.requested
         await checkpoint()
@@ -389,11 +394,12 @@ class Manager(Submitter):
     def health(self) -> Health:
         """Return the manager's condition; the cost grows with the number of outstanding tasks."""
         runtime = self._runtime
+        is_inherited = runtime is not None and runtime.portal.is_inherited
         one_offs = [handle.status for handle in self.tasks(TaskKind.ONE_OFF)]
         return Health(
             name=self.name,
             state=self.state,
-            ok=self.state in (ManagerState.RUNNING, ManagerState.STOPPING),
+            ok=self.state in (ManagerState.RUNNING, ManagerState.STOPPING) and not is_inherited,
             waiting=one_offs.count(TaskStatus.WAITING),
             running=one_offs.count(TaskStatus.RUNNING),
             retrying=one_offs.count(TaskStatus.RETRYING),
@@ -451,6 +457,6 @@ def host_of(manager: Manager, method: str) -> WorkerHost:
 
     Raises:
         ManagerNotRunningError: The manager was not entered.
-        ManagerMisuseError: The caller runs in another thread.
+        ManagerMisuseError: The caller runs in another thread, or in a forked process.
     """
     return WorkerHost(manager._runtime_in_loop(method))  # pyright: ignore[reportPrivateUsage]

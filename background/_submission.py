@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable
+from inspect import CO_COROUTINE
+from types import FunctionType, MappingProxyType
 from typing import Any, ParamSpec, TypeVar, overload
 
 from ._errors import InvalidTaskError
@@ -13,10 +15,24 @@ from ._schedule import cron as make_cron
 from ._schedule import every as make_every
 from ._states import TaskKind
 from ._support import validation
-from ._task import Task, TaskOptions, check_options, refuse_declared_loop
+from ._support.calls import check_call
+from ._support.frozen import EMPTY
+from ._task import (
+    OPTIONS,
+    Task,
+    TaskOptions,
+    check_options,
+    refuse_declared_loop,
+    unchecked,
+)
 
 #: The delay of `run()`; the object distinguishes it from a delay of 0.0 of `after()`.
 NO_DELAY = float("0")
+
+#: What to write instead of a keyword argument that the function does not take.
+_ADVICE = {option: f"manager.options({option}=…)" for option in TaskOptions.__annotations__}
+_ADVICE["tz"] = "manager.schedule(cron(…, tz=…), …)"
+_ADVICE["jitter"] = "manager.schedule(every(…, jitter=…), …)"
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -25,9 +41,9 @@ T = TypeVar("T")
 class Submitter(ABC):
     """Submits functions as tasks.
 
-    Arguments after the function are passed to it; options of the task go into
-    `Manager.options()`. Every method may be called from any thread. It returns the task's handle at
-    once, and raises what `Manager.run_task()` raises.
+    Arguments after the function are passed to it, and are refused if it does not take them; options
+    of the task go into `Manager.options()`. Every method may be called from any thread. It returns
+    the task's handle at once, and raises what `Manager.run_task()` raises.
     """
 
     @overload
@@ -101,7 +117,7 @@ class Submitter(ABC):
             The task's handle.
 
         Raises:
-            InvalidTaskError: An argument is not valid.
+            InvalidTaskError: The task can't be run as described.
             DuplicateTaskError: An outstanding task has the same id.
             LoopsStoppedError: The loops were stopped.
             ManagerClosedError: The manager is closing.
@@ -124,7 +140,7 @@ class Submitter(ABC):
             The task's handle.
 
         Raises:
-            InvalidTaskError: An argument is not valid.
+            InvalidTaskError: The task can't be run as described.
             DuplicateTaskError: An outstanding task has the same id.
             LoopsStoppedError: The loops were stopped.
             ManagerClosedError: The manager is closing.
@@ -148,7 +164,7 @@ class Submitter(ABC):
             The task's handle.
 
         Raises:
-            InvalidTaskError: An argument is not valid.
+            InvalidTaskError: The task can't be run as described.
             DuplicateTaskError: An outstanding task has the same id.
             LoopsStoppedError: The loops were stopped.
             ManagerClosedError: The manager is closing.
@@ -171,7 +187,7 @@ class Submitter(ABC):
             The task's handle.
 
         Raises:
-            InvalidTaskError: An argument is not valid.
+            InvalidTaskError: The task can't be run as described.
             DuplicateTaskError: An outstanding task has the same id.
             LoopsStoppedError: The loops were stopped.
             ManagerClosedError: The manager is closing.
@@ -240,7 +256,7 @@ class Submission(Submitter):
                 raise InvalidTaskError("delay is given twice, in options() and to after()")
             options["delay"] = delay
         refuse_declared_loop(fn)
-        return Task(fn, args=args, kwargs=kwargs, **options)
+        return with_arguments(Task(fn, args=args, kwargs=kwargs, **options))
 
     def _loop(
         self,
@@ -260,8 +276,40 @@ class Submission(Submitter):
                     "schedule is given twice: in options(), and by every(), cron() or schedule()"
                 )
             options["schedule"] = schedule
-        return Task(fn, args=args, kwargs=kwargs, **options)
+        return with_arguments(Task(fn, args=args, kwargs=kwargs, **options))
 
     def __repr__(self) -> str:
         options = ", ".join(f"{name}={value!r}" for name, value in self._options.items())
         return f"<Submission with {options}>"
+
+
+def describe_one_off(
+    fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], delay: float
+) -> Task[Any]:
+    """Describe a one-off without options.
+
+    Raises:
+        InvalidTaskError: It can't be run as described.
+    """
+    code = fn.__code__ if fn.__class__ is FunctionType else None
+    if code is None or not code.co_flags & CO_COROUTINE or OPTIONS in fn.__dict__:
+        refuse_declared_loop(fn)
+        return with_arguments(Task(fn, args=args, kwargs=kwargs, delay=delay))
+    if kwargs or len(args) != code.co_argcount or code.co_kwonlyargcount:  # else all are given
+        check_call(fn, args, kwargs, _ADVICE)
+    if delay.__class__ is not float or delay != 0.0:
+        validation.seconds("delay", delay, at_least=0, error=InvalidTaskError)
+    named = MappingProxyType(kwargs) if kwargs else EMPTY
+    return unchecked(fn, args, named, fn.__qualname__, delay)
+
+
+def with_arguments(task: Task[T]) -> Task[T]:
+    """Return a task after a check that its function takes its arguments.
+
+    `Task` does not check that, because a task may be a template for others.
+
+    Raises:
+        InvalidTaskError: The function does not take them.
+    """
+    check_call(task.fn, task.args, task.kwargs, _ADVICE)
+    return task

@@ -5,8 +5,7 @@ from __future__ import annotations
 import contextvars
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import field, fields
-from inspect import CO_COROUTINE
-from types import FunctionType, MappingProxyType
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Generic, Never, TypedDict, TypeVar, Unpack, overload
 
 from ._errors import InvalidTaskError
@@ -20,7 +19,8 @@ from ._support.frozen import EMPTY, empty, frozen, thawed
 T = TypeVar("T")
 FnT = TypeVar("FnT", bound=Callable[..., Any])
 
-_OPTIONS = "__background_task__"
+#: The attribute of a function that has options.
+OPTIONS = "__background_task__"
 
 
 class TaskOptions(TypedDict, total=False):
@@ -227,7 +227,7 @@ def task(*without_parentheses: Never, **options: Unpack[TaskOptions]) -> Callabl
     def decorate(fn: FnT) -> FnT:
         described: Task[Any] = Task(fn, **options)
         chosen = {option: getattr(described, option) for option in options}
-        setattr(fn, _OPTIONS, MappingProxyType(chosen))
+        setattr(fn, OPTIONS, MappingProxyType(chosen))
         return fn
 
     return decorate
@@ -248,7 +248,7 @@ def check_options(taker: str, options: TaskOptions) -> None:
 
 def _options_of(fn: Callable[..., Any]) -> Mapping[str, Any]:
     """Return the options that `@task` gave a function."""
-    options: Any = getattr(fn, _OPTIONS, None)  # of any type, if the object has any attribute
+    options: Any = getattr(fn, OPTIONS, None)  # of any type, if the object has any attribute
     return options if options.__class__ is MappingProxyType else EMPTY
 
 
@@ -291,23 +291,6 @@ def unchecked(
     return described
 
 
-def describe_one_off(
-    fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], delay: float = 0.0
-) -> Task[Any]:
-    """Describe a one-off without options.
-
-    Raises:
-        InvalidTaskError: It can't be run as described.
-    """
-    if not _is_plain(fn):
-        refuse_declared_loop(fn)
-        return Task(fn, args=args, kwargs=kwargs, delay=delay)
-    if delay.__class__ is not float or delay != 0.0:
-        validation.seconds("delay", delay, at_least=0, error=InvalidTaskError)
-    named = MappingProxyType(kwargs) if kwargs else EMPTY
-    return unchecked(fn, args, named, fn.__qualname__, delay)
-
-
 def refuse_declared_loop(fn: Callable[..., Any]) -> None:
     """Check that `@task` does not declare a function as a loop.
 
@@ -318,15 +301,6 @@ def refuse_declared_loop(fn: Callable[..., Any]) -> None:
         raise InvalidTaskError(
             f"fn is declared a loop by @task: start {callables.name_of(fn)} with loop()"
         )
-
-
-def _is_plain(fn: Callable[..., Any]) -> bool:
-    """Return whether it is an `async def` function without `@task`: nothing to check or to add."""
-    return (
-        fn.__class__ is FunctionType
-        and fn.__code__.co_flags & CO_COROUTINE != 0
-        and _OPTIONS not in fn.__dict__
-    )
 
 
 def _check_own_observers(observers: tuple[Observer, ...]) -> None:

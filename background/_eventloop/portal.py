@@ -10,6 +10,7 @@ from threading import Lock, get_ident
 from typing import Any, TypeVar
 
 from .._errors import ManagerClosedError, ManagerMisuseError
+from .._support import fork
 from .backend import Backend
 
 R = TypeVar("R")
@@ -19,11 +20,17 @@ class Portal:
     """Calls functions in one event loop from any thread, until it is closed."""
 
     def __init__(self, backend: Backend) -> None:
+        self.is_inherited = False  # whether this process was forked from that of the event loop
         self._backend = backend
-        self._thread = get_ident()
+        self._thread: int | None = get_ident()
         self._lock = Lock()
         self._pending: set[Future[Any]] = set()
         self._closed = False
+        fork.call_in_child(self._close_in_child)
+
+    def _close_in_child(self) -> None:
+        self.is_inherited = True
+        self._thread = None
 
     @property
     def in_loop_thread(self) -> bool:
@@ -47,12 +54,27 @@ class Portal:
             method: The name of the caller's method, for the message.
 
         Raises:
-            ManagerMisuseError: The caller runs in another event loop, or in another thread.
+            ManagerMisuseError: The caller runs in another event loop, in another thread, or in a
+                forked process.
         """
         if not self.in_loop:
+            self.require_same_process()
             raise ManagerMisuseError(
                 f"{method}() must be awaited in the event loop that entered the manager; from "
                 "other threads use run(), cancel() and request_shutdown()"
+            )
+
+    def require_same_process(self) -> None:
+        """Check that this process was not forked from that of the event loop.
+
+        Raises:
+            ManagerMisuseError: It was.
+        """
+        if self.is_inherited:
+            raise ManagerMisuseError(
+                "the manager was entered in another process, before a fork, and its event loop "
+                "does not run in this one: make a manager here, or start the process with the "
+                '"spawn" method of multiprocessing'
             )
 
     def call(self, fn: Callable[[], R]) -> R:
@@ -66,8 +88,10 @@ class Portal:
 
         Raises:
             ManagerClosedError: The portal was closed before the call, or the event loop has ended.
+            ManagerMisuseError: This process was forked from that of the event loop.
             Exception: The function's error.
         """
+        self.require_same_process()  # first, because a thread of the parent may hold the lock
         if self.in_loop_thread:
             if not self._backend.is_running():
                 raise ManagerClosedError("the manager's event loop has ended")

@@ -141,6 +141,7 @@ class ManagerRuntime:
             LoopsStoppedError: The task is a loop, and the loops were stopped.
             ManagerFullError: There is no room within the capacity.
             DuplicateTaskError: An outstanding task has the same id.
+            ManagerMisuseError: This process was forked from the manager's.
         """
         self.require_accepts(task)
         if self.portal.in_loop_task:
@@ -176,8 +177,12 @@ class ManagerRuntime:
             Whether the error is suppressed.
 
         Raises:
-            ManagerMisuseError: The caller runs in another event loop, or there is no block.
+            ManagerMisuseError: The caller runs in another event loop, there is no block, or this
+                process was forked inside the block.
         """
+        if self.portal.is_inherited and error is not None:
+            return False  # the tasks are the parent's
+        self.portal.require_same_process()
         name = self.config.name
         if not self.portal.in_loop:
             raise ManagerMisuseError(

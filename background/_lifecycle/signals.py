@@ -16,6 +16,7 @@ from types import FrameType
 from typing import Any, Protocol
 
 from .._errors import ManagerMisuseError
+from .._support import fork
 
 _MOST_PENDING = (
     2  # signals that may be pending in a blocked event loop; the next one ends the process
@@ -69,6 +70,7 @@ class SignalHandlers:
     def install(self) -> None:
         """Set the handlers."""
         self._is_active = True
+        fork.call_in_child(self._restore_in_child)
         for number in self._signals:
             self._previous[number] = signal.getsignal(number)
             signal.signal(number, self._handler)
@@ -79,6 +81,14 @@ class SignalHandlers:
         for number, previous in self._previous.items():
             if signal.getsignal(number) is self._handler:
                 signal.signal(number, signal.SIG_DFL if previous is None else previous)
+
+    def _restore_in_child(self) -> None:
+        """Restore the earlier handlers in a forked child, where no event loop has the requests."""
+        if self._is_active:
+            self.restore()
+            # Otherwise the parent's event loop would take the child's signals for its own. asyncio
+            # does the same since Python 3.12.
+            signal.set_wakeup_fd(-1)
 
     def finish(self, *, stuck: bool) -> bool:
         """Raise the signal that was deferred until the manager had closed; return whether one was.

@@ -33,9 +33,15 @@ class Client:
     """
 
     def __init__(self, broker: Broker, results: Results | None, max_payload: int) -> None:
-        self.broker = broker
-        self.results = results
+        self.broker: Broker = broker
+        self.results: Results | None = results
         self.max_payload = max_payload
+
+    def close_in_child(self) -> None:
+        """Refuse all later calls, in a forked child."""
+        broker: Any = Inherited(self.broker)
+        results: Any = Inherited(self.results)
+        self.broker, self.results = broker, results
 
     async def open(self) -> None:
         """Connect to the broker and the store of results, or to neither."""
@@ -226,6 +232,31 @@ class Client:
             if dependency is not None and dependency.state is JobState.DEAD:
                 return dependency
         return None
+
+
+class Inherited:
+    """The stand-in for a part of a queue that was open before a fork; it refuses all calls.
+
+    It refers to the part, whose destructor could disturb the parent's connections.
+
+    Args:
+        part: The part.
+    """
+
+    def __init__(self, part: object) -> None:
+        self._part = part
+
+    def __getattr__(self, name: str) -> Any:
+        raise self.error()
+
+    @staticmethod
+    def error() -> QueueError:
+        """Return the error of all calls."""
+        return QueueError(
+            "the queue was opened by another process, before a fork, and its connections belong "
+            'to that process: open it after the fork, or start the process with the "spawn" method '
+            "of multiprocessing"
+        )
 
 
 def result_key(id: str, attempt: int) -> str:

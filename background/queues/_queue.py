@@ -25,8 +25,8 @@ from .._manager import Manager
 from .._observer import Observer
 from .._retry import Retry
 from .._schedule import Schedule
-from .._support import callables, validation
-from ._client import Client
+from .._support import callables, fork, validation
+from ._client import Client, Inherited
 from ._codec import json_data
 from ._codec.arguments import Signature
 from ._enqueue.enqueuer import Enqueuer, checked_observers
@@ -148,6 +148,13 @@ class JobQueue:
         self._schedules: List[JobSchedule] = []
         self._pool: WorkerPool | None = None  # while the queue is open
         self._is_opening = False
+        self._inherited: Inherited | None = None  # if it was open before a fork
+        fork.call_in_child(self._close_in_child)
+
+    def _close_in_child(self) -> None:
+        if self._pool is not None or self._is_opening:
+            self._client.close_in_child()
+            self._inherited, self._pool = Inherited(self._pool), None
 
     @classmethod
     def from_url(
@@ -177,10 +184,12 @@ class JobQueue:
         """Connect to the broker and the store of results.
 
         Raises:
-            QueueError: The queue is open already.
+            QueueError: The queue is open already, or was before a fork.
             BrokerUnavailableError: The broker can't be reached.
             RuntimeError: The broker does not support this event loop.
         """
+        if self._inherited is not None:
+            raise self._inherited.error()
         if self._pool is not None or self._is_opening:
             raise QueueError("the queue is open already")
         self._is_opening = True
@@ -212,6 +221,8 @@ class JobQueue:
         are released at the end of the manager's `leave_timeout`, or of its grace time after a
         shutdown request. When the block is cancelled, they are released at once.
         """
+        if self._inherited is not None and exc is not None:
+            return
         pool = self._opened()
         try:
             await pool.close(at_once=not isinstance(exc, Exception | None))
@@ -248,6 +259,8 @@ class JobQueue:
             await self._client.close()
 
     def _opened(self) -> WorkerPool:
+        if self._inherited is not None:
+            raise self._inherited.error()
         if self._pool is None:
             raise QueueError("the queue is not open: enter it with `async with`, or await open()")
         return self._pool
@@ -290,7 +303,7 @@ class JobQueue:
 
         Raises:
             TypeError: The decorator is used without parentheses; from the decorator: an annotation
-                can't be used.
+                can't be used, or the function is a method in the body of its class.
             ValueError: An argument is not valid; from the decorator: the object is not a function,
                 or the name is in use.
         """

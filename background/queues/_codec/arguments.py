@@ -10,7 +10,17 @@ from typing import Any, Protocol
 from ..._support.callables import name_of
 from .._errors import InvalidPayloadError
 from .json_data import check
-from .signatures import NOTHING, Binding, Hint, hint_of_result, hints_of_parameters, signature_of
+from .signatures import (
+    NOTHING,
+    Binding,
+    Hint,
+    hint_of_result,
+    hints_of_parameters,
+    opened,
+    refuse_method,
+    shown,
+    signature_of,
+)
 
 
 class Codec(Protocol):
@@ -45,18 +55,54 @@ class Plain:
         return value
 
 
+class Lenient:
+    """Converts values by a type that may not be theirs; what does not fit it must be plain data.
+
+    Args:
+        typed: The codec of the type.
+        plain: The codec of all other values.
+    """
+
+    def __init__(self, typed: Codec, plain: Codec) -> None:
+        self.as_is = typed.as_is
+        self._typed = typed
+        self._plain = plain
+
+    def dump(self, value: Any) -> Any:
+        try:
+            return self._typed.dump(value)
+        except InvalidPayloadError as error:
+            self._plain.dump(value)
+            if self.load(value) is not value:
+                raise error from None
+            return value
+
+    def load(self, value: Any) -> Any:
+        try:
+            return self._typed.load(value)
+        except InvalidPayloadError:
+            return value
+
+
 class Signature:
     """The parameters and the result of a handler, with a codec for each.
+
+    The parameters are those of the function that is called. If that is a wrapper that takes any
+    arguments, those of the wrapped function say how to convert arguments where they fit; the
+    wrapper decides which arguments there must be.
 
     Args:
         fn: The handler's function.
 
     Raises:
-        TypeError: An annotation can't be used, for example a union that is ambiguous in JSON.
+        TypeError: An annotation can't be used, for example a union that is ambiguous in JSON; or
+            the function is a method that lacks its object.
     """
 
     def __init__(self, fn: Callable[..., Any]) -> None:
         self._fn = fn
+        self._shown, self._is_wrapped = shown(fn)
+        refuse_method(fn, signature_of(self._shown))
         self._prepare()
 
     def dump(
@@ -143,10 +189,12 @@ class Signature:
 
     def _prepare(self) -> None:
         self._unresolved = False
-        name, signature = name_of(self._fn), signature_of(self._fn)
-        hints = hints_of_parameters(self._fn, signature)
+        name, signature = name_of(self._fn), signature_of(self._shown)
+        if self._is_wrapped:
+            signature = opened(signature)
+        hints = hints_of_parameters(self._shown, signature)
         codecs = {arg: self._codec(f"argument {arg!r}", hint) for arg, hint in hints.items()}
-        self._result = self._codec("the result", hint_of_result(self._fn, signature))
+        self._result = self._codec("the result", hint_of_result(self._shown, signature))
         self._binding = Binding(name, signature, codecs)
 
     def _prepare_again(self) -> None:
@@ -161,16 +209,20 @@ class Signature:
         from .typed import Typed
 
         unresolved = hint.unresolved
+        plain = Plain(what, "; annotate it with its type to send more than that")
         if hint.type is not NOTHING:
             try:
-                return Typed(what, hint.type)
+                typed = Typed(what, hint.type)
+                return Lenient(typed, plain) if self._is_wrapped else typed
             except NameError as error:
                 unresolved = str(error)
             except Exception as error:
+                if self._is_wrapped:  # another function may supply the argument
+                    return plain
                 raise TypeError(
                     f"{name_of(self._fn)}(): the annotation of {what} can't be used: {error}"
                 ) from None
         if unresolved is None:
-            return Plain(what, "; annotate it with its type to send more than that")
+            return plain
         self._unresolved = True
         return Plain(what, f"; its annotation can't be resolved: {unresolved}")

@@ -11,7 +11,8 @@ from functools import partial
 from importlib import import_module
 from inspect import Parameter
 from itertools import repeat
-from types import SimpleNamespace
+from operator import attrgetter
+from types import FunctionType, MethodType, SimpleNamespace
 from typing import Any, Generic, NoReturn, ParamSpecArgs, ParamSpecKwargs, TypeVar
 
 from ..._support.callables import is_async
@@ -26,6 +27,9 @@ _LENIENTLY: dict[str, Any] = (
     if sys.version_info >= (3, 14)
     else {}
 )
+
+#: The attribute that `functools.wraps` copies.
+_ANNOTATIONS = "__annotate__" if sys.version_info >= (3, 14) else "__annotations__"
 
 _ANY_ARGUMENTS = inspect.Signature(
     [Parameter("args", Parameter.VAR_POSITIONAL), Parameter("kwargs", Parameter.VAR_KEYWORD)]
@@ -45,12 +49,91 @@ class Hint:
     unresolved: str | None = None
 
 
-def signature_of(fn: Callable[..., Any]) -> inspect.Signature:
-    """Return a function's signature, or one that takes any arguments if it has none."""
+def shown(fn: Callable[..., Any]) -> tuple[Callable[..., Any], bool]:
+    """Return the function whose parameters say what a function takes.
+
+    That is the function itself, unless it wraps another one with `functools.wraps` and takes only
+    `*args` and `**kwargs`.
+
+    Returns:
+        The function, and whether another one may supply, drop or change its arguments.
+    """
+    called: Any = fn
+    inner: Any
+    if issubclass(called.__class__, partial):
+        inner, is_wrapped = shown(called.func)
+        return partial(inner, *called.args, **called.keywords), is_wrapped
+    if isinstance(fn, MethodType):
+        inner, is_wrapped = shown(fn.__func__)
+        return MethodType(inner, fn.__self__), is_wrapped
+    inner = getattr(fn, "__wrapped__", None)
+    signature = _signature(fn)
+    if not callable(inner) or not (signature is None or _is_open(signature)):
+        return fn, False
+    fn, is_wrapped = shown(inner)
+    return fn, is_wrapped or signature is not None  # `lru_cache`, for example, has no signature
+
+
+def _is_open(signature: inspect.Signature) -> bool:
+    """Return whether there are only `*args` and `**kwargs`."""
+    kinds = {parameter.kind for parameter in signature.parameters.values()}
+    return bool(kinds) and kinds <= {Parameter.VAR_POSITIONAL, Parameter.VAR_KEYWORD}
+
+
+def _signature(fn: Callable[..., Any]) -> inspect.Signature | None:
     try:
-        return inspect.signature(fn, **_LENIENTLY)
+        return inspect.signature(fn, follow_wrapped=False, **_LENIENTLY)
     except ValueError:  # some functions that are written in C
-        return _ANY_ARGUMENTS
+        return None
+
+
+def signature_of(fn: Callable[..., Any]) -> inspect.Signature:
+    """Return a function's own signature, or one that takes any arguments if it has none."""
+    return _signature(fn) or _ANY_ARGUMENTS
+
+
+def opened(signature: inspect.Signature) -> inspect.Signature:
+    """Return a signature that takes any arguments, but the same ones by the same names."""
+    parameters = [
+        parameter
+        if parameter.kind in (Parameter.VAR_POSITIONAL, Parameter.VAR_KEYWORD)
+        else parameter.replace(default=None)
+        for parameter in signature.parameters.values()
+    ]
+    kinds = {parameter.kind for parameter in parameters}
+    missing = [
+        parameter.replace(name=f"wrapper_{parameter.name}")
+        for parameter in _ANY_ARGUMENTS.parameters.values()
+        if parameter.kind not in kinds
+    ]
+    return signature.replace(parameters=sorted([*parameters, *missing], key=attrgetter("kind")))
+
+
+def refuse_method(fn: Callable[..., Any], signature: inspect.Signature) -> None:
+    """Check that a function is not a method that lacks its object.
+
+    A function that is defined in a class is one if its first parameter is called `self` or `cls`,
+    unless that has an annotation by which an argument can be sent.
+
+    Raises:
+        TypeError: It is.
+    """
+    name: str = getattr(fn, "__qualname__", "")
+    owner = name.rpartition(".")[0]
+    first = next(iter(signature.parameters.values()), None)
+    if (
+        isinstance(fn, FunctionType)
+        and owner
+        and not owner.endswith("<locals>")
+        and first is not None
+        and first.name in ("self", "cls")
+        and first.annotation is NOTHING
+    ):
+        raise TypeError(
+            f"{name} is a method, and a job has no {first.name} to call it with: make a handler of "
+            "a function, of a staticmethod, or of a method of an object, as in "
+            "jobs.handler()(mailer.send)"
+        )
 
 
 def hints_of_parameters(fn: Callable[..., Any], signature: inspect.Signature) -> dict[str, Hint]:
@@ -94,7 +177,12 @@ def _namespace(fn: Any) -> tuple[dict[str, Any], dict[str, Any]]:
     inner: Any = fn
     while inner is not None:
         fn = inner
-        inner = fn.func if issubclass(fn.__class__, partial) else getattr(fn, "__wrapped__", None)
+        if issubclass(fn.__class__, partial):
+            inner = fn.func
+        else:
+            inner = getattr(fn, "__wrapped__", None)
+            if getattr(fn, _ANNOTATIONS, None) is not getattr(inner, _ANNOTATIONS, NOTHING):
+                inner = None  # the annotations are not those of the wrapped function
     made_by = getattr(fn, "__init__" if isinstance(fn, type) else "__call__")
     names: dict[str, Any] = getattr(fn, "__globals__", getattr(made_by, "__globals__", {}))
     type_params: tuple[Any, ...] = getattr(fn, "__type_params__", ())

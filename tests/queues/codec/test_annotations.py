@@ -15,6 +15,7 @@ from background.queues._codec.signatures import (
     Hint,
     hint_of_result,
     hints_of_parameters,
+    shown,
     signature_of,
 )
 
@@ -56,6 +57,7 @@ CALLABLES: dict[str, Callable[..., Any]] = {
 
 
 def hints(fn: Callable[..., Any]) -> dict[str, Any]:
+    fn, _ = shown(fn)
     return {name: hint.type for name, hint in hints_of_parameters(fn, signature_of(fn)).items()}
 
 
@@ -63,6 +65,7 @@ def hints(fn: Callable[..., Any]) -> dict[str, Any]:
 def test_callables(fn: Callable[..., Any]) -> None:
     """Methods, callable objects, partials and wrappers have the types of the function."""
     assert hints(fn) == {"when": datetime, "id": UUID | None}
+    fn, _ = shown(fn)
     assert hint_of_result(fn, signature_of(fn)).type == list[UUID]
 
 

@@ -1,0 +1,100 @@
+"""Declarations of handlers: which functions they take."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+
+from background import Manager
+from background.queues import JobQueue
+from background.queues.memory import MemoryBroker
+
+
+@pytest.fixture
+def jobs() -> JobQueue:
+    return JobQueue(MemoryBroker())
+
+
+def logged(fn: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(fn)
+    async def wrapper(*args: Any, **kwargs: Any) -> Any:
+        return await fn(*args, **kwargs)
+
+    return wrapper
+
+
+@pytest.mark.parametrize("decorator", [lambda fn: fn, logged], ids=["plain", "wrapped"])
+def test_method(jobs: JobQueue, decorator: Callable[..., Any]) -> None:
+    """A method in the body of its class is refused, with what to do."""
+    with pytest.raises(TypeError, match=r"Mailer\.send is a method, .* no self .*mailer\.send"):
+
+        class Mailer:
+            @jobs.handler()
+            @decorator
+            async def send(self, to: str) -> None: ...
+
+    with pytest.raises(TypeError, match=r"Maker\.make is a method, and a job has no cls to"):
+
+        class Maker:
+            @classmethod
+            @jobs.handler()
+            @decorator
+            async def make(cls, to: str) -> None: ...
+
+
+class Sender:
+    def __init__(self, host: str) -> None:
+        self.host = host
+
+    async def send(self, to: str) -> str:
+        return f"{to} at {self.host}"
+
+
+async def test_functions_that_are_no_methods(jobs: JobQueue, manager: Manager) -> None:
+    """Functions that need no object of a class are handlers, whatever their parameters' names."""
+
+    class Owner:
+        @jobs.handler(name="inside")
+        @staticmethod
+        async def inside(to: str) -> str:
+            return to
+
+        @staticmethod
+        @jobs.handler(name="outside")
+        async def outside(to: str) -> str:
+            return to
+
+    @jobs.handler(name="local")
+    async def local(self: str) -> str:
+        return self
+
+    @jobs.handler(name="unannotated")
+    async def unannotated(self) -> str:  # type: ignore[no-untyped-def]  # noqa: ANN001
+        return str(self)
+
+    bound = jobs.handler(name="bound")(Sender("here").send)
+    async with jobs:
+        await jobs.start(manager)
+        handlers: list[Any] = [Owner.inside, Owner.outside, local, unannotated]
+        assert [await (await handler.enqueue("a")).result() for handler in handlers] == ["a"] * 4
+        assert await (await bound.enqueue("a")).result() == "a at here"
+
+
+@dataclass
+class Mail:
+    to: str
+
+    async def send(self: Mail) -> str:
+        return self.to
+
+
+async def test_method_of_data(jobs: JobQueue, manager: Manager) -> None:
+    """A method whose `self` is annotated as data takes its object from the job."""
+    handler = jobs.handler()(Mail.send)
+    async with jobs:
+        await jobs.start(manager)
+        assert await (await handler.enqueue(Mail("a"))).result() == "a"
