@@ -108,9 +108,9 @@ async def test_zero_grace(clock: Clock) -> None:
 async def test_endless_grace(clock: Clock) -> None:
     """With `grace=None` a shutdown request never cancels tasks."""
     async with Manager(grace=None) as manager:
-        handle = manager.run(anyio.sleep, 1_000_000)
+        handle = manager.run(anyio.sleep, 10_000)
         manager.request_shutdown()
-    assert clock.now == 1_000_000
+    assert clock.now == 10_000
     assert handle.status is TaskStatus.SUCCEEDED
 
 
