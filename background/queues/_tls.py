@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import ssl
 from collections.abc import Mapping
-from functools import cached_property
 from typing import Any
+
+from anyio import to_thread
 
 from ._url_parts import Reader, choice, flag
 
@@ -36,7 +37,7 @@ class Tls:
 
     def __init__(self, context: ssl.SSLContext | None, options: dict[str, Any]) -> None:
         self._options = {name: options.pop(name) for name in TLS_OPTIONS if name in options}
-        self._given = context
+        self._context = context
         if context is not None and self._options:
             raise ValueError(f"{', '.join(self._options)}: not with tls, which replaces it")
         if self._options.get("ssl_cert_reqs", "required") not in _VERIFY:
@@ -47,16 +48,17 @@ class Tls:
     @property
     def is_given(self) -> bool:
         """Whether there is a context or any option."""
-        return self._given is not None or bool(self._options)
+        return self._context is not None or bool(self._options)
 
-    @cached_property
-    def context(self) -> ssl.SSLContext:
-        """The context, made when it is needed first.
+    async def context(self) -> ssl.SSLContext:
+        """Return the context; read files when it is needed first.
 
         Raises:
             OSError: A file can't be read.
         """
-        return self._given or self._made()
+        if self._context is None:
+            self._context = await to_thread.run_sync(self._made)
+        return self._context
 
     def _made(self) -> ssl.SSLContext:
         get = self._options.get

@@ -109,7 +109,7 @@ def test_no_prefix(scheme: str) -> None:
         JobQueue.from_url(f"{scheme}:///jobs.db", prefix="a")
 
 
-@pytest.mark.parametrize("scheme", ["nats"])
+@pytest.mark.parametrize("scheme", ["nats", "redis"])
 def test_prefix(scheme: str) -> None:
     """A prefix can be an argument or an option of the URL."""
     assert "prefix 'shop'" in repr(make_broker(f"{scheme}://localhost?prefix=shop"))
@@ -126,11 +126,17 @@ def test_from_url_options() -> None:
         JobQueue.from_url("memory://", lease=0)
 
 
-@pytest.mark.parametrize("scheme", ["redis", "rediss", "unix", "nats", "tls"])
-def test_server_schemes(scheme: str) -> None:
+@pytest.mark.parametrize(
+    "url",
+    [
+        *("redis://host", "rediss://host", "valkey://host", "valkeys://host", "unix:///socket"),
+        *("valkeys+sentinel://host/name", "redis+cluster://host", "nats://host", "tls://host"),
+    ],
+)
+def test_server_schemes(url: str) -> None:
     """The URL's scheme selects the Redis or the NATS broker."""
-    broker = make_broker(f"{scheme}://localhost")
-    assert isinstance(broker, NatsBroker if scheme in ("nats", "tls") else RedisBroker)
+    is_nats = url.startswith(("nats", "tls"))
+    assert isinstance(make_broker(url), NatsBroker if is_nats else RedisBroker)
 
 
 WITHOUT = """

@@ -138,7 +138,7 @@ class NatsAddress:
         options: dict[str, Any] = {"name": "background", **self._options}
         options["servers"] = list(self.servers)
         if self.uses_tls:
-            options["tls"] = await to_thread.run_sync(lambda: self._tls.context)
+            options["tls"] = await self._tls.context()
         if self._credentials is not None:
             await to_thread.run_sync(self._credentials.read)
             options["user_jwt_cb"] = self._credentials.jwt

@@ -3,22 +3,26 @@
 from __future__ import annotations
 
 import asyncio
+import ssl
 from collections.abc import AsyncIterator, Sequence
 from itertools import count
+from typing import Unpack
 
 import anyio
 from redis.exceptions import NoScriptError
 
 from .._dependencies import missing_dependency, outside_dependencies
 from .._errors import BrokerUnavailableError
-from .._names import check_name, process_name
+from .._names import process_name
 from .._states import FINAL, JobState
 from ..abc import Broker, Claim, LeaseStatus, MaintenanceStats, Message, Settlement, StoredJob
 from . import script as scripts
+from .address import Address
 from .codec import pack_messages, pack_settlement, unpack_claims, unpack_jobs
-from .connection import Address, RedisConnection
+from .connection import RedisConnection
 from .script import VERSION, Caller, Script, encoded
 from .session import Session
+from .url import RedisOptions
 
 _CHUNK = 500  # the most jobs that one script reads or changes
 _POLL = 1.0  # the most seconds between two queries of a waiter, because notifications may be lost
@@ -42,14 +46,23 @@ class RedisBroker(Broker):
     messages of up to 64 MB in total are enqueued atomically. A larger call runs several scripts: if
     the connection is lost in between, only a part of the messages is enqueued.
 
+    The broker makes and closes its own connections. In a cluster all keys of a prefix are in one
+    slot.
+
     Args:
-        url: `redis://user:password@host:6379/0`; `rediss://` for TLS, with options such as
-            `ssl_ca_certs`, `ssl_certfile` and `ssl_keyfile` in the query; or `unix:///path?db=0`.
-        prefix: The prefix of all keys. It is a hash tag, so that all keys share one slot of a
-            cluster.
+        url: `redis://user:password@host:6379/0`; `rediss://` for TLS; `valkey://` and `valkeys://`
+            are the same; `unix:///path?db=0`; `redis+sentinel://host,host2/name` with the hosts of
+            sentinels and their name for the primary; `redis+cluster://host,host2` with some nodes
+            of a cluster. All options are in the guide on connections; each of them can be an
+            argument or a part of the query.
+        prefix: The prefix of all keys, by default `background`. It is a hash tag.
         timeout: Seconds to wait for a connection, and for an answer.
+        tls: The TLS context, with a URL for TLS.
+        **options: `username`, `password`, `credential_provider` and others of redis-py's
+            connections, `sentinel_username` and `sentinel_password`, and the options of TLS.
 
     Raises:
+        TypeError: An argument is unknown.
         ValueError: An argument is not valid; the message names it.
 
     Example:
@@ -58,9 +71,17 @@ class RedisBroker(Broker):
         ```
     """
 
-    def __init__(self, url: str, *, prefix: str | None = None, timeout: float = 5.0) -> None:
-        self.prefix = check_name("prefix", "background" if prefix is None else prefix)
-        self._address = Address(url, timeout)
+    def __init__(
+        self,
+        url: str,
+        *,
+        prefix: str | None = None,
+        timeout: float = 5.0,
+        tls: ssl.SSLContext | None = None,
+        **options: Unpack[RedisOptions],
+    ) -> None:
+        self._address = Address(url, timeout, prefix, tls, options)
+        self.prefix = self._address.prefix
         self._channel = f"{{{self.prefix}}}:events:{self._address.db}"
         self._caller = Caller(self.prefix, self._channel)
         self._session = Session(self._address, self._channel, self._check_jobs)

@@ -7,80 +7,22 @@ from its answer. Requests that arrive while the server is busy are sent together
 from __future__ import annotations
 
 import asyncio
+import re
 from collections import deque
-from collections.abc import Callable
-from contextlib import suppress
 from contextvars import Context
 from os import getpid
 from typing import Any
 
-from redis.asyncio.connection import Connection, UnixDomainSocketConnection, parse_url
-from redis.asyncio.retry import Retry
-from redis.backoff import NoBackoff
-from redis.exceptions import RedisError, ResponseError
+from redis.exceptions import ResponseError
 
-from ..._support import validation
 from .._errors import BrokerUnavailableError
+from .address import Address
+from .discovery import disconnect
 
 _MOST_TOGETHER = 100  # requests that are sent at once
 
-#: Options of URLs that the broker sets itself.
-_FIXED_OPTIONS = (
-    *("socket_timeout", "socket_connect_timeout", "retry_on_timeout", "retry_on_error", "protocol"),
-    *("health_check_interval", "decode_responses", "max_connections", "timeout"),
-)
-
-
-class Address:
-    """The address of a server, with the options of connections; `str()` of it has no secrets.
-
-    Args:
-        url: The URL.
-        timeout: Seconds to wait for a connection, and for an answer.
-
-    Raises:
-        ValueError: An argument is not valid; the message names it.
-    """
-
-    def __init__(self, url: str, timeout: float) -> None:
-        validation.seconds("timeout", timeout, above=0)
-        try:
-            options: dict[str, Any] = dict(parse_url(url))
-            for name in _FIXED_OPTIONS:
-                options.pop(name, None)
-            self._class: Callable[..., Any] = options.pop("connection_class", Connection)
-            self.timeout = timeout
-            self._options = {
-                **options,
-                "socket_timeout": None,  # `RedisConnection` limits the time of each answer
-                "socket_connect_timeout": timeout,
-                "retry": Retry(NoBackoff(), 0),
-                "protocol": 2,
-                "driver_info": None,
-            }
-            connection = self.connection()
-        except (TypeError, ValueError, AttributeError, RedisError):
-            # The message does not quote the URL, because the URL may contain a password.
-            raise ValueError(
-                "url must be like redis://host:6379/0, rediss://… for TLS or unix:///path?db=0, "
-                "with options that redis-py accepts and a percent-encoded password"
-            ) from None
-        self.db = int(connection.db)
-        self._text = _text(connection)
-
-    def __str__(self) -> str:
-        return self._text
-
-    def connection(self) -> Any:
-        """Return a new redis-py connection that is not connected yet."""
-        return self._class(**self._options)
-
-
-def _text(connection: Any) -> str:
-    if isinstance(connection, UnixDomainSocketConnection):
-        return f"unix://{connection.path}?db={connection.db}"
-    scheme = "redis" if type(connection) is Connection else "rediss"
-    return f"{scheme}://{connection.host}:{connection.port}/{connection.db}"
+#: Errors of a server that is not the primary of the keys.
+_MOVED = re.compile(r"\b(READONLY|NOREPLICAS|MASTERDOWN|MOVED|ASK|TRYAGAIN|CLUSTERDOWN)\b")
 
 
 class _RedisCall:
@@ -193,7 +135,7 @@ class RedisConnection:
                     value = await self._read()
                     self._sent.popleft().succeed(value)
                     limit.reschedule(self._loop.time() + self._address.timeout)
-                    await self._leave_if_read_only(value)
+                    await self._leave_if_moved(value)
         except Exception as error:
             self._fail(self._sent, explained(self._address, error))
             await disconnect(self._connection, at_once=True)
@@ -202,7 +144,7 @@ class RedisConnection:
         # The server never sends unrequested data here, so readable means closed.
         if self._connection.is_connected and await self._connection.can_read():
             await disconnect(self._connection, at_once=True)
-        await self._connection.connect()
+        await self._address.connect(self._connection)
 
     async def _read(self) -> Any:
         try:
@@ -210,16 +152,13 @@ class RedisConnection:
         except ResponseError as error:
             return error
 
-    async def _leave_if_read_only(self, value: Any) -> None:
-        """Disconnect from a server that became a replica; its address may lead to a new primary."""
-        if isinstance(value, ResponseError) and "READONLY" in text(value) and not self._sent:
+    async def _leave_if_moved(self, value: Any) -> None:
+        """Disconnect from a server that is no primary, so that the next request finds the new one.
+
+        It became a replica, or another node of the cluster has the slot of the keys.
+        """
+        if isinstance(value, ResponseError) and _MOVED.search(text(value)) and not self._sent:
             await disconnect(self._connection, at_once=True)
-
-
-async def disconnect(connection: Any, *, at_once: bool = False) -> None:
-    """Close a connection, and ignore errors."""
-    with suppress(Exception):
-        await connection.disconnect(nowait=at_once)
 
 
 def explained(address: Address, error: Exception) -> BrokerUnavailableError:
@@ -227,6 +166,8 @@ def explained(address: Address, error: Exception) -> BrokerUnavailableError:
     reason = text(error)
     if isinstance(error, TimeoutError):
         reason = f"no answer within {address.timeout:g} s"
+    if reason.startswith("MOVED") and not address.is_cluster:
+        reason = f"the server is part of a cluster; use a URL like redis+cluster:// ({reason})"
     unavailable = BrokerUnavailableError(f"{address}: {reason}")
     unavailable.__cause__ = error
     return unavailable

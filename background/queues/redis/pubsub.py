@@ -12,7 +12,8 @@ from contextlib import contextmanager
 from contextvars import Context
 from typing import Any
 
-from .connection import Address, disconnect
+from .address import Address
+from .discovery import disconnect
 
 _RECONNECT = 1.0  # seconds before a lost connection is opened again
 
@@ -72,7 +73,7 @@ class Notifications:
             connection = self._address.connection()
             try:
                 async with asyncio.timeout(self._address.timeout):
-                    await connection.connect()
+                    await self._address.connect(connection)
                     await connection.send_command("SUBSCRIBE", self._channel)
                     await connection.read_response()
                 self._tried.set()

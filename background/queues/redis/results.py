@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from .._names import check_name
+import ssl
+from typing import Unpack
+
 from ..abc import Results
-from .connection import Address
+from .address import Address
 from .script import command, encoded
 from .session import Session
+from .url import RedisOptions
 
 _FOREVER = 1e12  # seconds; the server can't represent much later times
 
@@ -19,10 +22,13 @@ class RedisResults(Results):
 
     Args:
         url: The server, in the form that `RedisBroker` takes.
-        prefix: The prefix of all keys.
+        prefix: The prefix of all keys, by default `background`.
         timeout: Seconds to wait for a connection, and for an answer.
+        tls: The TLS context, with a URL for TLS.
+        **options: As for `RedisBroker`.
 
     Raises:
+        TypeError: An argument is unknown.
         ValueError: An argument is not valid; the message names it.
 
     Example:
@@ -31,9 +37,17 @@ class RedisResults(Results):
         ```
     """
 
-    def __init__(self, url: str, *, prefix: str = "background", timeout: float = 5.0) -> None:
-        self.prefix = check_name("prefix", prefix)
-        self._address = Address(url, timeout)
+    def __init__(
+        self,
+        url: str,
+        *,
+        prefix: str | None = None,
+        timeout: float = 5.0,
+        tls: ssl.SSLContext | None = None,
+        **options: Unpack[RedisOptions],
+    ) -> None:
+        self._address = Address(url, timeout, prefix, tls, options)
+        self.prefix = self._address.prefix
         self._session = Session(self._address)
 
     def __repr__(self) -> str:

@@ -10,7 +10,8 @@ import anyio
 from redis.exceptions import ResponseError
 
 from .._errors import BrokerUnavailableError
-from .connection import Address, RedisConnection, explained
+from .address import Address
+from .connection import RedisConnection, explained
 from .pubsub import Notifications
 from .script import command
 

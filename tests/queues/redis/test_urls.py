@@ -17,6 +17,7 @@ import anyio
 import pytest
 import trustme
 from redis import Redis
+from redis.credentials import UsernamePasswordCredentialProvider
 from support.brokers import redis_servers as servers
 from support.brokers.jobs import claimed, message
 from support.brokers.kinds import make_redis
@@ -59,22 +60,63 @@ def test_available_servers() -> None:
 
 
 @pytest.mark.parametrize(
-    "url",
+    ("url", "message"),
     [
-        f"http://:{SECRET}@host",
-        f"redis://:{SECRET}@host:port",
-        "redis://host?db=x",
-        f"redis://host?secret={SECRET}",
-        f"rediss://host?ssl_cert_reqs={SECRET}",
-        "",
+        (f"http://:{QUOTED}@host", "must be like redis://"),
+        ("redis+sentinels://host/name", "must be like redis://"),
+        ("unix+cluster:///path", "must be like redis://"),
+        ("unix://host/path", "must be like unix:///path"),
+        ("unix://", "must be like unix:///path"),
+        ("redis://host,host2", r"must have one host, or begin like redis\+sentinel:"),
+        (f"redis://:{SECRET}@host", "must be percent-encoded"),
+        (f"redis://:{QUOTED}@host:port", "a host must be like name:1234"),
+        ("redis://host/jobs", "the path must be the number of a database, as in /0; .* a prefix"),
+        ("redis://host/0/1", "the path must be the number of a database"),
+        ("redis://host?db=x", "db must be a whole number"),
+        ("redis://host/1?db=2", "db is given twice"),
+        ("redis://host?socket_timeout=5", "the options of redis are client_name, db, prefix"),
+        (f"redis://host?secret={QUOTED}", "the options of redis are client_name, db, prefix"),
+        ("redis://host?ssl_ca_certs=ca", "the options of redis are client_name, db, prefix$"),
+        ("rediss://host?ssl_cert_reqs=CERT_NONE", "ssl_cert_reqs must be none or optional or req"),
+        ("rediss://host?ssl_check_hostname=no", "ssl_check_hostname must be true or false"),
+        ("redis+sentinel://host", "the path must be the name that sentinels have"),
+        ("redis+sentinel://host/name/x", "the path must be the name that sentinels have"),
+        ("redis+cluster://host/1", "the path must be /0 or missing"),
+        ("redis+cluster://host?db=1", r"the options of redis\+cluster are client_name, prefix"),
+        ("", "must begin with a scheme"),
     ],
 )
-def test_invalid_url(url: str) -> None:
-    """An invalid URL is rejected with an error that contains no password."""
-    with pytest.raises(ValueError, match="url must be like redis://") as caught:
+def test_invalid_url(url: str, message: str) -> None:
+    """An invalid URL is rejected with an error that says what is allowed, without a password."""
+    with pytest.raises(ValueError, match=f"url.*{message}|{message}") as caught:
         RedisBroker(url)
     assert "s3cr3t" not in str(caught.value)
-    assert caught.value.__suppress_context__
+    assert caught.value.__suppress_context__ or caught.value.__context__ is None
+
+
+@pytest.mark.parametrize(
+    ("url", "options", "error", "message"),
+    [
+        ("redis://h?prefix=a", {"prefix": "b"}, ValueError, "prefix is given twice"),
+        ("redis://:a@h", {"password": "b"}, ValueError, "password is given twice"),
+        ("redis://h", {"prefx": "b"}, TypeError, "no argument 'prefx'; .* are username, password"),
+        ("redis://h", {"retry_on_timeout": True}, TypeError, "no argument 'retry_on_timeout'"),
+        ("redis://h", {"ssl_ca_certs": "ca"}, ValueError, "ssl_ca_certs: not with a URL of redis"),
+        ("redis+cluster://h", {"db": 1}, ValueError, r"db: not with a URL of redis\+cluster"),
+        ("redis://h", {"sentinel_password": "x"}, ValueError, "sentinel_password: not with a URL"),
+        ("redis://h", {"tls": ssl.create_default_context()}, ValueError, "tls: not without TLS"),
+        (
+            "redis://:a@h",
+            {"credential_provider": UsernamePasswordCredentialProvider("me", "s3cr3t")},
+            ValueError,
+            "cannot be passed along with 'credential_",
+        ),
+    ],
+)
+def test_invalid_arguments(url: str, options: Any, error: type[Exception], message: str) -> None:
+    """An argument that is unknown, not valid, or in the URL, too, is rejected."""
+    with pytest.raises(error, match=message):
+        RedisBroker(url, **options)
 
 
 @pytest.mark.parametrize("make", [RedisBroker, RedisResults])
@@ -98,6 +140,14 @@ def test_invalid_prefix() -> None:
         (f"redis://user:{QUOTED}@host:1/2", "redis://host:1/2"),
         (f"rediss://:{QUOTED}@host?ssl_password={QUOTED}", "rediss://host:6379/0"),
         (f"unix://user:{QUOTED}@/path?db=3", "unix:///path?db=3"),
+        ("valkey://[::1]/1", "valkey://[::1]:6379/1"),
+        ("valkeys://host?db=2", "valkeys://host:6379/2"),
+        (
+            f"rediss+sentinel://:{QUOTED}@a,b:1/my%20name?sentinel_password={QUOTED}",
+            "rediss+sentinel://a:26379,b:1/my name/0",
+        ),
+        ("redis+sentinel://a/name/3", "redis+sentinel://a:26379/name/3"),
+        ("valkey+cluster://a:7000,b", "valkey+cluster://a:7000,b:6379/0"),
     ],
 )
 def test_repr(url: str, text: str) -> None:
@@ -105,15 +155,20 @@ def test_repr(url: str, text: str) -> None:
     assert repr(RedisBroker(url, prefix="p")) == f"<RedisBroker {text}, prefix 'p'>"
 
 
-def test_url_options() -> None:
-    """The broker overrides the URL's options for timeouts, retries and decoding."""
-    url = "redis://host?retry_on_timeout=yes&socket_timeout=99&decode_responses=yes&protocol=3"
-    connection = RedisBroker(url, timeout=7)._address.connection()
+def test_options() -> None:
+    """Options of connections are arguments or in the URL; the broker sets timeouts and retries."""
+    connection = RedisBroker("redis://host?client_name=web", timeout=7)._address.connection()
+    assert connection.client_name == "web"
     assert connection.socket_timeout is None
     assert connection.socket_connect_timeout == 7
     assert connection.retry.get_retries() == 0
     assert connection.protocol == 2
     assert not connection.encoder.decode_responses
+    provider = UsernamePasswordCredentialProvider("me", "s3cr3t")
+    connection = RedisBroker("redis://host", credential_provider=provider)._address.connection()
+    assert connection.credential_provider is provider
+    connection = RedisBroker("redis://me@host", password="s3cr3t", db=3)._address.connection()
+    assert (connection.username, connection.password, connection.db) == ("me", "s3cr3t", 3)
 
 
 def test_trio() -> None:
@@ -134,6 +189,8 @@ async def test_password_and_database(
             assert await broker.enqueue([message()]) == [True]
         async with open_broker(f"unix://:{QUOTED}@{own.socket}?db=3") as broker:
             assert await broker.count() == 1
+        async with open_broker(own.url.replace("redis:", "valkey:"), password=SECRET) as broker:
+            assert await broker.count() == 0
         for wrong in (own.url, own.url.replace("//", f"//:x{QUOTED}@")):
             with pytest.raises(BrokerUnavailableError) as caught:
                 await RedisBroker(wrong).open()
@@ -170,6 +227,10 @@ async def test_tls(tmp_path: Path, server: Server, anyio_backend: object) -> Non
     tls.verify_mode = ssl.CERT_REQUIRED
     prefix = make_redis(server.name, Path()).prefix
     async with Relay(server.port, tls) as relay:
+        context = ssl.create_default_context(cafile=ca)
+        context.load_cert_chain(pem)
+        async with open_broker(relay.url, prefix=prefix, tls=context) as broker:
+            assert await broker.count() == 0
         trusting = f"{relay.url}?ssl_ca_certs={ca}"
         url = f"{trusting}&ssl_certfile={pem}&ssl_keyfile={pem}"
         async with open_broker(url, prefix=prefix) as broker:

@@ -33,8 +33,8 @@ async def until(holds: Callable[[], Any]) -> None:
 
 
 @contextmanager
-def own_server(name: str, *options: str) -> Iterator[Server]:
-    server = Server(name, *options)
+def own_server(name: str, *options: str, config: str = "") -> Iterator[Server]:
+    server = Server(name, *options, config=config)
     try:
         yield server
     finally:

@@ -55,11 +55,19 @@ def free_port() -> int:
 
 
 class Server:
-    """A Redis or Valkey server with a temporary folder for its data."""
+    """A Redis or Valkey server with a temporary folder for its data.
 
-    def __init__(self, name: str, *options: str) -> None:
+    Args:
+        name: The kind of server.
+        *options: More options of its command line.
+        port: Its port; by default a free one.
+        config: The lines of its configuration file, if it needs one.
+    """
+
+    def __init__(self, name: str, *options: str, port: int | None = None, config: str = "") -> None:
         self.name = name
-        self.port = free_port()
+        self.port = free_port() if port is None else port
+        self._config = config
         self._options = ("--save", "", *options)
         self._folder = tempfile.TemporaryDirectory()
         self.folder = Path(self._folder.name)
@@ -73,7 +81,12 @@ class Server:
 
     def start(self) -> None:
         """Start the server and wait until it answers."""
-        command = [program(self.name), "--bind", "127.0.0.1", "--port", str(self.port)]
+        command = [program(self.name)]
+        if self._config:
+            path = self.folder / "server.conf"
+            path.write_text(self._config)
+            command.append(str(path))
+        command += ["--bind", "127.0.0.1", "--port", str(self.port)]
         command += ["--dir", str(self.folder), "--unixsocket", str(self.socket)]
         self._guard = subprocess.Popen(
             ["/bin/sh", "-c", _GUARD, "sh", *command, *self._options],

@@ -1,0 +1,122 @@
+"""A broker in a cluster of Redis servers."""
+
+from __future__ import annotations
+
+import anyio
+import pytest
+from support.brokers.jobs import claim_one, claimed, message, settle
+from support.brokers.redis import open_broker, wait_for_waiter
+from support.brokers.redis_servers import Server
+from support.brokers.redis_topologies import client, cluster_port, redis_cluster
+from support.time import SOON
+
+from background.queues._errors import BrokerUnavailableError
+from background.queues._states import JobState
+from background.queues.redis import RedisBroker, RedisResults
+
+PREFIX = "shop"
+
+
+async def eventually_count(broker: RedisBroker) -> int:
+    """Return the number of jobs as soon as the broker finds their server."""
+    with anyio.fail_after(3 * SOON):
+        while True:
+            try:
+                return await broker.count()
+            except BrokerUnavailableError:
+                await anyio.sleep(0.02)
+
+
+async def test_one_slot(server: Server, anyio_backend: object) -> None:
+    """All keys of a prefix are on one server of the cluster, under one hash tag."""
+    with redis_cluster(server.name, PREFIX) as cluster:
+        results = RedisResults(cluster.url, prefix=PREFIX)
+        await results.open()
+        async with open_broker(cluster.url, prefix=PREFIX) as broker:
+            await broker.enqueue([message(), message("two", depends_on=("one",))])
+            await broker.wait_for_work(["q"], SOON)
+            claim = await claim_one(broker)
+            await broker.save("one", claim.token, b"1")
+            assert await settle(broker, claim, JobState.SUCCEEDED, result=b"2")
+            await settle(broker, await claim_one(broker), JobState.DEAD, error={"type": "E"})
+            await broker.maintain()
+            await results.save("a", b"1", retention=60)
+            keys = cluster.keys()
+            assert keys.pop(cluster.owner().port) >= {
+                f"{{{PREFIX}}}:{name}" for name in ("messages", "jobs", "version", "result:a")
+            }
+            assert not any(keys.values())
+            await notify_waiter(broker, cluster.owner())
+        await results.close()
+
+
+async def notify_waiter(broker: RedisBroker, server: Server) -> None:
+    """Let a notification wake a waiter."""
+    async with anyio.create_task_group() as group:
+        group.start_soon(broker.wait_for_work, ["r"], 1000)
+        await wait_for_waiter(server, broker, "r")
+        await broker.enqueue([message("r", queue="r")])
+
+
+async def test_moved_slot(server: Server, anyio_backend: object) -> None:
+    """A broker follows its slot to another server, and fails while the slot is being moved."""
+    with redis_cluster(server.name, PREFIX) as cluster:
+        async with open_broker(cluster.url, prefix=PREFIX) as broker:
+            await broker.enqueue([message()])
+            source = cluster.owner()
+            target = next(other for other in cluster.servers if other is not source)
+            cluster.start_migration(source, target)
+            with pytest.raises(BrokerUnavailableError, match=r"TRYAGAIN|ASK"):
+                await broker.enqueue([message("two")])
+            cluster.finish_migration(source, target)
+            assert await eventually_count(broker) == 1
+            assert await broker.enqueue([message("two")]) == [True]
+            keys = cluster.keys()
+            assert keys.pop(target.port)
+            assert not any(keys.values())
+
+
+async def test_fail_over(server: Server, anyio_backend: object) -> None:
+    """A broker and its notifications move to the replica that was promoted."""
+    with redis_cluster(server.name, PREFIX) as cluster:
+        async with open_broker(cluster.url, prefix=PREFIX) as broker:
+            await broker.enqueue([message()])
+            await broker.wait_for_work(["q"], SOON)
+            await anyio.to_thread.run_sync(cluster.fail_over)
+            assert await eventually_count(broker) == 1
+            assert await claimed(broker) == ["one"]
+            await notify_waiter(broker, cluster.replica)
+            cluster.owner().kill()  # the node that was asked first is the last that was used
+            assert await eventually_count(broker) == 2
+
+
+async def test_one_seed(server: Server, anyio_backend: object) -> None:
+    """A broker finds the other nodes through one that it knows, and remembers them."""
+    with redis_cluster(server.name, PREFIX) as cluster:
+        seed = next(other for other in cluster.servers if other is not cluster.owner())
+        async with open_broker(f"redis+cluster://127.0.0.1:{seed.port}", prefix=PREFIX) as broker:
+            assert await broker.count() == 0
+            seed.kill()
+            with client(cluster.owner()) as connected:
+                connected.client_kill_filter(_type="normal")
+            assert await eventually_count(broker) == 0
+
+
+async def test_plain_url(server: Server, anyio_backend: object) -> None:
+    """A node of a cluster is refused, if the URL is not that of a cluster, and the reverse."""
+    with redis_cluster(server.name, PREFIX) as cluster:
+        wrong = next(other for other in cluster.servers if other is not cluster.owner())
+        with pytest.raises(BrokerUnavailableError, match=r"use a URL like redis\+cluster://"):
+            await RedisBroker(wrong.url, prefix=PREFIX).open()
+    with pytest.raises(BrokerUnavailableError, match="cluster support disabled"):
+        await RedisBroker(server.url.replace("redis:", "redis+cluster:")).open()
+
+
+async def test_missing_slot(server: Server, anyio_backend: object) -> None:
+    """A cluster without a server for the prefix is refused."""
+    own = Server(server.name, "--cluster-enabled", "yes", port=cluster_port())
+    try:
+        with pytest.raises(BrokerUnavailableError, match=r"slot \d+ has no primary"):
+            await RedisBroker(own.url.replace("redis:", "redis+cluster:")).open()
+    finally:
+        own.close()
