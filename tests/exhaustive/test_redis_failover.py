@@ -60,4 +60,4 @@ async def test_cluster(redis_server: Server, anyio_backend: object, kills: bool)
     with ExitStack() as stack:
         cluster = RedisCluster(redis_server.name, stack, PREFIX)
         fail_over = cluster.kill_owner if kills else cluster.fail_over
-        await run_jobs(cluster.url, cluster.owner(), fail_over)
+        await run_jobs(cluster.url, cluster.owner(PREFIX), fail_over)

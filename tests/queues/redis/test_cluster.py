@@ -7,14 +7,17 @@ import pytest
 from support.brokers.jobs import claim_one, claimed, message, settle
 from support.brokers.redis import open_broker, wait_for_waiter
 from support.brokers.redis_servers import Server
-from support.brokers.redis_topologies import client, cluster_port, redis_cluster
+from support.brokers.redis_topologies import (
+    client,
+    cluster_port,
+    redis_cluster,
+    shared_cluster,
+)
 from support.time import SOON
 
 from background.queues._errors import BrokerUnavailableError
 from background.queues._states import JobState
 from background.queues.redis import RedisBroker, RedisResults
-
-PREFIX = "shop"
 
 
 async def eventually_count(broker: RedisBroker) -> int:
@@ -29,25 +32,26 @@ async def eventually_count(broker: RedisBroker) -> int:
 
 async def test_one_slot(server: Server, anyio_backend: object) -> None:
     """All keys of a prefix are on one server of the cluster, under one hash tag."""
-    with redis_cluster(server.name, PREFIX) as cluster:
-        results = RedisResults(cluster.url, prefix=PREFIX)
-        await results.open()
-        async with open_broker(cluster.url, prefix=PREFIX) as broker:
-            await broker.enqueue([message(), message("two", depends_on=("one",))])
-            await broker.wait_for_work(["q"], SOON)
-            claim = await claim_one(broker)
-            await broker.save("one", claim.token, b"1")
-            assert await settle(broker, claim, JobState.SUCCEEDED, result=b"2")
-            await settle(broker, await claim_one(broker), JobState.DEAD, error={"type": "E"})
-            await broker.maintain()
-            await results.save("a", b"1", retention=60)
-            keys = cluster.keys()
-            assert keys.pop(cluster.owner().port) >= {
-                f"{{{PREFIX}}}:{name}" for name in ("messages", "jobs", "version", "result:a")
-            }
-            assert not any(keys.values())
-            await notify_waiter(broker, cluster.owner())
-        await results.close()
+    cluster = shared_cluster(server.name)
+    results = RedisResults(cluster.url, prefix="shop")
+    await results.open()
+    async with open_broker(cluster.url, prefix="shop") as broker:
+        await broker.enqueue([message(), message("two", depends_on=("one",))])
+        await broker.wait_for_work(["q"], SOON)
+        claim = await claim_one(broker)
+        await broker.save("one", claim.token, b"1")
+        assert await settle(broker, claim, JobState.SUCCEEDED, result=b"2")
+        await settle(broker, await claim_one(broker), JobState.DEAD, error={"type": "E"})
+        await broker.maintain()
+        await results.save("a", b"1", retention=60)
+        keys = cluster.keys(other="moved")
+        assert keys.pop(cluster.owner("shop").port) >= {
+            f"{{shop}}:{name}" for name in ("messages", "jobs", "version", "result:a")
+        }
+        assert not any(keys.values())
+        await notify_waiter(broker, cluster.owner("shop"))
+        await broker.purge()
+    await results.close()
 
 
 async def notify_waiter(broker: RedisBroker, server: Server) -> None:
@@ -60,54 +64,46 @@ async def notify_waiter(broker: RedisBroker, server: Server) -> None:
 
 async def test_moved_slot(server: Server, anyio_backend: object) -> None:
     """A broker follows its slot to another server, and fails while the slot is being moved."""
-    with redis_cluster(server.name, PREFIX) as cluster:
-        async with open_broker(cluster.url, prefix=PREFIX) as broker:
-            await broker.enqueue([message()])
-            source = cluster.owner()
-            target = next(other for other in cluster.servers if other is not source)
-            cluster.start_migration(source, target)
-            with pytest.raises(BrokerUnavailableError, match=r"TRYAGAIN|ASK"):
-                await broker.enqueue([message("two")])
-            cluster.finish_migration(source, target)
-            assert await eventually_count(broker) == 1
-            assert await broker.enqueue([message("two")]) == [True]
-            keys = cluster.keys()
-            assert keys.pop(target.port)
-            assert not any(keys.values())
+    cluster = shared_cluster(server.name)
+    source = cluster.owner("moved")
+    target = next(node for node in cluster.servers if node is not source)
+    async with open_broker(cluster.url, prefix="moved") as broker:
+        await broker.enqueue([message()])
+        cluster.start_migration("moved", target)
+        with pytest.raises(BrokerUnavailableError, match=r"TRYAGAIN|ASK"):
+            await broker.enqueue([message("two")])
+        cluster.finish_migration("moved", target)
+        assert await eventually_count(broker) == 1
+        assert await broker.enqueue([message("two")]) == [True]
+        keys = cluster.keys()
+        assert "{moved}:jobs" not in keys[source.port]
+        assert "{moved}:messages" in keys[target.port]
 
 
 async def test_fail_over(server: Server, anyio_backend: object) -> None:
-    """A broker and its notifications move to the replica that was promoted."""
-    with redis_cluster(server.name, PREFIX) as cluster:
-        async with open_broker(cluster.url, prefix=PREFIX) as broker:
+    """A broker finds all nodes through one that it knows, and follows a promotion."""
+    with redis_cluster(server.name, "shop") as cluster:
+        owner = cluster.owner("shop")
+        seed = next(node for node in cluster.servers if node is not owner)
+        async with open_broker(f"redis+cluster://127.0.0.1:{seed.port}", prefix="shop") as broker:
             await broker.enqueue([message()])
             await broker.wait_for_work(["q"], SOON)
             await anyio.to_thread.run_sync(cluster.fail_over)
             assert await eventually_count(broker) == 1
             assert await claimed(broker) == ["one"]
             await notify_waiter(broker, cluster.replica)
-            cluster.owner().kill()  # the node that was asked first is the last that was used
-            assert await eventually_count(broker) == 2
-
-
-async def test_one_seed(server: Server, anyio_backend: object) -> None:
-    """A broker finds the other nodes through one that it knows, and remembers them."""
-    with redis_cluster(server.name, PREFIX) as cluster:
-        seed = next(other for other in cluster.servers if other is not cluster.owner())
-        async with open_broker(f"redis+cluster://127.0.0.1:{seed.port}", prefix=PREFIX) as broker:
-            assert await broker.count() == 0
             seed.kill()
-            with client(cluster.owner()) as connected:
+            with client(cluster.replica) as connected:
                 connected.client_kill_filter(_type="normal")
-            assert await eventually_count(broker) == 0
+            assert await eventually_count(broker) == 2
 
 
 async def test_plain_url(server: Server, anyio_backend: object) -> None:
     """A node of a cluster is refused, if the URL is not that of a cluster, and the reverse."""
-    with redis_cluster(server.name, PREFIX) as cluster:
-        wrong = next(other for other in cluster.servers if other is not cluster.owner())
-        with pytest.raises(BrokerUnavailableError, match=r"use a URL like redis\+cluster://"):
-            await RedisBroker(wrong.url, prefix=PREFIX).open()
+    cluster = shared_cluster(server.name)
+    wrong = next(node for node in cluster.servers if node is not cluster.owner("shop"))
+    with pytest.raises(BrokerUnavailableError, match=r"use a URL like redis\+cluster://"):
+        await RedisBroker(wrong.url, prefix="shop").open()
     with pytest.raises(BrokerUnavailableError, match="cluster support disabled"):
         await RedisBroker(server.url.replace("redis:", "redis+cluster:")).open()
 

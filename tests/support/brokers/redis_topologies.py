@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import atexit
 import socket
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from functools import cache
 from typing import Any
 
 from redis import Redis
@@ -101,7 +103,7 @@ class RedisCluster:
     """
 
     def __init__(self, name: str, stack: ExitStack, prefix: str, *options: str) -> None:
-        self._slot = key_slot(f"{{{prefix}}}".encode())
+        self._prefix = prefix
         self.servers = [self._start(name, stack, *options) for _ in range(3)]
         first = self.servers[0]
         for number, server in enumerate(self.servers):
@@ -114,7 +116,7 @@ class RedisCluster:
         with client(self.replica) as node:
             node.cluster("MEET", "127.0.0.1", first.port)
             eventually(lambda: len(node.cluster("NODES")) == 4)
-            node.cluster("REPLICATE", self.id_of(self.owner()))
+            node.cluster("REPLICATE", self.id_of(self.owner(prefix)))
             eventually(lambda: node.info("replication").get("master_link_status") == "up")
         for server in self.servers:
             with client(server) as node:
@@ -140,44 +142,60 @@ class RedisCluster:
         hosts = ",".join(f"127.0.0.1:{server.port}" for server in self.servers)
         return f"redis+cluster://{hosts}"
 
-    def owner(self) -> Server:
-        """Return the server that has the prefix at first."""
-        return self.servers[self._slot * 3 // 16384]
+    def owner(self, prefix: str) -> Server:
+        """Return the server that has a prefix at first."""
+        return self.servers[slot(prefix) * 3 // 16384]
 
-    def keys(self) -> dict[int, set[str]]:
-        """Return the keys of each server, by its port."""
+    def keys(self, other: str = "") -> dict[int, set[str]]:
+        """Return the keys of each server, by its port, without those of another prefix."""
         found: dict[int, set[str]] = {}
         for server in self.servers:
             with client(server) as node:
-                found[server.port] = set(node.keys())
+                keys = node.keys()
+                found[server.port] = {key for key in keys if not key.startswith(f"{{{other}}}")}
         return found
 
-    def start_migration(self, source: Server, target: Server) -> None:
-        """Begin to move the prefix to another server."""
+    def start_migration(self, prefix: str, target: Server) -> None:
+        """Begin to move a prefix to another server."""
+        source = self.owner(prefix)
         with client(source) as old, client(target) as new:
-            new.execute_command("CLUSTER SETSLOT", self._slot, "IMPORTING", self.id_of(source))
-            old.execute_command("CLUSTER SETSLOT", self._slot, "MIGRATING", self.id_of(target))
+            command = "CLUSTER SETSLOT", slot(prefix)
+            new.execute_command(*command, "IMPORTING", self.id_of(source))
+            old.execute_command(*command, "MIGRATING", self.id_of(target))
 
-    def finish_migration(self, source: Server, target: Server) -> None:
+    def finish_migration(self, prefix: str, target: Server) -> None:
         """Move all keys of the prefix, and give the slot to the other server."""
-        with client(source) as old, client(target) as new:
-            keys = old.execute_command("CLUSTER GETKEYSINSLOT", self._slot, 100)
+        with client(self.owner(prefix)) as old, client(target) as new:
+            keys = old.execute_command("CLUSTER GETKEYSINSLOT", slot(prefix), 100)
             old.migrate("127.0.0.1", target.port, keys, 0, 5000)
             for node in (new, old):
-                node.execute_command("CLUSTER SETSLOT", self._slot, "NODE", self.id_of(target))
+                node.execute_command("CLUSTER SETSLOT", slot(prefix), "NODE", self.id_of(target))
 
     def fail_over(self) -> None:
         """Make the replica a primary, while all servers run."""
-        with client(self.replica) as new, client(self.owner()) as old:
+        with client(self.replica) as new, client(self.owner(self._prefix)) as old:
             new.execute_command("CLUSTER FAILOVER")
             eventually(lambda: new.info("replication")["role"] == "master")
             eventually(lambda: old.info("replication")["role"] == "slave")
 
     def kill_owner(self) -> None:
         """Kill the server that has the prefix, and wait until the replica is a primary."""
-        self.owner().kill()
+        self.owner(self._prefix).kill()
         with client(self.replica) as node:
             eventually(lambda: node.info("replication")["role"] == "master")
+
+
+def slot(prefix: str) -> int:
+    """Return the slot of all keys of a prefix."""
+    return int(key_slot(f"{{{prefix}}}".encode()))
+
+
+@cache
+def shared_cluster(name: str) -> RedisCluster:
+    """Return the cluster shared by all tests that do not disturb it."""
+    stack = ExitStack()
+    atexit.register(stack.close)
+    return RedisCluster(name, stack, "shared")
 
 
 @contextmanager
