@@ -18,9 +18,10 @@ from .._states import FINAL, JobState
 from ..abc import Broker, Claim, LeaseStatus, MaintenanceStats, Message, Settlement, StoredJob
 from . import script as scripts
 from .address import Address
+from .checks import KeysCheck
 from .codec import pack_messages, pack_settlement, unpack_claims, unpack_jobs
 from .connection import RedisConnection
-from .script import VERSION, Caller, Script, encoded
+from .script import READS, WRITES, Caller, Script, encoded
 from .session import Session
 from .url import RedisOptions
 
@@ -85,6 +86,7 @@ class RedisBroker(Broker):
         self._channel = f"{{{self.prefix}}}:events:{self._address.db}"
         self._caller = Caller(self.prefix, self._channel)
         self._session = Session(self._address, self._channel, self._check_jobs)
+        self._keys = KeysCheck(self._address, self.prefix)
         self._process = process_name()
         self._claims = count(1)
 
@@ -95,12 +97,15 @@ class RedisBroker(Broker):
         await self._session.open()
 
     async def _check_jobs(self, connection: RedisConnection) -> None:
-        version = int(await self._run(connection, scripts.OPEN, encoded(VERSION)))
-        if version > VERSION:
-            raise BrokerUnavailableError(
+        """Raise the stored version of the format to the written one; refuse a newer one."""
+        version = int(await self._run(connection, scripts.OPEN, encoded(WRITES)))
+        if version > READS:
+            reason = (
                 f"{self._address}: the jobs of prefix {self.prefix!r} have version {version}, from "
-                f"a newer version of this library; this one supports version {VERSION}"
+                f"a newer version of this library; this one supports versions up to {READS}"
             )
+            self._session.refuse(reason)
+            raise BrokerUnavailableError(reason)
 
     async def close(self) -> None:
         await self._session.close()
@@ -227,6 +232,9 @@ class RedisBroker(Broker):
         return purged
 
     async def maintain(self) -> MaintenanceStats:
+        version = self._keys.report(await self._call(scripts.PRESENT, []))
+        if not WRITES <= version <= READS:  # the server was emptied, or a newer release has opened
+            await self._check_jobs(self._session.connection)
         done = [0, 0, 0, 0]
         complete = False
         while not complete:

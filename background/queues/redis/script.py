@@ -27,8 +27,10 @@ KEYS = (
     *("dependants", "previous", "counts", "number", "idle", "version"),
 )
 
-#: The version of the format; raised for changes that older programs can't read.
-VERSION = 1
+#: The version of the format that this library writes, and the latest that it reads. A release that
+#: changes the format first reads the new one, and the next release writes it: two releases that
+#: follow each other can run at the same time.
+WRITES, READS = 1, 1
 
 #: The fields of a record, in order. `AT` is the time of the next change: the job is due, it or its
 #: lease expires, or its retention ends.
@@ -71,6 +73,7 @@ SAVE = Script("save")
 CANCEL = Script("cancel")
 REQUEUE = Script("requeue")
 OPEN = Script("open")
+PRESENT = Script("present")
 NEXT_WORK = Script("next_work")
 GET = Script("get")
 AWAIT = Script("await")

@@ -11,6 +11,7 @@ from redis.exceptions import ResponseError
 
 from .._errors import BrokerUnavailableError
 from .address import Address
+from .checks import report_settings
 from .connection import RedisConnection, explained
 from .pubsub import Notifications
 from .script import command
@@ -42,6 +43,7 @@ class Session:
         self._opening = anyio.Lock()  # held while closing, too
         self._connection: RedisConnection | None = None
         self._notifications: Notifications | None = None
+        self._refusal = ""
 
     async def open(self) -> None:
         try:
@@ -53,8 +55,10 @@ class Session:
             if self._connection is not None:
                 return
             connection = RedisConnection(self._address)
+            self._refusal = ""
             try:
                 await self._check_server(connection)
+                await self._report_settings(connection)
                 if self._check is not None:
                     await self._check(connection)
             except BaseException:
@@ -74,6 +78,15 @@ class Session:
             raise BrokerUnavailableError(
                 f"{self._address}: Redis {version} is too old: 6.2 is needed"
             )
+
+    async def _report_settings(self, connection: RedisConnection) -> None:
+        answer = await connection.call(command(b"INFO"))
+        if not isinstance(answer, ResponseError):  # many users may not send it
+            report_settings(self._address, answer.decode(errors="replace"))
+
+    def refuse(self, reason: str) -> None:
+        """Let all calls fail until the session is opened again."""
+        self._refusal = reason
 
     async def close(self) -> None:
         async with self._opening:
@@ -103,6 +116,8 @@ class Session:
     def _opened(self) -> tuple[RedisConnection, Notifications]:
         if self._connection is None or self._notifications is None:
             raise BrokerUnavailableError(f"{self._address} is not open")
+        if self._refusal:
+            raise BrokerUnavailableError(self._refusal)
         return self._connection, self._notifications
 
     async def call(self, request: bytes) -> Any:

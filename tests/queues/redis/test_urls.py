@@ -260,12 +260,3 @@ async def test_server_without_hello(server: Server, anyio_backend: object) -> No
     )
     with own_server(server.name, "--rename-command", "HELLO", "") as own, refused:
         await RedisBroker(own.url).open()
-
-
-async def test_newer_version(broker: RedisBroker, server: Server) -> None:
-    """Jobs of a newer version of the library are rejected."""
-    with Redis.from_url(server.url) as client:
-        assert client.get(f"{{{broker.prefix}}}:version") == b"1"
-        client.set(f"{{{broker.prefix}}}:version", 99)
-    with pytest.raises(BrokerUnavailableError, match="have version 99, from a newer version"):
-        await RedisBroker(server.url, prefix=broker.prefix).open()
