@@ -2,7 +2,7 @@
 
     python examples/jobs.py                             # stores them in the file jobs.db
     python examples/jobs.py redis://localhost:6379      # or on a server, for many processes
-    python examples/jobs.py nats://localhost:4222
+    python examples/jobs.py nats://localhost:4222?prefix=example
 
 Interrupt it, or kill it: the next run finishes the jobs that are left.
 """

@@ -165,8 +165,8 @@ class JobQueue:
         Args:
             url: `memory://`; `sqlite:///jobs.db` for a file here, or `sqlite:////data/jobs.db` for
                 one anywhere, with `?synchronous=FULL` if wanted; `redis://`, `rediss://`,
-                `valkey://`, `valkeys://` or `unix://`; `nats://` or `tls://`. The guide on
-                connections has all options.
+                `valkey://`, `valkeys://` or `unix://`, `redis+sentinel://`, `redis+cluster://`;
+                `nats://` or `tls://`. The guide on connections has all options.
             prefix: The beginning of all names on a server, by default `background`. Applications
                 that share a server need different ones.
             **options: The other arguments of `JobQueue`.

@@ -27,6 +27,7 @@ PING_INTERVAL = 5.0
 _RECONNECT_WAIT = 0.25  # seconds between two attempts to connect
 _CLOSE_TIMEOUT = 1.0  # seconds that closing a client may take
 _MAX_ERRORS = 16  # the most errors of nats-py that are stored
+_FORBIDDEN = "permissions violation"  # in errors about a missing right
 
 
 class NatsConnection:
@@ -53,6 +54,7 @@ class NatsConnection:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._process = 0
         self._errors: list[Exception] = []
+        self._violations: set[str] = set()
         self._closing: set[asyncio.Task[None]] = set()
 
     @property
@@ -156,6 +158,8 @@ class NatsConnection:
         async def on_error(error: Exception) -> None:
             self._errors.append(error)
             del self._errors[:-_MAX_ERRORS]
+            if _FORBIDDEN in str(error):
+                self._report(str(error))
             if client is not self._client and len(self._errors) >= len(self._address.servers):
                 raise _NoServerError  # otherwise nats-py would try for ever
             if not client.is_connected and client._transport:
@@ -189,6 +193,12 @@ class NatsConnection:
             self._close_soon(client)
             raise
         return cast(Client, client)
+
+    def _report(self, violation: str) -> None:
+        """Log once that a right is missing; the server gives no answer to such a request."""
+        if violation not in self._violations:
+            self._violations.add(violation)
+            log(logging.ERROR, "%s: %s", self.shown, violation)
 
     def _disconnected(self) -> None:
         self._lost()
