@@ -13,6 +13,7 @@ from support.brokers import redis_servers as servers
 from support.brokers.jobs import claim_one, message, settle
 from support.brokers.nats_servers import nats_server
 from support.brokers.redis import own_server
+from support.brokers.redis_topologies import shared_cluster
 
 from background.queues import BrokerUnavailableError, JobState
 from background.queues._urls import make_broker
@@ -60,6 +61,17 @@ def test_rights_in_redis(name: str) -> None:
         anyio.run(use_results, url)
         with pytest.raises(BrokerUnavailableError, match="NOPERM"):
             anyio.run(use, f"{url}?prefix=other")
+
+
+@pytest.mark.parametrize("name", servers.available())
+def test_rights_in_cluster(name: str) -> None:
+    """The rights in the guide are sufficient in a cluster."""
+    cluster = shared_cluster(name)
+    for server in cluster.servers:
+        with Redis.from_url(server.url) as client:
+            client.execute_command(*block("ACL ").split())
+    url = cluster.url.replace("//", "//worker:password@")
+    anyio.run(use, f"{url}?prefix=shop")
 
 
 async def use_results(url: str) -> None:

@@ -33,9 +33,9 @@ async def eventually_count(broker: RedisBroker) -> int:
 async def test_one_slot(server: Server, anyio_backend: object) -> None:
     """All keys of a prefix are on one server of the cluster, under one hash tag."""
     cluster = shared_cluster(server.name)
-    results = RedisResults(cluster.url, prefix="shop")
+    results = RedisResults(cluster.url, prefix="orders")
     await results.open()
-    async with open_broker(cluster.url, prefix="shop") as broker:
+    async with open_broker(cluster.url, prefix="orders") as broker:
         await broker.enqueue([message(), message("two", depends_on=("one",))])
         await broker.wait_for_work(["q"], SOON)
         claim = await claim_one(broker)
@@ -45,11 +45,11 @@ async def test_one_slot(server: Server, anyio_backend: object) -> None:
         await broker.maintain()
         await results.save("a", b"1", retention=60)
         keys = cluster.keys(other="moved")
-        assert keys.pop(cluster.owner("shop").port) >= {
-            f"{{shop}}:{name}" for name in ("messages", "jobs", "version", "result:a")
+        assert keys.pop(cluster.owner("orders").port) >= {
+            f"{{orders}}:{name}" for name in ("messages", "jobs", "version", "result:a")
         }
         assert not any(keys.values())
-        await notify_waiter(broker, cluster.owner("shop"))
+        await notify_waiter(broker, cluster.owner("orders"))
         await broker.purge()
     await results.close()
 
@@ -82,10 +82,10 @@ async def test_moved_slot(server: Server, anyio_backend: object) -> None:
 
 async def test_fail_over(server: Server, anyio_backend: object) -> None:
     """A broker finds all nodes through one that it knows, and follows a promotion."""
-    with redis_cluster(server.name, "shop") as cluster:
-        owner = cluster.owner("shop")
+    with redis_cluster(server.name, "orders") as cluster:
+        owner = cluster.owner("orders")
         seed = next(node for node in cluster.servers if node is not owner)
-        async with open_broker(f"redis+cluster://127.0.0.1:{seed.port}", prefix="shop") as broker:
+        async with open_broker(f"redis+cluster://127.0.0.1:{seed.port}", prefix="orders") as broker:
             await broker.enqueue([message()])
             await broker.wait_for_work(["q"], SOON)
             await anyio.to_thread.run_sync(cluster.fail_over)
@@ -101,9 +101,9 @@ async def test_fail_over(server: Server, anyio_backend: object) -> None:
 async def test_plain_url(server: Server, anyio_backend: object) -> None:
     """A node of a cluster is refused, if the URL is not that of a cluster, and the reverse."""
     cluster = shared_cluster(server.name)
-    wrong = next(node for node in cluster.servers if node is not cluster.owner("shop"))
+    wrong = next(node for node in cluster.servers if node is not cluster.owner("orders"))
     with pytest.raises(BrokerUnavailableError, match=r"use a URL like redis\+cluster://"):
-        await RedisBroker(wrong.url, prefix="shop").open()
+        await RedisBroker(wrong.url, prefix="orders").open()
     with pytest.raises(BrokerUnavailableError, match="cluster support disabled"):
         await RedisBroker(server.url.replace("redis:", "redis+cluster:")).open()
 

@@ -88,11 +88,13 @@ async def test_credentials(server: Server, anyio_backend: object) -> None:
                 connected.config_set("requirepass", options[1])
         with client(servers.sentinels[0]) as connected:
             connected.sentinel_set(Replicated.SERVICE, "auth-pass", options[1])
-            connected.execute_command("ACL", "SETUSER", "default", "resetpass", ">sentinel")
+            rights = "-@all", "+@connection", "+sentinel|get-master-addr-by-name"
+            connected.execute_command("ACL", "SETUSER", "watcher", "on", ">sentinel", *rights)
+            connected.execute_command("ACL", "SETUSER", "default", "off")
         url = servers.url.replace("//", f"//:{QUOTED}@")
         with pytest.raises(BrokerUnavailableError, match="uthentication"):
             await RedisBroker(url).open()
-        results = RedisResults(f"{url}?sentinel_password=sentinel")
+        results = RedisResults(f"{url}?sentinel_username=watcher&sentinel_password=sentinel")
         await results.open()
         await results.save("a", b"1", retention=60)
         assert await results.get("a") == b"1"
