@@ -89,9 +89,9 @@ class Notifications:
     async def _listen(self, connection: Any) -> None:
         while True:
             _, _, data = await connection.read_response()
-            text: str = data.decode()
+            text: str = data.decode(errors="replace")  # any client may have published it
             for name in text[1:].split(" "):
-                self._wake(text[0] + name)
+                self._wake(text[:1] + name)
 
     def _wake(self, topic: str) -> None:
         for event in self._events.get(topic, ()):

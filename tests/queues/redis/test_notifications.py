@@ -50,6 +50,21 @@ async def test_changes_by_another_broker(
                 await second.cancel("first")
 
 
+async def test_unreadable_message(
+    broker: RedisBroker, server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A message that is not a notification does not end the subscription."""
+    monkeypatch.setattr(module, "_POLL", 1000.0)
+    monkeypatch.setattr("background.queues.redis.pubsub._RECONNECT", 1000.0)
+    with anyio.fail_after(SOON), Redis.from_url(server.url) as client:
+        async with anyio.create_task_group() as group:
+            group.start_soon(broker.wait_for_work, ["q"], 1000)
+            await wait_for_waiter(server, broker, "q")
+            for garbage in (b"", b"\xff", b"+", b"= ", b"\x00" * 1000):
+                client.publish(f"{{{broker.prefix}}}:events:0", garbage)
+            await broker.enqueue([message()])
+
+
 async def test_concurrent_brokers(broker: RedisBroker, server: Server) -> None:
     """Every job is claimed by exactly one of several brokers."""
     seen: list[str] = []
