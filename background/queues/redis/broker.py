@@ -15,6 +15,7 @@ from .._dependencies import missing_dependency, outside_dependencies
 from .._errors import BrokerUnavailableError
 from .._names import process_name
 from .._states import FINAL, JobState
+from .._unreadable import describe, report
 from ..abc import Broker, Claim, LeaseStatus, MaintenanceStats, Message, Settlement, StoredJob
 from . import script as scripts
 from .address import Address
@@ -140,7 +141,17 @@ class RedisBroker(Broker):
     async def claim(self, queues: Sequence[str], most: int, *, lease: float) -> list[Claim]:
         token = f"{self._process}-{next(self._claims)}"
         values = encoded(token, lease, min(most, _CHUNK), *queues)
-        return unpack_claims(await self._ask(scripts.CLAIM, values), token)
+        claims, unreadable = unpack_claims(await self._ask(scripts.CLAIM, values), token)
+        if unreadable:
+            for id, reason in unreadable.items():
+                report(id, reason)
+            await self.settle(
+                [
+                    Settlement(id, token, JobState.DEAD, error=describe(reason))
+                    for id, reason in unreadable.items()
+                ]
+            )
+        return claims
 
     async def wait_for_work(self, queues: Sequence[str], timeout: float) -> None:
         notifications = self._session.notifications

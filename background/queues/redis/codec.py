@@ -9,6 +9,7 @@ from struct import Struct
 from typing import Any
 
 from .._states import JobState
+from .._unreadable import DECODING_ERRORS, check_outcome, unreadable_job
 from ..abc import Claim, LostClaim, Message, Settlement, StoredJob
 
 _MOST_AT_ONCE = 5000  # in one script
@@ -137,39 +138,54 @@ def pack_settlement(settlement: Settlement) -> tuple[bytes, bytes, bytes]:
     return line.encode(), error, result
 
 
-def unpack_claims(data: bytes, token: str) -> list[Claim]:
-    """Decode the claims in a script's answer."""
+def unpack_claims(data: bytes, token: str) -> tuple[list[Claim], dict[str, Exception]]:
+    """Decode the claims in a script's answer.
+
+    Returns:
+        The claims, and by id the errors of claimed jobs that can't be read.
+    """
     claims: list[Claim] = []
+    unreadable: dict[str, Exception] = {}
     for line, text, saved, error, _, previous in _unpack(data):
-        message, enqueued_at = unpack_message(text)
-        cause = None if error is None else json.loads(error)
+        try:
+            message, enqueued_at = unpack_message(text)
+            cause = None if error is None else json.loads(error)
+            check_outcome(cause)
+        except DECODING_ERRORS as failure:
+            unreadable[line[7].decode(errors="replace")] = failure
+            continue
         attempt, crashes, unconfirmed = map(int, line[1:4])
         claims.append(
             Claim(
                 message, token, attempt, crashes, unconfirmed, enqueued_at, previous, cause, saved
             )
         )
-    return claims
+    return claims, unreadable
 
 
 def unpack_jobs(data: bytes) -> list[StoredJob]:
-    """Decode the jobs in a script's answer."""
+    """Decode the jobs in a script's answer; a job that can't be read is shown as dead."""
     jobs: list[StoredJob] = []
     for line, text, result, error, lost, previous in _unpack(data):
-        message, enqueued_at = unpack_message(text)
-        job = StoredJob(
-            message=message,
-            state=JobState(line[0].decode()),
-            attempt=int(line[1]),
-            enqueued_at=enqueued_at,
-            started_at=float(line[5]) if line[5] else None,
-            finished_at=float(line[6]) if line[6] else None,
-            error=None if error is None else json.loads(error),
-            result=result,
-            previous=previous,
-            token=line[4].decode(),
-            lost=() if lost is None else tuple(LostClaim(*claim) for claim in json.loads(lost)),
-        )
+        try:
+            message, enqueued_at = unpack_message(text)
+            cause = None if error is None else json.loads(error)
+            check_outcome(cause)
+            job = StoredJob(
+                message=message,
+                state=JobState(line[0].decode()),
+                attempt=int(line[1]),
+                enqueued_at=enqueued_at,
+                started_at=float(line[5]) if line[5] else None,
+                finished_at=float(line[6]) if line[6] else None,
+                error=cause,
+                result=result,
+                previous=previous,
+                token=line[4].decode(),
+                lost=() if lost is None else tuple(LostClaim(*claim) for claim in json.loads(lost)),
+            )
+        except DECODING_ERRORS as failure:
+            job = unreadable_job(line[7].decode(errors="replace"), text, failure)
         jobs.append(job)
     return jobs
 
@@ -182,7 +198,7 @@ def _unpack(data: bytes) -> Iterator[tuple[list[bytes], bytes, Any, Any, Any, tu
         line = data[start:end].split(b" ")
         end += 1
         parts: list[bytes | None] = []
-        for field in line[7:]:
+        for field in line[8:]:
             length = int(field)
             parts.append(data[end : end + length] if length >= 0 else None)
             end += max(length, 0)

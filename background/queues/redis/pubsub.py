@@ -1,17 +1,20 @@
 """Notifications of new work and of ended jobs.
 
 Scripts publish on one channel: `+queue` when a queue with waiters has work, and `=id id` when jobs
-with waiters have ended. A lost message only causes a short delay, because waiters also poll.
+with waiters have ended. `!id` reports a job that could not be read. A lost message only causes a
+short delay, because waiters also poll.
 """
 
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Generator, Iterable
 from contextlib import contextmanager
 from contextvars import Context
 from typing import Any
 
+from ..._support.log import log
 from .address import Address
 from .discovery import disconnect
 
@@ -90,6 +93,8 @@ class Notifications:
         while True:
             _, _, data = await connection.read_response()
             text: str = data.decode(errors="replace")  # any client may have published it
+            if text[:1] == "!":
+                log(logging.ERROR, "job %.128s can't be read and is set aside", text[1:])
             for name in text[1:].split(" "):
                 self._wake(text[:1] + name)
 

@@ -22,9 +22,10 @@ from importlib.resources import files
 #: - number: the number of the latest job.
 #: - idle: queues with waiters.
 #: - version: the version of this format.
+#: - damaged: jobs that could not be read, by id; their messages by id and `message`.
 KEYS = (
     *("jobs", "messages", "results", "errors", "order", "ready", "changing", "kept"),
-    *("dependants", "previous", "counts", "number", "idle", "version"),
+    *("dependants", "previous", "counts", "number", "idle", "version", "damaged"),
 )
 
 #: The version of the format that this library writes, and the latest that it reads. A release that
@@ -60,6 +61,7 @@ class Script:
         text = re.sub(r"\s*--[^\n]*", "", text)  # comments
         text = re.sub(r"\bKEYS\.(\w+)", lambda name: f"KEYS[{KEYS.index(name[1]) + 1}]", text)
         text = re.sub(r"\[([A-Z_]+)\]", lambda name: f"[{FIELDS.index(name[1]) + 1}]", text)
+        text = text.replace("#job == FIELDS", f"#job == {len(FIELDS)}")
         self.text = text.encode()
         self.digest = sha1(self.text, usedforsecurity=False).hexdigest().encode()
 

@@ -23,6 +23,9 @@ for q = 5, #ARGV do
       local job = jobs[id]
       if not job or job[STATE] ~= 'ready' then
         call('ZREM', KEYS.ready, members[i])
+      elseif not messages[i] then
+        set_aside(id, cmsgpack.pack(job))
+        call('ZREM', KEYS.ready, members[i])
       elseif job[EXPIRES] and job[EXPIRES] <= now then
         stop(id, 'expired')
       else

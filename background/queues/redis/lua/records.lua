@@ -26,6 +26,23 @@ local function track(id, job)
   jobs[id], states[id], times[id] = job, job[STATE], job[AT]
 end
 
+local STATES = {scheduled = true, ready = true, running = true, succeeded = true, dead = true,
+  cancelled = true, expired = true}
+
+-- Moves a job that can't be read to a hash of its own, because another program may have written
+-- anything. Its entry in `ready` is removed by the next claim.
+local function set_aside(id, record)
+  local message = call('HGET', KEYS.messages, id)
+  call('HSET', KEYS.damaged, id, record, id .. ' message', message or '')
+  call('HDEL', KEYS.jobs, id)
+  call('HDEL', KEYS.messages, id)
+  call('ZREM', KEYS.changing, id)
+  call('ZREM', KEYS.kept, id)
+  call('ZREM', KEYS.order, id)
+  call('PUBLISH', ARGV[1], '!' .. id)
+  jobs[id] = false
+end
+
 -- Returns a record with its values in the order of the fields; the number has 14 hex digits.
 local function new_record(queue, number, retention, dead_retention)
   return {'ready', queue, number, tonumber(retention), tonumber(dead_retention), 0, 0, 0, false, false,
@@ -36,6 +53,9 @@ end
 local function track_message(id, message)
   local number, queue, retention, dead_retention =
     string.match(message, '^(%x+) [^ ]* [^ ]* ([^ ]*) ([^ ]*) ([^ ]*)')
+  if not dead_retention or not tonumber(retention) or not tonumber(dead_retention) then
+    return set_aside(id, '')
+  end
   track(id, new_record(queue, number, retention, dead_retention))
 end
 
@@ -46,7 +66,14 @@ local function fetch(ids)
     local records = call('HMGET', KEYS.jobs, unpack(ids, first, last))
     for i = first, last do
       local id, record = ids[i], records[i - first + 1]
-      if record and jobs[id] == nil then track(id, cmsgpack.unpack(record)) end
+      if record and jobs[id] == nil then
+        local read, job = pcall(cmsgpack.unpack, record)
+        if read and type(job) == 'table' and STATES[job[STATE]] and #job == FIELDS then
+          track(id, job)
+        else
+          set_aside(id, record)
+        end
+      end
     end
   end
 end

@@ -2,7 +2,7 @@
 local queue, state, found, size = ARGV[4], ARGV[5], {}, 0
 for _, id in ipairs(ids) do
   local message = call('HGET', KEYS.messages, id)
-  if message and not jobs[id] then track_message(id, message) end
+  if message and jobs[id] == nil then track_message(id, message) end
   local job = get(id)
   if job and (queue == '' or job[QUEUE] == queue) and (state == '' or job[STATE] == state) then
     show(found, id, job, message)

@@ -232,11 +232,12 @@ end
 
 -- Appends a job to an answer: a line with its state and the lengths of the parts that follow.
 local function show(shown, id, job, message)
+  message = message or ''
   local result = job[RESULT] and call('HGET', KEYS.results, id)
   local error = job[ERROR] and call('HGET', KEYS.errors, id)
   local lost = job[LOST] and cjson.encode(job[LOST])
-  local line = string.format('%s %d %d %d %s %s %s %d %d %d %d', job[STATE], job[ATTEMPT],
-    job[CRASHES], job[UNCONFIRMED], job[TOKEN] or '', text(job[STARTED]), text(job[FINISHED]),
+  local line = string.format('%s %d %d %d %s %s %s %s %d %d %d %d', job[STATE], job[ATTEMPT],
+    job[CRASHES], job[UNCONFIRMED], job[TOKEN] or '', text(job[STARTED]), text(job[FINISHED]), id,
     #message, result and #result or -1, error and #error or -1, lost and #lost or -1)
   local count = #shown
   shown[count + 1], shown[count + 2] = line, '\n' .. message

@@ -1,0 +1,104 @@
+"""Jobs that another program has changed on the server."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from redis import Redis
+from support.brokers.jobs import claimed, message
+from support.brokers.redis import until
+from support.brokers.redis_servers import Server
+
+from background.queues import JobState
+from background.queues.redis import RedisBroker
+
+GARBAGE = (b"", b"x", b"\xff\x00", b"[1]", b"\x90", b"\x91\xc0", b"1 2 3\n", b"0" * 100)
+HASHES = ("jobs", "messages", "results", "errors")
+
+
+def key(broker: RedisBroker, name: str) -> str:
+    return f"{{{broker.prefix}}}:{name}"
+
+
+@pytest.mark.parametrize("name", HASHES)
+async def test_damaged_hash(
+    broker: RedisBroker, server: Server, name: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A damaged entry of a job stops neither other jobs nor the inspection of the queue."""
+    with Redis.from_url(server.url) as client:
+        for number, garbage in enumerate(GARBAGE):
+            damaged, innocent = f"damaged-{number}", f"innocent-{number}"
+            await broker.enqueue([message(damaged), message(innocent)])
+            for id in await claimed(broker):  # now both have records
+                assert id in (damaged, innocent)
+            client.hset(key(broker, name), damaged, garbage)
+            await broker.enqueue([message(f"next-{number}")])
+            assert f"next-{number}" in await claimed(broker)
+            await broker.get(damaged)
+            await broker.wait(damaged, 0)
+            await broker.cancel(damaged)
+            await broker.maintain()
+            found = [job.message.id async for job in broker.scan()]
+            assert innocent in found
+            await broker.count()
+    assert "Traceback" not in caplog.text
+
+
+@pytest.mark.parametrize("name", ["jobs", "messages"])
+async def test_job_is_set_aside(
+    broker: RedisBroker, server: Server, name: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A job that can't be read is set aside with its bytes, and reported."""
+    with Redis.from_url(server.url) as client:
+        await broker.wait_for_work(["none"], 0.01)  # it subscribes
+        await broker.enqueue([message(), message("two")])
+        client.hset(key(broker, name), "one", b"garbage")
+        assert await claimed(broker) == ["two"]
+        assert await broker.get("one") is None
+        assert b"garbage" in client.hgetall(key(broker, "damaged")).values()
+        await until(lambda: "job one can't be read and is set aside" in caplog.text)
+
+
+async def test_unreadable_claim(
+    broker: RedisBroker, server: Server, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A claimed job whose message or error has other values is dead with the reason."""
+    with Redis.from_url(server.url) as client:
+        await broker.enqueue([message("one"), message("two"), message("three")])
+        stored = client.hget(key(broker, "messages"), "one")
+        assert isinstance(stored, bytes)
+        client.hset(key(broker, "messages"), "one", stored.replace(b" 0.0 ", b" x ", 1))
+        assert await claimed(broker) == ["two", "three"]
+        job = await broker.get("one")
+        assert job is not None
+        assert job.state is JobState.DEAD
+        assert job.error is not None
+        assert "what is stored can't be read" in job.error["message"]
+    assert "job one can't be read and is dead" in caplog.text
+
+
+async def test_missing_message(broker: RedisBroker, server: Server) -> None:
+    """A job whose message was deleted is set aside, and other jobs are claimed."""
+    with Redis.from_url(server.url) as client:
+        await broker.enqueue([message("one", delay=0.01), message("two", delay=0.01)])
+        client.hdel(key(broker, "messages"), "one")
+        await broker.wait_for_work(["q"], 10)
+        assert await claimed(broker) == ["two"]
+        assert client.hexists(key(broker, "damaged"), "one")
+        assert [job.message.id async for job in broker.scan()] == ["two"]
+
+
+async def test_stray_members(broker: RedisBroker, server: Server) -> None:
+    """Members of indexes without a job are removed or ignored."""
+    with Redis.from_url(server.url) as client:
+        await broker.enqueue([message("one")])
+        client.zadd(key(broker, "ready"), {b"q\x000garbage": 0, b"q\x00" + b"f" * 14 + b"no": 0})
+        client.zadd(key(broker, "changing"), {"stray": 1})
+        client.zadd(key(broker, "kept"), {"stray": 1})
+        client.zadd(key(broker, "order"), {"stray": 0.5})
+        client.zadd(key(broker, "dependants"), {"one": 0, "one two": 0, "one two x": 0})
+        client.hset(key(broker, "counts"), "q ready x", json.dumps({}))
+        assert await claimed(broker) == ["one"]
+        await broker.maintain()
+        assert [job.message.id async for job in broker.scan()] == ["one"]
