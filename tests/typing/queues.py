@@ -156,6 +156,7 @@ async def queue(manager: Manager, broker: Broker, results: Results) -> None:
         retention=60,
     )
     assert_type(JobQueue.from_url("sqlite:///jobs.db", lease=5.0), JobQueue)
+    assert_type(JobQueue.from_url("redis://host", prefix="shop"), JobQueue)
     SQLiteBroker("jobs.db", synchronous="FULL")
     async with jobs_to_start as entered:
         assert_type(entered, JobQueue)

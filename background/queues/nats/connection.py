@@ -26,7 +26,7 @@ PATIENCE = 5.0
 PING_INTERVAL = 5.0
 _RECONNECT_WAIT = 0.25  # seconds between two attempts to connect
 _CLOSE_TIMEOUT = 1.0  # seconds that closing a client may take
-_MAX_ERRORS = 16  # the most errors of nats-py that are stored
+_MAX_ERRORS = 16  # the most errors of nats-py, and missing rights, that are stored
 _FORBIDDEN = "permissions violation"  # in errors about a missing right
 
 
@@ -195,8 +195,11 @@ class NatsConnection:
         return cast(Client, client)
 
     def _report(self, violation: str) -> None:
-        """Log once that a right is missing; the server gives no answer to such a request."""
-        if violation not in self._violations:
+        """Log once that a right is missing; the server gives no answer to such a request.
+
+        Violations name a subject, which may be that of a job, so their number is limited.
+        """
+        if violation not in self._violations and len(self._violations) < _MAX_ERRORS:
             self._violations.add(violation)
             log(logging.ERROR, "%s: %s", self.shown, violation)
 

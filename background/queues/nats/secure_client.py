@@ -22,6 +22,11 @@ class NoTlsError(ClientError):
 class SecureClient(Client):
     """A client that refuses a connection without TLS, at the first connect and at later ones."""
 
+    def __init__(self) -> None:
+        super().__init__()
+        # A nats-py without these methods would never call the ones below: fail instead.
+        _ = super()._process_info, super()._connect_command
+
     async def _process_info(self, info: dict[str, Any], initial_connection: bool = False) -> None:
         if not self._is_encrypted():
             # An attacker may have added these servers. nats-py would connect to them, and accept

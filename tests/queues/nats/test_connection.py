@@ -160,6 +160,27 @@ async def test_close_while_connecting() -> None:
         await asyncio.sleep(0)
 
 
+@in_real_time
+async def test_cancel_connecting() -> None:
+    """A cancelled attempt to connect leaves no connection."""
+    accepted, ended = asyncio.Event(), asyncio.Event()
+
+    async def say_nothing(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        accepted.set()
+        await reader.read()
+        ended.set()
+        writer.close()
+
+    async with await asyncio.start_server(say_nothing, "127.0.0.1", 0) as server:
+        port = server.sockets[0].getsockname()[1]
+        opening = asyncio.create_task(NatsBroker(f"nats://127.0.0.1:{port}").open())
+        await accepted.wait()
+        opening.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await opening
+        await ended.wait()
+
+
 @virtual
 async def test_incomplete_scan() -> None:
     """A count fails if only some jobs could be read, instead of returning their number."""

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from nats.aio.client import Client
 from support.brokers.nats import eventually, in_real_time, message, opened
 from support.brokers.nats_servers import nats_server
 from support.brokers.nats_tls import Attacker, Authority, tls_server
@@ -16,6 +17,7 @@ from background.queues._errors import BrokerUnavailableError
 from background.queues.nats import NatsBroker
 from background.queues.nats.address import NatsAddress
 from background.queues.nats.connection import NatsConnection
+from background.queues.nats.secure_client import SecureClient
 
 USER = "authorization { user: me, password: s3cret }"
 STRIPPED = {"tls_required": None, "tls_available": None, "tls_verify": None}
@@ -135,3 +137,11 @@ async def test_discovered_server(authority: Authority) -> None:
             pool = connection.current._server_pool  # type: ignore[union-attr]
             assert {server.uri.port for server in pool} == {first.port, second.port}
         await connection.close()
+
+
+@pytest.mark.parametrize("method", ["_process_info", "_connect_command"])
+def test_unknown_client(method: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A version of nats-py in which TLS can't be enforced is refused."""
+    monkeypatch.delattr(Client, method)
+    with pytest.raises(AttributeError, match=method):
+        SecureClient()
