@@ -70,14 +70,17 @@ class Shutdown:
         self._grace_ends = inf
         self._drain_scope: anyio.CancelScope | None = None
 
-    def request(self, *, ends_process: bool = False) -> None:
+    def request(self, *, ends_process: bool = False, counts: bool = True) -> None:
         """Handle a shutdown request: the first one stops loops, the second one cancels tasks.
 
         Args:
             ends_process: Whether the request must end the process. A body that stays in the block
                 is then cancelled, too.
+            counts: Whether this is a request, and not only the rest of an earlier one.
         """
         self._ends_process |= ends_process
+        if not counts:
+            return
         if self._is_requested:
             self.force("a second shutdown request")
             return

@@ -28,7 +28,7 @@ Handler = Callable[[int, FrameType | None], Any] | int | None
 class ShutdownRequest(Protocol):
     """The callback of a signal in the event loop."""
 
-    def __call__(self, *, ends_process: bool) -> None: ...
+    def __call__(self, *, ends_process: bool, counts: bool = True) -> None: ...
 
 
 class SignalHandlers:
@@ -65,6 +65,8 @@ class SignalHandlers:
         self._context = copy_context()
         self._is_active = False
         self._deferred: signal.Signals | None = None
+        self._heir: SignalHandlers | None = None  # raises the deferred signal instead
+        self._has_stuck = False  # whether tasks of a manager that was left before are stuck
         self._pending = 0  # signals that the event loop has not handled yet
 
     def install(self) -> None:
@@ -76,11 +78,27 @@ class SignalHandlers:
             signal.signal(number, self._handler)
 
     def restore(self) -> None:
-        """Restore the earlier handlers, except where this manager's handlers were replaced."""
+        """Restore the earlier handlers, except where this manager's handlers were replaced.
+
+        A handler of another manager that replaced one passes signals to the earlier handler then.
+        """
         self._is_active = False
         for number, previous in self._previous.items():
             if signal.getsignal(number) is self._handler:
                 signal.signal(number, signal.SIG_DFL if previous is None else previous)
+            elif (later := self._replaced_by(number)) is not None:
+                later._previous[number] = previous
+                if number == self._deferred and later._is_active:
+                    self._heir = later
+
+    def _replaced_by(self, number: int) -> SignalHandlers | None:
+        """Return the manager whose handler calls this one's."""
+        handler = signal.getsignal(number)
+        while isinstance(owner := getattr(handler, "__self__", None), SignalHandlers):
+            handler = owner._previous.get(number)
+            if handler is self._handler:
+                return owner
+        return None
 
     def _restore_in_child(self) -> None:
         """Restore the earlier handlers in a forked child, where no event loop has the requests."""
@@ -93,11 +111,17 @@ class SignalHandlers:
     def finish(self, *, stuck: bool) -> bool:
         """Raise the signal that was deferred until the manager had closed; return whether one was.
 
+        If another manager handles the signal, too, that one raises it when it has closed.
+
         With tasks that are `stuck` it ends the process at once, because the event loop or the
         interpreter would wait for them after a KeyboardInterrupt.
         """
         if self._deferred is None:
             return False
+        stuck |= self._has_stuck
+        if self._heir is not None:
+            self._heir._inherit(self._deferred, stuck=stuck)
+            return True
         for stream in (sys.stdout, sys.stderr):
             if stream is not None:  # pyright: ignore[reportUnnecessaryComparison]
                 with suppress(Exception):  # it may be closed, or its reader may be gone
@@ -106,6 +130,11 @@ class SignalHandlers:
             signal.signal(self._deferred, signal.SIG_DFL)
         signal.raise_signal(self._deferred)
         return True
+
+    def _inherit(self, number: signal.Signals, *, stuck: bool) -> None:
+        self._deferred = number
+        self._has_stuck = stuck
+        self._request(ends_process=True, counts=False)
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         previous = self._previous[number]

@@ -425,6 +425,24 @@ async def submit_until_closing(run: InjectedRun) -> None:
 
 
 @single
+async def submit_while_closing(run: InjectedRun) -> None:
+    """Cancel a `submit()` of a task for which the closing waits."""
+
+    async def work() -> bool:
+        outcome = await run.drive(manager.submit(Task(nap, args=(1,))))
+        check_ended_at_once(run, outcome)
+        return outcome.cancelled
+
+    async with run.manager(capacity=2) as manager:
+        manager.run(nap, 2)
+        handle = manager.run(work)
+        await anyio.sleep(1)
+        await manager.close()
+    assert len(run.handles) == 3 - await handle
+    assert all_succeeded(run)
+
+
+@single
 async def submit_a_loop(run: InjectedRun) -> None:
     async with run.manager(capacity=1) as manager:
         outcome = await run.drive(manager.submit(Task(nap, args=(1,), kind=LOOP)))
@@ -541,6 +559,30 @@ async def close_twice_at_once(run: InjectedRun) -> None:
         group.start_soon(manager.close)
         check_ended_at_once(run, await run.drive(manager.close()))
     assert all_succeeded(run)
+
+
+@single
+async def open_without_block(run: InjectedRun) -> None:
+    async with run.manager():
+        opened = Manager()
+        outcome = await run.drive(opened.open())
+        check_ended_at_once(run, outcome)
+        expected = ManagerState.NEW if outcome.cancelled else ManagerState.RUNNING
+        assert opened.state is expected
+        await opened.close()
+
+
+@single
+async def close_without_block(run: InjectedRun) -> None:
+    """Cancel a `close()` of a manager that was opened; the closing ends it without a waiter."""
+    async with run.manager():
+        opened = Manager()
+        await opened.open()
+        handle = opened.run(nap, 2)
+        outcome = await run.drive(opened.close())
+        check_ended_at_once(run, outcome)
+        await anyio.sleep(3)
+        assert (await opened.close()).succeeded == (handle,)
 
 
 @single

@@ -233,6 +233,32 @@ def test_manager_in_child_task(backend: str) -> None:
 
 
 @posix
+def test_sibling_managers(backend: str, number: signal.Signals) -> None:
+    """A signal ends the process when the last of several managers in sibling tasks has closed."""
+    status, process = run_and_signal(backend, "siblings", number)
+    steps = [line for line in process.lines if line.startswith(("job", "after"))]
+    assert steps[:5] == ["job 0 done", "after block 0", "job 1 done", "after block 1", "job 2 done"]
+    assert {f"{name}: 1 succeeded" for name in "012"} < set(process.lines)
+    assert status == -number or (status == 1 and "KeyboardInterrupt" in process.output)
+
+
+@posix
+def test_sibling_manager_with_stuck_task(backend: str, number: signal.Signals) -> None:
+    """A stuck task of a manager that was left before does not keep the process alive."""
+    status, process = run_and_signal(backend, "siblings_and_stuck", number)
+    assert status == -number
+    assert any("1 stuck" in line for line in process.lines)
+
+
+@posix
+def test_sibling_manager_stays(backend: str) -> None:
+    """A body that stays is cancelled at the end of the grace, although another was left before."""
+    status, process = run_and_signal(backend, "siblings_and_stays", TERM)
+    assert status == -TERM
+    assert "body cancelled" in process.lines
+
+
+@posix
 def test_body_error(backend: str) -> None:
     """The program ends by an error of the body, not by the signal."""
     status, process = run_and_signal(backend, "fails", TERM)

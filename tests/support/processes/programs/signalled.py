@@ -117,6 +117,73 @@ async def stays_after_close() -> None:
     say("after the block")
 
 
+async def siblings() -> None:
+    """Leave the first of three managers at once, and the others when their jobs have ended."""
+    left = [anyio.Event() for _ in range(3)]
+
+    async def job(number: int) -> None:
+        if number:
+            await left[number - 1].wait()
+            await anyio.sleep(0.1)  # the earlier manager has been left completely
+        say("job", number, "done")
+
+    async def serve(number: int, entered: anyio.Event) -> None:
+        async with make_manager(name=str(number)) as manager:
+            entered.set()
+            await manager.shutdown_requested()
+            manager.run(job, number)
+        say("after block", number)
+        left[number].set()
+
+    async with anyio.create_task_group() as group:
+        for number in range(3):
+            entered = anyio.Event()
+            group.start_soon(serve, number, entered)
+            await entered.wait()
+        say("ready")
+
+
+async def siblings_and_stuck() -> None:
+    """Leave a manager with a stuck thread, while another one in a sibling task is open."""
+    running = threading.Event()
+    left = anyio.Event()
+
+    async def serve_stuck() -> None:
+        async with make_manager(grace=0.05, cancel_timeout=0.05) as manager:
+            manager.run(lambda: (running.set(), time.sleep(3600)))
+            await anyio.to_thread.run_sync(running.wait)
+            entered.set()
+            await manager.shutdown_requested()
+        left.set()
+
+    entered = anyio.Event()
+    async with anyio.create_task_group() as group:
+        group.start_soon(serve_stuck)
+        await entered.wait()
+        async with make_manager() as manager:
+            say("ready")
+            await manager.shutdown_requested()
+            await left.wait()
+
+
+async def siblings_and_stays() -> None:
+    """Never leave the second of two managers."""
+
+    async def serve(stays: bool, entered: anyio.Event) -> None:
+        async with make_manager(grace=0.2, name=f"stays={stays}") as manager:
+            entered.set()
+            await manager.shutdown_requested()
+            if stays:
+                await until_cancelled("body")
+
+    async with anyio.create_task_group() as group:
+        for stays in (False, True):
+            entered = anyio.Event()
+            group.start_soon(serve, stays, entered)
+            await entered.wait()
+        say("ready")
+
+
 async def closes() -> None:
     """Wait in `close()` when the signal arrives, and print the report that it returns."""
     async with make_manager(grace=0.05, observers=()) as manager:
