@@ -7,6 +7,7 @@ the protocol, and which module has which part.
 
 from __future__ import annotations
 
+from .address import NatsOptions
 from .broker import NatsBroker
 
-__all__ = ["NatsBroker"]
+__all__ = ["NatsBroker", "NatsOptions"]

@@ -4,5 +4,6 @@ from __future__ import annotations
 
 from .broker import RedisBroker
 from .results import RedisResults
+from .url import RedisOptions
 
-__all__ = ["RedisBroker", "RedisResults"]
+__all__ = ["RedisBroker", "RedisOptions", "RedisResults"]
