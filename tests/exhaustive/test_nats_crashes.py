@@ -187,7 +187,8 @@ async def unfinished_jobs(broker: Any) -> list[str]:
     """Return the jobs that are due but have not ended."""
     unfinished: list[str] = []
     async for found in broker.scan():
-        job = await broker._records.get(found.message.id)
+        (stored,) = await broker._records.load([found.message.id])
+        job = broker._records.job_of(stored, broker._clock.now())
         later = job.state is JobState.SCHEDULED and (job.unmet or job.due > broker._clock.now())
         if job.state not in FINAL and not later:
             unfinished.append(f"{job.message.id} {job.state}")
