@@ -27,7 +27,7 @@ async def returns() -> None:
     """Return although tasks, services and hooks run."""
     manager = Manager(observers=[Service()], signals=True)
     await manager.open()
-    manager.every(0.01, checkpoint)
+    manager.every(60, checkpoint)
     manager.after(3600, checkpoint)
     manager.run(anyio.sleep_forever)
     manager.run(len, "in a thread")
