@@ -29,6 +29,7 @@ from .._support import callables, fork, validation
 from ._client import Client, Inherited
 from ._codec import json_data
 from ._codec.arguments import Signature
+from ._codec.custom import CustomTypes
 from ._enqueue.enqueuer import Enqueuer, checked_observers
 from ._enqueue.handle import JobHandle
 from ._enqueue.handler import Handler, HandlerConfig, JobSubmission
@@ -145,6 +146,7 @@ class JobQueue:
         self._terms = Terms("", "default", retention, dead_retention)
         self._enqueuer = Enqueuer(self._client, self._terms, self._observers, self._load_result)
         self._handlers: dict[str, Handler[..., Any, Any]] = {}
+        self._types = CustomTypes()
         self._schedules: List[JobSchedule] = []
         self._pool: WorkerPool | None = None  # while the queue is open
         self._is_opening = False
@@ -334,11 +336,36 @@ class JobQueue:
             for taken in names.keys() & self._handlers.keys():
                 raise ValueError(f"name: there is a handler {taken!r} already")
             named = replace(config, terms=replace(terms, name=chosen))
-            made: Handler[..., Any, Any] = Handler(self._enqueuer, fn, Signature(fn), named)
+            signature = Signature(fn, self._types, sends_result=store_result)
+            made: Handler[..., Any, Any] = Handler(self._enqueuer, fn, signature, named)
             self._handlers.update(dict.fromkeys(names, made))
             return made
 
         return decorate  # type: ignore[return-value]
+
+    def register_type(
+        self, cls: type[T], encode: Callable[[T], Any], decode: Callable[[Any], T]
+    ) -> None:
+        """Let handlers that are declared later take and return objects of a class.
+
+        Needs the extra `msgspec`.
+
+        Args:
+            cls: The class, as annotations name it.
+            encode: Converts an object to plain data, or to other data that can be sent.
+            decode: Converts decoded plain data to an object, which must equal the first one by `==`
+                or, if the class has no `__eq__`, by what `encode` returns.
+
+        Raises:
+            ValueError: `cls` is not a class, or can be sent without that.
+            ImportError: The extra is not installed.
+
+        Example:
+            ```python
+            jobs.register_type(Colour, Colour.to_hex, Colour.from_hex)
+            ```
+        """
+        self._types.register(cls, encode, decode)
 
     # Jobs
 

@@ -100,6 +100,34 @@ class Secret(pydantic.BaseModel):
     token: pydantic.SecretStr
 
 
+class Strictly(msgspec.Struct, forbid_unknown_fields=True):
+    """A Struct that refuses other fields."""
+
+    n: int = 0
+
+
+@dataclass
+class Talkative:
+    """A class whose error quotes its value."""
+
+    word: str
+
+    def __post_init__(self) -> None:
+        raise ValueError(f"{self.word} is not allowed")
+
+
+class TalkativeModel(pydantic.BaseModel, extra="forbid"):
+    """A model whose error quotes its value."""
+
+    word: str
+    words: dict[str, str] = {}
+
+    @pydantic.field_validator("word")
+    @classmethod
+    def refuse(cls, word: str) -> str:
+        raise ValueError(f"{word} is not allowed")
+
+
 class Order(pydantic.BaseModel):
     parts: Sequence[int]
 

@@ -9,9 +9,11 @@ from typing import Any, Protocol
 
 from ..._support.callables import name_of
 from .._errors import InvalidPayloadError
+from .custom import CustomTypes
 from .json_data import check
 from .signatures import (
     NOTHING,
+    VARIADIC,
     Binding,
     Hint,
     hint_of_result,
@@ -20,6 +22,12 @@ from .signatures import (
     refuse_method,
     shown,
     signature_of,
+)
+
+_ANNOTATE = "; annotate it with its type to send more than that"
+_REGISTER = (
+    "can't be sent; register it with jobs.register_type() before, or give an argument that is "
+    "never sent a default, or a handler store_result=False"
 )
 
 
@@ -93,14 +101,24 @@ class Signature:
 
     Args:
         fn: The handler's function.
+        types: The types that msgspec does not know.
+        sends_result: Whether results are stored.
 
     Raises:
-        TypeError: An annotation can't be used, for example a union that is ambiguous in JSON; or
-            the function is a method that lacks its object.
+        TypeError: An annotation can't be used, for example a union that is ambiguous in JSON, or a
+            type that can't be sent; or the function is a method that lacks its object.
     """
 
-    def __init__(self, fn: Callable[..., Any]) -> None:
+    def __init__(
+        self,
+        fn: Callable[..., Any],
+        types: CustomTypes | None = None,
+        *,
+        sends_result: bool = True,
+    ) -> None:
         self._fn = fn
+        self._types = CustomTypes() if types is None else types
+        self._sends_result = sends_result
         self._shown, self._is_wrapped = shown(fn)
         refuse_method(fn, signature_of(self._shown))
         self._prepare()
@@ -189,13 +207,23 @@ class Signature:
 
     def _prepare(self) -> None:
         self._unresolved = False
-        name, signature = name_of(self._fn), signature_of(self._shown)
-        if self._is_wrapped:
-            signature = opened(signature)
+        signature = signature_of(self._shown)
         hints = hints_of_parameters(self._shown, signature)
-        codecs = {arg: self._codec(f"argument {arg!r}", hint) for arg, hint in hints.items()}
-        self._result = self._codec("the result", hint_of_result(self._shown, signature))
-        self._binding = Binding(name, signature, codecs)
+        codecs: dict[str, Codec] = {}
+        for name, parameter in signature.parameters.items():
+            is_sent = parameter.default is NOTHING and parameter.kind not in VARIADIC
+            codec = self._codec(f"argument {name!r}", hints[name], is_sent)
+            if codec is not None:
+                codecs[name] = codec
+        result = self._codec(
+            "the result", hint_of_result(self._shown, signature), self._sends_result
+        )
+        self._result = result or Plain("the result", _ANNOTATE)
+        if self._is_wrapped:
+            signature = opened(signature, codecs)
+            for name in signature.parameters:
+                codecs.setdefault(name, Plain("an argument", _ANNOTATE))
+        self._binding = Binding(name_of(self._fn), signature, codecs)
 
     def _prepare_again(self) -> None:
         """Resolve annotations again at the first use, when more names may be defined."""
@@ -203,26 +231,38 @@ class Signature:
             self._prepare()
         self._unresolved = False
 
-    def _codec(self, what: str, hint: Hint) -> Codec:
+    def _codec(self, what: str, hint: Hint, is_sent: bool) -> Codec | None:
+        """Return a codec, or `None` for an argument that only a wrapper can supply.
+
+        Args:
+            what: The name of the value in messages.
+            hint: The value's type.
+            is_sent: Whether the value is in every job.
+        """
         if find_spec("msgspec") is None:
             return Plain(what, "; anyio-background[msgspec] would encode it, if it is annotated")
         from .typed import Typed
 
-        unresolved = hint.unresolved
-        plain = Plain(what, "; annotate it with its type to send more than that")
+        plain, unresolved = Plain(what, _ANNOTATE), hint.unresolved
+        if hint.type is NOTHING and unresolved is None:
+            return plain
         if hint.type is not NOTHING:
             try:
-                typed = Typed(what, hint.type)
-                return Lenient(typed, plain) if self._is_wrapped else typed
+                typed = Typed(what, hint.type, self._types)
             except NameError as error:
                 unresolved = str(error)
             except Exception as error:
-                if self._is_wrapped:  # another function may supply the argument
+                if self._is_wrapped:
                     return plain
-                raise TypeError(
-                    f"{name_of(self._fn)}(): the annotation of {what} can't be used: {error}"
-                ) from None
-        if unresolved is None:
-            return plain
+                raise self._unusable(what, str(error)) from None
+            else:
+                if self._is_wrapped:
+                    return Lenient(typed, plain) if typed.unknown is None else None
+                if typed.unknown is not None and is_sent:
+                    raise self._unusable(what, f"{typed.unknown.__qualname__} {_REGISTER}")
+                return typed
         self._unresolved = True
         return Plain(what, f"; its annotation can't be resolved: {unresolved}")
+
+    def _unusable(self, what: str, reason: str) -> TypeError:
+        return TypeError(f"{name_of(self._fn)}(): the annotation of {what} can't be used: {reason}")

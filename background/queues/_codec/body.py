@@ -66,7 +66,8 @@ def decode(what: str, encoded: bytes, limit: float) -> Body:
     fields |= {name: data[name] for name in _FITS if name in data}
     for name, value in fields.items():
         if not _FITS[name](value):
-            raise InvalidPayloadError(f"{what}: its {name} can't be {value!r:.100}")
+            kind = type(value).__qualname__
+            raise InvalidPayloadError(f"{what}: its {name} is not valid; it is a {kind}")
     return Body(**fields)
 
 

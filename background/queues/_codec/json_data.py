@@ -161,5 +161,6 @@ def _check_keys(what: str, value: dict[Any, Any], hint: str) -> None:
     for key in value:
         if type(key) is not str:
             raise InvalidPayloadError(
-                f"{what} holds a dict with the key {key!r}, which is not a str{hint}"
+                f"{what} holds a dict with a key of type {type(key).__qualname__}, which is not a "
+                f"str{hint}"
             )

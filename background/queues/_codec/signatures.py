@@ -5,7 +5,15 @@ from __future__ import annotations
 import inspect
 import sys
 import typing
-from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping, Sequence
+from collections.abc import (
+    Awaitable,
+    Callable,
+    Container,
+    Coroutine,
+    Iterable,
+    Mapping,
+    Sequence,
+)
 from dataclasses import dataclass
 from functools import partial
 from importlib import import_module
@@ -20,6 +28,7 @@ from ..._support.callables import is_async
 P = TypeVar("P")
 
 NOTHING = Parameter.empty
+VARIADIC = (Parameter.VAR_POSITIONAL, Parameter.VAR_KEYWORD)
 
 # Since Python 3.14, annotations are evaluated when they are read, which fails for undefined names.
 _LENIENTLY: dict[str, Any] = (
@@ -77,7 +86,7 @@ def shown(fn: Callable[..., Any]) -> tuple[Callable[..., Any], bool]:
 def _is_open(signature: inspect.Signature) -> bool:
     """Return whether there are only `*args` and `**kwargs`."""
     kinds = {parameter.kind for parameter in signature.parameters.values()}
-    return bool(kinds) and kinds <= {Parameter.VAR_POSITIONAL, Parameter.VAR_KEYWORD}
+    return bool(kinds) and kinds <= {*VARIADIC}
 
 
 def _signature(fn: Callable[..., Any]) -> inspect.Signature | None:
@@ -92,13 +101,12 @@ def signature_of(fn: Callable[..., Any]) -> inspect.Signature:
     return _signature(fn) or _ANY_ARGUMENTS
 
 
-def opened(signature: inspect.Signature) -> inspect.Signature:
-    """Return a signature that takes any arguments, but the same ones by the same names."""
+def opened(signature: inspect.Signature, names: Container[str]) -> inspect.Signature:
+    """Return a signature that takes any arguments, among them those with certain names."""
     parameters = [
-        parameter
-        if parameter.kind in (Parameter.VAR_POSITIONAL, Parameter.VAR_KEYWORD)
-        else parameter.replace(default=None)
+        parameter if parameter.kind in VARIADIC else parameter.replace(default=None)
         for parameter in signature.parameters.values()
+        if parameter.name in names
     ]
     kinds = {parameter.kind for parameter in parameters}
     missing = [

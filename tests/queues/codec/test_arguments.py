@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
-from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Awaitable, Callable, Iterable, Sequence, Sized
+from dataclasses import dataclass, field
 from datetime import UTC, date, datetime, timedelta
 from types import ModuleType
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Protocol
 from zoneinfo import ZoneInfo
 
 import msgspec
 import pytest
 from support.annotated_types import (
+    Cat,
     Circle,
     Colour,
+    Dog,
     Holder,
     Identity,
     Model,
@@ -25,6 +28,9 @@ from support.annotated_types import (
     Point,
     Point3,
     Secret,
+    Strictly,
+    Talkative,
+    TalkativeModel,
     Tree,
 )
 
@@ -87,7 +93,7 @@ def test_result() -> None:
     assert signature.load_result({"red": {"x": 1, "y": 2}}) == {Colour.RED: Point(1, 2)}
     with pytest.raises(InvalidPayloadError, match=r"^the result: Expected `int`, got `str` - at "):
         signature.dump_result({Colour.RED: Point("1")})  # type: ignore[arg-type]
-    with pytest.raises(InvalidPayloadError, match=r"^the result: Invalid enum value 'pink'"):
+    with pytest.raises(InvalidPayloadError, match=r"^the result: Invalid enum value - at `key` in"):
         signature.load_result({"pink": {"x": 1}})
 
 
@@ -137,6 +143,9 @@ def test_argument_containers(args: Any, kwargs: Any) -> None:
         Signature(send_email).load(args, kwargs)
 
 
+TALKATIVE = Talkative.__new__(Talkative)
+TALKATIVE.word = "hunter2"
+
 # Annotation, value, and the beginning of the error.
 REFUSED: list[tuple[Any, Any, str]] = [
     (str, 1, "Expected `str`, got `int`"),
@@ -158,15 +167,31 @@ REFUSED: list[tuple[Any, Any, str]] = [
     (list[int], [1, "2"], "Expected `int`, got `str` - at `$[1]`"),
     (list[int], {1}, "a set would come back as a list; annotate"),
     (list[Colour], ["red"], "a list would come back changed; annotate"),
-    (Colour, "pink", "Invalid enum value 'pink'"),
+    (Colour, "hunter2", "Invalid enum value"),
+    (list[Colour], ["hunter2 - at `$"], "Invalid enum value - at `$[0]`"),
+    (Literal["a"], "hunter2", "Invalid enum value"),
+    (Cat | Dog, {"type": "hunter2"}, "Invalid value - at `$.type`"),
+    (Strictly, {"hunter2": 1}, "Object contains unknown field"),
+    (dict[str, int], {"hunter2": "1"}, "Expected `int`, got `str` - at `$[...]`"),
+    (dict[Any, Any], {"a": {("hunter2", 1): 2}}, "Only dicts with str-like or number-like keys"),
+    (Any, {("hunter2", 1): 1}, "argument 'x' holds a dict with a key of type tuple"),
+    (Talkative, TALKATIVE, "ValueError"),
+    (list[Talkative], [TALKATIVE], "ValueError - at `$[0]`"),
+    (TalkativeModel, TalkativeModel.model_construct(word="hunter2"), "word: value_error"),
+    (TalkativeModel, {"hunter2": 1}, "word: Field required; …: Extra inputs are not permitted"),
+    (
+        dict[str, TalkativeModel],
+        {"a": {"words": {"hunter2": 1}}},
+        "word: Field required; words.…: ",
+    ),
     (Literal["a", 1], True, "Expected `int | str`, got `bool`"),
     (Annotated[int, msgspec.Meta(ge=0)], -1, "Expected `int` >= 0"),
     (Model, Secret(token="hunter2"), "id: Field required"),
     (Secret, Secret(token="hunter2"), "a Secret would come back changed; annotate"),
     (Model, Model.model_construct(id="hunter2"), "id: Input should be a valid integer"),
     (list[Model], [1], "Input should be a valid dictionary or instance of Model - at `$[0]`"),
-    (Circle, Circle(-1), "Circle can't be sent"),
-    (Circle | None, object(), "object can't be sent"),
+    (list[Any], [Circle(-1)], "Circle can't be sent"),
+    (Iterable[int], object(), "object can't be sent"),
     (datetime, datetime(1850, 1, 1, tzinfo=ZoneInfo("Europe/Prague")), "a datetime would come b"),
     (Any, Point(1), "argument 'x' holds a Point: only str"),
     (Any, [[datetime.max]], "argument 'x' holds a datetime: only str"),
@@ -197,7 +222,9 @@ def test_unannotated_parameters() -> None:
     assert rejection(fn, UTC).endswith(
         "can be sent; annotate it with its type to send more than that"
     )
-    assert rejection(fn, 1, {1: 1}).startswith("argument 'rest' holds a dict with the key 1, which")
+    assert rejection(fn, 1, {1: 1}).startswith(
+        "argument 'rest' holds a dict with a key of type int"
+    )
     assert rejection(fn, 1, b={1}).startswith("argument 'options' holds a set: only")
 
 
@@ -270,14 +297,80 @@ def test_ambiguous_annotations(annotation: str) -> None:
         Signature(of_result)
 
 
-def test_unencodable_type() -> None:
-    """A parameter's type needs an encoding only if an argument is sent for it."""
+def test_optional_argument_of_unknown_type() -> None:
+    """A parameter's type needs an encoding only if an argument must be sent for it."""
 
     def fn(to: str, circle: Circle | None = None) -> None: ...
 
     assert roundtrip(fn, "a@b.c") == (["a@b.c"], {})
     with pytest.raises(InvalidPayloadError, match=r"^argument 'circle': Expected `Circle"):
         Signature(fn).load(["a@b.c", {"radius": 1}], {})
+    assert rejection(fn, "a@b.c", Circle(1)) == "argument 'circle': Circle can't be sent"
+
+
+@dataclass
+class OptionalCircle:
+    n: int
+    circle: Circle | None = None
+    circles: list[Circle] = field(default_factory=list)
+
+
+@dataclass
+class Branch:
+    branches: list[Branch]
+
+
+class Closable(Protocol):
+    def close(self) -> None: ...
+
+
+@dataclass
+class RequiredCircle:
+    circle: Circle
+    next: RequiredCircle | None = None
+
+
+@pytest.mark.parametrize(
+    ("annotation", "unknown"),
+    [
+        (Circle, "Circle"),
+        (Circle | None, "Circle"),
+        (list[tuple[int, Circle]], "Circle"),
+        (dict[str, RequiredCircle], "Circle"),
+        (complex, "complex"),
+        (re.Pattern[str], "Pattern"),
+        (Callable[[], int], "Callable"),
+        (type[int], "type"),
+        (Closable, "Closable"),
+    ],
+)
+def test_unknown_type(annotation: Any, unknown: str) -> None:
+    """A parameter whose values can't be sent is refused at the declaration, by its name."""
+
+    def fn(ok: int, x: Any) -> None: ...
+    def of_result() -> Any: ...
+
+    fn.__annotations__["x"] = of_result.__annotations__["return"] = annotation
+    with pytest.raises(
+        TypeError,
+        match=rf"fn\(\): the annotation of argument 'x' can't be used: {unknown} can't be s",
+    ):
+        Signature(fn)
+    with pytest.raises(
+        TypeError, match=rf"annotation of the result can't be used: {unknown} can't"
+    ):
+        Signature(of_result)
+    Signature(of_result, sends_result=False)
+
+
+def test_known_types() -> None:
+    """A type is accepted if values without those of unknown types can be sent."""
+
+    def fn(x: OptionalCircle, y: Iterable[int], z: Sized, b: Branch, *rest: Circle) -> None: ...
+
+    sent = OptionalCircle(1)
+    assert roundtrip(fn, sent, [1], [2], Branch([])) == ([sent, [1], [2], Branch([])], {})
+    assert "Circle can't be" in rejection(fn, OptionalCircle(1, Circle(1)), [1], [2], Branch([]))
 
 
 def test_repeated_hour() -> None:

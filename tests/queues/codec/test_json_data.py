@@ -80,7 +80,7 @@ REFUSED: dict[str, tuple[Any, str]] = {
     "a set": ([{1}], "args holds a set"),
     "an enum, which would come back as str": (Colour.RED, "args holds a Colour"),
     "a subclass, which would come back as its base": ([Text("1")], "args holds a Text"),
-    "a key that would come back as str": ({1: 2}, "args holds a dict with the key 1"),
+    "a key that would come back as str": ({1: 2}, "args holds a dict with a key of type int"),
     "not a number": ([math.nan], "args holds nan"),
     "infinity": ([[-math.inf]], "args holds -inf"),
     "an object that claims to be a str": (

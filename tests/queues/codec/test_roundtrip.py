@@ -7,6 +7,9 @@ from collections.abc import Set as AbstractSet
 from contextlib import suppress
 from datetime import UTC, date, datetime, time, timedelta, timezone
 from decimal import Decimal
+from fractions import Fraction
+from ipaddress import IPv4Address, IPv6Address
+from pathlib import Path, PurePath
 from typing import Annotated, Any, Literal, NewType
 from uuid import UUID
 from zoneinfo import ZoneInfo
@@ -113,6 +116,20 @@ CASES: dict[str, tuple[Any, st.SearchStrategy[Any]]] = {
             st.dictionaries(times, st.integers(), max_size=2),
             st.dictionaries(colours, st.integers()),
             st.dictionaries(floats, st.integers(), max_size=2),
+        ),
+    ),
+    "path": (
+        Path,
+        st.lists(st.sampled_from(["a", "..", "", "é b"])).map(lambda names: Path(*names)),
+    ),
+    "address": (IPv4Address, st.ip_addresses(v=4)),
+    "addresses": (list[IPv6Address], st.lists(st.ip_addresses(v=6), max_size=2)),
+    "fraction": (Fraction, st.fractions()),
+    "standard types in containers": (
+        tuple[dict[PurePath, Fraction], set[IPv4Address]],
+        st.tuples(
+            st.dictionaries(st.sampled_from([PurePath("a"), PurePath("b")]), st.fractions()),
+            st.sets(st.ip_addresses(v=4), max_size=2),
         ),
     ),
     "dataclass": (Point, points),

@@ -1,0 +1,154 @@
+"""A bound for elements of sets, and keys of mappings, that have equal hashes.
+
+The hashes of numbers are not random, and neither are those of values that consist of numbers. The
+time to make a set of elements with equal hashes grows with the square of their number: those of a
+payload of 1 MiB would block the event loop for many seconds. So elements are hashed before a set is
+made of them. The hashes of texts are random.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable
+from typing import Any
+
+import msgspec
+from msgspec import inspect
+
+from .custom import CustomTypes, RefusedError, is_model
+from .inspection import described, inner, type_of
+
+#: The most elements with equal hashes; unless they were chosen for that, there are a few.
+_MOST_EQUAL = 50
+
+#: The most elements that only pydantic can convert, whose hashes are therefore unknown.
+_MOST_UNKNOWN = 1000
+
+
+class CollisionCheck:
+    """Checks plain data before it is converted to a type.
+
+    Args:
+        info: The type.
+        types: The types that msgspec does not know.
+    """
+
+    def __init__(self, info: Any, types: CustomTypes) -> None:
+        self._info = info
+        self._types = types
+        self._models: dict[type[Any], dict[str, Any]] = {}  # types of fields by name
+        self._needed: dict[int, bool] = {}
+
+    @property
+    def is_needed(self) -> bool:
+        """Whether values of the type contain sets, or mappings whose keys are not texts."""
+        return self._is_needed(self._info)
+
+    def check(self, value: Any) -> None:
+        """Check a value.
+
+        Raises:
+            RefusedError: Too many elements have equal hashes.
+            ValidationError: An element can't be converted.
+        """
+        self._check(self._info, value, strict=True)
+
+    def _is_needed(self, info: Any) -> bool:
+        if id(info) not in self._needed:
+            found, left = dict[int, Any](), [info]
+            while left:
+                part = left.pop()
+                if id(part) not in found:
+                    found[id(part)] = part
+                    left += self._fields(part.cls).values() if _is_model(part) else inner(part)
+            self._needed[id(info)] = any(_hashed(part) is not None for part in found.values())
+        return self._needed[id(info)]
+
+    def _fields(self, model: Any) -> dict[str, Any]:
+        """Return the types of a pydantic model's fields by name, and by alias."""
+        if model not in self._models:
+            self._models[model] = {
+                name: part
+                for field_name, field in model.model_fields.items()
+                for part in [described(field.annotation)]
+                for name in _names(field_name, field)
+            }
+        return self._models[model]
+
+    def _check(self, info: Any, value: Any, *, strict: bool) -> None:
+        """Check a value; if not `strict`, pydantic converts it, which accepts more values."""
+        if self._is_needed(info):
+            strict = strict and not _is_model(info)
+            for part, item in self._inside(info, value):
+                self._check(part, item, strict=strict)
+            hashed = _hashed(info)
+            if hashed is not None:
+                self._check_hashes(hashed, value, strict=strict)
+
+    def _inside(self, info: Any, value: Any) -> Iterable[tuple[Any, Any]]:
+        """Iterate over the types and the values directly inside a value."""
+        kind: Any = value.__class__
+        items: list[Any] = value if kind is list else []
+        named: dict[Any, Any] = value if kind is dict else {}
+        if isinstance(info, (inspect.UnionType, inspect.Metadata)):
+            return [(part, value) for part in inner(info)]
+        if _is_model(info):
+            fields = self._fields(info.cls)
+            if "root" in fields:
+                return [(fields["root"], value)]
+            return [(fields[name], item) for name, item in named.items() if name in fields]
+        if hasattr(info, "fields"):
+            by_name = {field.encode_name: field.type for field in info.fields}
+            tag = getattr(info, "tag", None)
+            if tag is not None and tag not in (named.get(info.tag_field), *items[:1]):
+                return []  # another type of a union
+            found = [(by_name[name], item) for name, item in named.items() if name in by_name]
+            listed = zip(by_name.values(), items[tag is not None :], strict=False)
+            return [*found, *listed]
+        if hasattr(info, "key_type"):
+            return [(info.value_type, item) for item in named.values()]
+        if hasattr(info, "item_types"):
+            return zip(info.item_types, items, strict=False)
+        return [(part, item) for part in inner(info) for item in items]
+
+    def _check_hashes(self, info: Any, values: Any, *, strict: bool) -> None:
+        kind: Any = values.__class__
+        if kind not in (dict, list) or len(values) <= _MOST_EQUAL:
+            return
+        try:
+            elements = msgspec.convert(
+                list(values),
+                list.__class_getitem__(type_of(info)),
+                strict=strict and kind is list,
+                str_keys=True,
+                dec_hook=self._types.decode,
+            )
+            most = max(Counter(map(hash, elements)).values())
+        except Exception:
+            if strict:
+                raise
+            most = len(values) if len(values) > _MOST_UNKNOWN else 0
+        if most > _MOST_EQUAL:
+            raise RefusedError(
+                f"{most} elements have equal hashes, and at most {_MOST_EQUAL} may have"
+            )
+
+
+def _is_model(info: Any) -> bool:
+    return isinstance(info, inspect.CustomType) and is_model(info.cls)
+
+
+def _hashed(info: Any) -> Any:
+    """Return the type of a set's elements, or of a mapping's keys, unless these are texts."""
+    if isinstance(info, (inspect.SetType, inspect.FrozenSetType)):
+        hashed: Any = info.item_type
+    else:
+        hashed = getattr(info, "key_type", None)
+        if isinstance(hashed, inspect.AnyType):  # keys of JSON objects are texts
+            return None
+    return None if isinstance(hashed, inspect.StrType) else hashed
+
+
+def _names(name: str, field: Any) -> list[str]:
+    aliases = [field.alias, *getattr(field.validation_alias, "choices", [field.validation_alias])]
+    return [name, *(alias for alias in aliases if isinstance(alias, str))]
