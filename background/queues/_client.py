@@ -15,6 +15,7 @@ from ._codec import errors, json_data
 from ._codec.body import Body, decode, pick
 from ._errors import BrokerUnavailableError, DuplicateJobError, InvalidPayloadError, QueueError
 from ._info import JobInfo
+from ._queue_loop import QueueLoop, not_open
 from ._states import FINAL, JobState
 from .abc import Broker, Message, Results, StoredJob
 
@@ -24,7 +25,10 @@ _PATIENCE = 30.0  # seconds without a broker after which a wait for a job fails
 
 @ki_protected
 class Client:
-    """A broker and a store of results.
+    """A broker and a store of results, for one event loop.
+
+    Methods that a queue's users reach raise `QueueError` outside of the event loop in which the
+    queue is open.
 
     Args:
         broker: The broker.
@@ -36,6 +40,17 @@ class Client:
         self.broker = broker
         self.results = results
         self.max_payload = max_payload
+        self.loop: QueueLoop | None = None  # while the queue is open
+
+    def check(self) -> None:
+        """Check that the queue is open, in the caller's event loop.
+
+        Raises:
+            QueueError: It is not.
+        """
+        if self.loop is None:
+            raise not_open()
+        self.loop.check()
 
     async def open(self) -> None:
         """Connect to the broker and the store of results, or to neither."""
@@ -62,7 +77,9 @@ class Client:
         Raises:
             DuplicateJobError: A job with the same id is stored.
             BrokerUnavailableError: The broker can't be reached.
+            QueueError: The queue is not open here.
         """
+        self.check()
         new, repeated = await self._enqueue_until_answered(messages)
         if all(new):
             return
@@ -103,9 +120,10 @@ class Client:
 
         Raises:
             TimeoutError: The job has not ended in time.
-            QueueError: The job is not stored.
+            QueueError: The job is not stored, or the queue is not open here.
             BrokerUnavailableError: The broker could not be reached for 30 seconds.
         """
+        self.check()
         now = anyio.current_time()
         deadline, given_up = now + timeout, now + _PATIENCE
         while True:
@@ -129,6 +147,7 @@ class Client:
 
     async def cancel(self, id: str) -> bool:
         """Cancel a job, or all jobs of a chain or group; return whether any had not ended."""
+        self.check()
         job = await self.broker.get(id)
         if job is None or job.state is JobState.SUCCEEDED:
             return False
@@ -141,8 +160,9 @@ class Client:
         """Make an ended job ready again; return whether the job had ended.
 
         Raises:
-            QueueError: The id is that of a chain or group.
+            QueueError: The id is that of a chain or group, or the queue is not open here.
         """
+        self.check()
         job = await self.broker.get(id)
         if job is None or job.state not in FINAL:
             return False
@@ -157,13 +177,25 @@ class Client:
 
     async def info(self, id: str) -> JobInfo | None:
         """Return information about a job, or `None` if it is not stored."""
+        self.check()
         job = await self.broker.get(id)
         return None if job is None else await self._info(job)
 
     async def infos(self, queue: str | None, state: JobState | None) -> AsyncIterator[JobInfo]:
         """Iterate over jobs, oldest first."""
+        self.check()
         async for job in self.broker.scan(queue=queue, state=state):
             yield await self._info(job)
+
+    async def count(self, queue: str | None, state: JobState | None) -> int:
+        """Return the number of jobs."""
+        self.check()
+        return await self.broker.count(queue=queue, state=state)
+
+    async def purge(self, state: JobState | None, older_than: float) -> int:
+        """Delete jobs that ended at least `older_than` seconds ago; return their number."""
+        self.check()
+        return await self.broker.purge(state=state, older_than=older_than)
 
     async def _info(self, job: StoredJob) -> JobInfo:
         message = job.message

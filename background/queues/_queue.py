@@ -39,6 +39,7 @@ from ._enqueue.steps import Single, Step
 from ._errors import QueueError
 from ._info import JobInfo
 from ._names import check_name, handler_name
+from ._queue_loop import QueueLoop, not_open
 from ._states import JobState
 from ._urls import make_broker
 from ._worker.pool import WorkerPool
@@ -81,7 +82,8 @@ class JobQueue:
     """Durable jobs: enqueued here, and processed by workers in any process.
 
     An async context manager, which connects to the broker and disconnects. A process that only
-    enqueues needs nothing else.
+    enqueues needs nothing else. The queue, its handlers and its handles work in the event loop
+    that entered it; in any other one they raise `QueueError`.
 
     Args:
         broker: The broker that stores the jobs. It belongs to this queue, which opens and closes
@@ -182,11 +184,12 @@ class JobQueue:
             RuntimeError: The broker does not support this event loop.
         """
         if self._pool is not None or self._is_opening:
-            raise QueueError("the queue is open already")
+            raise QueueError("the queue is open already: make one JobQueue for each event loop")
         self._is_opening = True
         try:
             await self._client.open()
             self._enqueuer.open()
+            self._client.loop = QueueLoop()
         finally:
             self._is_opening = False
         self._pool = WorkerPool(
@@ -225,11 +228,13 @@ class JobQueue:
         try:
             await self._enqueuer.close(_FLUSH)
         finally:
+            self._client.loop = None
             await self._client.close()
 
     def _opened(self) -> WorkerPool:
         if self._pool is None:
-            raise QueueError("the queue is not open: enter it with `async with`")
+            raise not_open()
+        self._client.check()
         return self._pool
 
     # Handlers
@@ -436,7 +441,7 @@ class JobQueue:
             ValueError: An argument is not valid.
             BrokerUnavailableError: The broker can't be reached.
         """
-        return await self._client.broker.count(queue=_queue(queue), state=_state(state))
+        return await self._client.count(_queue(queue), _state(state))
 
     def list(
         self, *, queue: str | None = None, state: JobState | None = None
@@ -510,7 +515,7 @@ class JobQueue:
         if state is None and older_than is None:
             raise ValueError("purge() needs state or older_than; older_than=0 deletes all")
         validation.optional(validation.seconds, "older_than", older_than, at_least=0)
-        return await self._client.broker.purge(state=_state(state), older_than=older_than or 0.0)
+        return await self._client.purge(_state(state), older_than or 0.0)
 
     # Workers
 
