@@ -14,6 +14,7 @@ from support.brokers import redis_servers
 from support.brokers.faulty import FaultyBroker
 from support.brokers.kinds import KINDS, make_redis
 from support.brokers.nats_servers import make_nats_broker
+from support.time import SOON
 
 from background import Manager
 from background.queues import Handler, JobHandle, JobQueue
@@ -183,3 +184,35 @@ async def test_leave_while_enqueueing(broker: FaultyBroker) -> None:
             await broker.called("enqueue")
         held.set()
     assert await broker.real.count() == 1
+
+
+def run_job(jobs: JobQueue, backend: str) -> Any:
+    """Run a job in a new event loop, and return its result."""
+    handler = jobs.handler(name=f"add-{len(jobs._handlers)}")(add)
+
+    async def main() -> Any:
+        async with Manager() as manager, jobs:
+            await jobs.start(manager)
+            job = await handler.enqueue(1)
+            try:
+                return await job.result(timeout=SOON)
+            finally:
+                await manager.close()
+
+    return anyio.run(main, backend=backend)
+
+
+@pytest.mark.parametrize("kind", ["memory", "sqlite"])
+def test_reopened(kind: str, tmp_path: Path) -> None:
+    """A queue can be opened in one event loop after the other, of any library."""
+    jobs = JobQueue(KINDS[kind].make(tmp_path))
+    backends = ["asyncio", "asyncio", "trio", "asyncio"]
+    assert [run_job(jobs, backend) for backend in backends] == [2, 2, 2, 2]
+
+
+@pytest.mark.parametrize("make", servers())
+def test_reopened_on_server(make: Callable[[], Broker], caplog: pytest.LogCaptureFixture) -> None:
+    """A queue on a server can be opened in one event loop after the other."""
+    jobs = JobQueue(make())
+    assert [run_job(jobs, "asyncio") for _ in range(4)] == [2] * 4
+    assert [record.getMessage() for record in caplog.records if record.levelname != "INFO"] == []
