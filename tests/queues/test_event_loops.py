@@ -23,8 +23,8 @@ from background.queues.memory import MemoryBroker
 from background.queues.sqlite import SQLiteBroker
 
 ELSEWHERE = (
-    "QueueError: the queue is open in another event loop or thread: make one JobQueue for each "
-    "event loop"
+    "QueueError: the queue is open in another event loop or thread: call enqueue_sync() here, or "
+    "make one JobQueue for each event loop"
 )
 
 Call = Callable[[JobQueue, Handler[Any, Any, Any], JobHandle[Any]], Awaitable[Any]]

@@ -16,6 +16,7 @@ from ..._support import clock, validation
 from .._client import Client
 from .._errors import DuplicateJobError
 from .._names import new_id
+from .._sync import SyncCalls
 from ..abc import Message
 from .handle import JobHandle
 from .messages import Terms
@@ -35,6 +36,7 @@ class Enqueuer:
 
     Args:
         client: The broker and the store of results.
+        sync: Runs calls of sync code.
         terms: The settings of jobs without a handler in this process.
         observers: The queue's observers.
         load_result: Converts a result to the type of the handler's annotation.
@@ -43,10 +45,12 @@ class Enqueuer:
     def __init__(
         self,
         client: Client,
+        sync: SyncCalls,
         terms: Terms,
         observers: tuple[Observer, ...],
         load_result: Callable[[str | None, Any], Any],
     ) -> None:
+        self.sync = sync
         self.terms = terms
         self.max_payload = client.max_payload
         self._client = client
