@@ -11,6 +11,7 @@ import anyio
 
 from .._eventloop.interruption import ki_protected
 from ._attempts import attempts_of, worker_of
+from ._backoff import wait_for_broker
 from ._codec import errors, json_data
 from ._codec.body import Body, decode, pick
 from ._errors import BrokerUnavailableError, DuplicateJobError, InvalidPayloadError, QueueError
@@ -52,8 +53,18 @@ class Client:
             raise not_open()
         self.loop.check()
 
-    async def open(self) -> None:
-        """Connect to the broker and the store of results, or to neither."""
+    async def open(self, wait: float) -> None:
+        """Connect to the broker and the store of results, or to neither.
+
+        Args:
+            wait: Seconds for which to try again while one of them can't be reached.
+
+        Raises:
+            BrokerUnavailableError: One of them can't be reached.
+        """
+        await wait_for_broker(self._open, wait)
+
+    async def _open(self) -> None:
         await self.broker.open()
         try:
             if self.results is not None:

@@ -11,18 +11,19 @@ from collections.abc import (
     Mapping,
     Sequence,
 )
-from contextlib import suppress
+from contextlib import AsyncExitStack, suppress
 from dataclasses import replace
 from functools import partial
 from types import TracebackType
 from typing import Any, Never, ParamSpec, Protocol, TypedDict, TypeVar, Unpack, cast, overload
 
+import anyio
 from anyio.lowlevel import checkpoint
 
 from .._config import ManagerOptions
 from .._errors import LoopsStoppedError
 from .._eventloop.interruption import ki_protected, run_shielded
-from .._manager import Manager
+from .._manager import Manager, host_of
 from .._observer import Observer
 from .._retry import Retry
 from .._schedule import Schedule
@@ -67,6 +68,7 @@ class QueueOptions(TypedDict, total=False):
     retention: float
     dead_retention: float
     unknown_for: float
+    wait: float
     sync_timeout: float
 
 
@@ -101,6 +103,8 @@ class JobQueue:
         unknown_for: Seconds for which a job is left for other workers if a worker has no handler
             for it, or the handler does not take its arguments; then it is dead. It counts from the
             first worker that could not run the job.
+        wait: Seconds for which opening tries again while the broker can't be reached, because a
+            service may start before its broker.
         sync_timeout: Seconds that `enqueue_sync` and `enqueue_many_sync` wait for the broker.
 
     Raises:
@@ -132,6 +136,7 @@ class JobQueue:
         retention: float = 86_400.0,
         dead_retention: float = 2_592_000.0,
         unknown_for: float = 86_400.0,
+        wait: float = 0.0,
         sync_timeout: float = 25.0,
     ) -> None:
         validation.instances("broker", (broker,), Broker)
@@ -143,11 +148,13 @@ class JobQueue:
         validation.seconds("retention", retention, at_least=0)
         validation.seconds("dead_retention", dead_retention, at_least=0)
         validation.seconds("unknown_for", unknown_for, at_least=0)
+        validation.seconds("wait", wait, at_least=0)
         validation.seconds("sync_timeout", sync_timeout, above=0)
         self._observers = checked_observers(observers)
         self._lease = lease
         self._max_crashes = max_crashes
         self._unknown_for = unknown_for
+        self._wait = wait
         self._client = Client(broker, results, max_payload)
         self._terms = Terms("", "default", retention, dead_retention)
         connect = partial(self._connect, is_private=True)
@@ -191,7 +198,7 @@ class JobQueue:
 
         Raises:
             QueueError: The queue is open already.
-            BrokerUnavailableError: The broker can't be reached.
+            BrokerUnavailableError: The broker can't be reached within `wait` seconds.
             RuntimeError: The broker does not support this event loop.
         """
         home = await self._sync.enter()
@@ -239,7 +246,7 @@ class JobQueue:
 
     async def _connect(self, *, is_private: bool) -> QueueLoop:
         """Open the queue in the running event loop."""
-        await self._client.open()
+        await self._client.open(self._wait)
         self._enqueuer.open()
         self._client.loop = QueueLoop(is_private=is_private)
         return self._client.loop
@@ -665,10 +672,27 @@ class JobQueue:
             ```
         """
         options.setdefault("signals", True)
-        async with Manager(**options) as manager, self:
+        async with Manager(**options) as manager, AsyncExitStack() as stack:
             with suppress(LoopsStoppedError):  # the signal came while the broker was opened
+                await self._open_until_shutdown(manager, stack)
                 await self.start(manager, queues, concurrency=concurrency)
             await manager.shutdown_requested()
+
+    async def _open_until_shutdown(self, manager: Manager, stack: AsyncExitStack) -> None:
+        """Enter the queue, unless a shutdown of the manager is requested before.
+
+        Raises:
+            LoopsStoppedError: It was requested.
+        """
+        host = host_of(manager, "work")
+        host.require_running()
+        with anyio.CancelScope() as scope:
+            unregister = host.on_stopping(scope.cancel)
+            try:
+                await stack.enter_async_context(self)
+            finally:
+                unregister()
+        host.require_running()
 
     def _selection(self, queues: Selection | Sequence[str] | None) -> Selection:
         if queues is None:

@@ -13,6 +13,7 @@ from pathlib import Path
 import anyio
 import httpx
 import pytest
+from support.brokers import redis_servers
 from support.processes.process import PATIENCE, Process, running
 
 from background.queues import JobQueue
@@ -117,3 +118,23 @@ def test_uvicorn_with_second_loop(folder: Path) -> None:
         assert server.wait() == -signal.SIGTERM
     assert "QueueError: the queue is open in another event loop or thread" in server.output
     assert len(stored()) == 1
+
+
+@pytest.mark.parametrize("name", redis_servers.available())
+def test_uvicorn_before_broker(folder: Path, name: str) -> None:
+    """An application that starts before its broker waits for it, and then works."""
+    broker = redis_servers.Server(name)
+    broker.kill()
+    program = snippet("frameworks", "enqueue_sync")
+    program = program.replace('"sqlite:///service.db"', f'"{broker.url}", wait={PATIENCE}')
+    (folder / "service.py").write_text(program, "utf-8")
+    try:
+        with running("-m", "uvicorn", "service:app", "--port=0") as server:
+            server.wait_for("waiting up to 20 s for the broker")
+            broker.start()
+            server.wait_for("Application startup complete")
+            server.send(signal.SIGTERM)
+            assert server.wait() == -signal.SIGTERM
+    finally:
+        broker.close()
+    assert "Traceback" not in server.output

@@ -628,7 +628,7 @@ def test_exit(tmp_path: Path) -> None:
     """A program that does not close the queue ends at once, without threads."""
     with running(SCRIPT, "exit", f"sqlite:///{tmp_path / 'jobs.db'}") as process:
         assert process.wait() == 0
-    assert process.lines == ["enqueued", "threads at exit: 1"]
+    assert process.lines == ["before: ['SQLite', 'background']", "at exit: []"]
 
 
 def test_thread_outlives_main_thread(tmp_path: Path) -> None:

@@ -168,6 +168,7 @@ async def queue(manager: Manager, broker: Broker, results: Results) -> None:
         max_crashes=2,
         retention=60,
         sync_timeout=10,
+        wait=30,
     )
     assert_type(JobQueue.from_url("sqlite:///jobs.db", lease=5.0), JobQueue)
     SQLiteBroker("jobs.db", synchronous="FULL")

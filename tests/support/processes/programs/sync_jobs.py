@@ -38,9 +38,14 @@ async def count() -> int:
 
 
 def exit() -> None:
-    atexit.register(lambda: say(f"threads at exit: {threading.active_count()}"))
+    atexit.register(lambda: say(f"at exit: {own_threads()}"))
     add.enqueue_sync(1)
-    say("enqueued")
+    say(f"before: {own_threads()}")
+
+
+def own_threads() -> list[str]:
+    names = [thread.name.partition(" ")[0] for thread in threading.enumerate()]
+    return sorted({"background", "SQLite"} & {*names})
 
 
 def thread() -> None:
