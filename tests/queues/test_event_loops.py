@@ -17,7 +17,7 @@ from support.brokers.nats_servers import make_nats_broker
 from support.time import SOON
 
 from background import Manager
-from background.queues import Handler, JobHandle, JobQueue
+from background.queues import Handler, JobContext, JobHandle, JobQueue
 from background.queues.abc import Broker
 from background.queues.memory import MemoryBroker
 from background.queues.sqlite import SQLiteBroker
@@ -129,12 +129,29 @@ async def test_enter_from_thread(tmp_path: Path, anyio_backend: object) -> None:
 @pytest.mark.realtime
 async def test_close_worker_from_thread(manager: Manager) -> None:
     """A worker can't be closed in another event loop."""
-    async with JobQueue(MemoryBroker()) as jobs:
-        worker = await jobs.start(manager, ["default"])
+    jobs = JobQueue(MemoryBroker())
+    handler = jobs.handler(name="add")(add)
+    async with jobs:
+        worker = await jobs.start(manager)
         closed = await anyio.to_thread.run_sync(answer, worker.close)
         assert closed.startswith("QueueError: the worker runs in another event loop or thread")
-        job = await jobs.enqueue("elsewhere")
-        await job.wait()
+        assert await (await handler.enqueue(1)).result(timeout=SOON) == 2
+
+
+@pytest.mark.realtime
+async def test_save_from_thread(manager: Manager) -> None:
+    """A job can't store an intermediate result in another event loop."""
+    jobs = JobQueue(MemoryBroker())
+
+    @jobs.handler(name="save")
+    async def save() -> str:
+        return await anyio.to_thread.run_sync(answer, partial(JobContext.current().save, 1))
+
+    async with jobs:
+        await jobs.start(manager)
+        job = await save.enqueue()
+        assert await job.result(timeout=SOON) == ELSEWHERE
+        await manager.close()
 
 
 async def test_call_after_fork(broker: FaultyBroker) -> None:
