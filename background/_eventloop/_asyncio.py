@@ -78,6 +78,12 @@ class AsyncioBackend(Backend):
         except RuntimeError:
             return False
 
+    def is_current(self) -> bool:
+        try:
+            return asyncio.get_running_loop() is self._loop
+        except RuntimeError:
+            return False
+
     def is_cancelling(self) -> bool:
         task = asyncio.current_task()
         return super().is_cancelling() or (task is not None and task.cancelling() > 0)

@@ -61,6 +61,9 @@ class TrioBackend(Backend):
             return None
 
     def is_running(self) -> bool:
+        return self.is_current()
+
+    def is_current(self) -> bool:
         running = trio.lowlevel.in_trio_run()
         return running and trio.lowlevel.current_trio_token() is self._token
 

@@ -105,6 +105,10 @@ class Backend(ABC):
     def is_running(self) -> bool:
         """Return whether the loop is the running one in the calling thread."""
 
+    @abstractmethod
+    def is_current(self) -> bool:
+        """Return whether the caller, in any thread, runs in this loop."""
+
     def ends(self, task: object, error: BaseException) -> bool:
         """Return whether an error ends the task and must be raised again.
 

@@ -67,3 +67,34 @@ class BrokerBackoff:
         if self._failures:
             self._failures = 0
             log(logging.INFO, "%s: works again", self._what)
+
+
+async def wait_for_broker(open: Callable[[], Awaitable[None]], wait: float) -> None:
+    """Call `open` until the broker can be reached; log the beginning and the end of the wait.
+
+    Args:
+        open: Connects to the broker.
+        wait: Seconds after which the error of `open` is raised.
+
+    Raises:
+        BrokerUnavailableError: The broker can't be reached in time.
+        Exception: Another error of `open`.
+    """
+    began = anyio.current_time()
+    failures = 0
+    while True:
+        try:
+            await open()
+        except BrokerUnavailableError as error:
+            left = began + wait - anyio.current_time()
+            if left <= 0:
+                raise
+            failures += 1
+            if failures == 1:
+                log(logging.WARNING, "waiting up to %g s for the broker: %s", wait, error)
+            pause = min(left, pause_after_failures(WAIT, failures, error))
+        else:
+            break
+        await anyio.sleep(pause)
+    if failures:
+        log(logging.INFO, "the broker can be reached after %.1f s", anyio.current_time() - began)

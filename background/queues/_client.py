@@ -11,10 +11,12 @@ import anyio
 
 from .._eventloop.interruption import ki_protected
 from ._attempts import attempts_of, worker_of
+from ._backoff import wait_for_broker
 from ._codec import errors, json_data
 from ._codec.body import Body, decode, pick
 from ._errors import BrokerUnavailableError, DuplicateJobError, InvalidPayloadError, QueueError
 from ._info import JobInfo
+from ._queue_loop import QueueLoop, forked, not_open
 from ._states import FINAL, JobState
 from .abc import Broker, Message, Results, StoredJob
 
@@ -24,7 +26,10 @@ _PATIENCE = 30.0  # seconds without a broker after which a wait for a job fails
 
 @ki_protected
 class Client:
-    """A broker and a store of results.
+    """A broker and a store of results, for one event loop.
+
+    Methods that a queue's users reach raise `QueueError` outside of the event loop in which the
+    queue is open.
 
     Args:
         broker: The broker.
@@ -36,6 +41,7 @@ class Client:
         self.broker: Broker = broker
         self.results: Results | None = results
         self.max_payload = max_payload
+        self.loop: QueueLoop | None = None  # while the queue is open
 
     def close_in_child(self) -> None:
         """Refuse all later calls, in a forked child."""
@@ -43,8 +49,28 @@ class Client:
         results: Any = Inherited(self.results)
         self.broker, self.results = broker, results
 
-    async def open(self) -> None:
-        """Connect to the broker and the store of results, or to neither."""
+    def check(self) -> None:
+        """Check that the queue is open, in the caller's event loop.
+
+        Raises:
+            QueueError: It is not.
+        """
+        if self.loop is None:
+            raise not_open()
+        self.loop.check()
+
+    async def open(self, wait: float) -> None:
+        """Connect to the broker and the store of results, or to neither.
+
+        Args:
+            wait: Seconds for which to try again while one of them can't be reached.
+
+        Raises:
+            BrokerUnavailableError: One of them can't be reached.
+        """
+        await wait_for_broker(self._open, wait)
+
+    async def _open(self) -> None:
         await self.broker.open()
         try:
             if self.results is not None:
@@ -68,7 +94,9 @@ class Client:
         Raises:
             DuplicateJobError: A job with the same id is stored.
             BrokerUnavailableError: The broker can't be reached.
+            QueueError: The queue is not open here.
         """
+        self.check()
         new, repeated = await self._enqueue_until_answered(messages)
         if all(new):
             return
@@ -109,9 +137,10 @@ class Client:
 
         Raises:
             TimeoutError: The job has not ended in time.
-            QueueError: The job is not stored.
+            QueueError: The job is not stored, or the queue is not open here.
             BrokerUnavailableError: The broker could not be reached for 30 seconds.
         """
+        self.check()
         now = anyio.current_time()
         deadline, given_up = now + timeout, now + _PATIENCE
         while True:
@@ -135,6 +164,7 @@ class Client:
 
     async def cancel(self, id: str) -> bool:
         """Cancel a job, or all jobs of a chain or group; return whether any had not ended."""
+        self.check()
         job = await self.broker.get(id)
         if job is None or job.state is JobState.SUCCEEDED:
             return False
@@ -147,8 +177,9 @@ class Client:
         """Make an ended job ready again; return whether the job had ended.
 
         Raises:
-            QueueError: The id is that of a chain or group.
+            QueueError: The id is that of a chain or group, or the queue is not open here.
         """
+        self.check()
         job = await self.broker.get(id)
         if job is None or job.state not in FINAL:
             return False
@@ -163,13 +194,25 @@ class Client:
 
     async def info(self, id: str) -> JobInfo | None:
         """Return information about a job, or `None` if it is not stored."""
+        self.check()
         job = await self.broker.get(id)
         return None if job is None else await self._info(job)
 
     async def infos(self, queue: str | None, state: JobState | None) -> AsyncIterator[JobInfo]:
         """Iterate over jobs, oldest first."""
+        self.check()
         async for job in self.broker.scan(queue=queue, state=state):
             yield await self._info(job)
+
+    async def count(self, queue: str | None, state: JobState | None) -> int:
+        """Return the number of jobs."""
+        self.check()
+        return await self.broker.count(queue=queue, state=state)
+
+    async def purge(self, state: JobState | None, older_than: float) -> int:
+        """Delete jobs that ended at least `older_than` seconds ago; return their number."""
+        self.check()
+        return await self.broker.purge(state=state, older_than=older_than)
 
     async def _info(self, job: StoredJob) -> JobInfo:
         message = job.message
@@ -252,11 +295,7 @@ class Inherited:
     @staticmethod
     def error() -> QueueError:
         """Return the error of all calls."""
-        return QueueError(
-            "the queue was opened by another process, before a fork, and its connections belong "
-            'to that process: open it after the fork, or start the process with the "spawn" method '
-            "of multiprocessing"
-        )
+        return forked()
 
 
 def result_key(id: str, attempt: int) -> str:

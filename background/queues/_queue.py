@@ -11,17 +11,19 @@ from collections.abc import (
     Mapping,
     Sequence,
 )
-from contextlib import suppress
+from contextlib import AsyncExitStack, suppress
 from dataclasses import replace
+from functools import partial
 from types import TracebackType
 from typing import Any, Never, ParamSpec, Protocol, TypedDict, TypeVar, Unpack, cast, overload
 
+import anyio
 from anyio.lowlevel import checkpoint
 
 from .._config import ManagerOptions
 from .._errors import LoopsStoppedError
 from .._eventloop.interruption import ki_protected, run_shielded
-from .._manager import Manager
+from .._manager import Manager, host_of
 from .._observer import Observer
 from .._retry import Retry
 from .._schedule import Schedule
@@ -37,10 +39,11 @@ from ._enqueue.messages import Terms, message
 from ._enqueue.options import NO_OPTIONS, JobOptions, check
 from ._enqueue.schedules import JobSchedule
 from ._enqueue.steps import Single, Step
-from ._errors import QueueError
 from ._info import JobInfo
 from ._names import check_name, handler_name
+from ._queue_loop import QueueLoop, not_open
 from ._states import JobState
+from ._sync import Home, SyncCalls
 from ._urls import make_broker
 from ._worker.pool import WorkerPool
 from ._worker.selection import Ordered, Selection
@@ -66,6 +69,8 @@ class QueueOptions(TypedDict, total=False):
     retention: float
     dead_retention: float
     unknown_for: float
+    wait: float
+    sync_timeout: float
 
 
 class HandlerDecorator(Protocol):
@@ -82,7 +87,8 @@ class JobQueue:
     """Durable jobs: enqueued here, and processed by workers in any process.
 
     An async context manager, which connects to the broker and disconnects. A process that only
-    enqueues needs nothing else. It may be left in another task of the event loop.
+    enqueues needs nothing else. The queue, its handlers and its handles work in the event loop
+    that entered it; in any other one they raise `QueueError`. It may be left in another task.
 
     Args:
         broker: The broker that stores the jobs. It belongs to this queue, which opens and closes
@@ -98,6 +104,9 @@ class JobQueue:
         unknown_for: Seconds for which a job is left for other workers if a worker has no handler
             for it, or the handler does not take its arguments; then it is dead. It counts from the
             first worker that could not run the job.
+        wait: Seconds for which opening tries again while the broker can't be reached, because a
+            service may start before its broker.
+        sync_timeout: Seconds that `enqueue_sync` and `enqueue_many_sync` wait for the broker.
 
     Raises:
         ValueError: An argument is not valid; the message names it.
@@ -128,6 +137,8 @@ class JobQueue:
         retention: float = 86_400.0,
         dead_retention: float = 2_592_000.0,
         unknown_for: float = 86_400.0,
+        wait: float = 0.0,
+        sync_timeout: float = 25.0,
     ) -> None:
         validation.instances("broker", (broker,), Broker)
         if results is not None:
@@ -138,23 +149,30 @@ class JobQueue:
         validation.seconds("retention", retention, at_least=0)
         validation.seconds("dead_retention", dead_retention, at_least=0)
         validation.seconds("unknown_for", unknown_for, at_least=0)
+        validation.seconds("wait", wait, at_least=0)
+        validation.seconds("sync_timeout", sync_timeout, above=0)
         self._observers = checked_observers(observers)
         self._lease = lease
         self._max_crashes = max_crashes
         self._unknown_for = unknown_for
+        self._wait = wait
         self._client = Client(broker, results, max_payload)
         self._terms = Terms("", "default", retention, dead_retention)
-        self._enqueuer = Enqueuer(self._client, self._terms, self._observers, self._load_result)
+        connect = partial(self._connect, is_private=True)
+        self._sync = SyncCalls(connect, self._disconnect, sync_timeout)
+        self._enqueuer = Enqueuer(
+            self._client, self._sync, self._terms, self._observers, self._load_result
+        )
         self._handlers: dict[str, Handler[..., Any, Any]] = {}
         self._types = CustomTypes()
         self._schedules: List[JobSchedule] = []
         self._pool: WorkerPool | None = None  # while the queue is open
-        self._is_opening = False
+        self._home: Home
         self._inherited: Inherited | None = None  # if it was open before a fork
         fork.call_in_child(self._close_in_child)
 
     def _close_in_child(self) -> None:
-        if self._pool is not None or self._is_opening:
+        if self._pool is not None:
             self._client.close_in_child()
             self._inherited, self._pool = Inherited(self._pool), None
 
@@ -185,21 +203,21 @@ class JobQueue:
     async def __aenter__(self) -> JobQueue:
         """Connect to the broker and the store of results.
 
+        If sync code has opened the queue, it is closed there first.
+
         Raises:
             QueueError: The queue is open already, or was before a fork.
-            BrokerUnavailableError: The broker can't be reached.
+            BrokerUnavailableError: The broker can't be reached within `wait` seconds.
             RuntimeError: The broker does not support this event loop.
         """
         if self._inherited is not None:
             raise self._inherited.error()
-        if self._pool is not None or self._is_opening:
-            raise QueueError("the queue is open already")
-        self._is_opening = True
+        home = await self._sync.enter()
         try:
-            await self._client.open()
-            self._enqueuer.open()
-        finally:
-            self._is_opening = False
+            loop = await self._connect(is_private=False)
+        except BaseException as error:
+            home.end(error)
+            raise
         self._pool = WorkerPool(
             self._client,
             self._enqueuer,
@@ -209,6 +227,8 @@ class JobQueue:
             max_crashes=self._max_crashes,
             unknown_for=self._unknown_for,
         )
+        self._home = home
+        home.opened.set_result(loop)
         return self
 
     async def __aexit__(
@@ -230,7 +250,10 @@ class JobQueue:
             await pool.close(at_once=not isinstance(exc, Exception | None))
         finally:
             self._pool = None
-            interrupted = await run_shielded(self._disconnect)
+            try:
+                interrupted = await run_shielded(self._disconnect)
+            finally:
+                self._home.end()
             if interrupted is not None:
                 raise interrupted
 
@@ -241,7 +264,7 @@ class JobQueue:
 
         Raises:
             QueueError: The queue is open already.
-            BrokerUnavailableError: The broker can't be reached.
+            BrokerUnavailableError: The broker can't be reached within `wait` seconds.
             RuntimeError: The broker does not support this event loop.
         """
         await self.__aenter__()
@@ -254,17 +277,29 @@ class JobQueue:
         """
         await self.__aexit__(None, None, None)
 
+    async def _connect(self, *, is_private: bool) -> QueueLoop:
+        """Open the queue in the running event loop."""
+        await self._client.open(self._wait)
+        self._enqueuer.open()
+        self._client.loop = QueueLoop(is_private=is_private)
+        return self._client.loop
+
     async def _disconnect(self) -> None:
+        """Close the queue; it can be called again if the event loop interrupts it."""
         try:
+            if self._client.loop is not None:
+                await self._client.loop.close(_FLUSH)
             await self._enqueuer.close(_FLUSH)
         finally:
+            self._client.loop = None
             await self._client.close()
 
     def _opened(self) -> WorkerPool:
         if self._inherited is not None:
             raise self._inherited.error()
         if self._pool is None:
-            raise QueueError("the queue is not open: enter it with `async with`, or await open()")
+            raise not_open()
+        self._client.check()
         return self._pool
 
     # Handlers
@@ -464,6 +499,67 @@ class JobQueue:
             singles.append(step)
         return await self._enqueuer.enqueue_steps(singles)
 
+    @overload
+    def enqueue_sync(
+        self,
+        what: str,
+        args: Sequence[Any] = ...,
+        kwargs: Mapping[str, Any] | None = ...,
+        **options: Unpack[JobOptions],
+    ) -> JobHandle[Any]: ...
+    @overload
+    def enqueue_sync(self, what: Step[T], *, id: str | None = ...) -> JobHandle[T]: ...
+    def enqueue_sync(self, what: Any, *args: Any, **options: Any) -> JobHandle[Any]:
+        """Enqueue a job or a step from sync code, as `enqueue()` does.
+
+        It may be called in any thread but that of the event loop in which the queue is open. If the
+        queue is not open in this process, the first call opens it in a private event loop, in a
+        daemon thread. It is closed by `close_sync()`, when the queue is entered, before a fork,
+        and at the end of the process.
+
+        Args:
+            what: The name of a handler, or a step from `job()`, `chain()` or `group()`.
+            *args: The positional and keyword arguments, with a name.
+            **options: Those of `enqueue()`.
+
+        Returns:
+            The handle of the job; it can be awaited in an event loop in which the queue is open.
+
+        Raises:
+            BrokerUnavailableError: The broker can't be reached, or does not answer within
+                `sync_timeout`.
+            QueueError: The call would block the event loop in which the queue is open.
+            Exception: The errors of `enqueue()`.
+        """
+        return self._sync.run(partial(self.enqueue, what, *args, **options))
+
+    def enqueue_many_sync(self, steps: Sequence[Step[Any]]) -> List[JobHandle[Any]]:
+        """Enqueue jobs from sync code, as `enqueue_many()` does.
+
+        See `enqueue_sync()`, whose errors it raises, too.
+
+        Args:
+            steps: Steps from `handler.job()`.
+
+        Returns:
+            The handles of the jobs.
+
+        Raises:
+            TypeError: A value was not made by `handler.job()`.
+            PayloadTooLargeError: A job is larger than `max_payload`.
+        """
+        return self._sync.run(partial(self.enqueue_many, steps))
+
+    def close_sync(self) -> None:
+        """Close the queue where sync code has opened it; the next sync call opens it again.
+
+        There is no effect on a queue that was entered with `async with`.
+
+        Raises:
+            QueueError: It takes more than ten seconds.
+        """
+        self._sync.close()
+
     def handle(self, id: str) -> JobHandle[Any]:
         """Return the handle of a job by its id.
 
@@ -496,7 +592,7 @@ class JobQueue:
             ValueError: An argument is not valid.
             BrokerUnavailableError: The broker can't be reached.
         """
-        return await self._client.broker.count(queue=_queue(queue), state=_state(state))
+        return await self._client.count(_queue(queue), _state(state))
 
     def list(
         self, *, queue: str | None = None, state: JobState | None = None
@@ -570,7 +666,7 @@ class JobQueue:
         if state is None and older_than is None:
             raise ValueError("purge() needs state or older_than; older_than=0 deletes all")
         validation.optional(validation.seconds, "older_than", older_than, at_least=0)
-        return await self._client.broker.purge(state=_state(state), older_than=older_than or 0.0)
+        return await self._client.purge(_state(state), older_than or 0.0)
 
     # Workers
 
@@ -636,10 +732,27 @@ class JobQueue:
             ```
         """
         options.setdefault("signals", True)
-        async with Manager(**options) as manager, self:
+        async with Manager(**options) as manager, AsyncExitStack() as stack:
             with suppress(LoopsStoppedError):  # the signal came while the broker was opened
+                await self._open_until_shutdown(manager, stack)
                 await self.start(manager, queues, concurrency=concurrency)
             await manager.shutdown_requested()
+
+    async def _open_until_shutdown(self, manager: Manager, stack: AsyncExitStack) -> None:
+        """Enter the queue, unless a shutdown of the manager is requested before.
+
+        Raises:
+            LoopsStoppedError: It was requested.
+        """
+        host = host_of(manager, "work")
+        host.require_running()
+        with anyio.CancelScope() as scope:
+            unregister = host.on_stopping(scope.cancel)
+            try:
+                await stack.enter_async_context(self)
+            finally:
+                unregister()
+        host.require_running()
 
     def _selection(self, queues: Selection | Sequence[str] | None) -> Selection:
         if queues is None:

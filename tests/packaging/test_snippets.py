@@ -26,6 +26,12 @@ with TestClient(app) as client:
     print(client.post("/users/ada").raise_for_status().json())
 """
 
+CALL_THE_WSGI_APPLICATION = """
+import httpx
+with httpx.Client(transport=httpx.WSGITransport(app=app), base_url="http://localhost") as client:
+    print(client.post("/users/ada").raise_for_status().json())
+"""
+
 # Windows has no SIGTERM that a process can handle.
 STOP_THE_WORKER = """
 import signal, threading, time
@@ -71,13 +77,15 @@ def test_snippet(snippet: str, output: str | None, tmp_path: Path) -> None:
         printed = run("-m", "pytest", "-q", "-p", "no:cacheprovider", program, cwd=tmp_path)
         assert " passed" in printed
     elif "\napp = " in snippet:
-        program.write_text(snippet + CALL_THE_APPLICATION, "utf-8")
+        is_sync = "import Flask" in snippet or "wsgi" in snippet
+        call = CALL_THE_WSGI_APPLICATION if is_sync else CALL_THE_APPLICATION
+        program.write_text(snippet + call, "utf-8")
         assert "'task': " in run(program, cwd=tmp_path)
     elif "jobs.work(" in snippet:
         program.write_text(STOP_THE_WORKER + snippet, "utf-8")
         assert "Traceback" not in run("-W", "error", program, cwd=tmp_path, stopped=True)
     else:
-        assert "anyio.run(" in snippet
+        assert "anyio.run(" in snippet or "_sync(" in snippet
         printed = run("-W", "error", program, cwd=tmp_path)
         if output is not None:
             assert without_ids_and_times(printed) == without_ids_and_times(output)

@@ -400,7 +400,7 @@ async def test_handler_observers_released(manager: Manager) -> None:
     async with jobs:
         await send.enqueue()
         await anyio.sleep(2)
-        retained = jobs._enqueuer._opened()[0]._task_subscribers
+        retained = jobs._enqueuer._own[0]._task_subscribers
         await jobs.start(manager)
         await (await send.enqueue()).wait()
         await anyio.sleep(2)

@@ -88,6 +88,19 @@ async def handlers() -> None:
     send.options(at=None, id=None, queue=None, expires=None, retry=None, timeout=None, meta=None)
 
 
+def sync_code() -> None:
+    assert_type(send.enqueue_sync("a", subject="b"), JobHandle[str])
+    assert_type(send.options(delay=5).enqueue_sync("a", "b"), JobHandle[str])
+    assert_type(jobs.enqueue_sync("name", [1], {"k": 2}, delay=5), JobHandle[Any])
+    assert_type(jobs.enqueue_sync(resize.job("a"), id="one"), JobHandle[Size])
+    assert_type(jobs.enqueue_many_sync([resize.job("a")]), list[JobHandle[Any]])
+    jobs.close_sync()
+    send.enqueue_sync("a")  # type: ignore[call-arg]
+    resize.enqueue_sync(1)  # type: ignore[arg-type]
+    jobs.enqueue_sync(send)  # type: ignore[call-overload]
+    jobs.enqueue_sync("name", color="red")  # type: ignore[call-overload]
+
+
 async def wrong_calls() -> None:
     await send("a")  # type: ignore[call-arg]
     await send.enqueue("a")  # type: ignore[call-arg]
@@ -154,6 +167,8 @@ async def queue(manager: Manager, broker: Broker, results: Results) -> None:
         max_payload=1000,
         max_crashes=2,
         retention=60,
+        sync_timeout=10,
+        wait=30,
     )
     assert_type(JobQueue.from_url("sqlite:///jobs.db", lease=5.0), JobQueue)
     assert_type(JobQueue.from_url("redis://host", prefix="shop"), JobQueue)

@@ -14,8 +14,9 @@ from ..._notify.dispatcher import Dispatcher
 from ..._observer import Observer, check_observers, overrides
 from ..._support import clock, validation
 from .._client import Client
-from .._errors import DuplicateJobError, QueueError
+from .._errors import DuplicateJobError
 from .._names import new_id
+from .._sync import SyncCalls
 from ..abc import Message
 from .handle import JobHandle
 from .messages import Terms
@@ -35,6 +36,7 @@ class Enqueuer:
 
     Args:
         client: The broker and the store of results.
+        sync: Runs calls of sync code.
         terms: The settings of jobs without a handler in this process.
         observers: The queue's observers.
         load_result: Converts a result to the type of the handler's annotation.
@@ -43,10 +45,12 @@ class Enqueuer:
     def __init__(
         self,
         client: Client,
+        sync: SyncCalls,
         terms: Terms,
         observers: tuple[Observer, ...],
         load_result: Callable[[str | None, Any], Any],
     ) -> None:
+        self.sync = sync
         self.terms = terms
         self.max_payload = client.max_payload
         self._client = client
@@ -85,11 +89,6 @@ class Enqueuer:
         """Notify a manager's observers, too."""
         self._hosts = [*(joined for joined in self._hosts if not joined.is_closed), host]
 
-    def _opened(self) -> tuple[Dispatcher, Services]:
-        if self._own is None:
-            raise QueueError("the queue is not open: enter it with `async with`")
-        return self._own
-
     async def enqueue(
         self,
         messages: Sequence[Message],
@@ -103,7 +102,6 @@ class Enqueuer:
             DuplicateJobError: An id is stored already.
             BrokerUnavailableError: The broker can't be reached.
         """
-        self._opened()
         await self._client.enqueue(messages)
         self._notify(messages, options, observers)
 
@@ -120,7 +118,7 @@ class Enqueuer:
             BrokerUnavailableError: The broker can't be reached.
             QueueError: The queue is not open.
         """
-        self._opened()
+        self._client.check()
         if isinstance(step, Single):
             message = step.message(id, self.max_payload)
             await self.enqueue([message], step.options, step.observers)
@@ -149,7 +147,6 @@ class Enqueuer:
             BrokerUnavailableError: The broker can't be reached.
             QueueError: The queue is not open.
         """
-        self._opened()
         messages = [step.message(None, self.max_payload) for step in steps]
         await self._client.enqueue(messages)
         for message, step in zip(messages, steps, strict=True):
@@ -167,7 +164,9 @@ class Enqueuer:
         observers: tuple[Observer, ...],
     ) -> None:
         guests = self._observers + observers
-        own, _ = self._opened()
+        if self._own is None:  # the queue was closed meanwhile
+            return
+        own, _ = self._own
         dispatchers = [host.dispatcher for host in self._hosts if not host.is_closed] or [own]
         notified: set[int] = set()  # ids of observers, which several managers may share
         for dispatcher in dispatchers:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import update_wrapper
+from functools import partial, update_wrapper
 from typing import Any, Generic, ParamSpec, TypeVar, Unpack, cast
 
 from ..._eventloop.interruption import ki_protected
@@ -86,6 +86,24 @@ class JobSubmission(Generic[P, T]):
         made = message(config.terms, *plain, options, enqueuer.max_payload)
         await enqueuer.enqueue([made], options, config.observers)
         return enqueuer.handle(made.id)
+
+    def enqueue_sync(self, *args: P.args, **kwargs: P.kwargs) -> JobHandle[T]:
+        """Enqueue a job from sync code, as `enqueue()` does; see `JobQueue.enqueue_sync()`.
+
+        Args:
+            *args: Positional arguments of the handler.
+            **kwargs: Keyword arguments of the handler.
+
+        Returns:
+            The job's handle; it can be awaited in an event loop in which the queue is open.
+
+        Raises:
+            BrokerUnavailableError: The broker can't be reached, or does not answer within the
+                queue's `sync_timeout`.
+            QueueError: The call would block the event loop in which the queue is open.
+            Exception: The errors of `enqueue()`.
+        """
+        return self._enqueuer.sync.run(partial(self.enqueue, *args, **kwargs))
 
     async def enqueue_many(
         self, calls: Iterable[Sequence[Any] | Mapping[str, Any]]
@@ -186,7 +204,7 @@ class Handler(JobSubmission[P, T], Generic[P, R, T]):
                 and `JobContext.meta`.
 
         Returns:
-            An object with `enqueue`, `enqueue_many` and `job`.
+            An object with `enqueue`, `enqueue_sync`, `enqueue_many` and `job`.
 
         Raises:
             ValueError: An option is not valid; the message names it.

@@ -329,6 +329,7 @@ class JobAttempt:
     async def save(self, value: Any) -> None:
         """Store an intermediate result, as `JobContext.save()` does."""
         client, message = self._worker.client, self.claim.message
+        client.check()
         encoded = json_data.encode(f"a value of job {self.job.id}", value, client.max_payload)
         if self.is_lost or self.has_ended:
             raise QueueError(f"job {self.job.id}: {LOST if self.is_lost else _ENDED}")

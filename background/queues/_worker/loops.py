@@ -15,6 +15,7 @@ from ..._lifecycle.host import WorkerHost
 from ..._observer import Observer
 from .._client import Client
 from .._enqueue.handler import Handler
+from .._errors import QueueError
 from .attempt import JobAttempt, WorkerContext, current_attempt
 from .completer import Completer
 from .fetcher import Fetcher
@@ -139,6 +140,8 @@ class WorkerLoops:
 
     async def close(self, timeout: float | None = None) -> None:
         """Close the worker, as `Worker.close()` describes."""
+        if not self._host.backend.is_current():
+            raise QueueError("the worker runs in another event loop or thread: close it there")
         self.stop()
         caller = current_attempt()
         self._closing[caller] += 1

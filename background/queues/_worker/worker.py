@@ -40,6 +40,7 @@ class Worker:
 
         Raises:
             ValueError: `timeout` is not valid.
+            QueueError: The worker runs in another event loop.
         """
         validation.optional(validation.seconds, "timeout", timeout, at_least=0)
         await self._loops.close(timeout)

@@ -9,6 +9,8 @@ from collections import Counter
 from collections.abc import AsyncIterator, Sequence
 from typing import Literal, Unpack
 
+import anyio
+
 from .._dependencies import missing_dependency, outside_dependencies
 from .._errors import BrokerUnavailableError
 from .._states import FINAL, JobState
@@ -105,8 +107,9 @@ class NatsBroker(Broker):
             self._api, self._layout, self._clock, self._timers, self._ready, self._records
         )
         self._claims = Claims(self._api, self._timers, self._ready, self._jobs)
-        self._opening = asyncio.Lock()
-        self._advancing = asyncio.Lock()
+        # Not those of asyncio, which work in one event loop only.
+        self._opening = anyio.Lock(fast_acquire=True)
+        self._advancing = anyio.Lock(fast_acquire=True)
 
     def __repr__(self) -> str:
         return f"<NatsBroker {self._requests.shown}, prefix {self._layout.prefix!r}>"

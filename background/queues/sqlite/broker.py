@@ -63,7 +63,7 @@ class SQLiteBroker(Broker):
         self._shared = False  # whether other connections change the file
         self._process = process_name()
         self._claims = count(1)
-        self._work_changed = anyio.Event()
+        self._work_changed: anyio.Event | None = None  # created by the first waiter
         self._ends: dict[str, set[anyio.Event]] = {}  # by job id: the waiters for its end
 
     async def open(self) -> None:
@@ -95,7 +95,7 @@ class SQLiteBroker(Broker):
     async def wait_for_work(self, queues: Sequence[str], timeout: float) -> None:
         with self._file.watched(), anyio.move_on_after(timeout):
             while True:
-                changed = self._work_changed
+                changed = self._work_changed = self._work_changed or anyio.Event()
                 at = await self._file.read(partial(transitions.next_work, queues=queues))
                 self._warn()
                 if at == 0.0:
@@ -215,8 +215,9 @@ class SQLiteBroker(Broker):
             self._wake_all()
 
     def _wake_workers(self) -> None:
-        changed, self._work_changed = self._work_changed, anyio.Event()
-        changed.set()
+        changed, self._work_changed = self._work_changed, None
+        if changed is not None:
+            changed.set()
 
     def _wake_waiters(self, id: str) -> None:
         for event in self._ends.get(id, ()):

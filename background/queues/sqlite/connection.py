@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Generator
-from contextlib import contextmanager
+from collections.abc import AsyncGenerator, Callable, Generator
+from contextlib import asynccontextmanager, contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Literal, TypeVar
@@ -21,7 +21,9 @@ Synchronous = Literal["NORMAL", "FULL"]
 
 
 class SQLiteFile:
-    """A file that can be opened and closed, with a thread for its connection; for one event loop.
+    """A file that can be opened and closed, with a thread for its connection.
+
+    It is open in one event loop at a time.
 
     Args:
         path: The file.
@@ -49,10 +51,10 @@ class SQLiteFile:
         self._connect = partial(connect, self.path, synchronous)
         self._on_foreign_change = on_foreign_change
         self._thread: SQLiteThread | None = None
-        self._opening = anyio.Lock()  # held while closing, too
+        self._opening: anyio.Lock | None = None  # held while closing, too
 
     async def open(self) -> None:
-        async with self._opening:
+        async with self._exclusively():
             if self._thread is not None:
                 return
             thread = SQLiteThread(self.path, self._connect, self._on_foreign_change)
@@ -64,10 +66,18 @@ class SQLiteFile:
             self._thread = thread
 
     async def close(self) -> None:
-        async with self._opening:
+        async with self._exclusively() as opening:
             thread, self._thread = self._thread, None
             if thread is not None:
                 await thread.stop()
+        if not opening.statistics().tasks_waiting:
+            self._opening = None  # the next event loop may be that of another library
+
+    @asynccontextmanager
+    async def _exclusively(self) -> AsyncGenerator[anyio.Lock]:
+        opening = self._opening = self._opening or anyio.Lock()
+        async with opening:
+            yield opening
 
     async def read(self, work: Work[T]) -> T:
         return await self._opened().call(work, writes=False)

@@ -34,7 +34,7 @@ _MOST_TOGETHER = 256  # calls in one transaction
 # The bounds in seconds of the pause between two checks for changes by other processes. The pause is
 # a hundredth of the time since their last change.
 _OFTEN, _SELDOM = 0.001, 0.05
-_IDLE = 1.0  # seconds between two checks whether the main thread has ended, without watchers
+_IDLE = 1.0  # seconds between two checks whether the program has ended, without watchers
 
 
 class _SQLiteCall:
@@ -49,6 +49,10 @@ class _SQLiteCall:
         self.withdrawn = False
         self.value: Any = None
         self.error: BaseException | None = None
+
+
+class _ConnectionThread(threading.Thread):
+    """The thread of a connection."""
 
 
 class _RolledBackError(Exception):
@@ -86,7 +90,7 @@ class SQLiteThread:
         self._version = 0  # of the data, see `_data_version`
         self._changed_at = 0.0
         # A daemon thread could be stopped in the middle of a transaction.
-        self._thread = threading.Thread(target=self._run, name=f"SQLite {path}", daemon=False)
+        self._thread = _ConnectionThread(target=self._run, name=f"SQLite {path}", daemon=False)
         self._opening = self._new_call(lambda db: None)
         self._ended = self._backend.event()
 
@@ -193,7 +197,7 @@ class SQLiteThread:
                 first = self._queue.get(timeout=self._pause())
             except Empty:
                 # An unclosed connection must not keep the interpreter alive.
-                if not threading.main_thread().is_alive():
+                if _program_has_ended():
                     return
             else:
                 calls = self._gather(first)
@@ -303,6 +307,14 @@ class SQLiteThread:
         for call in calls:
             clock.on_io(-1)
             call.done.set()
+
+
+def _program_has_ended() -> bool:
+    """Return whether all threads have ended for which the interpreter waits, but connections'."""
+    return all(
+        thread.daemon or isinstance(thread, _ConnectionThread) or not thread.is_alive()
+        for thread in threading.enumerate()
+    )
 
 
 def _data_version(db: sqlite3.Connection) -> int:

@@ -237,13 +237,18 @@ def test_event_loop_ended(backend: Any, path: Path) -> None:
 
 
 @pytest.mark.realtime
-async def test_main_thread_ended(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The thread ends when the main thread has ended."""
+async def test_program_ended(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The thread ends when no other thread keeps the program alive."""
     monkeypatch.setattr("background.queues.sqlite.thread._IDLE", 0.01)
-    broker = SQLiteBroker(path)
+    broker, second = SQLiteBroker(path), SQLiteBroker(path.with_name("second.db"))
     await broker.open()
+    await second.open()
+    threads = [thread_of(broker)._thread, thread_of(second)._thread]
     with monkeypatch.context() as patch:
         ended = threading.Thread(target=int)
-        patch.setattr(threading, "main_thread", lambda: ended)
-        await anyio.to_thread.run_sync(thread_of(broker)._thread.join, SOON)
+        patch.setattr(threading, "enumerate", lambda: [ended, *threads])
+        for thread in threads:
+            await anyio.to_thread.run_sync(thread.join, SOON)
+    assert not any(thread.is_alive() for thread in threads)
     await broker.close()
+    await second.close()
