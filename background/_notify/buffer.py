@@ -138,18 +138,19 @@ class EventBuffer:
         failed = False
         try:
             while self._waiting and not failed:
-                self._current = self._waiting.popleft()
+                # `_current` is taken away when the buffer is closed before the hook has returned.
+                delivery = self._current = self._waiting.popleft()
                 try:
                     with anyio.CancelScope():  # can't be left if the hook leaves a scope open
-                        await self._current.answer
+                        await delivery.answer
                 except BaseException as error:
                     if self._backend.ends(me, error):
                         raise
-                    self._on_error(self._current.hook, error)
-                    self._current.failed()
+                    self._on_error(delivery.hook, error)
+                    delivery.failed()
                     failed = True
                 else:
-                    self._current.arrived()
+                    delivery.arrived()
                 self._current = None
         finally:
             if failed and self._waiting:

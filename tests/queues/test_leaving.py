@@ -132,5 +132,5 @@ async def test_open_twice(jobs: JobQueue) -> None:
     with pytest.raises(QueueError, match="the queue is open already"):
         await jobs.open()
     await jobs.close()
-    with pytest.raises(QueueError, match=r"enter it with `async with`, or await open\(\)"):
+    with pytest.raises(QueueError, match=r"enter it with `async with`, await open\(\)"):
         await jobs.close()

@@ -659,7 +659,10 @@ def test_fork_of_open_queue(tmp_path: Path) -> None:
     with running(SCRIPT, "open", f"sqlite:///{tmp_path / 'jobs.db'}") as process:
         assert process.wait() == 0
     refused = "refused: the queue was opened by another process, before a fork, and its"
-    assert process.lines == [f"{refused} each process"] * 2 + ["parent counts 0"]
+    *answers, counts = process.lines
+    assert len(answers) == 2
+    assert all(answer.startswith(refused) for answer in answers)
+    assert counts == "parent counts 0"
 
 
 async def test_inherited_queue(jobs: JobQueue, handler: Add) -> None:
