@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from traceback import FrameSummary
+from traceback import FrameSummary, format_exception
+
+_LONGEST = 1000  # characters of a text
+_LONGEST_TRACEBACK = 10_000
 
 
 def quoted(text: str) -> str:
-    """Return the text as `repr()` does: quoted, with control characters escaped."""
-    return str.__repr__(text)
+    """Return the text as `repr()` does: quoted, with control characters escaped; cut if long."""
+    return str.__repr__(_shortened(text, _LONGEST))
 
 
 def escaped(value: object) -> str:
@@ -35,3 +38,31 @@ def stack_lines(stack: Sequence[FrameSummary]) -> str:
         if frame.line:
             lines.append(f"    {escaped(frame.line)}")
     return "\n".join(lines) or "  (no stack frames)"
+
+
+def printable_traceback(error: BaseException) -> str | None:
+    """Return the traceback of an error as text, or `None` if the handlers can format it.
+
+    They can't if it is very long, or has characters that control a terminal, or that a file can't
+    store. A lone surrogate would lose the whole record.
+    """
+    try:
+        text = "".join(format_exception(type(error), error, error.__traceback__))
+    except Exception:  # from attributes of the error
+        return None
+    text = text.rstrip("\n").expandtabs()
+    lines = _shortened(text, _LONGEST_TRACEBACK).split("\n")
+    shown = "\n".join(line if line.isprintable() else _unprintable(line) for line in lines)
+    return None if shown == text else shown
+
+
+def _unprintable(line: str) -> str:
+    return "".join(
+        character if character.isprintable() else character.encode("unicode_escape").decode()
+        for character in line
+    )
+
+
+def _shortened(text: str, most: int) -> str:
+    half = most // 2
+    return text if len(text) <= most else f"{text[:half]} … {text[-half:]}"

@@ -16,6 +16,8 @@ from ._otel_metrics import Instruments
 
 Attributes = dict[str, str | int | float]
 
+_LONGEST = 10_000  # characters of a text; exporters reject batches that are too large
+
 
 class RunSpan:
     """A context manager around one run, with a span that is current inside it.
@@ -31,7 +33,7 @@ class RunSpan:
             being a child of that span.
     """
 
-    __slots__ = ("_event", "_linked", "_metrics", "_runs", "_token", "_tracer", "began", "span")
+    __slots__ = ("_linked", "_metrics", "_runs", "_token", "_tracer", "began", "event", "span")
 
     def __init__(
         self,
@@ -42,14 +44,14 @@ class RunSpan:
         *,
         linked: bool,
     ) -> None:
-        self._event = event
+        self.event = event
         self._tracer = tracer
         self._metrics = metrics
         self._runs = runs
         self._linked = linked
 
     def __enter__(self) -> None:
-        event = self._event
+        event = self.event
         self.span = self._start_span()
         self._runs[event.id] = self
         self._token = context.attach(trace.set_span_in_context(self.span))
@@ -62,7 +64,8 @@ class RunSpan:
                 waited = max(
                     0.0, event.time - event.job.enqueued_at
                 )  # two hosts' clocks may differ
-                self._metrics.job_queue_time.record(waited, job_attributes(event.job))
+                attributes = job_attributes(event.job, event.name)
+                self._metrics.job_queue_time.record(waited, attributes)
 
     def __exit__(
         self,
@@ -70,16 +73,16 @@ class RunSpan:
         exc: BaseException | None,
         tb: TracebackType | None,
     ) -> None:
-        self._metrics.active.add(-1, task_attributes(self._event))
-        self._runs.pop(self._event.id, None)
+        self._metrics.active.add(-1, task_attributes(self.event))
+        self._runs.pop(self.event.id, None)
         context.detach(self._token)
         self.span.end()
 
     def _start_span(self) -> trace.Span:
-        event = self._event
+        event = self.event
         attributes: Attributes = {
             "code.function.name": _function_name(event.fn),
-            "background.task.id": event.id,
+            "background.task.id": exportable(event.id),
             "background.task.kind": event.kind.value,
             "background.task.queue_time": event.queued_for,
         }
@@ -90,37 +93,52 @@ class RunSpan:
             # The messaging conventions define this kind for spans that process a message:
             # https://opentelemetry.io/docs/specs/semconv/messaging/messaging-spans/#span-kind
             kind = SpanKind.CONSUMER
-            attributes["background.job.id"] = event.job.id
-            attributes["background.job.queue"] = event.job.queue
+            attributes["background.job.id"] = exportable(event.job.id)
+            attributes["background.job.handler"] = exportable(event.job.handler)
+            attributes["background.job.queue"] = exportable(event.job.queue)
             attributes["background.job.attempt"] = event.job.attempt
+        name = exportable(event.name)
         if not self._linked:  # the current span is that of the submitter's context
-            return self._tracer.start_span(event.name, kind=kind, attributes=attributes)
+            return self._tracer.start_span(name, kind=kind, attributes=attributes)
         submitter = trace.get_current_span().get_span_context()
         links = [trace.Link(submitter)] if submitter.is_valid else []
         root = trace.set_span_in_context(trace.INVALID_SPAN)
-        return self._tracer.start_span(
-            event.name, root, kind=kind, attributes=attributes, links=links
-        )
+        return self._tracer.start_span(name, root, kind=kind, attributes=attributes, links=links)
 
 
 def task_attributes(event: TaskEvent) -> Attributes:
     """Return the attributes of a task's measurements; they have few distinct values."""
     attributes: Attributes = {
-        "background.task.name": event.name,
+        "background.task.name": exportable(event.name),
         "background.task.kind": event.kind.value,
     }
     if event.job is not None:
-        attributes["background.job.queue"] = event.job.queue
+        attributes["background.job.queue"] = exportable(event.job.queue)
     return attributes
 
 
-def job_attributes(job: JobRef) -> Attributes:
-    """Return the attributes of a job's measurements."""
-    return {"background.job.handler": job.handler, "background.job.queue": job.queue}
+def job_attributes(job: JobRef, handler: str) -> Attributes:
+    """Return the attributes of a job's measurements; they have few distinct values.
+
+    Args:
+        job: The job.
+        handler: The name of its handler, or one name for all handlers that are unknown here.
+    """
+    return {
+        "background.job.handler": exportable(handler),
+        "background.job.queue": exportable(job.queue),
+    }
+
+
+def exportable(text: str) -> str:
+    """Return a text that exporters accept: lone surrogates are escaped, and long texts cut."""
+    if len(text) > _LONGEST:
+        text = f"{text[: _LONGEST // 2]} … {text[-_LONGEST // 2 :]}"
+    return text if text.isascii() else text.encode(errors="backslashreplace").decode()
 
 
 def _function_name(fn: Callable[..., Any]) -> str:
     while isinstance(fn, partial):
         fn = fn.func
     named: Any = fn if hasattr(fn, "__qualname__") else type(fn)
-    return f"{named.__module__}.{named.__qualname__}"
+    return exportable(f"{named.__module__}.{named.__qualname__}")

@@ -24,7 +24,7 @@ from .._observer import Observer
 from .._report import ManagerClosed, ManagerClosing
 from .._states import TaskKind
 from ._log_levels import LogLevels, level_numbers
-from ._log_text import described, escaped, quoted, stack_lines
+from ._log_text import described, escaped, printable_traceback, quoted, stack_lines
 
 _OUTCOMES = ("succeeded", "failed", "cancelled", "expired", "not_started", "stuck")
 
@@ -57,8 +57,9 @@ class LoggingObserver(Observer):
 
     Fields hold unescaped values. In the message, names, ids, errors, reasons and source lines are
     escaped as by `repr()`, so that they can't forge a log line. The only line breaks in a message
-    are those of indented stacks, after the message of a stalled or stuck task. Tracebacks are
-    formatted by the handler's formatter.
+    are those of indented stacks, after the message of a stalled or stuck task. Texts of more than
+    1,000 characters are cut. Tracebacks are formatted by the handler's formatter, unless they are
+    long or have characters that can't be printed.
 
     Args:
         logger: A `logging.Logger`, or the name of one.
@@ -216,9 +217,7 @@ class LoggingObserver(Observer):
             **({} if event.job is None else _job_fields(event.job)),
             **fields,
         }
-        # A tuple, because logging tests the truth value of an error, which may be false.
-        exc_info = None if failure is None else (type(failure), failure, failure.__traceback__)
-        self._logger.log(level, f"%s {text}", subject, *args, exc_info=exc_info, extra=extra)
+        self._write(level, f"%s {text}", (subject, *args), extra, failure)
 
     def _log_job(
         self,
@@ -230,7 +229,29 @@ class LoggingObserver(Observer):
     ) -> None:
         job = event.job
         extra = {**_job_fields(job), "job_meta": dict(event.meta), **fields}
-        self._logger.log(level, f"%s {text}", _job(job.handler, job.id), *args, extra=extra)
+        subject = _job(job.handler, job.id)
+        self._write(level, f"%s {text}", (subject, *args), extra, None)
+
+    def _write(
+        self,
+        level: int,
+        text: str,
+        args: tuple[object, ...],
+        extra: Mapping[str, object],
+        failure: BaseException | None,
+    ) -> None:
+        logger = self._logger
+        if failure is None:
+            logger.log(level, text, *args, extra=extra)
+            return
+        # A tuple, because logging tests the truth value of an error, which may be false.
+        exc_info = type(failure), failure, failure.__traceback__
+        path, line, function, _ = logger.findCaller()
+        record = logger.makeRecord(
+            logger.name, level, path, line, text, args, exc_info, function, extra
+        )
+        record.exc_text = printable_traceback(failure)
+        logger.handle(record)
 
 
 def _logger(logger: object) -> logging.Logger:

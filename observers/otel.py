@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from importlib.metadata import distributions
-from traceback import format_list
+from traceback import format_exception, format_list
 
 from anyio import current_time
 from opentelemetry import metrics, trace
@@ -24,7 +25,7 @@ from .._events import (
 )
 from .._observer import Observer
 from ._otel_metrics import Instruments
-from ._otel_span import Attributes, RunSpan, job_attributes, task_attributes
+from ._otel_span import Attributes, RunSpan, exportable, job_attributes, task_attributes
 
 # At import time, because it reads files. A source tree that is not installed has no version.
 _VERSION = next((found.version for found in distributions(name="anyio-background")), "")
@@ -48,9 +49,9 @@ class OpenTelemetryObserver(Observer):
     `background.task.stalled`.
 
     Each attempt of a durable job has its own span, of kind CONSUMER, with the attributes
-    `background.job.id`, `.queue` and `.attempt`. Its parent, or the span that it links to, is the
-    span that was current when the job was enqueued, in any process. An attempt that will be retried
-    has the outcome `retrying`, and its error is recorded.
+    `background.job.id`, `.handler`, `.queue` and `.attempt`. Its parent, or the span that it links
+    to, is the span that was current when the job was enqueued, in any process. An attempt that will
+    be retried has the outcome `retrying`, and its error is recorded.
 
     Tasks have the counters `background.task.added`, `.finished` and `.retries`, the histograms
     `background.task.duration` and `.queue_time` in seconds, and the up-down counter
@@ -61,7 +62,11 @@ class OpenTelemetryObserver(Observer):
     Jobs have the counters `background.job.enqueued` and `.dead`, and the histogram
     `background.job.queue_time`: seconds from enqueueing to the first attempt, including a delay,
     measured by the clocks of two hosts. Attributes are `background.job.handler` and `.queue`, and
-    for dead jobs also `error.type`.
+    for dead jobs also `error.type`. Spans and metrics of jobs whose handler this process does not
+    have are named `unknown handler`, because their names come from outside.
+
+    Lone surrogates are escaped, and texts of more than 10,000 characters are cut, because exporters
+    drop a whole batch for them.
 
     Args:
         tracer_provider: The tracer provider; by default the global one, even if it is set later.
@@ -108,7 +113,7 @@ class OpenTelemetryObserver(Observer):
     def on_task_stalled(self, event: TaskStalled) -> None:
         details = _attempt(event)
         details["background.task.elapsed"] = event.elapsed
-        details["code.stacktrace"] = "".join(format_list(list(event.stack)))
+        details["code.stacktrace"] = exportable("".join(format_list(list(event.stack))))
         self._span(event).add_event("background.task.stalled", details)
 
     def on_task_succeeded(self, event: TaskSucceeded) -> None:
@@ -122,17 +127,19 @@ class OpenTelemetryObserver(Observer):
     def on_task_cancelled(self, event: TaskCancelled) -> None:
         span = self._ended(event, "cancelled", event.duration)
         if event.reason is not None:
-            span.set_attribute("background.task.cancel_reason", event.reason)
+            span.set_attribute("background.task.cancel_reason", exportable(event.reason))
 
     def on_task_expired(self, event: TaskExpired) -> None:
         span = self._ended(event, "expired", event.duration, error="expired")
         span.set_status(StatusCode.ERROR, f"outlived its lifespan of {event.lifespan:g} s")
 
     def on_job_enqueued(self, event: JobEnqueued) -> None:
-        self._metrics.jobs_enqueued.add(1, job_attributes(event.job))
+        self._metrics.jobs_enqueued.add(1, job_attributes(event.job, event.job.handler))
 
     def on_job_dead(self, event: JobDead) -> None:
-        measured = job_attributes(event.job) | {"error.type": _type(event.error)}
+        run = self._runs.get(event.job.id)
+        handler = event.job.handler if run is None else run.event.name
+        measured = job_attributes(event.job, handler) | {"error.type": _type(event.error)}
         self._metrics.jobs_dead.add(1, measured)
 
     def _attempt_ended(self, event: TaskEvent, error: Exception | None) -> None:
@@ -191,16 +198,26 @@ def _attempt(event: TaskEvent) -> Attributes:
 
 def _record(error: BaseException, span: trace.Span) -> None:
     span.set_status(StatusCode.ERROR, f"{_type(error)}: {_message(error)}")
-    span.record_exception(error)
+    if span.is_recording():
+        texts = {"exception.message": _message(error), "exception.stacktrace": _stacktrace(error)}
+        span.record_exception(error, texts)
 
 
 def _type(error: BaseException) -> str:
     module, name = type(error).__module__, type(error).__qualname__
-    return name if module == "builtins" else f"{module}.{name}"
+    return exportable(name if module == "builtins" else f"{module}.{name}")
 
 
 def _message(error: BaseException) -> str:
+    return _text(lambda: str(error))
+
+
+def _stacktrace(error: BaseException) -> str:
+    return _text(lambda: "".join(format_exception(type(error), error, error.__traceback__)))
+
+
+def _text(make: Callable[[], str]) -> str:
     try:
-        return str(error)
-    except Exception:
+        return exportable(make())
+    except Exception:  # from methods and attributes of the error's class
         return "(can't be printed)"

@@ -65,7 +65,7 @@ class ManagerRuntime:
     def _signal_handlers(self) -> SignalHandlers | None:
         signals, name = self.config.signals, self.config.name
         if signals and self.config.signals_optional and not in_main_thread():
-            text = "manager %r handles no signals, as this is not the main thread"
+            text = "manager '%s' handles no signals, as this is not the main thread"
             log(logging.INFO, text, name)
             return None
         if not signals:

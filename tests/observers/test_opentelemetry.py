@@ -583,7 +583,7 @@ async def test_every_job_outcome(scenario: JobScenario, telemetry: Telemetry) ->
             for name, value in attributes(span).items()
             if name.startswith("background.job.")
         }
-        assert of_job == {"id": id, "queue": "mail", "attempt": number}
+        assert of_job == {"id": id, "handler": "job", "queue": "mail", "attempt": number}
     assert observer._runs == {}
 
 

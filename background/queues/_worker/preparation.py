@@ -22,6 +22,7 @@ from ..abc import Claim
 from .attempt import JobAttempt, WorkerContext
 
 _MOST_NAMES = 20  # in a message
+_UNKNOWN = "unknown handler"  # one name of tasks, because the jobs' own come from outside
 _NO_BODY = Body(args=[], kwargs={})
 
 
@@ -131,7 +132,8 @@ class Preparation:
         is_misfit: bool = False,
     ) -> tuple[JobAttempt, Mapping[str, str]]:
         message = claim.message
-        name = message.handler or message.id
+        handler = self._handlers.get(message.handler or "")
+        name = _UNKNOWN if handler is None else handler.name
         task = unchecked(_raising(error), (), EMPTY, name, id=message.id, observers=observers)
         misfit = error if is_misfit else None
         return self._attempt(claim, task, held_until, misfit=misfit), _NO_BODY.trace
