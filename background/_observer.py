@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Iterable
 from contextlib import AbstractContextManager, nullcontext
 from inspect import iscoroutinefunction
 from typing import TYPE_CHECKING, Any
@@ -139,6 +139,15 @@ def overrides(observer: Observer, name: str) -> bool:
     return name in getattr(observer, "__dict__", ()) or (
         getattr(type(observer), name, None) is not getattr(Observer, name)
     )
+
+
+def collected(
+    observers: Observer | Iterable[Observer], error: type[Exception] = ValueError
+) -> tuple[Observer, ...]:
+    """Return one observer, or several, as a tuple; raise `error` if they can't be iterated."""
+    if isinstance(observers, Observer):
+        return (observers,)
+    return validation.collected("observers", observers, error=error)
 
 
 def check_observers(observers: tuple[Observer, ...], error: type[Exception]) -> None:

@@ -6,7 +6,6 @@ from collections.abc import (
     AsyncIterator,
     Awaitable,
     Callable,
-    Collection,
     Iterable,
     Mapping,
     Sequence,
@@ -14,7 +13,7 @@ from collections.abc import (
 from contextlib import suppress
 from dataclasses import replace
 from types import TracebackType
-from typing import Any, Never, ParamSpec, Protocol, TypedDict, TypeVar, Unpack, cast, overload
+from typing import Any, ParamSpec, Protocol, TypedDict, TypeVar, Unpack, cast, overload
 
 from anyio.lowlevel import checkpoint
 
@@ -59,7 +58,7 @@ class QueueOptions(TypedDict, total=False):
     """The arguments of `JobQueue` except for the broker."""
 
     results: Results | None
-    observers: Collection[Observer]
+    observers: Observer | Iterable[Observer]
     lease: float
     max_payload: int
     max_crashes: int
@@ -87,7 +86,7 @@ class JobQueue:
         broker: The broker that stores the jobs. It belongs to this queue, which opens and closes
             it.
         results: The store of results, if it is not the broker.
-        observers: Observers of these jobs, in addition to a manager's observers.
+        observers: Observers of these jobs, one or several, in addition to a manager's.
         lease: Seconds after which another worker can claim the job of a worker that does not
             respond.
         max_payload: The most bytes of a job's arguments, and of its result.
@@ -117,7 +116,7 @@ class JobQueue:
         broker: Broker,
         *,
         results: Results | None = None,
-        observers: Collection[Observer] = (),
+        observers: Observer | Iterable[Observer] = (),
         lease: float = 30.0,
         max_payload: int = 1_048_576,
         max_crashes: int = 3,
@@ -236,9 +235,29 @@ class JobQueue:
 
     # Handlers
 
+    @overload
+    def handler(self, fn: Callable[P, Awaitable[T]], /) -> Handler[P, Awaitable[T], T]: ...
+    @overload
+    def handler(self, fn: Callable[P, T], /) -> Handler[P, T, T]: ...
+    @overload
     def handler(
         self,
-        *without_parentheses: Never,
+        /,
+        *,
+        queue: str = ...,
+        name: str | None = ...,
+        retry: Retry = ...,
+        timeout: float | None = ...,
+        expires: float | None = ...,
+        retention: float | None = ...,
+        store_result: bool = ...,
+        observers: Observer | Iterable[Observer] = ...,
+    ) -> HandlerDecorator: ...
+    def handler(
+        self,
+        fn: Any = None,
+        /,
+        *,
         queue: str = "default",
         name: str | None = None,
         retry: Retry = None,
@@ -246,13 +265,14 @@ class JobQueue:
         expires: float | None = None,
         retention: float | None = None,
         store_result: bool = True,
-        observers: Collection[Observer] = (),
-    ) -> HandlerDecorator:
+        observers: Observer | Iterable[Observer] = (),
+    ) -> Any:
         """Make a function a handler of jobs; it stays callable as before.
 
         A `def` function runs in a thread.
 
         Args:
+            fn: The function, if the decorator is used without parentheses.
             queue: The queue of its jobs.
             name: The name by which workers find it; by default its module and qualified name.
             retry: A `tenacity.AsyncRetrying` or a number of attempts; by default the policy of the
@@ -263,19 +283,17 @@ class JobQueue:
             retention: Seconds for which a job and its result are stored after its end, instead of
                 the queue's.
             store_result: Whether results are stored.
-            observers: Observers of its jobs only, in addition to the queue's.
+            observers: Observers of its jobs only, one or several, in addition to the queue's.
 
         Returns:
-            A decorator.
+            A decorator, or the handler.
 
         Raises:
-            TypeError: The decorator is used without parentheses; from the decorator: an annotation
-                can't be used, or the function is a method in the body of its class.
+            TypeError: From the decorator: an annotation can't be used, or the function is a method
+                in the body of its class.
             ValueError: An argument is not valid; from the decorator: the object is not a function,
                 or the name is in use.
         """
-        if without_parentheses:
-            raise TypeError("handler() takes options only: write @jobs.handler(), or with options")
         validation.optional(validation.seconds, "retention", retention, at_least=0)
         validation.instances("store_result", (store_result,), bool)
         terms = replace(
@@ -304,7 +322,7 @@ class JobQueue:
             self._handlers[chosen] = made
             return made
 
-        return decorate  # type: ignore[return-value]
+        return decorate if fn is None else decorate(fn)
 
     def register_type(
         self, cls: type[T], encode: Callable[[T], Any], decode: Callable[[Any], T]
