@@ -31,7 +31,7 @@ class ManagerOptions(TypedDict, total=False):
     """The arguments of `Manager`."""
 
     name: str
-    observers: Iterable[Observer]
+    observers: Observer | Iterable[Observer]
     retry: Retry
     limit: int | None
     capacity: int | None

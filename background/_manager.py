@@ -19,7 +19,7 @@ from ._execution.registry import WaitExemption
 from ._execution.state import current_task
 from ._lifecycle.host import WorkerHost
 from ._lifecycle.runtime import ManagerRuntime
-from ._observer import Observer
+from ._observer import Observer, collected
 from ._report import CloseReport, Health
 from ._retry import Retry, make_policy
 from ._schedule import Schedule
@@ -43,7 +43,7 @@ class Manager(Submitter):
 
     Args:
         name: A name for telemetry and messages.
-        observers: Observers of all tasks.
+        observers: Observers of all tasks; one or several.
         retry: The policy of tasks that have none: a `tenacity.AsyncRetrying`, a number of attempts,
             or `None` for a single attempt.
         limit: The most one-off tasks that run at once, backoff included; others wait, oldest first.
@@ -79,7 +79,7 @@ class Manager(Submitter):
         self,
         *,
         name: str = "background",
-        observers: Iterable[Observer] = (),
+        observers: Observer | Iterable[Observer] = (),
         retry: Retry = None,
         limit: int | None = None,
         capacity: int | None = None,
@@ -92,7 +92,7 @@ class Manager(Submitter):
     ) -> None:
         self._config = ManagerConfig(
             name=name,
-            observers=validation.collected("observers", observers),
+            observers=collected(observers),
             policy=make_policy(retry),
             limit=limit,
             capacity=capacity,

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Iterable
 from contextlib import AbstractContextManager, nullcontext
 from inspect import iscoroutinefunction
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ._support import validation
 
@@ -33,6 +33,9 @@ class Observer:
     `async def` hook gets its events in order through a bounded buffer of this observer; events that
     do not fit are dropped, counted and logged. A hook that raises is logged and affects no task.
 
+    A subclass with a method `on_…` that is not a hook, such as a misspelt one, raises `TypeError`
+    when it is defined.
+
     Example:
         ```python
         class Failures(Observer):
@@ -40,6 +43,10 @@ class Observer:
                 print(event.name, event.error)
         ```
     """
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        _check_names(cls)
 
     def on_task_added(self, event: TaskAdded) -> Awaitable[None] | None:
         """A task was submitted; called before it can start."""
@@ -100,11 +107,52 @@ class Observer:
         """
 
 
+_EVENTS = ("on_task_", "on_job_", "on_manager_")
+
+
+def _check_names(cls: type[Observer]) -> None:
+    """Raise `TypeError` if a class has a method that looks like a hook, but is none.
+
+    A class that is no observer may have methods `on_…` of its own, and a class that inherits from
+    both may override them, but they can't be named like an event of ours.
+    """
+    classes: tuple[type[Any], ...] = cls.__mro__
+    strangers = [base for base in classes if not issubclass(base, Observer)]
+    theirs = {name for base in strangers for name in vars(base)}
+    for base in (cls, *strangers):
+        for name, value in vars(base).items():
+            is_method = callable(value) or isinstance(value, (classmethod, staticmethod))
+            if not name.startswith("on_") or not is_method or name in vars(Observer):
+                continue
+            if name not in theirs or name.startswith(_EVENTS):
+                what = f"{base.__qualname__}.{name}"
+                raise TypeError(f"{what} is not a hook of Observer{_advice(name)}")
+
+
+def _advice(name: str) -> str:
+    from difflib import get_close_matches  # takes a while to import
+
+    hooks = [hook for hook in vars(Observer) if hook.startswith("on_")]
+    similar = get_close_matches(name, hooks, cutoff=0.8)
+    if similar:
+        return f"; did you mean {' or '.join(similar)}?"
+    return f", which has {', '.join(hooks)}; name a method that is no hook without on_"
+
+
 def overrides(observer: Observer, name: str) -> bool:
     """Return whether the observer overrides a hook of the base class."""
     return name in getattr(observer, "__dict__", ()) or (
         getattr(type(observer), name, None) is not getattr(Observer, name)
     )
+
+
+def collected(
+    observers: Observer | Iterable[Observer], error: type[Exception] = ValueError
+) -> tuple[Observer, ...]:
+    """Return one observer, or several, as a tuple; raise `error` if they can't be iterated."""
+    if isinstance(observers, Observer):
+        return (observers,)
+    return validation.collected("observers", observers, error=error)
 
 
 def check_observers(observers: tuple[Observer, ...], error: type[Exception]) -> None:

@@ -10,6 +10,7 @@ from typing import Any, ParamSpec, TypeVar, overload
 
 from ._errors import InvalidTaskError
 from ._execution.handle import TaskHandle
+from ._observer import collected
 from ._schedule import SHORTEST, Schedule
 from ._schedule import cron as make_cron
 from ._schedule import every as make_every
@@ -233,10 +234,7 @@ class Submission(Submitter):
         self._submit_task = submit
         self._options: dict[str, Any] = dict(options)
         if "observers" in options:  # they may be an iterator, which only one task could use
-            observers = validation.collected(
-                "observers", options["observers"], error=InvalidTaskError
-            )
-            self._options["observers"] = observers
+            self._options["observers"] = collected(options["observers"], InvalidTaskError)
 
     def _submit(self, task: Task[Any]) -> TaskHandle[Any]:
         return self._submit_task(task)

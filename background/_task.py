@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import contextvars
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import field, fields
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, Generic, Never, TypedDict, TypeVar, Unpack, overload
+from typing import TYPE_CHECKING, Any, Generic, TypedDict, TypeVar, Unpack, overload
 
 from ._errors import InvalidTaskError
-from ._observer import Observer, check_observers, overrides
+from ._observer import Observer, check_observers, collected, overrides
 from ._retry import Retry, make_policy
 from ._schedule import Schedule
 from ._states import TaskKind
@@ -35,7 +35,7 @@ class TaskOptions(TypedDict, total=False):
     id: str | None
     name: str | None
     meta: Mapping[str, Any]
-    observers: tuple[Observer, ...]
+    observers: Observer | Iterable[Observer]
     critical: bool
     max_failures: int | None
     stall_after: float | None
@@ -67,7 +67,7 @@ class Task(Generic[T]):
         id: Refused while another outstanding task has it; by default unique.
         name: A name for people and telemetry; by default the function's qualified name.
         meta: Metadata for observers.
-        observers: Observers of this task only, in addition to the manager's.
+        observers: Observers of this task only, one or several, in addition to the manager's.
         critical: Whether its final failure cancels everything and leaves the manager's block in an
             `ExceptionGroup`. A loop fails finally only by `max_failures`.
         max_failures: Failed iterations in a row that end a loop as `FAILED`.
@@ -128,21 +128,19 @@ class Task(Generic[T]):
         if self.name is None:
             object.__setattr__(self, "name", callables.name_of(self.fn))
         if self.args.__class__ is not tuple:
-            self._collect("args")
+            args = validation.collected("args", self.args, error=InvalidTaskError)
+            object.__setattr__(self, "args", args)
         if self.kwargs is not EMPTY:
             object.__setattr__(self, "kwargs", _as_mapping("kwargs", self.kwargs))
         if self.meta is not EMPTY:
             object.__setattr__(self, "meta", _as_mapping("meta", self.meta))
         if self.observers.__class__ is not tuple or self.observers:
-            self._collect("observers")
-            _check_own_observers(self.observers)
+            observers = collected(self.observers, InvalidTaskError)
+            object.__setattr__(self, "observers", observers)
+            _check_own_observers(observers)
         self._check_times()
         self._check_loop()
         self._check_identity()
-
-    def _collect(self, argument: str) -> None:
-        values = validation.collected(argument, getattr(self, argument), error=InvalidTaskError)
-        object.__setattr__(self, argument, values)
 
     def _check_times(self) -> None:
         if self.delay != 0.0 or self.delay.__class__ is not float:
@@ -197,16 +195,21 @@ _DEFAULTS: Mapping[str, Any] = {
 }
 
 
-def task(*without_parentheses: Never, **options: Unpack[TaskOptions]) -> Callable[[FnT], FnT]:
+@overload
+def task(fn: FnT, /) -> FnT: ...
+@overload
+def task(**options: Unpack[TaskOptions]) -> Callable[[FnT], FnT]: ...
+def task(fn: Any = None, /, **options: Any) -> Any:
     """Give a function options, which every way of submitting it uses.
 
     The function stays callable as before.
 
     Args:
+        fn: The function, if the decorator is used without parentheses.
         **options: The options of `Task`. `schedule` and `max_failures` make it a loop.
 
     Returns:
-        A decorator.
+        A decorator, or the function.
 
     Raises:
         InvalidTaskError: An option is not valid; raised by the decorator.
@@ -218,8 +221,6 @@ def task(*without_parentheses: Never, **options: Unpack[TaskOptions]) -> Callabl
         async def fetch(url: str) -> bytes: ...
         ```
     """
-    if without_parentheses:
-        raise TypeError("task() takes options only: write @task(retry=3), for example")
     check_options("@task", options)
     if options.get("schedule") is not None or options.get("max_failures") is not None:
         options.setdefault("kind", TaskKind.LOOP)
@@ -230,10 +231,10 @@ def task(*without_parentheses: Never, **options: Unpack[TaskOptions]) -> Callabl
         setattr(fn, OPTIONS, MappingProxyType(chosen))
         return fn
 
-    return decorate
+    return decorate if fn is None else decorate(fn)
 
 
-def check_options(taker: str, options: TaskOptions) -> None:
+def check_options(taker: str, options: Mapping[str, object]) -> None:
     """Check that options exist.
 
     Raises:

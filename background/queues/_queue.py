@@ -15,7 +15,7 @@ from contextlib import AsyncExitStack, suppress
 from dataclasses import replace
 from functools import partial
 from types import TracebackType
-from typing import Any, Never, ParamSpec, Protocol, TypedDict, TypeVar, Unpack, cast, overload
+from typing import Any, ParamSpec, Protocol, TypedDict, TypeVar, Unpack, cast, overload
 
 import anyio
 from anyio.lowlevel import checkpoint
@@ -62,7 +62,7 @@ class QueueOptions(TypedDict, total=False):
     """The arguments of `JobQueue` except for the broker."""
 
     results: Results | None
-    observers: Collection[Observer]
+    observers: Observer | Iterable[Observer]
     lease: float
     max_payload: int
     max_crashes: int
@@ -94,7 +94,7 @@ class JobQueue:
         broker: The broker that stores the jobs. It belongs to this queue, which opens and closes
             it.
         results: The store of results, if it is not the broker.
-        observers: Observers of these jobs, in addition to a manager's observers.
+        observers: Observers of these jobs, one or several, in addition to a manager's.
         lease: Seconds after which another worker can claim the job of a worker that does not
             respond.
         max_payload: The most bytes of a job's arguments, and of its result.
@@ -130,7 +130,7 @@ class JobQueue:
         broker: Broker,
         *,
         results: Results | None = None,
-        observers: Collection[Observer] = (),
+        observers: Observer | Iterable[Observer] = (),
         lease: float = 30.0,
         max_payload: int = 1_048_576,
         max_crashes: int = 3,
@@ -304,9 +304,30 @@ class JobQueue:
 
     # Handlers
 
+    @overload
+    def handler(self, fn: Callable[P, Awaitable[T]], /) -> Handler[P, Awaitable[T], T]: ...
+    @overload
+    def handler(self, fn: Callable[P, T], /) -> Handler[P, T, T]: ...
+    @overload
     def handler(
         self,
-        *without_parentheses: Never,
+        /,
+        *,
+        queue: str = ...,
+        name: str | None = ...,
+        aliases: Collection[str] = ...,
+        retry: Retry = ...,
+        timeout: float | None = ...,
+        expires: float | None = ...,
+        retention: float | None = ...,
+        store_result: bool = ...,
+        observers: Observer | Iterable[Observer] = ...,
+    ) -> HandlerDecorator: ...
+    def handler(
+        self,
+        fn: Any = None,
+        /,
+        *,
         queue: str = "default",
         name: str | None = None,
         aliases: Collection[str] = (),
@@ -315,13 +336,14 @@ class JobQueue:
         expires: float | None = None,
         retention: float | None = None,
         store_result: bool = True,
-        observers: Collection[Observer] = (),
-    ) -> HandlerDecorator:
+        observers: Observer | Iterable[Observer] = (),
+    ) -> Any:
         """Make a function a handler of jobs; it stays callable as before.
 
         A `def` function runs in a thread.
 
         Args:
+            fn: The function, if the decorator is used without parentheses.
             queue: The queue of its jobs.
             name: The name by which workers find it; by default its module and qualified name.
             aliases: Earlier names, whose jobs it processes, too.
@@ -333,19 +355,17 @@ class JobQueue:
             retention: Seconds for which a job and its result are stored after its end, instead of
                 the queue's.
             store_result: Whether results are stored.
-            observers: Observers of its jobs only, in addition to the queue's.
+            observers: Observers of its jobs only, one or several, in addition to the queue's.
 
         Returns:
-            A decorator.
+            A decorator, or the handler.
 
         Raises:
-            TypeError: The decorator is used without parentheses; from the decorator: an annotation
-                can't be used, or the function is a method in the body of its class.
+            TypeError: From the decorator: an annotation can't be used, or the function is a method
+                in the body of its class.
             ValueError: An argument is not valid; from the decorator: the object is not a function,
                 or the name is in use.
         """
-        if without_parentheses:
-            raise TypeError("handler() takes options only: write @jobs.handler(), or with options")
         validation.optional(validation.seconds, "retention", retention, at_least=0)
         validation.instances("store_result", (store_result,), bool)
         earlier = [check_name("aliases", alias) for alias in _names(aliases)]
@@ -376,7 +396,7 @@ class JobQueue:
             self._handlers.update(dict.fromkeys(names, made))
             return made
 
-        return decorate  # type: ignore[return-value]
+        return decorate if fn is None else decorate(fn)
 
     def register_type(
         self, cls: type[T], encode: Callable[[T], Any], decode: Callable[[Any], T]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Awaitable
 from typing import Any
 
@@ -188,3 +189,79 @@ async def test_hook_lookup() -> None:
             await manager.run(fine)
             await manager.run(broken).wait()
         assert looked_up == []
+
+
+# Names
+
+
+@pytest.mark.parametrize(
+    ("name", "advice"),
+    [
+        ("on_task_succeded", "; did you mean on_task_succeeded"),
+        ("on_task_fail", "; did you mean on_task_failed"),
+        ("on_job_died", "; did you mean on_job_dead"),
+        ("on_failure", ", which has on_task_added, on_task_started, .* without on_$"),
+    ],
+)
+@pytest.mark.parametrize(
+    "kind", [lambda method: method, staticmethod, classmethod, functools.partial]
+)
+def test_unknown_hook(name: str, advice: str, kind: Any) -> None:
+    """A class with a method that is named like a hook, but is none, can't be defined."""
+
+    def method(self: object, event: object) -> None: ...
+
+    with pytest.raises(TypeError, match=rf"^Misspelt\.{name} is not a hook of Observer{advice}"):
+        type("Misspelt", (Observer,), {name: kind(method)})
+
+
+def test_unknown_hook_of_mixin() -> None:
+    """A misspelt hook of a mixin is refused when an observer inherits from it."""
+
+    class Mixin:
+        def on_task_succeded(self, event: object) -> None: ...
+
+    with pytest.raises(TypeError, match=r"Mixin\.on_task_succeded is not a hook of Observer; did"):
+
+        class Mixed(Mixin, Observer): ...
+
+
+def test_methods_of_foreign_class() -> None:
+    """An observer may inherit methods of a class that is no observer, and override them."""
+
+    class Button:
+        on_click_count = 0
+
+        def on_click(self) -> str:
+            return "click"
+
+        def on_release(self) -> str:
+            return "release"
+
+    class Both(Observer, Button):
+        on_colour = "red"
+
+        def on_click(self) -> str:
+            return "own"
+
+    class More(Both):
+        def on_release(self) -> str:
+            return "more"
+
+    assert (Both().on_click(), Both().on_release(), More().on_release()) == (
+        "own",
+        "release",
+        "more",
+    )
+
+
+def test_subclass_with_keywords() -> None:
+    """Keyword arguments of a class definition reach the other base classes."""
+
+    class Base:
+        def __init_subclass__(cls, colour: str) -> None:
+            cls.colour = colour
+
+    class Painted(Observer, Base, colour="red"): ...
+
+    assert Painted.colour == "red"  # type: ignore[attr-defined]

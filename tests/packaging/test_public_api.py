@@ -207,7 +207,7 @@ def test_functions() -> None:
     """The functions have these signatures."""
     assert parameters(background.every) == "(seconds, *, jitter=0.0)"
     assert parameters(background.cron) == "(expression, *, tz='UTC')"
-    assert parameters(background.task) == "(*without_parentheses, **options)"
+    assert parameters(background.task) == "(fn=None, /, **options)"
     assert parameters(background.retry_on) == "(*exceptions, attempts=10, timeout=45.0)"
 
 

@@ -9,9 +9,10 @@ from typing import Any
 
 import pytest
 
-from background import Manager
+from background import InvalidTaskError, Manager
 from background.queues import JobQueue
 from background.queues.memory import MemoryBroker
+from background.testing import RecordingObserver
 
 
 @pytest.fixture
@@ -82,6 +83,36 @@ async def test_functions_that_are_no_methods(jobs: JobQueue, manager: Manager) -
         handlers: list[Any] = [Owner.inside, Owner.outside, local, unannotated]
         assert [await (await handler.enqueue("a")).result() for handler in handlers] == ["a"] * 4
         assert await (await bound.enqueue("a")).result() == "a at here"
+
+
+async def test_decorator_without_parentheses(jobs: JobQueue, manager: Manager) -> None:
+    """`@jobs.handler` without parentheses makes a handler with the default options."""
+
+    @jobs.handler
+    async def double(number: int) -> int:
+        return 2 * number
+
+    assert double.name == f"{__name__}.test_decorator_without_parentheses.double"
+    async with jobs:
+        await jobs.start(manager)
+        assert await (await double.enqueue(2)).result() == 4
+    with pytest.raises(InvalidTaskError, match=r"^fn must be a function, not 'mail'"):
+        jobs.handler("mail")  # type: ignore[call-overload]
+
+
+async def test_single_observer(manager: Manager) -> None:
+    """A single observer of a queue or a handler can be given instead of a collection."""
+    of_queue, of_handler = RecordingObserver(), RecordingObserver()
+    jobs = JobQueue(MemoryBroker(), observers=of_queue)
+
+    @jobs.handler(observers=of_handler)
+    async def work() -> None: ...
+
+    async with jobs:
+        await jobs.start(manager)
+        await (await work.enqueue()).result()
+    for observer in (of_queue, of_handler):
+        assert observer.names() == ["enqueued", "added", "started", "succeeded"]
 
 
 @dataclass

@@ -118,10 +118,32 @@ def test_decorator_without_options() -> None:
     assert Task(decorate()).retry is None
 
 
-def test_decorator_without_parentheses() -> None:
-    """`@task` without parentheses is rejected with the way to write it."""
-    with pytest.raises(TypeError, match=r"write @task\(retry=3\)"):
-        task(work)  # type: ignore[arg-type]
+@pytest.mark.realtime
+async def test_decorator_without_parentheses(manager: Manager) -> None:
+    """`@task` without parentheses returns the function, which can be submitted."""
+
+    @task
+    async def bare() -> str:
+        return await work()
+
+    assert await bare() == "done"
+    assert await manager.run(bare) == "done"
+    assert Task(bare).retry is None
+    with pytest.raises(InvalidTaskError, match=r"^fn must be a function, not 5"):
+        task(5)  # type: ignore[call-overload]
+
+
+@pytest.mark.realtime
+async def test_single_observer(manager: Manager, recorder: RecordingObserver) -> None:
+    """A single observer can be given instead of a collection."""
+    single = RecordingObserver()
+    async with Manager(observers=single) as other:
+        await other.run(work)
+        await manager.options(observers=single).run(work)
+        await manager.run_task(Task(work, observers=single))
+        await manager.run(decorate(observers=single))
+    assert single.names().count("succeeded") == 4
+    assert recorder.names().count("succeeded") == 3
 
 
 def test_options_are_copied() -> None:

@@ -105,7 +105,6 @@ INVALID_TASK_OPTIONS: list[tuple[str, dict[str, Any]]] = [
     *(
         ("observers", {"observers": value})
         for value in [
-            Observer(),
             Observer,
             (Observer,),
             ("observer",),
@@ -139,6 +138,7 @@ VALID_TASK_OPTIONS: list[dict[str, Any]] = [
     {"args": iter([1, 2])},
     {"meta": {"anything": object()}},
     {"observers": [Observer()]},
+    {"observers": Observer()},
     {"observers": (), "critical": True},
     {"schedule": every(1), "max_failures": 1, **LOOP},
 ]
@@ -388,7 +388,6 @@ INVALID_MANAGER_OPTIONS: list[tuple[str, Any]] = [
     *(
         ("observers", value)
         for value in [
-            Observer(),
             Observer,
             None,
             [Observer],

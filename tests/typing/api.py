@@ -269,6 +269,11 @@ def decorated_sync(width: int) -> str:
 async def decorated_loop() -> None: ...
 
 
+@task
+async def decorated_only(url: str) -> bytes:
+    return await fetch(url)
+
+
 class Service:
     @task(critical=True)
     async def serve(self, port: int) -> None: ...
@@ -277,6 +282,8 @@ class Service:
 async def decorating(manager: Manager) -> None:
     assert_type(await decorated("a"), bytes)
     assert_type(decorated_sync(1), str)
+    assert_type(await decorated_only("a"), bytes)
+    assert_type(manager.run(decorated_only, "a"), TaskHandle[bytes])
     assert_type(manager.run(decorated, "a"), TaskHandle[bytes])
     assert_type(manager.run(decorated_sync, 1), TaskHandle[str])
     assert_type(manager.loop(decorated_loop), TaskHandle[None])
@@ -287,9 +294,9 @@ async def decorating(manager: Manager) -> None:
 
 
 def wrong_decorating() -> None:
-    task(repeat=True)  # type: ignore[call-arg]
-    task(retry="3")  # type: ignore[arg-type]
-    task(fetch)  # type: ignore[arg-type]
+    task(repeat=True)  # type: ignore[call-overload]
+    task(retry="3")  # type: ignore[call-overload]
+    task(5)  # type: ignore[call-overload]
 
 
 # Schedules
@@ -350,7 +357,9 @@ async def managing() -> None:
         assert_type(await manager.close(timeout="grace"), CloseReport)
         await manager.close(timeout="never")  # type: ignore[arg-type]
     Manager("mail")  # type: ignore[call-arg]
-    Manager(observers=RecordingObserver())  # type: ignore[arg-type]
+    Manager(observers=RecordingObserver())
+    Manager(observers=5)  # type: ignore[arg-type]
+    Task(fetch, observers=RecordingObserver())
     Manager(observers=[object()])  # type: ignore[list-item]
     Manager(signals=True)
     Manager(signals=[15])  # type: ignore[list-item]

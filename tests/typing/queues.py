@@ -57,6 +57,16 @@ def resize(path: str, size: Size | None = None) -> Size:
 async def nothing() -> None: ...
 
 
+@jobs.handler
+def add_one(number: int) -> int:
+    return number + 1
+
+
+@jobs.handler
+async def plain(text: str) -> str:
+    return text
+
+
 @jobs.handler(retry=tenacity.AsyncRetrying())
 def later(number: int) -> Awaitable[bytes]:
     raise NotImplementedError
@@ -75,6 +85,10 @@ async def handlers() -> None:
     assert_type(await send.enqueue("a", subject="b", urgent=True), JobHandle[str])
     assert_type(await resize.enqueue("a", Size(1, 2)), JobHandle[Size])
     assert_type(await nothing.enqueue(), JobHandle[None])
+    assert_type(await add_one.enqueue(1), JobHandle[int])
+    assert_type(add_one(1), int)
+    assert_type(await plain.enqueue("a"), JobHandle[str])
+    assert_type(await plain("a"), str)
     assert_type(await later.enqueue(1), JobHandle[bytes])
 
     assert_type(await send.enqueue_many([("a", "b")]), list[JobHandle[str]])
@@ -116,9 +130,10 @@ async def wrong_calls() -> None:
     send.options(retry=tenacity.AsyncRetrying())  # type: ignore[arg-type]
     send.options(color="red")  # type: ignore[call-arg]
     send.job("a")  # type: ignore[call-arg]
-    jobs.handler(queue=5)  # type: ignore[arg-type]
-    jobs.handler(retry="5")  # type: ignore[arg-type]
-    jobs.handler("mail")  # type: ignore[arg-type]
+    jobs.handler(queue=5)  # type: ignore[call-overload]
+    jobs.handler(retry="5")  # type: ignore[call-overload]
+    jobs.handler("mail")  # type: ignore[call-overload]
+    jobs.handler(add_one, queue="mail")  # type: ignore[call-overload]
     jobs.handler()(5)  # type: ignore[call-overload]
 
 
@@ -162,7 +177,7 @@ async def queue(manager: Manager, broker: Broker, results: Results) -> None:
     jobs_to_start = JobQueue(
         broker,
         results=results,
-        observers=[Observer()],
+        observers=Observer(),
         lease=5,
         max_payload=1000,
         max_crashes=2,

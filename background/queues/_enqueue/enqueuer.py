@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextvars import copy_context
 from typing import Any, TypeVar
 
@@ -11,8 +11,8 @@ from ..._eventloop.services import Services
 from ..._events import JobEnqueued, JobRef
 from ..._lifecycle.host import WorkerHost
 from ..._notify.dispatcher import Dispatcher
-from ..._observer import Observer, check_observers, overrides
-from ..._support import clock, validation
+from ..._observer import Observer, check_observers, collected, overrides
+from ..._support import clock
 from .._client import Client
 from .._errors import DuplicateJobError
 from .._names import new_id
@@ -203,18 +203,18 @@ def _event(message: Message, options: CheckedOptions) -> JobEnqueued:
     return JobEnqueued(job=job, meta=options.meta or {}, time=now, delay=delay)
 
 
-def checked_observers(observers: Collection[Observer]) -> tuple[Observer, ...]:
+def checked_observers(observers: Observer | Iterable[Observer]) -> tuple[Observer, ...]:
     """Return the observers of a queue or a handler.
 
     Raises:
         ValueError: A value is not an observer, or an observer implements `watch()`.
     """
-    collected = validation.collected("observers", observers)
-    check_observers(collected, ValueError)
-    for observer in collected:
+    made = collected(observers)
+    check_observers(made, ValueError)
+    for observer in made:
         if overrides(observer, "watch"):
             raise ValueError(
                 f"observers: {type(observer).__name__} implements watch(): pass it to "
                 "Manager(observers=…)"
             )
-    return collected
+    return made
