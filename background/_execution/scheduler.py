@@ -321,9 +321,9 @@ class Scheduler:
             return stacks.of_thread(thread)
         return stacks.of_coroutine(self._backend.coroutine(native))
 
-    def require_loop_thread(self, method: str) -> None:
-        """Check that the caller runs in the event loop's own thread."""
-        self._portal.require_loop_thread(method)
+    def require_loop(self, method: str) -> None:
+        """Check that the caller runs in the event loop."""
+        self._portal.require_loop(method)
 
     def stop_loops(self) -> None:
         """Stop all loops before their next iteration, and end their pauses between retries."""
