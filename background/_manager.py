@@ -247,7 +247,7 @@ class Manager(Submitter):
             DuplicateTaskError: An outstanding task has the same id.
             LoopsStoppedError: The task is a loop, and the loops were stopped.
             ManagerClosedError: The manager is closing, and does not wait for the caller's task.
-            ManagerMisuseError: The caller runs in another thread, or in a forked process.
+            ManagerMisuseError: The caller runs in another event loop, thread or process.
             ManagerNotRunningError: The manager was not entered.
         """
         runtime = self._runtime_in_loop("submit")
@@ -265,7 +265,7 @@ class Manager(Submitter):
 
         Raises:
             ManagerNotRunningError: The manager was not entered.
-            ManagerMisuseError: The caller runs in another thread, or in a forked process.
+            ManagerMisuseError: The caller runs in another event loop, thread or process.
         """
         registry = self._runtime_in_loop("wait").scheduler.registry
         await checkpoint()
@@ -278,7 +278,7 @@ class Manager(Submitter):
 
         Raises:
             ManagerNotRunningError: The manager was not entered.
-            ManagerMisuseError: The caller runs in another thread, or in a forked process.
+            ManagerMisuseError: The caller runs in another event loop, thread or process.
         """
         scheduler = self._runtime_in_loop("stop_loops").scheduler
         scheduler.stop_loops()
@@ -307,7 +307,7 @@ class Manager(Submitter):
 
         Raises:
             ValueError: `timeout` is not valid.
-            ManagerMisuseError: The caller runs in another thread, or in a forked process.
+            ManagerMisuseError: The caller runs in another event loop, thread or process.
             ExceptionGroup: Critical tasks of a manager that was opened with `open()` failed.
         """
         if timeout is not None and timeout != "grace":
@@ -332,7 +332,7 @@ class Manager(Submitter):
 
         Raises:
             ManagerNotRunningError: The manager was not entered.
-            ManagerMisuseError: The caller runs in another thread, or in a forked process.
+            ManagerMisuseError: The caller runs in another event loop, thread or process.
         """
         requested = self._runtime_in_loop("shutdown_requested").shutdown.requested
         await checkpoint()
@@ -434,7 +434,7 @@ class Manager(Submitter):
 
     def _runtime_in_loop(self, method: str) -> ManagerRuntime:
         runtime = self._entered()
-        runtime.portal.require_loop_thread(method)
+        runtime.portal.require_loop(method)
         return runtime
 
 
@@ -457,6 +457,6 @@ def host_of(manager: Manager, method: str) -> WorkerHost:
 
     Raises:
         ManagerNotRunningError: The manager was not entered.
-        ManagerMisuseError: The caller runs in another thread, or in a forked process.
+        ManagerMisuseError: The caller runs in another event loop, thread or process.
     """
     return WorkerHost(manager._runtime_in_loop(method))  # pyright: ignore[reportPrivateUsage]

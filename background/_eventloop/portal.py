@@ -47,7 +47,7 @@ class Portal:
         """Whether the caller is a task of the event loop, which can call functions directly."""
         return get_ident() == self._thread and self._backend.current_task() is not None
 
-    def require_loop_thread(self, method: str) -> None:
+    def require_loop(self, method: str) -> None:
         """Check that the caller runs in the event loop.
 
         Args:

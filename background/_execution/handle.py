@@ -32,8 +32,8 @@ class TaskOwner(Protocol):
         """Return where the function of a running task stands."""
         ...
 
-    def require_loop_thread(self, method: str) -> None:
-        """Check that the caller runs in the event loop's own thread."""
+    def require_loop(self, method: str) -> None:
+        """Check that the caller runs in the event loop."""
         ...
 
 
@@ -127,13 +127,13 @@ class TaskHandle(Generic[T]):
             The final status.
 
         Raises:
-            ManagerMisuseError: The caller runs in another thread than the manager's event loop.
+            ManagerMisuseError: The caller runs outside of the manager's event loop.
         """
         state = self._state
         if state.status in FINAL:
             await checkpoint()
             return state.status
-        self._owner.require_loop_thread("wait")
+        self._owner.require_loop("wait")
         if state.ended is None:
             state.ended = self._owner.event()
         state.waiters += 1

@@ -18,7 +18,7 @@ from typing import Any
 from tenacity.wait import wait_base
 
 from .._config import ManagerConfig
-from .._errors import DuplicateTaskError, InvalidTaskError, is_fatal
+from .._errors import DuplicateTaskError, InvalidTaskError, ManagerClosedError, is_fatal
 from .._eventloop.backend import Backend
 from .._eventloop.portal import Portal
 from .._events import JobRef
@@ -292,9 +292,12 @@ class Scheduler:
         """Cancel a task, from any thread; return whether it was outstanding."""
         if state.status in FINAL:
             return False
-        if state.cancel_requested:  # the portal of a stuck task's manager may be closed
+        try:
+            return self._portal.call(partial(self._cancel, state, reason))
+        except ManagerClosedError:
+            if not state.cancel_requested:  # otherwise it is stuck
+                raise
             return True
-        return self._portal.call(partial(self._cancel, state, reason))
 
     def _cancel(self, state: TaskState, reason: str | None) -> bool:
         if state.status in FINAL:
@@ -318,9 +321,9 @@ class Scheduler:
             return stacks.of_thread(thread)
         return stacks.of_coroutine(self._backend.coroutine(native))
 
-    def require_loop_thread(self, method: str) -> None:
-        """Check that the caller runs in the event loop's own thread."""
-        self._portal.require_loop_thread(method)
+    def require_loop(self, method: str) -> None:
+        """Check that the caller runs in the event loop."""
+        self._portal.require_loop(method)
 
     def stop_loops(self) -> None:
         """Stop all loops before their next iteration, and end their pauses between retries."""
