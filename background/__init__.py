@@ -1,4 +1,20 @@
-"""Background work in async services: owned, observed, retried, and finished before you exit."""
+"""Background work in async services: owned, observed, retried, and finished before you exit.
+
+Enter a `Manager`, and submit functions to it. Its public names:
+
+- Manager: `Manager`, `ManagerOptions`, `ManagerState`, `Health`, `CloseReport`.
+- Tasks: `Task`, `TaskOptions`, `task`, `Submission`, `TaskHandle`, `TaskKind`, `TaskStatus`.
+- Retries and schedules: `Retry`, `retry_on`, `Schedule`, `every`, `cron`.
+- Observers: `Observer`; events of tasks: `TaskEvent`, `TaskAdded`, `TaskStarted`, `TaskRetrying`,
+  `TaskSucceeded`, `TaskFailed`, `TaskCancelled`, `TaskExpired`, `TaskStalled`; of jobs: `JobRef`,
+  `JobEnqueued`, `JobDead`; of managers: `ManagerClosing`, `ManagerClosed`.
+- Errors: `BackgroundError`, `ManagerNotRunningError`, `ManagerClosedError`, `LoopsStoppedError`,
+  `ManagerFullError`, `ManagerMisuseError`, `DuplicateTaskError`, `InvalidTaskError`,
+  `TaskCancelledError`, `TaskExpiredError`.
+
+The module `background.queues` has durable jobs, `background.observers` observers that are ready to
+use, and `background.testing` tools for tests. Modules with an underscore are private.
+"""
 
 from __future__ import annotations
 
@@ -85,6 +101,16 @@ __all__ = [
     "retry_on",
     "task",
 ]
+
+
+for _name in __all__:
+    _error = globals()[_name]
+    if isinstance(_error, type) and issubclass(_error, BackgroundError):
+        _error.__module__ = __name__  # so that tracebacks show the name to catch
+
+
+def __dir__() -> list[str]:
+    return sorted([*__all__, "__version__", *({"observers", "queues", "testing"} & {*globals()})])
 
 
 def __getattr__(name: str) -> Any:

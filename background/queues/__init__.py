@@ -59,3 +59,12 @@ __all__ = [
     "chain",
     "group",
 ]
+
+for _name in __all__:
+    _error = globals()[_name]
+    if isinstance(_error, type) and issubclass(_error, QueueError):
+        _error.__module__ = __name__  # so that tracebacks show the name to catch
+
+
+def __dir__() -> list[str]:
+    return sorted([*__all__, *({"abc", "memory", "nats", "redis", "sqlite"} & {*globals()})])

@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
+import pickle
+import pydoc
+import re
 import subprocess
 import sys
+import traceback
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +17,7 @@ import pytest
 
 import background
 import background.observers
+import background.queues
 import background.testing
 from background import Manager, Observer, Task, TaskHandle
 
@@ -66,6 +71,34 @@ def test_names() -> None:
     """`background.__all__` lists the public names."""
     assert background.__all__ == NAMES
     assert [name for name in NAMES if not hasattr(background, name)] == []
+
+
+def test_dir() -> None:
+    """`dir()` shows the public names, and the public modules that are imported."""
+    assert dir(background) == sorted([*NAMES, "__version__", "observers", "queues", "testing"])
+    modules = {"abc", "memory", "nats", "redis", "sqlite"} & vars(background.queues).keys()
+    assert dir(background.queues) == sorted([*background.queues.__all__, *modules])
+
+
+def test_help() -> None:
+    """`help()` begins with a list of the public names by subject."""
+    text = pydoc.plaintext.document(background)
+    begin = text.partition("PACKAGE CONTENTS")[0]
+    assert len(begin.splitlines()) < 30
+    assert {*re.findall(r"`(\w+)`", begin)} == {*NAMES}
+
+
+def test_modules_of_errors() -> None:
+    """Errors have the name by which they are imported, in tracebacks and in pickles."""
+    for package in (background, background.queues):
+        for name in package.__all__:
+            error = getattr(package, name)
+            if isinstance(error, type) and issubclass(error, Exception):
+                assert (error.__module__, error.__qualname__) == (package.__name__, name)
+                assert pickle.loads(pickle.dumps(error)) is error
+    error = background.TaskExpiredError("name", "id", 5)
+    assert str(pickle.loads(pickle.dumps(error))) == str(error)
+    assert traceback.format_exception_only(error)[0].startswith("background.TaskExpiredError: ")
 
 
 def test_no_other_public_names() -> None:

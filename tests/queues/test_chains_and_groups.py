@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from datetime import date, timedelta
+from decimal import Decimal
 from typing import Any
 
 import anyio
@@ -447,3 +449,23 @@ async def test_lost_request_keeps_duplicate(manager: Manager) -> None:
         await jobs.start(manager)
         assert await job.result(timeout=10) == 2
         await manager.close(timeout=0)
+
+
+async def test_types_of_results(jobs: JobQueue, manager: Manager) -> None:
+    """The handle that `enqueue()` returns converts results by the annotations of the handlers."""
+
+    @jobs.handler(name="next-day")
+    async def next_day(day: date) -> date:
+        return day + timedelta(days=1)
+
+    @jobs.handler(name="count-up")
+    async def count_up(number: int) -> Decimal:
+        return Decimal(number + 1)
+
+    first, second = next_day.job(date(2030, 1, 1)), count_up.job(1)
+    await jobs.start(manager)
+    expected = [date(2030, 1, 2), Decimal(2)]
+    assert await (await jobs.enqueue(chain(first, second))) == expected[1]
+    job = await jobs.enqueue(group(first, chain(second, first), group(second)))
+    assert await job == [expected[0], expected[0], [expected[1]]]
+    assert await jobs.handle(job.id) == ["2030-01-02", "2030-01-02", ["2"]]

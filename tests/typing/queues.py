@@ -162,10 +162,18 @@ async def chains_and_groups() -> None:
     assert_type(await jobs.enqueue(resize.job("a")), JobHandle[Size])
     job = await jobs.enqueue(group(*[resize.job(name) for name in "ab"]), id="job")
     assert_type(await job.result(), list[Size])
-    assert_type(chain(send.job("a", "b"), nothing.job()), Step[Any])
-    assert_type(await jobs.enqueue(chain(send.job("a", "b"), nothing.job())), JobHandle[Any])
+    assert_type(chain(send.job("a", "b"), resize.job("a"), nothing.job()), Step[None])
+    assert_type(chain(nothing.job()), Step[None])
+    assert_type(await jobs.enqueue(chain(nothing.job(), resize.job("a"))), JobHandle[Size])
+    assert_type(chain(*[send.job("a", "b"), send.job("c", "d")]), Step[str])
+    assert_type(chain(group(send.job("a", "b"), resize.job("a")), nothing.job()), Step[None])
 
-    chain(send)  # type: ignore[arg-type]
+    different: Step[list[str | Size]] = group(send.job("a", "b"), resize.job("a"))
+    steps: list[Step[object]] = [different, nothing.job(), chain(resize.job("a"), nothing.job())]
+    await jobs.enqueue_many(steps)
+
+    chain(send)  # type: ignore[call-overload]
+    chain("send", nothing.job())  # type: ignore[call-overload]
     group("send")  # type: ignore[arg-type]
     await jobs.enqueue(send.job("a", "b"), delay=5)  # type: ignore[call-overload]
 

@@ -87,13 +87,8 @@ def failed(id: str, error: Mapping[str, Any] | None) -> JobFailedError:
 
 
 def _name(error: BaseException) -> str:
-    kind = type(error)
-    module, name = kind.__module__, kind.__qualname__
-    if module == "builtins":
-        return name
-    # Users import the errors of this package from its top level.
-    public = "background.queues" if module.startswith("background.queues.") else module
-    return f"{public}.{name}"
+    module, name = type(error).__module__, type(error).__qualname__
+    return name if module == "builtins" else f"{module}.{name}"
 
 
 def _trace(error: BaseException) -> str:

@@ -137,7 +137,7 @@ class Enqueuer:
         for message, single in zip(messages, compiler.steps, strict=False):
             self._notify([message], single.options, single.observers)
         self._notify(messages[-1:], NO_OPTIONS, ())
-        return self.handle(id)
+        return JobHandle(id, self._client, lambda _, plain: step.load_result(plain))
 
     async def enqueue_steps(self, steps: Sequence[Single[Any]]) -> list[JobHandle[Any]]:
         """Enqueue single jobs with one call of the broker.

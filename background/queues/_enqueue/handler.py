@@ -158,7 +158,8 @@ class JobSubmission(Generic[P, T]):
         if self._options.id is not None:
             raise ValueError("id can't be given to a step: pass it to jobs.enqueue(step, id=…)")
         plain, config = self._dump(args, kwargs), self._config
-        return Single(config.terms, *plain, self._options, config.observers)
+        load_result = self._signature.load_result
+        return Single(config.terms, *plain, self._options, config.observers, load_result)
 
     def _dump(
         self, args: Sequence[Any], kwargs: Mapping[str, Any]

@@ -74,7 +74,9 @@ class JobSchedule:
             retention=max(job.terms.retention, _MIN_RETENTION),
             dead_retention=max(job.terms.dead_retention, _MIN_RETENTION),
         )
-        self._job: Single[Any] = Single(terms, job.args, job.kwargs, job.options, job.observers)
+        self._job: Single[Any] = Single(
+            terms, job.args, job.kwargs, job.options, job.observers, job.load_result
+        )
         self._enqueuer = enqueuer
         self._schedule = schedule
         self._id = _id_of(schedule, job)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, TypeVar, overload
 
 from ..._observer import Observer
 from .._codec.body import DEEPEST, Shape
@@ -13,10 +14,11 @@ from .messages import Place, Terms, last_message, message
 from .options import CheckedOptions
 
 T = TypeVar("T")
+T_co = TypeVar("T_co", covariant=True)
 
 
-class Step(Generic[T]):
-    """One or several jobs that are not enqueued yet; `T` is the type of the result.
+class Step(ABC, Generic[T_co]):
+    """One or several jobs that are not enqueued yet; the parameter is the type of the result.
 
     Made by `handler.job()`, `chain()` and `group()`, for `JobQueue.enqueue()`.
     """
@@ -25,11 +27,15 @@ class Step(Generic[T]):
 
     depth: int
 
+    @abstractmethod
+    def load_result(self, plain: Any) -> T_co:
+        """Convert the plain data of a result by the annotations of the handlers."""
 
-class Single(Step[T]):
+
+class Single(Step[T_co]):
     """One job."""
 
-    __slots__ = ("args", "kwargs", "observers", "options", "terms")
+    __slots__ = ("_load_result", "args", "kwargs", "observers", "options", "terms")
 
     def __init__(
         self,
@@ -38,6 +44,7 @@ class Single(Step[T]):
         kwargs: Mapping[str, Any],
         options: CheckedOptions,
         observers: tuple[Observer, ...],
+        load_result: Callable[[Any], T_co],
     ) -> None:
         self.depth = 0
         self.terms = terms
@@ -45,6 +52,10 @@ class Single(Step[T]):
         self.kwargs = kwargs
         self.options = options
         self.observers = observers
+        self._load_result = load_result
+
+    def load_result(self, plain: Any) -> T_co:
+        return self._load_result(plain)
 
     def message(self, id: str | None, max_payload: int) -> Message:
         """Return the job's message."""
@@ -52,7 +63,7 @@ class Single(Step[T]):
         return message(self.terms, self.args, self.kwargs, options, max_payload)
 
 
-class Steps(Step[T]):
+class Steps(Step[T_co]):
     """Several steps that are one: a chain or a group."""
 
     __slots__ = ("steps",)
@@ -73,24 +84,34 @@ class Steps(Step[T]):
             raise ValueError(f"chains and groups can be nested at most {DEEPEST} deep")
 
 
-class Chain(Steps[T]):
+class Chain(Steps[T_co]):
     """Steps that run one after the other."""
 
     __slots__ = ()
 
+    def load_result(self, plain: Any) -> Any:
+        return self.steps[-1].load_result(plain)
 
-class Group(Steps[T]):
+
+class Group(Steps[T_co]):
     """Steps that run at the same time."""
 
     __slots__ = ()
 
+    def load_result(self, plain: Any) -> Any:
+        return [step.load_result(part) for step, part in zip(self.steps, plain, strict=True)]
 
-def chain(*steps: Step[Any]) -> Step[Any]:
+
+@overload
+def chain(*steps: *tuple[*tuple[Step[Any], ...], Step[T]]) -> Step[T]: ...
+@overload
+def chain(*steps: Step[T]) -> Step[T]: ...  # pyright: ignore[reportOverlappingOverload]  # chain(*steps)
+def chain(*steps: Step[Any]) -> Step[Any]:  # type: ignore[misc]  # they are the same
     """Run every step after the previous one has succeeded; the result is that of the last step.
 
     A step reads the result of the previous step from `JobContext.previous`. If a step fails, all
-    later steps are dead. Steps may be chains and groups. The results of steps, and the result of
-    the chain, are plain data, which is not converted by annotations.
+    later steps are dead. Steps may be chains and groups. `JobContext.previous` is plain data, which
+    is not converted by annotations.
 
     Args:
         *steps: The steps, in order.
