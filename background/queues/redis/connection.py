@@ -227,9 +227,7 @@ def explained(address: Address, error: Exception) -> BrokerUnavailableError:
     reason = text(error)
     if isinstance(error, TimeoutError):
         reason = f"no answer within {address.timeout:g} s"
-    unavailable = BrokerUnavailableError(f"{address}: {reason}")
-    unavailable.__cause__ = error
-    return unavailable
+    return BrokerUnavailableError(f"{address}: {reason}")
 
 
 def text(error: Exception) -> str:
