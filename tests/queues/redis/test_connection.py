@@ -145,6 +145,7 @@ async def test_cancel_sent_call(broker: RedisBroker, server: Server) -> None:
     connection: Any = broker._session.connection
     states: list[JobState | None] = []
     scope = anyio.CancelScope()
+    await broker.enqueue([message("first")])  # the server then has the script
 
     async def enqueue() -> None:
         with scope:
