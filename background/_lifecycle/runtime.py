@@ -273,6 +273,12 @@ class ManagerRuntime:
 
 def _is_from_shutdown(error: BaseException) -> bool:
     """Return whether a body failed only because it awaited tasks that the shutdown cancelled."""
-    if isinstance(error, ExceptionGroup):
-        return all(map(_is_from_shutdown, error.exceptions))  # pyright: ignore[reportUnknownMemberType, reportUnknownArgumentType]
-    return isinstance(error, TaskCancelledError) and error.reason == "shutdown"
+    # Without recursion, because groups may be nested deeply.
+    left = [error]
+    while left:
+        part = left.pop()
+        if isinstance(part, ExceptionGroup):
+            left.extend(part.exceptions)  # pyright: ignore[reportUnknownMemberType, reportUnknownArgumentType]
+        elif not (isinstance(part, TaskCancelledError) and part.reason == "shutdown"):
+            return False
+    return True

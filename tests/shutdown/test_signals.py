@@ -643,3 +643,7 @@ def test_body_error_from_shutdown() -> None:
     assert _is_from_shutdown(ExceptionGroup("two", [cancelled, ExceptionGroup("one", [cancelled])]))
     assert not _is_from_shutdown(ExceptionGroup("two", [cancelled, ValueError()]))
     assert not _is_from_shutdown(TaskCancelledError("name", "id", "enough"))
+    nested: Exception = cancelled
+    for _ in range(5_000):
+        nested = ExceptionGroup("nested", [nested])
+    assert _is_from_shutdown(nested)

@@ -340,6 +340,7 @@ async def managing() -> None:
         threads=4,
         signals=(signal.SIGTERM, signal.SIGINT),
         grace=None,
+        leave_timeout=1.5,
         cancel_timeout=1,
     ) as manager:
         assert_type(manager, Manager)
