@@ -19,6 +19,7 @@ class LogLevels(TypedDict, total=False):
     failed: Level
     cancelled: Level
     stopped: Level
+    released: Level
     expired: Level
     stalled: Level
     enqueued: Level
@@ -36,6 +37,7 @@ _DEFAULTS: Mapping[str, Level] = {
     "failed": logging.ERROR,
     "cancelled": logging.WARNING,
     "stopped": logging.INFO,
+    "released": logging.INFO,
     "expired": logging.WARNING,
     "stalled": logging.WARNING,
     "enqueued": logging.DEBUG,

@@ -26,6 +26,7 @@ from .._states import TaskKind
 from ._log_levels import LogLevels, level_numbers
 from ._log_text import described, escaped, printable_traceback, quoted, stack_lines
 
+_RELEASES = ("shutdown", "cancelled from outside the manager")
 _OUTCOMES = ("succeeded", "failed", "cancelled", "expired", "not_started", "stuck")
 
 
@@ -70,8 +71,9 @@ class LoggingObserver(Observer):
             - `stopped`: INFO; a loop that was stopped, or interrupted by the shutdown.
             - `retrying`, `cancelled`, `expired`, `stalled`: WARNING.
             - `stuck`: WARNING; the manager closed while tasks still run.
+            - `released`: INFO; a durable job that a shutdown interrupted, or that was snoozed.
             - `failed`: ERROR, with the traceback.
-            - `dead`: ERROR; a durable job that gave up.
+            - `dead`: ERROR, with the traceback; a durable job that gave up, instead of `failed`.
 
     Raises:
         ValueError: `logger` is not a logger or a name, or a level is not valid.
@@ -129,6 +131,8 @@ class LoggingObserver(Observer):
             self._log(level, event, fields, "succeeded in %.3f s", event.duration)
 
     def on_task_failed(self, event: TaskFailed) -> None:
+        if event.job is not None and not isinstance(event.error, KeyboardInterrupt):
+            return  # the job is dead, which has a record of its own
         if level := self._enabled("failed"):
             text = "failed after %.3f s, in attempt %d: %s"
             error = described(event.error)
@@ -138,8 +142,10 @@ class LoggingObserver(Observer):
 
     def on_task_cancelled(self, event: TaskCancelled) -> None:
         stopped = event.kind is TaskKind.LOOP and event.reason in ("stopped", "shutdown")
-        if level := self._enabled("stopped" if stopped else "cancelled"):
-            fate = "was stopped" if stopped else "was cancelled"
+        fate, name = ("was stopped", "stopped") if stopped else ("was cancelled", "cancelled")
+        if event.job is not None and _is_release(event.reason):
+            fate, name = "was released", "released"
+        if level := self._enabled(name):
             is_clear = event.reason is None or (stopped and event.reason == "stopped")
             because = "" if is_clear else f": {escaped(event.reason)}"
             fields = {"reason": event.reason, "duration": event.duration}
@@ -167,8 +173,8 @@ class LoggingObserver(Observer):
     def on_job_dead(self, event: JobDead) -> None:
         if level := self._enabled("dead"):
             error = described(event.error)
-            args = (event.job.attempt, error)
-            self._log_job(level, event, {"error": error}, "is dead after attempt %d: %s", *args)
+            text, args = "is dead after attempt %d: %s", (event.job.attempt, error)
+            self._log_job(level, event, {"error": error}, text, *args, failure=event.error)
 
     def on_manager_closing(self, event: ManagerClosing) -> None:
         if level := self._enabled("closing"):
@@ -226,11 +232,12 @@ class LoggingObserver(Observer):
         fields: Mapping[str, object],
         text: str,
         *args: object,
+        failure: BaseException | None = None,
     ) -> None:
         job = event.job
         extra = {**_job_fields(job), "job_meta": dict(event.meta), **fields}
         subject = _job(job.handler, job.id)
-        self._write(level, f"%s {text}", (subject, *args), extra, None)
+        self._write(level, f"%s {text}", (subject, *args), extra, failure)
 
     def _write(
         self,
@@ -260,6 +267,11 @@ def _logger(logger: object) -> logging.Logger:
     if not isinstance(logger, str):
         raise ValueError(f"logger must be a logging.Logger or the name of one, not {logger!r}")
     return logging.getLogger(logger)
+
+
+def _is_release(reason: str | None) -> bool:
+    """Return whether a job whose attempt was cancelled for this reason runs again."""
+    return reason is not None and (reason in _RELEASES or reason.startswith("snoozed for "))
 
 
 def _subject(task: _Subject) -> str:

@@ -13,6 +13,8 @@ from typing import Any
 
 import anyio
 
+from .._errors import BackgroundError
+
 _SUSPENDABLE: tuple[type[Any], ...] = (CoroutineType, GeneratorType, AsyncGeneratorType)
 _LIBRARY = __name__.partition(".")[0]  # the package at the root
 #: The folders of the standard library and of installed packages.
@@ -53,11 +55,17 @@ def place(stack: Sequence[FrameSummary]) -> str | None:
 
 
 def without_ours(error: BaseException) -> BaseException:
-    """Remove this library's frames from the beginning of an error's traceback."""
+    """Remove this library's frames from the beginning of an error's traceback.
+
+    If there are no others, they stay, because they may explain a fault of this library, unless the
+    error is one that it raises on purpose.
+    """
     traceback = error.__traceback__
     while traceback is not None and _is_ours(traceback.tb_frame):
         traceback = traceback.tb_next
-    return error if traceback is None else BaseException.with_traceback(error, traceback)
+    if traceback is None and not isinstance(error, (BackgroundError, TimeoutError)):
+        return error
+    return BaseException.with_traceback(error, traceback)
 
 
 def _awaited(suspended: Any) -> Iterator[FrameType]:

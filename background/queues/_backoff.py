@@ -19,6 +19,37 @@ T = TypeVar("T")
 WAIT = wait_random_exponential(multiplier=0.05, min=0.025, max=2.0)
 
 
+class Outage:
+    """Logs that calls fail, and that they succeed again; once for each outage and class of error.
+
+    An error that is not expected in an outage is logged with its traceback.
+
+    Args:
+        what: A description of the calls, for the log.
+    """
+
+    def __init__(self, what: str) -> None:
+        self.failures = 0
+        self._what = what
+        self._logged: set[type[BaseException]] = set()
+
+    def failed(self, error: BaseException) -> None:
+        """Record that a call failed."""
+        self.failures += 1
+        if type(error) not in self._logged:
+            self._logged.add(type(error))
+            traced = None if isinstance(error, (BrokerUnavailableError, TimeoutError)) else error
+            text = str(error) or "no answer" if isinstance(error, TimeoutError) else error
+            log(logging.WARNING, "%s: %s; trying again", self._what, text, error=traced)
+
+    def succeeded(self) -> None:
+        """Record that a call succeeded."""
+        if self.failures:
+            self.failures = 0
+            self._logged.clear()
+            log(logging.INFO, "%s: works again", self._what)
+
+
 class BrokerBackoff:
     """Repeats calls with growing pauses; logs that they fail, and that they succeed again.
 
@@ -27,8 +58,7 @@ class BrokerBackoff:
     """
 
     def __init__(self, what: str) -> None:
-        self._what = what
-        self._failures = 0
+        self._outage = Outage(what)
 
     async def call(
         self,
@@ -50,23 +80,11 @@ class BrokerBackoff:
             except Exception as error:
                 if give_up(error):
                     raise
-                await self._failed(error)
+                self._outage.failed(error)
+                await anyio.sleep(pause_after_failures(WAIT, self._outage.failures, error))
             else:
-                self._succeeded()
+                self._outage.succeeded()
                 return result
-
-    async def _failed(self, error: Exception) -> None:
-        self._failures += 1
-        expected = isinstance(error, BrokerUnavailableError)
-        if self._failures == 1 or not expected:
-            traced = None if expected else error
-            log(logging.WARNING, "%s: %s; trying again", self._what, error, error=traced)
-        await anyio.sleep(pause_after_failures(WAIT, self._failures, error))
-
-    def _succeeded(self) -> None:
-        if self._failures:
-            self._failures = 0
-            log(logging.INFO, "%s: works again", self._what)
 
 
 async def wait_for_broker(open: Callable[[], Awaitable[None]], wait: float) -> None:

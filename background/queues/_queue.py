@@ -39,6 +39,7 @@ from ._enqueue.messages import Terms, message
 from ._enqueue.options import NO_OPTIONS, JobOptions, check
 from ._enqueue.schedules import JobSchedule
 from ._enqueue.steps import Single, Step
+from ._errors import BrokerUnavailableError
 from ._info import JobInfo
 from ._names import check_name, handler_name
 from ._queue_loop import QueueLoop, not_open
@@ -217,6 +218,8 @@ class JobQueue:
             loop = await self._connect(is_private=False)
         except BaseException as error:
             home.end(error)
+            if isinstance(error, BrokerUnavailableError):  # its message says all
+                raise error.with_traceback(None) from None
             raise
         self._pool = WorkerPool(
             self._client,

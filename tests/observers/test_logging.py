@@ -35,6 +35,7 @@ from background import (
     ManagerClosing,
     Task,
     TaskAdded,
+    TaskCancelled,
     TaskFailed,
     TaskKind,
     TaskRetrying,
@@ -86,6 +87,9 @@ def observer(log: ListHandler) -> LoggingObserver:
     return LoggingObserver("jobs")
 
 
+JOB = JobRef(id="7", handler="send", queue="mail", attempt=2, enqueued_at=100.0)
+
+
 def make_event(kind: type, **fields: Any) -> Any:
     identity = {"id": "7", "name": "job", "kind": TaskKind.ONE_OFF, "meta": {}}
     return kind(**{**identity, "iteration": 0, "attempt": 1, "time": 0.0, **fields})
@@ -94,10 +98,15 @@ def make_event(kind: type, **fields: Any) -> Any:
 async def test_record_fields(
     observer: LoggingObserver, log: ListHandler, recorder: RecordingObserver
 ) -> None:
-    """Every event is logged in one record, with the event's fields as attributes."""
+    """Every event is logged in one record, with the event's fields as attributes.
+
+    The failure of a job is not, because the job is then dead, which is another event.
+    """
     await call_every_hook(recorder, observer)
-    assert len(log.records) == len(recorder.events)
-    for record, event in zip(log.records, recorder.events, strict=True):
+    failures = [event for event in recorder.of(TaskFailed) if event.job is not None]
+    events = [event for event in recorder.events if event not in failures]
+    assert len(failures) == 1
+    for record, event in zip(log.records, events, strict=True):
         fields = vars(record)
         job = getattr(event, "job", None)
         if hasattr(event, "id"):
@@ -209,10 +218,6 @@ CLAIMED = "job 'job' ({id}) was claimed from the queue 'mail'"
                 ),
                 ("DEBUG", CLAIMED),
                 ("DEBUG", "job 'job' ({id}) started attempt 2, 5.000 s after it was enqueued"),
-                (
-                    "ERROR",
-                    "job 'job' ({id}) failed after 0.000 s, in attempt 2: ValueError: broken",
-                ),
                 ("ERROR", "job 'job' ({id}) is dead after attempt 2: ValueError: broken"),
             ],
         ),
@@ -222,7 +227,7 @@ CLAIMED = "job 'job' ({id}) was claimed from the queue 'mail'"
                 ("DEBUG", ENQUEUED),
                 ("DEBUG", CLAIMED),
                 ("DEBUG", "job 'job' ({id}) started attempt 1, 0.000 s after it was enqueued"),
-                ("WARNING", "job 'job' ({id}) was cancelled after 1.000 s: shutdown"),
+                ("INFO", "job 'job' ({id}) was released after 1.000 s: shutdown"),
             ],
         ),
     ],
@@ -239,13 +244,39 @@ async def test_job_messages(
 
 
 async def test_traceback_of_dead_job(observer: LoggingObserver, log: ListHandler) -> None:
-    """The traceback of a dead job is logged once, with its last failure."""
+    """A dead job has one record of an error, with its traceback."""
     await play_job(JOBS["gives up"], observer)
-    (record,) = [record for record in log.records if record.exc_info]
-    assert "failed after" in record.getMessage()
+    (record,) = [record for record in log.records if record.levelno >= logging.WARNING]
+    assert "is dead after" in record.getMessage()
+    assert 'raise ValueError("broken")' in logging.Formatter().format(record)
 
 
-JOB = JobRef(id="7", handler="send", queue="mail", attempt=2, enqueued_at=100.0)
+@pytest.mark.parametrize(
+    ("reason", "text"),
+    [
+        ("shutdown", "INFO was released after 1.000 s: shutdown"),
+        ("cancelled from outside the manager", "INFO was released after 1.000 s: cancelled from"),
+        ("snoozed for 60 s", "INFO was released after 1.000 s: snoozed for 60 s"),
+        ("the job was cancelled", "WARNING was cancelled after 1.000 s: the job was cancelled"),
+        (None, "WARNING was cancelled after 1.000 s"),
+    ],
+)
+def test_released_job(
+    reason: str | None, text: str, observer: LoggingObserver, log: ListHandler
+) -> None:
+    """A job that runs again is logged as released, and as cancelled otherwise."""
+    observer.on_task_cancelled(make_event(TaskCancelled, job=JOB, reason=reason, duration=1.0))
+    (record,) = log.records
+    assert f"{record.levelname} {record.getMessage()}".replace("job 'job' (7) ", "").startswith(
+        text
+    )
+
+
+def test_interrupted_job(observer: LoggingObserver, log: ListHandler) -> None:
+    """A KeyboardInterrupt in a job is logged as a failure, because the job is not dead."""
+    error = KeyboardInterrupt()
+    observer.on_task_failed(make_event(TaskFailed, job=JOB, error=error, duration=1.0, final=True))
+    assert log.messages == ["job 'job' (7) failed after 1.000 s, in attempt 1: KeyboardInterrupt: "]
 
 
 def test_clock_behind_enqueuer(observer: LoggingObserver, log: ListHandler) -> None:
@@ -369,6 +400,7 @@ async def log_everything(log: ListHandler, **levels: Any) -> Counter[tuple[str, 
     log.records.clear()
     observer = LoggingObserver("jobs", **levels)
     await call_every_hook(observer)
+    observer.on_task_cancelled(make_event(TaskCancelled, job=JOB, reason="shutdown", duration=1.0))
     async with Manager(observers=[observer], cancel_timeout=1) as manager:
         manager.every(100, fine)
         async with stuck_at_close(manager):
@@ -538,7 +570,7 @@ async def test_disabled_level(log: ListHandler) -> None:
 
     class Untouchable:
         def __getattr__(self, name: str) -> Any:
-            assert name in ("kind", "reason", "report", "stuck")
+            assert name in ("job", "kind", "reason", "report", "stuck")
             return None
 
     logging.getLogger("jobs").setLevel(logging.CRITICAL)

@@ -86,3 +86,10 @@ def test_conclude(
     final = conclude(outcome, decide(CLAIM, outcome), accepted)
     assert (final.status, final.cancel_reason, final.is_dead) == (status, reason, is_dead)
     assert final.duration == outcome.duration
+
+
+def test_conclude_cancelled_job() -> None:
+    """A job that was cancelled ends as cancelled, not released, if a shutdown comes meanwhile."""
+    outcome = cancelled("shutdown")
+    final = conclude(outcome, decide(CLAIM, outcome, job_cancelled=True), True)
+    assert (final.status, final.cancel_reason) == (TaskStatus.CANCELLED, CANCELLED)

@@ -225,7 +225,7 @@ async def test_rejected_dead_settlement(
     await jobs.start(manager)
     job = await handler.enqueue()
     event = await recorder.wait_for(TaskCancelled)
-    assert event.reason == "it could not be settled"
+    assert event.reason == "its settlement may not have arrived"
     info = await job.info()
     assert info is not None
     assert info.state is S.RUNNING
@@ -368,8 +368,8 @@ async def test_shutdown_during_outage(
         await broker.called("settle", 2)
         manager.request_shutdown()
     assert events_of_attempts(recorder, job.id) == ["added", "started", "cancelled"]
-    assert recorder.of(TaskCancelled)[0].reason == "it could not be settled"
-    assert "1 jobs could not be settled" in caplog.text
+    assert recorder.of(TaskCancelled)[0].reason == "its settlement may not have arrived"
+    assert "the settlements of 1 jobs may not have arrived" in caplog.text
     broker.down.clear()
     stored = await broker.get(job.id)
     assert stored is not None

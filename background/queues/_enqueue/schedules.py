@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import math
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
@@ -16,9 +15,8 @@ from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type
 from ..._schedule import PATIENCE, Calendar, Every, Schedule, Ticks
 from ..._states import TaskKind
 from ..._support import clock, validation
-from ..._support.log import log
 from ..._task import Task
-from .._backoff import WAIT
+from .._backoff import WAIT, Outage
 from .._errors import DuplicateJobError
 from ..abc import Message
 from .enqueuer import Enqueuer
@@ -30,7 +28,6 @@ from .steps import Single, Step
 _MIN_RETENTION = 3600.0
 
 _SHORTEST = 0.1  # seconds between ticks
-_WHAT = "enqueueing on a schedule"
 
 
 class _WallClock(Schedule):
@@ -81,7 +78,7 @@ class JobSchedule:
         self._schedule = schedule
         self._id = _id_of(schedule, job)
         self._jitter = schedule.jitter if isinstance(schedule, Every) else 0.0
-        self._is_failing = False
+        self._outage = Outage("enqueueing on a schedule")
         self._make(self._id, self._jitter)  # raises now, instead of at every tick
 
     def describe_loop(self) -> Task[None]:
@@ -110,15 +107,13 @@ class JobSchedule:
         made, options = self._make(id, self._jitter * _chance(id))
         with suppress(DuplicateJobError):  # another process was faster
             await self._enqueuer.enqueue([made], options, self._job.observers)
-        if self._is_failing:
-            self._is_failing = False
-            log(logging.INFO, "%s: works again", _WHAT)
+        self._outage.succeeded()
 
     def _failed(self, state: RetryCallState) -> None:
-        if not self._is_failing:
-            self._is_failing = True
-            error = None if state.outcome is None else state.outcome.exception()
-            log(logging.WARNING, "%s: %s; trying again", _WHAT, error)
+        assert state.outcome is not None
+        error = state.outcome.exception()
+        assert error is not None
+        self._outage.failed(error)
 
 
 class _Ticker:

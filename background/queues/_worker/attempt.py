@@ -17,7 +17,7 @@ from ..._execution.outcome import FROM_OUTSIDE, Outcome
 from ..._lifecycle.host import WorkerHost, current_interceptor
 from ..._retry import Attempts
 from ..._states import TaskStatus
-from ..._support import clock
+from ..._support import clock, stacks
 from ..._support.log import log
 from ..._task import Task
 from .._backoff import BrokerBackoff
@@ -279,7 +279,7 @@ class JobAttempt:
         except BaseException as error:  # from the policy's callbacks, or about the result
             if backend.ends(me, error):
                 raise
-            return _failed(outcome, error), None
+            return _failed(outcome, stacks.without_ours(error)), None
         if not await self._store(encoded):
             return cancelled(outcome, self._cancel_reason), None
         with_the_job = self._worker.client.results is None or self._passes_result

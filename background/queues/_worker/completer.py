@@ -112,7 +112,8 @@ class Completer:
         except Exception as error:
             if isinstance(error, _REFUSALS) and not isinstance(error, BrokerUnavailableError):
                 return await self._send_one_by_one(batch, error)
-            log(logging.ERROR, "%d jobs could not be settled: %s", len(batch.settlements), error)
+            text = "the settlements of %d jobs may not have arrived: %s"
+            log(logging.ERROR, text, len(batch.settlements), error)
             return [None] * len(batch.settlements)
 
     async def _send_until_answered(self, batch: _Batch) -> list[bool | None]:

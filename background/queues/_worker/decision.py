@@ -14,7 +14,7 @@ from ..abc import Claim, Settlement
 
 LOST = "its lease was lost"
 CANCELLED = "the job was cancelled"
-UNSETTLED = "it could not be settled"
+UNSETTLED = "its settlement may not have arrived"
 
 #: Reasons of a cancellation after which the job is released.
 _RELEASED = ("shutdown", FROM_OUTSIDE)
@@ -115,7 +115,10 @@ def conclude(outcome: Outcome, settlement: Settlement, accepted: bool | None) ->
     if not accepted:
         return cancelled(outcome, LOST if accepted is False else UNSETTLED)
     if outcome.status is TaskStatus.CANCELLED:
-        return cancelled(outcome, outcome.cancel_reason or CANCELLED)
+        reason = outcome.cancel_reason
+        if reason is None or (reason in _RELEASED and settlement.state is JobState.CANCELLED):
+            reason = CANCELLED  # not a shutdown that came later
+        return cancelled(outcome, reason)
     if isinstance(outcome.error, (Snooze, Cancel)):
         return cancelled(outcome, str(outcome.error))
     outcome.is_dead = settlement.state is JobState.DEAD

@@ -8,7 +8,7 @@ from collections.abc import Callable
 import anyio
 
 from ..._support.log import log
-from .._errors import BrokerUnavailableError
+from .._backoff import Outage
 from ..abc import Broker, LeaseStatus
 from .attempt import JobAttempt
 from .in_flight import InFlight
@@ -34,6 +34,7 @@ class LeaseRenewer:
         self._lease = lease
         self._now = now
         self._interval = min(lease / 3, _OFTEN)
+        self._outage = Outage("renewing leases")
 
     async def run(self) -> None:
         """Renew leases until cancelled."""
@@ -61,13 +62,11 @@ class LeaseRenewer:
             with anyio.fail_after(max(left, self._interval)):  # a broker may never answer
                 statuses = await self._broker.renew(claims, lease=self._lease)
                 renewed = list(zip(attempts, statuses, strict=True))
-        except BrokerUnavailableError:
-            self._lose_overdue(attempts)
-            return
         except Exception as error:
-            log(logging.ERROR, "leases could not be renewed", error=error)
+            self._outage.failed(error)
             self._lose_overdue(attempts)
             return
+        self._outage.succeeded()
         for attempt, status in renewed:
             if attempt not in self._in_flight:
                 continue  # settled meanwhile

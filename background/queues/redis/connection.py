@@ -168,9 +168,7 @@ def explained(address: Address, error: Exception) -> BrokerUnavailableError:
         reason = f"no answer within {address.timeout:g} s"
     if reason.startswith("MOVED") and not address.is_cluster:
         reason = f"the server is part of a cluster; use a URL like redis+cluster:// ({reason})"
-    unavailable = BrokerUnavailableError(f"{address}: {reason}")
-    unavailable.__cause__ = error
-    return unavailable
+    return BrokerUnavailableError(f"{address}: {reason}")
 
 
 def text(error: Exception) -> str:

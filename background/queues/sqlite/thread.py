@@ -291,9 +291,7 @@ class SQLiteThread:
             return error
         ours = isinstance(error, sqlite3.OperationalError | OSError)
         if ours or type(error) is sqlite3.DatabaseError:
-            explained = BrokerUnavailableError(f"{self._path}: {error}")
-            explained.__cause__ = error
-            return explained
+            return BrokerUnavailableError(f"{self._path}: {error}")
         return error
 
     def _send(self, calls: Sequence[_SQLiteCall]) -> None:
