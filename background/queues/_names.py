@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Collection
 from inspect import unwrap
 from os import getpid, urandom
 from pathlib import Path
@@ -70,6 +71,12 @@ def process_name() -> str:
     """
     host = re.sub(r"[^A-Za-z0-9_.:]", "_", gethostname())[:64]
     return f"{host}.{getpid()}.{urandom(4).hex()}"
+
+
+def listed(names: Collection[str], most: int) -> str:
+    """Return names for a message, at most `most` of them."""
+    shown = ", ".join([*names][:most]) or "none"
+    return f"{shown} and {len(names) - most} more" if len(names) > most else shown
 
 
 def new_id() -> str:

@@ -66,6 +66,7 @@ def stored() -> set[str]:
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path))  # gunicorn's control socket is in it
     return tmp_path
 
 

@@ -58,7 +58,10 @@ async def test_record(broker: FaultyBroker, clock: Clock, caplog: pytest.LogCapt
         await started.wait()
     line = slow.fn.__code__.co_firstlineno + 3
     expected = f"a worker in manager 'app' still waits for 1 task: 'slow' at test_leaving.py:{line}"
-    assert caplog.messages == [expected] * 2
+    started, *waits, stopped = caplog.messages
+    assert waits == [expected] * 2
+    assert started.startswith("worker started")
+    assert stopped.startswith("worker stopped")
     stored = await broker.real.get(job.id)
     assert stored is not None
     assert stored.state is JobState.SUCCEEDED

@@ -16,6 +16,7 @@ from ..._observer import Observer
 from .._client import Client
 from .._enqueue.handler import Handler
 from .._errors import QueueError
+from .announcement import worker_stopped
 from .attempt import JobAttempt, WorkerContext, current_attempt
 from .completer import Completer
 from .fetcher import Fetcher
@@ -193,3 +194,4 @@ class WorkerLoops:
             self._completer.close()
             for scope in list(self._scopes):
                 scope.cancel()
+            worker_stopped(self.queues)

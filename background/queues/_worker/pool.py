@@ -18,6 +18,7 @@ from ..._task import Task
 from .._client import Client
 from .._enqueue.enqueuer import Enqueuer
 from .._enqueue.handler import Handler
+from .announcement import worker_started
 from .loops import WorkerLoops
 from .selection import Selection
 from .worker import Worker
@@ -86,6 +87,14 @@ class WorkerPool:
             lease=self._lease,
             max_crashes=self._max_crashes,
             unknown_for=self._unknown_for,
+        )
+        worker_started(
+            self._client.broker,
+            queues,
+            self._handlers,
+            concurrency=concurrency,
+            lease=self._lease,
+            schedules=len(schedules),
         )
         worker.start()
         self._workers = [started for started in self._workers if not started.is_closed]

@@ -18,6 +18,7 @@ from .._codec import json_data
 from .._codec.body import Body, decode
 from .._enqueue.handler import Handler
 from .._errors import PayloadTooLargeError, UnknownHandlerError, WorkerDiedError
+from .._names import listed
 from ..abc import Claim
 from .attempt import JobAttempt, WorkerContext
 
@@ -51,9 +52,7 @@ class Preparation:
     @property
     def handler_names(self) -> str:
         """The names of the handlers, for messages."""
-        names = sorted(self._handlers)
-        shown = ", ".join(names[:_MOST_NAMES]) or "(none)"
-        return f"{shown} and {len(names) - _MOST_NAMES} more" if names[_MOST_NAMES:] else shown
+        return listed(sorted(self._handlers), _MOST_NAMES)
 
     def prepare(self, claim: Claim, held_until: float) -> tuple[JobAttempt, Mapping[str, str]]:
         """Return an attempt of a job, and the trace context that is stored with the job."""

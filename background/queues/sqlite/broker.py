@@ -66,6 +66,9 @@ class SQLiteBroker(Broker):
         self._work_changed: anyio.Event | None = None  # created by the first waiter
         self._ends: dict[str, set[anyio.Event]] = {}  # by job id: the waiters for its end
 
+    def __repr__(self) -> str:
+        return f"<SQLiteBroker {self.path}>"
+
     async def open(self) -> None:
         await self._file.open()
 
