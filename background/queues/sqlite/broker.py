@@ -63,6 +63,9 @@ class SQLiteBroker(Broker):
         self._work_changed = anyio.Event()
         self._ends: dict[str, set[anyio.Event]] = {}  # by job id: the waiters for its end
 
+    def __repr__(self) -> str:
+        return f"<SQLiteBroker {self.path!r}>"
+
     async def open(self) -> None:
         await self._file.open()
 
