@@ -15,7 +15,7 @@ from ._schedule import SHORTEST, Schedule
 from ._schedule import cron as make_cron
 from ._schedule import every as make_every
 from ._states import TaskKind
-from ._support import validation
+from ._support import redacted, validation
 from ._support.calls import check_call
 from ._support.frozen import EMPTY
 from ._task import (
@@ -277,8 +277,12 @@ class Submission(Submitter):
         return with_arguments(Task(fn, args=args, kwargs=kwargs, **options))
 
     def __repr__(self) -> str:
-        options = ", ".join(f"{name}={value!r}" for name, value in self._options.items())
-        return f"<Submission with {options}>"
+        meta = redacted.kinds_by_name(self._options.get("meta") or {})
+        options = (
+            f"{name}={meta if name == 'meta' else repr(value)}"
+            for name, value in self._options.items()
+        )
+        return f"<Submission with {', '.join(options)}>"
 
 
 def describe_one_off(

@@ -13,7 +13,7 @@ from ._observer import Observer, check_observers, collected, overrides
 from ._retry import Retry, make_policy
 from ._schedule import Schedule
 from ._states import TaskKind
-from ._support import callables, validation
+from ._support import callables, redacted, validation
 from ._support.frozen import EMPTY, empty, frozen, thawed
 
 T = TypeVar("T")
@@ -141,6 +141,21 @@ class Task(Generic[T]):
         self._check_times()
         self._check_loop()
         self._check_identity()
+
+    def __repr__(self) -> str:
+        """Return the function and the options that differ from their defaults, without values."""
+        fn = callables.name_of(self.fn)
+        shown = {
+            "args": redacted.kinds(self.args) if self.args else None,
+            "kwargs": redacted.kinds_by_name(self.kwargs) if self.kwargs else None,
+            "meta": redacted.kinds_by_name(self.meta) if self.meta else None,
+            "name": None if self.name == fn else repr(self.name),
+        }
+        for option, default in _DEFAULTS.items():
+            value = getattr(self, option)
+            shown.setdefault(option, None if value == default else repr(value))
+        texts = [f"{option}={text}" for option, text in shown.items() if text is not None]
+        return f"Task({', '.join([fn, *texts])})"
 
     def _check_times(self) -> None:
         if self.delay != 0.0 or self.delay.__class__ is not float:
@@ -315,6 +330,7 @@ def _check_own_observers(observers: tuple[Observer, ...]) -> None:
 
 
 def _as_mapping(argument: str, value: Any) -> Mapping[str, Any]:
+    kind = type(value).__qualname__
     if not isinstance(value, Mapping) or not all(isinstance(key, str) for key in value):  # pyright: ignore[reportUnknownVariableType]
-        raise InvalidTaskError(f"{argument} must be a mapping with strings as keys, not {value!r}")
+        raise InvalidTaskError(f"{argument} must be a mapping with str keys, not this {kind}")
     return MappingProxyType(dict(value))  # pyright: ignore[reportUnknownArgumentType]

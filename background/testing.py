@@ -69,6 +69,9 @@ class RecordingObserver(Observer):
         self._names: list[str] = []
         self._changed = anyio.Event()
 
+    def __repr__(self) -> str:
+        return f"<RecordingObserver with {len(self.events)} events>"
+
     def record(self, name: str, event: Any) -> None:
         """Record an event; every hook calls this.
 

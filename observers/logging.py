@@ -90,6 +90,11 @@ class LoggingObserver(Observer):
     ) -> None:
         self._logger = _logger(logger)
         self._levels = level_numbers(levels)
+        self._chosen = list(levels)
+
+    def __repr__(self) -> str:
+        levels = (f"{name}={logging.getLevelName(self._levels[name])}" for name in self._chosen)
+        return f"LoggingObserver({', '.join([repr(self._logger.name), *levels])})"
 
     def on_task_added(self, event: TaskAdded) -> None:
         if level := self._enabled("added"):

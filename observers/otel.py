@@ -93,6 +93,9 @@ class OpenTelemetryObserver(Observer):
         self._metrics = Instruments(metrics.get_meter("background", _VERSION, meter_provider))
         self._runs: dict[str, RunSpan] = {}  # the runs in progress, by task id
 
+    def __repr__(self) -> str:
+        return f"OpenTelemetryObserver(linked={self._linked})"
+
     def around_task(self, event: TaskStarted) -> RunSpan:
         return RunSpan(event, self._tracer, self._metrics, self._runs, linked=self._linked)
 

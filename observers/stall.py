@@ -69,6 +69,9 @@ class StallObserver(Observer):
         self._changed: anyio.Event
         self._now: Callable[[], float] = anyio.current_time
 
+    def __repr__(self) -> str:
+        return f"StallObserver(after={self._after!r})"
+
     def on_task_started(self, event: TaskStarted) -> None:
         now = self._now()
         if event.stall_after is not None:

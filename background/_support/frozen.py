@@ -26,7 +26,8 @@ def empty() -> Mapping[str, Any]:
 def frozen(cls: type[T]) -> type[T]:
     """Make a class a frozen dataclass with slots and keyword-only fields.
 
-    A default factory is called once, so its value is shared and must be immutable.
+    A default factory is called once, so its value is shared and must be immutable. A class may have
+    a `__repr__` of its own.
     """
     made = dataclass(init=False, repr=False, eq=False, slots=True, kw_only=True)(cls)
     methods = {
@@ -39,7 +40,8 @@ def frozen(cls: type[T]) -> type[T]:
         "__hash__": _hash,
     }
     for name, method in methods.items():
-        setattr(made, name, method)
+        if name not in vars(cls):
+            setattr(made, name, method)
     return made
 
 

@@ -56,7 +56,8 @@ def collected(
             return tuple(values)
     except TypeError:
         pass
-    raise error(f"{argument} must be a collection, such as a tuple, not {values!r}")
+    kind = type(values).__qualname__
+    raise error(f"{argument} must be a collection, such as a tuple, not a {kind}")
 
 
 def _is_finite(number: float) -> bool:

@@ -292,6 +292,9 @@ class Inherited:
     def __getattr__(self, name: str) -> Any:
         raise self.error()
 
+    def __repr__(self) -> str:
+        return f"<{self._part!r}, opened before a fork>"
+
     @staticmethod
     def error() -> QueueError:
         """Return the error of all calls."""

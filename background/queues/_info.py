@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
 from typing import Any
 
+from .._support import redacted
 from .._support.frozen import frozen
 from ._errors import JobFailedError
 from ._states import JobState
@@ -73,3 +75,31 @@ class JobInfo:
     kwargs: Mapping[str, Any] | None
     meta: Mapping[str, Any]
     payload: bytes
+
+    def __repr__(self) -> str:
+        """Return the state and the times, and the types of values instead of the values."""
+        facts = {
+            "attempt": str(self.attempt),
+            "enqueued": _shown(self.enqueued_at),
+            "started": _shown(self.started_at),
+            "finished": _shown(self.finished_at),
+            "error": self.error and self.error.type,
+            "result": None if self.result is None else type(self.result).__qualname__,
+            "args": self.args and redacted.kinds(self.args),
+            "kwargs": self.kwargs and redacted.kinds_by_name(self.kwargs),
+            "meta": self.meta and redacted.kinds_by_name(self.meta),
+        }
+        what = "chain or group" if self.handler is None else f"job of {self.handler!r}"
+        texts = [f"{name} {text}" for name, text in facts.items() if text]
+        listed = ", ".join([f"{what} in {self.queue!r}", str(self.state), *texts])
+        return f"<JobInfo {self.id}: {listed}>"
+
+
+def _shown(time: float | None) -> str | None:
+    """Return a time in UTC, or in seconds if no calendar has it."""
+    if time is None:
+        return None
+    try:
+        return f"{datetime.fromtimestamp(time, UTC):%Y-%m-%d %H:%M:%S} UTC"
+    except (OverflowError, ValueError, OSError):
+        return f"{time:g}"

@@ -201,6 +201,11 @@ class JobQueue:
         """
         return cls(make_broker(url, prefix), **options)
 
+    def __repr__(self) -> str:
+        state = "not open" if self._pool is None else "open"
+        results = "" if self._client.results is None else f", results in {self._client.results!r}"
+        return f"<JobQueue in {self._client.broker!r}{results}, {state}>"
+
     async def __aenter__(self) -> JobQueue:
         """Connect to the broker and the store of results.
 
@@ -821,9 +826,10 @@ class JobQueue:
 
 def _check_call(args: object, kwargs: object) -> None:
     if isinstance(args, (str, bytes, bytearray)) or not isinstance(args, Sequence):
-        raise ValueError(f"args must be a list of arguments, not {args!r}")
+        raise ValueError(f"args must be a list of arguments, not a {type(args).__qualname__}")
     if kwargs is not None and not isinstance(kwargs, Mapping):
-        raise ValueError(f"kwargs must be a mapping of arguments by name, not {kwargs!r}")
+        kind = type(kwargs).__qualname__
+        raise ValueError(f"kwargs must be a mapping of arguments by name, not a {kind}")
 
 
 def _names(aliases: object) -> Iterable[object]:

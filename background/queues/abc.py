@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any
 
@@ -45,7 +45,7 @@ class Message:
     id: str
     handler: str | None
     queue: str
-    body: bytes
+    body: bytes = field(repr=False)
     retention: float
     dead_retention: float
     delay: float = 0.0
@@ -78,9 +78,9 @@ class Claim:
     crashes: int
     unconfirmed: int
     enqueued_at: float
-    previous: tuple[bytes | None, ...] = ()
-    error: Mapping[str, Any] | None = None
-    saved: bytes | None = None
+    previous: tuple[bytes | None, ...] = field(default=(), repr=False)
+    error: Mapping[str, Any] | None = field(default=None, repr=False)
+    saved: bytes | None = field(default=None, repr=False)
 
 
 @dataclass(slots=True)
@@ -121,8 +121,8 @@ class Settlement:
     token: str
     state: JobState
     delay: float = 0.0
-    result: bytes | None = None
-    error: Mapping[str, Any] | None = None
+    result: bytes | None = field(default=None, repr=False)
+    error: Mapping[str, Any] | None = field(default=None, repr=False)
 
 
 class LeaseStatus(Enum):
@@ -157,9 +157,9 @@ class StoredJob:
     enqueued_at: float
     started_at: float | None = None
     finished_at: float | None = None
-    error: Mapping[str, Any] | None = None
-    result: bytes | None = None
-    previous: tuple[bytes | None, ...] = ()
+    error: Mapping[str, Any] | None = field(default=None, repr=False)
+    result: bytes | None = field(default=None, repr=False)
+    previous: tuple[bytes | None, ...] = field(default=(), repr=False)
     token: str = ""
     lost: tuple[LostClaim, ...] = ()
 

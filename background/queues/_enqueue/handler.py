@@ -236,5 +236,6 @@ def _split(call: object) -> tuple[Sequence[Any], Mapping[str, Any]]:
     if isinstance(call, Mapping):
         return (), cast(Mapping[str, Any], call)
     raise TypeError(
-        f"calls must contain tuples of arguments or mappings of keyword arguments, not {call!r}"
+        "calls must contain tuples of arguments or mappings of keyword arguments, not a "
+        f"{type(call).__qualname__}"
     )

@@ -75,7 +75,7 @@ def check(given: JobOptions) -> CheckedOptions:
             "belongs to the handler, because it can't be stored with a job"
         )
     if options.meta is not None and not isinstance(options.meta, Mapping):  # pyright: ignore[reportUnnecessaryIsInstance]
-        raise ValueError(f"meta must be a mapping, not {options.meta!r}")
+        raise ValueError(f"meta must be a mapping, not a {type(options.meta).__qualname__}")
     return options
 
 

@@ -16,6 +16,8 @@ from .options import CheckedOptions
 T = TypeVar("T")
 T_co = TypeVar("T_co", covariant=True)
 
+_SHOWN = 10  # steps in the `repr()` of a chain or group
+
 
 class Step(ABC, Generic[T_co]):
     """One or several jobs that are not enqueued yet; the parameter is the type of the result.
@@ -57,6 +59,9 @@ class Single(Step[T_co]):
     def load_result(self, plain: Any) -> T_co:
         return self._load_result(plain)
 
+    def __repr__(self) -> str:
+        return f"<job of {self.terms.name!r}>"
+
     def message(self, id: str | None, max_payload: int) -> Message:
         """Return the job's message."""
         options = self.options if id is None else replace(self.options, id=id)
@@ -82,6 +87,12 @@ class Steps(Step[T_co]):
         self.depth = 1 + max(step.depth for step in steps)
         if self.depth > DEEPEST:
             raise ValueError(f"chains and groups can be nested at most {DEEPEST} deep")
+
+    def __repr__(self) -> str:
+        listed = [repr(step) for step in self.steps[:_SHOWN]]
+        if len(self.steps) > _SHOWN:
+            listed.append(f"… {len(self.steps) - _SHOWN} more")
+        return f"{type(self).__name__.lower()}({', '.join(listed)})"
 
 
 class Chain(Steps[T_co]):

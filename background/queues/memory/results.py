@@ -17,6 +17,9 @@ class MemoryResults(Results):
         self._results: dict[str, tuple[float, bytes]] = {}  # with the end of the retention
         self._expiring: list[tuple[float, str]] = []  # a heap by time, with outdated entries
 
+    def __repr__(self) -> str:
+        return "<MemoryResults>"
+
     async def open(self) -> None:
         await checkpoint()
 

@@ -32,6 +32,9 @@ class SQLiteResults(Results):
         self._file = SQLiteFile(path, synchronous, lambda: None)
         self.path = self._file.path
 
+    def __repr__(self) -> str:
+        return f"<SQLiteResults {self.path!r}>"
+
     async def open(self) -> None:
         await self._file.open()
 

@@ -1,0 +1,16 @@
+"""Text about values that does not contain them, because they may be personal."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+
+def kinds(values: Iterable[object]) -> str:
+    """Return the types of values, as in `(str, int)`."""
+    return f"({', '.join(type(value).__qualname__ for value in values)})"
+
+
+def kinds_by_name(values: Mapping[str, object]) -> str:
+    """Return the types of values by name, as in `{'to': str}`."""
+    listed = (f"{name!r}: {type(value).__qualname__}" for name, value in values.items())
+    return f"{{{', '.join(listed)}}}"
