@@ -62,7 +62,7 @@ __all__ = [
 
 for _name in __all__:
     _error = globals()[_name]
-    if isinstance(_error, type) and issubclass(_error, QueueError):
+    if isinstance(_error, type) and issubclass(_error, BaseException):
         _error.__module__ = __name__  # so that tracebacks show the name to catch
 
 

@@ -56,6 +56,8 @@ INFO = JobInfo(
     queue="mail",
     state=JobState.DEAD,
     attempt=2,
+    worker=None,
+    attempts=(),
     enqueued_at=1_900_000_000.5,
     started_at=1e30,
     finished_at=None,
@@ -100,8 +102,8 @@ def test_steps() -> None:
 BROKERS: dict[str, tuple[Any, str]] = {
     "memory": (MemoryBroker(), "<MemoryBroker>"),
     "memory results": (MemoryResults(), "<MemoryResults>"),
-    "sqlite": (SQLiteBroker("a.db"), f"<SQLiteBroker '{Path('a.db').absolute()}'>"),
-    "sqlite results": (SQLiteResults("a.db"), f"<SQLiteResults '{Path('a.db').absolute()}'>"),
+    "sqlite": (SQLiteBroker("a.db"), f"<SQLiteBroker {Path('a.db').absolute()}>"),
+    "sqlite results": (SQLiteResults("a.db"), f"<SQLiteResults {Path('a.db').absolute()}>"),
     "redis": (
         RedisBroker(f"redis://me:{SECRET}@host:1/2", prefix="p"),
         "<RedisBroker redis://host:1/2, prefix 'p'>",
@@ -153,7 +155,7 @@ def test_data_of_brokers() -> None:
     payload, error = SECRET.encode(), {"message": SECRET}
     message = Message("one", "send", "mail", payload, 1.0, 2.0)
     records = [
-        Claim(message, "token", 1, 0, 0.0, (payload,), error),
+        Claim(message, "token", 1, 0, 0, 0.0, (payload,), error, payload),
         Settlement("one", "token", JobState.DEAD, 0.0, payload, error),
         StoredJob(message, JobState.DEAD, 1, 0.0, error=error, result=payload, previous=(payload,)),
     ]

@@ -998,21 +998,23 @@ async def test_info_of_unreadable_body(jobs: JobQueue, broker: FaultyBroker) -> 
 
 
 async def test_unknown_handler(
-    jobs: JobQueue, manager: Manager, recorder: RecordingObserver
+    manager: Manager, broker: FaultyBroker, recorder: RecordingObserver
 ) -> None:
-    """A job of an unknown handler is dead."""
-    handler = jobs.handler(name="add")(add)
-    await jobs.start(manager)
-    job = await jobs.enqueue("other", [1])
-    with pytest.raises(JobFailedError, match=r"UnknownHandlerError: no handler 'other'"):
-        await job.result()
-    info = await job.info()
-    assert info is not None
-    assert info.args == [1]
-    assert [event.job.handler for event in recorder.events if isinstance(event, JobDead)] == [
-        "other"
-    ]
-    assert await (await handler.enqueue(1)).result() == 2
+    """A job of an unknown handler is dead if it is not left for other workers."""
+    async with JobQueue(broker, unknown_for=0) as jobs:
+        handler = jobs.handler(name="add")(add)
+        await jobs.start(manager)
+        job = await jobs.enqueue("other", [1])
+        with pytest.raises(JobFailedError, match=r"UnknownHandlerError: no handler 'other'"):
+            await job.result()
+        info = await job.info()
+        assert info is not None
+        assert info.args == [1]
+        assert [event.job.handler for event in recorder.events if isinstance(event, JobDead)] == [
+            "other"
+        ]
+        assert await (await handler.enqueue(1)).result() == 2
+        await manager.close(timeout=0)
 
 
 async def test_max_crashes(

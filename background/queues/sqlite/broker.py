@@ -67,7 +67,7 @@ class SQLiteBroker(Broker):
         self._ends: dict[str, set[anyio.Event]] = {}  # by job id: the waiters for its end
 
     def __repr__(self) -> str:
-        return f"<SQLiteBroker {self.path!r}>"
+        return f"<SQLiteBroker {self.path}>"
 
     async def open(self) -> None:
         await self._file.open()

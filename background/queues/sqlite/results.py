@@ -33,7 +33,7 @@ class SQLiteResults(Results):
         self.path = self._file.path
 
     def __repr__(self) -> str:
-        return f"<SQLiteResults {self.path!r}>"
+        return f"<SQLiteResults {self.path}>"
 
     async def open(self) -> None:
         await self._file.open()
