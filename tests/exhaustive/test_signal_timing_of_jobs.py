@@ -68,6 +68,6 @@ def read_ids(file: str) -> set[str]:
     if not Path(file).exists():
         return set()
     with closing(sqlite3.connect(file)) as db:
-        if not db.execute("SELECT 1 FROM sqlite_master WHERE name = 'jobs'").fetchone():
+        if not db.execute("SELECT 1 FROM sqlite_master WHERE name = 'background_jobs'").fetchone():
             return set()
         return {id for (id,) in db.execute("SELECT id FROM background_jobs")}

@@ -15,6 +15,7 @@ from support.telemetry import Telemetry
 
 from background import Manager, Task
 from background.observers import LoggingObserver
+from background.observers.otel import OpenTelemetryObserver
 from background.queues import BrokerUnavailableError, JobQueue
 from background.queues.abc import Message
 from background.queues.memory import MemoryBroker
@@ -205,6 +206,25 @@ async def test_telemetry(text: str) -> None:
         one.encode()
     assert max(map(len, found)) < 11_000
     assert any("ValueError" in one and "in broken" in one for one in found)
+
+
+async def test_without_sdk() -> None:
+    """Without a tracer provider, no traceback is made for a span that records nothing."""
+
+    class Untouchable(ValueError):
+        asked = 0
+
+        def __str__(self) -> str:
+            type(self).asked += 1
+            return "text"
+
+    async def broken() -> None:
+        raise Untouchable
+
+    async with Manager(observers=[OpenTelemetryObserver()]) as manager:
+        manager.run(broken)
+        await manager.wait()
+    assert Untouchable.asked == 1  # for the status
 
 
 async def test_unknown_handlers(recorder: RecordingObserver) -> None:

@@ -233,3 +233,31 @@ def test_reopened_on_server(make: Callable[[], Broker], caplog: pytest.LogCaptur
     jobs = JobQueue(make())
     assert [run_job(jobs, "asyncio") for _ in range(4)] == [2] * 4
     assert [record.getMessage() for record in caplog.records if record.levelname != "INFO"] == []
+
+
+def test_cancelled_while_disconnecting() -> None:
+    """A native cancellation while the queue disconnects disconnects again, and frees the queue."""
+
+    class Slow(MemoryBroker):
+        closings = 0
+
+        async def close(self) -> None:
+            self.closings += 1
+            if self.closings == 1:
+                task.cancel()
+                await asyncio.sleep(0)
+
+    async def main() -> None:
+        nonlocal task
+        await jobs.__aenter__()
+        task = asyncio.create_task(jobs.__aexit__(None, None, None))
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        assert broker.closings == 2
+        async with jobs:
+            assert await jobs.count() == 0
+
+    broker = Slow()
+    jobs = JobQueue(broker)
+    task: asyncio.Task[None]
+    asyncio.run(main())
