@@ -43,6 +43,16 @@ class Size:
     height: int
 
 
+class Colour:
+    def __init__(self, text: str) -> None:
+        self.text = text
+
+
+jobs.register_type(Colour, lambda colour: colour.text, Colour)
+jobs.register_type(Colour, lambda colour: colour.word, Colour)  # type: ignore[attr-defined]
+jobs.register_type(Colour, lambda colour: colour.text, lambda data: 5)  # type: ignore[arg-type, return-value]
+
+
 @jobs.handler(queue="mail", retry=5, timeout=30)
 async def send(to: str, subject: str, *, urgent: bool = False) -> str:
     return to
