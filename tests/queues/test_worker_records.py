@@ -27,18 +27,17 @@ def records(caplog: pytest.LogCaptureFixture) -> list[str]:
 async def test_start_and_stop(kind: str, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """A worker logs its settings when it starts, and that it has stopped."""
     caplog.set_level("INFO")
-    path = tmp_path / "jobs.db"
-    jobs = JobQueue(MemoryBroker() if kind == "memory" else SQLiteBroker(path), lease=60)
+    broker = MemoryBroker() if kind == "memory" else SQLiteBroker(tmp_path / "jobs.db")
+    jobs = JobQueue(broker, lease=60)
     sleep = jobs.handler(name="sleep", queue="mail")(anyio.sleep)
     jobs.handler(name="other")(anyio.sleep)
     jobs.schedule(every(3600), sleep.job(1))
     async with Manager() as manager, jobs:
         await jobs.start(manager, concurrency=5)
         await (await sleep.enqueue(1)).wait()
-    broker = "<MemoryBroker>" if kind == "memory" else f"<SQLiteBroker {path}>"
     started, stopped = records(caplog)
     assert started == (
-        f"INFO worker started: {broker}; queues: mail, default; handlers (2): other, sleep; "
+        f"INFO worker started: {broker!r}; queues: mail, default; handlers (2): other, sleep; "
         "concurrency: 5; lease: 60 s; schedules: 1"
     )
     assert stopped == "INFO worker stopped; queues: mail, default"
