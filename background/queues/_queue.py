@@ -650,10 +650,9 @@ class JobQueue:
             ValueError: `id` is not valid.
             BrokerUnavailableError: The broker can't be reached.
         """
-        id = check_name("id", id)
+        id, pool = check_name("id", id), self._opened()
         cancelled = await self._client.cancel(id)
-        if self._pool is not None:
-            self._pool.cancel_job(id)
+        pool.cancel_job(id)
         return cancelled
 
     async def requeue(self, id: str) -> bool:

@@ -63,6 +63,9 @@ def run(*arguments: object, cwd: Path, stopped: bool = False) -> str:
     return process.stdout
 
 
+_PYTEST = ("-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "no:asyncio")
+
+
 def without_ids_and_times(text: str) -> str:
     """Return an output without ids and times."""
     return re.sub(r"\b[0-9a-f]{8,}(-\d+)?\b|\d+\.\d+", "0", text)
@@ -74,7 +77,7 @@ def test_snippet(snippet: str, output: str | None, tmp_path: Path) -> None:
     program = tmp_path / "test_snippet.py"
     program.write_text(snippet, "utf-8")
     if "def test_" in snippet:
-        printed = run("-m", "pytest", "-q", "-p", "no:cacheprovider", program, cwd=tmp_path)
+        printed = run(*_PYTEST, program, cwd=tmp_path)
         assert " passed" in printed
     elif "\napp = " in snippet:
         is_sync = "import Flask" in snippet or "wsgi" in snippet

@@ -368,7 +368,7 @@ def test_fixtures_as_plugin(tmp_path: Path) -> None:
     done = subprocess.run(
         [
             *(sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider"),
-            *("-W", "error", "--tb=short", "test_user.py"),
+            *("-p", "no:asyncio", "-W", "error", "--tb=short", "test_user.py"),
         ],
         cwd=tmp_path,
         env={**os.environ, "PYTHONPATH": str(Path(background.__file__).parents[1])},

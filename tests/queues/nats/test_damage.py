@@ -63,6 +63,7 @@ async def test_damaged_hints(caplog: pytest.LogCaptureFixture) -> None:
                 {"Background-Job": token, "Background-Revision": "1"},
             )
         ]
+        requests.append(Request(f"{prefix}.ready.q.new.no=djob", b"", {}))  # replaces no other
         await api.publish_all(requests)
         assert await claimed(broker) == ["one"]
         await broker.enqueue([message("two")])

@@ -352,3 +352,16 @@ def test_failed_migration(path: Path) -> None:
         with pytest.raises(sqlite3.OperationalError):
             schema.migrate(db, "", (("CREATE TABLE a (x)",), ("DROP TABLE b",)))
         assert db.execute("SELECT count(*) FROM sqlite_schema").fetchone() == (0,)
+
+
+async def test_open_while_closing(tmp_path: Path) -> None:
+    """A broker that is opened while it closes is open afterwards."""
+    broker: Any = SQLiteBroker(tmp_path / "jobs.db")
+    await broker.open()
+    async with anyio.create_task_group() as group, broker._file._exclusively():
+        group.start_soon(broker.close)
+        await anyio.wait_all_tasks_blocked()
+        group.start_soon(broker.open)
+        await anyio.wait_all_tasks_blocked()
+    assert await broker.count() == 0
+    await broker.close()
