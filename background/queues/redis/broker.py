@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import ssl
 from collections.abc import AsyncIterator, Sequence
+from contextlib import suppress
 from itertools import count
 from typing import Unpack
 
@@ -142,15 +143,13 @@ class RedisBroker(Broker):
         token = f"{self._process}-{next(self._claims)}"
         values = encoded(token, lease, min(most, _CHUNK), *queues)
         claims, unreadable = unpack_claims(await self._ask(scripts.CLAIM, values), token)
-        if unreadable:
-            for id, reason in unreadable.items():
-                report(id, reason)
-            await self.settle(
-                [
-                    Settlement(id, token, JobState.DEAD, error=describe(reason))
-                    for id, reason in unreadable.items()
-                ]
-            )
+        dead: list[Settlement] = []
+        for id, reason in unreadable.items():
+            report(id, reason)
+            dead.append(Settlement(id, token, JobState.DEAD, error=describe(reason)))
+        if dead:
+            with suppress(BrokerUnavailableError):  # the other claims were made; a lease ends these
+                await self.settle(dead)
         return claims
 
     async def wait_for_work(self, queues: Sequence[str], timeout: float) -> None:

@@ -10,7 +10,7 @@ from support.brokers.jobs import claimed, message
 from support.brokers.redis import until
 from support.brokers.redis_servers import Server
 
-from background.queues import JobState
+from background.queues import BrokerUnavailableError, JobState
 from background.queues.redis import RedisBroker
 
 GARBAGE = (b"", b"x", b"\xff\x00", b"[1]", b"\x90", b"\x91\xc0", b"1 2 3\n", b"0" * 100)
@@ -76,6 +76,23 @@ async def test_unreadable_claim(
         assert job.error is not None
         assert "what is stored can't be read" in job.error["message"]
     assert "job one can't be read and is dead" in caplog.text
+
+
+async def test_unreadable_claim_unsettled(
+    broker: RedisBroker, server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The other jobs of a claim are returned, although the unreadable one can't be settled."""
+
+    async def fail(settlements: object) -> list[bool]:
+        raise BrokerUnavailableError("no broker")
+
+    with Redis.from_url(server.url) as client:
+        await broker.enqueue([message("one"), message("two")])
+        stored = client.hget(key(broker, "messages"), "one")
+        assert isinstance(stored, bytes)
+        client.hset(key(broker, "messages"), "one", stored.replace(b" 0.0 ", b" x ", 1))
+    monkeypatch.setattr(broker, "settle", fail)
+    assert await claimed(broker) == ["two"]
 
 
 async def test_missing_message(broker: RedisBroker, server: Server) -> None:
