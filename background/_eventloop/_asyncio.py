@@ -72,12 +72,6 @@ class AsyncioBackend(Backend):
     def current_task(self) -> object:
         return asyncio.current_task(self._loop)
 
-    def is_running(self) -> bool:
-        try:
-            return asyncio.get_running_loop() is self._loop
-        except RuntimeError:
-            return False
-
     def is_current(self) -> bool:
         try:
             return asyncio.get_running_loop() is self._loop

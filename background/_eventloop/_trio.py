@@ -60,9 +60,6 @@ class TrioBackend(Backend):
         except RuntimeError:
             return None
 
-    def is_running(self) -> bool:
-        return self.is_current()
-
     def is_current(self) -> bool:
         running = trio.lowlevel.in_trio_run()
         return running and trio.lowlevel.current_trio_token() is self._token

@@ -102,10 +102,6 @@ class Backend(ABC):
         """Return the running native task, or `None` outside of tasks."""
 
     @abstractmethod
-    def is_running(self) -> bool:
-        """Return whether the loop is the running one in the calling thread."""
-
-    @abstractmethod
     def is_current(self) -> bool:
         """Return whether the caller, in any thread, runs in this loop."""
 

@@ -40,7 +40,7 @@ class Portal:
     @property
     def in_loop(self) -> bool:
         """Whether the caller runs in the event loop."""
-        return self.in_loop_thread and self._backend.is_running()
+        return self.in_loop_thread and self._backend.is_current()
 
     @property
     def in_loop_task(self) -> bool:
@@ -93,7 +93,7 @@ class Portal:
         """
         self.require_same_process()  # first, because a thread of the parent may hold the lock
         if self.in_loop_thread:
-            if not self._backend.is_running():
+            if not self._backend.is_current():
                 raise ManagerClosedError("the manager's event loop has ended")
             return fn() if self._backend.current_task() else self._call_outside_of_tasks(fn)
         future: Future[R] = Future()

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from ._codec.errors import earlier_attempts
+from ._codec.errors import MOST_KEPT, earlier_attempts
 from ._info import AttemptInfo
 from ._states import JobState
 from .abc import StoredJob
 
-_MOST = 20
 _WITH_AN_ATTEMPT = (JobState.RUNNING, JobState.SUCCEEDED, JobState.CANCELLED)
 _CANCEL = "background.queues.Cancel"
 
@@ -44,7 +43,7 @@ def attempts_of(job: StoredJob) -> tuple[AttemptInfo, ...]:
     attempts.sort(key=lambda attempt: attempt.started_at)
     if job.token not in {claim.token for claims in (earlier, job.lost) for claim in claims}:
         attempts += _latest(job)
-    return tuple(attempts[-_MOST:])
+    return tuple(attempts[-MOST_KEPT:])
 
 
 def _latest(job: StoredJob) -> list[AttemptInfo]:

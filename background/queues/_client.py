@@ -290,15 +290,10 @@ class Inherited:
         self._part = part
 
     def __getattr__(self, name: str) -> Any:
-        raise self.error()
+        raise forked()
 
     def __repr__(self) -> str:
         return f"<{self._part!r}, opened before a fork>"
-
-    @staticmethod
-    def error() -> QueueError:
-        """Return the error of all calls."""
-        return forked()
 
 
 def result_key(id: str, attempt: int) -> str:

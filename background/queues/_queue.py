@@ -42,7 +42,7 @@ from ._enqueue.steps import Single, Step
 from ._errors import BrokerUnavailableError
 from ._info import JobInfo
 from ._names import check_name, handler_name
-from ._queue_loop import QueueLoop, not_open
+from ._queue_loop import QueueLoop, forked, not_open
 from ._states import JobState
 from ._sync import Home, SyncCalls
 from ._urls import make_broker
@@ -217,7 +217,7 @@ class JobQueue:
             RuntimeError: The broker does not support this event loop.
         """
         if self._inherited is not None:
-            raise self._inherited.error()
+            raise forked()
         home = await self._sync.enter()
         try:
             loop = await self._connect(is_private=False)
@@ -304,7 +304,7 @@ class JobQueue:
 
     def _opened(self) -> WorkerPool:
         if self._inherited is not None:
-            raise self._inherited.error()
+            raise forked()
         if self._pool is None:
             raise not_open()
         self._client.check()
@@ -376,7 +376,9 @@ class JobQueue:
         """
         validation.optional(validation.seconds, "retention", retention, at_least=0)
         validation.instances("store_result", (store_result,), bool)
-        earlier = [check_name("aliases", alias) for alias in _names(aliases)]
+        earlier = [
+            check_name("aliases", alias) for alias in validation.collected("aliases", aliases)
+        ]
         terms = replace(
             self._terms,
             name="" if name is None else check_name("name", name),
@@ -829,12 +831,6 @@ def _check_call(args: object, kwargs: object) -> None:
     if kwargs is not None and not isinstance(kwargs, Mapping):
         kind = type(kwargs).__qualname__
         raise ValueError(f"kwargs must be a mapping of arguments by name, not a {kind}")
-
-
-def _names(aliases: object) -> Iterable[object]:
-    if isinstance(aliases, str) or not isinstance(aliases, Iterable):
-        raise ValueError(f"aliases must be a list of names, not {aliases!r}")
-    return cast(Iterable[object], aliases)
 
 
 def _queue(name: str | None) -> str | None:

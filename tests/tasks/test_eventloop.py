@@ -40,7 +40,7 @@ def test_backend_outside_event_loop(anyio_backend: Any) -> None:
     name, options = anyio_backend
     backend = anyio.run(main, backend=name, backend_options=options)
     assert backend.current_task() is None
-    assert not backend.is_running()
+    assert not backend.is_current()
     assert backend.ends(object(), GeneratorExit())
 
 
