@@ -16,7 +16,7 @@ from ._codec import errors, json_data
 from ._codec.body import Body, decode, pick
 from ._errors import BrokerUnavailableError, DuplicateJobError, InvalidPayloadError, QueueError
 from ._info import JobInfo
-from ._queue_loop import QueueLoop, forked, not_open
+from ._queue_loop import QueueLoop, not_open
 from ._states import FINAL, JobState
 from .abc import Broker, Message, Results, StoredJob
 
@@ -38,16 +38,10 @@ class Client:
     """
 
     def __init__(self, broker: Broker, results: Results | None, max_payload: int) -> None:
-        self.broker: Broker = broker
-        self.results: Results | None = results
+        self.broker = broker
+        self.results = results
         self.max_payload = max_payload
         self.loop: QueueLoop | None = None  # while the queue is open
-
-    def close_in_child(self) -> None:
-        """Refuse all later calls, in a forked child."""
-        broker: Any = Inherited(self.broker)
-        results: Any = Inherited(self.results)
-        self.broker, self.results = broker, results
 
     def check(self) -> None:
         """Check that the queue is open, in the caller's event loop.
@@ -275,25 +269,6 @@ class Client:
             if dependency is not None and dependency.state is JobState.DEAD:
                 return dependency
         return None
-
-
-class Inherited:
-    """The stand-in for a part of a queue that was open before a fork; it refuses all calls.
-
-    It refers to the part, whose destructor could disturb the parent's connections.
-
-    Args:
-        part: The part.
-    """
-
-    def __init__(self, part: object) -> None:
-        self._part = part
-
-    def __getattr__(self, name: str) -> Any:
-        raise forked()
-
-    def __repr__(self) -> str:
-        return f"<{self._part!r}, opened before a fork>"
 
 
 def result_key(id: str, attempt: int) -> str:

@@ -27,8 +27,8 @@ from .._manager import Manager, host_of
 from .._observer import Observer
 from .._retry import Retry
 from .._schedule import Schedule
-from .._support import callables, fork, validation
-from ._client import Client, Inherited
+from .._support import callables, validation
+from ._client import Client
 from ._codec import json_data
 from ._codec.arguments import Signature
 from ._codec.custom import CustomTypes
@@ -42,7 +42,7 @@ from ._enqueue.steps import Single, Step
 from ._errors import BrokerUnavailableError
 from ._info import JobInfo
 from ._names import check_name, handler_name
-from ._queue_loop import QueueLoop, forked, not_open
+from ._queue_loop import QueueLoop, not_open
 from ._states import JobState
 from ._sync import Home, SyncCalls
 from ._urls import make_broker
@@ -169,13 +169,6 @@ class JobQueue:
         self._schedules: List[JobSchedule] = []
         self._pool: WorkerPool | None = None  # while the queue is open
         self._home: Home
-        self._inherited: Inherited | None = None  # if it was open before a fork
-        fork.call_in_child(self._close_in_child)
-
-    def _close_in_child(self) -> None:
-        if self._pool is not None:
-            self._client.close_in_child()
-            self._inherited, self._pool = Inherited(self._pool), None
 
     @classmethod
     def from_url(
@@ -216,8 +209,6 @@ class JobQueue:
             BrokerUnavailableError: The broker can't be reached within `wait` seconds.
             RuntimeError: The broker does not support this event loop.
         """
-        if self._inherited is not None:
-            raise forked()
         home = await self._sync.enter()
         try:
             loop = await self._connect(is_private=False)
@@ -251,7 +242,7 @@ class JobQueue:
         are released at the end of the manager's `leave_timeout`, or of its grace time after a
         shutdown request. When the block is cancelled, they are released at once.
         """
-        if self._inherited is not None and exc is not None:
+        if self._pool is not None and self._home.is_inherited and exc is not None:
             return
         pool = self._opened()
         try:
@@ -303,8 +294,6 @@ class JobQueue:
             await self._client.close()
 
     def _opened(self) -> WorkerPool:
-        if self._inherited is not None:
-            raise forked()
         if self._pool is None:
             raise not_open()
         self._client.check()

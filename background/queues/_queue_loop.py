@@ -73,7 +73,8 @@ class QueueLoop:
         Raises:
             QueueError: The caller runs in another event loop, thread or process.
         """
-        if self._backend.is_current():
+        # A child that a task of trio has forked still seems to run in the event loop.
+        if self._backend.is_current() and self._process == getpid():
             return
         if self._is_private:
             raise not_open()

@@ -49,13 +49,18 @@ class Home:
         self.opened: Future[QueueLoop] = Future()
         self.closed: Future[None] = Future()
 
+    @property
+    def is_inherited(self) -> bool:
+        """Whether this process was forked from the one that opened the queue."""
+        return self.process != os.getpid()
+
     def check(self) -> None:
         """Check that the queue was opened by this process.
 
         Raises:
             QueueError: It was opened before a fork.
         """
-        if self.process != os.getpid():
+        if self.is_inherited:
             raise forked()
 
     def end(self, error: BaseException | None = None) -> None:

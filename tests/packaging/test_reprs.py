@@ -11,7 +11,6 @@ from background import InvalidTaskError, Manager, Task, TaskKind, every
 from background.observers import LoggingObserver, StallObserver
 from background.observers.otel import OpenTelemetryObserver
 from background.queues import JobFailedError, JobInfo, JobQueue, JobState, chain, group
-from background.queues._client import Inherited
 from background.queues.abc import Claim, Message, Settlement, StoredJob
 from background.queues.memory import MemoryBroker, MemoryResults
 from background.queues.nats import NatsBroker
@@ -137,7 +136,6 @@ async def test_queue() -> None:
         "<JobQueue in <RedisBroker redis://host:1/2, prefix 'p'>, results in <MemoryResults>, "
         "not open>"
     )
-    assert repr(Inherited(MemoryBroker())) == "<<MemoryBroker>, opened before a fork>"
 
 
 def test_observers() -> None:

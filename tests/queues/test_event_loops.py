@@ -160,8 +160,9 @@ async def test_call_after_fork(broker: FaultyBroker) -> None:
     async with jobs:
         loop = jobs._client.loop
         assert loop is not None
-        loop._process = 0
+        process, loop._process = loop._process, 0
         refused = await anyio.to_thread.run_sync(answer, jobs.count)
+        loop._process = process
         assert refused.startswith("QueueError: the queue was opened by another process, before a")
 
 

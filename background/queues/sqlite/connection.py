@@ -70,7 +70,7 @@ class SQLiteFile:
             thread, self._thread = self._thread, None
             if thread is not None:
                 await thread.stop()
-        if not opening.statistics().tasks_waiting:
+        if not opening.statistics().locked:  # otherwise it was passed to a waiter
             self._opening = None  # the next event loop may be that of another library
 
     @asynccontextmanager

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from typing import Any
 
 import pytest
 from redis import Redis
@@ -19,6 +20,14 @@ HASHES = ("jobs", "messages", "results", "errors")
 
 def key(broker: RedisBroker, name: str) -> str:
     return f"{{{broker.prefix}}}:{name}"
+
+
+def damage_delay(client: Any, broker: RedisBroker, id: str) -> None:
+    """Replace the delay in the message of a job."""
+    stored: bytes = client.hget(key(broker, "messages"), id)
+    fields = stored.split(b" ")
+    fields[7] = b"x"
+    client.hset(key(broker, "messages"), id, b" ".join(fields))
 
 
 @pytest.mark.parametrize("name", HASHES)
@@ -66,9 +75,7 @@ async def test_unreadable_claim(
     """A claimed job whose message or error has other values is dead with the reason."""
     with Redis.from_url(server.url) as client:
         await broker.enqueue([message("one"), message("two"), message("three")])
-        stored = client.hget(key(broker, "messages"), "one")
-        assert isinstance(stored, bytes)
-        client.hset(key(broker, "messages"), "one", stored.replace(b" 0.0 ", b" x ", 1))
+        damage_delay(client, broker, "one")
         assert await claimed(broker) == ["two", "three"]
         job = await broker.get("one")
         assert job is not None
@@ -88,9 +95,7 @@ async def test_unreadable_claim_unsettled(
 
     with Redis.from_url(server.url) as client:
         await broker.enqueue([message("one"), message("two")])
-        stored = client.hget(key(broker, "messages"), "one")
-        assert isinstance(stored, bytes)
-        client.hset(key(broker, "messages"), "one", stored.replace(b" 0.0 ", b" x ", 1))
+        damage_delay(client, broker, "one")
     monkeypatch.setattr(broker, "settle", fail)
     assert await claimed(broker) == ["two"]
 
