@@ -102,6 +102,16 @@ class QueueLoop:
             Exception: The function's error.
         """
         call = _SyncCall(fn)
+        try:
+            self._submit(call)
+            return result_until(deadline, call.answer)
+        except BaseException:  # also KeyboardInterrupt at any line, and errors of signal handlers
+            if not call.answer.done():
+                with suppress(RuntimeError):  # the event loop has ended
+                    self._backend.call_soon(partial(self._abandon, call), copy_context())
+            raise
+
+    def _submit(self, call: _SyncCall[Any]) -> None:
         with self._lock:
             if self._is_closed:
                 raise QueueLeftError
@@ -112,13 +122,11 @@ class QueueLoop:
             self._backend.call_soon(partial(self._start, call, context), copy_context())
         except RuntimeError:
             raise QueueError("the event loop in which the queue is open has ended") from None
-        try:
-            return result_until(deadline, call.answer)
-        except BaseException:  # also KeyboardInterrupt, and errors of signal handlers
-            if not call.answer.done():
-                with suppress(RuntimeError):  # the event loop has ended
-                    self._backend.call_soon(call.cancel, copy_context())
-            raise
+
+    def _abandon(self, call: _SyncCall[Any]) -> None:
+        call.cancel()
+        if call.task is None:  # the caller was interrupted before it could be started
+            self._ended(call)
 
     def _start(self, call: _SyncCall[Any], context: Context) -> None:
         call.task = self._backend.spawn(

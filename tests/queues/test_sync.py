@@ -12,6 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextvars import ContextVar
 from functools import partial
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import anyio
@@ -528,6 +529,59 @@ def test_keyboard_interrupt(slow: str) -> None:
     assert slow == "open" or broker.cancelled.wait(SOON)
     jobs.close_sync()
     assert broker.cancelled.is_set()
+
+
+class Interrupting:
+    """Raises a KeyboardInterrupt at one of the lines that hand a call to the event loop."""
+
+    def __init__(self, line: int) -> None:
+        self.is_waiting = False
+        self._line = line
+        self._lines: set[int] = set()
+
+    def __call__(self, frame: FrameType, event: str, arg: object) -> Any:
+        code = frame.f_code
+        if code.co_qualname in ("QueueLoop.run", "QueueLoop._submit"):
+            return self._count
+        caller = frame.f_back
+        if code.co_name == "result_until" and caller and caller.f_code.co_name == "run":
+            self.is_waiting = True
+            raise KeyboardInterrupt
+        return None
+
+    def _count(self, frame: FrameType, event: str, arg: object) -> Any:
+        # A `with` line comes again when its block ends, where no signal can interrupt it.
+        if event == "line" and frame.f_lineno not in self._lines:
+            self._lines.add(frame.f_lineno)
+            if len(self._lines) == self._line:
+                raise KeyboardInterrupt
+        return self._count
+
+
+def test_keyboard_interrupt_at_any_line() -> None:
+    """A KeyboardInterrupt leaves no running call, wherever it comes before the wait."""
+    line, is_waiting = 0, False
+    while not is_waiting:
+        line += 1
+        broker = SlowBroker()
+        jobs = make_queue(broker)
+        jobs.enqueue_sync("add", [1])
+        broker.slow.add("enqueue")
+        interrupting, tracer = Interrupting(line), sys.gettrace()
+        sys.settrace(interrupting)
+        try:
+            with pytest.raises(KeyboardInterrupt):
+                jobs.enqueue_sync("add", [1])
+        finally:
+            sys.settrace(tracer)
+        is_waiting = interrupting.is_waiting
+        broker.slow.clear()
+        jobs.enqueue_sync("add", [2])
+        assert not broker.called.is_set() or broker.cancelled.wait(SOON), f"line {line}"
+        loop = jobs._client.loop
+        jobs.close_sync()
+        assert not loop._calls, f"line {line}"
+    assert line > 10
 
 
 # Observers and contexts
