@@ -344,9 +344,10 @@ class JobQueue:
             queue: The queue of its jobs.
             name: The name by which workers find it; by default its module and qualified name.
             aliases: Earlier names, whose jobs it processes, too.
-            retry: A `tenacity.AsyncRetrying` or a number of attempts; by default the policy of the
-                manager that runs the job, or one attempt. Between two attempts the job is stored in
-                the broker.
+            retry: A `tenacity.AsyncRetrying`, or a number of attempts, with waits that grow
+                fourfold from 5 seconds to an hour, ± 20 %; by default the policy of the manager
+                that runs the job, or one attempt. Between two attempts the job is stored in the
+                broker.
             timeout: Seconds for one attempt.
             expires: Seconds until a job must have started.
             retention: Seconds for which a job and its result are stored after its end, instead of
