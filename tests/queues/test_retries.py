@@ -403,3 +403,8 @@ async def test_timeout_per_attempt(
     (retrying,) = recorder.of(TaskRetrying)
     assert isinstance(retrying.error, TimeoutError)
     assert len(recorder.of(TaskStarted)) == 2
+    info = await job.info()
+    assert info is not None
+    assert info.error is not None
+    assert "; it waited at test_retries.py:" in info.error.message
+    assert info.error.message.endswith(".hangs")
