@@ -91,7 +91,7 @@ async def test_threads(jobs: JobQueue, manager: Manager) -> None:
 
     await jobs.start(manager)
     job = await jobs.enqueue(chain(first.job(), sync.job()), id="parent")
-    assert await job.result() == ["parent.2", 1, "first"]
+    assert await job.result() == ["parent..2", 1, "first"]
     helped_job = await helped.enqueue()
     assert await helped_job.result() == helped_job.id
 

@@ -57,6 +57,7 @@ class UnknownOffset(tzinfo):
         ("at", datetime(2030, 1, 1, tzinfo=UnknownOffset())),
         ("id", ""),
         ("id", "a b"),
+        ("id", "order..1"),
         ("id", "x" * 129),
         ("id", 5),
         ("queue", "a/b"),
