@@ -116,6 +116,7 @@ def test_unknown_option() -> None:
         ("max_payload", 1.5),
         ("max_crashes", 0),
         ("max_crashes", True),
+        ("baggage", 1),
         ("retention", -1),
         ("retention", math.inf),
     ],

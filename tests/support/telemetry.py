@@ -26,8 +26,8 @@ class Telemetry:
         self.meters = MeterProvider([self._reader])
         self.tracer = self.tracers.get_tracer("test")
 
-    def observer(self, *, linked: bool = False) -> OpenTelemetryObserver:
-        return OpenTelemetryObserver(self.tracers, self.meters, linked=linked)
+    def observer(self, **options: Any) -> OpenTelemetryObserver:
+        return OpenTelemetryObserver(self.tracers, self.meters, **options)
 
     @property
     def spans(self) -> list[ReadableSpan]:
