@@ -95,9 +95,7 @@ class RunSpan:
             # The messaging conventions define this kind for spans that process a message:
             # https://opentelemetry.io/docs/specs/semconv/messaging/messaging-spans/#span-kind
             kind = SpanKind.CONSUMER
-            attributes["background.job.id"] = exportable(event.job.id)
-            attributes["background.job.handler"] = exportable(event.job.handler)
-            attributes["background.job.queue"] = exportable(event.job.queue)
+            attributes |= message_attributes(event.job, "process")
             attributes["background.job.attempt"] = event.job.attempt
         name = exportable(event.name)
         if self._origin == "parent":
@@ -130,6 +128,25 @@ def job_attributes(job: JobRef, handler: str) -> Attributes:
     return {
         "background.job.handler": exportable(handler),
         "background.job.queue": exportable(job.queue),
+    }
+
+
+def message_attributes(job: JobRef, operation: Literal["send", "process"]) -> Attributes:
+    """Return the attributes of a span that sends or processes a job's message.
+
+    Those of `messaging.*` are from version 1.44.0 of the semantic conventions, in which they are
+    not stable yet: https://opentelemetry.io/docs/specs/semconv/messaging/messaging-spans/
+    """
+    id, queue = exportable(job.id), exportable(job.queue)
+    return {
+        "background.job.id": id,
+        "background.job.handler": exportable(job.handler),
+        "background.job.queue": queue,
+        "messaging.system": "background",
+        "messaging.operation.name": "enqueue" if operation == "send" else operation,
+        "messaging.operation.type": operation,
+        "messaging.destination.name": queue,
+        "messaging.message.id": id,
     }
 
 

@@ -8,7 +8,7 @@ from traceback import format_exception, format_list
 
 from anyio import current_time
 from opentelemetry import metrics, trace
-from opentelemetry.trace import StatusCode, get_tracer
+from opentelemetry.trace import SpanKind, StatusCode, get_tracer
 
 from .._events import (
     JobDead,
@@ -25,7 +25,15 @@ from .._events import (
 )
 from .._observer import Observer
 from ._otel_metrics import Instruments
-from ._otel_span import Attributes, Origin, RunSpan, exportable, job_attributes, task_attributes
+from ._otel_span import (
+    Attributes,
+    Origin,
+    RunSpan,
+    exportable,
+    job_attributes,
+    message_attributes,
+    task_attributes,
+)
 
 # At import time, because it reads files. A source tree that is not installed has no version.
 _VERSION = next((found.version for found in distributions(name="anyio-background")), "")
@@ -53,7 +61,11 @@ class OpenTelemetryObserver(Observer):
     Each attempt of a durable job has its own span, of kind CONSUMER, with the attributes
     `background.job.id`, `.handler`, `.queue` and `.attempt`. Its parent, or the span that it links
     to, is the span that was current when the job was enqueued, in any process. An attempt that will
-    be retried has the outcome `retrying`, and its error is recorded.
+    be retried has the outcome `retrying`, and its error is recorded. Each job that this process
+    enqueues has a span of kind PRODUCER without a duration, a child of the current span, with the
+    name `enqueue` and the queue. Both kinds have `messaging.system` (`background`),
+    `messaging.operation.name` and `.type`, `messaging.destination.name` (the queue) and
+    `messaging.message.id`.
 
     Tasks have the counters `background.task.added`, `.finished` and `.retries`, the histograms
     `background.task.duration` and `.queue_time` in seconds, and the up-down counter
@@ -156,7 +168,11 @@ class OpenTelemetryObserver(Observer):
         span.set_status(StatusCode.ERROR, f"outlived its lifespan of {event.lifespan:g} s")
 
     def on_job_enqueued(self, event: JobEnqueued) -> None:
-        self._metrics.jobs_enqueued.add(1, job_attributes(event.job, event.job.handler))
+        job = event.job
+        self._metrics.jobs_enqueued.add(1, job_attributes(job, job.handler))
+        attributes = message_attributes(job, "send")
+        name = f"enqueue {attributes['messaging.destination.name']}"
+        self._tracer.start_span(name, kind=SpanKind.PRODUCER, attributes=attributes).end()
 
     def on_job_dead(self, event: JobDead) -> None:
         run = self._runs.get(event.job.id)

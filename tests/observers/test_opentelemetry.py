@@ -18,6 +18,13 @@ import pytest
 from opentelemetry import baggage, context, trace
 from opentelemetry.sdk.trace import Span, SpanProcessor
 from opentelemetry.sdk.trace.sampling import Decision, Sampler, SamplingResult
+from opentelemetry.semconv._incubating.attributes.messaging_attributes import (
+    MESSAGING_DESTINATION_NAME,
+    MESSAGING_MESSAGE_ID,
+    MESSAGING_OPERATION_NAME,
+    MESSAGING_OPERATION_TYPE,
+    MESSAGING_SYSTEM,
+)
 from opentelemetry.semconv.attributes.code_attributes import CODE_FUNCTION_NAME, CODE_STACKTRACE
 from opentelemetry.semconv.attributes.error_attributes import ERROR_TYPE
 from opentelemetry.semconv.attributes.exception_attributes import (
@@ -737,6 +744,39 @@ def test_invalid_arguments() -> None:
             OpenTelemetryObserver(trace=value)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match=r"^linked must be True or False, not"):
         OpenTelemetryObserver(linked="link")  # type: ignore[arg-type]
+
+
+async def test_messaging_attributes(telemetry: Telemetry, observer: OpenTelemetryObserver) -> None:
+    """Enqueueing and an attempt have spans with the attributes of the messaging conventions."""
+    jobs = JobQueue(MemoryBroker())
+    handler = jobs.handler(name="send", queue="mail")(fine)
+    async with Manager(observers=[observer]) as manager, jobs:
+        await jobs.start(manager)
+        with telemetry.tracer.start_as_current_span("request"):
+            job = await handler.enqueue()
+        await job.wait()
+    (producer,) = telemetry.producers
+    spans = {span.name: span for span in telemetry.spans}
+    request, consumer = spans["request"], spans["send"]
+    assert (producer.name, producer.kind) == ("enqueue mail", SpanKind.PRODUCER)
+    assert ids(producer.parent) == ids(consumer.parent) == ids(request.context)
+    expected = {
+        MESSAGING_SYSTEM: "background",
+        MESSAGING_DESTINATION_NAME: "mail",
+        MESSAGING_MESSAGE_ID: job.id,
+        "background.job.id": job.id,
+        "background.job.handler": "send",
+        "background.job.queue": "mail",
+    }
+    assert producer.attributes == {
+        **expected,
+        MESSAGING_OPERATION_NAME: "enqueue",
+        MESSAGING_OPERATION_TYPE: "send",
+    }
+    expected |= {MESSAGING_OPERATION_NAME: "process", MESSAGING_OPERATION_TYPE: "process"}
+    assert consumer.kind is SpanKind.CONSUMER
+    assert consumer.attributes is not None
+    assert expected.items() <= consumer.attributes.items()
 
 
 async def test_job_without_trace(telemetry: Telemetry) -> None:
