@@ -17,6 +17,7 @@ from typing import Any
 
 from .._errors import BrokerUnavailableError
 from . import file_system
+from .wal import BOUND
 
 #: Milliseconds that SQLite waits for a lock before the thread checks the bounds of its calls.
 _BUSY_TIMEOUT = 50
@@ -145,6 +146,7 @@ def connect(path: str, synchronous: str, timeout: float) -> sqlite3.Connection:
             _use_wal(db, timeout)
             db.execute(f"PRAGMA synchronous = {synchronous}")
             db.execute("PRAGMA mmap_size = 0")
+            db.execute(f"PRAGMA journal_size_limit = {BOUND}")
             if version < len(MIGRATIONS):
                 migrate(db, path, MIGRATIONS)
             db.execute(f"PRAGMA busy_timeout = {_BUSY_TIMEOUT}")

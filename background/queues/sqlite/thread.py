@@ -25,6 +25,7 @@ from ..._support import clock
 from .._errors import BrokerUnavailableError
 from .file_system import identity
 from .schema import disconnect
+from .wal import WalGuard
 
 T = TypeVar("T")
 Work = Callable[[sqlite3.Connection], T]
@@ -199,6 +200,7 @@ class SQLiteThread:
             self._post(self._ended.set)
 
     def _serve(self, db: sqlite3.Connection) -> None:
+        wal = WalGuard(self._path)
         with suppress(sqlite3.Error):  # after an error, the first check reports a change
             self._version = _data_version(db)
         while True:
@@ -213,6 +215,7 @@ class SQLiteThread:
                 self._settle([call for call in calls if call is not None], db)
                 if calls[-1] is None:
                     return
+                wal.check(db)
             if self.watchers:
                 self._check_for_changes(db)
 

@@ -18,7 +18,7 @@ from background.queues import JobQueue
 from background.queues._errors import BrokerUnavailableError
 from background.queues._states import JobState
 from background.queues.abc import Message, Settlement
-from background.queues.sqlite import SQLiteBroker, schema
+from background.queues.sqlite import SQLiteBroker, schema, wal
 from background.queues.sqlite.thread import _data_version
 
 
@@ -164,6 +164,31 @@ async def test_full_disk_fails_one_call(broker: SQLiteBroker, path: Path, large_
     assert accepted == [True, True]
     assert sorted([job.message.id async for job in broker.scan()]) == ["a", "b", "held"]
     assert await broker.count(state=JobState.RUNNING) == 1
+
+
+async def test_large_wal(
+    broker: SQLiteBroker,
+    path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """A log that a reader makes grow is reported once, and truncated when the reader is gone."""
+    monkeypatch.setattr(wal, "BOUND", 1_000_000)
+    monkeypatch.setattr(wal, "_INTERVAL", 0.0)
+    file = path.with_name(f"{path.name}-wal")
+    with other_connection(path) as db:
+        db.execute("BEGIN")
+        db.execute("SELECT * FROM background_jobs").fetchall()
+        for id in ("a", "b", "c"):
+            await broker.enqueue([message(id, body=b"x" * 1_000_000)])
+        await broker.get("a")
+        assert file.stat().st_size > 3_000_000
+        db.execute("COMMIT")
+    await broker.maintain()
+    await broker.get("a")  # the check follows the answer of a call
+    assert file.stat().st_size < 1_000_000
+    (record,) = caplog.records
+    assert "jobs.db-wal has more than 1 MB and can't be truncated" in record.getMessage()
 
 
 async def test_missing_table(broker: SQLiteBroker, path: Path) -> None:
