@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import AsyncIterator, Sequence
 from contextlib import suppress
 from math import inf
@@ -10,6 +11,7 @@ from typing import Any
 import anyio
 
 from .._eventloop.interruption import ki_protected
+from .._support.log import log
 from ._attempts import attempts_of, worker_of
 from ._backoff import wait_for_broker
 from ._codec import errors, json_data
@@ -22,6 +24,7 @@ from .abc import Broker, Message, Results, StoredJob
 
 _PAUSES = (0.0, 0.1, 0.4)  # seconds before an enqueue whose answer was lost is repeated
 _PATIENCE = 30.0  # seconds without a broker after which a wait for a job fails
+_CLOSING = 1.0  # seconds that disconnecting may take
 
 
 @ki_protected
@@ -75,12 +78,18 @@ class Client:
             raise
 
     async def close(self) -> None:
-        """Disconnect from both."""
+        """Disconnect from both; log what does not end in time."""
         try:
-            await self.broker.close()
+            await self._close(self.broker)
         finally:
             if self.results is not None:
-                await self.results.close()
+                await self._close(self.results)
+
+    async def _close(self, store: Broker | Results) -> None:
+        with anyio.move_on_after(_CLOSING) as closing:
+            await store.close()
+        if closing.cancelled_caught:
+            log(logging.WARNING, "%r did not close within %g s", store, _CLOSING)
 
     async def enqueue(self, messages: Sequence[Message]) -> None:
         """Store jobs, all or none; repeat the call if its answer is lost.

@@ -56,7 +56,7 @@ T = TypeVar("T")
 
 List = list  # JobQueue has a method of this name
 
-_FLUSH = 5.0  # seconds that observers get to catch up when a queue is closed
+_FLUSH = 5.0  # seconds that observers and calls of sync code get to end when a queue is closed
 
 
 class QueueOptions(TypedDict, total=False):
@@ -256,7 +256,8 @@ class JobQueue:
         finally:
             self._pool = None
             try:
-                interrupted = await run_shielded(self._disconnect)
+                patience = 0.0 if pool.gave_up else _FLUSH
+                interrupted = await run_shielded(partial(self._disconnect, patience))
             finally:
                 self._home.end()
             if interrupted is not None:
@@ -289,11 +290,15 @@ class JobQueue:
         self._client.loop = QueueLoop(is_private=is_private)
         return self._client.loop
 
-    async def _disconnect(self) -> None:
-        """Close the queue; it can be called again if the event loop interrupts it."""
+    async def _disconnect(self, patience: float = _FLUSH) -> None:
+        """Close the queue; it can be called again if the event loop interrupts it.
+
+        Args:
+            patience: Seconds that calls of sync code get to end.
+        """
         try:
             if self._client.loop is not None:
-                await self._client.loop.close(_FLUSH)
+                await self._client.loop.close(patience)
             await self._enqueuer.close(_FLUSH)
         finally:
             self._client.loop = None

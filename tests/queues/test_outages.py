@@ -12,6 +12,7 @@ from opentelemetry import propagate
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 from support.brokers.faulty import FaultyBroker
 from support.job_events import events_of_attempts
+from support.time import Clock, ages
 from tenacity import AsyncRetrying, stop_after_attempt, wait_fixed
 
 from background import JobEnqueued, Manager, TaskCancelled, TaskSucceeded
@@ -574,3 +575,39 @@ async def test_blocked_event_loop(
     await anyio.sleep(5)
     assert "leases are renewed 12.0 s late" in caplog.text
     log.finish.set()
+
+
+# Shutdown
+
+
+@pytest.mark.parametrize(
+    ("held", "longest"), [("settle", 22), ("claim", 22), ("renew", 22), ("close", 23)]
+)
+async def test_shutdown_without_answers(
+    broker: FaultyBroker, clock: Clock, held: str, longest: float
+) -> None:
+    """A shutdown takes at most the grace and `cancel_timeout`, if a broker never answers."""
+    started, released = anyio.Event(), anyio.Event()
+    jobs = JobQueue(broker, lease=3)
+
+    @jobs.handler(name="short")
+    async def short() -> None:
+        started.set()
+        await released.wait()
+
+    @jobs.handler(name="endless")
+    async def endless() -> None:
+        await ages()
+
+    async with Manager(grace=20, cancel_timeout=2) as manager, jobs:
+        await jobs.enqueue("short")
+        await jobs.enqueue("endless")
+        await jobs.start(manager)
+        await started.wait()
+        held_until = broker.hold(held)
+        released.set()
+        await anyio.sleep(1)
+        began = clock.now
+        manager.request_shutdown()
+    assert clock.now - began <= longest
+    held_until.set()

@@ -45,8 +45,10 @@ class Completer:
         self._filling = _Batch(event)
         self._sent: _Batch | None = None
         self._filled = event()
+        self._sending: anyio.CancelScope | None = None
         self._is_running = False
         self._is_closed = False
+        self._is_given_up = False
 
     async def settle(self, attempt: JobAttempt, settlement: Settlement) -> bool | None:
         """Settle a job; return whether its lease was held, or `None` if that is unknown."""
@@ -82,6 +84,12 @@ class Completer:
         """Ignore further settlements, and stop retrying failed calls."""
         self._is_closed = True
 
+    def give_up(self) -> None:
+        """Interrupt the call of a broker that does not answer, and send nothing more."""
+        self._is_closed = self._is_given_up = True
+        if self._sending is not None:
+            self._sending.cancel()
+
     async def run(self) -> None:
         """Send settlements until cancelled, and finally the remaining ones."""
         self._is_running = True
@@ -99,11 +107,12 @@ class Completer:
         batch = self._sent = self._filling
         self._filling, self._filled = _Batch(self._event), self._event()
         try:
-            with anyio.CancelScope(shield=True):
-                batch.accepted = await self._send(batch)
+            with anyio.CancelScope(shield=True) as self._sending:
+                if not self._is_given_up:
+                    batch.accepted = await self._send(batch)
         finally:
             batch.accepted = batch.accepted or [None] * len(batch.settlements)
-            self._sent = None
+            self._sent = self._sending = None
             batch.done.set()
 
     async def _send(self, batch: _Batch) -> list[bool | None]:

@@ -70,6 +70,7 @@ class Fetcher:
         self._backoff = BrokerBackoff("claiming jobs")
         self._is_stopped = False
         self._pause: anyio.CancelScope | None = None  # `stop` cancels it
+        self._claiming: anyio.CancelScope | None = None  # `give_up` cancels it
         self._context = copy_context()
         self._context.run(trace_context.attach, trace_context.Context())
 
@@ -78,6 +79,17 @@ class Fetcher:
         self._is_stopped = True
         if self._pause is not None:
             self._pause.cancel()
+
+    def give_up(self) -> None:
+        """Interrupt the call of a broker that does not answer; the leases of its jobs end."""
+        self.stop()
+        if self._claiming is not None:
+            self._claiming.cancel()
+
+    async def ended(self) -> None:
+        """Wait until the loop has ended, so that no job can be claimed any more."""
+        while self.is_fetching:
+            await self._in_flight.wait_for_change()
 
     async def run(self) -> None:
         """Claim jobs until stopped or cancelled."""
@@ -96,13 +108,14 @@ class Fetcher:
         room = self._concurrency - len(self._in_flight)
         queues = self._queues.draw()
         began = self._now()
-        with anyio.CancelScope(shield=True):  # a cancelled claim could leave jobs claimed
+        # A cancelled claim could leave jobs claimed.
+        with anyio.CancelScope(shield=True) as self._claiming:
             claims = await self._broker.claim(queues, room, lease=self._lease)
             claims = await self._confirmed(claims)
             for claim in claims:
                 self._start(claim, began + self._lease)
             room -= len(claims)
-        if room:
+        if room and not self._is_stopped:
             await self._broker.wait_for_work(queues, _IDLE)
 
     async def _confirmed(self, claims: list[Claim]) -> list[Claim]:

@@ -62,6 +62,7 @@ class WorkerLoops:
         self.queues = queues
         self.concurrency = concurrency
         self.in_flight = InFlight(host.backend.event)
+        self.gave_up = False  # whether it was closed while its broker did not answer
         self._host = host
         self._completer = Completer(broker, host.backend.event)
         context = WorkerContext(
@@ -122,6 +123,8 @@ class WorkerLoops:
     async def _watch_manager(self) -> None:
         try:
             await self._host.closed()
+            if any(attempt.is_settling for attempt in self.in_flight):
+                self._give_up()  # the manager has waited for as long as it may
         finally:
             self.in_flight.notify()
 
@@ -156,14 +159,23 @@ class WorkerLoops:
                 await self._host.wait_and_log(idle, left)
             for attempt in self._remaining(caller):
                 attempt.release()
-            with anyio.move_on_after(self._host.config.cancel_timeout):
+            with anyio.move_on_after(self._host.config.cancel_timeout) as cleaning_up:
                 await self._idle(caller)
+                await self._fetcher.ended()
                 await self._completer.drain()
+            if cleaning_up.cancelled_caught:
+                self._give_up()
             self._stuck = self._remaining(caller)
         finally:
             self._closing[caller] -= 1
         self._is_ending = True
         self._end_services()
+
+    def _give_up(self) -> None:
+        """Interrupt calls of a broker that does not answer, because there is no time left."""
+        self.gave_up = True
+        self._fetcher.give_up()
+        self._completer.give_up()
 
     def _remaining(self, caller: JobAttempt | None) -> set[JobAttempt]:
         """Return the attempts that a call of `close()` waits for."""
@@ -178,10 +190,13 @@ class WorkerLoops:
         return sorted(started, key=lambda handle: handle.submitted_at)
 
     async def _idle(self, caller: JobAttempt | None) -> None:
-        """Wait until no attempt remains, and no job can be claimed any more."""
+        """Wait until no attempt remains, and no job can be claimed any more.
+
+        Once the manager has closed, it does not wait for them.
+        """
         while self._remaining(caller) or self._fetcher.is_fetching:
             if self._host.is_closed:
-                return  # the manager has stopped waiting for stuck jobs
+                return
             await self.in_flight.wait_for_change()
 
     def _remove(self, attempt: JobAttempt) -> None:

@@ -123,6 +123,11 @@ class WorkerPool:
         for worker in self._workers:
             worker.cancel_job(id)
 
+    @property
+    def gave_up(self) -> bool:
+        """Whether a worker was closed while its broker did not answer."""
+        return any(worker.gave_up for worker in self._workers)
+
     async def close(self, *, at_once: bool) -> None:
         """End the loops and the workers.
 

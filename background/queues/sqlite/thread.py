@@ -127,7 +127,10 @@ class SQLiteThread:
         self._queue.put(None)
 
     async def stop(self) -> None:
-        """Finish pending calls, close the connection, and wait for the thread's end."""
+        """Finish pending calls, close the connection, and wait for the thread's end.
+
+        Calls that wait for the lock of another connection fail.
+        """
         if self._process != getpid():
             return  # the thread exists in the parent process only
         self.abandon()
@@ -145,8 +148,8 @@ class SQLiteThread:
     async def call(self, work: Work[T], *, writes: bool) -> T:
         """Call `work` in a transaction, and wait for the commit.
 
-        `work` is called again in a new transaction if a shared one fails. A cancel scope has an
-        effect only before the call begins.
+        `work` is called again in a new transaction if a shared one fails. It is not called if the
+        caller is cancelled before the transaction begins.
 
         Args:
             work: The function, which is called with the connection.
@@ -170,9 +173,8 @@ class SQLiteThread:
         clock.on_io(1)
         self._queue.put(call)
         try:
-            with CancelScope(shield=True):  # transactions are short
-                await call.done.wait()
-        except BaseException:  # a native cancellation, which shields do not stop
+            await call.done.wait()
+        except BaseException:
             call.withdrawn = True
             raise
         if call.error is not None:
@@ -259,15 +261,17 @@ class SQLiteThread:
                 return self._run_together(wanted, db)
             except _LockedError:
                 now = time.monotonic()
-                left = [call for call in wanted if call.deadline > now]
+                left = [call for call in wanted if call.deadline > now and not self._closed]
                 for call in wanted:
                     call.error = self._locked()  # unless it is called again
         return True
 
     def _locked(self) -> BrokerUnavailableError:
+        how_long = "while this one was closed"
+        if not self._closed:
+            how_long = f"for the whole timeout of {self._timeout:g} s"
         error = BrokerUnavailableError(
-            f"{self._path}: database is locked; another connection had the lock for the whole "
-            f"timeout of {self._timeout:g} s"
+            f"{self._path}: database is locked; another connection had the lock {how_long}"
         )
         error.changed_nothing = True
         return error

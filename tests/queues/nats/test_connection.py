@@ -26,6 +26,7 @@ from support.brokers.nats_servers import (
     shared_server,
     with_real_time,
 )
+from support.brokers.outage import LONGEST, shut_down_without
 from support.time import SOON
 
 from background.queues._errors import BrokerUnavailableError
@@ -91,6 +92,18 @@ async def test_unresponsive_server(server: NatsServer, impatient: None) -> None:
         await eventually(lambda: broker.enqueue([message()]))
         assert await eventually(broker.count) == 1
         assert not broker._requests._waiting
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="can't stop a process for a while")
+@in_real_time
+async def test_shutdown_without_server(server: NatsServer) -> None:
+    """A shutdown does not wait for a server that does not answer."""
+    broker = NatsBroker(server.url)
+    try:
+        took = await shut_down_without(broker, lambda: os.kill(server.pid, signal.SIGSTOP))
+    finally:
+        os.kill(server.pid, signal.SIGCONT)
+    assert took < LONGEST
 
 
 @in_real_time

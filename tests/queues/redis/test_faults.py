@@ -10,6 +10,7 @@ import pytest
 from redis import Redis
 from support.brokers.jobs import claimed, message, state_of
 from support.brokers.kinds import make_redis
+from support.brokers.outage import LONGEST, shut_down_without
 from support.brokers.redis import (
     Relay,
     finish,
@@ -186,3 +187,11 @@ async def test_keys_of_wrong_type(broker: RedisBroker, server: Server, name: str
         client.delete(f"{{{broker.prefix}}}:{name}")
     assert await broker.enqueue([message()]) == [True]
     assert await claimed(broker) == ["one"]
+
+
+async def test_shutdown_without_server(server: Server) -> None:
+    """A shutdown does not wait for a server that does not answer."""
+    async with Relay(server.port) as relay:
+        broker = RedisBroker(relay.url, prefix="shutdown")
+        took = await shut_down_without(broker, lambda: setattr(relay, "swallows", True))
+    assert took < LONGEST

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import anyio
 import pytest
+from support.brokers.outage import LONGEST, shut_down_without
 from support.brokers.sqlite import Gate, finish, message, messages, other_connection, thread_of
 
 from background._support import clock
@@ -56,6 +57,14 @@ async def test_lease_after_lock_wait(
         ((ends,),) = db.execute("SELECT changes_at FROM background_jobs").fetchall()
     assert ends == 2030.0
     await broker.close()
+
+
+@pytest.mark.realtime
+async def test_shutdown_while_locked(path: Path, anyio_backend: object) -> None:
+    """A shutdown does not wait for a lock that another connection holds."""
+    with other_connection(path) as db:
+        took = await shut_down_without(SQLiteBroker(path), lambda: db.execute("BEGIN IMMEDIATE"))
+    assert took < LONGEST
 
 
 class CountingBroker(SQLiteBroker):
