@@ -14,6 +14,7 @@ from support.brokers.sqlite import message, messages, thread_of
 from support.processes.process import PROGRAMS, running
 from support.time import SOON
 
+from background._support import clock
 from background.queues._errors import BrokerUnavailableError
 from background.queues._states import JobState
 from background.queues.sqlite import SQLiteBroker, schema, transitions
@@ -43,6 +44,34 @@ async def test_jobs_across_processes(path: Path, anyio_backend_name: str) -> Non
     assert sorted(seen) == [*ids, "end 0", "end 1", "end 2"]
     assert await broker.count(state=JobState.SUCCEEDED) == 203
     await broker.close()
+
+
+@pytest.mark.realtime
+async def test_tick_during_restart(path: Path) -> None:
+    """Ticks after a process was killed are enqueued once each by the next processes."""
+    command = PROGRAMS / "scheduled.py", path
+
+    def first_tick(process: Any) -> str:
+        return str(process.wait_for("tick ").split()[1])
+
+    with running(*command) as killed:
+        first = await anyio.to_thread.run_sync(first_tick, killed)
+        killed.kill()
+    name, number, fraction = first.rsplit(".", 2)
+    missed = f"{name}.{int(number) + 2}.{fraction}"
+    while clock.wall() < int(number) + 3:
+        await anyio.sleep(0.1)
+    with running(*command) as one, running(*command) as two:
+        for process in (one, two):
+            await anyio.to_thread.run_sync(process.wait_for, "ready")
+        broker = SQLiteBroker(path)
+        await broker.open()
+        with anyio.fail_after(SOON):
+            while (job := await broker.get(missed)) is None or job.state is not JobState.SUCCEEDED:
+                await anyio.sleep(0.05)
+        assert job.attempt == 1
+        assert job.enqueued_at > int(number) + 2.5
+        await broker.close()
 
 
 @pytest.mark.realtime
