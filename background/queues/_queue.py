@@ -799,8 +799,10 @@ class JobQueue:
         Every process with a worker takes part. A tick is enqueued once if the `repr()` of arguments
         and options is equal in all processes, which is not so for a set. A tick that all processes
         missed, because none ran or the broker could not be reached, is made up by the next process
-        that can. A tick that is at most a minute late does not count as missed. A schedule begins
-        when a process first starts it. Its ticks, handler, arguments and options identify it; if one of them changes, it is a new schedule. The ticks of `every()` are the
+        that can. A tick that is at most a minute late does not count as missed.
+
+        A schedule begins when a process first starts it. Its ticks, handler, arguments and options
+        identify it; if one of them changes, it is a new schedule. The ticks of `every()` are the
         multiples of its seconds since the epoch, at least a tenth of a second apart. A tick's job
         is stored for at least an hour more than `grace` after its end.
 
