@@ -123,15 +123,15 @@ class TickerClock(Schedule):
         self._ticker = ticker
 
     def ticks(self, now: float, wall: float) -> Ticks:
-        return _TickerTicks(self._ticker)
+        return _TickerTicks(self._ticker, self.after)
 
     def after(self, wall: float) -> float:
         return self._ticker.after(wall)
 
 
 class _TickerTicks(Calendar):
-    def __init__(self, ticker: Ticker) -> None:
-        super().__init__(ticker.after)
+    def __init__(self, ticker: Ticker, after: Callable[[float], float]) -> None:
+        super().__init__(after)
         self._ticker = ticker
         self._is_now = False
 

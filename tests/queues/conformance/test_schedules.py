@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import anyio
 from support.brokers.kinds import elapse
 
 from background.queues.abc import Broker
@@ -33,3 +34,19 @@ async def test_retention_of_ticks(broker: Broker) -> None:
     assert await broker.advance_schedule("a", None, TICK + 7, retention=60) == TICK + 1
     await elapse(broker, 70)
     assert await broker.advance_schedule("a", TICK, TICK + 8, retention=60) == TICK + 8
+
+
+async def test_concurrent_advances(broker: Broker) -> None:
+    """One of several concurrent calls that expect the same tick replaces it."""
+    stored: list[float] = []
+
+    async def advance(tick: float) -> None:
+        stored.append(await broker.advance_schedule("a", TICK, tick, retention=60))
+
+    await broker.advance_schedule("a", None, TICK, retention=60)
+    async with anyio.create_task_group() as group:
+        for number in range(1, 6):
+            group.start_soon(advance, TICK + number)
+    assert len(stored) == 5
+    assert len(set(stored)) == 1
+    assert stored[0] > TICK
