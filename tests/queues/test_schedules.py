@@ -20,6 +20,7 @@ from background._support import clock
 from background.queues import InvalidPayloadError, JobQueue, JobState, PayloadTooLargeError, chain
 from background.queues._enqueue.schedules import _id_of
 from background.queues._enqueue.ticker import latest
+from background.queues.abc import Message
 from background.queues.memory import MemoryBroker
 
 PRAGUE = ZoneInfo("Europe/Prague")
@@ -271,7 +272,7 @@ def test_tick_ids() -> None:
     id = _id_of(schedule, handler.job(1, a=1))
     assert id == _id_of(schedule, handler.job(1, a=1))
     assert id != _id_of(schedule, handler.job(1, a=2))
-    assert len(f"{id}.{schedule.after(4e9):.3f}") < 128
+    assert len(f"{id}..{schedule.after(4e9):.3f}") < 128
 
 
 async def _accept(number: int, a: int) -> None: ...
@@ -287,6 +288,24 @@ async def test_jitter(broker: FaultyBroker) -> None:
         await anyio.sleep(180)
     assert len(ran) in (2, 3)
     assert all(0 < time % 60 < 30 for time in ran)
+
+
+@pytest.mark.parametrize("body", [b'{"args":[]}', b'{"args":["other"]}', b"{"])
+async def test_taken_tick(
+    broker: FaultyBroker, caplog: pytest.LogCaptureFixture, body: bytes
+) -> None:
+    """A tick whose id a different job has is logged as an error, once for each tick."""
+    async with process(broker, [], every(60)) as (_, jobs):
+        id = f"{_id_of(every(60), jobs._handlers['record'].job())}..{START + 60:.3f}"
+        handler = "other" if b"[]" in body else "record"
+        taken = Message(id, handler, "elsewhere", body, 3600, 3600)
+        assert await broker.enqueue([taken]) == [True]
+        await anyio.sleep(200)
+        assert [job.id async for job in jobs.list(state=JobState.READY)] == [id]
+    (error,) = [record for record in caplog.records if record.levelno == logging.ERROR]
+    assert error.getMessage() == (
+        f"schedule of record: no job is enqueued, because another job has the id {id}"
+    )
 
 
 async def test_repeated_tick(broker: FaultyBroker) -> None:
@@ -387,7 +406,7 @@ async def test_retention_of_made_up_ticks(broker: FaultyBroker) -> None:
         handler = jobs.handler(name="short", retention=0)(_noop)
         jobs.schedule(every(600), handler.job(), grace=7200)
         await anyio.sleep(600 + 7200)
-        assert await jobs.get(f"{_id_of(every(600), handler.job())}.{START + 600:.3f}")
+        assert await jobs.get(f"{_id_of(every(600), handler.job())}..{START + 600:.3f}")
 
 
 async def test_clock_far_ahead(broker: FaultyBroker, caplog: pytest.LogCaptureFixture) -> None:
