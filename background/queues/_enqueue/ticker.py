@@ -12,8 +12,6 @@ from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime
 from typing import Literal
 
-import anyio
-
 from ..._schedule import PATIENCE, Calendar, Schedule, Ticks
 from ..._support import clock
 from ..._support.log import log
@@ -59,11 +57,10 @@ class Ticker:
         self._last = clock.wall()  # the latest tick, or the start; a new schedule begins here
 
     async def tick(self) -> None:
-        """Enqueue the job of one tick, if there is a new one."""
-        with anyio.CancelScope(shield=True):
-            await self._tick()
+        """Enqueue the job of one tick, if there is a new one.
 
-    async def _tick(self) -> None:
+        It can be cancelled anywhere: what it has done is found by the next one, here or elsewhere.
+        """
         stored = await self._store(None, self._last)
         now = clock.wall()
         done = stored
