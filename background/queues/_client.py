@@ -214,6 +214,13 @@ class Client:
         self.check()
         return await self.broker.count(queue=queue, state=state)
 
+    async def advance_schedule(
+        self, name: str, expected: float | None, tick: float, retention: float
+    ) -> float:
+        """Store up to which tick a schedule is enqueued, as the broker does."""
+        self.check()
+        return await self.broker.advance_schedule(name, expected, tick, retention=retention)
+
     async def purge(self, state: JobState | None, older_than: float) -> int:
         """Delete jobs that ended at least `older_than` seconds ago; return their number."""
         self.check()

@@ -39,6 +39,7 @@ from ._enqueue.messages import Terms, message
 from ._enqueue.options import NO_OPTIONS, JobOptions, check
 from ._enqueue.schedules import JobSchedule
 from ._enqueue.steps import Single, Step
+from ._enqueue.ticker import Missed
 from ._errors import BrokerUnavailableError
 from ._info import JobInfo
 from ._names import check_name, handler_name
@@ -797,19 +798,31 @@ class JobQueue:
             raise ValueError(f"queues must be a list, Ordered(…) or Weighted(…), not {queues!r}")
         return Ordered(*queues)
 
-    def schedule(self, schedule: Schedule, job: Step[Any]) -> None:
+    def schedule(
+        self,
+        schedule: Schedule,
+        job: Step[Any],
+        *,
+        missed: Missed = "latest",
+        grace: float = 3600.0,
+    ) -> None:
         """Enqueue a job on a schedule.
 
         Every process with a worker takes part. A tick is enqueued once if the `repr()` of arguments
-        and options is equal in all processes, which is not so for a set. A tick at which no worker
-        runs is skipped. A process that was suspended, or whose clock was moved, enqueues
-        the latest tick if it is at most a minute late. The ticks of `every()` are the
-        multiples of its seconds since the epoch, at least a tenth of a second apart. A
-        tick's job is stored for at least an hour after its end.
+        and options is equal in all processes, which is not so for a set. A tick that all processes
+        missed, because none ran or the broker could not be reached, is made up by the next process
+        that can. A tick that is at most a minute late does not count as missed.
+
+        A schedule begins when a process first starts it. Its ticks, handler, arguments and options
+        identify it; if one of them changes, it is a new schedule. The ticks of `every()` are the
+        multiples of its seconds since the epoch, at least a tenth of a second apart. A tick's job
+        is stored for at least an hour more than `grace` after its end.
 
         Args:
             schedule: A schedule from `background.every` or `background.cron`.
             job: A step from `handler.job()`.
+            missed: Which missed ticks are made up: the latest, all in order, or none (`"skip"`).
+            grace: The most seconds by which a tick is made up.
 
         Raises:
             ValueError: An argument is not valid.
@@ -820,7 +833,7 @@ class JobQueue:
             jobs.schedule(cron("0 3 * * *", tz="Europe/Prague"), clean_up.job())
             ```
         """
-        made = JobSchedule(self._enqueuer, schedule, job)
+        made = JobSchedule(self._client, self._enqueuer, schedule, job, missed, grace)
         self._schedules.append(made)
         if self._pool is not None:
             self._pool.add_schedule(made.describe_loop)

@@ -288,6 +288,25 @@ class Broker(ABC):
         """Delete jobs that ended at least `older_than` seconds ago; return their number."""
 
     @abstractmethod
+    async def advance_schedule(
+        self, name: str, expected: float | None, tick: float, *, retention: float
+    ) -> float:
+        """Store up to which tick a schedule is enqueued, by compare-and-set.
+
+        A call can be repeated if its answer is lost.
+
+        Args:
+            name: The schedule's name, like an id.
+            expected: The tick that a stored one must equal to be replaced; `None` replaces none. If
+                none is stored, `tick` is.
+            tick: The new tick, in seconds since the epoch on the caller's clock.
+            retention: Seconds for which it is stored unless it is replaced, on the broker's clock.
+
+        Returns:
+            The tick that is stored afterwards.
+        """
+
+    @abstractmethod
     async def maintain(self) -> MaintenanceStats:
         """Make due jobs ready, reclaim jobs whose leases ended, expire jobs, and delete old ones.
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from datetime import UTC, datetime
 from typing import Any
 from zoneinfo import ZoneInfo
@@ -18,10 +18,12 @@ from support.brokers.faulty import FaultyBroker
 from background import Manager, Schedule, TaskKind, cron, every
 from background._support import clock
 from background.queues import InvalidPayloadError, JobQueue, JobState, PayloadTooLargeError, chain
-from background.queues._enqueue.schedules import _id_of, _Ticker
+from background.queues._enqueue.schedules import _id_of
+from background.queues._enqueue.ticker import latest
 from background.queues.abc import Message
 from background.queues.memory import MemoryBroker
 
+PRAGUE = ZoneInfo("Europe/Prague")
 TOKYO = ZoneInfo("Asia/Tokyo")  # loaded here, as that blocks an event loop
 START = datetime(2030, 1, 1, tzinfo=UTC).timestamp()  # as in support/brokers/kinds.py
 
@@ -156,7 +158,7 @@ async def test_late_clock(broker: FaultyBroker, monkeypatch: pytest.MonkeyPatch)
 
 
 async def test_missed_ticks(broker: FaultyBroker, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Ticks that all processes have missed by more than a minute are skipped."""
+    """After a sleep of the host, the latest of the missed ticks is enqueued."""
     ran: list[float] = []
     async with process(broker, ran, every(600)):
         await anyio.sleep(590)
@@ -206,7 +208,7 @@ async def test_close_during_outage(
 
 
 async def test_queue_exit(broker: FaultyBroker) -> None:
-    """A schedule stops when its queue is exited, and starts with it again."""
+    """A schedule stops when its queue is exited, and makes up a tick when it starts again."""
     async with Manager() as manager:
         async with JobQueue(broker) as jobs:
             jobs.schedule(every(60), jobs.handler(name="record")(_noop).job())
@@ -217,8 +219,8 @@ async def test_queue_exit(broker: FaultyBroker) -> None:
         async with jobs:
             await jobs.start(manager)
             await anyio.sleep(60)
-        assert await broker.count() == 2
-    assert await broker.count(state=JobState.SUCCEEDED) == 2
+        assert await broker.count() == 3
+    assert await broker.count(state=JobState.SUCCEEDED) == 3
 
 
 def _length(text: str) -> int:
@@ -308,13 +310,139 @@ async def test_taken_tick(
 
 async def test_repeated_tick(broker: FaultyBroker) -> None:
     """A tick isn't enqueued again, as after the clock was set back."""
-    ticks: list[float] = []
+    async with process(broker, None, every(60)):
+        await anyio.sleep(90)
+    calls = broker.calls["enqueue"]
+    async with process(broker, None, every(60)):
+        await anyio.sleep(10)
+    assert broker.calls["enqueue"] == calls == 1
 
-    async def enqueue(tick: float) -> None:
-        ticks.append(tick)
 
-    ticker = _Ticker(every(60), enqueue)
-    await anyio.sleep(90)
-    await ticker.tick()
-    await ticker.tick()
-    assert ticks == [START + 60]
+# Missed ticks
+
+
+async def restart_after(
+    broker: FaultyBroker, seconds: float, *schedules: Schedule, **options: Any
+) -> list[float]:
+    """Run a process for 90 s, and another one after an outage; return when jobs ran after it."""
+    for wait in (90, 0):
+        if not wait:
+            await anyio.sleep(seconds)
+        ran: list[float] = []
+        async with process(broker, ran) as (_, jobs):
+            for schedule in schedules:
+                jobs.schedule(schedule, jobs._handlers["record"].job(), **options)
+            await anyio.sleep(wait or 9)
+    return ran
+
+
+@pytest.mark.parametrize(
+    ("missed", "grace", "jobs"),
+    [("latest", 3600, 1), ("all", 3600, 4), ("all", 1000, 2), ("skip", 3600, 0), ("latest", 90, 0)],
+)
+async def test_outage(
+    broker: FaultyBroker, caplog: pytest.LogCaptureFixture, missed: str, grace: float, jobs: int
+) -> None:
+    """Ticks that all processes missed are made up as `missed` and `grace` say, once."""
+    caplog.set_level(logging.INFO, "background")
+    schedules = [every(600)] * (2 if jobs else 1)
+    ran = await restart_after(broker, 2500, *schedules, missed=missed, grace=grace)
+    assert ran == [2590] * jobs
+    assert await broker.count() == jobs
+    assert caplog.text.count("were missed") >= 1
+    if not jobs:
+        assert caplog.text.count("they are skipped") == 1
+
+
+async def test_order_of_missed_ticks(broker: FaultyBroker) -> None:
+    """Missed ticks are enqueued in their order."""
+    await restart_after(broker, 2500, cron("*/10 * * * *"), missed="all")
+    ids = [job.message.id async for job in broker.scan()]
+    assert [float(id.rsplit(".", 2)[1]) - START for id in ids] == [600, 1200, 1800, 2400]
+
+
+async def test_new_schedule(broker: FaultyBroker) -> None:
+    """A schedule that is new or has changed makes up no ticks from before its first start."""
+    await anyio.sleep(700)
+    async with process(broker, None, every(600)):
+        await anyio.sleep(1)
+    await anyio.sleep(700)
+    async with process(broker, None, every(601)):
+        await anyio.sleep(1)
+    assert await broker.count() == 0
+
+
+@pytest.mark.parametrize("name", ["enqueue", "advance_schedule"])
+async def test_death_between_steps(broker: FaultyBroker, name: str) -> None:
+    """A tick whose process dies before or after enqueueing it is enqueued once."""
+    ran: list[float] = []
+    async with process(broker, ran, every(600)):
+        await anyio.sleep(590)
+        broker.lose(name, 1000)
+        await anyio.sleep(20)
+    broker._lost.clear()
+    async with process(broker, ran, every(600)), process(broker, ran, every(600)):
+        await anyio.sleep(10)
+    assert len(ran) == 1
+    assert await broker.count() == 1
+
+
+async def test_start_storm(broker: FaultyBroker) -> None:
+    """Ten processes that start at once make up a tick once."""
+    async with process(broker, None, every(600)):
+        await anyio.sleep(1)
+    await anyio.sleep(900)
+    ran: list[float] = []
+    async with AsyncExitStack() as stack:
+        for _ in range(10):
+            await stack.enter_async_context(process(broker, ran, every(600)))
+        await anyio.sleep(5)
+    assert ran == [901]
+
+
+async def test_retention_of_made_up_ticks(broker: FaultyBroker) -> None:
+    """The job of a tick is stored for longer than the tick can be made up."""
+    async with process(broker, None) as (_, jobs):
+        handler = jobs.handler(name="short", retention=0)(_noop)
+        jobs.schedule(every(600), handler.job(), grace=7200)
+        await anyio.sleep(600 + 7200)
+        assert await jobs.get(f"{_id_of(every(600), handler.job())}..{START + 600:.3f}")
+
+
+async def test_clock_far_ahead(broker: FaultyBroker, caplog: pytest.LogCaptureFixture) -> None:
+    """A tick that a wrong clock stored in the future doesn't stop a schedule."""
+    jobs = JobQueue(broker)
+    id = _id_of(every(60), jobs.handler(name="record")(_noop).job())
+    await broker.advance_schedule(id, None, START + 1e6, retention=1e7)
+    ran: list[float] = []
+    async with process(broker, ran, every(60)):
+        await anyio.sleep(130)
+    assert ran[-2:] == [60, 120]
+    assert caplog.text.count("in the future here") == 1
+
+
+async def test_missed_daylight_saving() -> None:
+    """The latest tick across a change to daylight saving is found."""
+    schedule = cron("30 2 * * *", tz=PRAGUE.key)
+    since = datetime(2030, 3, 30, 12, tzinfo=UTC).timestamp()
+    tick = latest(schedule.after, since, since + 86_400)
+    assert tick == datetime(2030, 3, 31, 1, tzinfo=UTC).timestamp()
+
+
+@given(st.floats(0.1, 1e5), st.floats(0, 1e5), st.floats(0, 1e5))
+def test_latest_tick(seconds: float, since: float, length: float) -> None:
+    """The latest tick is followed by none before the end."""
+    after = every(seconds).after
+    tick = latest(after, since, since + length)
+    assert after(since if tick is None else tick) > since + length
+    assert tick is None or since < tick <= since + length
+
+
+def test_invalid_missed() -> None:
+    """Invalid values of `missed` and `grace` are rejected."""
+    jobs = JobQueue(MemoryBroker())
+    handler = jobs.handler(name="h")(_noop)
+    with pytest.raises(ValueError, match='missed must be "latest", "all" or "skip"'):
+        jobs.schedule(every(60), handler.job(), missed="none")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="grace"):
+        jobs.schedule(every(60), handler.job(), grace=-1)

@@ -4,20 +4,20 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Awaitable, Callable
 from dataclasses import replace
+from functools import partial
 from hashlib import sha256
-from typing import Any
+from typing import Any, get_args
 
-import anyio
 from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type
 
-from ..._schedule import PATIENCE, Calendar, Every, Schedule, Ticks
+from ..._schedule import Every, Schedule
 from ..._states import TaskKind
-from ..._support import clock, validation
+from ..._support import validation
 from ..._support.log import log
 from ..._task import Task
 from .._backoff import WAIT, Outage
+from .._client import Client
 from .._codec.body import decode
 from .._errors import DuplicateJobError, InvalidPayloadError
 from .._names import RESERVED
@@ -26,42 +26,40 @@ from .enqueuer import Enqueuer
 from .messages import message
 from .options import CheckedOptions
 from .steps import Single, Step
+from .ticker import Missed, Ticker, TickerClock
 
-#: The shortest retention in seconds of a tick's job, which processes with late clocks must find.
+#: Seconds for which a tick's job is stored at least after its tick can't be made up any more,
+#: because processes with late clocks must find it.
 _MIN_RETENTION = 3600.0
 
 _SHORTEST = 0.1  # seconds between ticks
-
-
-class _WallClock(Schedule):
-    """The ticks of a schedule that all processes share."""
-
-    __slots__ = ("_schedule",)
-
-    def __init__(self, schedule: Schedule) -> None:
-        self._schedule = schedule
-
-    def ticks(self, now: float, wall: float) -> Ticks:
-        return Calendar(self.after)
-
-    def after(self, wall: float) -> float:
-        return self._schedule.after(wall)
 
 
 class JobSchedule:
     """A schedule, and the job that each of its ticks enqueues.
 
     Args:
+        client: Stores up to which tick the schedule is enqueued.
         enqueuer: Enqueues the jobs.
         schedule: The schedule.
         job: The job.
+        missed: Which ticks that all processes missed are enqueued.
+        grace: The most seconds by which such a tick is late.
 
     Raises:
-        ValueError: The schedule has no ticks that processes can share.
+        ValueError: The schedule has no ticks that processes can share, or an argument is not valid.
         TypeError: The job was not made by `handler.job()`.
     """
 
-    def __init__(self, enqueuer: Enqueuer, schedule: Schedule, job: Step[Any]) -> None:
+    def __init__(
+        self,
+        client: Client,
+        enqueuer: Enqueuer,
+        schedule: Schedule,
+        job: Step[Any],
+        missed: Missed,
+        grace: float,
+    ) -> None:
         validation.instances("schedule", (schedule,), Schedule)
         if isinstance(schedule, Every):
             validation.seconds("schedule: its seconds", schedule.seconds, at_least=_SHORTEST)
@@ -69,14 +67,20 @@ class JobSchedule:
             raise TypeError(f"job must be made by handler.job(), not {job!r}")
         if job.options.at is not None:
             raise ValueError("job: at can't be given, because the schedule says when it may start")
+        if missed not in get_args(Missed):
+            raise ValueError(f'missed must be "latest", "all" or "skip", not {missed!r}')
+        validation.seconds("grace", grace, at_least=0)
         terms = replace(
             job.terms,
-            retention=max(job.terms.retention, _MIN_RETENTION),
-            dead_retention=max(job.terms.dead_retention, _MIN_RETENTION),
+            retention=max(job.terms.retention, grace + _MIN_RETENTION),
+            dead_retention=max(job.terms.dead_retention, grace + _MIN_RETENTION),
         )
         self._job: Single[Any] = Single(
             terms, job.args, job.kwargs, job.options, job.observers, job.load_result
         )
+        self._missed: Missed = missed
+        self._grace = grace
+        self._client = client
         self._enqueuer = enqueuer
         self._schedule = schedule
         self._id = _id_of(schedule, job)
@@ -86,11 +90,18 @@ class JobSchedule:
 
     def describe_loop(self) -> Task[None]:
         """Return the loop that enqueues the jobs, for another manager."""
-        ticker = _Ticker(self._schedule, self._enqueue)
+        ticker = Ticker(
+            self._job.terms.name,
+            self._schedule,
+            self._missed,
+            self._grace,
+            self._enqueue,
+            partial(self._client.advance_schedule, self._id),
+        )
         return Task(
-            ticker.tick,
+            partial(self._tick, ticker),
             kind=TaskKind.LOOP,
-            schedule=_WallClock(self._schedule),
+            schedule=TickerClock(ticker),
             name=f"schedule of {self._job.terms.name}",
             # Without a limit of attempts; stopping the loop ends a pause.
             retry=AsyncRetrying(
@@ -105,7 +116,7 @@ class JobSchedule:
             job.terms, job.args, job.kwargs, options, self._enqueuer.max_payload
         ), options
 
-    async def _enqueue(self, tick: float) -> None:
+    async def _enqueue(self, tick: float) -> bool:
         id = f"{self._id}{RESERVED}{tick:.3f}"
         made, options = self._make(id, self._jitter * _chance(id))
         try:
@@ -116,6 +127,11 @@ class JobSchedule:
                 text = "schedule of %s: no job is enqueued, because another job has the id %s"
                 log(logging.ERROR, text, self._job.terms.name, id)
             # Otherwise another process was faster.
+            return False
+        return True
+
+    async def _tick(self, ticker: Ticker) -> None:
+        await ticker.tick()
         self._outage.succeeded()
 
     def _failed(self, state: RetryCallState) -> None:
@@ -123,30 +139,6 @@ class JobSchedule:
         error = state.outcome.exception()
         assert error is not None
         self._outage.failed(error)
-
-
-class _Ticker:
-    """The function of a schedule's loop."""
-
-    def __init__(self, schedule: Schedule, enqueue: Callable[[float], Awaitable[None]]) -> None:
-        self._schedule = schedule
-        self._enqueue = enqueue
-        self._last = -math.inf
-
-    async def tick(self) -> None:
-        """Enqueue the job of the latest tick, if it is new."""
-        tick = self._latest(clock.wall())
-        if tick is not None:
-            with anyio.CancelScope(shield=True):
-                await self._enqueue(tick)
-            self._last = tick
-
-    def _latest(self, now: float) -> float | None:
-        latest = None
-        tick = self._schedule.after(max(self._last, now - PATIENCE - 1))
-        while tick <= now:
-            latest, tick = tick, self._schedule.after(tick)
-        return latest
 
 
 def _id_of(schedule: Schedule, job: Single[Any]) -> str:

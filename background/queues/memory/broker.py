@@ -14,6 +14,7 @@ from .._names import process_name
 from .._states import FINAL, JobState
 from ..abc import Broker, Claim, LeaseStatus, MaintenanceStats, Message, Settlement, StoredJob
 from .jobs import MemoryJob, MemoryJobs
+from .schedules import MemorySchedules
 
 _CLOCK_MOVED = 1.0  # seconds; a larger difference means that the wall clock was set
 
@@ -29,6 +30,7 @@ class MemoryBroker(Broker):
 
     def __init__(self) -> None:
         self._jobs = MemoryJobs(self._on_change)
+        self._schedules = MemorySchedules()
         self._process = process_name()
         self._claims = count()
         self._ahead = 0.0  # see `_epoch`
@@ -106,6 +108,11 @@ class MemoryBroker(Broker):
 
     async def purge(self, *, state: JobState | None = None, older_than: float = 0.0) -> int:
         return self._jobs.purge(state, await self._now() - older_than)
+
+    async def advance_schedule(
+        self, name: str, expected: float | None, tick: float, *, retention: float
+    ) -> float:
+        return self._schedules.advance(name, expected, tick, await self._now(), retention)
 
     async def maintain(self) -> MaintenanceStats:
         await checkpoint()

@@ -25,6 +25,7 @@ from .layout import ACK_WAIT, Layout
 from .ready_queue import ReadyQueue
 from .records import Records
 from .requests import Requests
+from .schedules import Schedules
 from .streams import Streams
 from .timer_wheel import TimerWheel
 
@@ -106,6 +107,7 @@ class NatsBroker(Broker):
         self._jobs = Effects(
             self._api, self._layout, self._clock, self._timers, self._ready, self._records
         )
+        self._schedules = Schedules(self._api, self._layout, self._clock)
         self._claims = Claims(self._api, self._timers, self._ready, self._jobs)
         # Not those of asyncio, which work in one event loop only.
         self._opening = anyio.Lock(fast_acquire=True)
@@ -252,6 +254,12 @@ class NatsBroker(Broker):
 
         revisions = await self._records.read_all(select)
         return await self._records.delete([revision for revision in revisions.values() if revision])
+
+    async def advance_schedule(
+        self, name: str, expected: float | None, tick: float, *, retention: float
+    ) -> float:
+        self._requests.connection.check()
+        return await self._schedules.advance(name, expected, tick, retention)
 
     async def maintain(self) -> MaintenanceStats:
         self._requests.connection.check()

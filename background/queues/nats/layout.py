@@ -1,11 +1,12 @@
 """Names, subjects and stream settings of the NATS broker.
 
-All names begin with the broker's prefix. There are three streams:
+All names begin with the broker's prefix. There are four streams:
 
 - `KV_{prefix}-jobs` is the key-value bucket `{prefix}-jobs`, with one record for each job. Other
   NATS tools can read it.
 - `{prefix}-ready` is a work queue, with one hint for each ready job.
 - `{prefix}-timers` has one subject for each slot of the timer wheel, and `{prefix}.clock`.
+- `KV_{prefix}-schedules` is the key-value bucket of the latest ticks of schedules.
 
 Notifications are published on `{prefix}.woken.{queue}` and `{prefix}.ended.{id}`, which no stream
 stores.
@@ -69,6 +70,7 @@ class Layout:
         self.jobs = f"KV_{bucket}"
         self.ready = f"{prefix}-ready"
         self.timers = f"{prefix}-timers"
+        self.schedules = f"KV_{prefix}-schedules"
         self._job = f"$KV.{bucket}."
         common = {
             "num_replicas": replicas,
@@ -101,11 +103,22 @@ class Layout:
                 "retention": "limits",
                 "max_msgs_per_subject": -1,
             },
+            self.schedules: {
+                **common,
+                "subjects": [self.schedule(">")],
+                "retention": "limits",
+                "allow_rollup_hdrs": True,
+                "deny_delete": False,
+            },
         }
 
     def job(self, id: str) -> str:
         """Return the subject of a job's record."""
         return self._job + encode(id)
+
+    def schedule(self, name: str) -> str:
+        """Return the subject of a schedule's latest tick."""
+        return f"$KV.{self.prefix}-schedules.{encode(name)}"
 
     def ready_job(self, queue: str, id: str, *, again: bool) -> str:
         """Return the subject of a job's hint in the band `again` or `new`."""

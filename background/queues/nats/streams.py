@@ -83,7 +83,8 @@ class Streams:
         found = await self._ask(f"STREAM.INFO.{name}")
         if found.get("error", {}).get("code") != _NOT_FOUND:
             return found
-        self._incomplete |= self._layout.jobs not in (name, *created)
+        if name != self._layout.schedules:
+            self._incomplete |= self._layout.jobs not in (name, *created)
         # Sequences of the missing stream must not be used again, because other processes may still
         # remember them as revisions. Servers before 2.10 ignore `first_seq` and begin with 1.
         first = int(clock.wall() * 1_000_000)

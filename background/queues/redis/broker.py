@@ -241,6 +241,13 @@ class RedisBroker(Broker):
             purged += int(number)
         return purged
 
+    async def advance_schedule(
+        self, name: str, expected: float | None, tick: float, *, retention: float
+    ) -> float:
+        replaced = "" if expected is None else float(expected)
+        values = encoded(name, replaced, float(tick), retention)
+        return float(await self._call(scripts.ADVANCE_SCHEDULE, values))
+
     async def maintain(self) -> MaintenanceStats:
         version = self._keys.report(await self._call(scripts.PRESENT, []))
         if not WRITES <= version <= READS:  # the server was emptied, or a newer release has opened

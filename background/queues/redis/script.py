@@ -23,9 +23,11 @@ from importlib.resources import files
 #: - idle: queues with waiters.
 #: - version: the version of this format.
 #: - damaged: jobs that could not be read, by id; their messages by id and `message`.
+#: - schedules: the latest tick of each schedule, and when it is deleted.
 KEYS = (
     *("jobs", "messages", "results", "errors", "order", "ready", "changing", "kept"),
     *("dependants", "previous", "counts", "number", "idle", "version", "damaged"),
+    "schedules",
 )
 
 #: The version of the format that this library writes, and the latest that it reads. A release that
@@ -82,6 +84,7 @@ AWAIT = Script("await")
 SCAN = Script("page", "scan")
 PURGE = Script("page", "purge")
 MAINTAIN = Script("maintain")
+ADVANCE_SCHEDULE = Script("advance_schedule")
 
 
 def pack(values: Sequence[bytes]) -> bytes:

@@ -18,7 +18,7 @@ from ..._support import clock
 from .._names import process_name
 from .._states import FINAL, JobState
 from ..abc import Broker, Claim, LeaseStatus, MaintenanceStats, Message, Settlement, StoredJob
-from . import transitions
+from . import schedules, transitions
 from .connection import SQLiteFile, Synchronous
 from .thread import Work
 
@@ -179,6 +179,21 @@ class SQLiteBroker(Broker):
             purged += number
         self._wake_all()
         return purged
+
+    async def advance_schedule(
+        self, name: str, expected: float | None, tick: float, *, retention: float
+    ) -> float:
+        now = clock.wall()
+        return await self._file.write(
+            partial(
+                schedules.advance,
+                name=name,
+                expected=expected,
+                tick=tick,
+                now=now,
+                retention=retention,
+            )
+        )
 
     async def maintain(self) -> MaintenanceStats:
         done, complete = MaintenanceStats(), False

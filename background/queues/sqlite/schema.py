@@ -105,6 +105,13 @@ MIGRATIONS: Migrations = (
         """,
         "CREATE INDEX background_results_until ON background_results (until)",
     ),
+    (
+        """
+        CREATE TABLE background_schedules (
+            name TEXT NOT NULL PRIMARY KEY, tick REAL NOT NULL, until REAL NOT NULL
+        )
+        """,
+    ),
 )
 
 #: The path and the process of each open connection.

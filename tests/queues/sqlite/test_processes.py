@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +43,35 @@ async def test_jobs_across_processes(path: Path, anyio_backend_name: str) -> Non
             assert await anyio.to_thread.run_sync(process.wait) == 0
     assert sorted(seen) == [*ids, "end 0", "end 1", "end 2"]
     assert await broker.count(state=JobState.SUCCEEDED) == 203
+    await broker.close()
+
+
+@pytest.mark.realtime
+@pytest.mark.parametrize("anyio_backend", ["asyncio"])
+async def test_missed_ticks_after_kill(path: Path) -> None:
+    """Ticks after those of a process that was killed are enqueued once each by the next one."""
+    command = PROGRAMS / "scheduled.py", path
+
+    async def ticks() -> list[float]:
+        return [float(job.message.id.rsplit("..", 1)[1]) async for job in broker.scan()]
+
+    broker = SQLiteBroker(path)
+    await broker.open()
+    with running(*command) as process:
+        await anyio.to_thread.run_sync(process.wait_for, "tick")
+        process.send(signal.SIGKILL)
+        await anyio.to_thread.run_sync(process.wait)
+    latest = max(await ticks())
+    (job, *_) = [job async for job in broker.scan()]
+    schedule = job.message.id.rsplit("..", 1)[0]
+    # As if the next two ticks had been missed.
+    await broker.advance_schedule(schedule, latest, latest - 20, retention=3600)
+    with running(*command) as process:
+        await anyio.to_thread.run_sync(process.wait_for, "tick")
+        await anyio.to_thread.run_sync(process.wait_for, "tick")
+    found = await ticks()
+    assert {latest - 18, latest - 16} <= set(found)
+    assert len(found) == len(set(found))
     await broker.close()
 
 

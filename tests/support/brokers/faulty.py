@@ -157,6 +157,14 @@ class FaultyBroker(Broker):
             "purge", lambda: self.real.purge(state=state, older_than=older_than)
         )
 
+    async def advance_schedule(
+        self, name: str, expected: float | None, tick: float, *, retention: float
+    ) -> float:
+        return await self._call(
+            "advance_schedule",
+            lambda: self.real.advance_schedule(name, expected, tick, retention=retention),
+        )
+
     async def maintain(self) -> MaintenanceStats:
         return await self._call("maintain", lambda: self.real.maintain())
 

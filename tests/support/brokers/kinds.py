@@ -54,6 +54,11 @@ for _, name in ipairs({'changing', 'kept'}) do
     redis.call('ZINCRBY', prefix .. name, -seconds, id)
   end
 end
+local schedules = redis.call('HGETALL', prefix .. 'schedules')
+for i = 1, #schedules, 2 do
+  local tick, till = string.match(schedules[i + 1], '^(%S+) (%S+)$')
+  redis.call('HSET', prefix .. 'schedules', schedules[i], tick .. ' ' .. (till - seconds))
+end
 for _, queue in ipairs(redis.call('HKEYS', prefix .. 'idle')) do
   redis.call('PUBLISH', channel, '+' .. queue)
 end

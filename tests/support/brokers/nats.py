@@ -64,7 +64,8 @@ async def finish(broker: NatsBroker, claims: list[Claim], **options: Any) -> lis
 
 async def stored(broker: Any) -> dict[str, int]:
     """Return the number of messages in each stream."""
-    names = broker._layout.streams
+    layout = broker._layout
+    names = (layout.jobs, layout.ready, layout.timers)
     infos = [await broker._api._ask(f"STREAM.INFO.{name}") for name in names]
     return {
         name.removeprefix(broker._layout.prefix + "-"): info["state"]["messages"]

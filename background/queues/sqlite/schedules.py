@@ -1,0 +1,28 @@
+"""The latest ticks of schedules, in SQLite."""
+
+from __future__ import annotations
+
+import sqlite3
+
+
+def advance(
+    db: sqlite3.Connection,
+    name: str,
+    expected: float | None,
+    tick: float,
+    now: float,
+    retention: float,
+) -> float:
+    """Store a tick if the expected one is stored; return the one that is stored afterwards."""
+    db.execute("DELETE FROM background_schedules WHERE until <= ?", (now,))
+    (stored,) = db.execute(
+        """
+        INSERT INTO background_schedules VALUES (?, ?, ?)
+        ON CONFLICT (name) DO UPDATE SET
+            until = CASE WHEN tick = ? THEN excluded.until ELSE until END,
+            tick = CASE WHEN tick = ? THEN excluded.tick ELSE tick END
+        RETURNING tick
+        """,
+        (name, float(tick), now + retention, expected, expected),
+    ).fetchone()
+    return float(stored)
