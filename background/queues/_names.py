@@ -15,7 +15,6 @@ _MAIN = ("__main__", "__mp_main__")  # the second one in processes of multiproce
 
 _NAME = re.compile(r"[A-Za-z0-9_.:-]{1,128}", re.ASCII)
 
-
 #: In the ids of ticks, and of the steps of chains and groups, which the library makes.
 RESERVED = ".."
 
