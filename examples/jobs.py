@@ -1,10 +1,11 @@
 """Durable jobs, processed by the process that enqueues them; no server is needed.
 
     python examples/jobs.py                             # stores them in the file jobs.db
-    python examples/jobs.py redis://localhost:6379      # or on a server, for many processes
+    python examples/jobs.py redis://localhost:6379?prefix=example   # or on a server
     python examples/jobs.py nats://localhost:4222?prefix=example
 
-Interrupt it, or kill it: the next run finishes the jobs that are left.
+Interrupt it, or kill it: the next run finishes the jobs that are left. Jobs of other programs in
+the same file or on the same server are not touched.
 """
 
 from __future__ import annotations
@@ -21,12 +22,14 @@ from background.queues import (
     DuplicateJobError,
     JobContext,
     JobQueue,
-    JobState,
     chain,
     group,
 )
 
-jobs = JobQueue.from_url(sys.argv[1] if sys.argv[1:] else "sqlite:///jobs.db", lease=3)
+URL = sys.argv[1] if sys.argv[1:] else "sqlite:///jobs.db"
+
+# An ended job is stored for a minute, by default for a day.
+jobs = JobQueue.from_url(URL, lease=3, retention=60)
 
 
 @jobs.handler(name="send_receipt", queue="mail", retry=5, timeout=30)
@@ -47,16 +50,17 @@ async def add_up() -> int:
     return sum(JobContext.current().previous)  # the results of the previous step
 
 
-LEFT = (JobState.SCHEDULED, JobState.READY, JobState.RUNNING)
+OURS = {handler.name for handler in (send_receipt, count_sales, add_up)}
 
 
 async def main() -> None:
     observers = [LoggingObserver()]
     async with Manager(observers=observers, signals=True, grace=1) as manager, jobs:
-        left = [await jobs.count(state=state) for state in LEFT]
-        print(f"{sum(left)} jobs are left from before")
+        stored = [info async for info in jobs.list() if info.handler in OURS]
+        left = [info.id for info in stored if not info.state.is_final]
+        print(f"{len(left)} jobs are left from before")
         receipts = await send_receipt.enqueue_many((order,) for order in range(1, 6))
-        with suppress(DuplicateJobError):  # if it is left from before
+        with suppress(DuplicateJobError):  # if it is stored from before
             await send_receipt.options(delay=1, id="order-6").enqueue(6)
         months = [count_sales.job(month) for month in (1, 2, 3)]
         quarter = await jobs.enqueue(chain(group(*months), add_up.job()))
@@ -65,9 +69,8 @@ async def main() -> None:
             print(await receipt.result(timeout=30))
         print(f"{await quarter.result(timeout=30)} sales in the first quarter")
         print(await jobs.handle("order-6").result(timeout=30))
-        async for info in jobs.list():
-            await jobs.handle(info.id).wait()  # also for jobs of a killed process
-        await jobs.purge(older_than=0)  # otherwise they are stored for a day
+        for id in left:
+            await jobs.handle(id).wait()  # those of a killed process
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """OpenTelemetry: a span for each run, with its retries, and metrics, here on the console.
 
-    pip install "anyio-background[examples]"
+    pip install '.[examples]'       # from a clone, until the first release
     python examples/otel.py
 
 The library depends on the OpenTelemetry API only. The application chooses the SDK and the

@@ -7,11 +7,12 @@ from collections.abc import (
     Awaitable,
     Callable,
     Collection,
+    Generator,
     Iterable,
     Mapping,
     Sequence,
 )
-from contextlib import AsyncExitStack, suppress
+from contextlib import AsyncExitStack, contextmanager, suppress
 from dataclasses import replace
 from functools import partial
 from types import TracebackType
@@ -40,7 +41,7 @@ from ._enqueue.options import NO_OPTIONS, JobOptions, check
 from ._enqueue.schedules import JobSchedule
 from ._enqueue.steps import Single, Step
 from ._enqueue.ticker import Missed
-from ._errors import BrokerUnavailableError
+from ._errors import BrokerUnavailableError, QueueError
 from ._info import JobInfo
 from ._names import check_name, handler_name
 from ._queue_loop import QueueLoop, not_open
@@ -54,6 +55,7 @@ from .abc import Broker, Results
 
 P = ParamSpec("P")
 T = TypeVar("T")
+B = TypeVar("B", bound=Broker)
 
 List = list  # JobQueue has a method of this name
 
@@ -283,6 +285,53 @@ class JobQueue:
             QueueError: The queue is not open.
         """
         await self.__aexit__(None, None, None)
+
+    @contextmanager
+    def override(self, broker: B) -> Generator[B]:
+        """Replace the broker in tests; a context manager.
+
+        Enter it before the queue, and leave it after the queue. It also applies to `enqueue_sync`.
+        The broker stores results, too, even if the queue has a store of results.
+
+        Args:
+            broker: The broker instead of the queue's.
+
+        Yields:
+            The broker.
+
+        Raises:
+            ValueError: `broker` is not a broker.
+            QueueError: The queue is open at the beginning or the end of the block.
+
+        Example:
+            ```python
+            with jobs.override(MemoryBroker()):
+                async with jobs:
+                    await send_email.enqueue("a@b.c", subject="hi")
+            ```
+        """
+        validation.instances("broker", (broker,), Broker)
+        self._close_for_override("enter")
+        client = self._client
+        replaced = client.broker, client.results
+        client.broker, client.results = broker, None
+        try:
+            yield broker
+        finally:
+            try:
+                self._close_for_override("leave")
+            finally:
+                client.broker, client.results = replaced
+
+    def _close_for_override(self, verb: str) -> None:
+        """Close the queue where sync code has opened it.
+
+        Raises:
+            QueueError: The queue was entered.
+        """
+        self._sync.close()
+        if self._pool is not None:
+            raise QueueError(f"the queue is open: close it before you {verb} override()")
 
     async def _connect(self, *, is_private: bool) -> QueueLoop:
         """Open the queue in the running event loop."""
@@ -837,6 +886,25 @@ class JobQueue:
         self._schedules.append(made)
         if self._pool is not None:
             self._pool.add_schedule(made.describe_loop)
+
+
+def broker_of(jobs: JobQueue) -> Broker:
+    """Return the broker of a queue."""
+    return jobs._client.broker  # pyright: ignore[reportPrivateUsage]
+
+
+def handlers_of(jobs: JobQueue) -> Mapping[str, Handler[..., Any, Any]]:
+    """Return the handlers of a queue, by name and alias."""
+    return jobs._handlers  # pyright: ignore[reportPrivateUsage]
+
+
+def pool_of(jobs: JobQueue) -> WorkerPool:
+    """Return the workers of an open queue.
+
+    Raises:
+        QueueError: The queue is not open, or in another event loop.
+    """
+    return jobs._opened()  # pyright: ignore[reportPrivateUsage]
 
 
 def _check_call(args: object, kwargs: object) -> None:

@@ -10,9 +10,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import anyio
 import httpx
 import pytest
 from support.processes.process import PATIENCE, Process, running
+
+from background.queues import JobInfo, JobQueue
+from background.testing import drain
 
 ROOT = Path(__file__).parents[2]
 EXAMPLES = ROOT / "examples"
@@ -114,7 +118,7 @@ RECEIPTS = [f"the receipt of order {order} is out" for order in range(1, 7)]
 
 
 def test_jobs(tmp_path: Path) -> None:
-    """The jobs example runs twice on the same file, which has no jobs between the runs."""
+    """The jobs example runs twice on the same file, which has no open jobs between the runs."""
     url = f"sqlite:///{tmp_path / 'jobs.db'}"
     for _ in range(2):
         with running(EXAMPLES / "jobs.py", url) as process:
@@ -123,6 +127,34 @@ def test_jobs(tmp_path: Path) -> None:
         assert [line for line in process.lines if line in RECEIPTS] == RECEIPTS
         assert "306 sales in the first quarter" in process.lines
         assert "failed attempt 1 and returns to its queue" in process.output
+
+
+def test_jobs_of_other_programs(tmp_path: Path) -> None:
+    """The jobs example leaves the jobs of other programs in its file as they are."""
+    url = f"sqlite:///{tmp_path / 'jobs.db'}"
+    jobs = JobQueue.from_url(url)
+
+    @jobs.handler(name="archive")
+    async def archive(number: int) -> int:
+        return number
+
+    async def enqueue() -> None:
+        async with jobs:
+            await archive.enqueue(1)
+            await drain(jobs)
+            await archive.enqueue(2)
+
+    async def stored() -> list[JobInfo]:
+        async with jobs:
+            return [info async for info in jobs.list() if info.handler == "archive"]
+
+    anyio.run(enqueue)
+    before = anyio.run(stored)
+    assert [info.state for info in before] == ["succeeded", "ready"]
+    with running(EXAMPLES / "jobs.py", url) as process:
+        assert process.wait() == 0
+    assert "0 jobs are left from before" in process.lines
+    assert anyio.run(stored) == before
 
 
 def test_jobs_after_kill(tmp_path: Path) -> None:

@@ -118,16 +118,11 @@ def test_names_of_observers() -> None:
 
 def test_names_of_testing() -> None:
     """`background.testing` has its classes, functions and fixtures."""
-    own = {
-        name
-        for name, value in vars(background.testing).items()
-        if not name.startswith("_")
-        and (inspect.isclass(value) or inspect.isfunction(value))
-        and value.__module__ == "background.testing"
-    }
-    classes = {"RecordingObserver", "VirtualTimeLoop"}
-    assert own - {"manager", "recorder"} == classes | {"virtual_time", "virtual_wall_clock"}
-    for name in ("manager", "recorder"):
+    fixtures = {"jobs_memory", "manager", "recorder"}
+    classes = {"EnqueuedJob", "RecordingObserver", "VirtualTimeLoop"}
+    functions = {"drain", "enqueued", "virtual_time", "virtual_wall_clock"}
+    assert {*background.testing.__all__} == fixtures | classes | functions
+    for name in fixtures:
         assert "fixture" in repr(getattr(background.testing, name))
 
 
@@ -334,7 +329,7 @@ def loaded_modules(statement: str) -> set[str]:
 
 
 OPTIONAL = {"trio", "uvloop", "pytest", "_pytest", "opentelemetry", "cronsim", "zoneinfo"}
-LATE = {f"background.{name}" for name in ("observers", "testing", "_asyncio", "_trio")}
+LATE = {f"background.{name}" for name in ("observers", "queues", "testing")}
 
 
 def test_import_of_package() -> None:

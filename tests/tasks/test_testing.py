@@ -38,10 +38,10 @@ from background.queues.sqlite import SQLiteBroker
 from background.testing import (
     RecordingObserver,
     VirtualTimeLoop,
-    _hold,
     virtual_time,
     virtual_wall_clock,
 )
+from background.testing._time import hold
 
 # RecordingObserver
 
@@ -400,7 +400,7 @@ async def test_virtual_time_waits_for_sqlite(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Virtual time stands still during database operations, however slow the disk is."""
-    monkeypatch.setattr(system_clock, "on_thread", partial(_hold, patience=0.001))
+    monkeypatch.setattr(system_clock, "on_thread", partial(hold, patience=0.001))
     broker = SQLiteBroker(tmp_path / "jobs.db")
     began = anyio.current_time()
     with anyio.fail_after(1):
@@ -414,7 +414,7 @@ async def test_virtual_time_waits_for_sqlite(
 
 async def test_virtual_time_resumes(manager: Manager, monkeypatch: pytest.MonkeyPatch) -> None:
     """Virtual time advances again if a sync function waits for a timer."""
-    monkeypatch.setattr(system_clock, "on_thread", partial(_hold, patience=0.001))
+    monkeypatch.setattr(system_clock, "on_thread", partial(hold, patience=0.001))
     released = threading.Event()
 
     async def release() -> None:

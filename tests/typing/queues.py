@@ -33,6 +33,7 @@ from background.queues import (
 from background.queues.abc import Broker, Results
 from background.queues.memory import MemoryBroker
 from background.queues.sqlite import SQLiteBroker
+from background.testing import EnqueuedJob, drain, enqueued
 
 jobs = JobQueue(MemoryBroker())
 
@@ -265,3 +266,21 @@ async def context() -> None:
 
 def handler_name(handler: Handler[..., Any, Any]) -> None:
     assert_type(handler.name, str)
+
+
+async def tools_for_tests(path: str) -> None:
+    with jobs.override(MemoryBroker()) as broker:
+        assert_type(broker, MemoryBroker)
+    assert_type(await drain(jobs), list[JobInfo])
+    assert_type(await drain(jobs, scheduled=True, timeout=60), list[JobInfo])
+    assert_type(enqueued(jobs), list[EnqueuedJob])
+    assert_type(enqueued(jobs, "name"), list[EnqueuedJob])
+    (job,) = enqueued(jobs, resize)
+    assert_type(job.args, tuple[Any, ...])
+    assert_type(job.kwargs, Mapping[str, Any])
+    assert_type(job.at, float | None)
+    with jobs.override("memory://"):  # type: ignore[type-var]
+        pass
+    await drain(jobs, timeout="60")  # type: ignore[arg-type]
+    await drain(jobs, True)  # type: ignore[call-arg]
+    enqueued(jobs, resize.fn)  # type: ignore[arg-type]

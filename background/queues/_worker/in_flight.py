@@ -47,7 +47,11 @@ class InFlight:
             changed, self._changed = self._changed, self._event()
             changed.set()
 
+    def next_change(self) -> anyio.Event:
+        """Return the event of the next removal of an attempt, or the next call of `notify`."""
+        self._is_awaited = True
+        return self._changed
+
     async def wait_for_change(self) -> None:
         """Wait until an attempt was removed, or until `notify` is called."""
-        self._is_awaited = True
-        await self._changed.wait()
+        await self.next_change().wait()

@@ -99,6 +99,11 @@ class WorkerLoops:
         """Whether the worker was closed and has no jobs left."""
         return self._is_closed and not self.in_flight
 
+    @property
+    def is_claiming(self) -> bool:
+        """Whether the worker claims jobs."""
+        return self._fetcher.is_fetching
+
     def start(self) -> None:
         """Begin to claim jobs."""
         self._unregister = self._host.on_stopping(self.stop)

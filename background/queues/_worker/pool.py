@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from typing import Any
 
-from anyio import current_time
+import anyio
 
 from ..._errors import LoopsStoppedError
 from ..._eventloop.interruption import run_shielded
@@ -128,6 +128,16 @@ class WorkerPool:
         """Whether a worker was closed while its broker did not answer."""
         return any(worker.gave_up for worker in self._workers)
 
+    @property
+    def claimed_queues(self) -> set[str]:
+        """The queues that the workers claim from."""
+        claiming = (worker for worker in self._workers if worker.is_claiming)
+        return {name for worker in claiming for name in worker.queues.names}
+
+    def next_changes(self) -> list[anyio.Event]:
+        """Return for each worker the event of the next end of an attempt."""
+        return [worker.in_flight.next_change() for worker in self._workers]
+
     async def close(self, *, at_once: bool) -> None:
         """End the loops and the workers.
 
@@ -140,7 +150,7 @@ class WorkerPool:
             worker.stop()
         try:
             if not at_once:
-                began = current_time()
+                began = anyio.current_time()
                 for worker in self._workers:
                     await worker.leave(began)
         finally:

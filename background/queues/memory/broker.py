@@ -7,7 +7,7 @@ from itertools import count
 from math import inf
 
 import anyio
-from anyio.lowlevel import checkpoint
+from anyio.lowlevel import EventLoopToken, checkpoint, current_token
 
 from ..._support import clock
 from .._names import process_name
@@ -20,7 +20,7 @@ _CLOCK_MOVED = 1.0  # seconds; a larger difference means that the wall clock was
 
 
 class MemoryBroker(Broker):
-    """A broker that stores jobs in memory, for one event loop.
+    """A broker that stores jobs in memory, for one event loop at a time.
 
     Example:
         ```python
@@ -33,6 +33,9 @@ class MemoryBroker(Broker):
         self._schedules = MemorySchedules()
         self._process = process_name()
         self._claims = count()
+        self._loop: EventLoopToken | None = None  # the one that opened it last
+        self._shift = 0.0  # seconds from the event loop's time to the broker's
+        self._closed_at = 0.0
         self._ahead = 0.0  # see `_epoch`
         self._changed: anyio.Event | None = None  # created by the first waiter
         self._ended: dict[str, anyio.Event] = {}  # by job id: the waiters for its end
@@ -43,9 +46,20 @@ class MemoryBroker(Broker):
 
     async def open(self) -> None:
         await checkpoint()
+        loop = current_token()
+        if self._loop not in (None, loop):  # its clock began at another time
+            self._shift = self._closed_at - anyio.current_time()
+            self._changed = None
+            self._ended.clear()
+        self._loop = loop
 
     async def close(self) -> None:
         await checkpoint()
+        self._closed_at = self._time()
+
+    def messages(self) -> list[Message]:
+        """Return the messages of the stored jobs, in the order in which they were enqueued."""
+        return [job.message for job in self._jobs.select(None, None)]
 
     async def enqueue(self, messages: Sequence[Message]) -> list[bool]:
         now = await self._now()
@@ -63,7 +77,7 @@ class MemoryBroker(Broker):
                 await self._wait(self._changed)
 
     def _has_work(self, queues: Sequence[str]) -> bool:
-        self._jobs.advance(anyio.current_time())
+        self._jobs.advance(self._time())
         return self._jobs.has_ready(queues)
 
     async def renew(self, claims: Sequence[Claim], *, lease: float) -> list[LeaseStatus]:
@@ -92,7 +106,7 @@ class MemoryBroker(Broker):
                 if id not in self._ended:
                     self._ended[id] = anyio.Event()
                 await self._wait(self._ended[id])
-                self._jobs.advance(anyio.current_time())
+                self._jobs.advance(self._time())
         return await self.get(id)
 
     async def scan(
@@ -116,17 +130,21 @@ class MemoryBroker(Broker):
 
     async def maintain(self) -> MaintenanceStats:
         await checkpoint()
-        return self._jobs.advance(anyio.current_time())
+        return self._jobs.advance(self._time())
 
     async def _now(self) -> float:
-        """Make due transitions, and return the event loop's time."""
+        """Make due transitions, and return the broker's time."""
         await checkpoint()
-        now = anyio.current_time()
+        now = self._time()
         self._jobs.advance(now)
         return now
 
+    def _time(self) -> float:
+        """Return the broker's time, which stands still between two event loops."""
+        return anyio.current_time() + self._shift
+
     def _epoch(self, now: float) -> float:
-        """Return the difference between seconds since the epoch and the event loop's time.
+        """Return the difference between seconds since the epoch and the broker's time.
 
         It changes only when the wall clock is set, so that the reported times of a job stay equal.
         """
@@ -149,5 +167,5 @@ class MemoryBroker(Broker):
     async def _wait(self, event: anyio.Event) -> None:
         """Wait for an event, or until the next transition is due."""
         self._next_change = self._jobs.next_change
-        with anyio.move_on_at(self._next_change):
+        with anyio.move_on_at(self._next_change - self._shift):
             await event.wait()

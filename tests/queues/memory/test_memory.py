@@ -86,3 +86,28 @@ def test_waiter_wakes_at_new_due_time() -> None:
 
     name, options = virtual_time("asyncio")
     assert anyio.run(main, backend=name, backend_options=options) is JobState.SUCCEEDED
+
+
+def test_jobs_in_next_event_loop() -> None:
+    """Due times and expiry hold in the next event loop, whose clock began at another time."""
+    broker = MemoryBroker()
+
+    async def enqueue() -> None:
+        await broker.open()
+        await anyio.sleep(1000)
+        await broker.enqueue([message("a", delay=5), message("b", expires=5)])
+        await broker.wait_for_work(["q"], 0)
+        await broker.wait_for_work(["empty"], 1)
+        await broker.close()
+
+    async def claim_all() -> None:
+        await broker.open()
+        assert await claimed(broker) == ["b"]
+        began = anyio.current_time()
+        await broker.wait_for_work(["q"], 100)
+        assert anyio.current_time() - began == 4
+        assert await claimed(broker) == ["a"]
+
+    for main, backend in ((enqueue, "asyncio"), (claim_all, "trio")):
+        name, options = virtual_time(backend)  # type: ignore[arg-type]
+        anyio.run(main, backend=name, backend_options=options)
