@@ -40,13 +40,16 @@ class Streams:
         self._layout = layout
         self._incomplete = False  # hints or timers of jobs that are stored may be missing
 
-    async def call(self, requests: Sequence[Request]) -> list[dict[str, Any]]:
+    async def call(
+        self, requests: Sequence[Request], largest_answer: int = 0
+    ) -> list[dict[str, Any]]:
         """Return the answers to requests, in order; create streams that are missing."""
-        answers = await self._send(requests)
+        answers = await self._send(requests, largest_answer)
         missing = [index for index, answer in enumerate(answers) if _has_no_stream(answer)]
         if missing or self._incomplete:
             await self._restore()
-            again = await self._send([requests[index] for index in missing])
+            repeated = [requests[index] for index in missing]
+            again = await self._send(repeated, largest_answer)
             for index, answer in zip(missing, again, strict=True):
                 self._require_stream(answer)
                 answers[index] = answer
@@ -100,8 +103,8 @@ class Streams:
             raise self._no_jetstream()
         return answer
 
-    async def _send(self, requests: Sequence[Request]) -> list[Answer]:
-        answers = await self._requests.call(requests)
+    async def _send(self, requests: Sequence[Request], largest_answer: int = 0) -> list[Answer]:
+        answers = await self._requests.call(requests, largest_answer)
         return [None if answer is None else json.loads(answer.data) for answer in answers]
 
     def _require_stream(self, answer: Answer) -> None:

@@ -1,0 +1,57 @@
+"""Jobs whose records have many bytes."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import pytest
+from support.brokers.nats import finish, in_real_time, messages, opened
+from support.brokers.nats_servers import nats_server
+from support.time import SOON
+
+from background.queues.abc import LeaseStatus
+
+_LARGE = bytes(500_000)
+
+
+@asynccontextmanager
+async def opened_with_limit() -> AsyncGenerator[Any]:
+    """Yield a broker with 40 large jobs, on a server that disconnects slow clients early."""
+    with nats_server("max_pending: 8MB") as server:
+        async with opened(server) as broker:
+            await broker.enqueue(messages(40, body=_LARGE))
+            yield broker
+
+
+@in_real_time
+async def test_inspection_of_large_jobs(caplog: pytest.LogCaptureFixture) -> None:
+    """Jobs that exceed the server's limit for one client are counted, listed and purged."""
+    async with opened_with_limit() as broker:
+        assert await broker.count() == 40
+        found = [job.message.id async for job in broker.scan()]
+        assert found == [f"{number:04}" for number in range(40)]
+        (claim,) = await broker.claim(["q"], 1, lease=30)
+        assert await finish(broker, [claim]) == [True]
+        assert await broker.purge() == 1
+        assert await broker.count() == 39
+    assert "connection lost" not in caplog.text
+
+
+@in_real_time
+async def test_lost_inspection() -> None:
+    """Leases and settlements continue while the connection of an inspection is lost."""
+    async with opened_with_limit() as broker:
+        claims = await broker.claim(["q"], 2, lease=30)
+        assert await broker.count() == 40
+        lost, client = asyncio.Event(), broker._requests.connection.current
+        broker._requests._on_lost = broker._requests.connection._lost = lost.set
+        await broker._inspection.requests.connection._client.close()
+        assert await broker.renew(claims, lease=30) == [LeaseStatus.HELD] * 2
+        assert await finish(broker, claims) == [True] * 2
+        async with asyncio.timeout(SOON):
+            assert await broker.count() == 40
+        assert broker._requests.connection.current is client
+        assert not lost.is_set()
