@@ -8,8 +8,8 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 import pytest
-from support.brokers.nats import finish, in_real_time, messages, opened
-from support.brokers.nats_servers import nats_server
+from support.brokers.nats import finish, in_real_time, messages, opened, virtual
+from support.brokers.nats_servers import nats_server, served_nats_broker
 from support.time import SOON
 
 from background.queues.abc import LeaseStatus
@@ -38,6 +38,17 @@ async def test_inspection_of_large_jobs(caplog: pytest.LogCaptureFixture) -> Non
         assert await broker.purge() == 1
         assert await broker.count() == 39
     assert "connection lost" not in caplog.text
+
+
+@virtual
+async def test_too_many_leases(caplog: pytest.LogCaptureFixture) -> None:
+    """A claim of more jobs than the lease allows to renew is warned of once."""
+    async with served_nats_broker() as broker:
+        await broker.claim(["q"], 4_000, lease=6)
+        assert "at least" not in caplog.text
+        await broker.claim(["q"], 4_000, lease=5)
+        await broker.claim(["q"], 4_000, lease=5)
+    assert caplog.text.count("use a lease of at least 6 s") == 1
 
 
 @in_real_time
