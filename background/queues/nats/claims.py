@@ -23,6 +23,7 @@ from .timer_wheel import TimerWheel
 
 #: Leases that a process is assumed to renew in a second, if it also runs jobs.
 _RENEWED_PER_SECOND = 2_000
+_MOST = 1_000  # jobs of one claim; the leases of more could end before the claim returns
 
 
 class Claims:
@@ -63,6 +64,7 @@ class Claims:
         Jobs that are claimed are returned even if the connection is lost meanwhile.
         """
         self._warn_of_short_leases(most, lease)
+        most = min(most, _MOST)
         claims: list[Claim] = []
         try:
             for queue in queues:

@@ -51,6 +51,16 @@ async def test_too_many_leases(caplog: pytest.LogCaptureFixture) -> None:
     assert caplog.text.count("use a lease of at least 6 s") == 1
 
 
+@virtual
+async def test_claim_of_many_jobs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A claim is limited, because the leases of more jobs could end before it returns."""
+    monkeypatch.setattr("background.queues.nats.claims._MOST", 5)
+    async with served_nats_broker() as broker:
+        await broker.enqueue(messages(12))
+        claimed = [len(await broker.claim(["q"], 100, lease=30)) for _ in range(3)]
+    assert claimed == [5, 5, 2]
+
+
 @in_real_time
 async def test_lost_inspection() -> None:
     """Leases and settlements continue while the connection of an inspection is lost."""
