@@ -7,11 +7,10 @@ from collections.abc import Collection, Iterable
 from inspect import iscoroutinefunction
 from typing import TypedDict
 
-from tenacity import AsyncRetrying
 from tenacity.wait import wait_base
 
 from ._observer import Observer, check_observers, overrides
-from ._retry import Retry
+from ._retry import Retry, make_policy
 from ._support import validation
 from ._support.callables import is_async
 from ._support.frozen import frozen
@@ -52,7 +51,7 @@ class ManagerConfig:
 
     name: str
     observers: tuple[Observer, ...]
-    policy: AsyncRetrying | None
+    retry: Retry
     limit: int | None
     capacity: int | None
     loop_backoff: wait_base | None
@@ -66,6 +65,7 @@ class ManagerConfig:
     def __post_init__(self) -> None:
         if not (isinstance(self.name, str) and self.name):  # pyright: ignore[reportUnnecessaryIsInstance]
             raise ValueError(f"name must be a string that is not empty, not {self.name!r}")
+        make_policy(self.retry)
         _check_own_observers(self.observers)
         validation.optional(validation.count, "limit", self.limit)
         validation.optional(validation.count, "capacity", self.capacity)

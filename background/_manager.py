@@ -21,7 +21,7 @@ from ._lifecycle.host import WorkerHost
 from ._lifecycle.runtime import ManagerRuntime
 from ._observer import Observer, collected
 from ._report import CloseReport, Health
-from ._retry import Retry, make_policy
+from ._retry import Retry
 from ._schedule import Schedule
 from ._states import ManagerState, TaskKind, TaskStatus
 from ._submission import NO_DELAY, Submission, Submitter, describe_one_off, with_arguments
@@ -45,7 +45,8 @@ class Manager(Submitter):
         name: A name for telemetry and messages.
         observers: Observers of all tasks; one or several.
         retry: The policy of tasks that have none: a `tenacity.AsyncRetrying`, a number of attempts,
-            or `None` for a single attempt.
+            or `None` for a single attempt. A number is one for jobs without a policy, too, with the
+            waits of jobs.
         limit: The most one-off tasks that run at once, backoff included; others wait, oldest first.
         capacity: The most one-off tasks that are outstanding; above it `run()` raises
             `ManagerFullError`.
@@ -93,7 +94,7 @@ class Manager(Submitter):
         self._config = ManagerConfig(
             name=name,
             observers=collected(observers),
-            policy=make_policy(retry),
+            retry=retry,
             limit=limit,
             capacity=capacity,
             loop_backoff=loop_backoff,

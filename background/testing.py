@@ -37,6 +37,7 @@ from weakref import WeakKeyDictionary
 import anyio
 import pytest
 
+from ._eventloop.running import current_backend
 from ._events import JobDead, JobEnqueued, TaskEvent
 from ._manager import Manager
 from ._observer import Observer
@@ -281,12 +282,22 @@ def virtual_wall_clock(start: datetime) -> Generator[None]:
             await anyio.sleep(86_400)
         ```
     """
-    real, began, epoch = clock.wall, anyio.current_time(), start.timestamp()
-    clock.wall = lambda: epoch + anyio.current_time() - began
+    real, now, epoch = clock.wall, _clock(), start.timestamp()
+    began = now()
+    clock.wall = lambda: epoch + now() - began
     try:
         yield
     finally:
         clock.wall = real
+
+
+def _clock() -> Callable[[], float]:
+    """Return the event loop's clock, which threads can read, too."""
+    if current_backend().library == "trio":
+        import trio
+
+        return trio.lowlevel.current_clock().current_time
+    return asyncio.get_running_loop().time
 
 
 @pytest.fixture

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import partial
 from types import TracebackType
-from typing import Any
+from typing import Any, Literal
 
 from anyio import current_time
 from opentelemetry import context, trace
@@ -15,6 +15,9 @@ from .._events import JobRef, TaskEvent, TaskStarted
 from ._otel_metrics import Instruments
 
 Attributes = dict[str, str | int | float]
+
+#: The use of the span in which a task was submitted or a job was enqueued.
+Origin = Literal["parent", "link"] | None
 
 _LONGEST = 10_000  # characters of a text; exporters reject batches that are too large
 
@@ -29,11 +32,11 @@ class RunSpan:
         tracer: The tracer that starts the span.
         metrics: The instruments that count and measure the run.
         runs: The runs in progress, by task id; this run is in it between enter and exit.
-        linked: Whether the span starts a new trace with a link to the submitter's span, instead of
-            being a child of that span.
+        origin: The use of the submitter's span, which is current: as the parent, in a link from a
+            new trace, or none at all.
     """
 
-    __slots__ = ("_linked", "_metrics", "_runs", "_token", "_tracer", "began", "event", "span")
+    __slots__ = ("_metrics", "_origin", "_runs", "_token", "_tracer", "began", "event", "span")
 
     def __init__(
         self,
@@ -41,14 +44,13 @@ class RunSpan:
         tracer: trace.Tracer,
         metrics: Instruments,
         runs: dict[str, RunSpan],
-        *,
-        linked: bool,
+        origin: Origin,
     ) -> None:
         self.event = event
         self._tracer = tracer
         self._metrics = metrics
         self._runs = runs
-        self._linked = linked
+        self._origin: Origin = origin
 
     def __enter__(self) -> None:
         event = self.event
@@ -93,15 +95,14 @@ class RunSpan:
             # The messaging conventions define this kind for spans that process a message:
             # https://opentelemetry.io/docs/specs/semconv/messaging/messaging-spans/#span-kind
             kind = SpanKind.CONSUMER
-            attributes["background.job.id"] = exportable(event.job.id)
-            attributes["background.job.handler"] = exportable(event.job.handler)
-            attributes["background.job.queue"] = exportable(event.job.queue)
+            attributes |= message_attributes(event.job, "process")
             attributes["background.job.attempt"] = event.job.attempt
         name = exportable(event.name)
-        if not self._linked:  # the current span is that of the submitter's context
+        if self._origin == "parent":
             return self._tracer.start_span(name, kind=kind, attributes=attributes)
         submitter = trace.get_current_span().get_span_context()
-        links = [trace.Link(submitter)] if submitter.is_valid else []
+        is_linked = self._origin == "link" and submitter.is_valid
+        links = [trace.Link(submitter)] if is_linked else []
         root = trace.set_span_in_context(trace.INVALID_SPAN)
         return self._tracer.start_span(name, root, kind=kind, attributes=attributes, links=links)
 
@@ -127,6 +128,25 @@ def job_attributes(job: JobRef, handler: str) -> Attributes:
     return {
         "background.job.handler": exportable(handler),
         "background.job.queue": exportable(job.queue),
+    }
+
+
+def message_attributes(job: JobRef, operation: Literal["send", "process"]) -> Attributes:
+    """Return the attributes of a span that sends or processes a job's message.
+
+    Those of `messaging.*` are from version 1.44.0 of the semantic conventions, in which they are
+    not stable yet: https://opentelemetry.io/docs/specs/semconv/messaging/messaging-spans/
+    """
+    id, queue = exportable(job.id), exportable(job.queue)
+    return {
+        "background.job.id": id,
+        "background.job.handler": exportable(job.handler),
+        "background.job.queue": queue,
+        "messaging.system": "background",
+        "messaging.operation.name": "enqueue" if operation == "send" else operation,
+        "messaging.operation.type": operation,
+        "messaging.destination.name": queue,
+        "messaging.message.id": id,
     }
 
 

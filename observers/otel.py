@@ -8,7 +8,7 @@ from traceback import format_exception, format_list
 
 from anyio import current_time
 from opentelemetry import metrics, trace
-from opentelemetry.trace import StatusCode
+from opentelemetry.trace import SpanKind, StatusCode, get_tracer
 
 from .._events import (
     JobDead,
@@ -25,10 +25,20 @@ from .._events import (
 )
 from .._observer import Observer
 from ._otel_metrics import Instruments
-from ._otel_span import Attributes, RunSpan, exportable, job_attributes, task_attributes
+from ._otel_span import (
+    Attributes,
+    Origin,
+    RunSpan,
+    exportable,
+    job_attributes,
+    message_attributes,
+    task_attributes,
+)
 
 # At import time, because it reads files. A source tree that is not installed has no version.
 _VERSION = next((found.version for found in distributions(name="anyio-background")), "")
+
+_ORIGINS = ("parent", "link", None)
 
 
 class OpenTelemetryObserver(Observer):
@@ -51,7 +61,11 @@ class OpenTelemetryObserver(Observer):
     Each attempt of a durable job has its own span, of kind CONSUMER, with the attributes
     `background.job.id`, `.handler`, `.queue` and `.attempt`. Its parent, or the span that it links
     to, is the span that was current when the job was enqueued, in any process. An attempt that will
-    be retried has the outcome `retrying`, and its error is recorded.
+    be retried has the outcome `retrying`, and its error is recorded. Each job that this process
+    enqueues has a span of kind PRODUCER without a duration, a child of the current span, with the
+    name `enqueue` and the queue. Both kinds have `messaging.system` (`background`),
+    `messaging.operation.name` and `.type`, `messaging.destination.name` (the queue) and
+    `messaging.message.id`.
 
     Tasks have the counters `background.task.added`, `.finished` and `.retries`, the histograms
     `background.task.duration` and `.queue_time` in seconds, and the up-down counter
@@ -73,7 +87,15 @@ class OpenTelemetryObserver(Observer):
         meter_provider: The meter provider; by default the global one, even if it is set later.
         linked: Whether a span starts a new trace with a link to the span that was current when the
             task was submitted, instead of being a child of that span. Use links for tasks that run
-            long after the request, and for loops that a request starts.
+            long after the request, and for loops that a request starts. For jobs there is
+            `trace`.
+        trace: For jobs, the use of the trace context that came with the job: `"parent"` continues
+            the enqueuer's trace, with its sampling; `"link"` starts a new trace with a link to it;
+            `None` starts a new trace and ignores it. Choose one of the latter for a queue that
+            others may write to.
+
+    Raises:
+        ValueError: An argument is not valid; the message names it.
 
     Example:
         ```python
@@ -87,17 +109,26 @@ class OpenTelemetryObserver(Observer):
         meter_provider: metrics.MeterProvider | None = None,
         *,
         linked: bool = False,
+        trace: Origin = "parent",
     ) -> None:
+        if not isinstance(linked, bool):  # pyright: ignore[reportUnnecessaryIsInstance]
+            raise ValueError(f"linked must be True or False, not {linked!r}")
+        if trace not in _ORIGINS:
+            raise ValueError(f"trace must be 'parent', 'link' or None, not {trace!r}")
         self._linked = linked
-        self._tracer = trace.get_tracer("background", _VERSION, tracer_provider)
+        self._trace: Origin = trace
+        self._tracer = get_tracer("background", _VERSION, tracer_provider)
         self._metrics = Instruments(metrics.get_meter("background", _VERSION, meter_provider))
         self._runs: dict[str, RunSpan] = {}  # the runs in progress, by task id
 
     def __repr__(self) -> str:
-        return f"OpenTelemetryObserver(linked={self._linked})"
+        return f"OpenTelemetryObserver(linked={self._linked}, trace={self._trace!r})"
 
     def around_task(self, event: TaskStarted) -> RunSpan:
-        return RunSpan(event, self._tracer, self._metrics, self._runs, linked=self._linked)
+        origin: Origin = "link" if self._linked else "parent"
+        if event.job is not None:
+            origin = self._trace
+        return RunSpan(event, self._tracer, self._metrics, self._runs, origin)
 
     def on_task_added(self, event: TaskAdded) -> None:
         self._metrics.added.add(1, task_attributes(event))
@@ -137,7 +168,11 @@ class OpenTelemetryObserver(Observer):
         span.set_status(StatusCode.ERROR, f"outlived its lifespan of {event.lifespan:g} s")
 
     def on_job_enqueued(self, event: JobEnqueued) -> None:
-        self._metrics.jobs_enqueued.add(1, job_attributes(event.job, event.job.handler))
+        job = event.job
+        self._metrics.jobs_enqueued.add(1, job_attributes(job, job.handler))
+        attributes = message_attributes(job, "send")
+        name = f"enqueue {attributes['messaging.destination.name']}"
+        self._tracer.start_span(name, kind=SpanKind.PRODUCER, attributes=attributes).end()
 
     def on_job_dead(self, event: JobDead) -> None:
         run = self._runs.get(event.job.id)

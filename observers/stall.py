@@ -21,6 +21,7 @@ from .._events import (
 )
 from .._observer import Observer
 from .._states import TaskStatus
+from ._loop_watch import LoopWatch
 
 if TYPE_CHECKING:
     from .._manager import Manager
@@ -34,28 +35,30 @@ class StallObserver(Observer):
     The report is repeated at doubling intervals while the attempt runs, for example after 10, 20
     and 40 seconds. Each attempt is timed separately; backoff does not count. Nothing is stopped.
 
+    With `blocked`, a thread notices that the event loop does not turn, because something blocks it.
+    It logs a warning to the logger `background`, with the stack of the loop's thread and on asyncio
+    the name of the task, and another one when the loop turns again. It does not notice a call that
+    prevents all threads from running.
+
     It serves one manager at a time. A second manager logs the `RuntimeError` that `watch()` raises,
     and gets no reports.
 
     Args:
         after: Seconds; a task's own `stall_after` overrides it.
+        blocked: Seconds in real time without a turn of the event loop; `None` for no thread.
 
     Raises:
-        ValueError: `after` is not a finite number of seconds above 0.
+        ValueError: An argument is not a finite number of seconds above 0.
 
     Example:
         ```python
-        Manager(observers=[StallObserver(after=30), LoggingObserver()])
+        Manager(observers=[StallObserver(after=30, blocked=1), LoggingObserver()])
         ```
     """
 
-    def __init__(self, after: float) -> None:
-        number = isinstance(after, (int, float)) and not isinstance(after, bool)  # pyright: ignore[reportUnnecessaryIsInstance]
-        if not (number and 0 < after <= sys.float_info.max):
-            raise ValueError(
-                f"after must be a finite number of seconds, more than 0, not {after!r}"
-            )
-        self._after = after
+    def __init__(self, after: float, *, blocked: float | None = None) -> None:
+        self._after = _checked("after", after)
+        self._blocked = None if blocked is None else _checked("blocked", blocked)
         self._manager: Manager | None = None
         # Start times of first attempts of tasks without a `stall_after`, oldest first. Most
         # attempts end here, before they enter the heap.
@@ -70,7 +73,8 @@ class StallObserver(Observer):
         self._now: Callable[[], float] = anyio.current_time
 
     def __repr__(self) -> str:
-        return f"StallObserver(after={self._after!r})"
+        blocked = "" if self._blocked is None else f", blocked={self._blocked!r}"
+        return f"StallObserver(after={self._after!r}{blocked})"
 
     def on_task_started(self, event: TaskStarted) -> None:
         now = self._now()
@@ -121,7 +125,10 @@ class StallObserver(Observer):
         # Calling the loop's own method on asyncio is faster.
         self._now = getattr(current_token().native_token, "time", anyio.current_time)
         self._changed = anyio.Event()
+        loop_watch = None if self._blocked is None else LoopWatch(manager.name, self._blocked)
         try:
+            if loop_watch is not None:
+                loop_watch.start()
             while True:
                 await self._report_due(manager)
                 self._next_check = self._next_due()
@@ -133,6 +140,8 @@ class StallObserver(Observer):
                 with anyio.move_on_at(self._next_check):
                     await self._changed.wait()
         finally:
+            if loop_watch is not None:
+                loop_watch.stop()
             self._manager = None
             self._now = anyio.current_time
             for entries in (self._began, self._heap, self._numbers, self._own):
@@ -188,3 +197,12 @@ class StallObserver(Observer):
                 return
             del self._began[id]
             self._put(id, began, self._after)
+
+
+def _checked(argument: str, seconds: float) -> float:
+    number = isinstance(seconds, (int, float)) and not isinstance(seconds, bool)  # pyright: ignore[reportUnnecessaryIsInstance]
+    if not (number and 0 < seconds <= sys.float_info.max):
+        raise ValueError(
+            f"{argument} must be a finite number of seconds, more than 0, not {seconds!r}"
+        )
+    return seconds

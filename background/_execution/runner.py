@@ -187,11 +187,19 @@ class Runner:
         task = state.task
         if task.timeout is None:
             return await self._call(state)
+        place: str | None = None
         # Without `fail_at()`: contextlib sets attributes of errors, which some classes refuse.
-        with anyio.CancelScope(deadline=self._backend.now() + task.timeout):
-            return await self._call(state)
+        with anyio.CancelScope(deadline=self._backend.now() + task.timeout) as scope:
+            try:
+                return await self._call(state)
+            except BaseException as error:  # on trio also a group of cancellations
+                if scope.cancel_called and is_async(task.fn):
+                    place = stacks.place_of_error(error)
+                raise
+        waited = "" if place is None else f"; it waited at {place}"
         raise TimeoutError(
             f"an attempt of task {task.name!r} took longer than its timeout of {task.timeout:g} s"
+            f"{waited}"
         )
 
     async def _call(self, state: TaskState) -> Any:

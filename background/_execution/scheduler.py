@@ -23,7 +23,7 @@ from .._eventloop.backend import Backend
 from .._eventloop.portal import Portal
 from .._events import JobRef
 from .._notify.dispatcher import Dispatcher
-from .._retry import pause_after_failures
+from .._retry import make_policy, pause_after_failures
 from .._schedule import Schedule, Ticks
 from .._states import FINAL, TaskKind, TaskStatus
 from .._support import clock, stacks
@@ -67,7 +67,7 @@ class Scheduler:
         self._now = backend.now
         self._portal = portal
         self._dispatcher = dispatcher
-        self._runner = Runner(backend, config.policy, config.threads, self._on_finished)
+        self._runner = Runner(backend, make_policy(config.retry), config.threads, self._on_finished)
         # Bound once: a method bound for each task would be one more object to collect.
         self._spawn = partial(backend.spawn, self._runner.run, on_lost=self._on_lost)
         self._limit = inf if config.limit is None else config.limit

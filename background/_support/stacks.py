@@ -7,7 +7,7 @@ import os
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from traceback import FrameSummary, StackSummary
+from traceback import FrameSummary, StackSummary, walk_tb
 from types import AsyncGeneratorType, CoroutineType, FrameType, GeneratorType
 from typing import Any
 
@@ -52,6 +52,20 @@ def place(stack: Sequence[FrameSummary]) -> str | None:
     own = [frame for frame in stack if not frame.filename.startswith(_INSTALLED)]
     frame = own[-1] if own else stack[0]
     return f"{Path(frame.filename).name}:{frame.lineno}"
+
+
+def place_of_error(error: BaseException) -> str | None:
+    """Return the file, line and function of the innermost frame of the application.
+
+    In a traceback that has only frames of libraries it is the outermost frame.
+    """
+    frames = [item for item in walk_tb(error.__traceback__) if not _is_ours(item[0])]
+    own = [item for item in frames if not item[0].f_code.co_filename.startswith(_INSTALLED)]
+    places = [
+        f"{Path(frame.f_code.co_filename).name}:{line} in {frame.f_code.co_qualname}"
+        for frame, line in own[-1:] or frames[:1]
+    ]
+    return places[0] if places else None
 
 
 def without_ours(error: BaseException) -> BaseException:

@@ -117,7 +117,9 @@ class Client:
         for pause in _PAUSES:
             try:
                 return await self.broker.enqueue(messages), repeated
-            except BrokerUnavailableError:
+            except BrokerUnavailableError as error:
+                if error.changed_nothing:
+                    raise
                 repeated = True
                 await anyio.sleep(pause)
         return await self.broker.enqueue(messages), repeated

@@ -32,6 +32,9 @@ class InvalidPayloadError(QueueError, ValueError):
 class BrokerUnavailableError(QueueError):
     """The broker can't be reached; it may or may not have done what was requested."""
 
+    #: Whether it has certainly not; repeating the call would only extend a bounded wait.
+    changed_nothing: bool = False
+
 
 class JobFailedError(QueueError):
     """The awaited job is dead.

@@ -15,6 +15,9 @@ _MAIN = ("__main__", "__mp_main__")  # the second one in processes of multiproce
 
 _NAME = re.compile(r"[A-Za-z0-9_.:-]{1,128}", re.ASCII)
 
+#: In the ids of ticks, and of the steps of chains and groups, which the library makes.
+RESERVED = ".."
+
 
 def is_name(name: object) -> TypeGuard[str]:
     """Return whether every broker can store a name."""
@@ -32,6 +35,21 @@ def check_name(argument: str, name: object) -> str:
             f"{argument} must be 1 to 128 letters, digits and any of '_.:-', not {name!r}"
         )
     return str.__str__(name)
+
+
+def check_new_id(id: object) -> str:
+    """Return the id that a user gives to a new job as a plain `str`.
+
+    Raises:
+        ValueError: The id is not a name, or is one that only the library gives.
+    """
+    checked = check_name("id", id)
+    if RESERVED in checked:
+        raise ValueError(
+            f"id can't contain {RESERVED!r}, which marks the ids of ticks and steps, but it is "
+            f"{checked!r}"
+        )
+    return checked
 
 
 def handler_name(fn: object) -> str:

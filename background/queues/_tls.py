@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ssl
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, TypedDict
 
 from anyio import to_thread
 
@@ -22,6 +22,18 @@ TLS_OPTIONS: Mapping[str, Reader] = {
     "ssl_keyfile": str,
     "ssl_password": str,
 }
+
+
+class TlsOptions(TypedDict, total=False):
+    """The types of the options, as keyword arguments of brokers."""
+
+    ssl_ca_certs: str
+    ssl_ca_path: str
+    ssl_cert_reqs: str
+    ssl_certfile: str
+    ssl_check_hostname: bool
+    ssl_keyfile: str
+    ssl_password: str
 
 
 class Tls:

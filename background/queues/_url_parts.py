@@ -169,3 +169,10 @@ def whole_number(text: str) -> int:
     if not re.fullmatch("[0-9]{1,9}", text):
         raise ValueError("a whole number")
     return int(text)
+
+
+def decimal(text: str) -> float:
+    """Read an option that is a number of at least 0."""
+    if not re.fullmatch(r"[0-9]{1,9}(\.[0-9]{1,9})?", text):
+        raise ValueError("a number such as 2.5")
+    return float(text)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ._extras import needing
-from ._url_parts import UrlParts, choice, parse
+from ._url_parts import UrlParts, choice, decimal, parse
 from .abc import Broker
 
 _REDIS = ("redis", "rediss", "valkey", "valkeys", "unix")  # also with +sentinel and +cluster
@@ -55,6 +55,8 @@ def _sqlite(parts: UrlParts) -> Broker:
             "url must be sqlite:///name for a path relative to the working directory, or "
             "sqlite:////name for an absolute path"
         )
-    options = parts.read_options({"synchronous": choice("normal", "full")}, {})
-    synchronous = options.get("synchronous", "normal").upper()
-    return SQLiteBroker(parts.path[1:], synchronous=synchronous)
+    readers = {"synchronous": choice("normal", "full"), "timeout": decimal}
+    options = parts.read_options(readers, {})
+    if "synchronous" in options:
+        options["synchronous"] = options["synchronous"].upper()
+    return SQLiteBroker(parts.path[1:], **options)

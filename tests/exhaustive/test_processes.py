@@ -47,13 +47,11 @@ def count_starts(entries: Sequence[Entry]) -> Counter[str]:
 
 
 def test_trace_context(cluster: Cluster) -> None:
-    """A job runs in the trace context of its enqueuer, or else in none."""
-    carrier = {
-        "traceparent": "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01",
-        "baggage": "tenant=seven",
-    }
+    """A job runs in the trace context of its enqueuer, without the baggage, or else in none."""
+    carrier = {"traceparent": "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"}
+    sent = {**carrier, "baggage": "tenant=seven"}
     with cluster.client() as client:
         cluster.started()
-        id = client.enqueue("carry", context=propagate.extract(carrier))
+        id = client.enqueue("carry", context=propagate.extract(sent))
         assert client.result(id) == carrier
         assert client.result(client.enqueue("carry")) == {}

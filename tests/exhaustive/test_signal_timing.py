@@ -7,12 +7,10 @@ import random
 import re
 import signal
 import sys
-from collections.abc import Iterator
-from contextlib import ExitStack
 from typing import Any
 
 import pytest
-from support.processes.process import PATIENCE, PROGRAMS, Process, running
+from support.processes.process import PATIENCE, PROGRAMS, running
 
 pytestmark = pytest.mark.skipif(
     sys.platform == "win32", reason="no process can be sent SIGINT or SIGTERM on Windows"
@@ -26,43 +24,28 @@ BACKENDS = ["asyncio", "uvloop", "trio"]
 Case = dict[str, Any]
 
 
-class Cases:
-    """The results of the script, which runs on all backends at the same time."""
-
-    def __init__(self, seed: int, stack: ExitStack) -> None:
-        self._processes: dict[str, Process] = {
-            backend: stack.enter_context(running(SCRIPT, backend, str(seed), str(LINES)))
-            for backend in BACKENDS
-        }
-        self._ended: dict[str, list[Case]] = {}
-
-    def of(self, backend: str, name: str) -> list[Case]:
-        if backend not in self._ended:
-            process = self._processes[backend]
-            process.wait_for("last of")
-            assert process.wait() == 0, process.output
-            lines = [line for line in process.lines if line.startswith("{")]
-            self._ended[backend] = [json.loads(line) for line in lines]
-        return [case for case in self._ended[backend] if case["case"] == name]
-
-
-@pytest.fixture(scope="module")
-def cases() -> Iterator[Cases]:
-    seed = random.randrange(2**32)
-    print("seed", seed)
-    with ExitStack() as stack:
-        yield Cases(seed, stack)
-
-
 @pytest.fixture(params=BACKENDS)
 def backend(request: pytest.FixtureRequest) -> str:
     return request.param
+
+
+def run(part: str, backend: str) -> list[Case]:
+    """Run a part of the script, and return its cases."""
+    seed = random.randrange(2**32)
+    print("seed", seed)
+    with running(SCRIPT, part, backend, str(seed), str(LINES)) as process:
+        while not process.wait_for("").startswith("last of"):
+            pass
+        assert process.wait() == 0, process.output
+    return [json.loads(line) for line in process.lines if line.startswith("{")]
 
 
 def check_end(case: Case) -> None:
     """Check that the signal ended the process in time, with the expected output only."""
     assert case["status"] == -case["signal"], case["output"]
     assert case["took"] < PATIENCE / 2
+    if case["times"] == 3:  # Ctrl-C may be raised anywhere
+        return
     if case["signal"] == TERM:
         assert "Traceback" not in case["output"], case["output"]
     else:  # the traceback of a KeyboardInterrupt may include that of a cancellation
@@ -97,44 +80,35 @@ REPORTS = {
 }
 
 
-@pytest.mark.parametrize("moment", REPORTS)
-def test_one_or_two_signals(cases: Cases, backend: str, moment: str) -> None:
-    """One or two signals at a moment end the program with the expected report."""
-    found = [case for case in cases.of(backend, moment) if case["times"] < 3]
-    assert len(found) == 4
-    for case in found:
+def check_report(case: Case) -> None:
+    """Check what the manager reports after one signal or two."""
+    expected = REPORTS[case["case"]][case["times"] - 1]
+    assert re.search(rf"^closed: ({expected})$", case["output"], re.M), case
+    if case["case"] == "in_an_iteration":
+        assert ("iteration finished" in case["output"]) == (case["times"] == 1)
+
+
+def test_moments(backend: str) -> None:
+    """One or two signals at a moment end the program with the expected report, three at once.
+
+    The third one may end it before the event loop has handled the first one. Before the manager
+    is entered no events are required.
+    """
+    cases = run("moments", backend)
+    assert len(cases) == 6 * (len(REPORTS) + 1)
+    for case in cases:
         check_end(case)
-        if moment != "while_tasks_clean_up":
+        if case["times"] == 3:
+            continue
+        if case["case"] != "while_tasks_clean_up":
             check_events(case)
-        expected = REPORTS[moment][case["times"] - 1]
-        assert re.search(rf"^closed: ({expected})$", case["output"], re.M), case
-        if moment == "in_an_iteration":
-            assert ("iteration finished" in case["output"]) == (case["times"] == 1)
+        if case["case"] != "before_entering":
+            check_report(case)
 
 
-@pytest.mark.parametrize("moment", REPORTS)
-def test_three_signals(cases: Cases, backend: str, moment: str) -> None:
-    """Three signals end the process, perhaps before the event loop has handled the first one."""
-    found = [case for case in cases.of(backend, moment) if case["times"] == 3]
-    assert len(found) == 2
-    for case in found:
-        assert case["status"] == -case["signal"], case["output"]
-        assert case["took"] < PATIENCE / 2
-
-
-@pytest.mark.parametrize("moment", ["before_entering"])
-def test_before_entering(cases: Cases, backend: str, moment: str) -> None:
-    """Signals before the manager is entered end the process; no events are required."""
-    found = cases.of(backend, moment)
-    assert len(found) == 6
-    for case in found:
-        check_end(case)
-        check_events(case)
-
-
-def test_any_line(cases: Cases, backend: str) -> None:
+def test_any_line(backend: str) -> None:
     """One or two signals at any line from entering to leaving end the program."""
-    found = [case for case in cases.of(backend, "lines") if "signal in" in case["output"]]
+    found = [case for case in run("lines", backend) if "signal in" in case["output"]]
     print(f"signals at lines tried = {len(found)}, of {2 * LINES}")
     assert len(found) > LINES
     for case in found:
@@ -142,9 +116,9 @@ def test_any_line(cases: Cases, backend: str) -> None:
         check_events(case)
 
 
-def test_unhandled_ctrl_c(cases: Cases, backend: str) -> None:
+def test_unhandled_ctrl_c(backend: str) -> None:
     """An unhandled Ctrl-C at any line is raised in the main task, and the manager is left."""
-    found = [case for case in cases.of(backend, "unhandled") if "signal in" in case["output"]]
+    found = [case for case in run("unhandled", backend) if "signal in" in case["output"]]
     print(f"Ctrl-C tried at lines = {len(found)}, of {LINES}")
     assert len(found) > 0.5 * LINES  # some come too late if a run is shorter than the first one
     for case in found:

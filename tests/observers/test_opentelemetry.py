@@ -18,6 +18,13 @@ import pytest
 from opentelemetry import baggage, context, trace
 from opentelemetry.sdk.trace import Span, SpanProcessor
 from opentelemetry.sdk.trace.sampling import Decision, Sampler, SamplingResult
+from opentelemetry.semconv._incubating.attributes.messaging_attributes import (
+    MESSAGING_DESTINATION_NAME,
+    MESSAGING_MESSAGE_ID,
+    MESSAGING_OPERATION_NAME,
+    MESSAGING_OPERATION_TYPE,
+    MESSAGING_SYSTEM,
+)
 from opentelemetry.semconv.attributes.code_attributes import CODE_FUNCTION_NAME, CODE_STACKTRACE
 from opentelemetry.semconv.attributes.error_attributes import ERROR_TYPE
 from opentelemetry.semconv.attributes.exception_attributes import (
@@ -675,31 +682,101 @@ async def test_enqueuer_clock_ahead(telemetry: Telemetry) -> None:
     assert (point.count, point.sum) == (1, 0)
 
 
+class DroppingSampler(Sampler):
+    """Drops root spans."""
+
+    def should_sample(
+        self, parent_context: context.Context | None, *args: Any, **kwargs: Any
+    ) -> SamplingResult:
+        is_root = not trace.get_current_span(parent_context).get_span_context().is_valid
+        return SamplingResult(Decision.DROP if is_root else Decision.RECORD_AND_SAMPLE)
+
+    def get_description(self) -> str:
+        return "no roots"
+
+
+@pytest.mark.parametrize("origin", ["parent", "link", None])
 @pytest.mark.parametrize("linked", [False, True])
-async def test_trace_of_job(linked: bool, telemetry: Telemetry) -> None:
-    """A job belongs to the trace of its enqueuer, or has a link to it, in another queue object."""
+async def test_trace_of_job(origin: Any, linked: bool, telemetry: Telemetry) -> None:
+    """A job belongs to its enqueuer's trace, or has a link to it, or neither, as `trace` says."""
     broker = MemoryBroker()
     enqueuing, processing = JobQueue(broker), JobQueue(broker)
     processing.handler(name="send", retry=TWICE)(Flaky(1))
     async with enqueuing:
-        token = context.attach(baggage.set_baggage("user", "ada"))
         with telemetry.tracer.start_as_current_span("request"):
             job = await enqueuing.enqueue("send")
-        context.detach(token)
     worker_telemetry = Telemetry()
-    async with Manager(observers=[worker_telemetry.observer(linked=linked)]) as manager, processing:
+    observer = worker_telemetry.observer(linked=linked, trace=origin)
+    async with Manager(observers=[observer]) as manager, processing:
         await processing.start(manager)
         await processing.handle(job.id).wait()
     (request,) = telemetry.spans
     for attempt in worker_telemetry.spans:
         parent = ids(attempt.parent) if attempt.parent is not None else None
-        assert parent == (None if linked else ids(request.context))
+        assert parent == (ids(request.context) if origin == "parent" else None)
         assert [ids(link.context) for link in attempt.links] == (
-            [ids(request.context)] if linked else []
+            [ids(request.context)] if origin == "link" else []
         )
         same_trace = attempt.context.trace_id == request.context.trace_id
-        assert same_trace != linked
+        assert same_trace == (origin == "parent")
     assert len(worker_telemetry.spans) == 2
+
+
+@pytest.mark.parametrize("origin", ["link", None])
+async def test_sampling_of_job(origin: Any, telemetry: Telemetry) -> None:
+    """The sampling of the enqueuer's trace does not apply to a job with a trace of its own."""
+    jobs = JobQueue(MemoryBroker())
+    handler = jobs.handler(name="send")(fine)
+    sampled = trace.SpanContext(0xA, 0xB, is_remote=True, trace_flags=trace.TraceFlags(1))
+    telemetry.tracers.sampler = DroppingSampler()
+    async with Manager(observers=[telemetry.observer(trace=origin)]) as manager, jobs:
+        await jobs.start(manager)
+        with trace.use_span(trace.NonRecordingSpan(sampled)):
+            job = await handler.enqueue()
+        await job.wait()
+    assert telemetry.spans == []
+
+
+def test_invalid_arguments() -> None:
+    """The error of an invalid argument begins with its name."""
+    for value in ("root", "", False, 1):
+        with pytest.raises(ValueError, match=r"^trace must be 'parent', 'link' or None, not"):
+            OpenTelemetryObserver(trace=value)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=r"^linked must be True or False, not"):
+        OpenTelemetryObserver(linked="link")  # type: ignore[arg-type]
+
+
+async def test_messaging_attributes(telemetry: Telemetry, observer: OpenTelemetryObserver) -> None:
+    """Enqueueing and an attempt have spans with the attributes of the messaging conventions."""
+    jobs = JobQueue(MemoryBroker())
+    handler = jobs.handler(name="send", queue="mail")(fine)
+    async with Manager(observers=[observer]) as manager, jobs:
+        await jobs.start(manager)
+        with telemetry.tracer.start_as_current_span("request"):
+            job = await handler.enqueue()
+        await job.wait()
+    (producer,) = telemetry.producers
+    spans = {span.name: span for span in telemetry.spans}
+    request, consumer = spans["request"], spans["send"]
+    assert (producer.name, producer.kind) == ("enqueue mail", SpanKind.PRODUCER)
+    assert ids(producer.parent) == ids(consumer.parent) == ids(request.context)
+    expected = {
+        MESSAGING_SYSTEM: "background",
+        MESSAGING_DESTINATION_NAME: "mail",
+        MESSAGING_MESSAGE_ID: job.id,
+        "background.job.id": job.id,
+        "background.job.handler": "send",
+        "background.job.queue": "mail",
+    }
+    assert producer.attributes == {
+        **expected,
+        MESSAGING_OPERATION_NAME: "enqueue",
+        MESSAGING_OPERATION_TYPE: "send",
+    }
+    expected |= {MESSAGING_OPERATION_NAME: "process", MESSAGING_OPERATION_TYPE: "process"}
+    assert consumer.kind is SpanKind.CONSUMER
+    assert consumer.attributes is not None
+    assert expected.items() <= consumer.attributes.items()
 
 
 async def test_job_without_trace(telemetry: Telemetry) -> None:

@@ -144,7 +144,9 @@ def test_observers() -> None:
     observer = LoggingObserver("jobs", started="INFO", failed=35)
     assert repr(observer) == "LoggingObserver('jobs', started=INFO, failed=Level 35)"
     assert repr(StallObserver(after=30)) == "StallObserver(after=30)"
-    assert repr(OpenTelemetryObserver(linked=True)) == "OpenTelemetryObserver(linked=True)"
+    assert repr(OpenTelemetryObserver(linked=True, trace=None)) == (
+        "OpenTelemetryObserver(linked=True, trace=None)"
+    )
     assert repr(RecordingObserver()) == "<RecordingObserver with 0 events>"
 
 

@@ -7,7 +7,7 @@ from typing import Any
 import anyio
 import anyio.from_thread
 import pytest
-from opentelemetry import baggage, context
+from opentelemetry import baggage, context, trace
 from support.brokers.faulty import FaultyBroker, MemoryResults
 
 from background import Manager, TaskCancelled
@@ -91,7 +91,7 @@ async def test_threads(jobs: JobQueue, manager: Manager) -> None:
 
     await jobs.start(manager)
     job = await jobs.enqueue(chain(first.job(), sync.job()), id="parent")
-    assert await job.result() == ["parent.2", 1, "first"]
+    assert await job.result() == ["parent..2", 1, "first"]
     helped_job = await helped.enqueue()
     assert await helped_job.result() == helped_job.id
 
@@ -227,18 +227,35 @@ async def test_save_after_attempt(
         await manager.close(timeout=0)
 
 
-async def test_trace_context(jobs: JobQueue, manager: Manager) -> None:
-    """A job runs in the trace context in which it was enqueued, not in its worker's."""
+@pytest.mark.parametrize("stored", [False, True])
+@pytest.mark.parametrize("attached", [False, True])
+async def test_trace_context(
+    broker: FaultyBroker, manager: Manager, stored: bool, attached: bool
+) -> None:
+    """A job has the trace context of its enqueuer, and its baggage if both queues say so."""
 
-    @jobs.handler(name="baggage")
-    async def read_baggage() -> Any:
-        return baggage.get_baggage("user")
+    async def read_context() -> Any:
+        trace_id = trace.get_current_span().get_span_context().trace_id
+        return [trace_id, baggage.get_baggage("user")]
 
-    token = context.attach(baggage.set_baggage("user", "worker"))
-    await jobs.start(manager)
-    context.detach(token)
-    assert await (await read_baggage.enqueue()).result() is None
-    token = context.attach(baggage.set_baggage("user", "client"))
-    job = await read_baggage.enqueue()
-    context.detach(token)
-    assert await job.result() == "client"
+    span = trace.NonRecordingSpan(trace.SpanContext(0xA, 0xB, is_remote=True))
+    client, jobs = JobQueue(broker, baggage=stored), JobQueue(broker, baggage=attached)
+    handler = client.handler(name="h")(read_context)
+    jobs.handler(name="h")(read_context)
+    async with client, jobs:
+        token = context.attach(baggage.set_baggage("user", "worker"))
+        await jobs.start(manager)
+        context.detach(token)
+        assert await (await client.enqueue("h")).result() == [0, None]
+        in_span = trace.set_span_in_context(span)
+        token = context.attach(baggage.set_baggage("user", "client", in_span))
+        by_name, by_step = await client.enqueue("h"), await client.enqueue(chain(handler.job()))
+        (by_handler,) = await handler.enqueue_many([()])
+        context.detach(token)
+        expected = [0xA, "client" if stored and attached else None]
+        for job in (by_name, by_step, by_handler):
+            assert await job.result() == expected
+        kept = await broker.get(by_name.id)
+        assert kept is not None
+        assert (b"client" in kept.message.body) == stored
+        await manager.close(timeout=0)

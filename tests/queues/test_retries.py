@@ -131,6 +131,28 @@ async def test_number_of_attempts(jobs: JobQueue, manager: Manager) -> None:
     assert shaky.attempts == [1, 2, 3]
 
 
+@pytest.mark.parametrize("source", ["handler", "options", "enqueue", "manager"])
+async def test_waits(broker: FaultyBroker, anyio_backend: object, source: str) -> None:
+    """The waits between a number of attempts grow fourfold from five seconds to an hour."""
+    recorder, began = RecordingObserver(), anyio.current_time()
+    shaky = Shaky(*[ValueError()] * 9)
+    retry = 8 if source == "manager" else None
+    async with Manager(observers=recorder, retry=retry) as manager, JobQueue(broker) as jobs:
+        handler = jobs.handler(name="h", retry=8 if source == "handler" else None)(shaky)
+        await jobs.start(manager)
+        if source == "enqueue":
+            job = await jobs.enqueue("h", retry=8)
+        else:
+            job = await handler.options(retry=8 if source == "options" else None).enqueue()
+        assert await job.wait() is S.DEAD
+        took = anyio.current_time() - began
+    waits = [event.delay for event in recorder.of(TaskRetrying)]
+    expected = [5, 20, 80, 320, 1280, 3600, 3600]
+    assert waits == [pytest.approx(wait, rel=0.2) for wait in expected]
+    assert waits != expected
+    assert took == pytest.approx(sum(waits), rel=0.01)
+
+
 async def test_manager_policy(broker: FaultyBroker, anyio_backend: object) -> None:
     """The manager's policy applies to jobs whose handlers have none."""
     shaky, limited_shaky = Shaky(*[ValueError()] * 9), Shaky(*[ValueError()] * 9)
@@ -381,3 +403,8 @@ async def test_timeout_per_attempt(
     (retrying,) = recorder.of(TaskRetrying)
     assert isinstance(retrying.error, TimeoutError)
     assert len(recorder.of(TaskStarted)) == 2
+    info = await job.info()
+    assert info is not None
+    assert info.error is not None
+    assert "; it waited at test_retries.py:" in info.error.message
+    assert info.error.message.endswith(".hangs")

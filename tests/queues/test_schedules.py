@@ -19,6 +19,7 @@ from background import Manager, Schedule, TaskKind, cron, every
 from background._support import clock
 from background.queues import InvalidPayloadError, JobQueue, JobState, PayloadTooLargeError, chain
 from background.queues._enqueue.schedules import _id_of, _Ticker
+from background.queues.abc import Message
 from background.queues.memory import MemoryBroker
 
 TOKYO = ZoneInfo("Asia/Tokyo")  # loaded here, as that blocks an event loop
@@ -269,7 +270,7 @@ def test_tick_ids() -> None:
     id = _id_of(schedule, handler.job(1, a=1))
     assert id == _id_of(schedule, handler.job(1, a=1))
     assert id != _id_of(schedule, handler.job(1, a=2))
-    assert len(f"{id}.{schedule.after(4e9):.3f}") < 128
+    assert len(f"{id}..{schedule.after(4e9):.3f}") < 128
 
 
 async def _accept(number: int, a: int) -> None: ...
@@ -285,6 +286,24 @@ async def test_jitter(broker: FaultyBroker) -> None:
         await anyio.sleep(180)
     assert len(ran) in (2, 3)
     assert all(0 < time % 60 < 30 for time in ran)
+
+
+@pytest.mark.parametrize("body", [b'{"args":[]}', b'{"args":["other"]}', b"{"])
+async def test_taken_tick(
+    broker: FaultyBroker, caplog: pytest.LogCaptureFixture, body: bytes
+) -> None:
+    """A tick whose id a different job has is logged as an error, once for each tick."""
+    async with process(broker, [], every(60)) as (_, jobs):
+        id = f"{_id_of(every(60), jobs._handlers['record'].job())}..{START + 60:.3f}"
+        handler = "other" if b"[]" in body else "record"
+        taken = Message(id, handler, "elsewhere", body, 3600, 3600)
+        assert await broker.enqueue([taken]) == [True]
+        await anyio.sleep(200)
+        assert [job.id async for job in jobs.list(state=JobState.READY)] == [id]
+    (error,) = [record for record in caplog.records if record.levelno == logging.ERROR]
+    assert error.getMessage() == (
+        f"schedule of record: no job is enqueued, because another job has the id {id}"
+    )
 
 
 async def test_repeated_tick(broker: FaultyBroker) -> None:

@@ -108,7 +108,7 @@ def test_enqueue(jobs: JobQueue, handler: Add) -> None:
         async with jobs:
             return [info.id async for info in jobs.list()]
 
-    assert anyio.run(find) == [*ids, f"{chained}.1", f"{chained}.2", chained]
+    assert anyio.run(find) == [*ids, f"{chained}..1", f"{chained}..2", chained]
 
 
 def test_errors(jobs: JobQueue, handler: Add) -> None:

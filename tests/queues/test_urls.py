@@ -30,7 +30,10 @@ def test_memory(url: str) -> None:
         ("sqlite:///jobs.db", Path("jobs.db").absolute()),
         ("sqlite:///data/jobs.db", Path("data/jobs.db").absolute()),
         ("sqlite:////data/jobs.db", Path("/data/jobs.db")),
-        ("sqlite:///two%20words%3F.db?synchronous=full", Path("two words?.db").absolute()),
+        (
+            "sqlite:///two%20words%3F.db?synchronous=full&timeout=2.5",
+            Path("two words?.db").absolute(),
+        ),
         ("SQLite:///jobs.db?synchronous=NORMAL", Path("jobs.db").absolute()),
     ],
 )
@@ -52,6 +55,8 @@ def test_sqlite(url: str, path: Path) -> None:
         ("sqlite:///jobs.db?mode=ro", "unknown option; the options of sqlite are synchronous"),
         ("sqlite:///jobs.db?prefix=a", "unknown option; the options of sqlite are synchronous"),
         ("sqlite:///jobs.db?synchronous=OFF", "synchronous must be normal or full"),
+        ("sqlite:///jobs.db?timeout=-1", "timeout must be a number such as 2.5"),
+        ("sqlite:///jobs.db?timeout=0", "timeout must be a finite number of seconds, more than 0"),
         ("sqlite:///jobs.db?synchronous", "an option must be like name=value"),
         ("sqlite:///jobs.db?synchronous=FULL&synchronous=FULL", "an option is given twice"),
         ("sqlite:///jobs#1.db", "# must be percent-encoded, as %23"),

@@ -11,6 +11,7 @@ from opentelemetry.sdk.metrics.export import InMemoryMetricReader
 from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+from opentelemetry.trace import SpanKind
 
 from background.observers.otel import OpenTelemetryObserver
 
@@ -26,13 +27,20 @@ class Telemetry:
         self.meters = MeterProvider([self._reader])
         self.tracer = self.tracers.get_tracer("test")
 
-    def observer(self, *, linked: bool = False) -> OpenTelemetryObserver:
-        return OpenTelemetryObserver(self.tracers, self.meters, linked=linked)
+    def observer(self, **options: Any) -> OpenTelemetryObserver:
+        return OpenTelemetryObserver(self.tracers, self.meters, **options)
 
     @property
     def spans(self) -> list[ReadableSpan]:
-        """The ended spans, oldest first."""
-        return list(self._exporter.get_finished_spans())
+        """The ended spans, oldest first, without those of enqueueing."""
+        spans = self._exporter.get_finished_spans()
+        return [span for span in spans if span.kind is not SpanKind.PRODUCER]
+
+    @property
+    def producers(self) -> list[ReadableSpan]:
+        """The spans of enqueueing, oldest first."""
+        spans = self._exporter.get_finished_spans()
+        return [span for span in spans if span.kind is SpanKind.PRODUCER]
 
     @property
     def span(self) -> ReadableSpan:

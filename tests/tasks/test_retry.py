@@ -726,6 +726,60 @@ async def test_timeout(manager: Manager, recorder: RecordingObserver) -> None:
     assert recorder.of(TaskFailed)[0].duration == pytest.approx(5)
 
 
+async def asks_slowly(requests: int) -> None:
+    for _ in range(requests):
+        await anyio.sleep(3)
+
+
+async def asks_in_group(requests: int) -> None:
+    async with anyio.create_task_group() as group:
+        group.start_soon(asks_slowly, requests)
+
+
+async def asks_with_clean_up(requests: int) -> None:
+    try:
+        await asks_slowly(requests)
+    finally:
+        await clean_up_slowly()
+
+
+async def clean_up_slowly() -> None:
+    with anyio.CancelScope(shield=True):
+        await anyio.sleep(1)
+
+
+def line_of(fn: Callable[..., Any], offset: int) -> str:
+    return f"test_retry.py:{fn.__code__.co_firstlineno + offset} in {fn.__qualname__}"
+
+
+@pytest.mark.parametrize(
+    ("fn", "place"),
+    [
+        (asks_slowly, line_of(asks_slowly, 2)),
+        (asks_in_group, line_of(asks_in_group, 1)),
+        (asks_with_clean_up, line_of(asks_slowly, 2)),
+    ],
+)
+async def test_place_of_timeout(manager: Manager, fn: Callable[..., Any], place: str) -> None:
+    """The error of a timeout says where the application's code waited."""
+    with pytest.raises(TimeoutError) as caught:
+        await manager.options(name="slow", timeout=5).run(fn, 9)
+    expected = "an attempt of task 'slow' took longer than its timeout of 5 s; it waited at "
+    assert str(caught.value) == expected + place
+
+
+async def test_place_in_library(manager: Manager) -> None:
+    """The error of a timeout names the task's function if no code of the application waited."""
+    with pytest.raises(TimeoutError, match=r"5 s; it waited at \S+\.py:\d+ in sleep_forever$"):
+        await manager.options(timeout=5).run(anyio.sleep_forever)
+
+
+async def test_error_before_timeout(manager: Manager) -> None:
+    """An error before the timeout is raised as it is."""
+    with pytest.raises(ValueError, match=r"^attempt 1$"):
+        await manager.options(timeout=5).run(Flaky())
+
+
 async def test_timeout_per_attempt(manager: Manager) -> None:
     """The timeout applies to every attempt separately."""
     calls: list[float] = []

@@ -153,6 +153,15 @@ class Enqueuer:
             self._notify([message], step.options, step.observers)
         return [self.handle(message.id) for message in messages]
 
+    async def stored(self, id: str) -> Message | None:
+        """Return the message of a stored job, or `None`.
+
+        Raises:
+            BrokerUnavailableError: The broker can't be reached.
+        """
+        job = await self._client.broker.get(id)
+        return None if job is None else job.message
+
     def handle(self, id: str) -> JobHandle[Any]:
         """Return the handle of a job."""
         return JobHandle(id, self._client, self._load_result)

@@ -199,10 +199,10 @@ class Handler(JobSubmission[P, T], Generic[P, R, T]):
         Args:
             **options: `delay`: seconds until the job may start; `at`: when it may start, as a
                 `datetime` with a time zone or in seconds since the epoch; `id`: the job's id, which
-                no stored job may have; `queue`, `expires` (seconds until it must have
-                started), `timeout` (seconds for one attempt): instead of the handler's; `retry`: a
-                number of attempts instead of the handler's policy; `meta`: plain data for observers
-                and `JobContext.meta`.
+                no stored job may have, and which has no `..`; `queue`, `expires` (seconds until it
+                must have started), `timeout` (seconds for one attempt): instead of the handler's;
+                `retry`: a number of attempts instead of the handler's policy, with waits from 5
+                seconds to an hour; `meta`: plain data for observers and `JobContext.meta`.
 
         Returns:
             An object with `enqueue`, `enqueue_sync`, `enqueue_many` and `job`.

@@ -25,6 +25,7 @@ class Terms:
         retention: Seconds for which a job is stored after its end.
         dead_retention: The same for a dead job.
         expires: Seconds until a job must have started.
+        with_baggage: Whether the baggage of the enqueuer is stored with a job.
     """
 
     name: str
@@ -32,6 +33,7 @@ class Terms:
     retention: float
     dead_retention: float
     expires: float | None = None
+    with_baggage: bool = False
 
 
 @dataclass(slots=True, eq=False)
@@ -62,7 +64,7 @@ def messages(
         PayloadTooLargeError: A body is larger than `max_payload`.
         ValueError: The jobs would expire before they are due.
     """
-    shared = _shared(options)
+    shared = _shared(terms, options)
     bodies = (_body(args, kwargs, shared) for args, kwargs in calls)
     encoded = json_data.encode_each(f"job {terms.name}", bodies, max_payload)
     queue, expires = options.queue or terms.queue, _expires(terms, options)
@@ -91,7 +93,7 @@ def message(
     place: Place | None = None,
 ) -> Message:
     """Return the message of one job; raise the errors of `messages`."""
-    body = _body(args, kwargs, _shared(options))
+    body = _body(args, kwargs, _shared(terms, options))
     if options.id is not None:  # the id may be in use
         body["nonce"] = new_id()
     if place is not None:
@@ -130,10 +132,10 @@ def _body(
     return {"args": args, "kwargs": kwargs, **shared} if kwargs else {"args": args, **shared}
 
 
-def _shared(options: CheckedOptions) -> dict[str, Any]:
+def _shared(terms: Terms, options: CheckedOptions) -> dict[str, Any]:
     """Return the fields that the bodies of all jobs of a call share."""
     shared: dict[str, Any] = {}
-    if trace := inject():
+    if trace := inject(with_baggage=terms.with_baggage):
         shared["trace"] = trace
     if options.meta:
         shared["meta"] = meta = dict(options.meta)

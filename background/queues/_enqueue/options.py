@@ -8,7 +8,7 @@ from datetime import datetime
 from typing import Any, TypedDict
 
 from ..._support import validation
-from .._names import check_name
+from .._names import check_name, check_new_id
 
 
 class JobOptions(TypedDict, total=False):
@@ -59,9 +59,10 @@ def check(given: JobOptions) -> CheckedOptions:
             raise ValueError(f"at must have a time zone, such as UTC, but {at} has none")
         at = at.timestamp()
     values: dict[str, Any] = {**given, "at": at}
-    for argument in ("id", "queue"):
-        if values.get(argument) is not None:
-            values[argument] = check_name(argument, values[argument])
+    if values.get("id") is not None:
+        values["id"] = check_new_id(values["id"])
+    if values.get("queue") is not None:
+        values["queue"] = check_name("queue", values["queue"])
     options = CheckedOptions(**values)
     validation.seconds("delay", options.delay, at_least=0)
     validation.optional(validation.seconds, "at", options.at)

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Awaitable, Callable
-from contextlib import suppress
 from dataclasses import replace
 from hashlib import sha256
 from typing import Any
@@ -15,9 +15,12 @@ from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type
 from ..._schedule import PATIENCE, Calendar, Every, Schedule, Ticks
 from ..._states import TaskKind
 from ..._support import clock, validation
+from ..._support.log import log
 from ..._task import Task
 from .._backoff import WAIT, Outage
-from .._errors import DuplicateJobError
+from .._codec.body import decode
+from .._errors import DuplicateJobError, InvalidPayloadError
+from .._names import RESERVED
 from ..abc import Message
 from .enqueuer import Enqueuer
 from .messages import message
@@ -103,10 +106,16 @@ class JobSchedule:
         ), options
 
     async def _enqueue(self, tick: float) -> None:
-        id = f"{self._id}.{tick:.3f}"
+        id = f"{self._id}{RESERVED}{tick:.3f}"
         made, options = self._make(id, self._jitter * _chance(id))
-        with suppress(DuplicateJobError):  # another process was faster
+        try:
             await self._enqueuer.enqueue([made], options, self._job.observers)
+        except DuplicateJobError:
+            stored = await self._enqueuer.stored(id)
+            if stored is not None and not _is_same(stored, made):
+                text = "schedule of %s: no job is enqueued, because another job has the id %s"
+                log(logging.ERROR, text, self._job.terms.name, id)
+            # Otherwise another process was faster.
         self._outage.succeeded()
 
     def _failed(self, state: RetryCallState) -> None:
@@ -145,6 +154,17 @@ def _id_of(schedule: Schedule, job: Single[Any]) -> str:
     name = job.terms.name
     described = repr((name, schedule, [*job.args], sorted(job.kwargs.items()), job.options))
     return f"{name[:80]}:{sha256(described.encode()).hexdigest()[:12]}"
+
+
+def _is_same(stored: Message, made: Message) -> bool:
+    """Return whether two messages are those of one tick."""
+    if stored.handler != made.handler:
+        return False
+    try:
+        first, second = (decode(job.id, job.body, math.inf) for job in (stored, made))
+    except InvalidPayloadError:
+        return False
+    return (first.args, first.kwargs) == (second.args, second.kwargs)
 
 
 def _chance(id: str) -> float:

@@ -9,6 +9,7 @@ from typing import Any, Generic, TypeVar, overload
 
 from ..._observer import Observer
 from .._codec.body import DEEPEST, Shape
+from .._names import RESERVED
 from ..abc import Message
 from .messages import Place, Terms, last_message, message
 from .options import CheckedOptions
@@ -211,7 +212,7 @@ class Compiler:
                 depends_on, shape = _numbered(exits)
             return exits
         assert isinstance(step, Single)
-        id = f"{self._id}.{len(self._messages) + 1}"
+        id = f"{self._id}{RESERVED}{len(self._messages) + 1}"
         place = Place(id=id, depends_on=depends_on, previous=shape)
         made = message(step.terms, step.args, step.kwargs, step.options, self._max_payload, place)
         self._messages.append(made)

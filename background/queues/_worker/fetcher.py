@@ -39,6 +39,7 @@ class Fetcher:
         lease: Seconds for which jobs are claimed.
         max_crashes: The number of crashes after which a job is dead.
         unknown_for: Seconds for which a job that this worker can't run is released.
+        with_baggage: Whether baggage that is stored with a job is attached when it runs.
     """
 
     def __init__(
@@ -52,6 +53,7 @@ class Fetcher:
         lease: float,
         max_crashes: int,
         unknown_for: float,
+        with_baggage: bool,
     ) -> None:
         self.is_fetching = True  # until the loop has ended
         self._broker = broker
@@ -63,6 +65,7 @@ class Fetcher:
         self._lease = lease
         self._max_crashes = max_crashes
         self._unknown_for = unknown_for
+        self._with_baggage = with_baggage
         self._reported: set[tuple[str, type[Exception]]] = set()
         self._backoff = BrokerBackoff("claiming jobs")
         self._is_stopped = False
@@ -138,7 +141,7 @@ class Fetcher:
             return
         try:
             context = self._context.copy()
-            trace.attach(context, carrier)
+            trace.attach(context, carrier, with_baggage=self._with_baggage)
             attempt.start(context)
         except Exception as error:  # its lease ends, and max_crashes bounds the number of tries
             log(logging.ERROR, "job %s can't be started", claim.message.id, error=error)

@@ -41,6 +41,7 @@ class WorkerLoops:
         lease: Seconds for which jobs are claimed.
         max_crashes: A job is dead when this many workers have died while they ran it.
         unknown_for: Seconds for which a job that this worker can't run is released.
+        with_baggage: Whether baggage that is stored with a job is attached when it runs.
     """
 
     def __init__(
@@ -55,6 +56,7 @@ class WorkerLoops:
         lease: float,
         max_crashes: int,
         unknown_for: float,
+        with_baggage: bool,
     ) -> None:
         broker = client.broker
         self.queues = queues
@@ -80,6 +82,7 @@ class WorkerLoops:
             lease,
             max_crashes,
             unknown_for,
+            with_baggage,
         )
         self._renewer = LeaseRenewer(broker, self.in_flight, lease, host.backend.now)
         self._janitor = Janitor(broker, lease)

@@ -38,6 +38,7 @@ class WorkerPool:
         lease: Seconds for which jobs are claimed.
         max_crashes: A job is dead when this many workers have died while they ran it.
         unknown_for: Seconds for which a job that a worker can't run is released.
+        with_baggage: Whether baggage that is stored with a job is attached when it runs.
     """
 
     def __init__(
@@ -50,6 +51,7 @@ class WorkerPool:
         lease: float,
         max_crashes: int,
         unknown_for: float,
+        with_baggage: bool,
     ) -> None:
         self._client = client
         self._enqueuer = enqueuer
@@ -58,6 +60,7 @@ class WorkerPool:
         self._lease = lease
         self._max_crashes = max_crashes
         self._unknown_for = unknown_for
+        self._with_baggage = with_baggage
         self._workers: list[WorkerLoops] = []
         self._managers: list[Manager] = []
         self._schedules: list[TaskHandle[None]] = []
@@ -87,6 +90,7 @@ class WorkerPool:
             lease=self._lease,
             max_crashes=self._max_crashes,
             unknown_for=self._unknown_for,
+            with_baggage=self._with_baggage,
         )
         worker_started(
             self._client.broker,

@@ -10,7 +10,6 @@ from typing import Any
 from tenacity import AsyncRetrying
 
 from ..._observer import Observer
-from ..._retry import make_policy
 from ..._support.frozen import EMPTY
 from ..._task import Task, unchecked
 from .._client import previous
@@ -21,6 +20,7 @@ from .._errors import PayloadTooLargeError, UnknownHandlerError, WorkerDiedError
 from .._names import listed
 from ..abc import Claim
 from .attempt import JobAttempt, WorkerContext
+from .policy import job_policy
 
 _MOST_NAMES = 20  # in a message
 _UNKNOWN = "unknown handler"  # one name of tasks, because the jobs' own come from outside
@@ -113,7 +113,7 @@ class Preparation:
             claim,
             task,
             held_until,
-            policy=self._worker.host.config.policy if retry is None else make_policy(retry),
+            policy=job_policy(self._worker.host.config.retry if retry is None else retry),
             dump_result=handler.signature.dump_result,
             stores_result=config.stores_result,
             passes_result=body.passes,

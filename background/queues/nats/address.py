@@ -8,13 +8,13 @@ from collections.abc import Callable, Mapping
 from contextlib import suppress
 from importlib import import_module
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import Any
 
 from anyio import to_thread
 from nats.aio.client import Client
 
 from .._extras import needing
-from .._tls import TLS_OPTIONS, Tls
+from .._tls import TLS_OPTIONS, Tls, TlsOptions
 from .._url_parts import Reader, choice, flag, parse, whole_number
 from .credentials import CredentialsFile, key_pair
 from .secure_client import SecureClient
@@ -36,7 +36,7 @@ _READERS: Mapping[str, Reader] = {
 _NEED_NKEYS = ("nkeys_seed", "nkeys_seed_str", "user_credentials")
 
 
-class NatsOptions(TypedDict, total=False):
+class NatsOptions(TlsOptions, total=False):
     """Arguments of `NatsBroker` that nats-py takes, and those of TLS."""
 
     user: str | Callable[[], str]
@@ -52,13 +52,6 @@ class NatsOptions(TypedDict, total=False):
     dont_randomize: bool
     tls_hostname: str
     tls_handshake_first: bool
-    ssl_ca_certs: str
-    ssl_ca_path: str
-    ssl_cert_reqs: str
-    ssl_certfile: str
-    ssl_check_hostname: bool
-    ssl_keyfile: str
-    ssl_password: str
 
 
 class NatsAddress:

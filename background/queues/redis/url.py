@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from typing import Any, NamedTuple, TypedDict
+from typing import Any, NamedTuple
 
 from redis.credentials import CredentialProvider
 
-from .._tls import TLS_OPTIONS
+from .._tls import TLS_OPTIONS, TlsOptions
 from .._url_parts import Host, Reader, UrlParts, parse, whole_number
 
 _EXAMPLE = (
@@ -41,7 +41,7 @@ _MODES = {
 }
 
 
-class RedisOptions(TypedDict, total=False):
+class RedisOptions(TlsOptions, total=False):
     """Arguments of `RedisBroker` for connections of redis-py and to sentinels, and those of TLS."""
 
     username: str
@@ -53,13 +53,6 @@ class RedisOptions(TypedDict, total=False):
     socket_keepalive_options: Mapping[int, int | bytes]
     sentinel_username: str
     sentinel_password: str
-    ssl_ca_certs: str
-    ssl_ca_path: str
-    ssl_cert_reqs: str
-    ssl_certfile: str
-    ssl_check_hostname: bool
-    ssl_keyfile: str
-    ssl_password: str
 
 
 class Node(NamedTuple):

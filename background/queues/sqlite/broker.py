@@ -5,11 +5,12 @@ from __future__ import annotations
 import os
 import sqlite3
 import warnings
-from collections.abc import AsyncIterator, Generator, Sequence
+from collections.abc import AsyncIterator, Callable, Generator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from itertools import count
 from math import inf
+from typing import Any, TypeVar
 
 import anyio
 
@@ -19,6 +20,9 @@ from .._states import FINAL, JobState
 from ..abc import Broker, Claim, LeaseStatus, MaintenanceStats, Message, Settlement, StoredJob
 from . import transitions
 from .connection import SQLiteFile, Synchronous
+from .thread import Work
+
+T = TypeVar("T")
 
 _FIXED = (3, 51, 3)  # fixes a race between two connections that write, https://sqlite.org/wal.html
 _SOON = 0.001  # the shortest wait in seconds, because clocks and timers are not exact
@@ -41,9 +45,11 @@ class SQLiteBroker(Broker):
         synchronous: With `"NORMAL"`, jobs survive the end of the process, but the latest changes
             may be lost if the system loses power. With `"FULL"`, nothing is lost, and each
             transaction waits for the disk.
+        timeout: Seconds that a call waits for the write lock of other connections; then it raises
+            `BrokerUnavailableError`, and has changed nothing.
 
     Raises:
-        ValueError: The path does not name a file, or `synchronous` is not valid.
+        ValueError: The path does not name a file, or another argument is not valid.
 
     Example:
         ```python
@@ -56,8 +62,9 @@ class SQLiteBroker(Broker):
         path: str | os.PathLike[str],
         *,
         synchronous: Synchronous = "NORMAL",
+        timeout: float = 5.0,
     ) -> None:
-        self._file = SQLiteFile(path, synchronous, self._changed_by_others)
+        self._file = SQLiteFile(path, synchronous, timeout, self._changed_by_others)
         self.path = self._file.path
         self._warned = sqlite3.sqlite_version_info >= _FIXED
         self._shared = False  # whether other connections change the file
@@ -77,17 +84,14 @@ class SQLiteBroker(Broker):
         self._wake_all()
 
     async def enqueue(self, messages: Sequence[Message]) -> list[bool]:
-        new = await self._file.write(
-            partial(transitions.enqueue, messages=messages, now=clock.wall())
-        )
+        new = await self._file.write(_now(transitions.enqueue, messages=messages))
         self._wake_workers()
         return new
 
     async def claim(self, queues: Sequence[str], most: int, *, lease: float) -> list[Claim]:
         token = f"{self._process}-{next(self._claims)}"
-        now = clock.wall()
         claims, changed = await self._file.write(
-            partial(transitions.claim, queues=queues, most=most, token=token, now=now, lease=lease)
+            _now(transitions.claim, queues=queues, most=most, token=token, lease=lease)
         )
         if changed:
             self._wake_all()
@@ -106,12 +110,10 @@ class SQLiteBroker(Broker):
                 await self._wait(changed, at)
 
     async def renew(self, claims: Sequence[Claim], *, lease: float) -> list[LeaseStatus]:
-        return await self._file.write(
-            partial(transitions.renew, claims=claims, now=clock.wall(), lease=lease)
-        )
+        return await self._file.write(_now(transitions.renew, claims=claims, lease=lease))
 
     async def settle(self, settlements: Sequence[Settlement]) -> list[bool]:
-        work = partial(transitions.settle, settlements=settlements, now=clock.wall())
+        work = _now(transitions.settle, settlements=settlements)
         accepted, others_change = await self._file.write(work)
         if others_change:
             self._wake_all()
@@ -123,28 +125,28 @@ class SQLiteBroker(Broker):
         return accepted
 
     async def save(self, id: str, token: str, result: bytes) -> bool:
-        work = partial(transitions.save, id=id, token=token, result=result, now=clock.wall())
+        work = _now(transitions.save, id=id, token=token, result=result)
         return await self._file.write(work)
 
     async def cancel(self, id: str) -> JobState | None:
-        state = await self._file.write(partial(transitions.cancel, id=id, now=clock.wall()))
+        state = await self._file.write(_now(transitions.cancel, id=id))
         self._wake_all()
         return state
 
     async def requeue(self, id: str) -> bool:
-        done = await self._file.write(partial(transitions.requeue, id=id, now=clock.wall()))
+        done = await self._file.write(_now(transitions.requeue, id=id))
         self._wake_all()
         return done
 
     async def get(self, id: str) -> StoredJob | None:
-        job, _ = await self._file.read(partial(transitions.get, id=id, now=clock.wall()))
+        job, _ = await self._file.read(_now(transitions.get, id=id))
         return job
 
     async def wait(self, id: str, timeout: float) -> StoredJob | None:
         with self._file.watched(), anyio.move_on_after(timeout):
             while True:
                 with self._waiting(id) as ended:
-                    work = partial(transitions.get, id=id, now=clock.wall())
+                    work = _now(transitions.get, id=id)
                     job, at = await self._file.read(work)
                     self._warn()
                     if job is None or job.state in FINAL:
@@ -158,15 +160,13 @@ class SQLiteBroker(Broker):
         last: int | None = 0
         while last is not None:
             found, last = await self._file.read(
-                partial(transitions.page, after=last, queue=queue, state=state, now=clock.wall())
+                _now(transitions.page, after=last, queue=queue, state=state)
             )
             for job in found:
                 yield job
 
     async def count(self, *, queue: str | None = None, state: JobState | None = None) -> int:
-        return await self._file.read(
-            partial(transitions.count, queue=queue, state=state, now=clock.wall())
-        )
+        return await self._file.read(_now(transitions.count, queue=queue, state=state))
 
     async def purge(self, *, state: JobState | None = None, older_than: float = 0.0) -> int:
         before = clock.wall() - older_than
@@ -183,7 +183,7 @@ class SQLiteBroker(Broker):
     async def maintain(self) -> MaintenanceStats:
         done, complete = MaintenanceStats(), False
         while not complete:
-            part, complete = await self._file.write(partial(transitions.maintain, now=clock.wall()))
+            part, complete = await self._file.write(_now(transitions.maintain))
             done = MaintenanceStats(
                 due=done.due + part.due,
                 reclaimed=done.reclaimed + part.reclaimed,
@@ -245,3 +245,8 @@ class SQLiteBroker(Broker):
                 RuntimeWarning,
                 stacklevel=3,
             )
+
+
+def _now(transition: Callable[..., T], **arguments: Any) -> Work[T]:
+    """Return a call of a transition that takes the time after the wait for the write lock."""
+    return lambda db: transition(db, now=clock.wall(), **arguments)

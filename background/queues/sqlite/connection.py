@@ -11,6 +11,7 @@ from typing import Literal, TypeVar
 
 import anyio
 
+from ..._support import validation
 from .._errors import BrokerUnavailableError
 from .schema import connect
 from .thread import SQLiteThread, Work
@@ -28,16 +29,18 @@ class SQLiteFile:
     Args:
         path: The file.
         synchronous: SQLite's setting `PRAGMA synchronous`.
+        timeout: Seconds that a call waits for the locks of other connections.
         on_foreign_change: Called when another connection changes the file while it is watched.
 
     Raises:
-        ValueError: The path does not name a file, or `synchronous` is not valid.
+        ValueError: The path does not name a file, or another argument is not valid.
     """
 
     def __init__(
         self,
         path: str | os.PathLike[str],
         synchronous: Synchronous,
+        timeout: float,
         on_foreign_change: Callable[[], None],
     ) -> None:
         name = os.fspath(path)
@@ -47,8 +50,10 @@ class SQLiteFile:
             )
         if synchronous not in ("NORMAL", "FULL"):
             raise ValueError(f'synchronous must be "NORMAL" or "FULL", not {synchronous!r}')
+        validation.seconds("timeout", timeout, above=0)
         self.path = str(Path(name).absolute())
-        self._connect = partial(connect, self.path, synchronous)
+        self._connect = partial(connect, self.path, synchronous, timeout)
+        self._timeout = timeout
         self._on_foreign_change = on_foreign_change
         self._thread: SQLiteThread | None = None
         self._opening: anyio.Lock | None = None  # held while closing, too
@@ -57,7 +62,7 @@ class SQLiteFile:
         async with self._exclusively():
             if self._thread is not None:
                 return
-            thread = SQLiteThread(self.path, self._connect, self._on_foreign_change)
+            thread = SQLiteThread(self.path, self._connect, self._timeout, self._on_foreign_change)
             try:
                 await thread.start()
             except BaseException:

@@ -21,15 +21,20 @@ class SQLiteResults(Results):
     Args:
         path: The file; it may be that of a broker.
         synchronous: `"NORMAL"` or `"FULL"`, as for `SQLiteBroker`.
+        timeout: Seconds that a call waits for the write lock, as for `SQLiteBroker`.
 
     Raises:
-        ValueError: The path does not name a file, or `synchronous` is not valid.
+        ValueError: The path does not name a file, or another argument is not valid.
     """
 
     def __init__(
-        self, path: str | os.PathLike[str], *, synchronous: Synchronous = "NORMAL"
+        self,
+        path: str | os.PathLike[str],
+        *,
+        synchronous: Synchronous = "NORMAL",
+        timeout: float = 5.0,
     ) -> None:
-        self._file = SQLiteFile(path, synchronous, lambda: None)
+        self._file = SQLiteFile(path, synchronous, timeout, lambda: None)
         self.path = self._file.path
 
     def __repr__(self) -> str:
@@ -42,19 +47,16 @@ class SQLiteResults(Results):
         await self._file.close()
 
     async def save(self, key: str, result: bytes, *, retention: float) -> None:
-        now = clock.wall()
-
         def work(db: sqlite3.Connection) -> None:
+            now = clock.wall()
             db.execute(_DELETE_OLD, (now,))
             db.execute(_SAVE, (key, result, now + retention))
 
         await self._file.write(work)
 
     async def get(self, key: str) -> bytes | None:
-        now = clock.wall()
-
         def work(db: sqlite3.Connection) -> bytes | None:
-            row = db.execute(_GET, (key, now)).fetchone()
+            row = db.execute(_GET, (key, clock.wall())).fetchone()
             return None if row is None else row[0]
 
         return await self._file.read(work)

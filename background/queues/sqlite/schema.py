@@ -17,9 +17,10 @@ from typing import Any
 
 from .._errors import BrokerUnavailableError
 from . import file_system
+from .wal import BOUND
 
-#: Seconds that a transaction waits for locks of other processes.
-BUSY_TIMEOUT = 5.0
+#: Milliseconds that SQLite waits for a lock before the thread checks the bounds of its calls.
+_BUSY_TIMEOUT = 50
 
 _OLDEST = (3, 35, 0)  # the first version that has RETURNING
 
@@ -111,12 +112,13 @@ _open: list[tuple[str, int]] = []
 _opening = threading.Lock()  # held by brokers' threads only
 
 
-def connect(path: str, synchronous: str) -> sqlite3.Connection:
+def connect(path: str, synchronous: str, timeout: float) -> sqlite3.Connection:
     """Open the file, create it if necessary, and apply all migrations.
 
     Args:
         path: The file.
         synchronous: SQLite's setting `PRAGMA synchronous`.
+        timeout: Seconds that opening waits for the locks of other connections.
 
     Raises:
         BrokerUnavailableError: SQLite or the file can't be used.
@@ -137,15 +139,17 @@ def connect(path: str, synchronous: str) -> sqlite3.Connection:
                 f"{path} was open when this process was forked; SQLite can't share it after a fork"
             )
         file_system.create(place)
-        db = sqlite3.connect(path, timeout=BUSY_TIMEOUT, isolation_level=None)
+        db = sqlite3.connect(path, timeout=timeout, isolation_level=None)
         try:
             with _transaction(db, "BEGIN"):  # before WAL mode, which changes the file
                 version = stored_version(db, path, MIGRATIONS)
-            _use_wal(db)
+            _use_wal(db, timeout)
             db.execute(f"PRAGMA synchronous = {synchronous}")
             db.execute("PRAGMA mmap_size = 0")
+            db.execute(f"PRAGMA journal_size_limit = {BOUND}")
             if version < len(MIGRATIONS):
                 migrate(db, path, MIGRATIONS)
+            db.execute(f"PRAGMA busy_timeout = {_BUSY_TIMEOUT}")
         except BaseException:
             db.close()
             raise
@@ -160,8 +164,8 @@ def disconnect(db: sqlite3.Connection, path: str) -> None:
         _open.remove((path, os.getpid()))
 
 
-def _use_wal(db: sqlite3.Connection) -> None:
-    deadline = time.monotonic() + BUSY_TIMEOUT
+def _use_wal(db: sqlite3.Connection, timeout: float) -> None:
+    deadline = time.monotonic() + timeout
     while True:
         try:
             (mode,) = db.execute("PRAGMA journal_mode = WAL").fetchone()

@@ -25,6 +25,7 @@ from ..._support import clock
 from .._errors import BrokerUnavailableError
 from .file_system import identity
 from .schema import disconnect
+from .wal import WalGuard
 
 T = TypeVar("T")
 Work = Callable[[sqlite3.Connection], T]
@@ -40,12 +41,13 @@ _IDLE = 1.0  # seconds between two checks whether the program has ended, without
 class _SQLiteCall:
     """A function to call in the thread, and its result."""
 
-    __slots__ = ("done", "error", "value", "withdrawn", "work", "writes")
+    __slots__ = ("deadline", "done", "error", "value", "withdrawn", "work", "writes")
 
-    def __init__(self, work: Work[Any], writes: bool, done: Event) -> None:
+    def __init__(self, work: Work[Any], writes: bool, done: Event, deadline: float) -> None:
         self.work = work
         self.writes = writes
         self.done = done
+        self.deadline = deadline  # of the wait for locks, on the monotonic clock
         self.withdrawn = False
         self.value: Any = None
         self.error: BaseException | None = None
@@ -59,12 +61,17 @@ class _RolledBackError(Exception):
     """SQLite rolled back a transaction automatically."""
 
 
+class _LockedError(Exception):
+    """Another connection has a lock on the file."""
+
+
 class SQLiteThread:
     """A connection and its thread, for one event loop.
 
     Args:
         path: The file.
         connect: Opens the connection.
+        timeout: Seconds that a call waits for the locks of other connections.
         on_foreign_change: Called in the event loop when another connection has changed the file,
             while `watchers` is not 0.
     """
@@ -73,11 +80,13 @@ class SQLiteThread:
         self,
         path: str,
         connect: Callable[[], sqlite3.Connection],
+        timeout: float,
         on_foreign_change: Callable[[], None],
     ) -> None:
         self.watchers = 0
         self._path = path
         self._connect = connect
+        self._timeout = timeout
         self._on_foreign_change = on_foreign_change
         self._backend = current_backend()
         self._context = copy_context()
@@ -95,7 +104,8 @@ class SQLiteThread:
         self._ended = self._backend.event()
 
     def _new_call(self, work: Work[Any], writes: bool = False) -> _SQLiteCall:
-        return _SQLiteCall(work, writes, self._backend.event())
+        deadline = time.monotonic() + self._timeout
+        return _SQLiteCall(work, writes, self._backend.event(), deadline)
 
     async def start(self) -> None:
         """Start the thread and open the connection.
@@ -146,7 +156,7 @@ class SQLiteThread:
             The function's result.
 
         Raises:
-            BrokerUnavailableError: The file can't be used.
+            BrokerUnavailableError: The file can't be used, or is locked for too long.
             Exception: The function's error.
         """
         await checkpoint_if_cancelled()
@@ -190,6 +200,7 @@ class SQLiteThread:
             self._post(self._ended.set)
 
     def _serve(self, db: sqlite3.Connection) -> None:
+        wal = WalGuard(self._path)
         with suppress(sqlite3.Error):  # after an error, the first check reports a change
             self._version = _data_version(db)
         while True:
@@ -204,6 +215,7 @@ class SQLiteThread:
                 self._settle([call for call in calls if call is not None], db)
                 if calls[-1] is None:
                     return
+                wal.check(db)
             if self.watchers:
                 self._check_for_changes(db)
 
@@ -241,9 +253,31 @@ class SQLiteThread:
 
     def _together(self, calls: Sequence[_SQLiteCall], db: sqlite3.Connection) -> bool:
         """Run calls in one transaction; return `False` if they need separate transactions."""
-        wanted = [call for call in calls if not call.withdrawn]
-        if not wanted:
-            return True
+        left = calls
+        while wanted := [call for call in left if not call.withdrawn]:
+            try:
+                return self._run_together(wanted, db)
+            except _LockedError:
+                now = time.monotonic()
+                left = [call for call in wanted if call.deadline > now]
+                for call in wanted:
+                    call.error = self._locked()  # unless it is called again
+        return True
+
+    def _locked(self) -> BrokerUnavailableError:
+        error = BrokerUnavailableError(
+            f"{self._path}: database is locked; another connection had the lock for the whole "
+            f"timeout of {self._timeout:g} s"
+        )
+        error.changed_nothing = True
+        return error
+
+    def _run_together(self, wanted: Sequence[_SQLiteCall], db: sqlite3.Connection) -> bool:
+        """Do what `_together` does, once.
+
+        Raises:
+            _LockedError: Another connection has the lock.
+        """
         alone = len(wanted) == 1
         try:
             self._check_file()
@@ -255,6 +289,8 @@ class SQLiteThread:
             full = getattr(error, "sqlite_errorcode", None) == sqlite3.SQLITE_FULL
             if not alone and (full or isinstance(error, _RolledBackError)):
                 return False
+            if _is_locked(error):
+                raise _LockedError from error
             for call in wanted:
                 call.error = self._explained(error)
         finally:
@@ -280,7 +316,8 @@ class SQLiteThread:
         try:
             call.value = call.work(db)
         except Exception as error:
-            if not db.in_transaction:  # earlier calls in the transaction are undone, too
+            # Earlier calls in the transaction are undone, too, or a read waits for a lock.
+            if not db.in_transaction or _is_locked(error):
                 raise _RolledBackError from error
             db.execute("ROLLBACK TO call")
             call.error = self._explained(error)
@@ -319,3 +356,8 @@ def _data_version(db: sqlite3.Connection) -> int:
     """Return a number that changes when other connections change the file."""
     ((version,),) = db.execute("PRAGMA data_version").fetchall()
     return int(version)
+
+
+def _is_locked(error: Exception) -> bool:
+    code: int = getattr(error, "sqlite_errorcode", 0)
+    return code & 0xFF == sqlite3.SQLITE_BUSY  # the other bits say more about the lock

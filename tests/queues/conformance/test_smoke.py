@@ -8,7 +8,7 @@ from __future__ import annotations
 import pytest
 from support.brokers.faulty import FaultyBroker
 
-from background import Manager
+from background import Manager, retry_on
 from background.queues import JobFailedError, JobQueue, JobState, chain, group
 from background.queues.abc import Broker
 
@@ -22,7 +22,7 @@ async def test_jobs(broker: Broker) -> None:
         async def add(first: int, second: int) -> int:
             return first + second
 
-        @jobs.handler(name="flaky", retry=2)
+        @jobs.handler(name="flaky", retry=retry_on(ValueError, attempts=2))
         async def flaky() -> None:
             attempts.append("flaky")
             raise ValueError("no")

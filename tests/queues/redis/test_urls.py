@@ -99,7 +99,7 @@ def test_invalid_url(url: str, message: str) -> None:
     [
         ("redis://h?prefix=a", {"prefix": "b"}, ValueError, "prefix is given twice"),
         ("redis://:a@h", {"password": "b"}, ValueError, "password is given twice"),
-        ("redis://h", {"prefx": "b"}, TypeError, "no argument 'prefx'; .* are username, password"),
+        ("redis://h", {"prefx": "b"}, TypeError, "no argument 'prefx'; .* username, password"),
         ("redis://h", {"retry_on_timeout": True}, TypeError, "no argument 'retry_on_timeout'"),
         ("redis://h", {"ssl_ca_certs": "ca"}, ValueError, "ssl_ca_certs: not with a URL of redis"),
         ("redis+cluster://h", {"db": 1}, ValueError, r"db: not with a URL of redis\+cluster"),

@@ -4,36 +4,77 @@ from __future__ import annotations
 
 import sqlite3
 import sys
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import anyio
 import pytest
 from support.brokers.sqlite import Gate, finish, message, messages, other_connection, thread_of
 
+from background._support import clock
+from background.queues import JobQueue
 from background.queues._errors import BrokerUnavailableError
 from background.queues._states import JobState
-from background.queues.abc import Settlement
-from background.queues.sqlite import SQLiteBroker, schema
+from background.queues.abc import Message, Settlement
+from background.queues.sqlite import SQLiteBroker, schema, wal
 from background.queues.sqlite.thread import _data_version
 
 
-async def test_lock_timeout(
-    path: Path, monkeypatch: pytest.MonkeyPatch, anyio_backend: object
-) -> None:
-    """A call fails if the file is locked for longer than the busy timeout."""
-    monkeypatch.setattr("background.queues.sqlite.schema.BUSY_TIMEOUT", 0.02)
-    broker = SQLiteBroker(path)
+async def test_lock_timeout(path: Path, anyio_backend: object) -> None:
+    """A call fails if the file is locked for longer than the timeout."""
+    broker = SQLiteBroker(path, timeout=0.02)
     await broker.open()
     with other_connection(path) as db:
         db.execute("BEGIN IMMEDIATE")
-        with pytest.raises(BrokerUnavailableError, match=r"jobs\.db: database is locked"):
+        with pytest.raises(
+            BrokerUnavailableError, match=r"jobs\.db: database is locked.* timeout of 0.02 s"
+        ):
             await broker.enqueue([message()])
         assert await broker.get("one") is None
         db.execute("ROLLBACK")
         assert await broker.enqueue([message()]) == [True]
     await broker.close()
+
+
+async def test_lease_after_lock_wait(
+    path: Path, monkeypatch: pytest.MonkeyPatch, anyio_backend: object
+) -> None:
+    """A lease begins when the claim has the write lock, not before its wait for the lock."""
+    broker = SQLiteBroker(path)
+    await broker.open()
+    monkeypatch.setattr(clock, "wall", lambda: 1000.0)
+    await broker.enqueue([message(retention=1e9)])
+    with other_connection(path) as db:
+        db.execute("BEGIN IMMEDIATE")
+        async with anyio.create_task_group() as group:
+            group.start_soon(partial(broker.claim, ["q"], 1, lease=30))
+            await anyio.wait_all_tasks_blocked()
+            monkeypatch.setattr(clock, "wall", lambda: 2000.0)
+            db.execute("ROLLBACK")
+        ((ends,),) = db.execute("SELECT changes_at FROM background_jobs").fetchall()
+    assert ends == 2030.0
+    await broker.close()
+
+
+class CountingBroker(SQLiteBroker):
+    calls = 0
+
+    async def enqueue(self, messages: Sequence[Message]) -> list[bool]:
+        self.calls += 1
+        return await super().enqueue(messages)
+
+
+async def test_locked_enqueue_once(path: Path, anyio_backend: object) -> None:
+    """An enqueue that timed out at the lock is not repeated, because it has changed nothing."""
+    broker = CountingBroker(path, timeout=0.02)
+    async with JobQueue(broker) as jobs:
+        with other_connection(path) as db:
+            db.execute("BEGIN IMMEDIATE")
+            with pytest.raises(BrokerUnavailableError, match="timeout"):
+                await jobs.enqueue("h")
+    assert broker.calls == 1
 
 
 async def test_locked_while_created(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -42,10 +83,8 @@ async def test_locked_while_created(path: Path, monkeypatch: pytest.MonkeyPatch)
     with other_connection(path) as db:
         db.execute("CREATE TABLE other (x)")
         db.execute("BEGIN IMMEDIATE")
-        with monkeypatch.context() as patch:
-            patch.setattr("background.queues.sqlite.schema.BUSY_TIMEOUT", -1)
-            with pytest.raises(BrokerUnavailableError, match="locked"):
-                await broker.open()
+        with pytest.raises(BrokerUnavailableError, match="locked"):
+            await SQLiteBroker(path, timeout=0.001).open()
         retries: list[float] = []
 
         def release_lock(seconds: float) -> None:
@@ -125,6 +164,31 @@ async def test_full_disk_fails_one_call(broker: SQLiteBroker, path: Path, large_
     assert accepted == [True, True]
     assert sorted([job.message.id async for job in broker.scan()]) == ["a", "b", "held"]
     assert await broker.count(state=JobState.RUNNING) == 1
+
+
+async def test_large_wal(
+    broker: SQLiteBroker,
+    path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """A log that a reader makes grow is reported once, and truncated when the reader is gone."""
+    monkeypatch.setattr(wal, "BOUND", 1_000_000)
+    monkeypatch.setattr(wal, "_INTERVAL", 0.0)
+    file = path.with_name(f"{path.name}-wal")
+    with other_connection(path) as db:
+        db.execute("BEGIN")
+        db.execute("SELECT * FROM background_jobs").fetchall()
+        for id in ("a", "b", "c"):
+            await broker.enqueue([message(id, body=b"x" * 1_000_000)])
+        await broker.get("a")
+        assert file.stat().st_size > 3_000_000
+        db.execute("COMMIT")
+    await broker.maintain()
+    await broker.get("a")  # the check follows the answer of a call
+    assert file.stat().st_size < 1_000_000
+    (record,) = caplog.records
+    assert "jobs.db-wal has more than 1 MB and can't be truncated" in record.getMessage()
 
 
 async def test_missing_table(broker: SQLiteBroker, path: Path) -> None:

@@ -171,7 +171,7 @@ async def test_old_sqlite(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_wal_unavailable() -> None:
     """A database that can't use WAL is rejected."""
     with closing(sqlite3.connect(":memory:")) as db, pytest.raises(sqlite3.Error, match="WAL"):
-        schema._use_wal(db)
+        schema._use_wal(db, 5)
 
 
 async def test_network_file_system(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

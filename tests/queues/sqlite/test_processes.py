@@ -158,7 +158,7 @@ def test_cost_of_consecutive_groups(tmp_path: Path) -> None:
         return ticks
 
     path = str(tmp_path / "jobs.db")
-    db = schema.connect(path, "NORMAL")
+    db = schema.connect(path, "NORMAL", 5)
     try:
         db.execute("BEGIN IMMEDIATE")
         assert steps(160) < 5 * steps(80)

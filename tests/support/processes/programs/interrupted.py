@@ -1,7 +1,8 @@
-"""Programs that send signals to themselves: `python interrupted.py BACKEND SEED LINES`.
+"""Programs that send signals to themselves: `python interrupted.py PART BACKEND SEED LINES`.
 
-Each case runs in a forked process. A line of JSON reports its exit status, its duration and its
-output. The output has a line for each event "added", "ended" and "closed".
+The part is `moments`, `lines` or `unhandled`. Each case runs in a forked process. A line of JSON
+reports its exit status, its duration and its output. The output has a line for each event "added",
+"ended" and "closed".
 """
 
 from __future__ import annotations
@@ -254,7 +255,8 @@ async def in_an_iteration(send: Send) -> None:
 
     async def work() -> None:
         send()
-        await anyio.sleep(0.01)
+        await manager.shutdown_requested()
+        await checkpoint()
         say("iteration finished")
 
     async with make_manager() as manager:
@@ -315,7 +317,8 @@ def send_to_self(number: signal.Signals, times: int) -> None:
         time.sleep(0)  # lets the handler run
 
 
-def moments(backend: str) -> Iterator[Case]:
+def moments(backend: str, seed: int, count: int) -> Iterator[Case]:
+    """Yield a case for each moment, signal and number of signals."""
     for number in SIGNALS:
         for times in (1, 2, 3):
             for moment in MOMENTS:
@@ -408,19 +411,18 @@ async def import_everything() -> None:
         await manager.run(checkpoint)
 
 
-def main(backend: str, seed: str, count: str) -> None:
+PARTS = {part.__name__: part for part in (moments, lines, unhandled)}
+
+
+def main(part: str, backend: str, seed: str, count: str) -> None:
     anyio.run(import_everything, **BACKENDS[backend])
     gc.collect()
     gc.freeze()
     children = Children()
-    for case, program in moments(backend):
+    for case, program in PARTS[part](backend, int(seed), int(count)):
         children.start(case, program)
     children.finish()
-    for cases in lines, unhandled:
-        for case, program in cases(backend, int(seed), int(count)):
-            children.start(case, program)
-        children.finish()
-    print("last of", backend, flush=True)
+    print("last of", part, flush=True)
 
 
 if __name__ == "__main__":

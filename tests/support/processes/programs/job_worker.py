@@ -31,6 +31,7 @@ from background import (
     TaskRetrying,
     TaskSucceeded,
     every,
+    retry_on,
 )
 from background._support import clock
 from background.queues import JobContext, JobQueue, Ordered, QueueError
@@ -107,7 +108,7 @@ def register_handlers(jobs: JobQueue, notes: Notes, queue: str, backend: str) ->
         await anyio.sleep(seconds)
         record("returned")
 
-    @handler(retry=5)
+    @handler(retry=retry_on(ConnectionError))
     async def fail_once(seconds: float) -> None:
         record("started")
         await anyio.sleep(seconds)
