@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
@@ -26,7 +27,7 @@ from background.queues import (
     PayloadTooLargeError,
     QueueError,
 )
-from background.queues.abc import Message, Settlement
+from background.queues.abc import Claim, LeaseStatus, Message, Settlement
 from background.testing import RecordingObserver
 
 S = JobState
@@ -510,6 +511,39 @@ async def test_renewal_failure(
     assert log.ran[0] == 1
     log.finish.set()
     broker.down.clear()
+
+
+async def test_renewal_in_parts(
+    jobs: JobQueue,
+    manager: Manager,
+    broker: FaultyBroker,
+    log: Log,
+    recorder: RecordingObserver,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Only the leases of the calls that fail are lost, not those that other calls renewed."""
+    monkeypatch.setattr("background.queues._worker.heartbeat._PART", 2)
+    renew, failing = broker.renew, set[str]()
+
+    async def renew_some(claims: Sequence[Claim], *, lease: float) -> list[LeaseStatus]:
+        failing.update(failing or {claim.message.id for claim in claims})
+        assert len(claims) <= 2
+        if any(claim.message.id in failing for claim in claims):
+            await anyio.sleep_forever()
+        return await renew(claims, lease=lease)
+
+    monkeypatch.setattr(broker, "renew", renew_some)
+    handler = jobs.handler(name="h")(log.wait)
+    stored = [await handler.enqueue() for _ in range(5)]
+    await jobs.start(manager)
+    await recorder.wait_for(TaskCancelled)
+    await anyio.sleep(1)
+    log.finish.set()
+    for job in stored:
+        await job.result()
+    assert len(failing) == 2
+    assert {event.id for event in recorder.of(TaskCancelled)} == failing
+    assert len(log.ran) == 7  # the two lost jobs ran twice
 
 
 async def test_renewal_after_outage(

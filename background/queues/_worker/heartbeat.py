@@ -13,11 +13,15 @@ from ..abc import Broker, LeaseStatus
 from .attempt import JobAttempt
 from .in_flight import InFlight
 
+_PART = 500  # leases that are renewed by one call
 _OFTEN = 2.0  # the most seconds until a worker detects a cancellation
 
 
 class LeaseRenewer:
-    """The loop that renews all leases with one call.
+    """The loop that renews all leases.
+
+    A call renews a part of them, those that end first before the others. If it fails, the leases
+    that other calls have renewed are still held.
 
     Args:
         broker: The broker.
@@ -50,21 +54,30 @@ class LeaseRenewer:
                     late,
                     self._lease,
                 )
-            if self._in_flight:
-                await self._renew(list(self._in_flight))
+            await self._renew_all()
 
-    async def _renew(self, attempts: list[JobAttempt]) -> None:
+    async def _renew_all(self) -> None:
+        attempts = sorted(self._in_flight, key=lambda attempt: attempt.held_until)
+        for start in range(0, len(attempts), _PART):
+            part = [
+                attempt for attempt in attempts[start : start + _PART] if attempt in self._in_flight
+            ]
+            if part:
+                await self._renew(part, is_last=start + _PART >= len(attempts))
+
+    async def _renew(self, attempts: list[JobAttempt], *, is_last: bool) -> None:
         began = self._now()
         left = min(attempt.held_until for attempt in attempts) - began
+        patience = left if is_last else left / 2  # the other parts need time, too
         claims = [attempt.claim for attempt in attempts]
         renewed: list[tuple[JobAttempt, LeaseStatus]] = []
         try:
-            with anyio.fail_after(max(left, self._interval)):  # a broker may never answer
+            with anyio.fail_after(max(patience, self._interval)):  # a broker may never answer
                 statuses = await self._broker.renew(claims, lease=self._lease)
                 renewed = list(zip(attempts, statuses, strict=True))
         except Exception as error:
             self._outage.failed(error)
-            self._lose_overdue(attempts)
+            self._lose_overdue()
             return
         self._outage.succeeded()
         for attempt, status in renewed:
@@ -79,9 +92,9 @@ class LeaseRenewer:
                 if status is LeaseStatus.CANCELLED:
                     attempt.cancel()
 
-    def _lose_overdue(self, attempts: list[JobAttempt]) -> None:
+    def _lose_overdue(self) -> None:
         """Give up attempts whose leases have expired by the worker's clock."""
         now = self._now()
-        for attempt in attempts:
-            if attempt in self._in_flight and attempt.held_until <= now:
+        for attempt in self._in_flight:
+            if attempt.held_until <= now:
                 attempt.lose()

@@ -19,6 +19,7 @@ from .address import NatsAddress, NatsOptions
 from .claims import Claims
 from .clock import ServerClock
 from .effects import Effects
+from .inspection import Inspection
 from .jetstream import JetStream
 from .job import NatsJob
 from .layout import ACK_WAIT, Layout
@@ -53,7 +54,7 @@ class NatsBroker(Broker):
 
     A job is stored as one message, with its arguments, its result, and the results of the jobs that
     it depends on. The server's `max_payload` limits its size. `scan`, `count` and `purge` read all
-    jobs. All times are those of the server's clock.
+    jobs, on a second connection. All times are those of the server's clock.
 
     The broker makes and closes its own clients of nats-py: what it promises depends on how they
     reconnect, and that they buffer nothing.
@@ -104,8 +105,15 @@ class NatsBroker(Broker):
         self._timers = TimerWheel(self._api, self._layout, self._clock)
         self._ready = ReadyQueue(self._api, self._layout)
         self._records = Records(self._api, self._layout, self._clock, self._timers)
+        self._inspection = Inspection(address, self._layout, self._records.report)
         self._jobs = Effects(
-            self._api, self._layout, self._clock, self._timers, self._ready, self._records
+            self._api,
+            self._layout,
+            self._clock,
+            self._timers,
+            self._ready,
+            self._records,
+            self._inspection,
         )
         self._schedules = Schedules(self._api, self._layout, self._clock)
         self._claims = Claims(self._api, self._timers, self._ready, self._jobs)
@@ -122,13 +130,18 @@ class NatsBroker(Broker):
             if self._requests.connection.is_open:
                 return
             await self._requests.connection.open()
+            self._inspection.requests.connection.prepare_to_connect()
             try:
                 await self._check_version()
                 await self._streams.ensure()
                 await self._clock.read()
             except BaseException:
-                await self._requests.connection.close()
+                await self._disconnect()
                 raise
+
+    async def _disconnect(self) -> None:
+        await self._inspection.requests.connection.close()
+        await self._requests.connection.close()
 
     async def _check_version(self) -> None:
         version = await self._requests.version()
@@ -141,7 +154,7 @@ class NatsBroker(Broker):
 
     async def close(self) -> None:
         async with self._opening:
-            await self._requests.connection.close()
+            await self._disconnect()
             self._claims.clear()
             self._ready.reset()
             self._timers.reset()
@@ -234,14 +247,16 @@ class NatsBroker(Broker):
         self, *, queue: str | None = None, state: JobState | None = None
     ) -> AsyncIterator[StoredJob]:
         now = self._clock.now()
-        found = (await self._records.read_all(lambda job: job)).values()
-        for job in sorted(found, key=lambda job: job.age):
-            if _is_selected(job, queue, state, now):
-                yield job.stored()
+        found = await self._inspection.read_all(
+            lambda job: job if _is_selected(job, queue, state, now) else None
+        )
+        selected = [job for job in found.values() if job is not None]
+        for job in sorted(selected, key=lambda job: job.age):
+            yield job.stored()
 
     async def count(self, *, queue: str | None = None, state: JobState | None = None) -> int:
         now = self._clock.now()
-        selected = await self._records.read_all(lambda job: _is_selected(job, queue, state, now))
+        selected = await self._inspection.read_all(lambda job: _is_selected(job, queue, state, now))
         return sum(selected.values())
 
     async def purge(self, *, state: JobState | None = None, older_than: float = 0.0) -> int:
@@ -252,8 +267,10 @@ class NatsBroker(Broker):
             ended = job.state in FINAL and (job.finished_at or 0.0) <= now - older_than
             return job.revision if ended and state in (None, job.state) else 0
 
-        revisions = await self._records.read_all(select)
-        return await self._records.delete([revision for revision in revisions.values() if revision])
+        revisions = await self._inspection.read_all(select)
+        return await self._inspection.delete(
+            [revision for revision in revisions.values() if revision]
+        )
 
     async def advance_schedule(
         self, name: str, expected: float | None, tick: float, *, retention: float

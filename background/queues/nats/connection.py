@@ -68,14 +68,18 @@ class NatsConnection:
         client = self._client
         return client if client is not None and client.is_connected else None
 
+    def prepare_to_connect(self) -> None:
+        """Open without a connection; the first call that needs one connects."""
+        self._loop, self._process = asyncio.get_running_loop(), os.getpid()
+        self._connecting, self._changed = asyncio.Lock(), asyncio.Event()
+
     async def open(self) -> None:
         """Connect.
 
         Raises:
             BrokerUnavailableError: No server can be reached.
         """
-        self._loop, self._process = asyncio.get_running_loop(), os.getpid()
-        self._connecting, self._changed = asyncio.Lock(), asyncio.Event()
+        self.prepare_to_connect()
         try:
             await self.connected()
         except BaseException:

@@ -15,6 +15,7 @@ from .._states import FINAL, JobState
 from ..abc import Message
 from .clock import ServerClock
 from .codec import UnreadableRecordError, encode
+from .inspection import Inspection
 from .jetstream import JetStream
 from .job import NatsJob
 from .layout import ALL_JOBS, ALL_JOBS_AGAIN, Layout
@@ -40,6 +41,7 @@ class Effects:
         timers: The timers.
         ready: The hints about ready jobs.
         records: The records.
+        inspection: Lists all jobs.
     """
 
     def __init__(
@@ -50,6 +52,7 @@ class Effects:
         timers: TimerWheel,
         ready: ReadyQueue,
         records: Records,
+        inspection: Inspection,
     ) -> None:
         self._api = api
         self._layout = layout
@@ -57,6 +60,7 @@ class Effects:
         self._timers = timers
         self._ready = ready
         self._records = records
+        self._inspection = inspection
 
     async def create(self, jobs: Mapping[str, NatsJob]) -> dict[str, Changed]:
         """Store new jobs, and apply the effects.
@@ -276,7 +280,7 @@ class Effects:
     async def _check_all_soon(self, *, again: bool) -> None:
         """Set timers to check all jobs, because their hints or timers may be lost."""
         now = self._clock.now()
-        await self._timers.add(JobTimer(now, id) for id in await self._records.ids())
+        await self._timers.add(JobTimer(now, id) for id in await self._inspection.ids())
         if again:
             await self._timers.add([JobTimer(now + _CALLS_FINISHED, ALL_JOBS_AGAIN)])
 

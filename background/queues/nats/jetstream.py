@@ -23,9 +23,11 @@ _NOT_FOUND = 404
 _WRONG_LAST = (10071, 10164)  # the latest message is not the expected one
 _NO_SEQUENCE = (10043, 10037, 10057)  # there is no message of this sequence
 
+_SUBJECTS = 16_384  # the most bytes of a message's subject and reply subject
 _HEADERS = 256  # bytes of a message that are reserved for its headers
 _GROWTH = 1024  # bytes of a record that are reserved for claims, timers and dependent jobs
 
+_FETCHED_BYTES = 4 * 1024 * 1024  # of the messages of one fetch, if none of them is larger
 _EXPECT = "Nats-Expected-Last-Subject-Sequence"
 
 
@@ -75,7 +77,7 @@ class JetStream:
     async def fetch(
         self, stream: str, name: str, most: int, patience: float = 0.0
     ) -> list[Msg] | None:
-        """Fetch messages from a pull consumer.
+        """Fetch messages from a pull consumer, which are at most a few megabytes in total.
 
         Args:
             stream: The consumer's stream.
@@ -87,7 +89,10 @@ class JetStream:
             The messages, or `None` if there is no such consumer.
         """
         expires = int(patience * 1e9)
-        body = json.dumps({"batch": most, "no_wait": True, "expires": expires}).encode()
+        # Subjects are counted, too, and the server delivers nothing if one message has more bytes.
+        most_bytes = max(_FETCHED_BYTES, await self.requests.max_payload() + _SUBJECTS)
+        settings = {"batch": most, "no_wait": True, "expires": expires, "max_bytes": most_bytes}
+        body = json.dumps(settings).encode()
         request = Request(f"$JS.API.CONSUMER.MSG.NEXT.{stream}.{name}", body)
         return await self.requests.fetch(f"{stream}.{name}", request, most)
 
@@ -131,7 +136,8 @@ class JetStream:
                     json.dumps({"last_by_subj": subject}).encode(),
                 )
                 for subject in subjects
-            ]
+            ],
+            largest_answer=await self.requests.max_payload() * 4 // 3 + _SUBJECTS,  # in base64
         )
         return [self._message(answer) for answer in answers]
 

@@ -16,10 +16,9 @@ import logging
 from base64 import b64decode
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from math import inf
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 from ..._support.log import log
-from .._errors import BrokerUnavailableError
 from .._states import FINAL, JobState
 from .._unreadable import unreadable_job
 from ..abc import StoredJob
@@ -30,10 +29,7 @@ from .job import NatsJob
 from .layout import Layout
 from .timer_wheel import JobTimer, TimerWheel, of_lease
 
-T = TypeVar("T")
-
 _MOST_REPORTED = 10_000  # records that can't be read
-_PAGE = 256  # records that are fetched at once
 
 
 class Stored(NamedTuple):
@@ -138,7 +134,7 @@ class Records:
             return unreadable_job(id, stored.record, error)
         return None if job is None else job.stored()
 
-    def _report(self, error: UnreadableRecordError) -> None:
+    def report(self, error: UnreadableRecordError) -> None:
         """Log once that a record can't be read."""
         text = str(error)
         if text not in self._reported and len(self._reported) < _MOST_REPORTED:
@@ -220,7 +216,7 @@ class Records:
         try:
             job = self.job_of(stored, -inf if past_retention else now)
         except UnreadableRecordError as error:
-            self._report(error)
+            self.report(error)
             return Changed(stored=stored, unreadable=True)
         if job is None:
             return Changed(stored=stored)
@@ -256,40 +252,6 @@ class Records:
     async def delete(self, revisions: Sequence[int]) -> int:
         """Delete the records that still have these revisions, and return their number."""
         return sum(await self._api.delete_all(self._layout.jobs, revisions))
-
-    async def ids(self) -> list[str]:
-        """Return the ids of all jobs, oldest first."""
-        ages = await self.read_all(lambda job: job.age)
-        return sorted(ages, key=ages.__getitem__)
-
-    async def read_all(self, extract: Callable[[NatsJob], T]) -> dict[str, T]:
-        """Read all records, and return by id what `extract` returns for each job.
-
-        Records that this version of the library can't read are logged and left out.
-        """
-        name, left = await self._api.read_all(self._layout.jobs)
-        found: dict[str, T] = {}
-        try:
-            while left > 0:
-                messages = await self._api.fetch(self._layout.jobs, name, _PAGE)
-                if messages is None:
-                    raise BrokerUnavailableError(
-                        f"{self._api.requests.shown}: only a part of the jobs was read, because "
-                        "the server has deleted the consumer"
-                    )
-                if not messages:
-                    break
-                left -= len(messages)
-                for message in messages:
-                    try:
-                        job = decode(message.data, message.metadata.sequence.stream)
-                    except UnreadableRecordError as error:
-                        self._report(error)
-                    else:
-                        found[job.message.id] = extract(job)
-        finally:
-            self._api.post_delete_consumer(self._layout.jobs, name)
-        return found
 
 
 def timer_of(job: NatsJob, now: float) -> JobTimer:

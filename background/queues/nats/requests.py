@@ -23,6 +23,9 @@ from .connection import NatsConnection
 
 _WINDOW = 256  # requests in flight
 _WINDOW_BYTES = 4 * 1024 * 1024
+#: The most bytes of the answers in flight. A server disconnects a client if more than its setting
+#: `max_pending`, by default 64 MiB, waits to be sent.
+_WINDOW_ANSWERS = 32 * 1024 * 1024
 
 
 class Request(NamedTuple):
@@ -83,11 +86,12 @@ def consumer_of(reply: str) -> str:
     return ".".join(tokens[2:4] if len(tokens) == 9 else tokens[4:6])
 
 
-def windows(requests: Sequence[Request]) -> Iterator[Sequence[Request]]:
+def windows(requests: Sequence[Request], largest_answer: int) -> Iterator[Sequence[Request]]:
     """Split requests into parts that may be in flight at once."""
+    most = max(1, min(_WINDOW, _WINDOW_ANSWERS // max(1, largest_answer)))
     start = size = 0
     for index, request in enumerate(requests):
-        if index > start and (index - start == _WINDOW or size > _WINDOW_BYTES):
+        if index > start and (index - start == most or size > _WINDOW_BYTES):
             yield requests[start:index]
             start, size = index, 0
         size += len(request.payload)
@@ -124,8 +128,12 @@ class Requests:
         """Return the most bytes that the server accepts in a message."""
         return (await self.connection.connected()).max_payload
 
-    async def call(self, requests: Sequence[Request]) -> list[Msg | None]:
+    async def call(self, requests: Sequence[Request], largest_answer: int = 0) -> list[Msg | None]:
         """Send requests and return their answers, in order.
+
+        Args:
+            requests: The requests.
+            largest_answer: The most bytes that an answer may have; 0 if all answers are small.
 
         Returns:
             For each request its answer, or `None` if the server reports that there is no responder.
@@ -134,7 +142,7 @@ class Requests:
             BrokerUnavailableError: A request was not answered. Any of them may have been executed.
         """
         found: list[Msg | None] = []
-        for window in windows(requests):
+        for window in windows(requests, largest_answer):
             found += await self._call(window)
         return found
 

@@ -199,7 +199,7 @@ async def test_incomplete_scan() -> None:
     """A count fails if only some jobs could be read, instead of returning their number."""
     async with served_nats_broker() as broker:
         await broker.enqueue(messages(3))
-        api: Any = broker._api
+        api: Any = broker._inspection._api
         read_all = api.read_all
 
         async def interrupted(stream: str) -> tuple[str, int]:
@@ -231,6 +231,7 @@ async def test_close_while_waiting() -> None:
         with pytest.raises(BrokerUnavailableError, match="is not open"):
             await waiting
         await with_real_time(broker.open())
+        await with_real_time(broker._inspection.requests.connection.connected())
 
 
 def test_another_event_loop() -> None:

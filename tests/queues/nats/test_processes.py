@@ -70,6 +70,7 @@ async def test_calls_after_fork() -> None:
     async with opened(shared_server()) as broker:
         requests, client = broker._requests, broker._requests.connection._client
         requests.connection._process = 0
+        broker._inspection.requests.connection._process = 0
         with pytest.raises(BrokerUnavailableError, match="before a fork"):
             await broker.count()
         await broker.close()

@@ -286,11 +286,36 @@ async def test_failed_recovery() -> None:
         streams.ensure, ensure = functools.partial(returned, []), streams.ensure
         with pytest.raises(BrokerUnavailableError, match="stream not found"):
             await broker.get("one")
-        with pytest.raises(BrokerUnavailableError, match="JetStream is not available"):
+        with pytest.raises(BrokerUnavailableError, match="a stream has no leader"):
             await broker.enqueue([message()])
         streams.ensure = ensure
         with pytest.raises(BrokerUnavailableError, match="invalid subject"):
             await broker._api._ask("no subject")
+
+
+@pytest.mark.parametrize("answers", [True, False])
+@virtual
+async def test_stream_without_leader(answers: bool) -> None:
+    """A stream without a leader is waited for, and an error says so if it gets none."""
+    async with served_nats_broker() as broker:
+        streams: Any = broker._streams
+        ask, requests = streams._ask, 0
+
+        async def ask_leaderless(subject: str, **body: Any) -> Any:
+            nonlocal requests
+            requests += 1
+            if requests > 3:
+                return await ask(subject, **body)
+            if not answers:
+                await asyncio.sleep(1e9)
+            return {"cluster": {"name": "c"}}
+
+        streams._ask = ask_leaderless
+        assert await streams.ensure() == []
+        requests = -1000
+        with pytest.raises(BrokerUnavailableError, match=r"stream KV_\S+ has no leader"):
+            await streams.ensure()
+        streams._ask = ask
 
 
 @in_real_time

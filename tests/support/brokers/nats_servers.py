@@ -178,7 +178,8 @@ async def virtually_served(broker: Any, like: Any = None) -> AsyncIterator[None]
     """
     loop = asyncio.get_running_loop()
     assert isinstance(loop, testing.VirtualTimeLoop)
-    broker._requests._waiting = _PendingAnswers(loop)
+    for requests in (broker._requests, broker._inspection.requests):
+        requests._waiting = _PendingAnswers(loop)
     if like:
         for part in (broker, broker._timers, broker._records, broker._jobs):
             part._clock = like._clock
@@ -187,6 +188,7 @@ async def virtually_served(broker: Any, like: Any = None) -> AsyncIterator[None]
         patch("background.queues.nats.connection.PING_INTERVAL", 1e9),
     ):
         await with_real_time(broker.open())
+        await with_real_time(broker._inspection.requests.connection.connected())
         try:
             yield
         finally:
