@@ -18,6 +18,7 @@ from ..abc import Broker, Settlement
 from .attempt import JobAttempt
 
 _AFTER_A_RETRY = (JobState.RUNNING, JobState.SUCCEEDED)
+_UNKNOWN = "the settlements of %d jobs may not have arrived: %s"
 _REFUSALS = (QueueError, ValueError)  # calling again does not help
 
 
@@ -110,6 +111,8 @@ class Completer:
             with anyio.CancelScope(shield=True) as self._sending:
                 if not self._is_given_up:
                     batch.accepted = await self._send(batch)
+            if not batch.accepted:
+                log(logging.ERROR, _UNKNOWN, len(batch.settlements), "there is no time left")
         finally:
             batch.accepted = batch.accepted or [None] * len(batch.settlements)
             self._sent = self._sending = None
@@ -121,8 +124,7 @@ class Completer:
         except Exception as error:
             if isinstance(error, _REFUSALS) and not isinstance(error, BrokerUnavailableError):
                 return await self._send_one_by_one(batch, error)
-            text = "the settlements of %d jobs may not have arrived: %s"
-            log(logging.ERROR, text, len(batch.settlements), error)
+            log(logging.ERROR, _UNKNOWN, len(batch.settlements), error)
             return [None] * len(batch.settlements)
 
     async def _send_until_answered(self, batch: _Batch) -> list[bool | None]:

@@ -140,8 +140,8 @@ class NatsBroker(Broker):
                 raise
 
     async def _disconnect(self) -> None:
-        await self._inspection.requests.connection.close()
-        await self._requests.connection.close()
+        connections = self._inspection.requests.connection, self._requests.connection
+        await asyncio.gather(*[connection.close() for connection in connections])
 
     async def _check_version(self) -> None:
         version = await self._requests.version()

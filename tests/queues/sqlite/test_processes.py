@@ -47,7 +47,6 @@ async def test_jobs_across_processes(path: Path, anyio_backend_name: str) -> Non
 
 
 @pytest.mark.realtime
-@pytest.mark.parametrize("anyio_backend", ["asyncio"])
 async def test_missed_ticks_after_kill(path: Path) -> None:
     """Ticks after those of a process that was killed are enqueued once each by the next one."""
     command = PROGRAMS / "scheduled.py", path

@@ -17,7 +17,6 @@ from support.time import SOON
 
 from background.queues._errors import BrokerUnavailableError
 from background.queues._states import JobState
-from background.queues.abc import Claim
 from background.queues.sqlite import SQLiteBroker
 from background.testing import virtual_time
 
@@ -110,26 +109,22 @@ async def test_cancel_call(
 
 
 async def test_cancel_claim(broker: SQLiteBroker) -> None:
-    """A claim call that is cancelled by a scope still returns its claims.
-
-    The caller can release the jobs.
-    """
+    """A claim that is cancelled before its transaction begins claims no job."""
     await broker.enqueue([message()])
-    claims: list[Claim] = []
+    gate, scope, cancelled = Gate(broker), anyio.CancelScope(), anyio.Event()
 
     async def claim() -> None:
-        with anyio.CancelScope() as scope:
-            scopes.append(scope)
-            claims.extend(await broker.claim(["q"], 1, lease=30))
-
-    scopes: list[anyio.CancelScope] = []
-    gate = Gate(broker)
+        with scope:
+            await broker.claim(["q"], 1, lease=30)
+        cancelled.set()
 
     async def cancel() -> None:
-        scopes[0].cancel()
+        scope.cancel()
+        await cancelled.wait()
+        gate.opened.set()
 
     await gate.run(claim, cancel)
-    assert [claim.message.id for claim in claims] == ["one"]
+    assert await broker.count(state=JobState.READY) == 1
 
 
 async def test_open_and_close_twice(path: Path) -> None:
