@@ -59,6 +59,11 @@ class Process:
         return line
 
     @property
+    def pid(self) -> int:
+        """The process's id."""
+        return self._popen.pid
+
+    @property
     def output(self) -> str:
         """All lines read so far."""
         return "\n".join(self.lines)
