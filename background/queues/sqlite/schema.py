@@ -235,7 +235,10 @@ def stored_version(db: sqlite3.Connection, path: str, migrations: Migrations) ->
     latest = expected = _made_by(migrations)
     if version < len(migrations):
         expected = _made_by(migrations[:version]) if version else {}
-    unknown = sorted(name for name in latest if found.get(name) != expected.get(name))
+    # Any other trigger would run inside our transactions, perhaps without end.
+    triggers = {name for name, (first, *_) in found.items() if first[0] == "trigger"}
+    checked = latest.keys() | triggers
+    unknown = sorted(name for name in checked if found.get(name) != expected.get(name))
     if unknown:
         raise BrokerUnavailableError(
             f"{path} has objects that this library did not make, or that were changed since: "
@@ -258,7 +261,8 @@ def _objects(db: sqlite3.Connection) -> _Objects:
         """
         SELECT o.name, o.type, c.name, c.type, c."notnull", c.pk
         FROM sqlite_schema AS o LEFT JOIN pragma_table_info(o.name) AS c
-        WHERE o.name GLOB 'background_*' ORDER BY c.cid
+        WHERE o.name GLOB 'background_*' OR (o.type = 'trigger' AND o.tbl_name GLOB 'background_*')
+        ORDER BY c.cid
         """
     ):
         found.setdefault(name, []).append(tuple(column))

@@ -297,6 +297,29 @@ async def test_unknown_tables(path: Path, statements: str) -> None:
         await broker.open()
 
 
+async def test_foreign_trigger(path: Path) -> None:
+    """A file with a trigger of another program on the tables of jobs is rejected.
+
+    It could run without end inside a transaction.
+    """
+    broker = SQLiteBroker(path)
+    await broker.open()
+    await broker.close()
+    with other_connection(path) as db:
+        db.executescript(
+            """
+            CREATE TRIGGER endless AFTER INSERT ON background_jobs BEGIN
+                INSERT INTO background_results SELECT value, value, value FROM (
+                    WITH RECURSIVE n (value) AS (VALUES (1) UNION ALL SELECT value + 1 FROM n)
+                    SELECT value FROM n
+                );
+            END
+            """
+        )
+    with refused(path, "objects that this library did not make.*: endless; use another") as broker:
+        await broker.open()
+
+
 @pytest.mark.parametrize("content", [b"hello", b"This is not a database." * 100])
 async def test_not_a_database(path: Path, content: bytes) -> None:
     """A file that is not a database is rejected, and stays as it is."""
