@@ -638,6 +638,30 @@ async def test_stuck_job(broker: FaultyBroker, meter: Meter) -> None:
     assert sorted(claim.message.id for claim in claims) == sorted([job.id, running.id])
 
 
+async def test_close_beside_stuck_job(broker: FaultyBroker) -> None:
+    """A job that closes its worker is settled, although another job ignores its cancellation."""
+    release, is_running = anyio.Event(), anyio.Event()
+
+    async with Manager(cancel_timeout=3) as manager, JobQueue(broker) as jobs:
+
+        @jobs.handler(name="stuck")
+        async def stuck() -> None:
+            is_running.set()
+            with anyio.CancelScope(shield=True):
+                await release.wait()
+
+        @jobs.handler(name="closes")
+        async def closes() -> None:
+            await is_running.wait()
+            await worker.close(timeout=0)
+
+        await jobs.enqueue("stuck")
+        job = await jobs.enqueue("closes")
+        worker = await jobs.start(manager)
+        assert await job.wait() is S.SUCCEEDED
+        release.set()
+
+
 async def test_cancel_by_queue(
     jobs: JobQueue, manager: Manager, recorder: RecordingObserver, meter: Meter, work: Any
 ) -> None:

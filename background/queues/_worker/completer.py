@@ -51,6 +51,11 @@ class Completer:
         self._is_closed = False
         self._is_given_up = False
 
+    @property
+    def is_sending(self) -> bool:
+        """Whether a call of the broker, or a pause before another one, is under way."""
+        return self._sending is not None
+
     async def settle(self, attempt: JobAttempt, settlement: Settlement) -> bool | None:
         """Settle a job; return whether its lease was held, or `None` if that is unknown."""
         if self._is_closed:

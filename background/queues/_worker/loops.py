@@ -178,9 +178,12 @@ class WorkerLoops:
 
     def _give_up(self) -> None:
         """Interrupt calls of a broker that does not answer, because there is no time left."""
-        self.gave_up = True
-        self._fetcher.give_up()
-        self._completer.give_up()
+        if self._fetcher.is_fetching:
+            self.gave_up = True
+            self._fetcher.give_up()
+        if self._completer.is_sending:
+            self.gave_up = True
+            self._completer.give_up()
 
     def _remaining(self, caller: JobAttempt | None) -> set[JobAttempt]:
         """Return the attempts that a call of `close()` waits for."""
