@@ -141,7 +141,10 @@ class NatsBroker(Broker):
 
     async def _disconnect(self) -> None:
         connections = self._inspection.requests.connection, self._requests.connection
-        await asyncio.gather(*[connection.close() for connection in connections])
+        for connection in connections:
+            connection.begin_to_close()
+        for connection in connections:
+            await connection.has_closed()
 
     async def _check_version(self) -> None:
         version = await self._requests.version()

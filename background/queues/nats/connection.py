@@ -87,7 +87,12 @@ class NatsConnection:
             raise
 
     async def close(self) -> None:
-        """Disconnect.
+        """Disconnect."""
+        self.begin_to_close()
+        await self.has_closed()
+
+    def begin_to_close(self) -> None:
+        """Do what `close` does, but for the wait, which a cancellation may interrupt.
 
         In a forked child this only drops the client, because the parent still uses its socket.
         """
@@ -100,6 +105,9 @@ class NatsConnection:
             return
         if client is not None:
             self._close_soon(client)
+
+    async def has_closed(self) -> None:
+        """Wait for the end of clients that are being closed."""
         if self._closing:
             await asyncio.wait(self._closing)
 

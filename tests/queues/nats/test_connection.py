@@ -9,6 +9,7 @@ import sys
 from secrets import token_hex
 from typing import Any
 
+import anyio
 import pytest
 from support.brokers.nats import (
     eventually,
@@ -33,6 +34,7 @@ from background.queues._errors import BrokerUnavailableError
 from background.queues._states import JobState
 from background.queues.nats import NatsBroker
 from background.queues.nats.address import NatsAddress
+from background.queues.nats.clock import ServerClock
 from background.queues.nats.connection import NatsConnection
 from background.queues.nats.requests import Request
 
@@ -92,6 +94,23 @@ async def test_unresponsive_server(server: NatsServer, impatient: None) -> None:
         await eventually(lambda: broker.enqueue([message()]))
         assert await eventually(broker.count) == 1
         assert not broker._requests._waiting
+
+
+@in_real_time
+async def test_cancelled_open(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A broker whose opening is cancelled after it has connected is not open."""
+    broker = NatsBroker(shared_server().url)
+    with anyio.CancelScope() as scope:
+
+        async def read(clock: ServerClock) -> None:
+            scope.cancel()
+            await anyio.sleep_forever()
+
+        monkeypatch.setattr(ServerClock, "read", read)
+        await broker.open()
+    assert scope.cancelled_caught
+    assert not broker._requests.connection.is_open
+    assert broker._requests.connection.current is None
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="can't stop a process for a while")
