@@ -59,7 +59,7 @@ async def test_blocked_loop(
     async def parse() -> None:
         block(records)
 
-    async with Manager(name="m", observers=StallObserver(60, blocked=0.05)) as manager:
+    async with Manager(name="m", observers=StallObserver(60, blocked=0.2)) as manager:
         while not watches():
             await checkpoint()
         await manager.options(name="parser").run(parse)
@@ -68,13 +68,12 @@ async def test_blocked_loop(
     blocked, turns = records.messages
     task = " by task 'parser'" if anyio_backend[0] == "asyncio" else ""
     first, *stack = blocked.splitlines()
-    assert first == f"event loop of manager 'm' has been blocked for 0.05 s{task}"
+    assert first == f"event loop of manager 'm' has been blocked for 0.2 s{task}"
     frames = [line.strip() for line in stack if line.startswith("  File")]
     assert frames[0].endswith("in parse")
     assert frames[1] == f'File "{__file__}", line {block.__code__.co_firstlineno + 2}, in block'
-    assert turns.startswith(
-        "event loop of manager 'm' turns again; it was blocked for at least 0.0"
-    )
+    begin = "event loop of manager 'm' turns again; it was blocked for at least "
+    assert float(turns.removeprefix(begin).removesuffix(" s")) > 0
     await anyio.to_thread.run_sync(thread.join, SOON)
     assert not thread.is_alive()
 
