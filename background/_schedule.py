@@ -79,8 +79,10 @@ class Every(Schedule):
         return _Grid(self.seconds, self.jitter, now)
 
     def after(self, wall: float) -> float:
-        tick = (math.floor(wall / self.seconds) + 1) * self.seconds
-        return tick if tick > wall else tick + self.seconds
+        number = math.floor(wall / self.seconds)
+        while number * self.seconds <= wall:  # the division may be rounded down
+            number += 1
+        return number * self.seconds
 
 
 class _Grid(Ticks):
@@ -115,8 +117,9 @@ class Cron(Schedule):
         from cronsim import CronSim
 
         start = datetime.fromtimestamp(wall, self.zone)
-        found: datetime = next(CronSim(self.expression, start))
-        return found.timestamp()
+        ticks = (found.timestamp() for found in CronSim(self.expression, start))
+        # In an hour that is repeated, the first one is the tick from its first time.
+        return next(tick for tick in ticks if tick > wall)
 
 
 class Calendar(Ticks):
@@ -175,7 +178,7 @@ def every(seconds: float, *, jitter: float = 0.0) -> Schedule:
         raise InvalidTaskError(
             f"jitter must be at most the {seconds:g} seconds between ticks, not {jitter!r}"
         )
-    return Every(seconds=seconds, jitter=jitter)
+    return Every(seconds=float(seconds), jitter=float(jitter))
 
 
 def cron(expression: str, *, tz: str = "UTC") -> Schedule:
@@ -184,7 +187,8 @@ def cron(expression: str, *, tz: str = "UTC") -> Schedule:
     Daylight saving follows Debian's cron: a local time that does not exist runs once, right after
     the gap; a local time that exists twice runs once. (Where clocks change by half an hour, as on
     Lord Howe Island, ticks within that hour may be missed.) A tick during an iteration, or one that
-    the process or the clock jumped over by more than a minute, is skipped.
+    the process or the clock jumped over by more than a minute, is skipped. If the clock is set
+    back, no tick runs again: a loop waits until the clock has reached the next one.
 
     Args:
         expression: Five fields; six with seconds first; or `@hourly`, `@daily`, `@weekly`,
@@ -203,9 +207,8 @@ def cron(expression: str, *, tz: str = "UTC") -> Schedule:
         raise InvalidTaskError(
             f"expression must be a string such as '0 3 * * *', not {expression!r}"
         )
-    schedule = Cron(
-        expression=_ALIASES.get(expression.strip().lower(), expression), tz=tz, zone=_zone(tz)
-    )
+    fields = " ".join(expression.split())
+    schedule = Cron(expression=_ALIASES.get(fields.lower(), fields), tz=tz, zone=_zone(tz))
     try:
         schedule.after(0.0)
     except CronSimError as error:

@@ -429,6 +429,25 @@ async def test_missed_daylight_saving() -> None:
     assert tick == datetime(2030, 3, 31, 1, tzinfo=UTC).timestamp()
 
 
+def test_missed_ticks_before_repeated_hour() -> None:
+    """The latest tick is found from the hour that is repeated in autumn."""
+    schedule = cron("30,45 2 * * *", tz=PRAGUE.key)
+    now = datetime(2026, 10, 25, 1, 31, tzinfo=UTC).timestamp()
+    assert latest(schedule.after, now - 3600 * 2.5, now) == now - 46 * 60
+
+
+async def test_corrected_clock(broker: FaultyBroker, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ticks go on at once when a clock that was days ahead is set back."""
+    ran: list[float] = []
+    real = clock.wall
+    async with process(broker, ran, every(600)):
+        monkeypatch.setattr(clock, "wall", lambda: real() + 2 * 86_400)
+        await anyio.sleep(1250)
+        monkeypatch.setattr(clock, "wall", real)
+        await anyio.sleep(1250)
+    assert [time for time in ran if time < 86_400] == [1800, 2400]
+
+
 @given(st.floats(0.1, 1e5), st.floats(0, 1e5), st.floats(0, 1e5))
 def test_latest_tick(seconds: float, since: float, length: float) -> None:
     """The latest tick is followed by none before the end."""

@@ -638,7 +638,7 @@ async def test_stuck_job(broker: FaultyBroker, meter: Meter) -> None:
     assert sorted(claim.message.id for claim in claims) == sorted([job.id, running.id])
 
 
-async def test_close_beside_stuck_job(broker: FaultyBroker) -> None:
+async def test_close_with_stuck_job(broker: FaultyBroker) -> None:
     """A job that closes its worker is settled, although another job ignores its cancellation."""
     release, is_running = anyio.Event(), anyio.Event()
 

@@ -53,6 +53,21 @@ def list_cron_ticks(
 # every()
 
 
+def test_equal_schedules() -> None:
+    """Schedules of equal ticks have one representation, by which processes know them."""
+    assert repr(every(60, jitter=0)) == repr(every(60.0, jitter=0.0))
+    assert repr(cron(" 0  9 * * 1 ")) == repr(cron("0 9 * * 1"))
+
+
+@given(st.floats(0.1, 1e5), st.integers(10**6, 10**7))
+def test_grid(seconds: float, number: int) -> None:
+    """The tick after a tick is the next one of the grid, however it is rounded."""
+    tick, after = number * seconds, every(seconds).after
+    assert [tick := after(tick) for _ in range(9)] == [
+        (number + step) * seconds for step in range(1, 10)
+    ]
+
+
 @pytest.mark.parametrize("seconds", [0, -1, math.nan, math.inf, True, "60", None])
 def test_invalid_interval(seconds: object) -> None:
     """`every()` rejects an interval that is not a positive, finite number."""
@@ -318,6 +333,17 @@ def test_fixed_hour_in_dst_gap() -> None:
     """A fixed time that does not exist in spring runs once, right after the gap."""
     ticks = list_cron_ticks("30 2 * * *", utc(2025, 3, 28, 12), utc(2025, 4, 1), PRAGUE)
     assert ticks == [utc(2025, 3, 29, 1, 30), utc(2025, 3, 30, 1), utc(2025, 3, 31, 0, 30)]
+
+
+@pytest.mark.parametrize("minutes", [-30, 0, 1, 30, 59, 60, 90, 119, 120])
+def test_after_in_dst_fold(minutes: int) -> None:
+    """The tick after a time in the hour that is repeated in autumn is later than that time."""
+    schedule = cron("30,45 2 * * *", tz=PRAGUE)
+    wall = (utc(2026, 10, 25) + timedelta(minutes=minutes)).timestamp()
+    ticks = [utc(2026, 10, 25, 0, 30), utc(2026, 10, 25, 0, 45), utc(2026, 10, 26, 1, 30)]
+    assert schedule.after(wall) == min(
+        tick.timestamp() for tick in ticks if tick.timestamp() > wall
+    )
 
 
 def test_fixed_hour_in_dst_fold() -> None:

@@ -133,8 +133,9 @@ class _TickerTicks(Calendar):
         self._is_now = False
 
     def next(self, now: float, wall: float, took: float = 0.0) -> float:
+        # Ticks from before the clock was set back are found again; the broker knows them.
         self._is_now = self._ticker.is_behind
-        return now if self._is_now else super().next(now, wall, took)
+        return now if self._is_now else self._find(now, wall, wall)
 
     def confirm(self, due: float, now: float, wall: float) -> float:
         if self._is_now or wall - self._tick > self.patience:  # the process slept through the tick

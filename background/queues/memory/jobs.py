@@ -212,7 +212,7 @@ class MemoryJobs:
 
     def select(self, queue: str | None, state: JobState | None) -> Iterator[MemoryJob]:
         """Iterate over jobs of a queue and a state, oldest first; `None` selects all."""
-        for job in self._jobs.values():
+        for job in list(self._jobs.values()):  # another thread may enqueue meanwhile
             if queue in (None, job.message.queue) and state in (None, job.state):
                 yield job
 
