@@ -20,8 +20,8 @@ from .._unreadable import describe, report
 from ..abc import Broker, Claim, LeaseStatus, MaintenanceStats, Message, Settlement, StoredJob
 from . import script as scripts
 from .address import Address
-from .checks import KeysCheck
-from .codec import pack_messages, pack_settlement, unpack_claims, unpack_jobs
+from .checks import KeysCheck, report_corrections
+from .codec import pack_messages, pack_settlement, unpack_claims, unpack_counts, unpack_jobs
 from .connection import RedisConnection
 from .script import READS, WRITES, Caller, Script, encoded
 from .session import Session
@@ -29,6 +29,8 @@ from .url import RedisOptions
 
 _CHUNK = 500  # the most jobs that one script reads or changes
 _POLL = 1.0  # the most seconds between two queries of a waiter, because notifications may be lost
+_REPAIR_INTERVAL = 3600.0  # seconds between two passes that repair the indexes
+_REPAIR_TIME = 1.0  # the most seconds that one maintenance spends on a pass
 _SOON = 0.001  # seconds added to a wait, because clocks and timers are not exact
 
 _STATUSES = {"H": LeaseStatus.HELD, "L": LeaseStatus.LOST, "C": LeaseStatus.CANCELLED}
@@ -91,6 +93,7 @@ class RedisBroker(Broker):
         self._keys = KeysCheck(self._address, self.prefix)
         self._process = process_name()
         self._claims = count(1)
+        self._requests_repair = True  # by the first maintenance
 
     def __repr__(self) -> str:
         return f"<RedisBroker {self._address}, prefix {self.prefix!r}>"
@@ -224,13 +227,12 @@ class RedisBroker(Broker):
                 yield job
 
     async def count(self, *, queue: str | None = None, state: JobState | None = None) -> int:
-        counts: list[bytes] = await self._session.call(self._caller.counts)
-        total = 0
-        for field, number in zip(counts[::2], counts[1::2], strict=True):
-            counted_queue, counted_state = field.decode().split(" ")
-            if queue in (None, counted_queue) and state in (None, counted_state):
-                total += int(number)
-        return total
+        counts = unpack_counts(await self._session.call(self._caller.counts))
+        return sum(
+            number
+            for counted_queue, counted_state, number in counts
+            if queue in (None, counted_queue) and state in (None, counted_state)
+        )
 
     async def purge(self, *, state: JobState | None = None, older_than: float = 0.0) -> int:
         purged = 0
@@ -256,11 +258,26 @@ class RedisBroker(Broker):
         complete = False
         while not complete:
             answer = await self._call(scripts.MAINTAIN, encoded(_CHUNK))
-            part = [int(number) for number in answer.split(" ")]
+            *part, more = [int(number) for number in answer.split(" ")]
             done = [a + b for a, b in zip(done, part, strict=True)]
-            complete = sum(part[:3]) < _CHUNK and part[3] < _CHUNK
+            complete = not more
+        await self._repair()
         due, reclaimed, expired, deleted = done
         return MaintenanceStats(due=due, reclaimed=reclaimed, expired=expired, deleted=deleted)
+
+    async def _repair(self) -> None:
+        """Run pages of a pass that repairs the indexes, if it is time for one.
+
+        A pass begins with the first maintenance, each hour, and after a job was set aside.
+        """
+        end = anyio.current_time() + _REPAIR_TIME
+        more = True
+        while more and anyio.current_time() < end:
+            values = encoded(self._process, _CHUNK, _REPAIR_INTERVAL, int(self._requests_repair))
+            answer = await self._call(scripts.REPAIR, values)
+            self._requests_repair = False
+            more, corrections = [int(number) for number in answer.split(" ")]
+            report_corrections(self._address, self.prefix, corrections)
 
     async def _call(self, script: Script, values: Sequence[bytes]) -> str:
         return (await self._ask(script, values)).decode()

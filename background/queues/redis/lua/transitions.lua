@@ -6,6 +6,9 @@
 local touched, is_touched = {}, {} -- ids of changed jobs
 local results = {} -- by id: results of jobs that ended in this script
 local deltas, wakes, ended = {}, {}, {} -- changes of counts, queues to wake, ids of ended jobs
+local recount = {} -- changes of the counts that a repair makes
+local counted -- the number of the last job that the repair has counted; false without a repair
+local corrections = 0 -- entries of indexes that did not match their jobs
 
 local function touch(id)
   if not is_touched[id] then
@@ -21,6 +24,52 @@ end
 local function tally(job, state, by)
   local field = job[QUEUE] .. ' ' .. state
   deltas[field] = (deltas[field] or 0) + by
+  if counted == nil then counted = tonumber(call('HGET', KEYS.repair, 'cursor') or '') or false end
+  if counted and tonumber(job[NUMBER], 16) <= counted then
+    recount[field] = (recount[field] or 0) + by
+  end
+end
+
+-- Sets aside a job whose message is missing.
+local function discard(id)
+  local job, state = jobs[id], states[id]
+  call('ZREM', KEYS.ready, member(id, job))
+  if state then tally(job, state, -1) end
+  set_aside(id, cmsgpack.pack(job))
+end
+
+-- Corrects an entry of an index: it has the score, or does not exist if that is false.
+local function expect(key, entry, score)
+  local stored = call('ZSCORE', key, entry)
+  if score and tonumber(stored or '') ~= score then
+    call('ZADD', key, text(score), entry)
+  elseif score or not stored then
+    return false
+  else
+    call('ZREM', key, entry)
+  end
+  corrections = corrections + 1
+  return true
+end
+
+-- Corrects the entries of a job in the indexes. Sets it aside if a part of it is missing.
+local function correct(id)
+  local job = load(id)
+  if job and fresh[id] then
+    -- An entry of another index shows that the job had a record, unless it is ready.
+    if not call('ZSCORE', KEYS.ready, member(id, job))
+      and (call('ZSCORE', KEYS.changing, id) or call('ZSCORE', KEYS.kept, id)) then
+      job = set_aside(id, '')
+    end
+  elseif job and call('HEXISTS', KEYS.messages, id) == 0 then
+    job = discard(id)
+  end
+  local state, at = states[id], times[id]
+  local number = job and tonumber(job[NUMBER], 16)
+  if expect(KEYS.order, id, number) then request_repair() end -- it may be counted twice, or never
+  expect(KEYS.changing, id, not FINAL[state] and at)
+  expect(KEYS.kept, id, FINAL[state] and at)
+  if job then expect(KEYS.ready, member(id, job), state == 'ready' and 0) end
 end
 
 local function delete(ids)
@@ -40,12 +89,14 @@ local function delete(ids)
   bulk('HDEL', KEYS.previous, previous)
 end
 
+local fail_dependants
+
 -- Writes the changed records and their index entries, and deletes jobs past their retention.
 local function flush()
+  while #aside > 0 do fail_dependants(table.remove(aside)) end
   local records, old = {}, {}
   local ready, unready, changing, unchanging, kept, unkept = {}, {}, {}, {}, {}, {}
-  for _, id in ipairs(touched) do
-    local job = jobs[id]
+  local function update(id, job)
     local was, at_was, is, at = states[id], times[id], job[STATE], job[AT]
     local final = FINAL[is]
     if final and job[AWAITED] then
@@ -80,7 +131,10 @@ local function flush()
       -- Waiters poll once a second, so later changes need no notification.
       if not final and at < now + 1 then wakes[job[QUEUE]] = true end
     end
-    states[id], times[id] = is, at
+    states[id], times[id], fresh[id] = is, at, nil
+  end
+  for _, id in ipairs(touched) do
+    if jobs[id] then update(id, jobs[id]) end -- otherwise it was set aside
   end
   touched, is_touched = {}, {}
   bulk('ZREM', KEYS.ready, unready)
@@ -97,8 +151,15 @@ end
 local function finish()
   flush()
   for field, by in pairs(deltas) do
-    if by ~= 0 and call('HINCRBY', KEYS.counts, field, by) == 0 then
-      call('HDEL', KEYS.counts, field)
+    -- A count that is no number, or too small, was damaged; it is wrong until the repair.
+    local count = by ~= 0 and redis.pcall('HINCRBY', KEYS.counts, field, by)
+    if count == 0 or type(count) == 'table' then call('HDEL', KEYS.counts, field) end
+    if count and (type(count) == 'table' or count < 0) then request_repair() end
+  end
+  for field, by in pairs(recount) do
+    if type(redis.pcall('HINCRBY', KEYS.repair, '=' .. field, by)) == 'table' then
+      call('DEL', KEYS.repair)
+      request_repair()
     end
   end
   for queue in pairs(wakes) do
@@ -110,8 +171,9 @@ end
 -- The fields: queue, retention, dead retention, handler, delay, at, expires, dependencies.
 local HEAD = '([^ ]*) ([^ ]*) ([^ ]*) ([^ ]*) ([^ ]*) ([^ ]*) ([^ ]*) ([^\n]*)\n'
 
+-- Returns the fields of a job's message, or nothing if it can't be read.
 local function head(id)
-  return string.match(call('HGET', KEYS.messages, id), '^%x+ [^ ]* [^ ]* ' .. HEAD)
+  return string.match(call('HGET', KEYS.messages, id) or '', '^%x+ [^ ]* [^ ]* ' .. HEAD)
 end
 
 local function earlier(a, b)
@@ -120,7 +182,7 @@ end
 
 -- Makes a job ready after a delay; returns the final state for `stop` if the job ends instead.
 local function schedule(id, job, delay, at)
-  local due = at == '' and now + delay or tonumber(at)
+  local due = tonumber(at) or now + (tonumber(delay) or 0)
   touch(id)
   if due > now then
     job[STATE], job[DUE], job[AT] = 'scheduled', due, earlier(due, job[EXPIRES])
@@ -131,30 +193,42 @@ local function schedule(id, job, delay, at)
   end
 end
 
+-- Stores the error of a job whose dependency has failed; returns the final state for `stop`.
+local function fail(id, job, dependency, state)
+  local message = 'job ' .. dependency .. ', which it depends on, is ' .. state
+  call('HSET', KEYS.errors, id, cjson.encode({type = 'background.queues.JobFailedError', message = message}))
+  job[ERROR] = true
+  return 'dead'
+end
+
+-- Passes the result of a dependency to a job.
+local function pass_result(id, place, dependency)
+  local result = results[dependency]
+  if result == nil then result = call('HGET', KEYS.results, dependency) end
+  if result then call('HSET', KEYS.previous, id .. ' ' .. place, result) end
+end
+
+-- Schedules a job that no dependency blocks; returns the final state for `stop` if the job ends.
+local function release(id, job)
+  local queue, _, _, _, delay, at = head(id)
+  if not queue then return discard(id) end
+  return schedule(id, job, delay, at)
+end
+
 -- Handles the end of a dependency of a job; returns the final state for `stop` if the job ends.
 local function dependency_ended(id, place, dependency, state)
   local job = get(id)
   if not job or job[STATE] ~= 'scheduled' or job[BLOCKED] == 0 then return end
-  if state ~= 'succeeded' then
-    local message = 'job ' .. dependency .. ', which it depends on, is ' .. state
-    call('HSET', KEYS.errors, id, cjson.encode({type = 'background.queues.JobFailedError', message = message}))
-    job[ERROR] = true
-    return 'dead'
-  end
-  local result = results[dependency]
-  if result == nil then result = call('HGET', KEYS.results, dependency) end
-  if result then call('HSET', KEYS.previous, id .. ' ' .. place, result) end
+  if state ~= 'succeeded' then return fail(id, job, dependency, state) end
+  pass_result(id, place, dependency)
   job[BLOCKED] = job[BLOCKED] - 1
   touch(id)
-  if job[BLOCKED] == 0 then
-    local _, _, _, _, delay, at = head(id)
-    return schedule(id, job, delay, at)
-  end
+  if job[BLOCKED] == 0 then return release(id, job) end
 end
 
 -- Removes the remaining dependencies of a job.
 local function unblock(id, job)
-  local _, _, _, _, _, _, _, dependencies = head(id)
+  local dependencies = select(8, head(id)) or ''
   local place, entries = 0, {}
   for dependency in string.gmatch(dependencies, '[^,]+') do
     place = place + 1
@@ -164,42 +238,59 @@ local function unblock(id, job)
   job[BLOCKED] = 0
 end
 
--- Moves a job to a final state, and the jobs that end because of that.
-local function stop(id, state)
-  local ending = {{id, state}}
+-- Adds the dependants that end to a list, because their dependency has ended.
+local function end_dependency(id, state, ending)
+  local first, last = '[' .. id .. ' ', '(' .. id .. '!'
+  for _, entry in ipairs(call('ZRANGEBYLEX', KEYS.dependants, first, last)) do
+    local dependant, place = string.match(entry, ' ([^ ]+) (%d+)$')
+    local final = dependant and dependency_ended(dependant, place, id, state)
+    if final then ending[#ending + 1] = {dependant, final} end
+  end
+  call('ZREMRANGEBYLEX', KEYS.dependants, first, last)
+end
+
+-- Moves jobs to a final state, and the jobs that end because of that.
+local function stop_all(ending)
   while #ending > 0 do
-    id, state = unpack(table.remove(ending))
+    local id, state = unpack(table.remove(ending))
     local job = jobs[id]
-    if job[BLOCKED] > 0 then unblock(id, job) end
-    job[STATE], job[DUE], job[EXPIRES] = state, false, false
-    job[FINISHED] = now
-    job[AT] = now + (state == 'dead' and job[DEAD_RETENTION] or job[RETENTION])
-    touch(id)
-    if job[HAS_DEPENDANTS] then
-      job[HAS_DEPENDANTS] = false
-      local first, last = '[' .. id .. ' ', '(' .. id .. '!'
-      for _, entry in ipairs(call('ZRANGEBYLEX', KEYS.dependants, first, last)) do
-        local dependant, place = string.match(entry, ' ([^ ]*) (%d+)$')
-        local final = dependency_ended(dependant, place, id, state)
-        if final then ending[#ending + 1] = {dependant, final} end
+    if job then -- otherwise it was set aside
+      if job[BLOCKED] > 0 then unblock(id, job) end
+      job[STATE], job[DUE], job[EXPIRES] = state, false, false
+      job[FINISHED] = now
+      job[AT] = now + (state == 'dead' and job[DEAD_RETENTION] or job[RETENTION])
+      touch(id)
+      if job[HAS_DEPENDANTS] then
+        job[HAS_DEPENDANTS] = false
+        end_dependency(id, state, ending)
       end
-      call('ZREMRANGEBYLEX', KEYS.dependants, first, last)
     end
   end
 end
 
--- Makes the transitions that are due, for up to `most` jobs; returns their counts.
+local function stop(id, state)
+  stop_all({{id, state}})
+end
+
+-- Ends the dependants of a job that was set aside.
+function fail_dependants(id)
+  local ending = {}
+  end_dependency(id, "set aside, because it can't be read", ending)
+  stop_all(ending)
+end
+
+-- Makes the transitions that are due, for up to `most` jobs. Returns their counts, and whether
+-- there may be more.
 local function advance(most)
   local due, reclaimed, expired = 0, 0, 0
   local ids = call('ZRANGEBYSCORE', KEYS.changing, '-inf', now, 'LIMIT', 0, most)
-  if #ids == 0 then return due, reclaimed, expired end
+  if #ids == 0 then return due, reclaimed, expired, false end
   fetch(ids)
   for _, id in ipairs(ids) do
     local job = jobs[id]
-    if not job then
-      call('ZREM', KEYS.changing, id)
-    elseif FINAL[job[STATE]] or not job[AT] or job[AT] > now then
-      -- an earlier transition in this loop has changed this job, too
+    if not job or FINAL[job[STATE]] or not job[AT] or job[AT] > now then
+      -- An earlier transition in this loop has changed this job, too, or the entry is wrong.
+      if not is_touched[id] then correct(id) end
     elseif job[STATE] == 'running' then
       reclaimed = reclaimed + 1
       local lost = job[LOST] or {}
@@ -227,7 +318,7 @@ local function advance(most)
     end
   end
   flush()
-  return due, reclaimed, expired
+  return due, reclaimed, expired, #ids == most
 end
 
 -- Appends a job to an answer: a line with its state and the lengths of the parts that follow.
