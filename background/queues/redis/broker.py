@@ -30,6 +30,7 @@ from .url import RedisOptions
 _CHUNK = 500  # the most jobs that one script reads or changes
 _POLL = 1.0  # the most seconds between two queries of a waiter, because notifications may be lost
 _REPAIR_INTERVAL = 3600.0  # seconds between two passes that repair the indexes
+_REPAIR_PAGE = 200  # jobs that one script compares, which takes some milliseconds
 _REPAIR_TIME = 1.0  # the most seconds that one maintenance spends on a pass
 _SOON = 0.001  # seconds added to a wait, because clocks and timers are not exact
 
@@ -271,13 +272,14 @@ class RedisBroker(Broker):
         A pass begins with the first maintenance, each hour, and after a job was set aside.
         """
         end = anyio.current_time() + _REPAIR_TIME
-        more = True
-        while more and anyio.current_time() < end:
-            values = encoded(self._process, _CHUNK, _REPAIR_INTERVAL, int(self._requests_repair))
-            answer = await self._call(scripts.REPAIR, values)
+        while True:
+            requested = int(self._requests_repair)
+            values = encoded(self._process, _REPAIR_PAGE, _REPAIR_INTERVAL, requested)
+            more, corrections = (await self._call(scripts.REPAIR, values)).split(" ")
             self._requests_repair = False
-            more, corrections = [int(number) for number in answer.split(" ")]
-            report_corrections(self._address, self.prefix, corrections)
+            report_corrections(self._address, self.prefix, int(corrections))
+            if more == "0" or anyio.current_time() >= end:
+                return
 
     async def _call(self, script: Script, values: Sequence[bytes]) -> str:
         return (await self._ask(script, values)).decode()

@@ -77,14 +77,25 @@ end
 local LOWEST = -math.huge -- not at most NaN
 local MOST_DEPENDENCIES = 1000000 -- of one job; a larger number would block the server
 
+local function are_lost_claims(claims)
+  for _, claim in ipairs(claims) do
+    local attempt, token, started, lost, confirmed = unpack(claim)
+    if not (attempt >= 0 and #token >= 0 and started >= LOWEST and lost >= LOWEST
+      and type(confirmed) == 'boolean') then
+      return false
+    end
+  end
+  return #claims > 0
+end
+
 -- Decodes a record. Returns nothing, or raises an error, if scripts could fail with its values: a
 -- comparison with a value of another type raises one.
 local function decode(record)
   local job = cmsgpack.unpack(record)
   local state = job[STATE]
   local timed = FINAL[state] or state == 'running' or state == 'scheduled' and job[BLOCKED] == 0
-  if STATES[state] and #job == FIELDS and job[QUEUE] .. (job[TOKEN] or '')
-    and #job[NUMBER] == 14 and string.find(job[NUMBER], '^%x+$')
+  if STATES[state] and #job == FIELDS and not string.find(job[QUEUE], '[%z%s]')
+    and type(job[QUEUE]) == 'string' and #(job[TOKEN] or '') >= 0 and #job[NUMBER] == 14 and string.find(job[NUMBER], '^%x+$')
     and job[RETENTION] >= LOWEST and job[DEAD_RETENTION] >= LOWEST
     and job[ATTEMPT] >= 0 and job[CRASHES] >= 0 and job[UNCONFIRMED] >= 0
     and job[BLOCKED] >= 0 and job[DEPENDENCIES] >= 0 and job[DEPENDENCIES] <= MOST_DEPENDENCIES
@@ -92,7 +103,7 @@ local function decode(record)
     and (job[EXPIRES] or 0) >= LOWEST and (job[AT] or not timed and 0) >= LOWEST
     and (job[FINISHED] or not FINAL[state] and 0) >= LOWEST
     and (job[BLOCKED] == 0 or state == 'scheduled' and job[AT] == job[EXPIRES])
-    and (not job[LOST] or type(job[LOST]) == 'table' and cjson.encode(job[LOST])) then
+    and type(job[CONFIRMED]) == 'boolean' and (not job[LOST] or are_lost_claims(job[LOST])) then
     return job
   end
 end

@@ -1,8 +1,9 @@
 -- Runs a page of a pass that compares all jobs with the indexes and counts, and corrects these.
 --
--- A pass scans the indexes first, for jobs that `order` does not have. It then follows `order`,
--- compares each job with its entries, and counts it. Scripts that change a job up to the cursor
--- change the new counts, too (see `tally`). At the end the new counts replace the stored ones.
+-- A pass scans the indexes first, for jobs that `order` does not have. It then follows `order` up
+-- to the job that is the latest at that time, compares each job with its entries, and counts it.
+-- Scripts that change a job up to the cursor, or a later job, change the new counts, too (see
+-- `tally`). At the end the new counts replace the stored ones.
 --
 -- Returns whether there is more to do for this owner, and the number of corrections at the end of
 -- a pass.
@@ -11,7 +12,7 @@ local owner, most, interval = ARGV[2], tonumber(ARGV[3]), tonumber(ARGV[4])
 if ARGV[5] == '1' then request_repair() end
 
 local function state(field) return call('HGET', KEYS.repair, field) or '' end
-local cursor = tonumber(state('cursor'))
+local cursor, limit = tonumber(state('cursor')), tonumber(state('limit')) or math.huge
 local step, scanned = string.match(state('scan'), '^([1-4]) (%d+)$')
 step = tonumber(step or '')
 if cursor or step then
@@ -24,7 +25,7 @@ else
 end
 
 local INDEXES = {KEYS.ready, KEYS.changing, KEYS.kept, KEYS.dependants}
-local PATTERNS = {'^[^%z]*%z' .. string.rep('%x', 14) .. '(.+)$', '^(.+)$', '^(.+)$', '^[^ ]+ ([^ ]+) %d+$'}
+local PATTERNS = {'^[^%z]*%z' .. string.rep('%x', 14) .. '(.+)$', '^(.+)$', '^(.+)$', '^[^ ]+ ([^ ]+) (%d+)$'}
 local work = 0
 
 -- Corrects jobs in a page of an index, if `order` does not have them.
@@ -32,10 +33,14 @@ local function scan()
   local key, entries = INDEXES[step]
   scanned, entries = unpack(call('ZSCAN', key, scanned, 'COUNT', most))
   for i = 1, #entries, 2 do
-    local id = string.match(entries[i], PATTERNS[step])
+    local id, place = string.match(entries[i], PATTERNS[step])
     if not id or not call('ZSCORE', KEYS.order, id) then
       if id then correct(id) end
       if not (id and jobs[id]) then expect(key, entries[i], false) end
+    elseif key == KEYS.dependants then
+      local job = load(id)
+      local is_blocked = job and job[BLOCKED] > 0 and tonumber(place) <= job[DEPENDENCIES]
+      if not is_blocked then expect(key, entries[i], false) end
     end
   end
   work = work + #entries / 2
@@ -86,7 +91,8 @@ end
 -- Corrects the entries of a page of jobs, and counts these; returns whether it was the last page.
 local function follow()
   local first = cursor == -math.huge and '-inf' or '(' .. text(cursor)
-  local page = call('ZRANGEBYSCORE', KEYS.order, first, '+inf', 'WITHSCORES', 'LIMIT', 0, most)
+  local page =
+    call('ZRANGEBYSCORE', KEYS.order, first, text(limit), 'WITHSCORES', 'LIMIT', 0, most)
   local count = #page / 2
   local is_full = count == most
   -- Wrong scores may be equal, and more jobs may have the last one: the next page has these. If all
@@ -141,24 +147,34 @@ local function replace_counts()
   bulk('HSET', KEYS.counts, counts)
 end
 
+-- Returns the number of the latest job, as far as it is stored, and the last score in `order`.
+local function latest()
+  local id, score = unpack(call('ZRANGE', KEYS.order, -1, -1, 'WITHSCORES'))
+  return tonumber(call('GET', KEYS.number) or '') or 0, tonumber(score or '') or 0, id
+end
+
 -- Raises the number of the latest job, if it was lost.
 local function correct_number()
-  local latest = call('ZRANGE', KEYS.order, -1, -1, 'WITHSCORES')[2]
-  if latest and tonumber(latest) > (tonumber(call('GET', KEYS.number) or '') or 0) then
-    call('SET', KEYS.number, string.format('%.0f', latest))
+  local number, last, id = latest()
+  local job = last > number and load(id)
+  if job and tonumber(job[NUMBER], 16) == last then
+    call('SET', KEYS.number, string.format('%.0f', last))
   end
 end
 
 while not cursor and work < most do
   scan()
-  if step > #INDEXES then cursor = -math.huge end
+  if step > #INDEXES then
+    local number, last = latest()
+    cursor, limit = -math.huge, last > number and math.huge or number -- one of them is wrong
+  end
 end
 local is_complete = cursor and work < most and follow()
 finish()
 if not is_complete then
   if cursor then
     call('HDEL', KEYS.repair, 'scan')
-    call('HSET', KEYS.repair, 'cursor', text(cursor))
+    call('HSET', KEYS.repair, 'cursor', text(cursor), 'limit', text(limit))
   else
     call('HSET', KEYS.repair, 'scan', step .. ' ' .. scanned)
   end

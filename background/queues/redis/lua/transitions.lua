@@ -7,7 +7,7 @@ local touched, is_touched = {}, {} -- ids of changed jobs
 local results = {} -- by id: results of jobs that ended in this script
 local deltas, wakes, ended = {}, {}, {} -- changes of counts, queues to wake, ids of ended jobs
 local recount = {} -- changes of the counts that a repair makes
-local counted -- the number of the last job that the repair has counted; false without a repair
+local counted, limit -- a repair has counted the jobs up to the first number, and those after the other
 local corrections = 0 -- entries of indexes that did not match their jobs
 
 local function touch(id)
@@ -24,8 +24,12 @@ end
 local function tally(job, state, by)
   local field = job[QUEUE] .. ' ' .. state
   deltas[field] = (deltas[field] or 0) + by
-  if counted == nil then counted = tonumber(call('HGET', KEYS.repair, 'cursor') or '') or false end
-  if counted and tonumber(job[NUMBER], 16) <= counted then
+  if counted == nil then
+    counted, limit = unpack(call('HMGET', KEYS.repair, 'cursor', 'limit'))
+    counted, limit = tonumber(counted or '') or false, tonumber(limit or '') or math.huge
+  end
+  local number = counted and tonumber(job[NUMBER], 16)
+  if number and (number <= counted or number > limit) then
     recount[field] = (recount[field] or 0) + by
   end
 end
