@@ -75,13 +75,14 @@ local function track_message(id, message)
 end
 
 local LOWEST = -math.huge -- not at most NaN
+local MOST = 2 ^ 53 -- JSON can't represent infinity
 local MOST_DEPENDENCIES = 1000000 -- of one job; a larger number would block the server
 
 local function are_lost_claims(claims)
   for _, claim in ipairs(claims) do
     local attempt, token, started, lost, confirmed = unpack(claim)
-    if not (attempt >= 0 and #token >= 0 and started >= LOWEST and lost >= LOWEST
-      and type(confirmed) == 'boolean') then
+    if not (attempt >= 0 and attempt < MOST and type(token) == 'string' and started < MOST
+      and started > -MOST and lost < MOST and lost > -MOST and type(confirmed) == 'boolean') then
       return false
     end
   end
@@ -95,11 +96,12 @@ local function decode(record)
   local state = job[STATE]
   local timed = FINAL[state] or state == 'running' or state == 'scheduled' and job[BLOCKED] == 0
   if STATES[state] and #job == FIELDS and not string.find(job[QUEUE], '[%z%s]')
-    and type(job[QUEUE]) == 'string' and #(job[TOKEN] or '') >= 0 and #job[NUMBER] == 14 and string.find(job[NUMBER], '^%x+$')
+    and type(job[QUEUE]) == 'string' and type(job[TOKEN] or '') == 'string' and #job[NUMBER] == 14
+    and string.find(job[NUMBER], '^%x+$')
     and job[RETENTION] >= LOWEST and job[DEAD_RETENTION] >= LOWEST
-    and job[ATTEMPT] >= 0 and job[CRASHES] >= 0 and job[UNCONFIRMED] >= 0
+    and job[ATTEMPT] >= 0 and job[ATTEMPT] < MOST and job[CRASHES] >= 0 and job[UNCONFIRMED] >= 0
     and job[BLOCKED] >= 0 and job[DEPENDENCIES] >= 0 and job[DEPENDENCIES] <= MOST_DEPENDENCIES
-    and (job[STARTED] or 0) >= LOWEST and (job[DUE] or 0) >= LOWEST
+    and (job[STARTED] or 0) > -MOST and (job[STARTED] or 0) < MOST and (job[DUE] or 0) >= LOWEST
     and (job[EXPIRES] or 0) >= LOWEST and (job[AT] or not timed and 0) >= LOWEST
     and (job[FINISHED] or not FINAL[state] and 0) >= LOWEST
     and (job[BLOCKED] == 0 or state == 'scheduled' and job[AT] == job[EXPIRES])

@@ -24,9 +24,11 @@ else
   step, scanned = 1, '0'
 end
 
+-- The indexes, and patterns that find the id in their entries.
 local INDEXES = {KEYS.ready, KEYS.changing, KEYS.kept, KEYS.dependants}
-local PATTERNS = {'^[^%z]*%z' .. string.rep('%x', 14) .. '(.+)$', '^(.+)$', '^(.+)$', '^[^ ]+ ([^ ]+) (%d+)$'}
-local work = 0
+local NUMBERED = '^[^%z]*%z' .. string.rep('%x', 14) .. '(.+)$'
+local PATTERNS = {NUMBERED, '^(.+)$', '^(.+)$', '^[^ ]+ ([^ ]+) (%d+)$'}
+local work = 0 -- the number of entries and jobs that were read
 
 -- Corrects jobs in a page of an index, if `order` does not have them.
 local function scan()

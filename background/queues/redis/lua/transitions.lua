@@ -7,7 +7,7 @@ local touched, is_touched = {}, {} -- ids of changed jobs
 local results = {} -- by id: results of jobs that ended in this script
 local deltas, wakes, ended = {}, {}, {} -- changes of counts, queues to wake, ids of ended jobs
 local recount = {} -- changes of the counts that a repair makes
-local counted, limit -- a repair has counted the jobs up to the first number, and those after the other
+local counted, limit -- a repair has counted the jobs up to a number, and those above another one
 local corrections = 0 -- entries of indexes that did not match their jobs
 
 local function touch(id)
@@ -200,7 +200,8 @@ end
 -- Stores the error of a job whose dependency has failed; returns the final state for `stop`.
 local function fail(id, job, dependency, state)
   local message = 'job ' .. dependency .. ', which it depends on, is ' .. state
-  call('HSET', KEYS.errors, id, cjson.encode({type = 'background.queues.JobFailedError', message = message}))
+  local error = {type = 'background.queues.JobFailedError', message = message}
+  call('HSET', KEYS.errors, id, cjson.encode(error))
   job[ERROR] = true
   return 'dead'
 end
