@@ -89,23 +89,27 @@ local function are_lost_claims(claims)
   return #claims > 0
 end
 
--- Decodes a record. Returns nothing, or raises an error, if scripts could fail with its values: a
--- comparison with a value of another type raises one.
+-- Decodes a record. Returns nothing, or raises an error, if scripts could fail with its values.
+-- Comparisons, lengths and concatenations raise one for values of other types, at no cost.
+local find, unpacked = string.find, cmsgpack.unpack
 local function decode(record)
-  local job = cmsgpack.unpack(record)
-  local state = job[STATE]
-  local timed = FINAL[state] or state == 'running' or state == 'scheduled' and job[BLOCKED] == 0
-  if STATES[state] and #job == FIELDS and not string.find(job[QUEUE], '[%z%s]')
-    and type(job[QUEUE]) == 'string' and type(job[TOKEN] or '') == 'string' and #job[NUMBER] == 14
-    and string.find(job[NUMBER], '^%x+$')
+  local job = unpacked(record)
+  local state, queue, number, attempt = job[STATE], job[QUEUE], job[NUMBER], job[ATTEMPT]
+  local token = job[TOKEN] or ''
+  local started, at, blocked = job[STARTED] or 0, job[AT], job[BLOCKED]
+  local confirmed, lost, dependencies = job[CONFIRMED], job[LOST], job[DEPENDENCIES]
+  local final = FINAL[state]
+  if STATES[state] and #job == FIELDS and #number == 14 and find(number, '^%x+$')
+    and #queue >= 0 and not find(queue, '[%z%s]') and #token >= 0 and token .. ''
     and job[RETENTION] >= LOWEST and job[DEAD_RETENTION] >= LOWEST
-    and job[ATTEMPT] >= 0 and job[ATTEMPT] < MOST and job[CRASHES] >= 0 and job[UNCONFIRMED] >= 0
-    and job[BLOCKED] >= 0 and job[DEPENDENCIES] >= 0 and job[DEPENDENCIES] <= MOST_DEPENDENCIES
-    and (job[STARTED] or 0) > -MOST and (job[STARTED] or 0) < MOST and (job[DUE] or 0) >= LOWEST
-    and (job[EXPIRES] or 0) >= LOWEST and (job[AT] or not timed and 0) >= LOWEST
-    and (job[FINISHED] or not FINAL[state] and 0) >= LOWEST
-    and (job[BLOCKED] == 0 or state == 'scheduled' and job[AT] == job[EXPIRES])
-    and type(job[CONFIRMED]) == 'boolean' and (not job[LOST] or are_lost_claims(job[LOST])) then
+    and attempt >= 0 and attempt < MOST and job[CRASHES] >= 0 and job[UNCONFIRMED] >= 0
+    and blocked >= 0 and dependencies >= 0 and dependencies <= MOST_DEPENDENCIES
+    and started > -MOST and started < MOST and (job[DUE] or 0) >= LOWEST
+    and (job[EXPIRES] or 0) >= LOWEST and (job[FINISHED] or not final and 0) >= LOWEST
+    and (at or not (final or state == 'running') and 0) >= LOWEST
+    and (state == 'scheduled' and (blocked > 0 and at == job[EXPIRES] or blocked == 0 and at)
+      or state ~= 'scheduled' and blocked == 0)
+    and (confirmed == true or confirmed == false) and (not lost or are_lost_claims(lost)) then
     return job
   end
 end

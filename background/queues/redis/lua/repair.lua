@@ -114,7 +114,7 @@ local function follow()
     local job, compared = jobs[id], 0
     if job and job[BLOCKED] > 0 then compared = compare_dependencies(id, job) end
     work, done = work + 1 + compared, i
-    if not are_equal and (size > 2000000 or work > 2 * most) then break end
+    if not are_equal and (size > 2000000 or work > 2 * most or #aside > 20) then break end
   end
   flush()
   if not are_equal or corrections == before then cursor = tonumber(page[2 * done]) or cursor end
