@@ -59,7 +59,7 @@ class Script:
     """
 
     def __init__(self, *names: str) -> None:
-        parts = ("records", "transitions", *names)
+        parts = ("records", "indexes", "transitions", *names)
         text = "".join(_FOLDER.joinpath(f"{name}.lua").read_text("utf-8") for name in parts)
         text = re.sub(r"\s*--[^\n]*", "", text)  # comments
         text = re.sub(r"\bKEYS\.(\w+)", lambda name: f"KEYS[{KEYS.index(name[1]) + 1}]", text)

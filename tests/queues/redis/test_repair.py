@@ -34,7 +34,7 @@ VALUES = (
 
 
 @pytest.fixture
-def client(server: Server) -> Iterator[Redis]:
+def client(server: Server) -> Iterator[Any]:
     with Redis.from_url(server.url) as client:
         yield client
 
@@ -58,7 +58,7 @@ async def repair(broker: RedisBroker) -> None:
     await broker.maintain()  # it deletes jobs whose retention was wrong
 
 
-async def check(broker: RedisBroker, client: Redis) -> dict[str, JobState]:
+async def check(broker: RedisBroker, client: Any) -> dict[str, JobState]:
     """Check that the indexes and counts match the jobs; return their states."""
     jobs = {job.message.id: job.state async for job in broker.scan()}
     for state in JobState:
@@ -109,7 +109,7 @@ INDEXES = ("ready", "changing", "kept", "order", "dependants")
 
 
 @pytest.mark.parametrize("name", INDEXES)
-async def test_missing_entries(broker: RedisBroker, client: Redis, name: str) -> None:
+async def test_missing_entries(broker: RedisBroker, client: Any, name: str) -> None:
     """Each missing entry of an index is stored again, and its job runs."""
     await store_jobs(broker)
     before = client.zrange(key(broker, name), 0, -1, withscores=True)
@@ -124,7 +124,7 @@ async def test_missing_entries(broker: RedisBroker, client: Redis, name: str) ->
 
 @pytest.mark.parametrize("name", [*INDEXES, "counts", "number", "repair"])
 async def test_missing_index(
-    broker: RedisBroker, client: Redis, name: str, caplog: pytest.LogCaptureFixture
+    broker: RedisBroker, client: Any, name: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     """A missing index is rebuilt, and the correction is logged."""
     await store_jobs(broker)
@@ -143,7 +143,7 @@ async def test_missing_index(
 @pytest.mark.parametrize("name", ["changing", "kept", "order"])
 @pytest.mark.parametrize("score", [float("-inf"), 0, 1])
 async def test_foreign_members(
-    broker: RedisBroker, client: Redis, name: str, score: float, monkeypatch: pytest.MonkeyPatch
+    broker: RedisBroker, client: Any, name: str, score: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Many members with low scores that are no jobs stop neither transitions nor maintenance."""
     monkeypatch.setattr(module, "_CHUNK", 50)
@@ -156,7 +156,7 @@ async def test_foreign_members(
 
 
 @pytest.mark.parametrize("name", ["changing", "kept"])
-async def test_wrong_scores(broker: RedisBroker, client: Redis, name: str) -> None:
+async def test_wrong_scores(broker: RedisBroker, client: Any, name: str) -> None:
     """Many jobs with wrong low scores neither block transitions nor make maintenance endless."""
     sent = [*messages(150, delay=1000), *(message(f"x{n:04}") for n in range(150))]
     await broker.enqueue([*sent, message("due", delay=5)])
@@ -175,7 +175,7 @@ async def test_wrong_scores(broker: RedisBroker, client: Redis, name: str) -> No
     assert jobs["x0000"] is JobState.SUCCEEDED
 
 
-async def test_foreign_dependants(broker: RedisBroker, client: Redis) -> None:
+async def test_foreign_dependants(broker: RedisBroker, client: Any) -> None:
     """Members of dependants that are no jobs don't disturb a settlement, and are removed."""
     await store_jobs(broker)
     strays = ("running", "running x", "running x 1", "running x x", "running  1", "x blocked 9")
@@ -186,7 +186,7 @@ async def test_foreign_dependants(broker: RedisBroker, client: Redis) -> None:
     await check(broker, client)
 
 
-async def test_ready_in_other_queue(broker: RedisBroker, client: Redis) -> None:
+async def test_ready_in_other_queue(broker: RedisBroker, client: Any) -> None:
     """A job with a wrong entry in `ready` is claimed from its own queue only."""
     await broker.enqueue([message("one")])
     client.zadd(
@@ -197,7 +197,7 @@ async def test_ready_in_other_queue(broker: RedisBroker, client: Redis) -> None:
     await check(broker, client)
 
 
-async def test_wrong_order(broker: RedisBroker, client: Redis) -> None:
+async def test_wrong_order(broker: RedisBroker, client: Any) -> None:
     """Jobs with wrong numbers in `order` return to their places, and are counted once."""
     await broker.enqueue(messages(50))
     for ids in (range(50), range(5), range(45, 50)):
@@ -210,7 +210,7 @@ async def test_wrong_order(broker: RedisBroker, client: Redis) -> None:
 # Counts
 
 
-async def test_wrong_counts(broker: RedisBroker, client: Redis) -> None:
+async def test_wrong_counts(broker: RedisBroker, client: Any) -> None:
     """Counts that are wrong, negative or no numbers neither stop workers nor stay."""
     await store_jobs(broker)
     await broker.maintain()
@@ -227,7 +227,7 @@ async def test_wrong_counts(broker: RedisBroker, client: Redis) -> None:
     assert await run_all(broker) == WAITING
 
 
-async def test_negative_count(broker: RedisBroker, client: Redis) -> None:
+async def test_negative_count(broker: RedisBroker, client: Any) -> None:
     """A count that becomes negative is corrected at the next maintenance."""
     await broker.enqueue([message("one"), message("two")])
     await broker.maintain()
@@ -242,7 +242,7 @@ async def claim_one_of(broker: RedisBroker) -> None:
     assert len(await broker.claim(["q"], 1, lease=LEASE)) == 1
 
 
-async def test_hourly_pass(broker: RedisBroker, client: Redis) -> None:
+async def test_hourly_pass(broker: RedisBroker, client: Any) -> None:
     """A pass runs each hour."""
     await broker.enqueue([message(delay=10_000)])
     await broker.maintain()
@@ -259,7 +259,7 @@ async def test_hourly_pass(broker: RedisBroker, client: Redis) -> None:
 
 
 @pytest.mark.parametrize("name", ["messages", "jobs"])
-async def test_missing_parts(broker: RedisBroker, client: Redis, name: str) -> None:
+async def test_missing_parts(broker: RedisBroker, client: Any, name: str) -> None:
     """A job whose message or record is missing is set aside, and the others run."""
     ids = ["ended", "dead", "running", "ready", "later", "expiring", "blocked", "last"]
     for lost in ids:
@@ -280,7 +280,7 @@ async def test_missing_parts(broker: RedisBroker, client: Redis, name: str) -> N
 
 
 @pytest.mark.parametrize("lost", ["blocked", "later", "running"])
-async def test_missing_message_without_pass(broker: RedisBroker, client: Redis, lost: str) -> None:
+async def test_missing_message_without_pass(broker: RedisBroker, client: Any, lost: str) -> None:
     """A missing message stops neither claims nor transitions before the repair."""
     await store_jobs(broker)
     await broker.maintain()
@@ -295,7 +295,7 @@ async def test_missing_message_without_pass(broker: RedisBroker, client: Redis, 
     await check(broker, client)
 
 
-async def test_expired_without_message(broker: RedisBroker, client: Redis) -> None:
+async def test_expired_without_message(broker: RedisBroker, client: Any) -> None:
     """A blocked job without a message expires, and workers go on."""
     await broker.enqueue([message("a"), message("b", depends_on=("a",), expires=5)])
     client.hdel(key(broker, "messages"), "b")
@@ -306,7 +306,7 @@ async def test_expired_without_message(broker: RedisBroker, client: Redis) -> No
 
 
 @pytest.mark.parametrize("lost", ["a", "b"])
-async def test_settle_without_message(broker: RedisBroker, client: Redis, lost: str) -> None:
+async def test_settle_without_message(broker: RedisBroker, client: Any, lost: str) -> None:
     """A settlement is accepted although the message of the job or a dependant is missing."""
     await broker.enqueue([message("a"), message("b", depends_on=("a",))])
     claim = await claim_one(broker)
@@ -318,7 +318,7 @@ async def test_settle_without_message(broker: RedisBroker, client: Redis, lost: 
 
 
 @pytest.mark.parametrize("number", range(len(VALUES)))
-async def test_wrong_types(broker: RedisBroker, client: Redis, number: int) -> None:
+async def test_wrong_types(broker: RedisBroker, client: Any, number: int) -> None:
     """A record with a value of a wrong type stops no script, and other jobs run."""
     damaged = ("later", "running", "ended", "expiring", "blocked")
     for place in range(1, len(FIELDS) + 1):
@@ -334,7 +334,7 @@ async def test_wrong_types(broker: RedisBroker, client: Redis, number: int) -> N
         client.delete(*client.keys(key(broker, "*")))
 
 
-async def test_fresh_job_in_changing(broker: RedisBroker, client: Redis) -> None:
+async def test_fresh_job_in_changing(broker: RedisBroker, client: Any) -> None:
     """A wrong entry does not cost a job that is ready and has no record."""
     await broker.enqueue([message("a"), message("b")])
     client.zadd(key(broker, "changing"), {"a": 1})
@@ -344,7 +344,7 @@ async def test_fresh_job_in_changing(broker: RedisBroker, client: Redis) -> None
     await check(broker, client)
 
 
-async def test_lost_record_without_pass(broker: RedisBroker, client: Redis) -> None:
+async def test_lost_record_without_pass(broker: RedisBroker, client: Any) -> None:
     """A job whose record was lost is set aside at the end of its lease."""
     await broker.enqueue([message("a"), message("b")])
     await broker.claim(["q"], 2, lease=LEASE)
@@ -359,7 +359,7 @@ async def test_lost_record_without_pass(broker: RedisBroker, client: Redis) -> N
 # Dependants
 
 
-async def test_dependants_of_damaged_job(broker: RedisBroker, client: Redis) -> None:
+async def test_dependants_of_damaged_job(broker: RedisBroker, client: Any) -> None:
     """Jobs that depend on a job that is set aside are dead, with an error that says so."""
     await broker.enqueue([message("a"), message("b", depends_on=("a",))])
     await broker.enqueue([message("c", depends_on=("b",))])
@@ -377,7 +377,7 @@ async def test_dependants_of_damaged_job(broker: RedisBroker, client: Redis) -> 
     await check(broker, client)
 
 
-async def test_dependants_of_missing_job(broker: RedisBroker, client: Redis) -> None:
+async def test_dependants_of_missing_job(broker: RedisBroker, client: Any) -> None:
     """Jobs that depend on a job that is not stored any more are dead, with the reason."""
     await broker.enqueue([message("a"), message("b"), message("c", depends_on=("a", "b"))])
     for name in ("messages", "jobs"):
@@ -391,7 +391,7 @@ async def test_dependants_of_missing_job(broker: RedisBroker, client: Redis) -> 
     assert await check(broker, client) == {"a": JobState.READY, "c": JobState.DEAD}
 
 
-async def test_dependencies_past_retention(broker: RedisBroker, client: Redis) -> None:
+async def test_dependencies_past_retention(broker: RedisBroker, client: Any) -> None:
     """A dependency that succeeded and was deleted since is not missing."""
     await broker.enqueue([message("a", retention=0), message("b")])
     await broker.enqueue([message("c", depends_on=("a", "b"))])
@@ -401,7 +401,7 @@ async def test_dependencies_past_retention(broker: RedisBroker, client: Redis) -
     assert await run_all(broker) == {"b", "c"}
 
 
-async def test_missed_ends(broker: RedisBroker, client: Redis) -> None:
+async def test_missed_ends(broker: RedisBroker, client: Any) -> None:
     """A job whose dependencies ended without notice starts, with the results, or is dead."""
     await broker.enqueue([message("a"), message("b")])
     await broker.enqueue(
@@ -423,7 +423,7 @@ async def test_missed_ends(broker: RedisBroker, client: Redis) -> None:
     assert (await claim_one(broker)).previous == (b"1",)
 
 
-async def test_reused_id(broker: RedisBroker, client: Redis) -> None:
+async def test_reused_id(broker: RedisBroker, client: Any) -> None:
     """An id that was set aside can be enqueued again in the same call."""
     await broker.enqueue([message("a"), message("b", depends_on=("a",))])
     client.hset(key(broker, "jobs"), "a", b"garbage")
@@ -443,13 +443,13 @@ def slow_down(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "_REPAIR_TIME", 0.0)
 
 
-def is_running(broker: RedisBroker, client: Redis) -> bool:
+def is_running(broker: RedisBroker, client: Any) -> bool:
     """Return whether a pass is running."""
     return bool(client.hexists(key(broker, "repair"), "until"))
 
 
 async def test_changes_during_pass(
-    broker: RedisBroker, client: Redis, monkeypatch: pytest.MonkeyPatch
+    broker: RedisBroker, client: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Jobs that are enqueued, claimed, settled and deleted during a pass are counted right."""
     slow_down(monkeypatch)
@@ -481,7 +481,7 @@ async def test_changes_during_pass(
 
 
 async def test_two_brokers(
-    broker: RedisBroker, server: Server, client: Redis, monkeypatch: pytest.MonkeyPatch
+    broker: RedisBroker, server: Server, client: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Brokers that maintain at the same time run one pass after the other."""
     slow_down(monkeypatch)
@@ -494,9 +494,9 @@ async def test_two_brokers(
             await worker.maintain()
             await finish(worker, await worker.claim(["q"], 1, lease=LEASE))
 
-    async with second(broker, server) as other, anyio.create_task_group() as group:
+    async with second(broker, server) as partner, anyio.create_task_group() as group:
         group.start_soon(work, broker)
-        group.start_soon(work, other)
+        group.start_soon(work, partner)
     await broker.maintain()
     assert not is_running(broker, client)
     jobs = await check(broker, client)
@@ -504,7 +504,7 @@ async def test_two_brokers(
 
 
 async def test_dead_owner(
-    broker: RedisBroker, server: Server, client: Redis, monkeypatch: pytest.MonkeyPatch
+    broker: RedisBroker, server: Server, client: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A pass whose broker died is continued by another one after fifteen seconds."""
     slow_down(monkeypatch)
@@ -515,22 +515,22 @@ async def test_dead_owner(
     state = client.hgetall(key(broker, "repair"))
     assert float(state[b"cursor"]) > 0
     await broker.close()
-    async with second(broker, server) as other:
+    async with second(broker, server) as successor:
         await elapse(broker, 10)
-        await other.maintain()
+        await successor.maintain()
         assert client.hget(key(broker, "repair"), "cursor") == state[b"cursor"]
         await elapse(broker, 6)
-        await other.maintain()
+        await successor.maintain()
         assert client.hget(key(broker, "repair"), "owner") == b"second"
         assert float(client.hget(key(broker, "repair"), "cursor")) == float(state[b"cursor"]) + 2
         for _ in range(40):
-            await other.maintain()
+            await successor.maintain()
         assert not is_running(broker, client)
-        assert len(await check(other, client)) == 20
+        assert len(await check(successor, client)) == 20
 
 
 async def test_damaged_pass(
-    broker: RedisBroker, client: Redis, monkeypatch: pytest.MonkeyPatch
+    broker: RedisBroker, client: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A pass whose state was damaged begins again."""
     slow_down(monkeypatch)
@@ -555,7 +555,7 @@ async def test_damaged_pass(
 
 
 async def test_large_messages(
-    broker: RedisBroker, client: Redis, monkeypatch: pytest.MonkeyPatch
+    broker: RedisBroker, client: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A page of large messages ends early."""
     monkeypatch.setattr(module, "_REPAIR_TIME", 0.0)
