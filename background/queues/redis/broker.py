@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import ssl
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import suppress
 from itertools import count
-from typing import Unpack
+from time import monotonic
+from typing import Any, Unpack
 
 import anyio
 from redis.exceptions import NoScriptError
@@ -23,6 +24,7 @@ from .address import Address
 from .checks import KeysCheck, report_corrections
 from .codec import pack_messages, pack_settlement, unpack_claims, unpack_counts, unpack_jobs
 from .connection import RedisConnection
+from .lost_claims import LostClaim, release_values
 from .script import READS, WRITES, Caller, Script, encoded
 from .session import Session
 from .url import RedisOptions
@@ -94,6 +96,7 @@ class RedisBroker(Broker):
         self._keys = KeysCheck(self._address, self.prefix)
         self._process = process_name()
         self._claims = count(1)
+        self._lost_claims: list[LostClaim] = []  # what they took is released by the next call
         self._requests_repair = True  # by the first maintenance
 
     def __repr__(self) -> str:
@@ -146,7 +149,17 @@ class RedisBroker(Broker):
     async def claim(self, queues: Sequence[str], most: int, *, lease: float) -> list[Claim]:
         token = f"{self._process}-{next(self._claims)}"
         values = encoded(token, lease, min(most, _CHUNK), *queues)
-        claims, unreadable = unpack_claims(await self._ask(scripts.CLAIM, values), token)
+        sent = monotonic()
+        try:
+            claims, unreadable = unpack_claims(await self._ask(scripts.CLAIM, values), token)
+            await self._end_unreadable(unreadable, token)
+        except BaseException:
+            self._lost_claims.append(LostClaim(token, lease, sent))
+            raise
+        return claims
+
+    async def _end_unreadable(self, unreadable: Mapping[str, Exception], token: str) -> None:
+        """Settle claimed jobs that can't be read as dead."""
         dead: list[Settlement] = []
         for id, reason in unreadable.items():
             report(id, reason)
@@ -154,7 +167,6 @@ class RedisBroker(Broker):
         if dead:
             with suppress(BrokerUnavailableError):  # the other claims were made; a lease ends these
                 await self.settle(dead)
-        return claims
 
     async def wait_for_work(self, queues: Sequence[str], timeout: float) -> None:
         notifications = self._session.notifications
@@ -285,15 +297,34 @@ class RedisBroker(Broker):
         return (await self._ask(script, values)).decode()
 
     async def _ask(self, script: Script, values: Sequence[bytes]) -> bytes:
-        return await self._run(self._session.connection, script, values)
+        connection = self._session.connection
+        if self._lost_claims:
+            await self._release_lost(connection)
+        return await self._run(connection, script, values)
+
+    async def _release_lost(self, connection: RedisConnection) -> None:
+        """Release what lost claims took; if the server refuses that, their leases end it."""
+        lost, self._lost_claims = self._lost_claims, []
+        try:
+            if values := release_values(lost):
+                await self._send(connection, scripts.RELEASE, values)
+        except BaseException:
+            self._lost_claims += lost
+            raise
 
     async def _run(
         self, connection: RedisConnection, script: Script, values: Sequence[bytes]
     ) -> bytes:
+        return bytes(self._session.checked(await self._send(connection, script, values)))
+
+    async def _send(
+        self, connection: RedisConnection, script: Script, values: Sequence[bytes]
+    ) -> Any:
+        """Call a script; return its answer, or an error of the server."""
         answer = await connection.call(self._caller.by_digest(script, values))
         if isinstance(answer, NoScriptError):  # after a restart of the server, for example
             answer = await connection.call(self._caller.by_text(script, values))
-        return bytes(self._session.checked(answer))
+        return answer
 
 
 async def _wait(notified: asyncio.Event, seconds: float) -> None:

@@ -86,6 +86,7 @@ SCAN = Script("page", "scan")
 PURGE = Script("page", "purge")
 MAINTAIN = Script("maintain")
 REPAIR = Script("repair")
+RELEASE = Script("release")
 ADVANCE_SCHEDULE = Script("advance_schedule")
 
 
