@@ -304,10 +304,12 @@ class RedisBroker(Broker):
 
     async def _release_lost(self, connection: RedisConnection) -> None:
         """Release what lost claims took; if the server refuses that, their leases end it."""
-        lost, self._lost_claims = self._lost_claims, []
+        lost = [claim for claim in self._lost_claims if claim.left() > 0]
+        self._lost_claims = []
+        if not lost:
+            return
         try:
-            if values := release_values(lost):
-                await self._send(connection, scripts.RELEASE, values)
+            await self._send(connection, scripts.RELEASE, release_values(lost))
         except BaseException:
             self._lost_claims += lost
             raise

@@ -25,20 +25,16 @@ class LostClaim:
     lease: float
     sent: float
 
+    def left(self) -> float:
+        """Return the seconds until its lease ends at the earliest."""
+        return self.lease - (monotonic() - self.sent)
+
 
 def release_values(lost: Sequence[LostClaim]) -> list[bytes]:
-    """Return the arguments of the script that releases what claims took, without expired ones.
+    """Return the arguments of the script that releases what claims took.
 
-    Args:
-        lost: The claims.
-
-    Returns:
-        The times between which their leases end, in seconds from now, and their tokens; nothing if
-        all leases have expired.
+    They are the times between which the leases end, in seconds from now, and the tokens.
     """
-    left = {claim.token: claim.lease - (monotonic() - claim.sent) for claim in lost}
-    tokens = [token for token, seconds in left.items() if seconds > 0]
-    if not tokens:
-        return []
-    first = min(left[token] for token in tokens) - _LATE
-    return encoded(first, max(claim.lease for claim in lost), *tokens)
+    first = min(claim.left() for claim in lost) - _LATE
+    last = max(claim.lease for claim in lost)
+    return encoded(first, last, *(claim.token for claim in lost))
