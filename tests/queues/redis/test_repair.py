@@ -141,11 +141,11 @@ async def test_missing_index(
 
 
 @pytest.mark.parametrize("name", ["changing", "kept", "order"])
-@pytest.mark.parametrize("score", [float("-inf"), 0, 1])
+@pytest.mark.parametrize("score", [float("-inf"), 0, 1, float("inf")])
 async def test_foreign_members(
     broker: RedisBroker, client: Any, name: str, score: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Many members with low scores that are no jobs stop neither transitions nor maintenance."""
+    """Many members that are no jobs stop neither transitions nor maintenance."""
     monkeypatch.setattr(module, "_CHUNK", 50)
     monkeypatch.setattr(module, "_REPAIR_PAGE", 20)
     await store_jobs(broker)
