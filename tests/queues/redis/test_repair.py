@@ -540,13 +540,16 @@ async def test_damaged_pass(
         {"cursor": 10, "=q ready": "x", "=q running": "x"},
         {"scan": "9 0", "until": "x"},
         {"next": "x"},
+        {"=q scheduled": "x", "corrections": "x", "limit": "x"},
     ]
     for fields in damage:
-        for _ in range(12):
+        broker._requests_repair = True
+        for _ in range(4):
             await broker.maintain()
+        assert is_running(broker, client)
         client.hset(key(broker, "repair"), mapping=fields)
         await claim_one_of(broker)
-        for _ in range(80):
+        while is_running(broker, client):
             await broker.maintain()
         await repair(broker)
         while is_running(broker, client):

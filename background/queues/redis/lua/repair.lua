@@ -135,7 +135,7 @@ local function replace_counts()
   local fields, stored = call('HGETALL', KEYS.repair), call('HGETALL', KEYS.counts)
   for i = 1, #fields, 2 do
     local field, count = string.match(fields[i], '^=(.*)$'), fields[i + 1]
-    if field and tonumber(count) > 0 then
+    if field and (tonumber(count) or 0) > 0 then
       new[field] = count
       counts[#counts + 1], counts[#counts + 2] = field, count
     end
@@ -180,8 +180,8 @@ if not is_complete then
   else
     call('HSET', KEYS.repair, 'scan', step .. ' ' .. scanned)
   end
-  call('HSET', KEYS.repair, 'owner', owner, 'until', text(now + 15))
-  call('HINCRBY', KEYS.repair, 'corrections', corrections)
+  corrections = corrections + (tonumber(state('corrections')) or 0)
+  call('HSET', KEYS.repair, 'owner', owner, 'until', text(now + 15), 'corrections', corrections)
   return '1 0'
 end
 replace_counts()
