@@ -10,7 +10,7 @@ import pytest
 from redis import Redis
 from support.brokers.jobs import claim_one, claimed, message, settle, state_of
 from support.brokers.kinds import elapse
-from support.brokers.redis import Relay, messages, open_broker
+from support.brokers.redis import Relay, messages, open_broker, until
 from support.brokers.redis_servers import Server
 from support.time import SOON
 
@@ -104,13 +104,23 @@ async def test_release_cancelled_job(
 
 async def test_release_after_cancellation(broker: RedisBroker, server: Server) -> None:
     """A claim whose caller was cancelled is released by the next call."""
+    connection: Any = broker._session.connection
+    scope = anyio.CancelScope()
+    assert await claimed(broker) == []  # the server then has the script
     await broker.enqueue([message()])
-    with Redis.from_url(server.url) as client:
-        await broker.get("one")
-        client.execute_command("CLIENT", "PAUSE", 300)
-        with anyio.move_on_after(0.05) as scope:
+
+    async def claim() -> None:
+        with scope:
             await broker.claim(["q"], 1, lease=LONG)
-        assert scope.cancelled_caught
+
+    with Redis.from_url(server.url) as client:
+        async with anyio.create_task_group() as group:
+            client.client_pause(10_000, all=False)
+            group.start_soon(claim)
+            await until(lambda: len(connection._sent) == 1)
+            scope.cancel()
+            client.client_unpause()
+    assert scope.cancelled_caught
     assert (await claim_one(broker)).attempt == 1
 
 
