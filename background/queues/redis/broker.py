@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import ssl
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import suppress
 from itertools import count
-from typing import Unpack
+from time import monotonic
+from typing import Any, Unpack
 
 import anyio
 from redis.exceptions import NoScriptError
@@ -20,15 +21,19 @@ from .._unreadable import describe, report
 from ..abc import Broker, Claim, LeaseStatus, MaintenanceStats, Message, Settlement, StoredJob
 from . import script as scripts
 from .address import Address
-from .checks import KeysCheck
-from .codec import pack_messages, pack_settlement, unpack_claims, unpack_jobs
+from .checks import KeysCheck, report_corrections
+from .codec import pack_messages, pack_settlement, unpack_claims, unpack_counts, unpack_jobs
 from .connection import RedisConnection
+from .lost_claims import LostClaim, release_values
 from .script import READS, WRITES, Caller, Script, encoded
 from .session import Session
 from .url import RedisOptions
 
 _CHUNK = 500  # the most jobs that one script reads or changes
 _POLL = 1.0  # the most seconds between two queries of a waiter, because notifications may be lost
+_REPAIR_INTERVAL = 3600.0  # seconds between two passes that repair the indexes
+_REPAIR_PAGE = 200  # jobs that one script compares, which takes some milliseconds
+_REPAIR_TIME = 1.0  # the most seconds that one maintenance spends on a pass
 _SOON = 0.001  # seconds added to a wait, because clocks and timers are not exact
 
 _STATUSES = {"H": LeaseStatus.HELD, "L": LeaseStatus.LOST, "C": LeaseStatus.CANCELLED}
@@ -91,6 +96,8 @@ class RedisBroker(Broker):
         self._keys = KeysCheck(self._address, self.prefix)
         self._process = process_name()
         self._claims = count(1)
+        self._lost_claims: list[LostClaim] = []  # what they took is released by the next call
+        self._requests_repair = True  # by the first maintenance
 
     def __repr__(self) -> str:
         return f"<RedisBroker {self._address}, prefix {self.prefix!r}>"
@@ -142,7 +149,17 @@ class RedisBroker(Broker):
     async def claim(self, queues: Sequence[str], most: int, *, lease: float) -> list[Claim]:
         token = f"{self._process}-{next(self._claims)}"
         values = encoded(token, lease, min(most, _CHUNK), *queues)
-        claims, unreadable = unpack_claims(await self._ask(scripts.CLAIM, values), token)
+        sent = monotonic()
+        try:
+            claims, unreadable = unpack_claims(await self._ask(scripts.CLAIM, values), token)
+            await self._end_unreadable(unreadable, token)
+        except BaseException:
+            self._lost_claims.append(LostClaim(token, lease, sent))
+            raise
+        return claims
+
+    async def _end_unreadable(self, unreadable: Mapping[str, Exception], token: str) -> None:
+        """Settle claimed jobs that can't be read as dead."""
         dead: list[Settlement] = []
         for id, reason in unreadable.items():
             report(id, reason)
@@ -150,7 +167,6 @@ class RedisBroker(Broker):
         if dead:
             with suppress(BrokerUnavailableError):  # the other claims were made; a lease ends these
                 await self.settle(dead)
-        return claims
 
     async def wait_for_work(self, queues: Sequence[str], timeout: float) -> None:
         notifications = self._session.notifications
@@ -224,13 +240,12 @@ class RedisBroker(Broker):
                 yield job
 
     async def count(self, *, queue: str | None = None, state: JobState | None = None) -> int:
-        counts: list[bytes] = await self._session.call(self._caller.counts)
-        total = 0
-        for field, number in zip(counts[::2], counts[1::2], strict=True):
-            counted_queue, counted_state = field.decode().split(" ")
-            if queue in (None, counted_queue) and state in (None, counted_state):
-                total += int(number)
-        return total
+        counts = unpack_counts(await self._session.call(self._caller.counts))
+        return sum(
+            number
+            for counted_queue, counted_state, number in counts
+            if queue in (None, counted_queue) and state in (None, counted_state)
+        )
 
     async def purge(self, *, state: JobState | None = None, older_than: float = 0.0) -> int:
         purged = 0
@@ -256,25 +271,62 @@ class RedisBroker(Broker):
         complete = False
         while not complete:
             answer = await self._call(scripts.MAINTAIN, encoded(_CHUNK))
-            part = [int(number) for number in answer.split(" ")]
+            *part, more = [int(number) for number in answer.split(" ")]
             done = [a + b for a, b in zip(done, part, strict=True)]
-            complete = sum(part[:3]) < _CHUNK and part[3] < _CHUNK
+            complete = not more
+        await self._repair()
         due, reclaimed, expired, deleted = done
         return MaintenanceStats(due=due, reclaimed=reclaimed, expired=expired, deleted=deleted)
+
+    async def _repair(self) -> None:
+        """Run pages of a pass that repairs the indexes, if it is time for one.
+
+        A pass begins with the first maintenance, each hour, and after a job was set aside.
+        """
+        end = anyio.current_time() + _REPAIR_TIME
+        while True:
+            requested = int(self._requests_repair)
+            values = encoded(self._process, _REPAIR_PAGE, _REPAIR_INTERVAL, requested)
+            more, corrections = (await self._call(scripts.REPAIR, values)).split(" ")
+            self._requests_repair = False
+            report_corrections(self._address, self.prefix, int(corrections))
+            if more == "0" or anyio.current_time() >= end:
+                return
 
     async def _call(self, script: Script, values: Sequence[bytes]) -> str:
         return (await self._ask(script, values)).decode()
 
     async def _ask(self, script: Script, values: Sequence[bytes]) -> bytes:
-        return await self._run(self._session.connection, script, values)
+        connection = self._session.connection
+        if self._lost_claims:
+            await self._release_lost(connection)
+        return await self._run(connection, script, values)
+
+    async def _release_lost(self, connection: RedisConnection) -> None:
+        """Release what lost claims took; if the server refuses that, their leases end it."""
+        lost = [claim for claim in self._lost_claims if claim.left() > 0]
+        self._lost_claims = []
+        if not lost:
+            return
+        try:
+            await self._send(connection, scripts.RELEASE, release_values(lost))
+        except BaseException:
+            self._lost_claims += lost
+            raise
 
     async def _run(
         self, connection: RedisConnection, script: Script, values: Sequence[bytes]
     ) -> bytes:
+        return bytes(self._session.checked(await self._send(connection, script, values)))
+
+    async def _send(
+        self, connection: RedisConnection, script: Script, values: Sequence[bytes]
+    ) -> Any:
+        """Call a script; return its answer, or an error of the server."""
         answer = await connection.call(self._caller.by_digest(script, values))
         if isinstance(answer, NoScriptError):  # after a restart of the server, for example
             answer = await connection.call(self._caller.by_text(script, values))
-        return bytes(self._session.checked(answer))
+        return answer
 
 
 async def _wait(notified: asyncio.Event, seconds: float) -> None:

@@ -37,6 +37,23 @@ def report_settings(address: Address, info: str) -> None:
         )
 
 
+def report_corrections(address: Address, prefix: str, corrections: int) -> None:
+    """Log that a pass has corrected indexes and counts, which no script of this library damages.
+
+    Args:
+        address: The server.
+        prefix: The prefix of the keys.
+        corrections: The number of corrected entries.
+    """
+    if corrections:
+        log(
+            logging.WARNING,
+            "%s: %d entries of the indexes and counts of prefix %r did not match the jobs and are "
+            "corrected; another program may have changed its keys",
+            *(address, corrections, prefix),
+        )
+
+
 class KeysCheck:
     """Reports once that keys are gone, which loses jobs.
 

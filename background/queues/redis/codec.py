@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from functools import lru_cache
 from struct import Struct
 from typing import Any
@@ -161,6 +162,14 @@ def unpack_claims(data: bytes, token: str) -> tuple[list[Claim], dict[str, Excep
             )
         )
     return claims, unreadable
+
+
+def unpack_counts(data: Sequence[bytes]) -> Iterator[tuple[str, str, int]]:
+    """Yield the queue, state and number of each count; skip those that can't be read."""
+    for field, number in zip(data[::2], data[1::2], strict=True):
+        queue, _, state = field.decode(errors="replace").rpartition(" ")
+        with suppress(ValueError):
+            yield queue, JobState(state), int(number)
 
 
 def unpack_jobs(data: bytes) -> list[StoredJob]:

@@ -24,10 +24,11 @@ from importlib.resources import files
 #: - version: the version of this format.
 #: - damaged: jobs that could not be read, by id; their messages by id and `message`.
 #: - schedules: the latest tick of each schedule, and when it is deleted.
+#: - repair: the state of the pass that compares jobs with the indexes, or when the next one begins.
 KEYS = (
     *("jobs", "messages", "results", "errors", "order", "ready", "changing", "kept"),
     *("dependants", "previous", "counts", "number", "idle", "version", "damaged"),
-    "schedules",
+    *("schedules", "repair"),
 )
 
 #: The version of the format that this library writes, and the latest that it reads. A release that
@@ -58,7 +59,7 @@ class Script:
     """
 
     def __init__(self, *names: str) -> None:
-        parts = ("records", "transitions", *names)
+        parts = ("records", "indexes", "transitions", *names)
         text = "".join(_FOLDER.joinpath(f"{name}.lua").read_text("utf-8") for name in parts)
         text = re.sub(r"\s*--[^\n]*", "", text)  # comments
         text = re.sub(r"\bKEYS\.(\w+)", lambda name: f"KEYS[{KEYS.index(name[1]) + 1}]", text)
@@ -84,6 +85,8 @@ AWAIT = Script("await")
 SCAN = Script("page", "scan")
 PURGE = Script("page", "purge")
 MAINTAIN = Script("maintain")
+REPAIR = Script("repair")
+RELEASE = Script("release")
 ADVANCE_SCHEDULE = Script("advance_schedule")
 
 

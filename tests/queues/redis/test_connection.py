@@ -154,13 +154,14 @@ async def test_cancel_sent_call(broker: RedisBroker, server: Server) -> None:
     async def read_state() -> None:
         states.append(await state_of(broker))
 
-    async with anyio.create_task_group() as group:
-        with Redis.from_url(server.url) as client:
-            client.client_pause(50)
-        group.start_soon(enqueue)
-        group.start_soon(read_state)
-        await until(lambda: len(connection._sent) == 2)
-        scope.cancel()
+    with Redis.from_url(server.url) as client:
+        async with anyio.create_task_group() as group:
+            client.client_pause(10_000, all=False)
+            group.start_soon(enqueue)
+            group.start_soon(read_state)
+            await until(lambda: len(connection._sent) == 2)
+            scope.cancel()
+            client.client_unpause()
     assert scope.cancelled_caught
     assert states == [JobState.READY]
 

@@ -124,3 +124,13 @@ async def test_stray_members(broker: RedisBroker, server: Server) -> None:
         assert await claimed(broker) == ["one"]
         await broker.maintain()
         assert [job.message.id async for job in broker.scan()] == ["one"]
+
+
+@pytest.mark.parametrize("tick", ["", "x", "1 x", "x 1e12", "1 2 3"])
+async def test_damaged_schedule(broker: RedisBroker, server: Server, tick: str) -> None:
+    """A schedule whose stored tick can't be read begins again, and others go on."""
+    with Redis.from_url(server.url) as client:
+        client.hset(key(broker, "schedules"), mapping={"damaged": tick, "other": tick})
+        for name in ("damaged", "new"):
+            assert await broker.advance_schedule(name, None, 5.0, retention=60) == 5.0
+            assert await broker.advance_schedule(name, None, 6.0, retention=60) == 5.0

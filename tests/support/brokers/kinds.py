@@ -59,6 +59,10 @@ for i = 1, #schedules, 2 do
   local tick, till = string.match(schedules[i + 1], '^(%S+) (%S+)$')
   redis.call('HSET', prefix .. 'schedules', schedules[i], tick .. ' ' .. (till - seconds))
 end
+for _, field in ipairs({'until', 'next'}) do
+  local time = redis.call('HGET', prefix .. 'repair', field)
+  if time then redis.call('HSET', prefix .. 'repair', field, time - seconds) end
+end
 for _, queue in ipairs(redis.call('HKEYS', prefix .. 'idle')) do
   redis.call('PUBLISH', channel, '+' .. queue)
 end

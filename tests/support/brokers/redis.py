@@ -56,7 +56,13 @@ async def finish(broker: RedisBroker, claims: list[Claim]) -> list[bool]:
 
 
 class Relay:
-    """Forwards bytes between a broker and its server; discards them while `swallows` is true."""
+    """Forwards bytes between a broker and its server.
+
+    Attributes:
+        swallows: Whether it discards all bytes.
+        swallows_answers: Whether it discards the server's bytes.
+        connected: The number of connections.
+    """
 
     def __init__(self, port: int, tls: ssl.SSLContext | None = None) -> None:
         self._port = port
@@ -65,6 +71,7 @@ class Relay:
         self._tasks: set[asyncio.Task[None]] = set()
         self._writers: set[asyncio.StreamWriter] = set()
         self.swallows = False
+        self.swallows_answers = False
         self.connected = 0
 
     async def __aenter__(self) -> Relay:
@@ -94,12 +101,15 @@ class Relay:
         self._writers |= {writer, server_writer}
         with suppress(OSError):
             await asyncio.gather(
-                self._forward(reader, server_writer), self._forward(server_reader, writer)
+                self._forward(reader, server_writer, lambda: self.swallows),
+                self._forward(
+                    server_reader, writer, lambda: self.swallows or self.swallows_answers
+                ),
             )
 
-    async def _forward(self, reader: Any, writer: Any) -> None:
+    async def _forward(self, reader: Any, writer: Any, swallows: Callable[[], bool]) -> None:
         while data := await reader.read(65536):
-            if not self.swallows:
+            if not swallows():
                 writer.write(data)
         writer.close()
 

@@ -1,16 +1,20 @@
 -- Stores the latest tick of a schedule, if the expected one or none is stored; returns the stored one.
 allow_writes_above_memory_limit()
 local name, expected, tick, retention = ARGV[2], ARGV[3], ARGV[4], tonumber(ARGV[5])
-local function split(value) return string.match(value, '^(%S+) (%S+)$') end
+local function split(value)
+  local stored, before = string.match(value, '^(%S+) (%S+)$')
+  before = tonumber(before or '')
+  if before and tonumber(stored) then return stored, before end
+end
 local entry = call('HGET', KEYS.schedules, name)
 local stored, before
 if entry then stored, before = split(entry) end
-if stored and tonumber(before) > now and stored ~= expected then return stored end
+if stored and before > now and stored ~= expected then return stored end
 if not stored then
   local entries = call('HGETALL', KEYS.schedules)
   for i = 1, #entries, 2 do
     local _, ends = split(entries[i + 1])
-    if not ends or tonumber(ends) <= now then call('HDEL', KEYS.schedules, entries[i]) end
+    if not ends or ends <= now then call('HDEL', KEYS.schedules, entries[i]) end
   end
 end
 call('HSET', KEYS.schedules, name, tick .. ' ' .. text(now + retention))

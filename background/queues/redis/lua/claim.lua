@@ -21,11 +21,10 @@ for q = 5, #ARGV do
     for i, id in ipairs(ids) do
       if jobs[id] == nil and messages[i] then track_message(id, messages[i]) end
       local job = jobs[id]
-      if not job or job[STATE] ~= 'ready' then
+      if not job or job[STATE] ~= 'ready' or member(id, job) ~= members[i] then
         call('ZREM', KEYS.ready, members[i])
       elseif not messages[i] then
-        set_aside(id, cmsgpack.pack(job))
-        call('ZREM', KEYS.ready, members[i])
+        discard(id)
       elseif job[EXPIRES] and job[EXPIRES] <= now then
         stop(id, 'expired')
       else

@@ -69,7 +69,7 @@ end
 bulk('ZADD', KEYS.ready, ready)
 bulk('HSET', KEYS.messages, stored)
 for queue, count in pairs(added) do
-  tally({[QUEUE] = queue}, 'ready', count)
+  tally({[QUEUE] = queue, [NUMBER] = string.format('%014x', number + 1)}, 'ready', count)
   wakes[queue] = true
 end
 
@@ -96,6 +96,8 @@ for _, i in ipairs(special) do
         local upstream = get(dependency) or jobs[dependency]
         if final then
           -- an earlier dependency has failed
+        elseif not upstream then
+          final = fail(id, job, dependency, 'missing') -- it was set aside in this script
         elseif FINAL[upstream[STATE]] then
           final = dependency_ended(id, place, dependency, upstream[STATE])
         else

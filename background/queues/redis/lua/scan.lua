@@ -13,4 +13,5 @@ for _, id in ipairs(ids) do
     break
   end
 end
+finish()
 return last .. '\n' .. table.concat(found)

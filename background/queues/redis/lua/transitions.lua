@@ -1,117 +1,11 @@
--- The transitions of jobs, and the indexes.
---
--- A script changes records only. At its end, `finish` derives the indexes and the counts from the
--- changed records, and wakes waiters, so the indexes always match the records.
-
-local touched, is_touched = {}, {} -- ids of changed jobs
-local results = {} -- by id: results of jobs that ended in this script
-local deltas, wakes, ended = {}, {}, {} -- changes of counts, queues to wake, ids of ended jobs
-
-local function touch(id)
-  if not is_touched[id] then
-    is_touched[id] = true
-    touched[#touched + 1] = id
-  end
-end
-
-local function member(id, job)
-  return job[QUEUE] .. '\0' .. job[NUMBER] .. id
-end
-
-local function tally(job, state, by)
-  local field = job[QUEUE] .. ' ' .. state
-  deltas[field] = (deltas[field] or 0) + by
-end
-
-local function delete(ids)
-  local outcomes, errors, previous = {}, {}, {}
-  for _, id in ipairs(ids) do
-    local job = jobs[id]
-    if job[RESULT] then outcomes[#outcomes + 1] = id end
-    if job[ERROR] then errors[#errors + 1] = id end
-    for place = 1, job[DEPENDENCIES] do previous[#previous + 1] = id .. ' ' .. place end
-    jobs[id] = false
-  end
-  bulk('HDEL', KEYS.jobs, ids)
-  bulk('HDEL', KEYS.messages, ids)
-  bulk('ZREM', KEYS.order, ids)
-  bulk('HDEL', KEYS.results, outcomes)
-  bulk('HDEL', KEYS.errors, errors)
-  bulk('HDEL', KEYS.previous, previous)
-end
-
--- Writes the changed records and their index entries, and deletes jobs past their retention.
-local function flush()
-  local records, old = {}, {}
-  local ready, unready, changing, unchanging, kept, unkept = {}, {}, {}, {}, {}, {}
-  for _, id in ipairs(touched) do
-    local job = jobs[id]
-    local was, at_was, is, at = states[id], times[id], job[STATE], job[AT]
-    local final = FINAL[is]
-    if final and job[AWAITED] then
-      ended[#ended + 1] = id
-      job[AWAITED] = false
-    end
-    if final and at <= now then
-      old[#old + 1] = id
-      is, at = nil, false
-    else
-      records[#records + 1] = id
-      records[#records + 1] = cmsgpack.pack(job)
-    end
-    if was ~= is then
-      if was then tally(job, was, -1) end
-      if is then tally(job, is, 1) end
-      if was == 'ready' then unready[#unready + 1] = member(id, job) end
-      if is == 'ready' then
-        ready[#ready + 1] = 0
-        ready[#ready + 1] = member(id, job)
-        wakes[job[QUEUE]] = true
-      end
-    end
-    if at_was and (not at or FINAL[was] ~= final) then
-      local list = FINAL[was] and unkept or unchanging
-      list[#list + 1] = id
-    end
-    if at and (at ~= at_was or FINAL[was] ~= final) then
-      local list = final and kept or changing
-      list[#list + 1] = text(at)
-      list[#list + 1] = id
-      -- Waiters poll once a second, so later changes need no notification.
-      if not final and at < now + 1 then wakes[job[QUEUE]] = true end
-    end
-    states[id], times[id] = is, at
-  end
-  touched, is_touched = {}, {}
-  bulk('ZREM', KEYS.ready, unready)
-  bulk('ZREM', KEYS.changing, unchanging)
-  bulk('ZREM', KEYS.kept, unkept)
-  delete(old)
-  bulk('HSET', KEYS.jobs, records)
-  bulk('ZADD', KEYS.ready, ready)
-  bulk('ZADD', KEYS.changing, changing)
-  bulk('ZADD', KEYS.kept, kept)
-end
-
--- Writes all changes, and notifies waiters.
-local function finish()
-  flush()
-  for field, by in pairs(deltas) do
-    if by ~= 0 and call('HINCRBY', KEYS.counts, field, by) == 0 then
-      call('HDEL', KEYS.counts, field)
-    end
-  end
-  for queue in pairs(wakes) do
-    if call('HDEL', KEYS.idle, queue) == 1 then call('PUBLISH', ARGV[1], '+' .. queue) end
-  end
-  if #ended > 0 then call('PUBLISH', ARGV[1], '=' .. table.concat(ended, ' ')) end
-end
+-- The transitions of jobs.
 
 -- The fields: queue, retention, dead retention, handler, delay, at, expires, dependencies.
 local HEAD = '([^ ]*) ([^ ]*) ([^ ]*) ([^ ]*) ([^ ]*) ([^ ]*) ([^ ]*) ([^\n]*)\n'
 
+-- Returns the fields of a job's message, or nothing if it can't be read.
 local function head(id)
-  return string.match(call('HGET', KEYS.messages, id), '^%x+ [^ ]* [^ ]* ' .. HEAD)
+  return string.match(call('HGET', KEYS.messages, id) or '', '^%x+ [^ ]* [^ ]* ' .. HEAD)
 end
 
 local function earlier(a, b)
@@ -120,7 +14,7 @@ end
 
 -- Makes a job ready after a delay; returns the final state for `stop` if the job ends instead.
 local function schedule(id, job, delay, at)
-  local due = at == '' and now + delay or tonumber(at)
+  local due = tonumber(at) or now + (tonumber(delay) or 0)
   touch(id)
   if due > now then
     job[STATE], job[DUE], job[AT] = 'scheduled', due, earlier(due, job[EXPIRES])
@@ -131,30 +25,43 @@ local function schedule(id, job, delay, at)
   end
 end
 
+-- Stores the error of a job whose dependency has failed; returns the final state for `stop`.
+local function fail(id, job, dependency, state)
+  local message = 'job ' .. dependency .. ', which it depends on, is ' .. state
+  local error = {type = 'background.queues.JobFailedError', message = message}
+  call('HSET', KEYS.errors, id, cjson.encode(error))
+  job[ERROR] = true
+  return 'dead'
+end
+
+-- Passes the result of a dependency to a job.
+local function pass_result(id, place, dependency)
+  local result = results[dependency]
+  if result == nil then result = call('HGET', KEYS.results, dependency) end
+  if result then call('HSET', KEYS.previous, id .. ' ' .. place, result) end
+end
+
+-- Schedules a job that no dependency blocks; returns the final state for `stop` if the job ends.
+local function release(id, job)
+  local queue, _, _, _, delay, at = head(id)
+  if not queue then return discard(id) end
+  return schedule(id, job, delay, at)
+end
+
 -- Handles the end of a dependency of a job; returns the final state for `stop` if the job ends.
 local function dependency_ended(id, place, dependency, state)
   local job = get(id)
   if not job or job[STATE] ~= 'scheduled' or job[BLOCKED] == 0 then return end
-  if state ~= 'succeeded' then
-    local message = 'job ' .. dependency .. ', which it depends on, is ' .. state
-    call('HSET', KEYS.errors, id, cjson.encode({type = 'background.queues.JobFailedError', message = message}))
-    job[ERROR] = true
-    return 'dead'
-  end
-  local result = results[dependency]
-  if result == nil then result = call('HGET', KEYS.results, dependency) end
-  if result then call('HSET', KEYS.previous, id .. ' ' .. place, result) end
+  if state ~= 'succeeded' then return fail(id, job, dependency, state) end
+  pass_result(id, place, dependency)
   job[BLOCKED] = job[BLOCKED] - 1
   touch(id)
-  if job[BLOCKED] == 0 then
-    local _, _, _, _, delay, at = head(id)
-    return schedule(id, job, delay, at)
-  end
+  if job[BLOCKED] == 0 then return release(id, job) end
 end
 
 -- Removes the remaining dependencies of a job.
 local function unblock(id, job)
-  local _, _, _, _, _, _, _, dependencies = head(id)
+  local dependencies = select(8, head(id)) or ''
   local place, entries = 0, {}
   for dependency in string.gmatch(dependencies, '[^,]+') do
     place = place + 1
@@ -164,42 +71,59 @@ local function unblock(id, job)
   job[BLOCKED] = 0
 end
 
--- Moves a job to a final state, and the jobs that end because of that.
-local function stop(id, state)
-  local ending = {{id, state}}
+-- Adds the dependants that end to a list, because their dependency has ended.
+local function end_dependency(id, state, ending)
+  local first, last = '[' .. id .. ' ', '(' .. id .. '!'
+  for _, entry in ipairs(call('ZRANGEBYLEX', KEYS.dependants, first, last)) do
+    local dependant, place = string.match(entry, ' ([^ ]+) (%d+)$')
+    local final = dependant and dependency_ended(dependant, place, id, state)
+    if final then ending[#ending + 1] = {dependant, final} end
+  end
+  call('ZREMRANGEBYLEX', KEYS.dependants, first, last)
+end
+
+-- Moves jobs to a final state, and the jobs that end because of that.
+local function stop_all(ending)
   while #ending > 0 do
-    id, state = unpack(table.remove(ending))
+    local id, state = unpack(table.remove(ending))
     local job = jobs[id]
-    if job[BLOCKED] > 0 then unblock(id, job) end
-    job[STATE], job[DUE], job[EXPIRES] = state, false, false
-    job[FINISHED] = now
-    job[AT] = now + (state == 'dead' and job[DEAD_RETENTION] or job[RETENTION])
-    touch(id)
-    if job[HAS_DEPENDANTS] then
-      job[HAS_DEPENDANTS] = false
-      local first, last = '[' .. id .. ' ', '(' .. id .. '!'
-      for _, entry in ipairs(call('ZRANGEBYLEX', KEYS.dependants, first, last)) do
-        local dependant, place = string.match(entry, ' ([^ ]*) (%d+)$')
-        local final = dependency_ended(dependant, place, id, state)
-        if final then ending[#ending + 1] = {dependant, final} end
+    if job then -- otherwise it was set aside
+      if job[BLOCKED] > 0 then unblock(id, job) end
+      job[STATE], job[DUE], job[EXPIRES] = state, false, false
+      job[FINISHED] = now
+      job[AT] = now + (state == 'dead' and job[DEAD_RETENTION] or job[RETENTION])
+      touch(id)
+      if job[HAS_DEPENDANTS] then
+        job[HAS_DEPENDANTS] = false
+        end_dependency(id, state, ending)
       end
-      call('ZREMRANGEBYLEX', KEYS.dependants, first, last)
     end
   end
 end
 
--- Makes the transitions that are due, for up to `most` jobs; returns their counts.
+local function stop(id, state)
+  stop_all({{id, state}})
+end
+
+-- Ends the dependants of a job that was set aside.
+function fail_dependants(id)
+  local ending = {}
+  end_dependency(id, "set aside, because it can't be read", ending)
+  stop_all(ending)
+end
+
+-- Makes the transitions that are due, for up to `most` jobs. Returns their counts, and whether
+-- there may be more.
 local function advance(most)
   local due, reclaimed, expired = 0, 0, 0
   local ids = call('ZRANGEBYSCORE', KEYS.changing, '-inf', now, 'LIMIT', 0, most)
-  if #ids == 0 then return due, reclaimed, expired end
+  if #ids == 0 then return due, reclaimed, expired, false end
   fetch(ids)
   for _, id in ipairs(ids) do
     local job = jobs[id]
-    if not job then
-      call('ZREM', KEYS.changing, id)
-    elseif FINAL[job[STATE]] or not job[AT] or job[AT] > now then
-      -- an earlier transition in this loop has changed this job, too
+    if not job or FINAL[job[STATE]] or not job[AT] or job[AT] > now then
+      -- An earlier transition in this loop has changed this job, too, or the entry is wrong.
+      if not is_touched[id] then correct(id) end
     elseif job[STATE] == 'running' then
       reclaimed = reclaimed + 1
       local lost = job[LOST] or {}
@@ -227,7 +151,7 @@ local function advance(most)
     end
   end
   flush()
-  return due, reclaimed, expired
+  return due, reclaimed, expired, #ids == most
 end
 
 -- Appends a job to an answer: a line with its state and the lengths of the parts that follow.
