@@ -10,7 +10,7 @@ import asyncio
 import re
 from collections import deque
 from contextvars import Context
-from os import getpid
+from os import getpid, strerror
 from typing import Any
 
 from redis.exceptions import ResponseError
@@ -164,6 +164,9 @@ class RedisConnection:
 def explained(address: Address, error: Exception) -> BrokerUnavailableError:
     """Return the error to raise for an error of redis-py or the operating system."""
     reason = text(error)
+    cause = error.__context__
+    if isinstance(cause, ConnectionError) and cause.errno and not address.is_found:
+        reason = strerror(cause.errno)  # redis-py's text repeats the address
     if isinstance(error, TimeoutError):
         reason = f"no answer within {address.timeout:g} s"
     if reason.startswith("MOVED") and not address.is_cluster:
