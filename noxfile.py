@@ -148,7 +148,7 @@ def coverage(session: nox.Session) -> None:
 @nox.session(python=PYTHONS[0])
 def exhaustive(session: nox.Session) -> None:
     """Sweeps over many points, seeds and faults."""
-    session.install("-e", ".[test]")
+    session.install("-e", ".[test]", *group("notebooks"))
     session.run(
         "pytest", "--exhaustive", *(session.posargs or ["tests/exhaustive", *TESTS_WITH_SWEEPS])
     )
