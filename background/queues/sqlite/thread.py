@@ -24,14 +24,7 @@ from ..._support import clock
 from .._errors import BrokerUnavailableError
 from . import library
 from .file_system import identity
-from .library import (
-    ERRORS,
-    OPERATIONAL_ERRORS,
-    SQLITE_BUSY,
-    SQLITE_FULL,
-    Connection,
-    is_database_error,
-)
+from .library import Connection
 from .schema import disconnect
 from .wal import WalGuard
 
@@ -213,7 +206,7 @@ class SQLiteThread:
 
     def _serve(self, db: Connection) -> None:
         wal = WalGuard(self._path)
-        with suppress(*ERRORS):  # after an error, the first check reports a change
+        with suppress(*library.ERRORS):  # after an error, the first check reports a change
             self._version = _data_version(db)
         while True:
             try:
@@ -250,7 +243,7 @@ class SQLiteThread:
         """Call `on_foreign_change` if another connection has changed the file."""
         try:
             version = _data_version(db)
-        except ERRORS:
+        except library.ERRORS:
             return  # the next call reports the error
         if version != self._version:
             self._version = version
@@ -300,7 +293,7 @@ class SQLiteThread:
                 self._do(call, db, alone)
             db.execute("COMMIT")
         except Exception as error:
-            full = getattr(error, "sqlite_errorcode", None) == SQLITE_FULL
+            full = getattr(error, "sqlite_errorcode", None) == library.SQLITE_FULL
             if not alone and (full or isinstance(error, _RolledBackError)):
                 return False
             if _is_locked(error):
@@ -309,7 +302,7 @@ class SQLiteThread:
                 call.error = self._explained(error)
         finally:
             if db.in_transaction:
-                with suppress(*ERRORS):  # the next BEGIN reports it
+                with suppress(*library.ERRORS):  # the next BEGIN reports it
                     db.execute("ROLLBACK")
         return True
 
@@ -340,8 +333,8 @@ class SQLiteThread:
     def _explained(self, error: Exception) -> Exception:
         if isinstance(error, BrokerUnavailableError):
             return error
-        ours = isinstance(error, (*OPERATIONAL_ERRORS, OSError))
-        if ours or is_database_error(error):
+        ours = isinstance(error, (*library.OPERATIONAL_ERRORS, OSError))
+        if ours or library.is_database_error(error):
             return BrokerUnavailableError(f"{self._path}: {error}")
         return error
 
@@ -374,4 +367,4 @@ def _data_version(db: Connection) -> int:
 
 def _is_locked(error: Exception) -> bool:
     code: int = getattr(error, "sqlite_errorcode", 0)
-    return code & 0xFF == SQLITE_BUSY  # the other bits say more about the lock
+    return code & 0xFF == library.SQLITE_BUSY  # the other bits say more about the lock

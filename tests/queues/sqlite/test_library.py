@@ -80,6 +80,12 @@ def test_two_libraries(path: Path) -> None:
         assert second.in_transaction
 
 
+async def test_no_newer_library(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the standard library's SQLite is the newest, it opens all files."""
+    monkeypatch.setattr(library, "newest", sqlite3)
+    assert await opened(path) is sqlite3
+
+
 @pytest.mark.parametrize("kind", ["missing", "older"])
 def test_standard_library(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Without a newer library, the standard library's is used."""
