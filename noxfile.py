@@ -148,10 +148,17 @@ def coverage(session: nox.Session) -> None:
 @nox.session(python=PYTHONS[0])
 def exhaustive(session: nox.Session) -> None:
     """Sweeps over many points, seeds and faults."""
-    session.install("-e", ".[test]", *group("notebooks"))
+    session.install("-e", ".[test]")
     session.run(
         "pytest", "--exhaustive", *(session.posargs or ["tests/exhaustive", *TESTS_WITH_SWEEPS])
     )
+
+
+@nox.session(python=PYTHONS[0])
+def notebooks(session: nox.Session) -> None:
+    """A manager and a queue in the cells of Jupyter's kernel."""
+    session.install("-e", ".[test]", *group("notebooks"))
+    session.run("pytest", "-n0", *(session.posargs or ["tests/exhaustive/test_notebooks.py"]))
 
 
 @nox.session(python=PYTHONS[0])
