@@ -70,7 +70,7 @@ class Outage:
 
     Attributes:
         failures: The number of calls that failed, one after the other.
-        began: When the first of them failed, on the event loop's clock.
+        began: When the first of them began, on the event loop's clock.
     """
 
     def __init__(self, what: str, outages: Outages) -> None:
@@ -80,10 +80,10 @@ class Outage:
         self._outages = outages
         self._logged: set[type[BaseException]] = set()
 
-    def failed(self, error: BaseException) -> None:
-        """Record that a call failed."""
+    def failed(self, error: BaseException, since: float | None = None) -> None:
+        """Record that a call failed, which began at `since`, or now."""
         if not self.failures:
-            self.began = anyio.current_time()
+            self.began = anyio.current_time() if since is None else since
         self.failures += 1
         kind, is_expected = type(error), isinstance(error, EXPECTED)
         if is_expected and not self._logged and (began := self._outages.take_over()) is not None:
@@ -144,12 +144,13 @@ class BrokerBackoff:
         """
         try:
             while True:
+                since = anyio.current_time()
                 try:
                     result = await fn()
                 except Exception as error:
                     if give_up(error):
                         raise
-                    self._outage.failed(error)
+                    self._outage.failed(error, since)
                     await anyio.sleep(pause_after_failures(WAIT, self._outage.failures, error))
                 else:
                     self._outage.succeeded()

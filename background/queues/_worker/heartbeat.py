@@ -90,7 +90,7 @@ class LeaseRenewer:
                 statuses = await self._broker.renew(claims, lease=self._lease)
                 renewed = list(zip(attempts, statuses, strict=True))
         except Exception as error:
-            self._outage.failed(error)
+            self._outage.failed(error, began)
             self._lose_overdue()
             return
         self._outage.succeeded()

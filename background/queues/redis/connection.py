@@ -10,12 +10,12 @@ import asyncio
 import re
 from collections import deque
 from contextvars import Context
-from os import getpid, strerror
+from os import getpid
 from typing import Any
 
 from redis.exceptions import ResponseError
 
-from .._errors import BrokerUnavailableError
+from .._errors import BrokerUnavailableError, refusal
 from .address import Address
 from .discovery import disconnect
 
@@ -164,9 +164,8 @@ class RedisConnection:
 def explained(address: Address, error: Exception) -> BrokerUnavailableError:
     """Return the error to raise for an error of redis-py or the operating system."""
     reason = text(error)
-    cause = error.__context__
-    if isinstance(cause, ConnectionError) and cause.errno and not address.is_found:
-        reason = strerror(cause.errno)  # redis-py's text repeats the address
+    if not address.is_found:
+        reason = refusal(error.__context__) or reason
     if isinstance(error, TimeoutError):
         reason = f"no answer within {address.timeout:g} s"
     if reason.startswith("MOVED") and not address.is_cluster:
