@@ -155,6 +155,13 @@ def exhaustive(session: nox.Session) -> None:
 
 
 @nox.session(python=PYTHONS[0])
+def notebooks(session: nox.Session) -> None:
+    """A manager and a queue in the cells of Jupyter's kernel."""
+    session.install("-e", ".[test]", *group("notebooks"))
+    session.run("pytest", "-n0", *(session.posargs or ["tests/exhaustive/test_notebooks.py"]))
+
+
+@nox.session(python=PYTHONS[0])
 def lowest(session: nox.Session) -> None:
     """The lowest versions of the dependencies, by the tests of the parts that use them."""
     project = PROJECT["project"]

@@ -66,7 +66,8 @@ class LoggingObserver(Observer):
         logger: A `logging.Logger`, or the name of one.
         **levels: Log levels by event, as numbers or names. Defaults:
 
-            - `added`, `started`, `enqueued`: DEBUG.
+            - `added`, `started`, `enqueued`: DEBUG; `enqueued` is also the level of the loops of
+              schedules of jobs, unless they fail.
             - `succeeded`, `closing`, `closed`: INFO.
             - `stopped`: INFO; a loop that was stopped, or interrupted by the shutdown.
             - `retrying`, `cancelled`, `expired`, `stalled`: WARNING.
@@ -131,7 +132,7 @@ class LoggingObserver(Observer):
             self._log(level, event, fields, text, event.attempt, event.delay, error)
 
     def on_task_succeeded(self, event: TaskSucceeded) -> None:
-        if level := self._enabled("succeeded"):
+        if level := self._enabled("enqueued" if _is_schedule(event) else "succeeded"):
             fields = {"duration": event.duration, "final": event.final}
             self._log(level, event, fields, "succeeded in %.3f s", event.duration)
 
@@ -150,6 +151,8 @@ class LoggingObserver(Observer):
         fate, name = ("was stopped", "stopped") if stopped else ("was cancelled", "cancelled")
         if event.job is not None and _is_release(event.reason):
             fate, name = "was released", "released"
+        elif stopped and _is_schedule(event):
+            name = "enqueued"
         if level := self._enabled(name):
             is_clear = event.reason is None or (stopped and event.reason == "stopped")
             because = "" if is_clear else f": {escaped(event.reason)}"
@@ -216,7 +219,7 @@ class LoggingObserver(Observer):
         failure: BaseException | None = None,
     ) -> None:
         subject = _subject(event)
-        if event.iteration:
+        if event.iteration and fields.get("duration", 0.0) is not None:  # otherwise it waits
             subject += f", iteration {event.iteration},"
         extra = {
             "task_id": event.id,
@@ -277,6 +280,11 @@ def _logger(logger: object) -> logging.Logger:
 def _is_release(reason: str | None) -> bool:
     """Return whether a job whose attempt was cancelled for this reason runs again."""
     return reason is not None and (reason in _RELEASES or reason.startswith("snoozed for "))
+
+
+def _is_schedule(event: TaskEvent) -> bool:
+    """Return whether the task is the loop of a schedule of jobs, which have records themselves."""
+    return event.kind is TaskKind.LOOP and "schedule_of" in event.meta
 
 
 def _subject(task: _Subject) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from contextvars import copy_context
 from functools import partial
+from signal import Signals
 from typing import Any
 
 import anyio
@@ -70,7 +71,13 @@ class ManagerRuntime:
             return None
         if not signals:
             return None
-        return SignalHandlers(signals, self.shutdown.request, self.backend.call_soon)
+        return SignalHandlers(
+            signals, self.shutdown.request, self.backend.call_soon, self._log_signal
+        )
+
+    def _log_signal(self, number: Signals) -> None:
+        text = "manager '%s' received %s: %s"
+        log(logging.INFO, text, self.config.name, number.name, self.shutdown.next_step)
 
     def open(self, manager: object) -> None:
         """Start everything but the handling of signals; `manager` is passed to observers."""

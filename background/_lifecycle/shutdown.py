@@ -94,6 +94,14 @@ class Shutdown:
             self._move_deadline()
             self._services.start("background grace", self._force_after_grace)
 
+    @property
+    def next_step(self) -> str:
+        """What the next request does, for the log."""
+        if self._is_requested:
+            return "its tasks are cancelled"
+        grace = "" if self._grace is None else f", and its tasks have {self._grace:g} s to end"
+        return f"its loops stop{grace}"
+
     async def _force_after_grace(self) -> None:
         await anyio.sleep(max(0.0, self._grace_ends - self._backend.now()))
         if self.state is ManagerState.STOPPING:

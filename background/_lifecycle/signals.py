@@ -41,6 +41,7 @@ class SignalHandlers:
         signals: The signals to handle.
         request: Called in the event loop for each signal.
         call_soon: Calls a function in the event loop, from a signal handler.
+        announce: Called in the event loop with each signal, before `request`.
 
     Raises:
         ManagerMisuseError: This is not the main thread.
@@ -51,6 +52,7 @@ class SignalHandlers:
         signals: Collection[signal.Signals],
         request: ShutdownRequest,
         call_soon: Callable[..., None],
+        announce: Callable[[signal.Signals], None],
     ) -> None:
         if not in_main_thread():
             raise ManagerMisuseError(
@@ -60,6 +62,7 @@ class SignalHandlers:
         self._signals = signals
         self._request = request
         self._call_soon = call_soon
+        self._announce = announce
         self._previous: dict[int, Handler] = {}
         self._handler = self._handle  # one bound method, because `restore` compares it
         self._context = copy_context()
@@ -156,13 +159,14 @@ class SignalHandlers:
             self._is_active = self._pending < _MOST_PENDING
         self._pending += 1
         try:
-            self._call_soon(partial(self._notified, ends_process), self._context.copy())
+            self._call_soon(partial(self._notified, number, ends_process), self._context.copy())
         except RuntimeError:  # the event loop has ended, and the manager was never left
             self._is_active = False
 
-    def _notified(self, ends_process: bool) -> None:
+    def _notified(self, number: signal.Signals, ends_process: bool) -> None:
         self._pending -= 1
         if self._is_active:
+            self._announce(number)
             self._request(ends_process=ends_process)
 
 

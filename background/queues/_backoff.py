@@ -18,36 +18,103 @@ T = TypeVar("T")
 #: The pauses between two calls.
 WAIT = wait_random_exponential(multiplier=0.05, min=0.025, max=2.0)
 
+#: Errors of calls of a server that can't be reached.
+EXPECTED = (BrokerUnavailableError, TimeoutError)
+
+_ONGOING = 30.0  # seconds after its latest failed call in which an outage is not logged again
+
+
+class Outages:
+    """The outages of one server that are logged, so that only the first calls that fail are."""
+
+    def __init__(self) -> None:
+        self._failed_at: dict[Outage, float] = {}
+        self._left: tuple[float, float] | None = None  # the beginning, and the latest failure
+
+    def is_logged(self) -> bool:
+        """Return whether the server's outage is logged, and goes on."""
+        return any(map(_is_ongoing, self._failed_at.values()))
+
+    def add(self, outage: Outage) -> None:
+        """Record that a call failed whose outage is logged."""
+        self._failed_at[outage] = anyio.current_time()
+
+    def discard(self, outage: Outage) -> None:
+        """Record that an outage has ended."""
+        self._failed_at.pop(outage, None)
+
+    def leave(self, outage: Outage) -> None:
+        """Leave it to other calls to log the end of an outage."""
+        if (failed_at := self._failed_at.pop(outage, None)) is not None:
+            self._left = outage.began, failed_at
+
+    def take_over(self) -> float | None:
+        """Return the beginning of an outage whose end is left to other calls, but only once."""
+        left, self._left = self._left, None
+        return left[0] if left is not None and _is_ongoing(left[1]) else None
+
+
+def _is_ongoing(failed_at: float) -> bool:
+    return anyio.current_time() - failed_at < _ONGOING
+
 
 class Outage:
     """Logs that calls fail, and that they succeed again; once for each outage and class of error.
 
-    An error that is not expected in an outage is logged with its traceback.
+    An error that is not expected in an outage is logged with its traceback. One that is expected is
+    not logged while other calls have the same outage.
 
     Args:
         what: A description of the calls, for the log.
+        outages: The outages of the server.
+
+    Attributes:
+        failures: The number of calls that failed, one after the other.
+        began: When the first of them began, on the event loop's clock.
     """
 
-    def __init__(self, what: str) -> None:
+    def __init__(self, what: str, outages: Outages) -> None:
         self.failures = 0
+        self.began = 0.0
         self._what = what
+        self._outages = outages
         self._logged: set[type[BaseException]] = set()
 
-    def failed(self, error: BaseException) -> None:
-        """Record that a call failed."""
+    def failed(self, error: BaseException, since: float | None = None) -> None:
+        """Record that a call failed, which began at `since`, or now."""
+        if not self.failures:
+            self.began = anyio.current_time() if since is None else since
         self.failures += 1
-        if type(error) not in self._logged:
-            self._logged.add(type(error))
-            traced = None if isinstance(error, (BrokerUnavailableError, TimeoutError)) else error
+        kind, is_expected = type(error), isinstance(error, EXPECTED)
+        if is_expected and not self._logged and (began := self._outages.take_over()) is not None:
+            self.began = began
+            self._logged.add(kind)
+        if kind not in self._logged and not (is_expected and self._outages.is_logged()):
+            self._logged.add(kind)
             text = str(error) or "no answer" if isinstance(error, TimeoutError) else error
+            traced = None if is_expected else error
             log(logging.WARNING, "%s: %s; trying again", self._what, text, error=traced)
+        if is_expected and kind in self._logged:
+            self._outages.add(self)
 
     def succeeded(self) -> None:
         """Record that a call succeeded."""
+        began = self.began if self._logged else self._outages.take_over()
+        if began is not None:
+            seconds = anyio.current_time() - began
+            log(logging.INFO, "%s: works again after %.1f s", self._what, seconds)
+        self._outages.discard(self)
+        self._reset()
+
+    def ended(self) -> None:
+        """Record that no more calls are made; others log the end of the outage."""
+        self._outages.leave(self)
+        self._reset()
+
+    def _reset(self) -> None:
         if self.failures:
             self.failures = 0
             self._logged.clear()
-            log(logging.INFO, "%s: works again", self._what)
 
 
 class BrokerBackoff:
@@ -55,10 +122,11 @@ class BrokerBackoff:
 
     Args:
         what: A description of the calls, for the log.
+        outages: The outages of the server.
     """
 
-    def __init__(self, what: str) -> None:
-        self._outage = Outage(what)
+    def __init__(self, what: str, outages: Outages) -> None:
+        self._outage = Outage(what, outages)
 
     async def call(
         self,
@@ -74,17 +142,21 @@ class BrokerBackoff:
         Raises:
             Exception: The error of `fn`, if `give_up` returned `True` for it.
         """
-        while True:
-            try:
-                result = await fn()
-            except Exception as error:
-                if give_up(error):
-                    raise
-                self._outage.failed(error)
-                await anyio.sleep(pause_after_failures(WAIT, self._outage.failures, error))
-            else:
-                self._outage.succeeded()
-                return result
+        try:
+            while True:
+                since = anyio.current_time()
+                try:
+                    result = await fn()
+                except Exception as error:
+                    if give_up(error):
+                        raise
+                    self._outage.failed(error, since)
+                    await anyio.sleep(pause_after_failures(WAIT, self._outage.failures, error))
+                else:
+                    self._outage.succeeded()
+                    return result
+        finally:
+            self._outage.ended()
 
 
 async def wait_for_broker(open: Callable[[], Awaitable[None]], wait: float) -> None:

@@ -13,7 +13,7 @@ import anyio
 from .._eventloop.interruption import ki_protected
 from .._support.log import log
 from ._attempts import attempts_of, worker_of
-from ._backoff import wait_for_broker
+from ._backoff import Outages, wait_for_broker
 from ._codec import errors, json_data
 from ._codec.body import Body, decode, pick
 from ._errors import BrokerUnavailableError, DuplicateJobError, InvalidPayloadError, QueueError
@@ -38,12 +38,18 @@ class Client:
         broker: The broker.
         results: The store of results, if it is not the broker.
         max_payload: The most bytes of a job's arguments or its result.
+
+    Attributes:
+        outages: The logged outages of the broker.
+        result_outages: Those of the store of results.
     """
 
     def __init__(self, broker: Broker, results: Results | None, max_payload: int) -> None:
         self.broker = broker
         self.results = results
         self.max_payload = max_payload
+        self.outages = Outages()
+        self.result_outages = Outages()
         self.loop: QueueLoop | None = None  # while the queue is open
 
     def check(self) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 from .._errors import BackgroundError
 
 
@@ -86,3 +88,13 @@ class JobExpiredError(QueueError):
 
     def __str__(self) -> str:
         return f"job {self.id} expired before it could start"
+
+
+def refusal(error: BaseException | None) -> str | None:
+    """Return the system's word for a refused or lost connection, such as "Connection refused".
+
+    The texts of such errors repeat the address. Windows has no word for them.
+    """
+    if isinstance(error, ConnectionError) and error.errno and os.name == "posix":
+        return os.strerror(error.errno)
+    return None

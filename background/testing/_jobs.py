@@ -181,9 +181,11 @@ async def _run(jobs: JobQueue, pool: WorkerPool, *, scheduled: bool) -> bool:
         try:
             while not is_virtual() or time.monotonic() < give_up_at:
                 changes = pool.next_changes()  # first, because jobs may end during the queries
-                is_done = not any([await jobs.count(state=state) for state in states])
-                if is_done:
-                    break
+                if not any([await jobs.count(state=state) for state in states]):
+                    # A job may have changed its state between the counts.
+                    is_done = not [job async for job in jobs.list() if job.state in states]
+                    if is_done:
+                        break
                 queues = {job.queue async for job in jobs.list(state=JobState.READY)}
                 if idle := queues - pool.claimed_queues:
                     workers.append(pool.start(manager, Ordered(*sorted(idle)), _CONCURRENCY, ()))

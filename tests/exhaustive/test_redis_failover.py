@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
 from contextlib import ExitStack
+from typing import Any
 
 import anyio
 import pytest
@@ -61,3 +63,46 @@ async def test_cluster(redis_server: Server, anyio_backend: object, kills: bool)
         cluster = RedisCluster(redis_server.name, stack, PREFIX)
         fail_over = cluster.kill_owner if kills else cluster.fail_over
         await run_jobs(cluster.url, cluster.owner(PREFIX), fail_over)
+
+
+async def test_lost_changes(redis_server: Server, anyio_backend: object) -> None:
+    """A fail-over undoes what the replica lacked: new jobs are lost, ended jobs run again."""
+    with ExitStack() as stack:
+        servers = Replicated(redis_server.name, stack, 1)
+        first, second = servers.servers
+        runs: Counter[int] = Counter()
+        lost_lease = anyio.Event()
+
+        async def work(number: int) -> int:
+            runs[number] += 1
+            if number == 3 and runs[number] == 1:
+                try:
+                    await anyio.sleep_forever()
+                finally:
+                    lost_lease.set()
+            return number
+
+        def queue(server: Server) -> Any:
+            jobs = JobQueue.from_url(server.url, prefix=PREFIX, lease=1)
+            return jobs, jobs.handler(name="work")(work)
+
+        jobs, handler = queue(first)
+        async with Manager() as manager, jobs:
+            replicated = await handler.enqueue_many([(number,) for number in range(4)])
+            with client(first) as primary, client(second) as replica:
+                eventually(lambda: primary.wait(1, 100))
+                replica.execute_command("REPLICAOF NO ONE")  # it receives nothing more
+            await jobs.start(manager)
+            lost = await handler.enqueue(4)
+            for handle in (*replicated[:3], lost):
+                assert await handle.wait() is JobState.SUCCEEDED
+            first.kill()
+            after, _ = queue(second)
+            async with Manager() as other, after:
+                await after.start(other)
+                for handle in replicated:
+                    assert await after.handle(handle.id).wait() is JobState.SUCCEEDED
+                assert await after.get(lost.id) is None
+            with anyio.fail_after(30):
+                await lost_lease.wait()
+    assert runs == {0: 2, 1: 2, 2: 2, 3: 2, 4: 1}

@@ -139,3 +139,58 @@ def test_uvicorn_before_broker(folder: Path, name: str) -> None:
     finally:
         broker.close()
     assert "Traceback" not in server.output
+
+
+APPLICATION = """
+from contextlib import asynccontextmanager
+
+import anyio
+from background import Manager, Observer
+from fastapi import FastAPI, Request
+
+class Closing(Observer):
+    def on_manager_closing(self, event):
+        app.state.closing.set()
+
+@asynccontextmanager
+async def lifespan(app):
+    app.state.closing = anyio.Event()
+    async with Manager(signals=True, grace=10, observers=[Closing()]) as manager:
+        yield {"manager": manager}
+    print("lifespan left", flush=True)
+
+app = FastAPI(lifespan=lifespan)
+
+async def finish():
+    await app.state.closing.wait()
+    print("task done", flush=True)
+
+@app.post("/")
+async def slow(request: Request):
+    async for part in request.stream():
+        print("received", part, flush=True)
+    return {"task": request.state.manager.run(finish).id}
+"""
+
+
+# Without workers hypercorn does not handle SIGTERM on trio: the block is cancelled after `grace`.
+@pytest.mark.parametrize(
+    ("loop", "workers"), [("asyncio", 0), ("asyncio", 1), ("uvloop", 0), ("uvloop", 1), ("trio", 1)]
+)
+def test_hypercorn(folder: Path, loop: str, workers: int) -> None:
+    """SIGTERM lets a request and its task end; a worker in a process of its own gets no signal."""
+    (folder / "service.py").write_text(APPLICATION, "utf-8")
+    options = ["--bind=127.0.0.1:0", f"--worker-class={loop}", f"--workers={workers}"]
+    with serving("hypercorn", *options, "service:app", announced="Running on") as (server, client):
+
+        def body() -> Iterator[bytes]:
+            yield b"begin"
+            server.wait_for("received b'begin'")
+            server.send(signal.SIGTERM)
+            yield b"end"
+
+        assert client.post("/", content=body()).status_code == 200
+        assert server.wait() == 0
+    assert "received b'end'" in server.output
+    assert server.lines[-2:] == ["task done", "lifespan left"]
+    assert "Traceback" not in server.output

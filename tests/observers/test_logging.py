@@ -305,7 +305,7 @@ def test_task_id_differs_from_job_id(observer: LoggingObserver, log: ListHandler
         ("one-off expires while running", "outlived its lifespan of 5 s after 5.000 s"),
         ("one-off expires while queued", "task 'nap' ({id}) outlived its lifespan of 5 s"),
         ("one-off refused results", "failed attempt 1 and retries in 0.000 s: the retry policy"),
-        ("loop stopped in an iteration", "loop 'nap' ({id}), iteration 2, was stopped"),
+        ("loop stopped in an iteration", "loop 'nap' ({id}) was stopped"),
         ("loop stopped before its first step", "loop 'fine' ({id}) was stopped"),
     ],
 )
@@ -349,6 +349,34 @@ async def test_default_levels(observer: LoggingObserver, log: ListHandler) -> No
         for text in levels
     }
     assert seen == {text: {level} for text, level in levels.items()}
+
+
+async def test_loop_that_waits(observer: LoggingObserver, log: ListHandler) -> None:
+    """The record of a loop that is stopped between two iterations names none."""
+    async with Manager(observers=[observer]) as manager:
+        loop = manager.every(10, fine)
+        await anyio.sleep(15)
+    assert f"loop 'fine' ({loop.id}) was stopped" in log.messages
+
+
+async def test_loop_of_schedule(observer: LoggingObserver, log: ListHandler) -> None:
+    """The loop of a schedule of jobs is logged at the level of enqueued jobs, unless it fails."""
+    outcomes = iter([None, ValueError("odd")])
+
+    async def tick() -> None:
+        if (error := next(outcomes, None)) is not None:
+            raise error
+
+    async with Manager(observers=[observer]) as manager:
+        manager.run_task(
+            Task(tick, kind=TaskKind.LOOP, schedule=every(10), meta={"schedule_of": "report"})
+        )
+        await anyio.sleep(25)
+    levels = {"succeeded in": ["DEBUG"] * 2, "failed after": ["ERROR"], "was stopped": ["DEBUG"]}
+    assert levels == {
+        text: [record.levelname for record in log.records if text in record.getMessage()]
+        for text in levels
+    }
 
 
 async def test_cancelled_level(observer: LoggingObserver, log: ListHandler) -> None:

@@ -289,3 +289,22 @@ with TestClient(app) as client:
     assert "health: 200" in process.lines
     assert "receipt: 202" in process.lines
     assert "closed in" in process.output
+
+
+def test_fastapi_jobs_in_test_client() -> None:
+    """The application with jobs can be tested with jobs in memory."""
+    code = f"""
+import sys; sys.path.insert(0, {str(ROOT)!r})
+from background.queues.memory import MemoryBroker
+from background.testing import enqueued
+from examples.fastapi_jobs import app, jobs, send_receipt
+from starlette.testclient import TestClient
+with jobs.override(MemoryBroker()):
+    with TestClient(app) as client:
+        print("receipt:", client.post("/receipts/7").status_code)
+        print("again:", client.post("/receipts/7").status_code)
+    print("enqueued:", [(job.id, job.args) for job in enqueued(jobs, send_receipt)])
+"""
+    with running("-c", code) as process:
+        assert process.wait() == 0
+    assert {"receipt: 202", "again: 409", "enqueued: [('receipt-7', (7,))]"} < {*process.lines}

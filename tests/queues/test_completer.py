@@ -9,6 +9,7 @@ from support.brokers.jobs import LEASE, claim_one, message, settlement, state_of
 from support.brokers.kinds import elapse
 
 from background.queues import JobState
+from background.queues._backoff import Outages
 from background.queues._worker.completer import Completer
 
 
@@ -21,7 +22,7 @@ async def test_settle_before_cancellation(broker: FaultyBroker) -> None:
     """A settlement is sent if the completer is cancelled right after it was added."""
     await broker.enqueue([message()])
     claim = await claim_one(broker)
-    completer = Completer(broker, type(anyio.Event()))
+    completer = Completer(broker, type(anyio.Event()), Outages())
     async with anyio.create_task_group() as group:
         group.start_soon(completer.run)
         await anyio.wait_all_tasks_blocked()
@@ -34,7 +35,7 @@ async def test_drain_after_stop(broker: FaultyBroker) -> None:
     """A settlement that is added after the completer has stopped is sent by `drain()`."""
     await broker.enqueue([message()])
     claim = await claim_one(broker)
-    completer = Completer(broker, type(anyio.Event()))
+    completer = Completer(broker, type(anyio.Event()), Outages())
     completer.settle_soon(AttemptStub(), settlement(claim, JobState.SUCCEEDED))  # type: ignore[arg-type]
     await completer.drain()
     assert await state_of(broker) is JobState.SUCCEEDED
@@ -48,7 +49,7 @@ async def test_settle_after_lease_expiry(broker: FaultyBroker, state: JobState) 
     await elapse(broker.real, 60)
     assert (await broker.maintain()).reclaimed == 1
     broker.fail("settle")
-    completer = Completer(broker, type(anyio.Event()))
+    completer = Completer(broker, type(anyio.Event()), Outages())
     async with anyio.create_task_group() as group:
         group.start_soon(completer.run)
         assert await completer.settle(AttemptStub(), settlement(claim, state)) is False  # type: ignore[arg-type]
@@ -65,7 +66,7 @@ async def test_settle_with_next_attempt_running(broker: FaultyBroker, accepted: 
     await broker.enqueue([message()])
     claim = await claim_one(broker)
     (broker.lose if accepted else broker.fail)("settle")
-    completer = Completer(broker, type(anyio.Event()))
+    completer = Completer(broker, type(anyio.Event()), Outages())
     results: list[bool | None] = []
 
     async def settle() -> None:

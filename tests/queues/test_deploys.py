@@ -86,7 +86,7 @@ async def test_unknown_for(
         await manager.close(timeout=0)
     left = [text for text in caplog.messages if "left for another worker" in text]
     assert len(left) == 1
-    assert "jobs of other are left for another worker" in left[0]
+    assert "and others like it are left for another worker" in left[0]
     assert left[0].endswith("this worker has the handlers add")
     assert recorder.names().count("dead") == 2
 

@@ -1042,7 +1042,7 @@ async def test_max_crashes(
             await poison.result()
         assert await survivor.result() is None
         assert ran == [2]
-        assert "job survivor of h: the lease of its worker expired" in caplog.text
+        assert "job 'h' (survivor): the lease of its worker expired" in caplog.text
         await manager.close(timeout=0)
     assert recorder.names().count("dead") == 1
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Sequence
 from functools import partial
 from typing import Any
@@ -11,12 +12,13 @@ import anyio
 import pytest
 from opentelemetry import propagate
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
-from support.brokers.faulty import FaultyBroker
+from support.brokers.faulty import FaultyBroker, MemoryResults
 from support.job_events import events_of_attempts
+from support.outcomes import fine
 from support.time import Clock, ages
 from tenacity import AsyncRetrying, stop_after_attempt, wait_fixed
 
-from background import JobEnqueued, Manager, TaskCancelled, TaskSucceeded
+from background import JobEnqueued, Manager, TaskCancelled, TaskSucceeded, every
 from background.queues import (
     BrokerUnavailableError,
     JobContext,
@@ -27,6 +29,7 @@ from background.queues import (
     PayloadTooLargeError,
     QueueError,
 )
+from background.queues._backoff import Outage, Outages
 from background.queues.abc import Claim, LeaseStatus, Message, Settlement
 from background.testing import RecordingObserver
 
@@ -181,6 +184,110 @@ async def test_worker_after_outage(
         await (await handler.enqueue()).result()
     assert "works again" in caplog.text
     assert caplog.text.count("no broker; trying again") == 1
+
+
+async def test_one_record_of_outage(
+    jobs: JobQueue,
+    manager: Manager,
+    broker: FaultyBroker,
+    log: Log,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """An outage has one record, whichever calls fail, and another one soon after its end."""
+    caplog.set_level(logging.INFO, "background")
+    calls = {"claim", "wait_for_work", "maintain", "renew", "settle", "enqueue"}
+    handler = jobs.handler(name="h")(log.wait)
+    jobs.schedule(every(20), jobs.handler(name="tick")(log.record).job())
+    await jobs.start(manager)
+    job = await handler.enqueue()
+    await log.started.wait()
+    caplog.clear()
+    for _ in range(2):
+        broker.down |= calls
+        await anyio.sleep(10)
+        log.finish.set()
+        await anyio.sleep(10)
+        assert len(caplog.messages) == 1
+        assert "no broker; trying again" in caplog.messages[0]
+        broker.down.clear()
+        await anyio.sleep(5)
+        assert len(caplog.messages) == 2
+        assert re.search(r"works again after \d+\.\d s$", caplog.messages[1])
+        caplog.clear()
+        await anyio.sleep(30)
+    assert await job.wait() is S.SUCCEEDED
+
+
+async def test_outage_after_another(
+    jobs: JobQueue, manager: Manager, broker: FaultyBroker, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Calls that still fail after the outage of others are logged then."""
+    broker.down |= {"claim", "wait_for_work", "maintain"}
+    await jobs.start(manager, ["q"])
+    caplog.clear()
+    await anyio.sleep(20)
+    assert len(caplog.messages) == 1
+    broker.down.discard("maintain" if "maintain" in caplog.text else "claim")
+    broker.down.discard("wait_for_work")
+    await anyio.sleep(20)
+    assert [text for text in caplog.messages if "claiming" in text]
+    assert [text for text in caplog.messages if "maintaining" in text]
+    assert len(caplog.messages) == 2
+
+
+async def test_outage_of_ended_calls(caplog: pytest.LogCaptureFixture, anyio_backend: Any) -> None:
+    """The end of an outage is logged by other calls if the first ones are not made any more."""
+    caplog.set_level(logging.INFO, "background")
+    outages = Outages()
+    ended, going_on = Outage("renewing", outages), Outage("claiming", outages)
+    ended.failed(BrokerUnavailableError("down"))
+    ended.ended()
+    going_on.failed(BrokerUnavailableError("down"))
+    await anyio.sleep(5)
+    going_on.succeeded()
+    assert caplog.messages == ["renewing: down; trying again", "claiming: works again after 5.0 s"]
+
+
+async def test_outage_besides_another_error(
+    jobs: JobQueue, manager: Manager, broker: FaultyBroker, caplog: pytest.LogCaptureFixture
+) -> None:
+    """An error that is no outage does not hide the outage of other calls."""
+    broker.fail("maintain", error=ZeroDivisionError("odd"), times=100)
+    await jobs.start(manager, ["q"])
+    await broker.called("maintain")
+    broker.down |= {"claim", "wait_for_work"}
+    await anyio.sleep(60)
+    assert "maintaining jobs: odd; trying again" in caplog.text
+    assert "no broker; trying again" in caplog.text
+
+
+async def test_outage_of_results(broker: FaultyBroker, caplog: pytest.LogCaptureFixture) -> None:
+    """An outage of the store of results is logged once for all jobs."""
+    caplog.set_level(logging.INFO, "background")
+    results = MemoryResults()
+    jobs = JobQueue(broker, results=results)
+    handler = jobs.handler(name="h")(fine)
+    async with Manager() as manager, jobs:
+        results.down = True
+        await jobs.start(manager, concurrency=20)
+        handles = await handler.enqueue_many([()] * 20)
+        await anyio.sleep(10)
+        results.down = False
+        for handle in handles:
+            await handle.wait()
+    logged = [text for text in caplog.messages if "storing results" in text]
+    assert len(logged) == 2
+
+
+async def test_error_while_waiting(
+    jobs: JobQueue, manager: Manager, broker: FaultyBroker, caplog: pytest.LogCaptureFixture
+) -> None:
+    """An error of the wait for jobs that is no outage is logged at once, with its traceback."""
+    broker.fail("wait_for_work", error=ZeroDivisionError("odd"))
+    await jobs.start(manager, ["q"])
+    await broker.called("wait_for_work", 2)
+    assert "waiting for jobs: odd; trying again" in caplog.text
+    assert "Traceback" in caplog.text
 
 
 async def test_unexpected_broker_error(

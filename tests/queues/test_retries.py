@@ -33,7 +33,7 @@ from background import (
     TaskSucceeded,
 )
 from background.queues import JobContext, JobFailedError, JobHandle, JobQueue, JobState
-from background.testing import RecordingObserver
+from background.testing import RecordingObserver, drain
 
 S = JobState
 ENDS = (TaskSucceeded, TaskFailed, TaskCancelled)
@@ -116,19 +116,13 @@ async def test_retry_until_stop(
     assert recorder.names().count("dead") == 1
 
 
-async def test_number_of_attempts(jobs: JobQueue, manager: Manager) -> None:
+async def test_number_of_attempts(jobs: JobQueue) -> None:
     """`retry` can be a number of attempts, and a job's number overrides its handler's."""
-    shaky = Shaky(*[ValueError()] * 9)
-    handler = jobs.handler(name="h", retry=2)(shaky)
-    await jobs.start(manager)
-    assert await (await handler.enqueue()).wait() is S.DEAD
-    assert shaky.attempts == [1, 2]
-    shaky.attempts.clear()
-    assert await (await handler.options(retry=1).enqueue()).wait() is S.DEAD
-    assert shaky.attempts == [1]
-    shaky.attempts.clear()
-    assert await (await handler.options(retry=3).enqueue()).wait() is S.DEAD
-    assert shaky.attempts == [1, 2, 3]
+    handler = jobs.handler(name="h", retry=2)(Shaky(*[ValueError()] * 9))
+    for overridden in (handler, handler.options(retry=1), handler.options(retry=3)):
+        await overridden.enqueue()
+    ended = await drain(jobs, scheduled=True)
+    assert [(job.attempt, job.state) for job in ended] == [(1, S.DEAD), (2, S.DEAD), (3, S.DEAD)]
 
 
 @pytest.mark.parametrize("source", ["handler", "options", "enqueue", "manager"])
@@ -167,15 +161,14 @@ async def test_manager_policy(broker: FaultyBroker, anyio_backend: object) -> No
     assert limited_shaky.attempts == [1, 1, 2]
 
 
-async def test_retry_on_some_errors(jobs: JobQueue, manager: Manager) -> None:
+async def test_retry_on_some_errors(jobs: JobQueue) -> None:
     """A job is dead after the first error that its policy doesn't retry."""
     shaky = Shaky(ValueError(), KeyError("no"), ValueError())
     selective = policy(9, retry=retry_if_exception_type(ValueError))
-    handler = jobs.handler(name="h", retry=selective)(shaky)
-    await jobs.start(manager)
-    with pytest.raises(JobFailedError, match="KeyError"):
-        await (await handler.enqueue()).result()
-    assert shaky.attempts == [1, 2]
+    await jobs.handler(name="h", retry=selective)(shaky).enqueue()
+    (job,) = await drain(jobs, scheduled=True)
+    assert (job.attempt, job.state) == (2, S.DEAD)
+    assert "KeyError" in str(job.error)
 
 
 async def test_retry_on_result(
@@ -197,13 +190,13 @@ async def test_retry_on_result(
     assert isinstance(failed.error, RetryError)
 
 
-async def test_try_again(jobs: JobQueue, manager: Manager) -> None:
+async def test_try_again(jobs: JobQueue) -> None:
     """A job that raises TryAgain is retried, regardless of the policy's errors."""
     shaky = Shaky(TryAgain(), TryAgain())
     selective = policy(9, retry=retry_if_exception_type(ValueError))
-    handler = jobs.handler(name="h", retry=selective)(shaky)
-    await jobs.start(manager)
-    assert await (await handler.enqueue()).result() == 3
+    await jobs.handler(name="h", retry=selective)(shaky).enqueue()
+    (job,) = await drain(jobs, scheduled=True)
+    assert job.result == 3
 
 
 async def test_policy_hooks(jobs: JobQueue, manager: Manager) -> None:

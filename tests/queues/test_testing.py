@@ -158,6 +158,23 @@ async def test_drain_order_and_states(memory: JobQueue) -> None:
         assert await drain(memory) == []
 
 
+class UnluckyBroker(MemoryBroker):
+    """Counts no jobs, as if each one changed its state between two counts."""
+
+    async def count(self, *, queue: str | None = None, state: JobState | None = None) -> int:
+        return 0
+
+
+async def test_drain_between_counts(anyio_backend: object) -> None:
+    """A job that is in none of the states when they are counted is waited for."""
+    jobs = JobQueue(UnluckyBroker())
+    divide = add_handlers(jobs)
+    async with jobs:
+        await divide.enqueue(6, 3)
+        assert results(await drain(jobs)) == [2]
+        assert await drain(jobs) == []
+
+
 async def test_drain_chain(memory: JobQueue) -> None:
     """The jobs of a chain, and those that jobs enqueue, are run, too."""
     divide = add_handlers(memory)

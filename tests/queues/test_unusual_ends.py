@@ -27,7 +27,7 @@ from background._retry import Attempts
 from background.queues import JobHandle, JobQueue, JobState, Ordered
 from background.queues.abc import Settlement
 from background.queues.memory import MemoryBroker
-from background.testing import RecordingObserver, virtual_time, virtual_wall_clock
+from background.testing import RecordingObserver, drain, virtual_time, virtual_wall_clock
 
 REASON = "cancelled from outside the manager"
 
@@ -427,18 +427,16 @@ async def test_attempt_number() -> None:
     assert await attempts.failed(ValueError()) == 1
 
 
-async def test_stop_after_delay(manager: Manager, recorder: RecordingObserver) -> None:
+async def test_stop_after_delay(anyio_backend: object) -> None:
     """A policy measures its time from the first attempt."""
     policy = AsyncRetrying(stop=stop_after_delay(25), wait=wait_fixed(10))
     jobs = JobQueue(MemoryBroker())
     handler = jobs.handler(name="flaky", retry=policy)(broken)
     with virtual_wall_clock(datetime(2030, 1, 1, tzinfo=UTC)):
         async with jobs:
-            await jobs.start(manager)
-            job = await handler.enqueue()
-            assert await job.wait() is JobState.DEAD
-            await manager.wait()
-    assert recorder.of(JobDead)[0].job.attempt == 4  # at 0, 10, 20 and 30 seconds
+            await handler.enqueue()
+            (job,) = await drain(jobs, scheduled=True)
+    assert (job.state, job.attempt) == (JobState.DEAD, 4)  # at 0, 10, 20 and 30 seconds
 
 
 # Stopped loops

@@ -339,6 +339,26 @@ async def test_second_signal_with_previous_handler(received: Received) -> None:
 
 
 @realtime
+async def test_records_of_signals(received: Received, caplog: pytest.LogCaptureFixture) -> None:
+    """Each signal is logged, with what it does."""
+    caplog.set_level(logging.INFO, "background")
+    async with Manager(name="app", signals={INT, TERM}, grace=7) as manager:
+        handle = manager.run(anyio.sleep_forever)
+        signal.raise_signal(TERM)
+        await manager.shutdown_requested()
+        signal.raise_signal(INT)
+        await handle.wait()
+    async with Manager(signals={TERM}, grace=None) as manager:
+        signal.raise_signal(TERM)
+        await manager.shutdown_requested()
+    assert [text for text in caplog.messages if "received" in text] == [
+        "manager 'app' received SIGTERM: its loops stop, and its tasks have 7 s to end",
+        "manager 'app' received SIGINT: its tasks are cancelled",
+        "manager 'background' received SIGTERM: its loops stop",
+    ]
+
+
+@realtime
 async def test_unselected_signals(received: Received) -> None:
     """Signals that are not in `signals` keep their handlers."""
     sigint, sigterm = get_handlers()
@@ -611,6 +631,7 @@ async def test_callback_after_restore(received: Received) -> None:
             [TERM],
             manager._runtime.shutdown.request,
             lambda callback, context: scheduled.append(callback),
+            lambda number: None,
         )
         handlers.install()
         signal.raise_signal(TERM)

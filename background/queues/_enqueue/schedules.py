@@ -85,7 +85,7 @@ class JobSchedule:
         self._schedule = schedule
         self._id = _id_of(schedule, job)
         self._jitter = schedule.jitter if isinstance(schedule, Every) else 0.0
-        self._outage = Outage("enqueueing on a schedule")
+        self._outage = Outage("enqueueing on a schedule", client.outages)
         self._make(self._id, self._jitter)  # raises now, instead of at every tick
 
     def describe_loop(self) -> Task[None]:
@@ -103,6 +103,7 @@ class JobSchedule:
             kind=TaskKind.LOOP,
             schedule=TickerClock(ticker),
             name=f"schedule of {self._job.terms.name}",
+            meta={"schedule_of": self._job.terms.name},
             # Without a limit of attempts; stopping the loop ends a pause.
             retry=AsyncRetrying(
                 retry=retry_if_exception_type(Exception), wait=WAIT, before_sleep=self._failed

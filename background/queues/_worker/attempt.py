@@ -192,7 +192,7 @@ class JobAttempt:
             self._handle.cancel(reason)
 
     def _log(self, reason: str) -> None:
-        log(logging.WARNING, "job %s of %s: %s", self.job.id, self.job.handler, reason)
+        log(logging.WARNING, "job '%s' (%s): %s", self.job.handler, self.job.id, reason)
 
     # The parts of `RunInterceptor`
 
@@ -321,7 +321,8 @@ class JobAttempt:
             await results.save(key, encoded, retention=self.claim.message.retention)
 
         try:
-            await BrokerBackoff("storing results").call(store, lambda error: self.gives_up)
+            backoff = BrokerBackoff("storing results", self._worker.client.result_outages)
+            await backoff.call(store, lambda error: self.gives_up)
         except Exception:
             return False
         return True

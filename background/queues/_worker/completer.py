@@ -10,7 +10,7 @@ import anyio
 from anyio.lowlevel import checkpoint
 
 from ..._support.log import log
-from .._backoff import BrokerBackoff
+from .._backoff import BrokerBackoff, Outages
 from .._codec.errors import describe
 from .._errors import BrokerUnavailableError, QueueError
 from .._states import FINAL, JobState
@@ -38,11 +38,13 @@ class Completer:
     Args:
         broker: The broker.
         event: The event loop's class of events.
+        outages: The logged outages of the broker.
     """
 
-    def __init__(self, broker: Broker, event: type[anyio.Event]) -> None:
+    def __init__(self, broker: Broker, event: type[anyio.Event], outages: Outages) -> None:
         self._broker = broker
         self._event = event
+        self._outages = outages
         self._filling = _Batch(event)
         self._sent: _Batch | None = None
         self._filled = event()
@@ -154,7 +156,7 @@ class Completer:
                 return True
             return self._is_closed or all(attempt.gives_up for attempt in batch.attempts)
 
-        return await BrokerBackoff("settling jobs").call(send, give_up)
+        return await BrokerBackoff("settling jobs", self._outages).call(send, give_up)
 
     async def _was_accepted(self, attempt: JobAttempt, settlement: Settlement) -> bool:
         """Return whether a refused settlement was accepted before, when the answer was lost."""

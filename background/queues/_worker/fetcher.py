@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from contextvars import copy_context
 
 import anyio
 from opentelemetry import context as trace_context
 
 from ..._eventloop.interruption import ki_protected
+from ..._retry import pause_after_failures
 from ..._support import clock
 from ..._support.log import log
-from .._backoff import BrokerBackoff
+from .._backoff import EXPECTED, WAIT, BrokerBackoff, Outage
 from .._codec import trace
 from .._errors import BrokerUnavailableError
 from ..abc import Broker, Claim, LeaseStatus
@@ -67,7 +69,9 @@ class Fetcher:
         self._unknown_for = unknown_for
         self._with_baggage = with_baggage
         self._reported: set[tuple[str, type[Exception]]] = set()
-        self._backoff = BrokerBackoff("claiming jobs")
+        self._backoff = BrokerBackoff("claiming jobs", worker.client.outages)
+        self._outage = Outage("waiting for jobs", worker.client.outages)
+        self._failed_waits = 0  # one after the other
         self._is_stopped = False
         self._pause: anyio.CancelScope | None = None  # `stop` cancels it
         self._claiming: anyio.CancelScope | None = None  # `give_up` cancels it
@@ -99,12 +103,15 @@ class Fetcher:
                 with anyio.CancelScope() as self._pause:
                     while len(self._in_flight) >= self._concurrency:
                         await self._in_flight.wait_for_change()
-                    await self._backoff.call(self._fetch)
+                    if queues := await self._backoff.call(self._claim):
+                        await self._wait_for_work(queues)
         finally:
+            self._outage.ended()
             self.is_fetching = False
             self._in_flight.notify()
 
-    async def _fetch(self) -> None:
+    async def _claim(self) -> Sequence[str]:
+        """Claim jobs, and start them; return the queues to wait for if there is room for more."""
         room = self._concurrency - len(self._in_flight)
         queues = self._queues.draw()
         began = self._now()
@@ -115,8 +122,20 @@ class Fetcher:
             for claim in claims:
                 self._start(claim, began + self._lease)
             room -= len(claims)
-        if room and not self._is_stopped:
+        return queues if room and not self._is_stopped else ()
+
+    async def _wait_for_work(self, queues: Sequence[str]) -> None:
+        try:
             await self._broker.wait_for_work(queues, _IDLE)
+        except Exception as error:
+            self._failed_waits += 1
+            # In an outage, the next claim fails, too, and is logged.
+            if self._failed_waits > 1 or not isinstance(error, EXPECTED):
+                self._outage.failed(error)
+            await anyio.sleep(pause_after_failures(WAIT, self._failed_waits, error))
+        else:
+            self._failed_waits = 0
+            self._outage.succeeded()
 
     async def _confirmed(self, claims: list[Claim]) -> list[Claim]:
         """Confirm claims whose crash must be counted; return the claims that still hold their jobs.
@@ -144,8 +163,8 @@ class Fetcher:
     def _start(self, claim: Claim, held_until: float) -> None:
         attempt, carrier = self._preparation.prepare(claim, held_until)
         if claim.crashes or claim.unconfirmed:
-            text = "job %s of %s: the lease of its worker expired; this is attempt %d"
-            log(logging.WARNING, text, attempt.job.id, attempt.job.handler, claim.attempt)
+            text = "job '%s' (%s): the lease of its worker expired; this is attempt %d"
+            log(logging.WARNING, text, attempt.job.handler, attempt.job.id, claim.attempt)
         self._in_flight.add(attempt)
         if self._is_stopped or self._now() >= held_until:  # the answer was too late
             attempt.on_never_started("shutdown")
@@ -170,8 +189,8 @@ class Fetcher:
             self._reported.add(reported)
             log(
                 logging.WARNING,
-                "jobs of %s are left for another worker, the first one is %s: %s; this worker has "
-                "the handlers %s",
+                "job '%s' (%s) and others like it are left for another worker: %s; this worker "
+                "has the handlers %s",
                 attempt.job.handler,
                 attempt.job.id,
                 error,

@@ -8,7 +8,7 @@ from collections.abc import Callable
 import anyio
 
 from ..._support.log import log
-from .._backoff import Outage
+from .._backoff import Outage, Outages
 from ..abc import Broker, LeaseStatus
 from .attempt import JobAttempt
 from .in_flight import InFlight
@@ -28,36 +28,50 @@ class LeaseRenewer:
         in_flight: The attempts whose leases are renewed.
         lease: Seconds for which they are renewed.
         now: Returns the event loop's time.
+        outages: The logged outages of the broker.
     """
 
     def __init__(
-        self, broker: Broker, in_flight: InFlight, lease: float, now: Callable[[], float]
+        self,
+        broker: Broker,
+        in_flight: InFlight,
+        lease: float,
+        now: Callable[[], float],
+        outages: Outages,
     ) -> None:
         self._broker = broker
         self._in_flight = in_flight
         self._lease = lease
         self._now = now
         self._interval = min(lease / 3, _OFTEN)
-        self._outage = Outage("renewing leases")
+        self._outage = Outage("renewing leases", outages)
 
     async def run(self) -> None:
         """Renew leases until cancelled."""
-        while True:
-            due = self._now() + self._interval
-            await anyio.sleep(self._interval)
-            late = self._now() - due
-            if late > self._lease / 3:
-                log(
-                    logging.WARNING,
-                    "leases are renewed %.1f s late: the event loop was blocked, or the process "
-                    "was stopped; jobs with a lease of %g s may be lost",
-                    late,
-                    self._lease,
-                )
-            await self._renew_all()
+        try:
+            while True:
+                await self._renew_in_time()
+        finally:
+            self._outage.ended()
+
+    async def _renew_in_time(self) -> None:
+        due = self._now() + self._interval
+        await anyio.sleep(self._interval)
+        late = self._now() - due
+        if late > self._lease / 3:
+            log(
+                logging.WARNING,
+                "leases are renewed %.1f s late: the event loop was blocked, or the process "
+                "was stopped; jobs with a lease of %g s may be lost",
+                late,
+                self._lease,
+            )
+        await self._renew_all()
 
     async def _renew_all(self) -> None:
         attempts = sorted(self._in_flight, key=lambda attempt: attempt.held_until)
+        if not attempts:
+            self._outage.ended()
         for start in range(0, len(attempts), _PART):
             part = [
                 attempt for attempt in attempts[start : start + _PART] if attempt in self._in_flight
@@ -76,7 +90,7 @@ class LeaseRenewer:
                 statuses = await self._broker.renew(claims, lease=self._lease)
                 renewed = list(zip(attempts, statuses, strict=True))
         except Exception as error:
-            self._outage.failed(error)
+            self._outage.failed(error, began)
             self._lose_overdue()
             return
         self._outage.succeeded()

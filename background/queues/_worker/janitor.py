@@ -6,7 +6,7 @@ import random
 
 import anyio
 
-from .._backoff import BrokerBackoff
+from .._backoff import BrokerBackoff, Outages
 from ..abc import Broker
 
 _SWEEP = 5.0  # the most seconds between two passes
@@ -18,12 +18,13 @@ class Janitor:
     Args:
         broker: The broker.
         lease: The lease of the worker's jobs in seconds.
+        outages: The logged outages of the broker.
     """
 
-    def __init__(self, broker: Broker, lease: float) -> None:
+    def __init__(self, broker: Broker, lease: float, outages: Outages) -> None:
         self._broker = broker
         self._interval = min(lease / 3, _SWEEP)
-        self._backoff = BrokerBackoff("maintaining jobs")
+        self._backoff = BrokerBackoff("maintaining jobs", outages)
 
     async def run(self) -> None:
         """Maintain jobs until cancelled."""

@@ -64,7 +64,7 @@ class WorkerLoops:
         self.in_flight = InFlight(host.backend.event)
         self.gave_up = False  # whether it was closed while its broker did not answer
         self._host = host
-        self._completer = Completer(broker, host.backend.event)
+        self._completer = Completer(broker, host.backend.event, client.outages)
         context = WorkerContext(
             host=host,
             client=client,
@@ -85,8 +85,10 @@ class WorkerLoops:
             unknown_for,
             with_baggage,
         )
-        self._renewer = LeaseRenewer(broker, self.in_flight, lease, host.backend.now)
-        self._janitor = Janitor(broker, lease)
+        self._renewer = LeaseRenewer(
+            broker, self.in_flight, lease, host.backend.now, client.outages
+        )
+        self._janitor = Janitor(broker, lease, client.outages)
         self._unregister: Callable[[], None] = lambda: None
         self._closing: Counter[JobAttempt | None] = Counter()  # calls of close(), by attempt
         self._is_ending = False

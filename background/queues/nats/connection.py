@@ -17,7 +17,7 @@ from nats.aio.client import Client
 from nats.errors import Error as ClientError
 
 from ..._support.log import log
-from .._errors import BrokerUnavailableError
+from .._errors import BrokerUnavailableError, refusal
 from .address import NatsAddress
 
 #: Seconds within which a call must find a connection, and a request must be answered.
@@ -147,7 +147,10 @@ class NatsConnection:
 
     def unavailable(self, error: Exception) -> BrokerUnavailableError:
         """Return the error to raise for an error of nats-py or of the system."""
-        return BrokerUnavailableError(f"{self.shown}: {str(error) or type(error).__name__}")
+        reason = str(error) or type(error).__name__
+        if "," not in self.shown:
+            reason = refusal(error) or reason
+        return BrokerUnavailableError(f"{self.shown}: {reason}")
 
     async def _usable_client(self) -> Client:
         """Return a client that is connected or reconnecting; make one if there is none."""

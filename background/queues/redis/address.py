@@ -33,6 +33,7 @@ class Address:
         prefix: The prefix of all keys.
         db: The number of the database.
         is_cluster: Whether the server is a node of a cluster.
+        is_found: Whether the server is found by discovery, so that the URL does not name it.
 
     Raises:
         TypeError: An option is unknown.
@@ -74,6 +75,7 @@ class Address:
         elif self.is_cluster:
             tag = f"{{{self.prefix}}}"
             self._discovery = Cluster(target.nodes, self._ask, timeout, tag=tag)
+        self.is_found = self._discovery is not None
         try:
             self.connection()
         except RedisError as error:

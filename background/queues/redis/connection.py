@@ -15,7 +15,7 @@ from typing import Any
 
 from redis.exceptions import ResponseError
 
-from .._errors import BrokerUnavailableError
+from .._errors import BrokerUnavailableError, refusal
 from .address import Address
 from .discovery import disconnect
 
@@ -164,6 +164,8 @@ class RedisConnection:
 def explained(address: Address, error: Exception) -> BrokerUnavailableError:
     """Return the error to raise for an error of redis-py or the operating system."""
     reason = text(error)
+    if not address.is_found:
+        reason = refusal(error.__context__) or reason
     if isinstance(error, TimeoutError):
         reason = f"no answer within {address.timeout:g} s"
     if reason.startswith("MOVED") and not address.is_cluster:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import sqlite3
 import warnings
 from collections.abc import AsyncIterator, Callable, Generator, Sequence
 from contextlib import contextmanager
@@ -38,7 +37,9 @@ class SQLiteBroker(Broker):
     with `background_`, and only the journal mode of the file changes, to WAL.
 
     Before SQLite 3.51.3, several connections that change the file can damage it in rare cases. A
-    `RuntimeWarning` is issued when there are several.
+    `RuntimeWarning` is issued when there are several. With the extra `sqlite`, a newer SQLite opens
+    files that have no tables of an application. Leave such a file to the queues of the process: two
+    libraries in one process do not see each other's locks.
 
     Args:
         path: The file.
@@ -66,7 +67,7 @@ class SQLiteBroker(Broker):
     ) -> None:
         self._file = SQLiteFile(path, synchronous, timeout, self._changed_by_others)
         self.path = self._file.path
-        self._warned = sqlite3.sqlite_version_info >= _FIXED
+        self._warned = False
         self._shared = False  # whether other connections change the file
         self._process = process_name()
         self._claims = count(1)
@@ -253,10 +254,14 @@ class SQLiteBroker(Broker):
     def _warn(self) -> None:
         if self._shared and not self._warned:
             self._warned = True
+            library = self._file.library
+            if library.sqlite_version_info >= _FIXED:
+                return
             warnings.warn(
                 f"several connections change {self.path}, which can damage the file in rare cases "
-                f"with SQLite {sqlite3.sqlite_version}; use SQLite 3.51.3 or later, a single "
-                "process, or another broker",
+                f"with SQLite {library.sqlite_version}; use SQLite 3.51.3 or later, which the "
+                "extra anyio-background[sqlite] has for files without tables of an application, a "
+                "single process, or another broker",
                 RuntimeWarning,
                 stacklevel=3,
             )

@@ -7,7 +7,7 @@ from collections.abc import AsyncGenerator, Callable, Generator
 from contextlib import asynccontextmanager, contextmanager
 from functools import partial
 from pathlib import Path
-from typing import Literal, TypeVar
+from typing import Any, Literal, TypeVar
 
 import anyio
 
@@ -89,6 +89,11 @@ class SQLiteFile:
 
     async def write(self, work: Work[T]) -> T:
         return await self._opened().call(work, writes=True)
+
+    @property
+    def library(self) -> Any:
+        """The SQLite library of the open connection."""
+        return self._opened().library
 
     @contextmanager
     def watched(self) -> Generator[None]:

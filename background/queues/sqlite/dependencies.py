@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sqlite3
 from collections.abc import Iterable, Sequence
 from math import inf
 
@@ -11,9 +10,10 @@ from .._dependencies import missing_dependency, outside_dependencies
 from .._unreadable import DECODING_ERRORS, describe, report
 from ..abc import Message
 from . import statements as sql
+from .library import Connection
 
 
-def check(db: sqlite3.Connection, messages: Sequence[Message], now: float) -> None:
+def check(db: Connection, messages: Sequence[Message], now: float) -> None:
     """Check that all dependencies of new jobs are stored.
 
     Raises:
@@ -24,7 +24,7 @@ def check(db: sqlite3.Connection, messages: Sequence[Message], now: float) -> No
             raise missing_dependency(id, dependant)
 
 
-def add(db: sqlite3.Connection, number: int, message: Message, now: float) -> None:
+def add(db: Connection, number: int, message: Message, now: float) -> None:
     """Store the dependencies of a new job."""
     db.executemany(
         sql.ADD_DEPENDENCY, ((number, place, id) for place, id in enumerate(message.depends_on))
@@ -38,12 +38,12 @@ def add(db: sqlite3.Connection, number: int, message: Message, now: float) -> No
     ended_jobs(db, ended, now)
 
 
-def previous(db: sqlite3.Connection, number: int) -> tuple[bytes | None, ...]:
+def previous(db: Connection, number: int) -> tuple[bytes | None, ...]:
     """Return the results of a job's dependencies, in order."""
     return tuple(result for (result,) in db.execute(sql.PREVIOUS, (number,)))
 
 
-def ended_jobs(db: sqlite3.Connection, ids: Iterable[str], now: float) -> bool:
+def ended_jobs(db: Connection, ids: Iterable[str], now: float) -> bool:
     """Update the jobs that depend on ended jobs, and the dependants of those that end thereby.
 
     Returns:
@@ -72,13 +72,13 @@ def ended_jobs(db: sqlite3.Connection, ids: Iterable[str], now: float) -> bool:
     return has_dependants
 
 
-def _unblock(db: sqlite3.Connection, number: int, now: float) -> list[str]:
+def _unblock(db: Connection, number: int, now: float) -> list[str]:
     """Count a succeeded dependency; return the ids of jobs that ended, if any."""
     row = db.execute(sql.UNBLOCK, (number,)).fetchone()
     return [] if row is None or row[0] else schedule(db, number, now)
 
 
-def set_aside(db: sqlite3.Connection, number: int, reason: BaseException, now: float) -> list[str]:
+def set_aside(db: Connection, number: int, reason: BaseException, now: float) -> list[str]:
     """Make a job dead that can't be read; return its id."""
     row = (now, json.dumps(describe(reason)), now, number)
     ((id,),) = db.execute(sql.SET_ASIDE, row).fetchall()
@@ -86,7 +86,7 @@ def set_aside(db: sqlite3.Connection, number: int, reason: BaseException, now: f
     return [id]
 
 
-def schedule(db: sqlite3.Connection, number: int, now: float) -> list[str]:
+def schedule(db: Connection, number: int, now: float) -> list[str]:
     """Make a job ready after its delay; return the ids of jobs that ended, if any."""
     id, handler, delay, at, expires_at = db.execute(sql.UNBLOCKED, (number,)).fetchone()
     try:

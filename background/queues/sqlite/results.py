@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import os
-import sqlite3
 
 from ..._support import clock
 from ..abc import Results
 from .connection import SQLiteFile, Synchronous
+from .library import Connection
 
 _SAVE = "INSERT OR REPLACE INTO background_results (key, result, until) VALUES (?, ?, ?)"
 _DELETE_OLD = "DELETE FROM background_results WHERE until <= ?"
@@ -47,7 +47,7 @@ class SQLiteResults(Results):
         await self._file.close()
 
     async def save(self, key: str, result: bytes, *, retention: float) -> None:
-        def work(db: sqlite3.Connection) -> None:
+        def work(db: Connection) -> None:
             now = clock.wall()
             db.execute(_DELETE_OLD, (now,))
             db.execute(_SAVE, (key, result, now + retention))
@@ -55,14 +55,14 @@ class SQLiteResults(Results):
         await self._file.write(work)
 
     async def get(self, key: str) -> bytes | None:
-        def work(db: sqlite3.Connection) -> bytes | None:
+        def work(db: Connection) -> bytes | None:
             row = db.execute(_GET, (key, clock.wall())).fetchone()
             return None if row is None else row[0]
 
         return await self._file.read(work)
 
     async def delete(self, key: str) -> None:
-        def work(db: sqlite3.Connection) -> None:
+        def work(db: Connection) -> None:
             db.execute(_DELETE, (key,))
 
         await self._file.write(work)

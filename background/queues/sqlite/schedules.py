@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import sqlite3
+from .library import Connection
 
 
 def advance(
-    db: sqlite3.Connection,
+    db: Connection,
     name: str,
     expected: float | None,
     tick: float,

@@ -7,7 +7,6 @@ is in a table, and the file's own `user_version` and `application_id` are never 
 from __future__ import annotations
 
 import os
-import sqlite3
 import threading
 import time
 from collections.abc import Generator
@@ -16,7 +15,8 @@ from functools import cache
 from typing import Any
 
 from .._errors import BrokerUnavailableError
-from . import file_system
+from . import file_system, library
+from .library import SQLITE_BUSY, Connection
 from .wal import BOUND
 
 #: Milliseconds that SQLite waits for a lock before the thread checks the bounds of its calls.
@@ -114,12 +114,12 @@ MIGRATIONS: Migrations = (
     ),
 )
 
-#: The path and the process of each open connection.
-_open: list[tuple[str, int]] = []
+#: The path, the process and the file of each open connection.
+_open: dict[Connection, tuple[str, int, object]] = {}
 _opening = threading.Lock()  # held by brokers' threads only
 
 
-def connect(path: str, synchronous: str, timeout: float) -> sqlite3.Connection:
+def connect(path: str, synchronous: str, timeout: float) -> Connection:
     """Open the file, create it if necessary, and apply all migrations.
 
     Args:
@@ -132,21 +132,24 @@ def connect(path: str, synchronous: str, timeout: float) -> sqlite3.Connection:
         OSError: The file can't be created.
         sqlite3.Error: SQLite can't open it.
     """
-    if sqlite3.sqlite_version_info < _OLDEST:
-        raise BrokerUnavailableError(
-            f"SQLite {sqlite3.sqlite_version} is too old; 3.35 or later is required"
-        )
     place = file_system.resolved(path)
     file_system.check(place)
     # One at a time, because `create` closes a descriptor, which drops all locks of the process on
     # the file: https://sqlite.org/howtocorrupt.html
     with _opening:
-        if any(place == path and process != os.getpid() for place, process in _open):
+        if any(used == path and process != os.getpid() for used, process, _ in _open.values()):
             raise BrokerUnavailableError(
                 f"{path} was open when this process was forked; SQLite can't share it after a fork"
             )
         file_system.create(place)
-        db = sqlite3.connect(path, timeout=timeout, isolation_level=None)
+        file = file_system.identity(place)
+        opened = [library.of(db) for db, (*_, used) in _open.items() if used == file]
+        sqlite = opened[0] if opened else library.choose(path, timeout)
+        if sqlite.sqlite_version_info < _OLDEST:
+            raise BrokerUnavailableError(
+                f"SQLite {sqlite.sqlite_version} is too old; 3.35 or later is required"
+            )
+        db: Connection = sqlite.connect(path, timeout=timeout, isolation_level=None)
         try:
             with _transaction(db, "BEGIN"):  # before WAL mode, which changes the file
                 version = stored_version(db, path, MIGRATIONS)
@@ -160,36 +163,37 @@ def connect(path: str, synchronous: str, timeout: float) -> sqlite3.Connection:
         except BaseException:
             db.close()
             raise
-        _open.append((path, os.getpid()))
+        _open[db] = path, os.getpid(), file
         return db
 
 
-def disconnect(db: sqlite3.Connection, path: str) -> None:
+def disconnect(db: Connection) -> None:
     """Close a connection that `connect` returned."""
     with _opening:
         db.close()
-        _open.remove((path, os.getpid()))
+        del _open[db]
 
 
-def _use_wal(db: sqlite3.Connection, timeout: float) -> None:
+def _use_wal(db: Connection, timeout: float) -> None:
     deadline = time.monotonic() + timeout
     while True:
         try:
             (mode,) = db.execute("PRAGMA journal_mode = WAL").fetchone()
-        except sqlite3.OperationalError as error:
+        except library.OPERATIONAL_ERRORS as error:
             # Processes that do this at the same time get SQLITE_BUSY in spite of the timeout.
-            if error.sqlite_errorcode != sqlite3.SQLITE_BUSY or time.monotonic() > deadline:
+            code: int = getattr(error, "sqlite_errorcode", 0)
+            if code != SQLITE_BUSY or time.monotonic() > deadline:
                 raise
             time.sleep(0.01)
         else:
             if mode != "wal":
-                raise sqlite3.OperationalError(
+                raise library.newest.OperationalError(
                     f"WAL mode is not available here; the mode is {mode!r}"
                 )
             return
 
 
-def migrate(db: sqlite3.Connection, path: str, migrations: Migrations) -> None:
+def migrate(db: Connection, path: str, migrations: Migrations) -> None:
     """Apply the missing migrations in one transaction.
 
     Args:
@@ -204,7 +208,7 @@ def migrate(db: sqlite3.Connection, path: str, migrations: Migrations) -> None:
         _apply(db, migrations, stored_version(db, path, migrations))
 
 
-def _apply(db: sqlite3.Connection, migrations: Migrations, version: int) -> None:
+def _apply(db: Connection, migrations: Migrations, version: int) -> None:
     if version == 0:
         db.execute(f"CREATE TABLE {_VERSION} (version INTEGER NOT NULL)")
         db.execute(f"INSERT INTO {_VERSION} VALUES (0)")
@@ -214,7 +218,7 @@ def _apply(db: sqlite3.Connection, migrations: Migrations, version: int) -> None
     db.execute(f"UPDATE {_VERSION} SET version = ?", (len(migrations),))
 
 
-def stored_version(db: sqlite3.Connection, path: str, migrations: Migrations) -> int:
+def stored_version(db: Connection, path: str, migrations: Migrations) -> int:
     """Return the version of the tables in the file, or 0 if there are none; change nothing.
 
     The rest of the file may belong to an application.
@@ -250,12 +254,12 @@ def stored_version(db: sqlite3.Connection, path: str, migrations: Migrations) ->
 @cache
 def _made_by(migrations: Migrations) -> _Objects:
     """Return what migrations make in an empty file."""
-    with closing(sqlite3.connect(":memory:", isolation_level=None)) as db:
+    with closing(library.newest.connect(":memory:", isolation_level=None)) as db:
         _apply(db, migrations, 0)
         return _objects(db)
 
 
-def _objects(db: sqlite3.Connection) -> _Objects:
+def _objects(db: Connection) -> _Objects:
     found: _Objects = {}
     for name, *column in db.execute(
         """
@@ -270,7 +274,7 @@ def _objects(db: sqlite3.Connection) -> _Objects:
 
 
 @contextmanager
-def _transaction(db: sqlite3.Connection, begin: str) -> Generator[None]:
+def _transaction(db: Connection, begin: str) -> Generator[None]:
     db.execute(begin)
     try:
         yield

@@ -6,7 +6,6 @@ round trip to the thread.
 
 from __future__ import annotations
 
-import sqlite3
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -23,12 +22,14 @@ from anyio.lowlevel import checkpoint_if_cancelled
 from ..._eventloop.running import current_backend
 from ..._support import clock
 from .._errors import BrokerUnavailableError
+from . import library
 from .file_system import identity
+from .library import Connection
 from .schema import disconnect
 from .wal import WalGuard
 
 T = TypeVar("T")
-Work = Callable[[sqlite3.Connection], T]
+Work = Callable[[Connection], T]
 
 _MOST_TOGETHER = 256  # calls in one transaction
 
@@ -79,7 +80,7 @@ class SQLiteThread:
     def __init__(
         self,
         path: str,
-        connect: Callable[[], sqlite3.Connection],
+        connect: Callable[[], Connection],
         timeout: float,
         on_foreign_change: Callable[[], None],
     ) -> None:
@@ -99,6 +100,7 @@ class SQLiteThread:
         self._version = 0  # of the data, see `_data_version`
         self._changed_at = 0.0
         # A daemon thread could be stopped in the middle of a transaction.
+        self.library: Any = None  # of the connection, once it is open
         self._thread = _ConnectionThread(target=self._run, name=f"SQLite {path}", daemon=False)
         self._opening = self._new_call(lambda db: None)
         self._ended = self._backend.event()
@@ -188,6 +190,7 @@ class SQLiteThread:
         try:
             try:
                 db = self._connect()
+                self.library = library.of(db)
                 self._identity = identity(self._file)
             except Exception as error:
                 self._opening.error = self._explained(error)
@@ -197,13 +200,13 @@ class SQLiteThread:
             try:
                 self._serve(db)
             finally:
-                disconnect(db, self._path)
+                disconnect(db)
         finally:
             self._post(self._ended.set)
 
-    def _serve(self, db: sqlite3.Connection) -> None:
+    def _serve(self, db: Connection) -> None:
         wal = WalGuard(self._path)
-        with suppress(sqlite3.Error):  # after an error, the first check reports a change
+        with suppress(*library.ERRORS):  # after an error, the first check reports a change
             self._version = _data_version(db)
         while True:
             try:
@@ -236,24 +239,24 @@ class SQLiteThread:
                 break
         return calls
 
-    def _check_for_changes(self, db: sqlite3.Connection) -> None:
+    def _check_for_changes(self, db: Connection) -> None:
         """Call `on_foreign_change` if another connection has changed the file."""
         try:
             version = _data_version(db)
-        except sqlite3.Error:
+        except library.ERRORS:
             return  # the next call reports the error
         if version != self._version:
             self._version = version
             self._changed_at = time.monotonic()
             self._post(self._on_foreign_change)
 
-    def _settle(self, calls: Sequence[_SQLiteCall], db: sqlite3.Connection) -> None:
+    def _settle(self, calls: Sequence[_SQLiteCall], db: Connection) -> None:
         if not self._together(calls, db):
             for call in calls:
                 self._together([call], db)
         self._send(calls)
 
-    def _together(self, calls: Sequence[_SQLiteCall], db: sqlite3.Connection) -> bool:
+    def _together(self, calls: Sequence[_SQLiteCall], db: Connection) -> bool:
         """Run calls in one transaction; return `False` if they need separate transactions."""
         left = calls
         while wanted := [call for call in left if not call.withdrawn]:
@@ -276,7 +279,7 @@ class SQLiteThread:
         error.changed_nothing = True
         return error
 
-    def _run_together(self, wanted: Sequence[_SQLiteCall], db: sqlite3.Connection) -> bool:
+    def _run_together(self, wanted: Sequence[_SQLiteCall], db: Connection) -> bool:
         """Do what `_together` does, once.
 
         Raises:
@@ -290,7 +293,7 @@ class SQLiteThread:
                 self._do(call, db, alone)
             db.execute("COMMIT")
         except Exception as error:
-            full = getattr(error, "sqlite_errorcode", None) == sqlite3.SQLITE_FULL
+            full = getattr(error, "sqlite_errorcode", None) == library.SQLITE_FULL
             if not alone and (full or isinstance(error, _RolledBackError)):
                 return False
             if _is_locked(error):
@@ -299,7 +302,7 @@ class SQLiteThread:
                 call.error = self._explained(error)
         finally:
             if db.in_transaction:
-                with suppress(sqlite3.Error):  # the next BEGIN reports it
+                with suppress(*library.ERRORS):  # the next BEGIN reports it
                     db.execute("ROLLBACK")
         return True
 
@@ -311,7 +314,7 @@ class SQLiteThread:
                 "use it before opening it again"
             )
 
-    def _do(self, call: _SQLiteCall, db: sqlite3.Connection, alone: bool) -> None:
+    def _do(self, call: _SQLiteCall, db: Connection, alone: bool) -> None:
         call.error = None
         if alone:
             call.value = call.work(db)
@@ -330,8 +333,8 @@ class SQLiteThread:
     def _explained(self, error: Exception) -> Exception:
         if isinstance(error, BrokerUnavailableError):
             return error
-        ours = isinstance(error, sqlite3.OperationalError | OSError)
-        if ours or type(error) is sqlite3.DatabaseError:
+        ours = isinstance(error, (*library.OPERATIONAL_ERRORS, OSError))
+        if ours or library.is_database_error(error):
             return BrokerUnavailableError(f"{self._path}: {error}")
         return error
 
@@ -356,7 +359,7 @@ def _program_has_ended() -> bool:
     )
 
 
-def _data_version(db: sqlite3.Connection) -> int:
+def _data_version(db: Connection) -> int:
     """Return a number that changes when other connections change the file."""
     ((version,),) = db.execute("PRAGMA data_version").fetchall()
     return int(version)
@@ -364,4 +367,4 @@ def _data_version(db: sqlite3.Connection) -> int:
 
 def _is_locked(error: Exception) -> bool:
     code: int = getattr(error, "sqlite_errorcode", 0)
-    return code & 0xFF == sqlite3.SQLITE_BUSY  # the other bits say more about the lock
+    return code & 0xFF == library.SQLITE_BUSY  # the other bits say more about the lock

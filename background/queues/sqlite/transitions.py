@@ -7,7 +7,6 @@ jobs, or ignores the jobs whose transition is due.
 from __future__ import annotations
 
 import json
-import sqlite3
 from collections.abc import Sequence
 from math import inf
 from typing import Any
@@ -33,6 +32,7 @@ from ..abc import (
 )
 from . import dependencies
 from . import statements as sql
+from .library import Connection
 
 #: The most rows that one transaction reads or changes.
 CHUNK = 500
@@ -43,13 +43,13 @@ _MOST_BYTES = 4_000_000  # bodies of jobs, after which a claim ends
 _FIELDS = len(sql.MESSAGE.split(", "))
 
 
-def enqueue(db: sqlite3.Connection, messages: Sequence[Message], now: float) -> list[bool]:
+def enqueue(db: Connection, messages: Sequence[Message], now: float) -> list[bool]:
     """Store jobs; return for each job whether its id was new."""
     dependencies.check(db, messages, now)
     return [_insert(db, message, now) for message in messages]
 
 
-def _insert(db: sqlite3.Connection, message: Message, now: float) -> bool:
+def _insert(db: Connection, message: Message, now: float) -> bool:
     due = now + message.delay if message.at is None else float(message.at)
     expires_at = None if message.expires is None else now + message.expires
     blocked = bool(message.depends_on) or message.handler is None
@@ -85,7 +85,7 @@ def _insert(db: sqlite3.Connection, message: Message, now: float) -> bool:
 
 
 def claim(
-    db: sqlite3.Connection, queues: Sequence[str], most: int, token: str, now: float, lease: float
+    db: Connection, queues: Sequence[str], most: int, token: str, now: float, lease: float
 ) -> tuple[list[Claim], bool]:
     """Claim ready jobs; return the claims, and whether other jobs changed because of the time."""
     changed = advance(db, now) != MaintenanceStats()
@@ -111,7 +111,7 @@ def claim(
 
 
 def _claim(
-    db: sqlite3.Connection,
+    db: Connection,
     token: str,
     number: int,
     attempt: int,
@@ -130,19 +130,17 @@ def _claim(
     )
 
 
-def _set_aside(db: sqlite3.Connection, number: int, reason: Exception, now: float) -> None:
+def _set_aside(db: Connection, number: int, reason: Exception, now: float) -> None:
     """Make a job dead that can't be read, and then its dependants."""
     dependencies.ended_jobs(db, dependencies.set_aside(db, number, reason, now), now)
 
 
-def renew(
-    db: sqlite3.Connection, claims: Sequence[Claim], now: float, lease: float
-) -> list[LeaseStatus]:
+def renew(db: Connection, claims: Sequence[Claim], now: float, lease: float) -> list[LeaseStatus]:
     """Renew leases; return the status of each claim."""
     return [_renew(db, claim, now, lease) for claim in claims]
 
 
-def _renew(db: sqlite3.Connection, claim: Claim, now: float, lease: float) -> LeaseStatus:
+def _renew(db: Connection, claim: Claim, now: float, lease: float) -> LeaseStatus:
     rows = db.execute(sql.RENEW, (now + lease, claim.message.id, claim.token, now)).fetchall()
     if not rows:
         return LeaseStatus.LOST
@@ -150,7 +148,7 @@ def _renew(db: sqlite3.Connection, claim: Claim, now: float, lease: float) -> Le
 
 
 def settle(
-    db: sqlite3.Connection, settlements: Sequence[Settlement], now: float
+    db: Connection, settlements: Sequence[Settlement], now: float
 ) -> tuple[list[bool], bool]:
     """Settle jobs; return for each whether its claim was held, and whether any has dependants."""
     accepted = [_settle(db, settlement, now) for settlement in settlements]
@@ -159,7 +157,7 @@ def settle(
     return accepted, dependencies.ended_jobs(db, ended, now)
 
 
-def _settle(db: sqlite3.Connection, settlement: Settlement, now: float) -> bool:
+def _settle(db: Connection, settlement: Settlement, now: float) -> bool:
     state = settlement.state
     error = None if settlement.error is None else json.dumps(dict(settlement.error))
     held = (settlement.id, settlement.token, now)
@@ -178,12 +176,12 @@ def _settle(db: sqlite3.Connection, settlement: Settlement, now: float) -> bool:
     return bool(db.execute(sql.END, (*end, *held)).rowcount)
 
 
-def save(db: sqlite3.Connection, id: str, token: str, result: bytes, now: float) -> bool:
+def save(db: Connection, id: str, token: str, result: bytes, now: float) -> bool:
     """Store an intermediate result; return whether the claim holds the job."""
     return bool(db.execute(sql.SAVE, (result, id, token, now)).rowcount)
 
 
-def cancel(db: sqlite3.Connection, id: str, now: float) -> JobState | None:
+def cancel(db: Connection, id: str, now: float) -> JobState | None:
     """Cancel a job; return the state before."""
     advance(db, now)
     row = db.execute(sql.STATE, (id, now)).fetchone()
@@ -202,7 +200,7 @@ def cancel(db: sqlite3.Connection, id: str, now: float) -> JobState | None:
     return state
 
 
-def requeue(db: sqlite3.Connection, id: str, now: float) -> bool:
+def requeue(db: Connection, id: str, now: float) -> bool:
     """Make an ended job ready again; return whether the job had ended."""
     advance(db, now)
     row = db.execute(sql.REQUEUE, (id, now)).fetchone()
@@ -215,7 +213,7 @@ def requeue(db: sqlite3.Connection, id: str, now: float) -> bool:
     return True
 
 
-def get(db: sqlite3.Connection, id: str, now: float) -> tuple[StoredJob | None, float]:
+def get(db: Connection, id: str, now: float) -> tuple[StoredJob | None, float]:
     """Return a job, and the time of its next change."""
     row = db.execute(sql.GET, (id, now)).fetchone()
     if row is None:
@@ -229,14 +227,14 @@ def _message(values: Sequence[Any]) -> Message:
     return Message(*fields)
 
 
-def _stored(db: sqlite3.Connection, number: int, *row: Any) -> StoredJob:
+def _stored(db: Connection, number: int, *row: Any) -> StoredJob:
     try:
         return _readable(db, number, *row)
     except DECODING_ERRORS as error:
         return unreadable_job(str(row[0]), repr(row).encode(errors="replace"), error)
 
 
-def _readable(db: sqlite3.Connection, number: int, *row: Any) -> StoredJob:
+def _readable(db: Connection, number: int, *row: Any) -> StoredJob:
     state, attempt, enqueued_at, started_at, finished_at, error, result, token, lost = row[_FIELDS:]
     message = check_message(_message(row[:_FIELDS]))
     for value in (attempt, enqueued_at, started_at or 0.0, finished_at or 0.0):
@@ -268,7 +266,7 @@ def _lost(lines: str) -> tuple[LostClaim, ...]:
     return tuple(claims)
 
 
-def next_work(db: sqlite3.Connection, queues: Sequence[str]) -> float:
+def next_work(db: Connection, queues: Sequence[str]) -> float:
     """Return the time when there may be work, or 0 if a job is ready."""
     if any(db.execute(sql.HAS_READY, (queue,)).fetchone() for queue in queues):
         return 0.0
@@ -277,7 +275,7 @@ def next_work(db: sqlite3.Connection, queues: Sequence[str]) -> float:
 
 
 def page(
-    db: sqlite3.Connection, after: int, queue: str | None, state: str | None, now: float
+    db: Connection, after: int, queue: str | None, state: str | None, now: float
 ) -> tuple[list[StoredJob], int | None]:
     """Return the selected jobs of the next page, and its end.
 
@@ -289,12 +287,12 @@ def page(
     return [_stored(db, *row) for row in rows], last
 
 
-def _page_end(db: sqlite3.Connection, after: int) -> int | None:
+def _page_end(db: Connection, after: int) -> int | None:
     row = db.execute(sql.PAGE_END, (after, CHUNK - 1)).fetchone()
     return None if row is None else row[0]
 
 
-def count(db: sqlite3.Connection, queue: str | None, state: str | None, now: float) -> int:
+def count(db: Connection, queue: str | None, state: str | None, now: float) -> int:
     """Return the number of selected jobs."""
     if queue is not None and state == "ready":
         row = db.execute(sql.COUNT_READY, (queue,)).fetchone()
@@ -303,16 +301,14 @@ def count(db: sqlite3.Connection, queue: str | None, state: str | None, now: flo
     return int(row[0])
 
 
-def purge(
-    db: sqlite3.Connection, after: int, state: str | None, before: float
-) -> tuple[int, int | None]:
+def purge(db: Connection, after: int, state: str | None, before: float) -> tuple[int, int | None]:
     """Delete the selected ended jobs of the next page; return their number and the page's end."""
     last = _page_end(db, after)
     upto = 2**63 - 1 if last is None else last
     return db.execute(sql.PURGE_PAGE, (after, upto, before, state, state)).rowcount, last
 
 
-def maintain(db: sqlite3.Connection, now: float) -> tuple[MaintenanceStats, bool]:
+def maintain(db: Connection, now: float) -> tuple[MaintenanceStats, bool]:
     """Do a part of the maintenance; return also whether nothing is left to do."""
     stats = advance(db, now)
     changed = stats.due + stats.reclaimed + stats.expired
@@ -320,7 +316,7 @@ def maintain(db: sqlite3.Connection, now: float) -> tuple[MaintenanceStats, bool
     return stats, stats.deleted < CHUNK and changed < CHUNK
 
 
-def advance(db: sqlite3.Connection, now: float) -> MaintenanceStats:
+def advance(db: Connection, now: float) -> MaintenanceStats:
     """Make due transitions of jobs that have not ended, for up to `CHUNK` jobs."""
     rows = db.execute(sql.CHANGING, (now, now, CHUNK)).fetchall()
     if not rows:

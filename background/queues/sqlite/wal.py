@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import logging
-import sqlite3
 import time
 from contextlib import suppress
 
 from ..._support.log import log
 from . import file_system
+from .library import ERRORS, Connection
 
 #: Bytes of the log above which it is truncated, or a warning says why that is impossible.
 BOUND = 32_000_000
@@ -32,12 +32,12 @@ class WalGuard:
         self._due = 0.0
         self._has_warned = False
 
-    def check(self, db: sqlite3.Connection) -> None:
+    def check(self, db: Connection) -> None:
         """Truncate a large log, outside of a transaction; warn once if a reader prevents it."""
         if time.monotonic() < self._due:
             return
         self._due = time.monotonic() + _INTERVAL
-        with suppress(OSError, sqlite3.Error):  # the next call reports it
+        with suppress(OSError, *ERRORS):  # the next call reports it
             if self._is_large():
                 db.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
             is_large = self._is_large()

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from background.queues.sqlite import SQLiteBroker
+from background.queues.sqlite import SQLiteBroker, library
 from background.testing import virtual_wall_clock
 
 
@@ -24,3 +24,9 @@ async def broker(path: Path, anyio_backend: object) -> AsyncIterator[SQLiteBroke
         await broker.open()
         yield broker
         await broker.close()
+
+
+@pytest.fixture(autouse=True)
+def one_library(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Open all files with one library, because tests use several connections in one process."""
+    monkeypatch.setattr(library, "choose", lambda path, timeout: library.newest)

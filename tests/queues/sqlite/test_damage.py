@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sqlite3
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ from support.brokers.jobs import message, settle
 from background import Manager
 from background.queues import JobFailedError, JobQueue, JobState
 from background.queues.sqlite import SQLiteBroker
+from background.queues.sqlite.library import newest
 
 pytestmark = pytest.mark.filterwarnings("ignore:several connections")
 
@@ -27,7 +27,7 @@ GARBAGE = ("x", b"\xff\x00", -1, 10**18, "[", "5", '"x"')
 
 def change(path: Path, column: str, value: Any) -> None:
     """Change a column of the first job, as another program may do."""
-    with closing(sqlite3.connect(path)) as db, db:
+    with closing(newest.connect(path)) as db, db:
         db.execute(f"UPDATE background_jobs SET {column} = ? WHERE number = 1", (value,))
 
 
@@ -56,7 +56,7 @@ async def test_damaged_column(
             await damaged.info()
             await jobs.count(state=JobState.DEAD)
             await jobs.cancel(damaged.id)
-            with closing(sqlite3.connect(tmp_path / "jobs.db")) as db, db:
+            with closing(newest.connect(tmp_path / "jobs.db")) as db, db:
                 db.execute("DELETE FROM background_jobs")
         await manager.close(timeout=0)
     raised = [record.getMessage() for record in caplog.records if "trying again" in record.message]
@@ -83,7 +83,7 @@ async def test_damaged_dependant(tmp_path: Path) -> None:
     broker = SQLiteBroker(tmp_path / "jobs.db")
     await broker.open()
     await broker.enqueue([message("one"), message("two", depends_on=("one",))])
-    with closing(sqlite3.connect(tmp_path / "jobs.db")) as db, db:
+    with closing(newest.connect(tmp_path / "jobs.db")) as db, db:
         db.execute("UPDATE background_jobs SET at = 'x' WHERE id = 'two'")
     (claim,) = await broker.claim(["q"], 1, lease=30)
     assert await settle(broker, claim, JobState.SUCCEEDED)

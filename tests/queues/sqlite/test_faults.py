@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sqlite3
 import sys
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -20,6 +19,7 @@ from background.queues._errors import BrokerUnavailableError
 from background.queues._states import JobState
 from background.queues.abc import Message, Settlement
 from background.queues.sqlite import SQLiteBroker, schema, wal
+from background.queues.sqlite.library import Connection, newest
 from background.queues.sqlite.thread import _data_version
 
 
@@ -113,7 +113,7 @@ def full_disk(broker: SQLiteBroker, path: Path) -> Iterator[Callable[[int], Awai
     """Yield a function that limits the file to its size plus a number of pages."""
 
     async def limit_growth(pages: int) -> None:
-        def set_limit(db: sqlite3.Connection) -> None:
+        def set_limit(db: Connection) -> None:
             (used,) = db.execute("PRAGMA page_count").fetchone()
             db.execute(f"PRAGMA max_page_count = {used + pages}")
 
@@ -235,9 +235,9 @@ def remove_file(path: Path, *, replaced: bool) -> None:
 
 async def test_data_version_error(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A failed query for changes by other connections does not fail the broker."""
-    errors: list[Exception] = [sqlite3.OperationalError("busy")]
+    errors: list[Exception] = [newest.OperationalError("busy")]
 
-    def fail_once(db: sqlite3.Connection) -> int:
+    def fail_once(db: Connection) -> int:
         if errors:
             raise errors.pop()
         return _data_version(db)
@@ -252,9 +252,9 @@ async def test_data_version_error(path: Path, monkeypatch: pytest.MonkeyPatch) -
 async def test_data_version_denied(broker: SQLiteBroker) -> None:
     """A broker notices its own changes even if it can't check for other changes."""
 
-    def deny_pragmas(db: sqlite3.Connection) -> None:
-        denied = {sqlite3.SQLITE_PRAGMA: sqlite3.SQLITE_DENY}
-        db.set_authorizer(lambda action, *_: denied.get(action, sqlite3.SQLITE_OK))
+    def deny_pragmas(db: Connection) -> None:
+        denied = {newest.SQLITE_PRAGMA: newest.SQLITE_DENY}
+        db.set_authorizer(lambda action, *_: denied.get(action, newest.SQLITE_OK))
 
     await thread_of(broker).call(deny_pragmas, writes=False)
     began = anyio.current_time()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-import sqlite3
 import stat
 import sys
 from collections.abc import Iterator
@@ -18,6 +17,7 @@ from support.brokers.sqlite import finish, message, messages, other_connection, 
 
 from background.queues._errors import BrokerUnavailableError
 from background.queues.sqlite import SQLiteBroker, file_system, schema
+from background.queues.sqlite.library import Connection, newest
 
 #: The schema of version 1. It must not change, as files with it exist.
 VERSION_1 = """
@@ -79,7 +79,7 @@ async def test_synchronous(path: Path, name: Any, number: int) -> None:
     broker = SQLiteBroker(str(path), synchronous=name)
     await broker.open()
 
-    def read(db: sqlite3.Connection) -> list[Any]:
+    def read(db: Connection) -> list[Any]:
         pragmas = ["synchronous", "journal_mode"]
         return [db.execute(f"PRAGMA {pragma}").fetchone()[0] for pragma in pragmas]
 
@@ -170,7 +170,7 @@ async def test_old_sqlite(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_wal_unavailable() -> None:
     """A database that can't use WAL is rejected."""
-    with closing(sqlite3.connect(":memory:")) as db, pytest.raises(sqlite3.Error, match="WAL"):
+    with closing(newest.connect(":memory:")) as db, pytest.raises(newest.Error, match="WAL"):
         schema._use_wal(db, 5)
 
 
@@ -353,7 +353,7 @@ async def test_application_file(path: Path) -> None:
         assert db.execute("SELECT count(*) FROM results").fetchone() == (2,)
 
 
-def version_of(db: sqlite3.Connection) -> int:
+def version_of(db: Connection) -> int:
     ((version,),) = db.execute("SELECT version FROM background_version").fetchall()
     return int(version)
 
@@ -372,7 +372,7 @@ def test_migration_order(path: Path) -> None:
 def test_failed_migration(path: Path) -> None:
     """A failed migration leaves the file unchanged."""
     with other_connection(path) as db:
-        with pytest.raises(sqlite3.OperationalError):
+        with pytest.raises(newest.OperationalError):
             schema.migrate(db, "", (("CREATE TABLE a (x)",), ("DROP TABLE b",)))
         assert db.execute("SELECT count(*) FROM sqlite_schema").fetchone() == (0,)
 

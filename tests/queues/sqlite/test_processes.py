@@ -6,6 +6,7 @@ import json
 import os
 import re
 import signal
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from background.queues._errors import BrokerUnavailableError
 from background.queues._states import JobState
 from background.queues.sqlite import SQLiteBroker, schema, transitions
 from background.queues.sqlite import broker as module
+from background.queues.sqlite.library import newest
 
 SCRIPT = PROGRAMS / "sqlite_worker.py"
 
@@ -140,14 +142,15 @@ async def test_open_after_fork(path: Path) -> None:
 
     SQLite would take the locks of the parent for the child's.
     """
-    schema._open.append((str(path), 0))
-    with pytest.raises(BrokerUnavailableError, match="was forked"):
-        await SQLiteBroker(path).open()
-    schema._open.remove((str(path), 0))
+    with closing(newest.connect(":memory:")) as parents:
+        schema._open[parents] = str(path), 0, None
+        with pytest.raises(BrokerUnavailableError, match="was forked"):
+            await SQLiteBroker(path).open()
+        del schema._open[parents]
     broker = SQLiteBroker(path)
     await broker.open()
     await broker.close()
-    assert (str(path), os.getpid()) not in schema._open
+    assert not schema._open
 
 
 async def test_calls_after_fork(broker: SQLiteBroker) -> None:
@@ -193,7 +196,7 @@ def test_cost_of_consecutive_groups(tmp_path: Path) -> None:
         assert steps(160) < 5 * steps(80)
         db.execute("ROLLBACK")
     finally:
-        schema.disconnect(db, path)
+        schema.disconnect(db)
 
 
 async def test_call_after_stop(broker: SQLiteBroker) -> None:

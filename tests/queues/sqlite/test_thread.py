@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sqlite3
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -18,6 +17,7 @@ from support.time import SOON
 from background.queues._errors import BrokerUnavailableError
 from background.queues._states import JobState
 from background.queues.sqlite import SQLiteBroker
+from background.queues.sqlite.library import Connection
 from background.testing import virtual_time
 
 
@@ -36,7 +36,7 @@ async def test_shared_transaction(broker: SQLiteBroker) -> None:
         except UnicodeEncodeError as error:
             done[ids[-1]] = error
 
-    def trace(db: sqlite3.Connection) -> None:
+    def trace(db: Connection) -> None:
         db.set_trace_callback(statements.append)
 
     await thread_of(broker).call(trace, writes=False)

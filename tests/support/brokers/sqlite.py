@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sqlite3
 import threading
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import closing, contextmanager
@@ -14,6 +13,7 @@ import anyio
 from background.queues._states import JobState
 from background.queues.abc import Claim, Message, Settlement
 from background.queues.sqlite import SQLiteBroker
+from background.queues.sqlite.library import Connection, newest
 from support.time import SOON
 
 
@@ -45,9 +45,10 @@ async def finish(broker: SQLiteBroker, claims: list[Claim]) -> list[bool]:
 
 
 @contextmanager
-def other_connection(path: Path) -> Iterator[sqlite3.Connection]:
+def other_connection(path: Path, library: Any = newest) -> Iterator[Connection]:
+    """Open a connection with the SQLite library that the broker uses for the file."""
     options: dict[str, Any] = {"isolation_level": None, "check_same_thread": False}
-    with closing(sqlite3.connect(path, **options)) as db:
+    with closing(library.connect(path, **options)) as db:
         yield db
 
 
@@ -66,7 +67,7 @@ class Gate:
     async def wait(self) -> None:
         await self._call(self._hold, writes=False)
 
-    def _hold(self, db: sqlite3.Connection) -> None:
+    def _hold(self, db: Connection) -> None:
         self.reached.set()
         assert self.opened.wait(SOON)
 
