@@ -39,7 +39,7 @@ def test_task() -> None:
     )
     assert repr(task) == (
         "Task(send, args=(str), kwargs={'subject': str}, meta={'user': str}, name='mail', "
-        "kind=<TaskKind.LOOP: 'loop'>, schedule=Every(seconds=5, jitter=0.0), timeout=2)"
+        "kind=<TaskKind.LOOP: 'loop'>, schedule=Every(seconds=5.0, jitter=0.0), timeout=2)"
     )
 
 
