@@ -15,12 +15,12 @@ from .._states import FINAL, JobState
 from ..abc import Message
 from .clock import ServerClock
 from .codec import UnreadableRecordError, encode
-from .inspection import Inspection
 from .jetstream import JetStream
 from .job import NatsJob
 from .layout import ALL_JOBS, ALL_JOBS_AGAIN, Layout
 from .ready_queue import ReadyQueue
 from .records import Change, Changed, Records, Stored, timer_of
+from .restoration import Restoration
 from .timer_wheel import COVER, JobTimer, TimerWheel
 
 #: Seconds after which calls that were under way when streams were created again have finished.
@@ -41,7 +41,7 @@ class Effects:
         timers: The timers.
         ready: The hints about ready jobs.
         records: The records.
-        inspection: Lists all jobs.
+        restoration: Finds jobs whose hints or timers are missing.
     """
 
     def __init__(
@@ -52,7 +52,7 @@ class Effects:
         timers: TimerWheel,
         ready: ReadyQueue,
         records: Records,
-        inspection: Inspection,
+        restoration: Restoration,
     ) -> None:
         self._api = api
         self._layout = layout
@@ -60,7 +60,7 @@ class Effects:
         self._timers = timers
         self._ready = ready
         self._records = records
-        self._inspection = inspection
+        self._restoration = restoration
 
     async def create(self, jobs: Mapping[str, NatsJob]) -> dict[str, Changed]:
         """Store new jobs, and apply the effects.
@@ -93,7 +93,7 @@ class Effects:
                 elif existing.unmet:
                     blocked[id] = existing
         # A job that existed may be from an earlier call that crashed before it registered the job.
-        unmet = {id: _unmet(job) for id, job in blocked.items()}
+        unmet = {id: job.unmet_ids for id, job in blocked.items()}
         # A new job is registered already in the records that were stored with it. But if that took
         # too long, the jobs it depends on may have ended before its own record was stored.
         late = self._clock.now() > now + patience / 2
@@ -234,6 +234,8 @@ class Effects:
         await self.apply(dependencies)
         by_dependant: defaultdict[str, dict[str, NatsJob | None]] = defaultdict(dict)
         for dependency, change in dependencies.items():
+            if change.unreadable:
+                continue  # its end is handled by a process that can read it
             if change.job is None or change.job.state in FINAL:
                 for id in dependants[dependency]:
                     by_dependant[id][dependency] = change.job
@@ -264,7 +266,10 @@ class Effects:
         """
         left = dict.fromkeys(ids)
         if signs := left.keys() & {ALL_JOBS, ALL_JOBS_AGAIN}:
-            await self._check_all_soon(again=ALL_JOBS in signs)
+            await self._restoration.run()
+            if ALL_JOBS in signs:
+                again = self._clock.now() + _CALLS_FINISHED
+                await self._timers.add([JobTimer(again, ALL_JOBS_AGAIN)])
             left = {id: None for id in left if id not in signs}
         changed = await self._records.change(left, lambda job, now: None, {}, past_retention=True)
         await self.apply(changed)
@@ -277,13 +282,6 @@ class Effects:
         await self._timers.add([timer for timer in changing if timer.at < inf])
         return by_time
 
-    async def _check_all_soon(self, *, again: bool) -> None:
-        """Set timers to check all jobs, because their hints or timers may be lost."""
-        now = self._clock.now()
-        await self._timers.add(JobTimer(now, id) for id in await self._inspection.ids())
-        if again:
-            await self._timers.add([JobTimer(now + _CALLS_FINISHED, ALL_JOBS_AGAIN)])
-
     async def _repair(self, changed: Iterable[Changed]) -> None:
         """Apply the effects of the states that jobs are in."""
         by_state: defaultdict[JobState, list[tuple[NatsJob, Changed]]] = defaultdict(list)
@@ -293,14 +291,9 @@ class Effects:
         ready = [change for _, change in by_state[JobState.READY]]
         await self._ready.put(_by_age(ready), again=True)
         blocked = [job for job, _ in by_state[JobState.SCHEDULED] if job.unmet]
-        await self._register({job.message.id: _unmet(job) for job in blocked})
+        await self._register({job.message.id: job.unmet_ids for job in blocked})
         ended = [change for state in FINAL for _, change in by_state[state]]
         await self._apply_ends(ended, repair=True)
-
-
-def _unmet(job: NatsJob) -> list[str]:
-    """Return the ids of the jobs that a job still waits for."""
-    return [job.message.depends_on[place] for place in job.unmet]
 
 
 def _by_age(changed: Iterable[Changed]) -> list[tuple[NatsJob, bytes, int]]:

@@ -46,6 +46,11 @@ def decode(token: str) -> str:
     return token.replace("=d", ".").replace("=c", ":")
 
 
+def name_in(subject: str) -> str:
+    """Return the name in the last token of a subject."""
+    return decode(subject.rpartition(".")[2])
+
+
 class Layout:
     """Names and settings of everything that the broker stores on a server.
 
@@ -93,13 +98,13 @@ class Layout:
             },
             self.ready: {
                 **common,
-                "subjects": [f"{prefix}.ready.>"],
+                "subjects": [self.all_ready_jobs],
                 "retention": "workqueue",
                 "discard": "old",
             },
             self.timers: {
                 **common,
-                "subjects": [f"{prefix}.timers.>", f"{prefix}.clock"],
+                "subjects": [self.all_timers, self.clock],
                 "retention": "limits",
                 "max_msgs_per_subject": -1,
             },
@@ -127,6 +132,11 @@ class Layout:
     def any_ready_job(self, queue: str, id: str) -> str:
         """Return a pattern for the subjects of a job's hints in both bands."""
         return f"{self.prefix}.ready.{encode(queue)}.*.{encode(id)}"
+
+    @property
+    def all_ready_jobs(self) -> str:
+        """A pattern for the subjects of all hints."""
+        return f"{self.prefix}.ready.>"
 
     def consumer(self, queue: str, *, again: bool) -> tuple[str, dict[str, Any]]:
         """Return the name and the settings of the consumer for one band of a queue's hints."""
