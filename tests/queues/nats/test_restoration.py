@@ -211,6 +211,18 @@ async def test_unreadable_dependency() -> None:
 
 
 @virtual
+async def test_foreign_records() -> None:
+    """A record whose subject names no job is ignored, and so is one that was just deleted."""
+    broker: Any
+    async with served_nats_broker() as broker:
+        await broker.enqueue([message()])
+        await broker._api.publish_all([Request(f"{broker._layout.job('one')}%")])
+        assert list(await broker._inspection.records()) == ["one"]
+        found = [id async for id, _, _ in broker._inspection.load({"gone": 0, "one": 0})]
+        assert found == ["one"]
+
+
+@virtual
 async def test_many_subjects() -> None:
     """More subjects than the server lists in one answer are listed."""
     async with served_nats_broker() as broker:
