@@ -220,17 +220,3 @@ async def test_foreign_records() -> None:
         assert list(await broker._inspection.records()) == ["one"]
         found = [id async for id, _, _ in broker._inspection.load({"gone": 0, "one": 0})]
         assert found == ["one"]
-
-
-@virtual
-async def test_many_subjects() -> None:
-    """More subjects than the server lists in one answer are listed."""
-    async with served_nats_broker() as broker:
-        count = 100_001
-        for start in range(0, count, 2_000):
-            requests = [
-                Request(broker._layout.ready_job("q", str(number), again=False))
-                for number in range(start, min(start + 2_000, count))
-            ]
-            await broker._api.publish_all(requests)
-        assert len(await broker._inspection.hinted()) == count
