@@ -71,6 +71,10 @@ async def cancels(broker: NatsBroker, claims: list[Claim]) -> None:
     await broker.cancel("0000")
 
 
+async def cancels_many(broker: NatsBroker, claims: list[Claim]) -> None:
+    await broker.cancel_many(["e", "d", "0004", "0001", "0000"])
+
+
 async def requeues(broker: NatsBroker, claims: list[Claim]) -> None:
     await finish(broker, claims[:1])
     await broker.requeue("0000")
@@ -81,7 +85,16 @@ async def waits_and_maintains(broker: NatsBroker, claims: list[Claim]) -> None:
     await broker.maintain()
 
 
-ACTS = [enqueues, claims_some, finishes, releases, cancels, requeues, waits_and_maintains]
+ACTS = [
+    enqueues,
+    claims_some,
+    finishes,
+    releases,
+    cancels,
+    cancels_many,
+    requeues,
+    waits_and_maintains,
+]
 
 
 @pytest.mark.parametrize(("act", "keep"), [*((act, 60) for act in ACTS), (finishes, 0)])
@@ -142,6 +155,7 @@ IN_TIME = {
     sweeps: LEASE,
     enqueues: timer_wheel.COVER + 0.1,
     cancels: timer_wheel.COVER,
+    cancels_many: timer_wheel.COVER,
     requeues: timer_wheel.COVER,
 }
 

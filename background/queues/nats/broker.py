@@ -228,9 +228,12 @@ class NatsBroker(Broker):
         return await self._claims.save(id, token, result)
 
     async def cancel(self, id: str) -> JobState | None:
-        changed = await self._jobs.change([id], lambda job, now: job.cancel(now))
-        state: JobState | None = changed[id].value
+        (state,) = await self.cancel_many([id])
         return state
+
+    async def cancel_many(self, ids: Sequence[str]) -> list[JobState | None]:
+        changed = await self._jobs.change(ids, lambda job, now: job.cancel(now))
+        return [changed[id].value for id in ids]
 
     async def requeue(self, id: str) -> bool:
         changed = await self._jobs.change([id], lambda job, now: job.requeue(now))

@@ -8,7 +8,7 @@ this one crashes. docs/design/nats.md lists every point at which it may crash.
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from math import inf
 
 from .._states import FINAL, JobState
@@ -26,7 +26,7 @@ from .timer_wheel import COVER, JobTimer, TimerWheel
 #: Seconds after which calls that were under way when streams were created again have finished.
 _CALLS_FINISHED = 60.0
 UNREADABLE_DELAY = 10.0  # seconds until a job whose record can't be read here is tried again
-_TIME_PER_JOB = 0.002  # seconds that storing one of many jobs may take
+_TIME_PER_JOB = 0.002  # seconds that changing one of many jobs may take
 #: Stands for a job whose record can't be read here.
 _UNREADABLE = Message(id="", handler=None, queue="", body=b"", retention=0, dead_retention=0)
 
@@ -116,7 +116,7 @@ class Effects:
 
     async def change(
         self,
-        ids: Iterable[str],
+        ids: Collection[str],
         change: Change,
         *,
         hints: Mapping[str, Stored] | None = None,
@@ -136,7 +136,7 @@ class Effects:
         """
         covers: dict[str, int] = {}
         if not covered:
-            at = self._clock.now() + COVER
+            at = self._clock.now() + COVER + len(ids) * _TIME_PER_JOB
             covers = await self._timers.add(JobTimer(at, id) for id in ids)
         changed = await self._records.change(ids, change, hints or {})
         await self.apply(changed)

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 from support.brokers.nats import (
+    Crash,
     finish,
     in_real_time,
     message,
@@ -256,3 +257,16 @@ async def test_timer_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
         await broker.enqueue(messages(10, delay=10))
         await asyncio.sleep(11)
         assert await broker.maintain() == MaintenanceStats(due=20)
+
+
+@virtual
+async def test_cost_of_cancel_many() -> None:
+    """A job of which many cancelled jobs are dependencies is read once, not for each of them."""
+    async with served_nats_broker() as broker:
+        members = messages(300)
+        ids = [member.id for member in members]
+        await broker.enqueue([*members, message("all", depends_on=tuple(ids), handler=None)])
+        requests = Crash(broker)
+        states = await broker.cancel_many(["all", *ids])
+        assert states == [JobState.SCHEDULED, *[JobState.READY] * 300]
+        assert requests.sent < 3 * len(ids) + 20  # a read, a write, and the deletion of the hint
