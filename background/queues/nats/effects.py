@@ -90,6 +90,9 @@ class Effects:
                 existing = self._existing(found, now)
                 if existing is None:  # deleted, or past its retention
                     left[id] = found.revision
+                elif _is_same(existing, jobs[id]):
+                    # The write was executed, but its answer was lost, and it was sent again.
+                    created[id] = Changed(existing, found)
                 elif existing.unmet:
                     blocked[id] = existing
         # A job that existed may be from an earlier call that crashed before it registered the job.
@@ -294,6 +297,11 @@ class Effects:
         await self._register({job.message.id: job.unmet_ids for job in blocked})
         ended = [change for state in FINAL for _, change in by_state[state]]
         await self._apply_ends(ended, repair=True)
+
+
+def _is_same(job: NatsJob, enqueued: NatsJob) -> bool:
+    """Return whether a stored job is the one that was enqueued, and not only one with its id."""
+    return (job.message, job.enqueued_at) == (enqueued.message, enqueued.enqueued_at)
 
 
 def _by_age(changed: Iterable[Changed]) -> list[tuple[NatsJob, bytes, int]]:

@@ -31,7 +31,7 @@ from background.queues._errors import BrokerUnavailableError, PayloadTooLargeErr
 from background.queues._states import JobState
 from background.queues.abc import LeaseStatus, MaintenanceStats
 from background.queues.nats import NatsBroker
-from background.queues.nats.requests import Answers
+from background.queues.nats.requests import Answers, Request
 
 # The server
 
@@ -180,7 +180,7 @@ async def test_large_records() -> None:
 @virtual
 async def test_answer_before_connection_loss() -> None:
     """The loss of the connection fails only requests without an answer."""
-    answered, pending = Answers(1), Answers(1)
+    answered, pending = Answers(Request("a"), 1), Answers(Request("b"), 1)
     answered.end()
     for answers in (answered, pending):
         answers.lose()
