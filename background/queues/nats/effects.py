@@ -80,7 +80,9 @@ class Effects:
         blocked: dict[str, NatsJob] = {}
         left = dict.fromkeys(jobs, 0)  # the revisions to replace
         while left:
+            repetitions = self._api.requests.repetitions
             written = await self._records.write([(id, encode(jobs[id]), left[id]) for id in left])
+            repeated = self._api.requests.repetitions > repetitions
             for id, stored in written.items():
                 if stored is not None:
                     created[id] = Changed(jobs[id], stored)
@@ -90,8 +92,8 @@ class Effects:
                 existing = self._existing(found, now)
                 if existing is None:  # deleted, or past its retention
                     left[id] = found.revision
-                elif _is_same(existing, jobs[id]):
-                    # The write was executed, but its answer was lost, and it was sent again.
+                elif repeated and _is_same(existing, jobs[id]):
+                    # The write was executed, but its answer was lost.
                     created[id] = Changed(existing, found)
                 elif existing.unmet:
                     blocked[id] = existing

@@ -143,9 +143,13 @@ class Requests:
 
     Args:
         address: The servers.
+
+    Attributes:
+        repetitions: The number of requests that were sent again.
     """
 
     def __init__(self, address: NatsAddress) -> None:
+        self.repetitions = 0
         self.connection = NatsConnection(address, self._prepare, self._on_lost)
         self.shown = self.connection.shown
         self._inbox = ""
@@ -243,6 +247,7 @@ class Requests:
 
     async def _wait_for_all(self, client: Client, waiting: Mapping[str, Answers]) -> None:
         def repeat(token: str) -> None:
+            self.repetitions += 1
             subject, payload, headers = waiting[token].request
             self._publish(client, subject, payload, f"{self._inbox}.{token}", headers)
 

@@ -55,7 +55,7 @@ async def test_clock_refresh(
         assert abs(clock.now() - system_clock.wall()) < SOON
 
 
-@pytest.mark.parametrize("durations", [[6.0, 0.1], [6.0, 4.0, 0.6]])
+@pytest.mark.parametrize("durations", [[6.0, 0.1], [4.0, 6.0, 0.6]])
 @virtual
 async def test_slow_reading(durations: list[float]) -> None:
     """A reading that took long is repeated, and the fastest one counts."""
