@@ -29,7 +29,8 @@ ACK_WAIT = 1.0
 #: with them; they are created again when they are needed.
 _CONSUMER_IDLE = 86_400
 #: Stand for all jobs in a timer, in place of a job's id; no job has such an id. `ALL_JOBS` makes a
-#: process check all jobs, and set a timer of `ALL_JOBS_AGAIN` for a second check.
+#: process restore the hints and timers that are missing, and set a timer of `ALL_JOBS_AGAIN` for a
+#: second pass.
 ALL_JOBS, ALL_JOBS_AGAIN = "*", "**"
 
 

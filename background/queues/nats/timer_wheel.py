@@ -178,7 +178,7 @@ class TimerWheel:
                 await self._set_aside(sequence, message, error)
 
     async def _set_aside(self, sequence: int, message: dict[str, Any], error: Exception) -> None:
-        """Delete a message that another program has stored, and check all jobs."""
+        """Delete a message that another program has stored, and restore missing timers."""
         log(
             logging.ERROR,
             "a message on %s is deleted, because it has no timers: %s: %.200r",
