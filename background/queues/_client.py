@@ -119,9 +119,9 @@ class Client:
             if not is_new and not (repeated and await self._is_ours(message))
         ]
         if taken:
-            for message in reversed(messages):  # a chain or group must not run partially
-                if message.id not in taken:
-                    await self.broker.cancel(message.id)
+            # A chain or group must not run partially.
+            ours = [message.id for message in reversed(messages) if message.id not in taken]
+            await self.broker.cancel_many(ours)
             raise DuplicateJobError(
                 f"a job with the id {taken[0]!r} is stored; the id can be reused after its "
                 "retention"
@@ -179,9 +179,8 @@ class Client:
         job = await self.broker.get(id)
         if job is None or job.state is JobState.SUCCEEDED:
             return False
-        # In reverse order, because a job whose dependency is cancelled becomes dead.
         members = self._body(job).members if job.message.handler is None else ()
-        states = [await self.broker.cancel(member) for member in (id, *reversed(members))]
+        states = await self.broker.cancel_many([id, *reversed(members)])
         return any(state is not None and state not in FINAL for state in states)
 
     async def requeue(self, id: str) -> bool:

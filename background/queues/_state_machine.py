@@ -234,9 +234,11 @@ class JobRecord:
             dependency: The dependency, or `None` if it is not stored.
             now: The time.
         """
+        if self.state is not JobState.SCHEDULED:
+            return
         depends_on = self.message.depends_on
         places = [place for place in self.unmet if depends_on[place] == id]
-        if self.state is not JobState.SCHEDULED or not places:
+        if not places:
             return
         if dependency is None or dependency.state is not JobState.SUCCEEDED:
             state = "no longer stored" if dependency is None else dependency.state

@@ -261,6 +261,17 @@ class Broker(ABC):
             The state before, or `None` if there is no such job.
         """
 
+    async def cancel_many(self, ids: Sequence[str]) -> list[JobState | None]:
+        """Cancel jobs in this order, in which a job comes before those that it depends on.
+
+        A job would be dead if one that it depends on were cancelled first. By default, `cancel` is
+        called for each job.
+
+        Returns:
+            For each job the state before, or `None` if there is no such job.
+        """
+        return [await self.cancel(id) for id in ids]
+
     @abstractmethod
     async def requeue(self, id: str) -> bool:
         """Make an ended job ready again, and reset its attempts; return whether it had ended."""

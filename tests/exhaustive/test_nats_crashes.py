@@ -71,6 +71,10 @@ async def cancels(broker: NatsBroker, claims: list[Claim]) -> None:
     await broker.cancel("0000")
 
 
+async def cancels_many(broker: NatsBroker, claims: list[Claim]) -> None:
+    await broker.cancel_many(["e", "d", "0004", "0001", "0000"])
+
+
 async def requeues(broker: NatsBroker, claims: list[Claim]) -> None:
     await finish(broker, claims[:1])
     await broker.requeue("0000")
@@ -81,7 +85,16 @@ async def waits_and_maintains(broker: NatsBroker, claims: list[Claim]) -> None:
     await broker.maintain()
 
 
-ACTS = [enqueues, claims_some, finishes, releases, cancels, requeues, waits_and_maintains]
+ACTS = [
+    enqueues,
+    claims_some,
+    finishes,
+    releases,
+    cancels,
+    cancels_many,
+    requeues,
+    waits_and_maintains,
+]
 
 
 @pytest.mark.parametrize(("act", "keep"), [*((act, 60) for act in ACTS), (finishes, 0)])
@@ -142,6 +155,7 @@ IN_TIME = {
     sweeps: LEASE,
     enqueues: timer_wheel.COVER + 0.1,
     cancels: timer_wheel.COVER,
+    cancels_many: timer_wheel.COVER,
     requeues: timer_wheel.COVER,
 }
 
@@ -181,6 +195,94 @@ async def test_crash_is_repaired_in_time(act: Any) -> None:
             if not crashed:
                 break
     assert tried > 3
+
+
+@pytest.mark.parametrize("act", ACTS)
+@virtual
+async def test_crash_and_purge(act: Any) -> None:
+    """After a crash at any request and the loss of all hints and timers, all stored jobs end."""
+    async with served_nats_broker() as survivor:
+        for number in count():
+            async with served_nats_broker(like=survivor) as broker:
+                sent = [*messages(6), message("d", depends_on=("0000", "0001"))]
+                await survivor.enqueue([*sent, message("e", depends_on=("d",))])
+                await survivor.enqueue([message("x", expires=31), message("s", delay=31)])
+                crash = Crash(broker)
+                crashed = await crash_at(crash, number, act, await broker.claim(["q"], 3, lease=30))
+                await purge_streams(survivor)
+                await restore(survivor)
+                await recover(survivor)
+                assert [job async for job in survivor.scan() if job.state not in FINAL] == []
+                await asyncio.sleep(700)
+                await survivor.maintain()
+                assert await stored(survivor) == EMPTY, number
+                crash.left = float("inf")
+            if not crashed:
+                break
+    assert number > 3
+
+
+@pytest.mark.parametrize("streams", [("ready",), ("timers",), ("ready", "timers")])
+@virtual
+async def test_crash_during_restoration(streams: tuple[str, ...]) -> None:
+    """After a crash at any request of a pass, another process restores what is missing."""
+
+    async def maintains(broker: NatsBroker, claims: list[Claim]) -> None:
+        await broker.maintain()
+
+    async with served_nats_broker() as survivor:
+        await survivor.maintain()
+        for number in count():
+            async with served_nats_broker(like=survivor) as broker:
+                await survivor.enqueue([*messages(3), message("d", depends_on=("0000",))])
+                await survivor.enqueue([message("x", expires=20), message("s", delay=20)])
+                await finish(survivor, await survivor.claim(["q"], 1, lease=30))
+                await survivor.claim(["q"], 1, lease=30)
+                await purge_streams(survivor, streams)
+                await asyncio.sleep(61)
+                broker._restoration.opened()
+                await asyncio.sleep(1)
+                crash = Crash(broker, broker._inspection)
+                crashed = await crash_at(crash, number, maintains, [])
+                await make_available(survivor)
+                for _ in range(40):  # for more than an hour
+                    await asyncio.sleep(100)
+                    await survivor.maintain()
+                    await finish(survivor, await survivor.claim(["q"], 10, lease=30))
+                assert [job async for job in survivor.scan() if job.state not in FINAL] == []
+                await asyncio.sleep(100)
+                await survivor.maintain()
+                assert await stored(survivor) == EMPTY, number
+                crash.left = float("inf")
+            if not crashed:
+                break
+    assert number > 10
+
+
+async def crash_at(crash: Crash, number: int, act: Any, claims: list[Claim]) -> bool:
+    """Call `act` and crash before a request; return whether there were as many requests."""
+    crash.left = number
+    try:
+        await act(crash.broker, claims)
+    except BrokerUnavailableError as error:
+        assert str(error) == "the process has died"  # noqa: PT017
+        return True
+    finally:
+        crash.left = 0
+    return False
+
+
+async def purge_streams(broker: Any, streams: tuple[str, ...] = ("ready", "timers")) -> None:
+    for name in streams:
+        await broker._api._ask(f"STREAM.PURGE.{broker._layout.prefix}-{name}")
+
+
+async def restore(broker: Any) -> None:
+    """Make the pass that a restarted worker makes, long after the latest pass."""
+    await broker._api._ask(f"STREAM.PURGE.{broker._layout.schedules}")
+    broker._restoration.opened()
+    await asyncio.sleep(1)
+    await broker.maintain()
 
 
 async def unfinished_jobs(broker: Any) -> list[str]:

@@ -26,6 +26,7 @@ from .layout import ACK_WAIT, Layout
 from .ready_queue import ReadyQueue
 from .records import Records
 from .requests import Requests
+from .restoration import Restoration
 from .schedules import Schedules
 from .streams import Streams
 from .timer_wheel import TimerWheel
@@ -106,6 +107,10 @@ class NatsBroker(Broker):
         self._ready = ReadyQueue(self._api, self._layout)
         self._records = Records(self._api, self._layout, self._clock, self._timers)
         self._inspection = Inspection(address, self._layout, self._records.report)
+        self._schedules = Schedules(self._api, self._layout, self._clock)
+        self._restoration = Restoration(
+            self._clock, self._timers, self._schedules, self._inspection
+        )
         self._jobs = Effects(
             self._api,
             self._layout,
@@ -113,9 +118,8 @@ class NatsBroker(Broker):
             self._timers,
             self._ready,
             self._records,
-            self._inspection,
+            self._restoration,
         )
-        self._schedules = Schedules(self._api, self._layout, self._clock)
         self._claims = Claims(self._api, self._timers, self._ready, self._jobs)
         # Not those of asyncio, which work in one event loop only.
         self._opening = anyio.Lock(fast_acquire=True)
@@ -135,6 +139,7 @@ class NatsBroker(Broker):
                 await self._check_version()
                 await self._streams.ensure()
                 await self._clock.read()
+                self._restoration.opened()
             except BaseException:
                 await self._disconnect()
                 raise
@@ -223,9 +228,12 @@ class NatsBroker(Broker):
         return await self._claims.save(id, token, result)
 
     async def cancel(self, id: str) -> JobState | None:
-        changed = await self._jobs.change([id], lambda job, now: job.cancel(now))
-        state: JobState | None = changed[id].value
+        (state,) = await self.cancel_many([id])
         return state
+
+    async def cancel_many(self, ids: Sequence[str]) -> list[JobState | None]:
+        changed = await self._jobs.change(ids, lambda job, now: job.cancel(now))
+        return [changed[id].value for id in ids]
 
     async def requeue(self, id: str) -> bool:
         changed = await self._jobs.change([id], lambda job, now: job.requeue(now))
@@ -285,6 +293,8 @@ class NatsBroker(Broker):
         self._requests.connection.check()
         await self._clock.refresh()
         done = await self._advance(everything=True)
+        if await self._restoration.run_if_due():
+            done += await self._advance(everything=True)
         self._claims.drop_expired(self._clock.now())
         return MaintenanceStats(**done)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from itertools import count
+from itertools import accumulate, count
 from math import inf
 from typing import NamedTuple
 
@@ -24,6 +24,8 @@ from .timer_wheel import TimerWheel
 #: Leases that a process is assumed to renew in a second, if it also runs jobs.
 _RENEWED_PER_SECOND = 2_000
 _MOST = 1_000  # jobs of one claim; the leases of more could end before the claim returns
+_MOST_BYTES = 4_000_000  # records of jobs, after which a claim ends
+_LARGE_PAGE = 16  # hints to fetch at once after a claim that ended because of its bytes
 
 
 class Claims:
@@ -49,6 +51,7 @@ class Claims:
         self._process = process_name()
         self._numbers = count(1)
         self._has_warned = False
+        self._page = _MOST  # hints to fetch at once
 
     def drop_expired(self, now: float) -> None:
         """Drop leases that have ended without a settlement."""
@@ -66,13 +69,19 @@ class Claims:
         self._warn_of_short_leases(most, lease)
         most = min(most, _MOST)
         claims: list[Claim] = []
+        size = 0
         try:
             for queue in queues:
-                while len(claims) < most:
-                    offers = await self._ready.take(queue, most - len(claims))
+                while len(claims) < most and size < _MOST_BYTES:
+                    offers = await self._ready.take(queue, min(most - len(claims), self._page))
                     if not offers:
                         break
-                    claims += await self._claim(offers, lease)
+                    fitting = _fitting(offers, _MOST_BYTES - size)
+                    size += sum(offer.size for offer in fitting)
+                    ends = len(fitting) < len(offers)
+                    self._page = _LARGE_PAGE if ends else _MOST
+                    self._ready.put_back(queue, offers[len(fitting) :])
+                    claims += await self._claim(fitting, lease)
         except BrokerUnavailableError:
             if not claims:
                 raise
@@ -178,6 +187,14 @@ class Claims:
         changed = await self._jobs.change([id], save, hints=self._leases.hints([id]), covered=True)
         self._leases.update(changed)
         return bool(changed[id].value)
+
+
+def _fitting(offers: Sequence[Offer], most: int) -> Sequence[Offer]:
+    """Return the first offers, up to the one with which their records have `most` bytes."""
+    for index, size in enumerate(accumulate(offer.size for offer in offers)):
+        if size >= most:
+            return offers[: index + 1]
+    return offers
 
 
 def _status(claim: Claim, changed: Changed) -> LeaseStatus:

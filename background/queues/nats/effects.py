@@ -8,25 +8,25 @@ this one crashes. docs/design/nats.md lists every point at which it may crash.
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from math import inf
 
 from .._states import FINAL, JobState
 from ..abc import Message
 from .clock import ServerClock
 from .codec import UnreadableRecordError, encode
-from .inspection import Inspection
 from .jetstream import JetStream
 from .job import NatsJob
 from .layout import ALL_JOBS, ALL_JOBS_AGAIN, Layout
 from .ready_queue import ReadyQueue
 from .records import Change, Changed, Records, Stored, timer_of
+from .restoration import Restoration
 from .timer_wheel import COVER, JobTimer, TimerWheel
 
 #: Seconds after which calls that were under way when streams were created again have finished.
 _CALLS_FINISHED = 60.0
 UNREADABLE_DELAY = 10.0  # seconds until a job whose record can't be read here is tried again
-_TIME_PER_JOB = 0.002  # seconds that storing one of many jobs may take
+_TIME_PER_JOB = 0.002  # seconds that changing one of many jobs may take
 #: Stands for a job whose record can't be read here.
 _UNREADABLE = Message(id="", handler=None, queue="", body=b"", retention=0, dead_retention=0)
 
@@ -41,7 +41,7 @@ class Effects:
         timers: The timers.
         ready: The hints about ready jobs.
         records: The records.
-        inspection: Lists all jobs.
+        restoration: Finds jobs whose hints or timers are missing.
     """
 
     def __init__(
@@ -52,7 +52,7 @@ class Effects:
         timers: TimerWheel,
         ready: ReadyQueue,
         records: Records,
-        inspection: Inspection,
+        restoration: Restoration,
     ) -> None:
         self._api = api
         self._layout = layout
@@ -60,7 +60,7 @@ class Effects:
         self._timers = timers
         self._ready = ready
         self._records = records
-        self._inspection = inspection
+        self._restoration = restoration
 
     async def create(self, jobs: Mapping[str, NatsJob]) -> dict[str, Changed]:
         """Store new jobs, and apply the effects.
@@ -80,7 +80,9 @@ class Effects:
         blocked: dict[str, NatsJob] = {}
         left = dict.fromkeys(jobs, 0)  # the revisions to replace
         while left:
+            repetitions = self._api.requests.repetitions
             written = await self._records.write([(id, encode(jobs[id]), left[id]) for id in left])
+            repeated = self._api.requests.repetitions > repetitions
             for id, stored in written.items():
                 if stored is not None:
                     created[id] = Changed(jobs[id], stored)
@@ -90,10 +92,13 @@ class Effects:
                 existing = self._existing(found, now)
                 if existing is None:  # deleted, or past its retention
                     left[id] = found.revision
+                elif repeated and _is_same(existing, jobs[id]):
+                    # The write was executed, but its answer was lost.
+                    created[id] = Changed(existing, found)
                 elif existing.unmet:
                     blocked[id] = existing
         # A job that existed may be from an earlier call that crashed before it registered the job.
-        unmet = {id: _unmet(job) for id, job in blocked.items()}
+        unmet = {id: job.unmet_ids for id, job in blocked.items()}
         # A new job is registered already in the records that were stored with it. But if that took
         # too long, the jobs it depends on may have ended before its own record was stored.
         late = self._clock.now() > now + patience / 2
@@ -116,7 +121,7 @@ class Effects:
 
     async def change(
         self,
-        ids: Iterable[str],
+        ids: Collection[str],
         change: Change,
         *,
         hints: Mapping[str, Stored] | None = None,
@@ -136,7 +141,7 @@ class Effects:
         """
         covers: dict[str, int] = {}
         if not covered:
-            at = self._clock.now() + COVER
+            at = self._clock.now() + COVER + len(ids) * _TIME_PER_JOB
             covers = await self._timers.add(JobTimer(at, id) for id in ids)
         changed = await self._records.change(ids, change, hints or {})
         await self.apply(changed)
@@ -234,6 +239,8 @@ class Effects:
         await self.apply(dependencies)
         by_dependant: defaultdict[str, dict[str, NatsJob | None]] = defaultdict(dict)
         for dependency, change in dependencies.items():
+            if change.unreadable:
+                continue  # its end is handled by a process that can read it
             if change.job is None or change.job.state in FINAL:
                 for id in dependants[dependency]:
                     by_dependant[id][dependency] = change.job
@@ -264,7 +271,10 @@ class Effects:
         """
         left = dict.fromkeys(ids)
         if signs := left.keys() & {ALL_JOBS, ALL_JOBS_AGAIN}:
-            await self._check_all_soon(again=ALL_JOBS in signs)
+            await self._restoration.run()
+            if ALL_JOBS in signs:
+                again = self._clock.now() + _CALLS_FINISHED
+                await self._timers.add([JobTimer(again, ALL_JOBS_AGAIN)])
             left = {id: None for id in left if id not in signs}
         changed = await self._records.change(left, lambda job, now: None, {}, past_retention=True)
         await self.apply(changed)
@@ -277,13 +287,6 @@ class Effects:
         await self._timers.add([timer for timer in changing if timer.at < inf])
         return by_time
 
-    async def _check_all_soon(self, *, again: bool) -> None:
-        """Set timers to check all jobs, because their hints or timers may be lost."""
-        now = self._clock.now()
-        await self._timers.add(JobTimer(now, id) for id in await self._inspection.ids())
-        if again:
-            await self._timers.add([JobTimer(now + _CALLS_FINISHED, ALL_JOBS_AGAIN)])
-
     async def _repair(self, changed: Iterable[Changed]) -> None:
         """Apply the effects of the states that jobs are in."""
         by_state: defaultdict[JobState, list[tuple[NatsJob, Changed]]] = defaultdict(list)
@@ -293,14 +296,14 @@ class Effects:
         ready = [change for _, change in by_state[JobState.READY]]
         await self._ready.put(_by_age(ready), again=True)
         blocked = [job for job, _ in by_state[JobState.SCHEDULED] if job.unmet]
-        await self._register({job.message.id: _unmet(job) for job in blocked})
+        await self._register({job.message.id: job.unmet_ids for job in blocked})
         ended = [change for state in FINAL for _, change in by_state[state]]
         await self._apply_ends(ended, repair=True)
 
 
-def _unmet(job: NatsJob) -> list[str]:
-    """Return the ids of the jobs that a job still waits for."""
-    return [job.message.depends_on[place] for place in job.unmet]
+def _is_same(job: NatsJob, enqueued: NatsJob) -> bool:
+    """Return whether a stored job is the one that was enqueued, and not only one with its id."""
+    return (job.message, job.enqueued_at) == (enqueued.message, enqueued.enqueued_at)
 
 
 def _by_age(changed: Iterable[Changed]) -> list[tuple[NatsJob, bytes, int]]:

@@ -1,4 +1,4 @@
-"""Reading and deleting all records, on a connection of its own.
+"""Reading all that is stored, and deleting records, on a connection of its own.
 
 The records may have many bytes, and take long to read. Requests of leases and settlements do not
 wait for them, and continue if this connection is lost.
@@ -6,17 +6,24 @@ wait for them, and continue if this connection is lost.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from base64 import b64decode
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
+from contextlib import aclosing
 from typing import TypeVar
 
+from nats.aio.msg import Msg
+
 from .._errors import BrokerUnavailableError
+from .._names import is_name
+from .._unreadable import DECODING_ERRORS
 from .address import NatsAddress
 from .codec import UnreadableRecordError, decode
 from .jetstream import JetStream
 from .job import NatsJob
-from .layout import Layout
+from .layout import Layout, name_in
 from .requests import Requests
 from .streams import Streams
+from .timer_wheel import JobTimer, timers_of
 
 T = TypeVar("T")
 
@@ -24,11 +31,11 @@ _PAGE = 256  # the most records that are fetched at once
 
 
 class Inspection:
-    """The records of one prefix as a whole.
+    """What is stored under one prefix.
 
     Args:
         address: The servers.
-        layout: The names of the stream and its subjects.
+        layout: The names of the streams and their subjects.
         report: Called for each record that this version of the library can't read.
     """
 
@@ -39,44 +46,92 @@ class Inspection:
         report: Callable[[UnreadableRecordError], None],
     ) -> None:
         self.requests = Requests(address)
+        self.report = report
         self._api = JetStream(self.requests, Streams(self.requests, layout))
-        self._stream = layout.jobs
-        self._report = report
-
-    async def ids(self) -> list[str]:
-        """Return the ids of all jobs, oldest first."""
-        ages = await self.read_all(lambda job: job.age)
-        return sorted(ages, key=ages.__getitem__)
+        self._layout = layout
 
     async def read_all(self, extract: Callable[[NatsJob], T]) -> dict[str, T]:
         """Read all records, and return by id what `extract` returns for each job.
 
         Records that this version of the library can't read are reported and left out.
         """
-        name, left = await self._api.read_all(self._stream)
         found: dict[str, T] = {}
+        async with aclosing(self._messages(self._layout.jobs)) as messages:
+            async for message in messages:
+                try:
+                    job = decode(message.data, message.metadata.sequence.stream)
+                except UnreadableRecordError as error:
+                    self.report(error)
+                else:
+                    found[job.message.id] = extract(job)
+        return found
+
+    async def records(self) -> dict[str, tuple[int, int]]:
+        """Return by id the revision and the bytes of each record, without reading the records."""
+        found: dict[str, tuple[int, int]] = {}
+        async with aclosing(self._messages(self._layout.jobs, headers_only=True)) as messages:
+            async for message in messages:
+                if is_name(id := name_in(message.subject)):
+                    size = int((message.headers or {}).get("Nats-Msg-Size", 0))
+                    found[id] = message.metadata.sequence.stream, size
+        return found
+
+    async def timers(self) -> AsyncGenerator[list[JobTimer]]:
+        """Yield the timers of each message; messages without timers are left out."""
+        settings = {"filter_subject": self._layout.all_timers}
+        async with aclosing(self._messages(self._layout.timers, **settings)) as messages:
+            async for message in messages:
+                try:
+                    timers = timers_of(message.data)
+                except DECODING_ERRORS:
+                    continue  # the wheel deletes it when its slot begins
+                yield timers
+
+    async def hinted(self) -> set[str]:
+        """Return the ids of the jobs that have a hint."""
+        subjects = await self._api.subjects(self._layout.ready, self._layout.all_ready_jobs)
+        return {name_in(subject) for subject in subjects}
+
+    async def load(self, sizes: Mapping[str, int]) -> AsyncGenerator[tuple[str, bytes, int]]:
+        """Yield the ids, records and revisions of jobs.
+
+        Args:
+            sizes: The bytes of each job's record, by id, as far as they are known.
+        """
+        ids = list(sizes)
+        for start in range(0, len(ids), _PAGE):
+            page = ids[start : start + _PAGE]
+            subjects = [self._layout.job(id) for id in page]
+            largest = max(sizes[id] for id in page)
+            found = await self._api.get_last(self._layout.jobs, subjects, largest)
+            for id, message in zip(page, found, strict=True):
+                if message is not None:
+                    yield id, b64decode(message.get("data", "")), message["seq"]
+
+    async def _messages(self, stream: str, **settings: object) -> AsyncGenerator[Msg]:
+        """Yield the messages of a stream.
+
+        Args:
+            stream: The stream.
+            **settings: More settings of the consumer that reads it.
+        """
+        name, left = await self._api.read_all(stream, **settings)
         try:
             while left > 0:
-                messages = await self._api.fetch(self._stream, name, _PAGE)
+                messages = await self._api.fetch(stream, name, _PAGE)
                 if messages is None:
                     raise BrokerUnavailableError(
-                        f"{self.requests.shown}: only a part of the jobs was read, because "
+                        f"{self.requests.shown}: only a part of stream {stream} was read, because "
                         "the server has deleted the consumer"
                     )
                 if not messages:
                     break
                 left -= len(messages)
                 for message in messages:
-                    try:
-                        job = decode(message.data, message.metadata.sequence.stream)
-                    except UnreadableRecordError as error:
-                        self._report(error)
-                    else:
-                        found[job.message.id] = extract(job)
+                    yield message
         finally:
-            self._api.post_delete_consumer(self._stream, name)
-        return found
+            self._api.post_delete_consumer(stream, name)
 
     async def delete(self, revisions: Sequence[int]) -> int:
         """Delete the records that still have these revisions, and return their number."""
-        return sum(await self._api.delete_all(self._stream, revisions))
+        return sum(await self._api.delete_all(self._layout.jobs, revisions))

@@ -96,8 +96,12 @@ class JetStream:
         request = Request(f"$JS.API.CONSUMER.MSG.NEXT.{stream}.{name}", body)
         return await self.requests.fetch(f"{stream}.{name}", request, most)
 
-    async def read_all(self, stream: str) -> tuple[str, int]:
+    async def read_all(self, stream: str, **more: object) -> tuple[str, int]:
         """Create a temporary consumer of all messages of a stream.
+
+        Args:
+            stream: The stream.
+            **more: More settings of the consumer.
 
         Returns:
             The consumer's name, and the number of its messages.
@@ -109,6 +113,7 @@ class JetStream:
             "inactive_threshold": 30_000_000_000,
             "mem_storage": True,
             "num_replicas": 1,
+            **more,
         }
         answer = await self._ask(f"CONSUMER.CREATE.{stream}", stream_name=stream, config=settings)
         return self._check(answer)["name"], answer["num_pending"]
@@ -119,16 +124,34 @@ class JetStream:
 
     async def subjects(self, stream: str, pattern: str) -> list[str]:
         """Return the subjects that have messages in a stream and match a pattern."""
-        answer = self._check(await self._ask(f"STREAM.INFO.{stream}", subjects_filter=pattern))
-        return list(answer["state"].get("subjects") or ())
+        subjects: set[str] = set()
+        offset, total = 0, 1
+        while offset < total:  # one answer has up to 100,000 of them
+            request = {"subjects_filter": pattern, "offset": offset}
+            answer = self._check(await self._ask(f"STREAM.INFO.{stream}", **request))
+            page = answer["state"].get("subjects") or ()
+            subjects.update(page)
+            offset += len(page)
+            total = answer.get("total", 0) if page else 0
+        return list(subjects)
 
     async def get_next(self, stream: str, subject: str, sequence: int) -> dict[str, Any] | None:
         """Return the first message of a subject that has this sequence or a later one."""
         answer = await self._ask(f"STREAM.MSG.GET.{stream}", seq=sequence, next_by_subj=subject)
         return self._message(answer)
 
-    async def get_last(self, stream: str, subjects: Sequence[str]) -> list[dict[str, Any] | None]:
-        """Return the latest message of each subject."""
+    async def get_last(
+        self, stream: str, subjects: Sequence[str], largest: int | None = None
+    ) -> list[dict[str, Any] | None]:
+        """Return the latest message of each subject.
+
+        Args:
+            stream: The stream.
+            subjects: The subjects.
+            largest: The most bytes of a message, by default the server's `max_payload`.
+        """
+        if largest is None:
+            largest = await self.requests.max_payload()
         answers = await self._streams.call(
             [
                 Request(
@@ -137,7 +160,7 @@ class JetStream:
                 )
                 for subject in subjects
             ],
-            largest_answer=await self.requests.max_payload() * 4 // 3 + _SUBJECTS,  # in base64
+            largest_answer=largest * 4 // 3 + _SUBJECTS,  # in base64
         )
         return [self._message(answer) for answer in answers]
 

@@ -35,6 +35,11 @@ class NatsJob(JobRecord):
         """The revision of the first record, by which jobs are sorted."""
         return self.revision if self.number is None else self.number
 
+    @property
+    def unmet_ids(self) -> list[str]:
+        """The ids of the jobs that this job still waits for."""
+        return [self.message.depends_on[place] for place in self.unmet]
+
     def outgrow(self, message: str, now: float) -> None:
         """End the job as dead, because its results do not fit into a record."""
         self.result, self.previous = None, [None] * len(self.previous)

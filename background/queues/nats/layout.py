@@ -29,7 +29,8 @@ ACK_WAIT = 1.0
 #: with them; they are created again when they are needed.
 _CONSUMER_IDLE = 86_400
 #: Stand for all jobs in a timer, in place of a job's id; no job has such an id. `ALL_JOBS` makes a
-#: process check all jobs, and set a timer of `ALL_JOBS_AGAIN` for a second check.
+#: process restore the hints and timers that are missing, and set a timer of `ALL_JOBS_AGAIN` for a
+#: second pass.
 ALL_JOBS, ALL_JOBS_AGAIN = "*", "**"
 
 
@@ -44,6 +45,11 @@ def encode(name: str) -> str:
 def decode(token: str) -> str:
     """Return the name that `encode` made a token of."""
     return token.replace("=d", ".").replace("=c", ":")
+
+
+def name_in(subject: str) -> str:
+    """Return the name in the last token of a subject."""
+    return decode(subject.rpartition(".")[2])
 
 
 class Layout:
@@ -93,13 +99,13 @@ class Layout:
             },
             self.ready: {
                 **common,
-                "subjects": [f"{prefix}.ready.>"],
+                "subjects": [self.all_ready_jobs],
                 "retention": "workqueue",
                 "discard": "old",
             },
             self.timers: {
                 **common,
-                "subjects": [f"{prefix}.timers.>", f"{prefix}.clock"],
+                "subjects": [self.all_timers, self.clock],
                 "retention": "limits",
                 "max_msgs_per_subject": -1,
             },
@@ -127,6 +133,11 @@ class Layout:
     def any_ready_job(self, queue: str, id: str) -> str:
         """Return a pattern for the subjects of a job's hints in both bands."""
         return f"{self.prefix}.ready.{encode(queue)}.*.{encode(id)}"
+
+    @property
+    def all_ready_jobs(self) -> str:
+        """A pattern for the subjects of all hints."""
+        return f"{self.prefix}.ready.>"
 
     def consumer(self, queue: str, *, again: bool) -> tuple[str, dict[str, Any]]:
         """Return the name and the settings of the consumer for one band of a queue's hints."""

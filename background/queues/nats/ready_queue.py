@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import re
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
@@ -31,8 +32,8 @@ _ACK_DELAY = 0.1  # seconds after which delayed acknowledgements are sent withou
 _MAX_INLINE = 16_384  # the most bytes of a record that is part of a hint
 _CONSUMER_LAG = 0.01  # seconds by which a consumer may lag behind its stream
 _EXPECTED = 1_000  # the most hints of a band to wait for
-_REVISION = "Background-Revision"
-_ID = "Background-Job"
+_REVISION, _SIZE, _ID = "Background-Revision", "Background-Size", "Background-Job"
+_NUMBER = re.compile(r"\d{1,19}", re.ASCII)
 
 
 class Offer(NamedTuple):
@@ -42,12 +43,16 @@ class Offer(NamedTuple):
         id: The job's id.
         record: The job's record when it became ready; empty if it is large.
         revision: The revision of that record.
+        size: The bytes of that record.
+        again: The band.
         message: The message to acknowledge.
     """
 
     id: str
     record: bytes
     revision: int
+    size: int
+    again: bool
     message: Msg
 
 
@@ -87,7 +92,8 @@ class ReadyQueue:
             self._expect(job.message.queue, job.message.id, again=again)
         requests: list[Request] = []
         for job, record, revision in jobs:
-            headers = {_ID: job.message.id, _REVISION: str(revision)}
+            size = str(len(record))
+            headers = {_ID: job.message.id, _REVISION: str(revision), _SIZE: size}
             subject = self._layout.ready_job(job.message.queue, job.message.id, again=again)
             inline = record if len(record) <= _MAX_INLINE else b""
             requests.append(Request(subject, inline, headers))
@@ -120,17 +126,17 @@ class ReadyQueue:
         if messages is None:  # the server has deleted the consumer, because it was not used
             await self._api.ensure_consumer(stream, name, settings)
             messages = await self._api.fetch(stream, name, most - len(offers))
-        offers += self._offers(messages or ())
+        offers += self._offers(messages or (), again=again)
         expected = self._expected.pop((queue, again), set())
         if len(offers) < most and expected.difference(offer.id for offer in offers):
             late = await self._api.fetch(stream, name, most - len(offers), _CONSUMER_LAG)
-            offers += self._offers(late or ())
+            offers += self._offers(late or (), again=again)
 
-    def _offers(self, messages: Iterable[Msg]) -> list[Offer]:
+    def _offers(self, messages: Iterable[Msg], *, again: bool) -> list[Offer]:
         """Return the hints in messages; acknowledge those that name no job."""
         offers: list[Offer] = []
         for message in messages:
-            offer = _offer(message)
+            offer = _offer(message, again=again)
             if is_name(offer.id):
                 offers.append(offer)
             else:
@@ -140,7 +146,7 @@ class ReadyQueue:
         return offers
 
     def _expect(self, queue: str, id: str, *, again: bool) -> None:
-        """Remember a hint that this broker publishes: the next fetch waits if it is missing.
+        """Remember a hint that is about to be delivered: the next fetch waits if it is missing.
 
         A consumer may deliver a message only a moment after the stream has stored it.
         """
@@ -183,6 +189,12 @@ class ReadyQueue:
         """Let hints be delivered again, after a delay in seconds."""
         self._api.requests.decline((offer.message for offer in offers), delay)
 
+    def put_back(self, queue: str, offers: Iterable[Offer]) -> None:
+        """Let hints be delivered again to the next fetch, of this process or another one."""
+        for offer in offers:
+            self.decline([offer])
+            self._expect(queue, offer.id, again=offer.again)
+
     async def status(self, queues: Sequence[str]) -> tuple[bool, bool]:
         """Return whether there are undelivered hints, and whether any are unacknowledged.
 
@@ -191,6 +203,8 @@ class ReadyQueue:
         unacknowledged = False
         for queue in queues:
             await self._ensure(queue)
+            if any((queue, again) in self._expected for again in (True, False)):
+                return True, unacknowledged  # hints that were put back count as unacknowledged
             for again in (True, False):
                 name, _ = self._layout.consumer(queue, again=again)
                 pending = await self._api.pending(self._layout.ready, name)
@@ -211,9 +225,10 @@ class ReadyQueue:
             )
 
 
-def _offer(message: Msg) -> Offer:
-    id, revision = (message.headers or {}).get(_ID), (message.headers or {}).get(_REVISION, "")
+def _offer(message: Msg, *, again: bool) -> Offer:
+    headers = message.headers or {}
+    id, revision, size = headers.get(_ID), headers.get(_REVISION, ""), headers.get(_SIZE, "")
     token = message.subject.rpartition(".")[2]
-    if id is None or encode(id) != token or not revision.isdecimal():
-        return Offer(decode(token), b"", 0, message)  # the record decides
-    return Offer(id, message.data, int(revision), message)
+    if id is None or encode(id) != token or not all(map(_NUMBER.fullmatch, (revision, size))):
+        return Offer(decode(token), b"", 0, 0, again, message)  # the record decides
+    return Offer(id, message.data, int(revision), int(size), again, message)

@@ -168,7 +168,8 @@ class Records:
     ) -> dict[str, Changed]:
         """Change jobs by compare-and-set, and set their timers.
 
-        A job that another process changes meanwhile is read and changed again.
+        A job that another process changes meanwhile is read and changed again. If a write is
+        refused because it was executed and its answer was lost, the record that is read is equal.
 
         Args:
             ids: The ids of the jobs.
@@ -182,10 +183,15 @@ class Records:
         changed: dict[str, Changed] = {}
         left = list(dict.fromkeys(ids))
         loaded = {id: hints[id] for id in left if id in hints}
+        refused: dict[str, Changed] = {}
         while left:
             hinted = set(loaded)
             missing = [id for id in left if id not in hinted]
             loaded.update(zip(missing, await self.load(missing), strict=True))
+            for id, candidate in refused.items():
+                if candidate.stored.record == loaded[id].record:
+                    changed[id] = candidate._replace(stored=loaded[id])
+            left = [id for id in left if id not in changed]
             now = self._clock.now()
             candidates = {
                 id: self._try(loaded[id], change, now, past_retention=past_retention) for id in left
@@ -202,11 +208,14 @@ class Records:
                     for id, candidate in writes.items()
                 ]
             )
+            refused = {}
             for id, candidate in candidates.items():
                 if id not in writes and id not in hinted:  # a hint may be outdated
                     changed[id] = candidate
-                elif stored := written.get(id):
-                    changed[id] = candidate._replace(stored=stored, timer=timers.get(id, 0))
+                elif id in writes:
+                    refused[id] = candidate._replace(timer=timers.get(id, 0))
+                    if stored := written[id]:
+                        changed[id] = refused.pop(id)._replace(stored=stored)
             left = [id for id in left if id not in changed]
             loaded.clear()
         return changed

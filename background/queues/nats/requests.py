@@ -1,14 +1,17 @@
 """Requests to a NATS server, fetches from pull consumers, and notifications.
 
 Many requests can be in flight at once. A request is answered within a few seconds, or it fails.
-It is never buffered until the next connection, so the server can't receive it after it has failed.
+While nothing is answered, it is sent again each second: the leader of its stream may have died
+before it answered. So a request may be executed twice, and a write by compare-and-set be refused
+because it was executed before. It is never buffered until the next connection, so the server can't
+receive it after it has failed.
 """
 
 from __future__ import annotations
 
 import asyncio
 from collections import defaultdict
-from collections.abc import AsyncGenerator, Iterable, Iterator, Sequence
+from collections.abc import AsyncGenerator, Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from itertools import count
 from typing import Any, NamedTuple
@@ -23,6 +26,7 @@ from .connection import NatsConnection
 
 _WINDOW = 256  # requests in flight
 _WINDOW_BYTES = 4 * 1024 * 1024
+_REPEAT = 1.0  # seconds without any answer after which requests are sent again
 #: The most bytes of the answers in flight. A server disconnects a client if more than its setting
 #: `max_pending`, by default 64 MiB, waits to be sent.
 _WINDOW_ANSWERS = 32 * 1024 * 1024
@@ -40,16 +44,19 @@ class Answers:
     """The answers to one request: messages, and a status if there are fewer than wanted.
 
     Args:
+        request: The request.
         most: The number of messages after which the request is answered.
 
     Attributes:
+        request: The request.
         got: The messages.
         status: The status, such as `"404"` for a fetch that finds no message.
         lost: Whether the connection was lost before the request was answered.
         done: Set when no more answers are expected.
     """
 
-    def __init__(self, most: int) -> None:
+    def __init__(self, request: Request, most: int) -> None:
+        self.request = request
         self.got: list[Msg] = []
         self.status: str | None = None
         self.lost = False
@@ -99,6 +106,34 @@ def windows(requests: Sequence[Request], largest_answer: int) -> Iterator[Sequen
         yield requests[start:]
 
 
+class Repetition:
+    """Sends requests again for as long as none of them is answered.
+
+    Args:
+        send: Sends the request again whose reply subject ends with this token.
+        waiting: The answers to the requests, by token.
+    """
+
+    def __init__(self, send: Callable[[str], None], waiting: Mapping[str, Answers]) -> None:
+        self._send = send
+        self._waiting = waiting
+        self._received = 0
+        self._loop = asyncio.get_running_loop()
+        self._timer = self._loop.call_later(_REPEAT, self._repeat)
+
+    def _repeat(self) -> None:
+        received = sum(len(answers.got) for answers in self._waiting.values())
+        if received == self._received:
+            for token, answers in self._waiting.items():
+                if not answers.done.done():
+                    self._send(token)
+        self._received = received
+        self._timer = self._loop.call_later(_REPEAT, self._repeat)
+
+    def stop(self) -> None:
+        self._timer.cancel()
+
+
 _ACK = "$JS.ACK."
 _NO_CONSUMER = ("503", "409")
 
@@ -108,9 +143,13 @@ class Requests:
 
     Args:
         address: The servers.
+
+    Attributes:
+        repetitions: The number of requests that were sent again.
     """
 
     def __init__(self, address: NatsAddress) -> None:
+        self.repetitions = 0
         self.connection = NatsConnection(address, self._prepare, self._on_lost)
         self.shown = self.connection.shown
         self._inbox = ""
@@ -152,7 +191,7 @@ class Requests:
         try:
             for request in requests:
                 await self._send(client, request, 1, waiting)
-            await self._wait_for_all(waiting.values())
+            await self._wait_for_all(client, waiting)
         finally:
             for token in waiting:
                 del self._waiting[token]
@@ -178,7 +217,7 @@ class Requests:
         try:
             await self._send(client, request, most, waiting)
             fetching += waiting.values()
-            await self._wait_for_all(waiting.values())
+            await self._wait_for_all(client, waiting)
         except BaseException:
             for answers in waiting.values():
                 self.decline(answers.got)
@@ -196,7 +235,7 @@ class Requests:
         self, client: Client, request: Request, most: int, waiting: dict[str, Answers]
     ) -> None:
         token = str(next(self._numbers))
-        waiting[token] = self._waiting[token] = Answers(most)
+        waiting[token] = self._waiting[token] = Answers(request, most)
         try:
             # Never suspends. With `pending_size=0`, nats-py raises an error while it has no
             # connection, instead of buffering the message.
@@ -206,17 +245,25 @@ class Requests:
         except (ClientError, OSError) as error:
             raise self.connection.unavailable(error) from None
 
-    async def _wait_for_all(self, waiting: Iterable[Answers]) -> None:
+    async def _wait_for_all(self, client: Client, waiting: Mapping[str, Answers]) -> None:
+        def repeat(token: str) -> None:
+            self.repetitions += 1
+            subject, payload, headers = waiting[token].request
+            self._publish(client, subject, payload, f"{self._inbox}.{token}", headers)
+
         patience = self.connection.patience
+        repetition = Repetition(repeat, waiting)
         try:
             async with asyncio.timeout(patience):
-                for answers in waiting:
+                for answers in waiting.values():
                     await answers.done
         except TimeoutError:
             raise BrokerUnavailableError(
                 f"{self.shown} did not answer within {patience:g} s"
             ) from None
-        if any(answers.lost for answers in waiting):
+        finally:
+            repetition.stop()
+        if any(answers.lost for answers in waiting.values()):
             raise BrokerUnavailableError(f"{self.shown}: the connection was lost")
 
     def post(self, subject: str, payload: bytes = b"") -> None:
@@ -226,8 +273,19 @@ class Requests:
         """
         client = self.connection.current
         if client is not None:
-            with suppress(ClientError, OSError, StopIteration):
-                client.publish(subject, payload).send(None)  # runs to its end, as in `_send`
+            self._publish(client, subject, payload)
+
+    def _publish(
+        self,
+        client: Client,
+        subject: str,
+        payload: bytes,
+        reply: str = "",
+        headers: dict[str, str] | None = None,
+    ) -> None:
+        with suppress(ClientError, OSError, StopIteration):
+            # Runs to its end, as in `_send`.
+            client.publish(subject, payload, reply, headers).send(None)
 
     def decline(self, messages: Iterable[Msg], delay: float = 0.0) -> None:
         """Let a consumer deliver messages again, after a delay in seconds."""

@@ -36,7 +36,7 @@ COVER, _MIN_COVER = 2.0, 0.25
 _WIDTHS = ((120, 1), (7_200, 60), (172_800, 3_600), (inf, 86_400))
 _FRESH = 0.2  # seconds for which the wheel is not read again if no known timer is due
 _SLOT = re.compile(r".*\.timers\.[1-9]\d{0,6}\.\d{1,11}", re.ASCII)  # other subjects are ignored
-_END_OF_TIME = 1e11  # no timer is later
+END_OF_TIME = 1e11  #: later timers are stored, but never read
 _CHUNK = 500  # timers in one message; also messages of a slot that are read ahead
 _AT_A_TIME = 1_000  # timers after which no more messages are taken at once
 
@@ -173,12 +173,12 @@ class TimerWheel:
                 return
             sequence = int(message["seq"])
             try:
-                seen[sequence] = _timers(message)
+                seen[sequence] = timers_of(b64decode(message["data"]))
             except DECODING_ERRORS as error:
                 await self._set_aside(sequence, message, error)
 
     async def _set_aside(self, sequence: int, message: dict[str, Any], error: Exception) -> None:
-        """Delete a message that another program has stored, and check all jobs."""
+        """Delete a message that another program has stored, and restore missing timers."""
         log(
             logging.ERROR,
             "a message on %s is deleted, because it has no timers: %s: %.200r",
@@ -232,8 +232,13 @@ def _width(subject: str) -> int:
     return int(subject.split(".")[-2])
 
 
-def _timers(message: dict[str, Any]) -> list[JobTimer]:
-    timers = [_timer(*fields) for fields in json.loads(b64decode(message["data"]))]
+def timers_of(message: bytes) -> list[JobTimer]:
+    """Return the timers in a message.
+
+    Raises:
+        Exception: One of `DECODING_ERRORS`, if it has none, or other values.
+    """
+    timers = [_timer(*fields) for fields in json.loads(message)]
     if not timers:
         raise ValueError("it is empty")
     return timers
@@ -242,7 +247,7 @@ def _timers(message: dict[str, Any]) -> list[JobTimer]:
 def _timer(at: object, id: object, revision: object = 0, cover: object = COVER) -> JobTimer:
     match at, id, revision, cover:
         case int() | float(), str(), int(), int() | float() if (
-            abs(at) < _END_OF_TIME
+            abs(at) < END_OF_TIME
             and (id in (ALL_JOBS, ALL_JOBS_AGAIN) or is_name(id))
             and 0 <= cover <= COVER
         ):

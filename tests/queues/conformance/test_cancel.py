@@ -63,3 +63,21 @@ async def test_success_after_cancel(broker: Broker) -> None:
     await broker.cancel("one")
     assert await settle(broker, claim, JobState.SUCCEEDED)
     assert await state_of(broker) is JobState.SUCCEEDED
+
+
+async def test_cancel_many(broker: Broker) -> None:
+    """Jobs are cancelled before those that they depend on, so none of them is dead."""
+    await broker.enqueue([message("done"), message("runs")])
+    done, _ = await broker.claim(["q"], 2, lease=LEASE)
+    await settle(broker, done, JobState.SUCCEEDED)
+    steps = [message("a"), message("b", delay=5), message("c", depends_on=("a", "b", "runs"))]
+    await broker.enqueue([*steps, message("all", depends_on=("c", "b", "done"), handler=None)])
+    states = await broker.cancel_many(["all", "none", "c", "runs", "b", "done", "a"])
+    assert states == [
+        *(JobState.SCHEDULED, None, JobState.SCHEDULED, JobState.RUNNING),
+        *(JobState.SCHEDULED, JobState.SUCCEEDED, JobState.READY),
+    ]
+    for id in ("a", "b", "c", "all"):
+        assert await state_of(broker, id) is JobState.CANCELLED
+    assert await claimed(broker) == []
+    assert await broker.cancel_many([]) == []

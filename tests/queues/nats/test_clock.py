@@ -22,6 +22,7 @@ from background._support import clock as system_clock
 from background.queues._states import JobState
 from background.queues.abc import Claim, LeaseStatus, MaintenanceStats
 from background.queues.nats import timer_wheel
+from background.queues.nats.clock import ServerClock
 from background.queues.nats.timer_wheel import of_lease
 
 
@@ -52,6 +53,23 @@ async def test_clock_refresh(
         monkeypatch.setattr("background.queues.nats.clock._REFRESH", -1)
         await broker.maintain()
         assert abs(clock.now() - system_clock.wall()) < SOON
+
+
+@pytest.mark.parametrize("durations", [[6.0, 0.1], [4.0, 6.0, 0.6]])
+@virtual
+async def test_slow_reading(durations: list[float]) -> None:
+    """A reading that took long is repeated, and the fastest one counts."""
+    left = list(durations)
+
+    async def read() -> float:
+        time = asyncio.get_running_loop().time()
+        await asyncio.sleep(left.pop(0))
+        return time
+
+    clock = ServerClock(read)
+    await clock.read()
+    assert left == []
+    assert clock.now() - asyncio.get_running_loop().time() == pytest.approx(-durations[-1] / 2)
 
 
 @virtual

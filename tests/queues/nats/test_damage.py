@@ -61,6 +61,8 @@ async def test_damaged_hints(caplog: pytest.LogCaptureFixture) -> None:
                 {"Background-Job": "one"},
                 {"Background-Job": token, "Background-Revision": "x"},
                 {"Background-Job": token, "Background-Revision": "1"},
+                {"Background-Job": token, "Background-Revision": "1", "Background-Size": "1"},
+                {"Background-Job": token, "Background-Revision": "1" * 5000},
             )
         ]
         requests.append(Request(f"{prefix}.ready.q.new.no=djob", b"", {}))  # replaces no other

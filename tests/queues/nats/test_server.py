@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 from support.brokers.nats import (
+    Crash,
     finish,
     in_real_time,
     message,
@@ -30,7 +31,7 @@ from background.queues._errors import BrokerUnavailableError, PayloadTooLargeErr
 from background.queues._states import JobState
 from background.queues.abc import LeaseStatus, MaintenanceStats
 from background.queues.nats import NatsBroker
-from background.queues.nats.requests import Answers
+from background.queues.nats.requests import Answers, Request
 
 # The server
 
@@ -179,7 +180,7 @@ async def test_large_records() -> None:
 @virtual
 async def test_answer_before_connection_loss() -> None:
     """The loss of the connection fails only requests without an answer."""
-    answered, pending = Answers(1), Answers(1)
+    answered, pending = Answers(Request("a"), 1), Answers(Request("b"), 1)
     answered.end()
     for answers in (answered, pending):
         answers.lose()
@@ -256,3 +257,16 @@ async def test_timer_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
         await broker.enqueue(messages(10, delay=10))
         await asyncio.sleep(11)
         assert await broker.maintain() == MaintenanceStats(due=20)
+
+
+@virtual
+async def test_cost_of_cancel_many() -> None:
+    """A job of which many cancelled jobs are dependencies is read once, not for each of them."""
+    async with served_nats_broker() as broker:
+        members = messages(300)
+        ids = [member.id for member in members]
+        await broker.enqueue([*members, message("all", depends_on=tuple(ids), handler=None)])
+        requests = Crash(broker)
+        states = await broker.cancel_many(["all", *ids])
+        assert states == [JobState.SCHEDULED, *[JobState.READY] * 300]
+        assert requests.sent < 3 * len(ids) + 20  # a read, a write, and the deletion of the hint

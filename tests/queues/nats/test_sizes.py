@@ -8,7 +8,7 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 import pytest
-from support.brokers.nats import finish, in_real_time, messages, opened, virtual
+from support.brokers.nats import finish, in_real_time, message, messages, opened, virtual
 from support.brokers.nats_servers import nats_server, served_nats_broker
 from support.time import SOON
 
@@ -59,6 +59,34 @@ async def test_claim_of_many_jobs(monkeypatch: pytest.MonkeyPatch) -> None:
         await broker.enqueue(messages(12))
         claimed = [len(await broker.claim(["q"], 100, lease=30)) for _ in range(3)]
     assert claimed == [5, 5, 2]
+
+
+@pytest.mark.parametrize("options", [{}, {"depends_on": ("first",)}], ids=["new", "again"])
+@virtual
+async def test_claim_of_large_jobs(options: dict[str, Any]) -> None:
+    """A claim ends with the job that brings it to 4 MB, and the next one finds the others."""
+    async with served_nats_broker() as broker:
+        await broker.enqueue([message("first", queue="r")])
+        await broker.enqueue(messages(13, body=bytes(900_000), **options))
+        await broker.enqueue([message("other", queue="s")])
+        await finish(broker, await broker.claim(["r"], 1, lease=30))
+        claimed: list[list[str]] = []
+        began = asyncio.get_running_loop().time()
+        for _ in range(3):
+            await broker.wait_for_work(["q", "s"], 30)
+            claims = await broker.claim(["q", "s"], 500, lease=30)
+            claimed.append([claim.message.id for claim in claims])
+        assert asyncio.get_running_loop().time() - began < 0.5
+        ids = [f"{number:04}" for number in range(13)]
+        assert claimed == [ids[:5], ids[5:10], [*ids[10:], "other"]]
+
+
+@virtual
+async def test_claim_of_small_jobs() -> None:
+    """Jobs of less than 4 MB in total are claimed by one call."""
+    async with served_nats_broker() as broker:
+        await broker.enqueue(messages(400, body=bytes(9_000)))
+        assert len(await broker.claim(["q"], 500, lease=30)) == 400
 
 
 @in_real_time

@@ -119,38 +119,45 @@ async def state_of(broker: NatsBroker, id: str = "one") -> JobState | None:
 
 
 class Crash:
-    """Makes a broker fail like a crashed process, before the n-th request is sent."""
+    """Makes a broker fail like a crashed process, before the n-th request is sent.
 
-    def __init__(self, broker: Any) -> None:
+    Args:
+        broker: The broker.
+        *more: Other parts whose `requests` fail with it, such as its inspection.
+    """
+
+    def __init__(self, broker: Any, *more: Any) -> None:
+        self.broker = broker
         self.left: float = float("inf")
         self.sent = 0
-        self._link = broker._requests
-        self._call, self._post, self._fetch = self._link._call, self._link.post, self._link.fetch
-        self._link._call, self._link.post, self._link.fetch = self.call, self.post, self.fetch
+        for link in (broker._requests, *(part.requests for part in more)):
+            link._call = functools.partial(self.call, link._call)
+            link.post = functools.partial(self.post, link.post)
+            link.fetch = functools.partial(self.fetch, link.fetch)
 
     def _die(self) -> None:
         raise BrokerUnavailableError("the process has died")
 
-    async def call(self, requests: Any) -> Any:
+    async def call(self, call: Any, requests: Any) -> Any:
         if self.left < len(requests):
             if self.left > 0:
-                await self._call(requests[: int(self.left)])
+                await call(requests[: int(self.left)])
             self.left = 0
             self._die()
         self.left -= len(requests)
         self.sent += len(requests)
-        return await self._call(requests)
+        return await call(requests)
 
-    async def fetch(self, *args: Any) -> Any:
+    async def fetch(self, fetch: Any, *args: Any) -> Any:
         if self.left < 1:
             self._die()
         self.left -= 1
         self.sent += 1
-        return await self._fetch(*args)
+        return await fetch(*args)
 
-    def post(self, *args: Any) -> None:
+    def post(self, post: Any, *args: Any) -> None:
         if self.left >= 1:
-            self._post(*args)
+            post(*args)
 
 
 async def finish_dependency(broker: NatsBroker) -> list[Claim]:

@@ -181,7 +181,8 @@ async def virtually_served(broker: Any, like: Any = None) -> AsyncIterator[None]
     for requests in (broker._requests, broker._inspection.requests):
         requests._waiting = _PendingAnswers(loop)
     if like:
-        for part in (broker, broker._timers, broker._records, broker._jobs):
+        timed = ("_timers", "_records", "_jobs", "_schedules", "_restoration")
+        for part in (broker, *(getattr(broker, name) for name in timed)):
             part._clock = like._clock
     with (
         patch("background.queues.nats.clock._REFRESH", 1e9),  # the server's clock is real
