@@ -59,7 +59,8 @@ B = TypeVar("B", bound=Broker)
 
 List = list  # JobQueue has a method of this name
 
-_FLUSH = 5.0  # seconds that observers and calls of sync code get to end when a queue is closed
+_FLUSH = 5.0  # seconds that observers get to catch up when a queue is closed
+_SYNC_FLUSH = 1.0  # seconds that calls of sync code get to end when a queue is left
 
 
 class QueueOptions(TypedDict, total=False):
@@ -259,7 +260,7 @@ class JobQueue:
         finally:
             self._pool = None
             try:
-                patience = 0.0 if pool.gave_up else _FLUSH
+                patience = 0.0 if pool.gave_up else _SYNC_FLUSH
                 interrupted = await run_shielded(partial(self._disconnect, patience))
             finally:
                 self._home.end()
@@ -317,11 +318,14 @@ class JobQueue:
         client.broker, client.results = broker, None
         try:
             yield broker
-        finally:
-            try:
+        except BaseException:
+            with suppress(QueueError):  # it would hide the error
                 self._close_for_override("leave")
-            finally:
-                client.broker, client.results = replaced
+            raise
+        else:
+            self._close_for_override("leave")
+        finally:
+            client.broker, client.results = replaced
 
     def _close_for_override(self, verb: str) -> None:
         """Close the queue where sync code has opened it.

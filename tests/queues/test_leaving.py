@@ -41,6 +41,51 @@ async def test_leave_timeout(broker: FaultyBroker, clock: Clock, workers: int) -
     assert (stored.state, stored.attempt) == (JobState.READY, 0)
 
 
+@pytest.mark.parametrize("workers", [1, 4])
+async def test_stuck_jobs(broker: FaultyBroker, clock: Clock, workers: int) -> None:
+    """Leaving a queue waits for the stuck jobs of all workers at the same time, and only once."""
+    running, release = anyio.Semaphore(0), anyio.Event()
+    jobs = JobQueue(broker)
+
+    @jobs.handler(name="stuck")
+    async def stuck() -> None:
+        running.release()
+        with anyio.CancelScope(shield=True):
+            await release.wait()
+
+    async with Manager(leave_timeout=1, cancel_timeout=2) as manager:
+        async with jobs:
+            for _ in range(workers):
+                await stuck.enqueue()
+                await jobs.start(manager, concurrency=1)
+                await running.acquire()
+            began = clock.now
+        assert clock.now - began == pytest.approx(3)
+        release.set()
+
+
+async def test_leave_after_stuck_job(broker: FaultyBroker, clock: Clock) -> None:
+    """Leaving a queue does not wait for a job that a closed worker has given up."""
+    running, release = anyio.Event(), anyio.Event()
+    jobs = JobQueue(broker)
+
+    @jobs.handler(name="stuck")
+    async def stuck() -> None:
+        running.set()
+        with anyio.CancelScope(shield=True):
+            await release.wait()
+
+    async with Manager(cancel_timeout=2) as manager:
+        async with jobs:
+            await stuck.enqueue()
+            worker = await jobs.start(manager)
+            await running.wait()
+            await worker.close(timeout=0)
+            began = clock.now
+        assert clock.now == began
+        release.set()
+
+
 async def test_record(broker: FaultyBroker, clock: Clock, caplog: pytest.LogCaptureFixture) -> None:
     """Leaving a queue records every ten seconds which jobs it waits for."""
     caplog.set_level(logging.INFO, logger="background")

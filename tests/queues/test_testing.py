@@ -9,6 +9,7 @@ from typing import Any
 import anyio
 import pytest
 from support.brokers.faulty import FaultyBroker
+from support.time import Clock
 
 from background import Manager, every
 from background.queues import (
@@ -291,7 +292,7 @@ async def test_drain_snoozing_job(memory: JobQueue) -> None:
         await snooze.enqueue()
         assert await drain(memory) == []
         with pytest.raises(TimeoutError, match="of snooze is scheduled"):
-            await drain(memory, scheduled=True, timeout=600)
+            await drain(memory, scheduled=True, timeout=630)
 
 
 async def test_drain_in_job(memory: JobQueue) -> None:
@@ -383,3 +384,47 @@ def test_enqueued_bad_calls(memory: JobQueue) -> None:
         enqueued(MemoryBroker())  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="handler must be a handler or its name, not 5"):
         enqueued(memory, 5)  # type: ignore[arg-type]
+
+
+async def test_drain_of_delayed_jobs(clock: Clock) -> None:
+    """Delayed jobs run when they are due, and expire no earlier."""
+    jobs = JobQueue(MemoryBroker())
+
+    @jobs.handler(name="note", expires=3700)
+    async def note() -> None:
+        clock.note()
+
+    async with jobs:
+        for delay in (1000, 3600):
+            await note.options(delay=delay).enqueue()
+        ended = await drain(jobs, scheduled=True)
+    assert [job.state for job in ended] == [JobState.SUCCEEDED] * 2
+    assert clock.times == pytest.approx([1000, 3600], abs=0.1)
+
+
+async def test_drain_of_other_queues() -> None:
+    """A job can wait for a job that it enqueues in another queue."""
+    jobs = JobQueue(MemoryBroker())
+
+    @jobs.handler(name="inner", queue="inner")
+    async def inner() -> int:
+        return 7
+
+    @jobs.handler(name="outer")
+    async def outer() -> int:
+        await anyio.sleep(52)
+        return await (await inner.enqueue()).result(timeout=10)
+
+    async with jobs:
+        await outer.enqueue()
+        ended = await drain(jobs)
+    assert [job.result for job in ended] == [7, 7]
+
+
+async def test_error_inside_override() -> None:
+    """An error inside the block is raised, although the queue is open."""
+    jobs = JobQueue(MemoryBroker())
+    with pytest.raises(ZeroDivisionError), jobs.override(MemoryBroker()):
+        await jobs.open()
+        raise ZeroDivisionError
+    await jobs.close()

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from functools import partial
+from math import inf
+from operator import itemgetter
 from typing import Any
 
 import anyio
@@ -94,6 +96,7 @@ class WorkerLoops:
         self._is_ending = False
         self._is_closed = False
         self._stuck: set[JobAttempt] = set()
+        self._clean_until = inf  # until when released attempts are waited for
         self._scopes: set[anyio.CancelScope] = set()
 
     @property
@@ -145,38 +148,57 @@ class WorkerLoops:
             if attempt.job.id == id:
                 attempt.cancel()
 
-    async def leave(self, since: float) -> None:
-        """Close the worker, because the queue is left since that time."""
+    def leave_until(self, since: float) -> float:
+        """Return until when jobs may run, if the queue is left since a time."""
         timeout = self._host.config.leave_timeout
-        if timeout is not None:
-            timeout = max(0.0, since + timeout - anyio.current_time())
-        await self.close(timeout)
+        return inf if timeout is None else since + timeout
 
     async def close(self, timeout: float | None = None) -> None:
         """Close the worker, as `Worker.close()` describes."""
+        until = inf if timeout is None else anyio.current_time() + timeout
+        await close_workers([(self, until)])
+
+    # The steps of `close_workers`
+
+    def begin_to_close(self, caller: JobAttempt | None) -> None:
+        """Stop claiming, and count the call.
+
+        Args:
+            caller: The attempt that the calling code belongs to; it is not waited for.
+
+        Raises:
+            QueueError: The caller runs in another event loop or thread.
+        """
         if not self._host.backend.is_current():
             raise QueueError("the worker runs in another event loop or thread: close it there")
         self.stop()
-        caller = current_attempt()
         self._closing[caller] += 1
         self.in_flight.notify()
-        try:
-            with anyio.move_on_after(timeout):
-                idle, left = partial(self._idle, caller), partial(self._handles, caller)
-                await self._host.wait_and_log(idle, left)
-            for attempt in self._remaining(caller):
-                attempt.release()
-            with anyio.move_on_after(self._host.config.cancel_timeout) as cleaning_up:
-                await self._idle(caller)
-                await self._fetcher.ended()
-                await self._completer.drain()
-            if cleaning_up.cancelled_caught:
-                self._give_up()
-            self._stuck = self._remaining(caller)
-        finally:
-            self._closing[caller] -= 1
+
+    async def wait_for_jobs(self, caller: JobAttempt | None, until: float) -> None:
+        """Wait for the end of attempts; release those that are left at a time."""
+        with anyio.CancelScope(deadline=until):
+            idle, left = partial(self._idle, caller), partial(self._handles, caller)
+            await self._host.wait_and_log(idle, left)
+        for attempt in self._remaining(caller):
+            attempt.release()
+        self._clean_until = anyio.current_time() + self._host.config.cancel_timeout
+
+    async def clean_up(self, caller: JobAttempt | None) -> None:
+        """Wait for released attempts and their settlements, and end the loops."""
+        with anyio.CancelScope(deadline=self._clean_until) as cleaning_up:
+            await self._idle(caller)
+            await self._fetcher.ended()
+            await self._completer.drain()
+        if cleaning_up.cancelled_caught:
+            self._give_up()
+        self._stuck |= self._remaining(caller)
         self._is_ending = True
         self._end_services()
+
+    def end_closing(self, caller: JobAttempt | None) -> None:
+        """Forget a call that `begin_to_close` counted."""
+        self._closing[caller] -= 1
 
     def _give_up(self) -> None:
         """Interrupt calls of a broker that does not answer, because there is no time left."""
@@ -188,10 +210,14 @@ class WorkerLoops:
             self._completer.give_up()
 
     def _remaining(self, caller: JobAttempt | None) -> set[JobAttempt]:
-        """Return the attempts that a call of `close()` waits for."""
+        """Return the attempts that a call of `close()` waits for.
+
+        An earlier call has waited in vain for those that are stuck.
+        """
+        left = set(self.in_flight) - self._stuck
         if caller is None:
-            return set(self.in_flight)
-        return {attempt for attempt in self.in_flight if not self._closing[attempt]}
+            return left
+        return {attempt for attempt in left if not self._closing[attempt]}
 
     def _handles(self, caller: JobAttempt | None) -> list[TaskHandle[Any]]:
         """Return the handles of these attempts, oldest first."""
@@ -223,3 +249,28 @@ class WorkerLoops:
             for scope in list(self._scopes):
                 scope.cancel()
             worker_stopped(self.queues)
+
+
+async def close_workers(workers: Sequence[tuple[WorkerLoops, float]]) -> None:
+    """Close workers at the same time.
+
+    Args:
+        workers: The workers, and until when their jobs may run, on the event loop's clock.
+
+    Raises:
+        QueueError: The caller runs in another event loop or thread.
+    """
+    caller = current_attempt()
+    begun: list[WorkerLoops] = []
+    try:
+        for worker, _ in workers:
+            worker.begin_to_close(caller)
+            begun.append(worker)
+        # Each wait ends later than the one before, so none delays the release of jobs.
+        for worker, until in sorted(workers, key=itemgetter(1)):
+            await worker.wait_for_jobs(caller, until)
+        for worker in begun:
+            await worker.clean_up(caller)
+    finally:
+        for worker in begun:
+            worker.end_closing(caller)

@@ -19,7 +19,7 @@ from .._client import Client
 from .._enqueue.enqueuer import Enqueuer
 from .._enqueue.handler import Handler
 from .announcement import worker_started
-from .loops import WorkerLoops
+from .loops import WorkerLoops, close_workers
 from .selection import Selection
 from .worker import Worker
 
@@ -151,13 +151,13 @@ class WorkerPool:
         try:
             if not at_once:
                 began = anyio.current_time()
-                for worker in self._workers:
-                    await worker.leave(began)
+                workers = self._workers
+                await close_workers([(worker, worker.leave_until(began)) for worker in workers])
         finally:
             interrupted = await run_shielded(self._release)
             if interrupted is not None:
                 raise interrupted
 
     async def _release(self) -> None:
-        for worker in self._workers:
-            await worker.close(0)
+        now = anyio.current_time()
+        await close_workers([(worker, now) for worker in self._workers])
