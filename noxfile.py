@@ -66,6 +66,7 @@ TESTS_WITH_SWEEPS = [
     "tests/packaging/test_example_jobs.py",
     "tests/queues/codec",
     "tests/queues/conformance/test_model.py",
+    "tests/queues/redis/test_repair.py",
     "tests/tasks/test_schedules.py",
 ]
 

@@ -1,4 +1,4 @@
-"""A worker with a schedule of two seconds in a SQLite file: `python scheduled.py PATH`.
+"""A worker with a schedule of half a second in a SQLite file: `python scheduled.py PATH`.
 
 It prints "ready" when it runs, and "tick" for each job.
 """
@@ -28,7 +28,7 @@ async def main(path: str) -> None:
         async def record() -> None:
             say("tick")
 
-        jobs.schedule(every(2), record.job(), missed="all")
+        jobs.schedule(every(0.5), record.job(), missed="all")
         await jobs.start(manager)
         say("ready")
         await anyio.sleep_forever()
