@@ -34,4 +34,6 @@ def _policy_of(attempts: int) -> AsyncRetrying:
 
 def job_policy(retry: Retry) -> AsyncRetrying | None:
     """Return the policy that the checked `retry` of a job, a handler or a manager stands for."""
+    if retry is None:  # as for most jobs
+        return None
     return _policy_of(retry) if isinstance(retry, int) else make_policy(retry)
