@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Awaitable, Callable
+from math import inf
 from typing import TypeVar
 
 import anyio
@@ -30,6 +31,7 @@ class Outages:
     def __init__(self) -> None:
         self._failed_at: dict[Outage, float] = {}
         self._left: tuple[float, float] | None = None  # the beginning, and the latest failure
+        self._succeeded_at = -inf  # when any call succeeded last
 
     def is_logged(self) -> bool:
         """Return whether the server's outage is logged, and goes on."""
@@ -39,9 +41,14 @@ class Outages:
         """Record that a call failed whose outage is logged."""
         self._failed_at[outage] = anyio.current_time()
 
-    def discard(self, outage: Outage) -> None:
-        """Record that an outage has ended."""
+    def succeeded(self, outage: Outage) -> None:
+        """Record that a call succeeded, so its outage has ended."""
+        self._succeeded_at = anyio.current_time()
         self._failed_at.pop(outage, None)
+
+    def is_over(self, outage: Outage) -> bool:
+        """Return whether another call has succeeded since the latest failure of an outage."""
+        return self._succeeded_at > self._failed_at.get(outage, inf)
 
     def leave(self, outage: Outage) -> None:
         """Leave it to other calls to log the end of an outage."""
@@ -103,11 +110,13 @@ class Outage:
         if began is not None:
             seconds = anyio.current_time() - began
             log(logging.INFO, "%s: works again after %.1f s", self._what, seconds)
-        self._outages.discard(self)
+        self._outages.succeeded(self)
         self._reset()
 
     def ended(self) -> None:
-        """Record that no more calls are made; others log the end of the outage."""
+        """Record that no more calls are made; others log the end of an outage that goes on."""
+        if self._outages.is_over(self):
+            self.succeeded()
         self._outages.leave(self)
         self._reset()
 

@@ -218,6 +218,27 @@ async def test_one_record_of_outage(
     assert await job.wait() is S.SUCCEEDED
 
 
+async def test_outage_until_last_job(
+    jobs: JobQueue,
+    manager: Manager,
+    broker: FaultyBroker,
+    log: Log,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """The end of an outage is logged at once, although its calls are not made any more."""
+    caplog.set_level(logging.INFO, "background")
+    job = await jobs.handler(name="h")(log.wait).enqueue()
+    await jobs.start(manager)
+    await log.started.wait()
+    broker.down.add("renew")
+    await anyio.sleep(3)
+    broker.down.clear()
+    log.finish.set()
+    await job.wait()
+    await anyio.sleep(3)
+    assert "renewing leases: works again after" in caplog.text
+
+
 async def test_outage_after_another(
     jobs: JobQueue, manager: Manager, broker: FaultyBroker, caplog: pytest.LogCaptureFixture
 ) -> None:
