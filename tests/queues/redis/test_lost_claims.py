@@ -29,16 +29,16 @@ async def relay(server: Server, anyio_backend: object) -> AsyncIterator[Relay]:
 @pytest.fixture
 async def remote(broker: RedisBroker, relay: Relay) -> AsyncIterator[RedisBroker]:
     """Open a broker with the same jobs, behind the relay."""
-    async with open_broker(relay.url, prefix=broker.prefix, timeout=0.2) as remote:
+    async with open_broker(relay.url, prefix=broker.prefix) as remote:
         yield remote
 
 
 async def lose_claim(remote: RedisBroker, relay: Relay, most: int = 10, **options: Any) -> None:
     """Make a claim that is executed, and whose answer is lost."""
-    relay.swallows_answers = True
-    with pytest.raises(BrokerUnavailableError, match="no answer"):
+    relay.cuts = "answers"
+    with pytest.raises(BrokerUnavailableError):
         await remote.claim(["q"], most, **{"lease": LONG, **options})
-    relay.swallows_answers = False
+    relay.cuts = ""
 
 
 async def test_release(broker: RedisBroker, remote: RedisBroker, relay: Relay) -> None:
@@ -71,10 +71,10 @@ async def test_release_in_outage(broker: RedisBroker, remote: RedisBroker, relay
     await broker.enqueue([message()])
     await lose_claim(remote, relay)
     for _ in range(2):
-        relay.swallows = True
-        with pytest.raises(BrokerUnavailableError, match="no answer"):
+        relay.cuts = "requests"
+        with pytest.raises(BrokerUnavailableError):
             await remote.get("one")
-        relay.swallows = False
+        relay.cuts = ""
     await remote.get("one")
     assert (await claim_one(broker)).attempt == 1
 

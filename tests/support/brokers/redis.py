@@ -60,7 +60,8 @@ class Relay:
 
     Attributes:
         swallows: Whether it discards all bytes.
-        swallows_answers: Whether it discards the server's bytes.
+        cuts: The bytes at which it closes a connection, without forwarding them: `"requests"`,
+            `"answers"` of scripts, or `""`.
         connected: The number of connections.
     """
 
@@ -71,7 +72,7 @@ class Relay:
         self._tasks: set[asyncio.Task[None]] = set()
         self._writers: set[asyncio.StreamWriter] = set()
         self.swallows = False
-        self.swallows_answers = False
+        self.cuts = ""
         self.connected = 0
 
     async def __aenter__(self) -> Relay:
@@ -101,15 +102,16 @@ class Relay:
         self._writers |= {writer, server_writer}
         with suppress(OSError):
             await asyncio.gather(
-                self._forward(reader, server_writer, lambda: self.swallows),
-                self._forward(
-                    server_reader, writer, lambda: self.swallows or self.swallows_answers
-                ),
+                self._forward(reader, server_writer, "requests"),
+                self._forward(server_reader, writer, "answers"),
             )
 
-    async def _forward(self, reader: Any, writer: Any, swallows: Callable[[], bool]) -> None:
+    async def _forward(self, reader: Any, writer: Any, what: str) -> None:
         while data := await reader.read(65536):
-            if not swallows():
+            # Bulk strings; those of handshakes are of other kinds.
+            if self.cuts == what and (what == "requests" or data.startswith(b"$")):
+                break
+            if not self.swallows:
                 writer.write(data)
         writer.close()
 
