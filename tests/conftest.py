@@ -7,7 +7,8 @@ runs for the embedded brokers, and in `queues/conformance` for every broker.
 The tiers are markers: `unit` for virtual time and pure functions, `integration` for real time and
 servers, and `exhaustive` for sweeps over many points, seeds or faults. The sweeps and the tests of
 the examples run with `--exhaustive`, or if their folder or file is named; the tests of the
-benchmarks run if they are named.
+benchmarks run if they are named. The tests of the Redis broker run on one kind of server, or on all
+with `--exhaustive`, or if their folder or file is named.
 """
 
 from __future__ import annotations
@@ -65,8 +66,13 @@ def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool 
         return None
     if collection_path != BENCHMARKS and config.getoption("--exhaustive"):
         return None
+    return None if is_named(collection_path, config) else True
+
+
+def is_named(path: Path, config: pytest.Config) -> bool:
+    """Return whether arguments of the command line name a path, or paths in it."""
     named = [Path(argument.partition("::")[0]).resolve() for argument in config.args]
-    return None if any(path.is_relative_to(collection_path) for path in named) else True
+    return any(argument.is_relative_to(path) for argument in named)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -100,11 +106,11 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
             wanted = [(kind, backend) for kind, backend in wanted if KINDS[kind].results]
         metafunc.parametrize(("broker_kind", "anyio_backend"), wanted, indirect=True)
     elif "redis_server" in metafunc.fixturenames:
-        wanted = [
-            (name, backend)
-            for name in redis_servers.available()
-            for backend in KINDS[name].backends
-        ]
+        names = redis_servers.available()
+        config = metafunc.config
+        if not (config.getoption("--exhaustive") or is_named(TESTS / "queues/redis", config)):
+            names = names[-1:]  # the conformance tests run on all
+        wanted = [(name, backend) for name in names for backend in KINDS[name].backends]
         metafunc.parametrize(("redis_server", "anyio_backend"), wanted, indirect=True)
     elif "anyio_backend" in metafunc.fixturenames:
         real = metafunc.definition.get_closest_marker("realtime") is not None
