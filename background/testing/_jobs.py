@@ -24,8 +24,8 @@ from ._time import is_virtual
 
 _REAL, _VIRTUAL = 60.0, 86_400.0  # seconds that `drain()` takes at most by default
 _CONCURRENCY = 10  # of a worker of `drain()`
-#: Seconds until `drain()` queries again: at first, doubled each time, and at most.
-_FIRST_PAUSE, _LONGEST_PAUSE = 0.1, 5.0
+_FIRST_PAUSE = 0.1  # seconds until `drain()` queries again, doubled each time
+_LONGEST_PAUSE, _LONGEST_VIRTUAL_PAUSE = 1.0, 60.0
 _MOST_NAMED = 3  # jobs in a message
 
 
@@ -122,8 +122,8 @@ async def drain(
     """Run the jobs that are ready, and those that they enqueue.
 
     Workers of the queue run the jobs of their queues. A manager that exists for this call runs the
-    jobs of all other queues: those that handlers and stored jobs name at once, others within
-    seconds. It does not enqueue the jobs of schedules.
+    jobs of all other queues: those that handlers and stored jobs name at once, others within a
+    second, or a minute of virtual time. It does not enqueue the jobs of schedules.
 
     Args:
         jobs: The queue, which must be open.
@@ -178,6 +178,7 @@ async def _run(jobs: JobQueue, pool: WorkerPool, *, scheduled: bool) -> bool:
     states = [JobState.READY, JobState.RUNNING, *[JobState.SCHEDULED] * scheduled]
     give_up_at = time.monotonic() + _REAL
     pause, is_done = _FIRST_PAUSE, False
+    longest = _LONGEST_VIRTUAL_PAUSE if is_virtual() else _LONGEST_PAUSE
     declared = {handler.config.terms.queue for handler in handlers_of(jobs).values()}
     async with Manager(name="drain") as manager:
         workers: list[Worker] = []
@@ -194,7 +195,7 @@ async def _run(jobs: JobQueue, pool: WorkerPool, *, scheduled: bool) -> bool:
                     workers.append(pool.start(manager, Ordered(*sorted(idle)), _CONCURRENCY, ()))
                     continue
                 has_changed = await _wait_for_any(changes, pause)
-                pause = _FIRST_PAUSE if has_changed else min(2 * pause, _LONGEST_PAUSE)
+                pause = _FIRST_PAUSE if has_changed else min(2 * pause, longest)
         finally:
             with anyio.CancelScope(shield=True):
                 for worker in workers:

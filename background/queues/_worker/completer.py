@@ -53,11 +53,6 @@ class Completer:
         self._is_closed = False
         self._is_given_up = False
 
-    @property
-    def is_sending(self) -> bool:
-        """Whether a call of the broker, or a pause before another one, is under way."""
-        return self._sending is not None
-
     async def settle(self, attempt: JobAttempt, settlement: Settlement) -> bool | None:
         """Settle a job; return whether its lease was held, or `None` if that is unknown."""
         if self._is_closed:
@@ -92,11 +87,17 @@ class Completer:
         """Ignore further settlements, and stop retrying failed calls."""
         self._is_closed = True
 
-    def give_up(self) -> None:
-        """Interrupt the call of a broker that does not answer, and send nothing more."""
+    def give_up(self) -> bool:
+        """Interrupt the call of a broker that does not answer, and send nothing more.
+
+        Returns:
+            Whether there was a call; otherwise nothing has changed.
+        """
+        if self._sending is None:
+            return False
         self._is_closed = self._is_given_up = True
-        if self._sending is not None:
-            self._sending.cancel()
+        self._sending.cancel()
+        return True
 
     async def run(self) -> None:
         """Send settlements until cancelled, and finally the remaining ones."""

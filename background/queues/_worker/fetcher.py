@@ -74,7 +74,7 @@ class Fetcher:
         self._failed_waits = 0  # one after the other
         self._is_stopped = False
         self._pause: anyio.CancelScope | None = None  # `stop` cancels it
-        self._claiming: anyio.CancelScope | None = None  # `give_up` cancels it
+        self._claiming = anyio.CancelScope()  # `give_up` cancels it
         self._context = copy_context()
         self._context.run(trace_context.attach, trace_context.Context())
 
@@ -84,11 +84,15 @@ class Fetcher:
         if self._pause is not None:
             self._pause.cancel()
 
-    def give_up(self) -> None:
-        """Interrupt the call of a broker that does not answer; the leases of its jobs end."""
+    def give_up(self) -> bool:
+        """Interrupt the call of a broker that does not answer; the leases of its jobs end.
+
+        Returns:
+            Whether there was a call.
+        """
         self.stop()
-        if self._claiming is not None:
-            self._claiming.cancel()
+        self._claiming.cancel()
+        return self.is_fetching
 
     async def ended(self) -> None:
         """Wait until the loop has ended, so that no job can be claimed any more."""

@@ -69,15 +69,12 @@ class LeaseRenewer:
         await self._renew_all()
 
     async def _renew_all(self) -> None:
-        attempts = sorted(self._in_flight, key=lambda attempt: attempt.held_until)
-        if not attempts:
+        left = sorted(self._in_flight, key=lambda attempt: attempt.held_until)
+        if not left:
             self._outage.ended()
-        for start in range(0, len(attempts), _PART):
-            part = [
-                attempt for attempt in attempts[start : start + _PART] if attempt in self._in_flight
-            ]
-            if part:
-                await self._renew(part, is_last=start + _PART >= len(attempts))
+        while left := [attempt for attempt in left if attempt in self._in_flight]:
+            part, left = left[:_PART], left[_PART:]
+            await self._renew(part, is_last=not left)
 
     async def _renew(self, attempts: list[JobAttempt], *, is_last: bool) -> None:
         began = self._now()

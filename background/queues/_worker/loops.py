@@ -202,12 +202,8 @@ class WorkerLoops:
 
     def _give_up(self) -> None:
         """Interrupt calls of a broker that does not answer, because there is no time left."""
-        if self._fetcher.is_fetching:
-            self.gave_up = True
-            self._fetcher.give_up()
-        if self._completer.is_sending:
-            self.gave_up = True
-            self._completer.give_up()
+        calls = self._fetcher.give_up(), self._completer.give_up()
+        self.gave_up |= any(calls)
 
     def _remaining(self, caller: JobAttempt | None) -> set[JobAttempt]:
         """Return the attempts that a call of `close()` waits for.

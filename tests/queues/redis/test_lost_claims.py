@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
+from time import monotonic
 from typing import Any
 
 import anyio
@@ -15,7 +16,7 @@ from support.brokers.redis_servers import Server
 from support.time import SOON
 
 from background.queues import BrokerUnavailableError, JobState
-from background.queues.redis import RedisBroker
+from background.queues.redis import RedisBroker, lost_claims
 
 LONG = 1000.0
 
@@ -64,6 +65,17 @@ async def test_release_before_claim(broker: RedisBroker, remote: RedisBroker, re
         await lose_claim(remote, relay, 5, lease=LONG + number)
     assert len(await claimed(remote, most=30)) == 30
     assert await claimed(remote, most=30) == []
+
+
+async def test_no_release_after_lease(
+    broker: RedisBroker, remote: RedisBroker, relay: Relay, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A lost claim whose lease has ended is forgotten."""
+    await broker.enqueue([message()])
+    await lose_claim(remote, relay)
+    monkeypatch.setattr(lost_claims, "monotonic", lambda: monotonic() + LONG)
+    assert await state_of(remote) is JobState.RUNNING
+    assert remote._lost_claims == []
 
 
 async def test_release_in_outage(broker: RedisBroker, remote: RedisBroker, relay: Relay) -> None:
