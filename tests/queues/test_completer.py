@@ -41,6 +41,19 @@ async def test_drain_after_stop(broker: FaultyBroker) -> None:
     assert await state_of(broker) is JobState.SUCCEEDED
 
 
+async def test_settle_after_close(broker: FaultyBroker) -> None:
+    """A completer that was closed sends nothing more."""
+    await broker.enqueue([message()])
+    claim = await claim_one(broker)
+    completer = Completer(broker, type(anyio.Event()), Outages())
+    completer.close()
+    completer.settle_soon(AttemptStub(), settlement(claim, JobState.SUCCEEDED))  # type: ignore[arg-type]
+    assert await completer.settle(AttemptStub(), settlement(claim, JobState.DEAD)) is None  # type: ignore[arg-type]
+    await completer.drain()
+    assert not completer.give_up()
+    assert await state_of(broker) is JobState.RUNNING
+
+
 @pytest.mark.parametrize("state", [JobState.SUCCEEDED, JobState.DEAD, JobState.CANCELLED])
 async def test_settle_after_lease_expiry(broker: FaultyBroker, state: JobState) -> None:
     """A repeated settlement is rejected if the lease has expired before the second call."""

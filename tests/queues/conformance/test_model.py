@@ -21,7 +21,7 @@ from background.queues.memory.jobs import MemoryJobs
 from background.testing import virtual_time
 
 EXAMPLES = 15
-EXHAUSTIVE_EXAMPLES = 200
+EXHAUSTIVE_EXAMPLES = 100
 LEASE = 20.0
 
 ids = st.sampled_from("abcdef")
