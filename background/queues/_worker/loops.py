@@ -208,7 +208,7 @@ class WorkerLoops:
     def _remaining(self, caller: JobAttempt | None) -> set[JobAttempt]:
         """Return the attempts that a call of `close()` waits for.
 
-        An earlier call has waited in vain for those that are stuck.
+        An earlier call has given up those that are stuck.
         """
         left = set(self.in_flight) - self._stuck
         if caller is None:
