@@ -115,16 +115,8 @@ async def test_crash_is_repaired(act: Any, keep: float) -> None:
                 await survivor.enqueue([message("x", expires=31), message("s", delay=31)])
                 claims = await broker.claim(["q"], 3, lease=30)
                 crash = Crash(broker)
-                crash.left = number
-                try:
-                    await act(broker, claims)
-                except BrokerUnavailableError as error:
-                    assert str(error) == "the process has died"  # noqa: PT017
-                    tried += 1
-                    crashed = True
-                else:
-                    crashed = False
-                crash.left = 0
+                crashed = await crash_at(crash, number, act, claims)
+                tried += crashed
                 await recover(survivor)
                 assert [job async for job in survivor.scan() if job.state not in FINAL] == []
                 await asyncio.sleep(700)
@@ -172,15 +164,8 @@ async def test_crash_is_repaired_in_time(act: Any) -> None:
                 await survivor.enqueue([*sent, message("e", depends_on=("d",))])
                 claims = await broker.claim(["q"], 3, lease=LEASE)
                 crash = Crash(broker)
-                crash.left = number
-                crashed = True
-                try:
-                    await act(broker, claims)
-                except BrokerUnavailableError:
-                    tried += 1
-                else:
-                    crashed = False
-                crash.left = 0
+                crashed = await crash_at(crash, number, act, claims)
+                tried += crashed
                 await make_available(survivor)
                 until = survivor._clock.now() + IN_TIME[act] + SWEEP
                 while survivor._clock.now() + SWEEP <= until + 0.01:
