@@ -184,13 +184,12 @@ async def _run(jobs: JobQueue, pool: WorkerPool, *, scheduled: bool) -> bool:
         workers: list[Worker] = []
         try:
             while not is_virtual() or time.monotonic() < give_up_at:
-                changes = pool.next_changes()  # first, because jobs may end during the queries
-                if not any([await jobs.count(state=state) for state in states]):
-                    # A job may have changed its state between the counts.
-                    is_done = not [job async for job in jobs.list() if job.state in states]
-                    if is_done:
-                        break
-                queues = {job.queue async for job in jobs.list() if not job.state.is_final}
+                changes = pool.next_changes()  # first, because jobs may end during the query
+                left = [job async for job in jobs.list() if not job.state.is_final]
+                is_done = not any(job.state in states for job in left)
+                if is_done:
+                    break
+                queues = {job.queue for job in left}
                 if idle := (queues | declared) - pool.claimed_queues:
                     workers.append(pool.start(manager, Ordered(*sorted(idle)), _CONCURRENCY, ()))
                     continue
