@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support.processes.process import PATIENCE, PROGRAMS, Process, running
+from support.processes.process import PROGRAMS, Process, running
 
 pytestmark = pytest.mark.skipif(
     sys.platform == "win32", reason="no process can be sent SIGINT or SIGTERM on Windows"
@@ -55,7 +55,6 @@ def test_any_line(processes: dict[str, Process], backend: str) -> None:
 def check_case(case: dict[str, Any]) -> None:
     output = case["output"]
     assert case["status"] == -case["signal"], output
-    assert case["took"] < PATIENCE / 2
     errors = set(re.findall(r"^[\w.]*(?:Error|Exception|Warning)\b", output, re.M))
     expected = {"ValueError"}  # from the job that fails
     if case["signal"] == signal.SIGINT:

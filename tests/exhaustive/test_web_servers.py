@@ -131,7 +131,7 @@ def test_uvicorn_before_broker(folder: Path, name: str) -> None:
     (folder / "service.py").write_text(program, "utf-8")
     try:
         with running("-m", "uvicorn", "service:app", "--port=0") as server:
-            server.wait_for("waiting up to 20 s for the broker")
+            server.wait_for(f"waiting up to {PATIENCE:g} s for the broker")
             broker.start()
             server.wait_for("Application startup complete")
             server.send(signal.SIGTERM)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sqlite3
 import sys
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -18,9 +19,18 @@ from background.queues import JobQueue
 from background.queues._errors import BrokerUnavailableError
 from background.queues._states import JobState
 from background.queues.abc import Message, Settlement
-from background.queues.sqlite import SQLiteBroker, schema, wal
-from background.queues.sqlite.library import Connection, newest
+from background.queues.sqlite import SQLiteBroker, library, schema, wal
+from background.queues.sqlite.library import Connection
 from background.queues.sqlite.thread import _data_version
+
+LIBRARIES = list(dict.fromkeys([library.newest, sqlite3]))
+
+
+@pytest.fixture(autouse=True, params=LIBRARIES, ids=lambda library: library.__name__)
+def one_library(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Open all files with each library, because each has error classes of its own."""
+    monkeypatch.setattr(library, "newest", request.param)
+    monkeypatch.setattr(library, "choose", lambda path, timeout: request.param)
 
 
 async def test_lock_timeout(path: Path, anyio_backend: object) -> None:
@@ -235,7 +245,7 @@ def remove_file(path: Path, *, replaced: bool) -> None:
 
 async def test_data_version_error(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A failed query for changes by other connections does not fail the broker."""
-    errors: list[Exception] = [newest.OperationalError("busy")]
+    errors: list[Exception] = [library.newest.OperationalError("busy")]
 
     def fail_once(db: Connection) -> int:
         if errors:
@@ -253,8 +263,8 @@ async def test_data_version_denied(broker: SQLiteBroker) -> None:
     """A broker notices its own changes even if it can't check for other changes."""
 
     def deny_pragmas(db: Connection) -> None:
-        denied = {newest.SQLITE_PRAGMA: newest.SQLITE_DENY}
-        db.set_authorizer(lambda action, *_: denied.get(action, newest.SQLITE_OK))
+        denied = {sqlite3.SQLITE_PRAGMA: sqlite3.SQLITE_DENY}
+        db.set_authorizer(lambda action, *_: denied.get(action, sqlite3.SQLITE_OK))
 
     await thread_of(broker).call(deny_pragmas, writes=False)
     began = anyio.current_time()

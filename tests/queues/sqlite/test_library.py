@@ -12,7 +12,6 @@ from typing import Any
 import anyio
 import pytest
 from support.brokers.sqlite import message, thread_of
-from support.processes.process import running
 
 from background.queues import BrokerUnavailableError
 from background.queues.sqlite import SQLiteBroker, library
@@ -20,7 +19,6 @@ from background.queues.sqlite import SQLiteBroker, library
 needs_newer = pytest.mark.skipif(
     library.newest is sqlite3, reason="no newer SQLite than the standard library's is installed"
 )
-BLOCKED = "import sys; sys.modules['pysqlite3'] = None; "
 
 
 @pytest.fixture
@@ -100,13 +98,3 @@ async def test_unreadable_file(path: Path) -> None:
     await anyio.Path(path).write_bytes(b"This is not a database." * 100)
     with pytest.raises(BrokerUnavailableError, match="file is not a database"):
         await SQLiteBroker(path).open()
-
-
-def test_without_extra(tmp_path: Path) -> None:
-    """The tests of the broker's errors pass without `pysqlite3`, too."""
-    tests = str(Path(__file__).with_name("test_faults.py"))
-    arguments = ["-q", "-n0", "-p", "no:cacheprovider", "-k", "virtual-asyncio", tests]
-    program = f"{BLOCKED}import pytest; sys.exit(pytest.main({arguments!r}))"
-    with running("-c", program) as process:
-        assert process.wait() == 0
-    assert " passed" in process.output

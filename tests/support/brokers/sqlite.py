@@ -12,8 +12,8 @@ import anyio
 
 from background.queues._states import JobState
 from background.queues.abc import Claim, Message, Settlement
-from background.queues.sqlite import SQLiteBroker
-from background.queues.sqlite.library import Connection, newest
+from background.queues.sqlite import SQLiteBroker, library
+from background.queues.sqlite.library import Connection
 from support.time import SOON
 
 
@@ -45,10 +45,10 @@ async def finish(broker: SQLiteBroker, claims: list[Claim]) -> list[bool]:
 
 
 @contextmanager
-def other_connection(path: Path, library: Any = newest) -> Iterator[Connection]:
+def other_connection(path: Path) -> Iterator[Connection]:
     """Open a connection with the SQLite library that the broker uses for the file."""
     options: dict[str, Any] = {"isolation_level": None, "check_same_thread": False}
-    with closing(library.connect(path, **options)) as db:
+    with closing(library.newest.connect(path, **options)) as db:
         yield db
 
 

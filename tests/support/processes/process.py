@@ -15,7 +15,7 @@ from pathlib import Path
 
 import background
 
-PATIENCE = 20.0  # seconds until a test that waits for a process fails
+PATIENCE = 60.0  # seconds until a test that waits for a process fails
 
 #: The folder of the programs that tests run.
 PROGRAMS = Path(__file__).parent / "programs"
