@@ -674,6 +674,47 @@ async def test_renewal_in_parts(
     assert len(log.ran) == 7  # the two lost jobs ran twice
 
 
+async def test_slow_renewal(
+    jobs: JobQueue,
+    manager: Manager,
+    broker: FaultyBroker,
+    recorder: RecordingObserver,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """A worker runs no more jobs than it can renew the leases of, and warns once."""
+    monkeypatch.setattr("background.queues._worker.heartbeat._PART", 10)
+    renew, claim, running, most = broker.renew, broker.claim, 0, 0
+
+    async def renew_slowly(claims: Sequence[Claim], *, lease: float) -> list[LeaseStatus]:
+        await anyio.sleep(0.075 * len(claims))  # 100 in a quarter of the lease
+        return await renew(claims, lease=lease)
+
+    async def claim_slowly(queues: Sequence[str], room: int, *, lease: float) -> list[Claim]:
+        claims = await claim(queues, min(room, 5), lease=lease)
+        await anyio.sleep(0.05 * len(claims))
+        return claims
+
+    @jobs.handler()
+    async def nap() -> None:
+        nonlocal running, most
+        running += 1
+        most = max(most, running)
+        await anyio.sleep(60)
+        running -= 1
+
+    monkeypatch.setattr(broker, "renew", renew_slowly)
+    monkeypatch.setattr(broker, "claim", claim_slowly)
+    stored = await nap.enqueue_many([()] * 600)
+    await jobs.start(manager, concurrency=600)
+    for job in stored:
+        await job.result()
+    assert len(recorder.of(TaskSucceeded)) == 600
+    assert not recorder.of(TaskCancelled)
+    assert 100 < most <= 160
+    assert caplog.text.count("is the most whose leases of 30 s it renews in time") == 1
+
+
 async def test_renewal_after_outage(
     jobs: JobQueue, manager: Manager, broker: FaultyBroker, log: Log
 ) -> None:

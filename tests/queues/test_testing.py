@@ -100,10 +100,10 @@ def test_override_in_sync_code(backend: str) -> None:
 
     async def main() -> None:
         async with jobs:
-            assert await jobs.count(state=JobState.READY) == 1
-            assert results(await drain(jobs)) == [3]
             began = anyio.current_time()
-            assert results(await drain(jobs, scheduled=True)) == [4]
+            ended = results(await drain(jobs))
+            ended += results(await drain(jobs, scheduled=True))
+            assert ended == [3, 4]
             assert anyio.current_time() - began < 5
 
     with jobs.override(MemoryBroker()):

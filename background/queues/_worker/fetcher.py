@@ -18,6 +18,7 @@ from .._codec import trace
 from .._errors import BrokerUnavailableError
 from ..abc import Broker, Claim, LeaseStatus
 from .attempt import JobAttempt, WorkerContext
+from .capacity import Capacity
 from .decision import postpone
 from .in_flight import InFlight
 from .preparation import Preparation
@@ -37,7 +38,7 @@ class Fetcher:
         preparation: Turns claims into attempts.
         in_flight: The attempts in flight.
         queues: The queues to claim from.
-        concurrency: The most attempts in flight.
+        capacity: How many more jobs may be claimed.
         lease: Seconds for which jobs are claimed.
         max_crashes: The number of crashes after which a job is dead.
         unknown_for: Seconds for which a job that this worker can't run is released.
@@ -51,7 +52,7 @@ class Fetcher:
         preparation: Preparation,
         in_flight: InFlight,
         queues: Selection,
-        concurrency: int,
+        capacity: Capacity,
         lease: float,
         max_crashes: int,
         unknown_for: float,
@@ -63,7 +64,7 @@ class Fetcher:
         self._preparation = preparation
         self._in_flight = in_flight
         self._queues = queues
-        self._concurrency = concurrency
+        self._capacity = capacity
         self._lease = lease
         self._max_crashes = max_crashes
         self._unknown_for = unknown_for
@@ -105,7 +106,7 @@ class Fetcher:
         try:
             while not self._is_stopped:
                 with anyio.CancelScope() as self._pause:
-                    while len(self._in_flight) >= self._concurrency:
+                    while self._capacity.room <= 0:
                         await self._in_flight.wait_for_change()
                     if queues := await self._backoff.call(self._claim):
                         await self._wait_for_work(queues)
@@ -116,7 +117,7 @@ class Fetcher:
 
     async def _claim(self) -> Sequence[str]:
         """Claim jobs, and start them; return the queues to wait for if there is room for more."""
-        room = self._concurrency - len(self._in_flight)
+        room = self._capacity.room
         queues = self._queues.draw()
         began = self._now()
         # A cancelled claim could leave jobs claimed.
@@ -125,6 +126,7 @@ class Fetcher:
             claims = await self._confirmed(claims)
             for claim in claims:
                 self._start(claim, began + self._lease)
+            self._capacity.claimed(len(claims), self._now() - began)
             room -= len(claims)
         return queues if room and not self._is_stopped else ()
 

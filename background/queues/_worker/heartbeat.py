@@ -11,6 +11,7 @@ from ..._support.log import log
 from .._backoff import Outage, Outages
 from ..abc import Broker, LeaseStatus
 from .attempt import JobAttempt
+from .capacity import Capacity
 from .in_flight import InFlight
 
 _PART = 500  # leases that are renewed by one call
@@ -26,6 +27,7 @@ class LeaseRenewer:
     Args:
         broker: The broker.
         in_flight: The attempts whose leases are renewed.
+        capacity: Adapts to the time that renewals take.
         lease: Seconds for which they are renewed.
         now: Returns the event loop's time.
         outages: The logged outages of the broker.
@@ -35,12 +37,14 @@ class LeaseRenewer:
         self,
         broker: Broker,
         in_flight: InFlight,
+        capacity: Capacity,
         lease: float,
         now: Callable[[], float],
         outages: Outages,
     ) -> None:
         self._broker = broker
         self._in_flight = in_flight
+        self._capacity = capacity
         self._lease = lease
         self._now = now
         self._interval = min(lease / 3, _OFTEN)
@@ -48,15 +52,17 @@ class LeaseRenewer:
 
     async def run(self) -> None:
         """Renew leases until cancelled."""
+        due = self._now()
         try:
             while True:
-                await self._renew_in_time()
+                due = max(due + self._interval, self._now())
+                await anyio.sleep_until(due)
+                self._warn_if_late(due)
+                await self._renew_all()
         finally:
             self._outage.ended()
 
-    async def _renew_in_time(self) -> None:
-        due = self._now() + self._interval
-        await anyio.sleep(self._interval)
+    def _warn_if_late(self, due: float) -> None:
         late = self._now() - due
         if late > self._lease / 3:
             log(
@@ -66,17 +72,21 @@ class LeaseRenewer:
                 late,
                 self._lease,
             )
-        await self._renew_all()
 
     async def _renew_all(self) -> None:
         left = sorted(self._in_flight, key=lambda attempt: attempt.held_until)
         if not left:
             self._outage.ended()
+        renewed, took = 0, 0.0
         while left := [attempt for attempt in left if attempt in self._in_flight]:
             part, left = left[:_PART], left[_PART:]
-            await self._renew(part, is_last=not left)
+            began = self._now()
+            if await self._renew(part, is_last=not left):
+                renewed += len(part)
+                took += self._now() - began
+                self._capacity.renewed(renewed, took)
 
-    async def _renew(self, attempts: list[JobAttempt], *, is_last: bool) -> None:
+    async def _renew(self, attempts: list[JobAttempt], *, is_last: bool) -> bool:
         began = self._now()
         left = min(attempt.held_until for attempt in attempts) - began
         patience = left if is_last else left / 2  # the other parts need time, too
@@ -89,7 +99,7 @@ class LeaseRenewer:
         except Exception as error:
             self._outage.failed(error, began)
             self._lose_overdue()
-            return
+            return False
         self._outage.succeeded()
         for attempt, status in renewed:
             if attempt not in self._in_flight:
@@ -102,6 +112,7 @@ class LeaseRenewer:
                 attempt.held_until = began + self._lease
                 if status is LeaseStatus.CANCELLED:
                     attempt.cancel()
+        return True
 
     def _lose_overdue(self) -> None:
         """Give up attempts whose leases have expired by the worker's clock."""

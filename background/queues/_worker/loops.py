@@ -20,6 +20,7 @@ from .._enqueue.handler import Handler
 from .._errors import QueueError
 from .announcement import worker_stopped
 from .attempt import JobAttempt, WorkerContext, current_attempt
+from .capacity import Capacity
 from .completer import Completer
 from .fetcher import Fetcher
 from .heartbeat import LeaseRenewer
@@ -74,6 +75,7 @@ class WorkerLoops:
             settle_soon=self._completer.settle_soon,
             remove=self._remove,
         )
+        capacity = Capacity(self.in_flight, concurrency, lease)
         preparation = Preparation(context, handlers, observers, max_crashes)
         self._fetcher = Fetcher(
             broker,
@@ -81,14 +83,14 @@ class WorkerLoops:
             preparation,
             self.in_flight,
             queues,
-            concurrency,
+            capacity,
             lease,
             max_crashes,
             unknown_for,
             with_baggage,
         )
         self._renewer = LeaseRenewer(
-            broker, self.in_flight, lease, host.backend.now, client.outages
+            broker, self.in_flight, capacity, lease, host.backend.now, client.outages
         )
         self._janitor = Janitor(broker, lease, client.outages)
         self._unregister: Callable[[], None] = lambda: None

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import logging
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import accumulate, count
 from math import inf
 from typing import NamedTuple
 
-from ..._support.log import log
 from .._errors import BrokerUnavailableError
 from .._names import process_name
 from ..abc import Claim, LeaseStatus, Settlement
@@ -21,8 +19,6 @@ from .ready_queue import Offer, ReadyQueue
 from .records import Changed, Stored
 from .timer_wheel import TimerWheel
 
-#: Leases that a process is assumed to renew in a second, if it also runs jobs.
-_RENEWED_PER_SECOND = 2_000
 _MOST = 1_000  # jobs of one claim; the leases of more could end before the claim returns
 _MOST_BYTES = 4_000_000  # records of jobs, after which a claim ends
 _LARGE_PAGE = 16  # hints to fetch at once after a claim that ended because of its bytes
@@ -50,7 +46,6 @@ class Claims:
         self._leases = HeldLeases(timers)
         self._process = process_name()
         self._numbers = count(1)
-        self._has_warned = False
         self._page = _MOST  # hints to fetch at once
 
     def drop_expired(self, now: float) -> None:
@@ -66,7 +61,6 @@ class Claims:
 
         Jobs that are claimed are returned even if the connection is lost meanwhile.
         """
-        self._warn_of_short_leases(most, lease)
         most = min(most, _MOST)
         claims: list[Claim] = []
         size = 0
@@ -86,20 +80,6 @@ class Claims:
             if not claims:
                 raise
         return claims
-
-    def _warn_of_short_leases(self, most: int, lease: float) -> None:
-        """Log once that more jobs are wanted than can be held by leases of this length."""
-        least = 3 * most / _RENEWED_PER_SECOND
-        if lease < least and not self._has_warned:
-            self._has_warned = True
-            log(
-                logging.WARNING,
-                "NATS: %d jobs at once with a lease of %g s: renewing these leases may take too "
-                "long, and jobs would run twice; use a lease of at least %g s, or less concurrency",
-                most,
-                lease,
-                least,
-            )
 
     async def _claim(self, offers: Sequence[Offer], lease: float) -> list[Claim]:
         token = f"{self._process}-{next(self._numbers)}"

@@ -41,17 +41,6 @@ async def test_inspection_of_large_jobs(caplog: pytest.LogCaptureFixture) -> Non
 
 
 @virtual
-async def test_too_many_leases(caplog: pytest.LogCaptureFixture) -> None:
-    """A claim of more jobs than the lease allows to renew is warned of once."""
-    async with served_nats_broker() as broker:
-        await broker.claim(["q"], 4_000, lease=6)
-        assert "at least" not in caplog.text
-        await broker.claim(["q"], 4_000, lease=5)
-        await broker.claim(["q"], 4_000, lease=5)
-    assert caplog.text.count("use a lease of at least 6 s") == 1
-
-
-@virtual
 async def test_claim_of_many_jobs(monkeypatch: pytest.MonkeyPatch) -> None:
     """A claim is limited, because the leases of more jobs could end before it returns."""
     monkeypatch.setattr("background.queues.nats.claims._MOST", 5)
