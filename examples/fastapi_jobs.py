@@ -42,7 +42,7 @@ async def send_receipt(order: int) -> str:
 @asynccontextmanager
 async def lifespan(app: FastAPI) -> AsyncIterator[None]:
     # When the grace time ends, running jobs are released for other processes.
-    async with Manager(observers=[LoggingObserver()], signals=True, grace=20) as manager, jobs:
+    async with jobs, Manager(observers=[LoggingObserver()], signals=True, grace=20) as manager:
         await jobs.start(manager, concurrency=20)
         yield
 

@@ -55,7 +55,7 @@ OURS = {handler.name for handler in (send_receipt, count_sales, add_up)}
 
 async def main() -> None:
     observers = [LoggingObserver()]
-    async with Manager(observers=observers, signals=True, grace=1) as manager, jobs:
+    async with jobs, Manager(observers=observers, signals=True, grace=1) as manager:
         stored = [info async for info in jobs.list() if info.handler in OURS]
         left = [info.id for info in stored if not info.state.is_final]
         print(f"{len(left)} jobs are left from before")

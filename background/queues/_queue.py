@@ -126,7 +126,7 @@ class JobQueue:
         @jobs.handler(queue="mail", retry=5, timeout=30)
         async def send_email(to: str, subject: str) -> str: ...
 
-        async with Manager(signals=True) as manager, jobs:
+        async with jobs, Manager(signals=True) as manager:
             await jobs.start(manager)
             job = await send_email.enqueue("a@b.c", subject="hi")
             print(await job.result(timeout=10))

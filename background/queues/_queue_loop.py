@@ -206,7 +206,8 @@ class _SyncCall(Generic[T]):
 def not_open() -> QueueError:
     """Return the error of a call outside of the queue's block."""
     return QueueError(
-        "the queue is not open: enter it with `async with`, await open(), or call enqueue_sync()"
+        "the queue is not open: enter it with `async with`, await open(), or call enqueue_sync(); "
+        "enter it before a manager whose tasks use it"
     )
 
 

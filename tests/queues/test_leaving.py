@@ -41,6 +41,27 @@ async def test_leave_timeout(broker: FaultyBroker, clock: Clock, workers: int) -
     assert (stored.state, stored.attempt) == (JobState.READY, 0)
 
 
+async def test_enqueue_while_leaving(broker: FaultyBroker, clock: Clock) -> None:
+    """Tasks and jobs enqueue until the manager has closed, if the queue was entered before it."""
+    jobs = JobQueue(broker)
+
+    @jobs.handler(name="h")
+    async def enqueue(left: int) -> None:
+        await anyio.sleep(1)
+        if left:
+            await enqueue.enqueue(left - 1)
+
+    async with jobs, Manager(leave_timeout=30) as manager:
+        await jobs.start(manager)
+        job = await enqueue.enqueue(1)
+        await broker.called("settle")
+        manager.run(enqueue, 1)
+    assert await broker.real.count() == 3
+    stored = await broker.real.get(job.id)
+    assert stored is not None
+    assert stored.state is JobState.SUCCEEDED
+
+
 @pytest.mark.parametrize("workers", [1, 4])
 async def test_stuck_jobs(broker: FaultyBroker, clock: Clock, workers: int) -> None:
     """Leaving a queue waits for the stuck jobs of all workers at the same time, and only once."""

@@ -137,6 +137,8 @@ class WorkerLoops:
             await self._host.closed()
             if any(attempt.is_settling for attempt in self.in_flight):
                 self._give_up()  # the manager has waited for as long as it may
+            if not self.in_flight and not self._fetcher.is_fetching:
+                self._end_services()
         finally:
             self.in_flight.notify()
 
