@@ -3,29 +3,21 @@
 from __future__ import annotations
 
 import os
-import shutil
 import signal
-import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from support.processes.namespaces import can_run
 from support.processes.process import PROGRAMS, Process, running
 from support.processes.programs.container import NAMESPACE
 
 SCRIPT = PROGRAMS / "container.py"
 
 
-def has_namespaces() -> bool:
-    """Return whether this user may make a namespace of processes."""
-    if shutil.which(NAMESPACE[0]) is None:
-        return False
-    return subprocess.run([*NAMESPACE, "true"], capture_output=True).returncode == 0
-
-
 pytestmark = pytest.mark.skipif(
-    not has_namespaces(), reason="namespaces of processes can't be made here"
+    not can_run(NAMESPACE), reason="namespaces of processes can't be made here"
 )
 
 

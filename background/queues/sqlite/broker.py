@@ -85,7 +85,7 @@ class SQLiteBroker(Broker):
         self._wake_all()
 
     async def enqueue(self, messages: Sequence[Message]) -> list[bool]:
-        new = await self._file.write(_now(transitions.enqueue, messages=messages))
+        new = await self._file.write(_now(transitions.enqueue, messages=messages), adds=True)
         self._wake_workers()
         return new
 

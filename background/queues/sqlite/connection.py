@@ -87,8 +87,11 @@ class SQLiteFile:
     async def read(self, work: Work[T]) -> T:
         return await self._opened().call(work, writes=False)
 
-    async def write(self, work: Work[T]) -> T:
-        return await self._opened().call(work, writes=True)
+    async def write(self, work: Work[T], *, adds: bool = False) -> T:
+        thread = self._opened()
+        if adds:
+            thread.wal.require_space()
+        return await thread.call(work, writes=True)
 
     @property
     def library(self) -> Any:

@@ -101,6 +101,7 @@ class SQLiteThread:
         self._changed_at = 0.0
         # A daemon thread could be stopped in the middle of a transaction.
         self.library: Any = None  # of the connection, once it is open
+        self.wal: WalGuard  # once the connection is open
         self._thread = _ConnectionThread(target=self._run, name=f"SQLite {path}", daemon=False)
         self._opening = self._new_call(lambda db: None)
         self._ended = self._backend.event()
@@ -189,6 +190,7 @@ class SQLiteThread:
     def _run(self) -> None:
         try:
             try:
+                self.wal = WalGuard(self._path)
                 db = self._connect()
                 self.library = library.of(db)
                 self._identity = identity(self._file)
@@ -205,7 +207,6 @@ class SQLiteThread:
             self._post(self._ended.set)
 
     def _serve(self, db: Connection) -> None:
-        wal = WalGuard(self._path)
         with suppress(*library.ERRORS):  # after an error, the first check reports a change
             self._version = _data_version(db)
         while True:
@@ -220,7 +221,7 @@ class SQLiteThread:
                 self._settle([call for call in calls if call is not None], db)
                 if calls[-1] is None:
                     return
-                wal.check(db)
+                self.wal.check(db)
             if self.watchers:
                 self._check_for_changes(db)
 

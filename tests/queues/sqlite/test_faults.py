@@ -8,6 +8,7 @@ from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import anyio
 import pytest
@@ -207,7 +208,32 @@ async def test_large_wal(
     await broker.get("a")  # the check follows the answer of a call
     assert file.stat().st_size < 1_000_000
     (record,) = caplog.records
-    assert "jobs.db-wal has more than 1 MB and can't be truncated" in record.getMessage()
+    assert "jobs.db-wal has 1 MB and can't be truncated" in record.getMessage()
+
+
+async def test_space_for_log(
+    broker: SQLiteBroker, path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Jobs are refused while the disk has no space to write the log back."""
+    space = 0
+    monkeypatch.setattr(wal, "_INTERVAL", 0.0)
+    monkeypatch.setattr(wal.shutil, "disk_usage", lambda path: SimpleNamespace(free=space))
+    with other_connection(path) as db:
+        db.execute("BEGIN")
+        db.execute("SELECT * FROM background_jobs").fetchall()
+        await broker.enqueue([message("a")])
+        await broker.get("a")  # the check follows the answer of a call
+        with pytest.raises(
+            BrokerUnavailableError, match="less free space than is needed to write this log back"
+        ):
+            await broker.enqueue([message("b")])
+        (claim,) = await broker.claim(["q"], 1, lease=30)
+        assert await finish(broker, [claim]) == [True]
+        db.execute("COMMIT")
+    space = 1_000_000
+    await broker.get("a")
+    await broker.get("a")
+    assert await broker.enqueue([message("b")]) == [True]
 
 
 async def test_missing_table(broker: SQLiteBroker, path: Path) -> None:
