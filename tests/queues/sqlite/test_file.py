@@ -388,3 +388,27 @@ async def test_open_while_closing(tmp_path: Path) -> None:
         await anyio.wait_all_tasks_blocked()
     assert await broker.count() == 0
     await broker.close()
+
+
+async def test_restore(path: Path) -> None:
+    """A copy that was made while the file was open replaces it, and its jobs run again."""
+    broker, log = SQLiteBroker(path), path.with_name("jobs.db-wal")
+    await broker.open()
+    await broker.enqueue([message("before")])
+    copy = path.with_name("backup.db")
+    with other_connection(path) as db:
+        db.execute("VACUUM INTO ?", [str(copy)])
+    await finish(broker, await broker.claim(["q"], 1, lease=30))
+    await broker.enqueue([message("after")])
+    left = await anyio.Path(log).read_bytes()
+    await broker.close()
+    await anyio.Path(log).write_bytes(left)  # a process that is killed leaves it
+    copy.replace(path)
+    log.unlink()
+    await broker.open()
+    (claim,) = await broker.claim(["q"], 10, lease=30)
+    assert claim.message.id == "before"
+    assert await finish(broker, [claim]) == [True]
+    with other_connection(path) as db:
+        assert db.execute("PRAGMA integrity_check").fetchone() == ("ok",)
+    await broker.close()
