@@ -1,10 +1,10 @@
-"""Stored jobs that can't be read, because something else has changed them."""
+"""Stored jobs and ticks that can't be read, because something else has changed them."""
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, TypeGuard
 
 from .._support.log import log
 from ._states import JobState
@@ -12,6 +12,10 @@ from .abc import Claim, Message, StoredJob
 
 #: The errors of decoding what is stored.
 DECODING_ERRORS = (ArithmeticError, LookupError, RecursionError, TypeError, ValueError)
+
+#: Ticks must be earlier, so that they are in the range of `datetime` in every time zone: the last
+#: days of the year 9999. `advance_schedule.lua` has the same number.
+_END_OF_TICKS = 253_402_128_000.0
 
 
 def check_message(message: Message) -> Message:
@@ -95,3 +99,17 @@ def unreadable_job(id: str, stored: bytes, reason: BaseException) -> StoredJob:
 def report(id: object, reason: BaseException) -> None:
     """Log that a job can't be read, and is therefore dead."""
     log(logging.ERROR, "job %s can't be read and is dead: %s", id, reason)
+
+
+def is_tick(value: object) -> TypeGuard[float]:
+    """Return whether a stored value is a time from 1970 to 9999."""
+    return isinstance(value, (int, float)) and 0 <= value < _END_OF_TICKS
+
+
+def report_tick(name: str, stored: object) -> None:
+    """Log that the tick of a schedule can't be read, and is replaced by another one."""
+    log(
+        logging.ERROR,
+        "schedule %s: its latest tick is stored as %.100s, which can't be read; it begins again",
+        *(name, stored),
+    )

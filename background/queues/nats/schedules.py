@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import json
 from base64 import b64decode
+from collections.abc import Mapping
+from math import inf
 from typing import Any
 
+from .._unreadable import DECODING_ERRORS, is_tick, report_tick
 from .clock import ServerClock
 from .jetstream import JetStream
 from .layout import Layout
@@ -28,22 +31,27 @@ class Schedules:
     async def advance(
         self, name: str, expected: float | None, tick: float, retention: float
     ) -> float:
-        """Store a tick if the expected one is stored; return the one that is stored afterwards."""
+        """Store a tick if the expected one is stored; return the one that is stored afterwards.
+
+        A stored one that can't be read is replaced, as if there was none.
+        """
         subject = self._layout.schedule(name)
-        entry = b""
+        entry: bytes | None = None
         while True:
             now = self._clock.now()
             (message,) = await self._api.get_last(self._layout.schedules, [subject])
             revision = 0
             if message is None:
                 await self._delete_old(now)
-            elif b64decode(message["data"]) == entry:
+            elif _data(message) == entry:
                 return float(tick)  # the write was executed, but its answer was lost
             else:
-                stored, until = _entry(message)
-                if until > now and stored != expected:
-                    return stored
                 revision = message["seq"]
+                stored, until = _entry(message)
+                if not is_tick(stored):
+                    report_tick(name, _data(message))
+                elif until > now and stored != expected:
+                    return stored
             entry = json.dumps([float(tick), now + retention]).encode()
             (done,) = await self._api.replace([(subject, entry, revision)])
             if done is not None:
@@ -58,6 +66,14 @@ class Schedules:
         await self._api.delete_all(stream, old)
 
 
-def _entry(message: dict[str, Any]) -> tuple[float, float]:
-    tick, until = json.loads(b64decode(message["data"]))
-    return float(tick), float(until)
+def _data(message: Mapping[str, Any]) -> bytes:
+    return b64decode(message.get("data", ""))
+
+
+def _entry(message: Mapping[str, Any]) -> tuple[float, float]:
+    """Return a tick and the end of its retention; both are infinite if they can't be read."""
+    try:
+        tick, until = json.loads(_data(message))
+        return float(tick), float(until)
+    except DECODING_ERRORS:
+        return inf, inf

@@ -17,7 +17,7 @@ from .._dependencies import missing_dependency, outside_dependencies
 from .._errors import BrokerUnavailableError
 from .._names import process_name
 from .._states import FINAL, JobState
-from .._unreadable import describe, report
+from .._unreadable import describe, report, report_tick
 from ..abc import Broker, Claim, LeaseStatus, MaintenanceStats, Message, Settlement, StoredJob
 from . import script as scripts
 from .address import Address
@@ -261,7 +261,11 @@ class RedisBroker(Broker):
     ) -> float:
         replaced = "" if expected is None else float(expected)
         values = encoded(name, replaced, float(tick), retention)
-        return float(await self._call(scripts.ADVANCE_SCHEDULE, values))
+        stored = await self._ask(scripts.ADVANCE_SCHEDULE, values)
+        if not stored.startswith(b"?"):
+            return float(stored)
+        report_tick(name, stored[1:])
+        return float(tick)
 
     async def maintain(self) -> MaintenanceStats:
         version = self._keys.report(await self._call(scripts.PRESENT, []))

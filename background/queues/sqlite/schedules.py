@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from .._unreadable import is_tick, report_tick
 from .library import Connection
 
 
@@ -13,7 +14,10 @@ def advance(
     now: float,
     retention: float,
 ) -> float:
-    """Store a tick if the expected one is stored; return the one that is stored afterwards."""
+    """Store a tick if the expected one is stored; return the one that is stored afterwards.
+
+    A stored one that can't be read is replaced, as if there was none.
+    """
     db.execute("DELETE FROM background_schedules WHERE until <= ?", (now,))
     (stored,) = db.execute(
         """
@@ -25,4 +29,11 @@ def advance(
         """,
         (name, float(tick), now + retention, expected, expected),
     ).fetchone()
-    return float(stored)
+    if is_tick(stored):
+        return float(stored)
+    report_tick(name, stored)
+    db.execute(
+        "UPDATE background_schedules SET tick = ?, until = ? WHERE name = ?",
+        (float(tick), now + retention, name),
+    )
+    return float(tick)

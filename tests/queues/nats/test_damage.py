@@ -124,3 +124,34 @@ async def test_damaged_records(caplog: pytest.LogCaptureFixture) -> None:
         assert unreadable is not None
         assert unreadable.state is JobState.DEAD
         assert unreadable.message.body == GARBAGE[0]
+
+
+@virtual
+async def test_damaged_schedules(caplog: pytest.LogCaptureFixture) -> None:
+    """Schedules begin again if their ticks can't be read, and strays stop no new schedule."""
+    async with served_nats_broker() as broker:
+        api: Any = broker._api
+        bucket = f"$KV.{broker._layout.prefix}-schedules"
+        ticks = (*GARBAGE, b'["x", 1]', b"[1e300, 1e12]", b"[Infinity, 1e12]", b"[NaN, 1e12]")
+        for tick in ticks:
+            subject = broker._layout.schedule("damaged")
+            await api.publish_all([Request(subject, tick), Request(f"{bucket}.stray", tick)])
+            caplog.clear()
+            assert await broker.advance_schedule("damaged", None, 5.0, retention=60) == 5.0
+            assert await broker.advance_schedule("damaged", None, 6.0, retention=60) == 5.0
+            name = f"new-{ticks.index(tick)}"
+            assert await broker.advance_schedule(name, None, 5.0, retention=60) == 5.0
+            assert [record.levelname for record in caplog.records] == ["ERROR"]
+
+
+@virtual
+async def test_damaged_restoration() -> None:
+    """A damaged time of the latest restoration stops neither maintenance nor the next pass."""
+    async with served_nats_broker() as broker:
+        api: Any = broker._api
+        subject = broker._layout.schedule("=restoration")
+        await api.publish_all([Request(subject, b"\xff\x00garbage")])
+        await broker.enqueue([message("lost")])
+        await api.purge(broker._layout.ready, [broker._layout.all_ready_jobs])
+        await broker.maintain()
+        assert await claimed(broker) == ["lost"]

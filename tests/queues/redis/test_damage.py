@@ -126,11 +126,18 @@ async def test_stray_members(broker: RedisBroker, server: Server) -> None:
         assert [job.message.id async for job in broker.scan()] == ["one"]
 
 
-@pytest.mark.parametrize("tick", ["", "x", "1 x", "x 1e12", "1 2 3"])
-async def test_damaged_schedule(broker: RedisBroker, server: Server, tick: str) -> None:
-    """A schedule whose stored tick can't be read begins again, and others go on."""
+TICKS = ("", "x", "1 x", "x 1e12", "1 2 3", "1e300 1e12", "inf 1e12", "nan 1e12", "-1 1e12")
+
+
+@pytest.mark.parametrize("tick", TICKS)
+async def test_damaged_schedule(
+    broker: RedisBroker, server: Server, tick: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A schedule whose stored tick can't be read begins again, with one record."""
     with Redis.from_url(server.url) as client:
-        client.hset(key(broker, "schedules"), mapping={"damaged": tick, "other": tick})
-        for name in ("damaged", "new"):
+        client.hset(key(broker, "schedules"), mapping={"damaged": tick, "two": tick})
+        for name in ("damaged", "new", "two"):
             assert await broker.advance_schedule(name, None, 5.0, retention=60) == 5.0
             assert await broker.advance_schedule(name, None, 6.0, retention=60) == 5.0
+    levels = [record.levelname for record in caplog.records if "can't be read" in record.message]
+    assert levels == ["ERROR"] * 2

@@ -91,3 +91,19 @@ async def test_damaged_dependant(tmp_path: Path) -> None:
     assert job is not None
     assert job.state is JobState.DEAD
     await broker.close()
+
+
+@pytest.mark.parametrize("tick", ["garbage", b"\xff", 1e300, float("inf"), -1])
+async def test_damaged_schedule(
+    broker: SQLiteBroker, path: Path, tick: object, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A schedule whose stored tick can't be read begins again, with one record."""
+    await broker.advance_schedule("damaged", None, 5.0, retention=60)
+    await broker.advance_schedule("two", None, 5.0, retention=60)
+    with closing(newest.connect(path)) as db, db:
+        db.execute("UPDATE background_schedules SET tick = ? WHERE name = 'damaged'", (tick,))
+    assert await broker.advance_schedule("damaged", None, 6.0, retention=60) == 6.0
+    assert await broker.advance_schedule("damaged", None, 7.0, retention=60) == 6.0
+    assert await broker.advance_schedule("two", None, 7.0, retention=60) == 5.0
+    assert [record.levelname for record in caplog.records] == ["ERROR"]
+    assert "schedule damaged: its latest tick is stored as" in caplog.text
