@@ -350,7 +350,11 @@ class Results(ABC):
 
     @abstractmethod
     async def get(self, key: str) -> bytes | None:
-        """Return a stored result, or `None`."""
+        """Return a stored result, or `None`.
+
+        Raises:
+            InvalidPayloadError: What is stored is no result.
+        """
 
     @abstractmethod
     async def delete(self, key: str) -> None:

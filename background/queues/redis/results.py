@@ -5,6 +5,9 @@ from __future__ import annotations
 import ssl
 from typing import Unpack
 
+from redis.exceptions import ResponseError
+
+from .._errors import InvalidPayloadError
 from ..abc import Results
 from .address import Address
 from .script import command, encoded
@@ -66,7 +69,10 @@ class RedisResults(Results):
         await self._session.call(command(*values))
 
     async def get(self, key: str) -> bytes | None:
-        found: bytes | None = await self._session.call(command(b"GET", self._key(key)))
+        answer = await self._session.connection.call(command(b"GET", self._key(key)))
+        if isinstance(answer, ResponseError) and str(answer).startswith("WRONGTYPE"):
+            raise InvalidPayloadError(f"the result {key} can't be read: its key is of another type")
+        found: bytes | None = self._session.checked(answer)
         return found
 
     async def delete(self, key: str) -> None:

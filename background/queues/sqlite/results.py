@@ -11,7 +11,8 @@ from .library import Connection
 
 _SAVE = "INSERT OR REPLACE INTO background_results (key, result, until) VALUES (?, ?, ?)"
 _DELETE_OLD = "DELETE FROM background_results WHERE until <= ?"
-_GET = "SELECT result FROM background_results WHERE key = ? AND until > ?"
+# Other programs may have stored a text or a number, which a cast turns into bytes.
+_GET = "SELECT CAST(result AS BLOB) FROM background_results WHERE key = ? AND until > ?"
 _DELETE = "DELETE FROM background_results WHERE key = ?"
 
 

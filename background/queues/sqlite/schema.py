@@ -150,6 +150,7 @@ def connect(path: str, synchronous: str, timeout: float) -> Connection:
                 f"SQLite {sqlite.sqlite_version} is too old; 3.35 or later is required"
             )
         db: Connection = sqlite.connect(path, timeout=timeout, isolation_level=None)
+        db.text_factory = _text
         try:
             with _transaction(db, "BEGIN"):  # before WAL mode, which changes the file
                 version = stored_version(db, path, MIGRATIONS)
@@ -172,6 +173,14 @@ def disconnect(db: Connection) -> None:
     with _opening:
         db.close()
         del _open[db]
+
+
+def _text(stored: bytes) -> str | bytes:
+    """Decode a text; return one that is no UTF-8 unchanged, which affects only its own row."""
+    try:
+        return stored.decode()
+    except UnicodeDecodeError:
+        return stored
 
 
 def _use_wal(db: Connection, timeout: float) -> None:

@@ -11,8 +11,8 @@ from support.brokers.jobs import claimed, message
 from support.brokers.redis import until
 from support.brokers.redis_servers import Server
 
-from background.queues import BrokerUnavailableError, JobState
-from background.queues.redis import RedisBroker
+from background.queues import BrokerUnavailableError, InvalidPayloadError, JobState
+from background.queues.redis import RedisBroker, RedisResults
 
 GARBAGE = (b"", b"x", b"\xff\x00", b"[1]", b"\x90", b"\x91\xc0", b"1 2 3\n", b"0" * 100)
 HASHES = ("jobs", "messages", "results", "errors")
@@ -141,3 +141,18 @@ async def test_damaged_schedule(
             assert await broker.advance_schedule(name, None, 6.0, retention=60) == 5.0
     levels = [record.levelname for record in caplog.records if "can't be read" in record.message]
     assert levels == ["ERROR"] * 2
+
+
+async def test_damaged_result(broker: RedisBroker, server: Server) -> None:
+    """A result whose key has another type is refused, and others can be read."""
+    results = RedisResults(server.url, prefix=broker.prefix)
+    await results.open()
+    await results.save("innocent", b"1", retention=60)
+    with Redis.from_url(server.url) as client:
+        client.lpush(key(broker, "result:damaged"), "x")
+        with pytest.raises(InvalidPayloadError, match="the result damaged can't be read"):
+            await results.get("damaged")
+        assert await results.get("innocent") == b"1"
+        await results.delete("damaged")
+        assert await results.get("damaged") is None
+    await results.close()

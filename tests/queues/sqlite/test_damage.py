@@ -10,8 +10,9 @@ import pytest
 from support.brokers.jobs import message, settle
 
 from background import Manager
-from background.queues import JobFailedError, JobQueue, JobState
-from background.queues.sqlite import SQLiteBroker
+from background.queues import InvalidPayloadError, JobFailedError, JobQueue, JobState
+from background.queues.memory import MemoryBroker
+from background.queues.sqlite import SQLiteBroker, SQLiteResults
 from background.queues.sqlite.library import newest
 
 pytestmark = pytest.mark.filterwarnings("ignore:several connections")
@@ -22,13 +23,16 @@ COLUMNS = (
     *("dead_retention", "depends_on", "blocked", "enqueued_at", "started_at", "finished_at"),
     *("error", "result", "body"),
 )
-GARBAGE = ("x", b"\xff\x00", -1, 10**18, "[", "5", '"x"')
+NOT_UTF8 = b"\xffA"  # stored as a text
+GARBAGE = ("x", b"\xff\x00", NOT_UTF8, -1, 10**18, "[", "5", '"x"')
 
 
 def change(path: Path, column: str, value: Any) -> None:
     """Change a column of the first job, as another program may do."""
     with closing(newest.connect(path)) as db, db:
-        db.execute(f"UPDATE background_jobs SET {column} = ? WHERE number = 1", (value,))
+        as_text = isinstance(value, bytes) and value == NOT_UTF8
+        new = "CAST(? AS TEXT)" if as_text else "?"
+        db.execute(f"UPDATE background_jobs SET {column} = {new} WHERE number = 1", (value,))
 
 
 @pytest.mark.parametrize("column", COLUMNS)
@@ -107,3 +111,27 @@ async def test_damaged_schedule(
     assert await broker.advance_schedule("two", None, 7.0, retention=60) == 5.0
     assert [record.levelname for record in caplog.records] == ["ERROR"]
     assert "schedule damaged: its latest tick is stored as" in caplog.text
+
+
+@pytest.mark.parametrize("value", ["text", NOT_UTF8, 5.5])
+async def test_damaged_result(manager: Manager, tmp_path: Path, value: Any) -> None:
+    """A damaged result in a store costs the result of that job only."""
+    path = tmp_path / "results.db"
+    async with JobQueue(MemoryBroker(), results=SQLiteResults(path)) as jobs:
+
+        @jobs.handler(name="add")
+        async def add(a: int) -> int:
+            return a + 1
+
+        await jobs.start(manager)
+        damaged, innocent = await add.enqueue(1), await add.enqueue(2)
+        assert [await damaged.result(), await innocent.result()] == [2, 3]
+        with closing(newest.connect(path)) as db, db:
+            db.execute("UPDATE background_results SET result = ? WHERE result = x'32'", (value,))
+        with pytest.raises(InvalidPayloadError, match="the result"):
+            await damaged.result()
+        assert await damaged.info() is not None
+        results = {info.id: info.result async for info in jobs.list()}
+        assert results[innocent.id] == 3
+        assert damaged.id in results
+        await manager.close(timeout=0)
