@@ -278,7 +278,11 @@ class Broker(ABC):
 
     @abstractmethod
     async def get(self, id: str) -> StoredJob | None:
-        """Return a job as it was at the latest maintenance or later."""
+        """Return a job as it was at the latest maintenance or later.
+
+        Raises:
+            QueueError: A newer version of the library has stored it, so it can't be read.
+        """
 
     @abstractmethod
     async def wait(self, id: str, timeout: float) -> StoredJob | None:
@@ -288,11 +292,19 @@ class Broker(ABC):
     def scan(
         self, *, queue: str | None = None, state: JobState | None = None
     ) -> AsyncIterator[StoredJob]:
-        """Iterate over jobs, oldest first; concurrent additions may be missed."""
+        """Iterate over jobs, oldest first; concurrent additions may be missed.
+
+        Raises:
+            QueueError: A newer version of the library has stored jobs, which can't be read.
+        """
 
     @abstractmethod
     async def count(self, *, queue: str | None = None, state: JobState | None = None) -> int:
-        """Return the number of jobs."""
+        """Return the number of jobs.
+
+        Raises:
+            QueueError: A newer version of the library has stored jobs, which can't be read.
+        """
 
     @abstractmethod
     async def purge(self, *, state: JobState | None = None, older_than: float = 0.0) -> int:

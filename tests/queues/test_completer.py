@@ -8,7 +8,7 @@ from support.brokers.faulty import FaultyBroker
 from support.brokers.jobs import LEASE, claim_one, message, settlement, state_of
 from support.brokers.kinds import elapse
 
-from background.queues import JobState
+from background.queues import BrokerUnavailableError, JobState, QueueError
 from background.queues._backoff import Outages
 from background.queues._worker.completer import Completer
 
@@ -68,6 +68,21 @@ async def test_settle_after_lease_expiry(broker: FaultyBroker, state: JobState) 
         assert await completer.settle(AttemptStub(), settlement(claim, state)) is False  # type: ignore[arg-type]
         group.cancel_scope.cancel()
     assert await state_of(broker) is JobState.READY
+
+
+async def test_settle_of_newer_version(broker: FaultyBroker) -> None:
+    """A repeated settlement is rejected if a newer version of the library has the job by then."""
+    await broker.enqueue([message()])
+    claim = await claim_one(broker)
+    broker.lose("settle")
+    broker.fail("get", error=BrokerUnavailableError("no broker"))
+    broker.fail("get", error=QueueError("jobs of version 2"))
+    completer = Completer(broker, type(anyio.Event()), Outages())
+    async with anyio.create_task_group() as group:
+        group.start_soon(completer.run)
+        outcome = settlement(claim, JobState.SUCCEEDED)
+        assert await completer.settle(AttemptStub(), outcome) is False  # type: ignore[arg-type]
+        group.cancel_scope.cancel()
 
 
 @pytest.mark.parametrize("accepted", [True, False])

@@ -17,7 +17,15 @@ from support.brokers.faulty import FaultyBroker
 
 from background import Manager, Schedule, TaskKind, cron, every
 from background._support import clock
-from background.queues import InvalidPayloadError, JobQueue, JobState, PayloadTooLargeError, chain
+from background.queues import (
+    BrokerUnavailableError,
+    InvalidPayloadError,
+    JobQueue,
+    JobState,
+    PayloadTooLargeError,
+    QueueError,
+    chain,
+)
 from background.queues._enqueue.schedules import _id_of
 from background.queues._enqueue.ticker import latest
 from background.queues.abc import Message
@@ -306,6 +314,21 @@ async def test_taken_tick(
     assert error.getMessage() == (
         f"schedule of record: no job is enqueued, because another job has the id {id}"
     )
+
+
+async def test_tick_of_newer_version(
+    broker: FaultyBroker, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A tick that a newer version of the library has enqueued counts as enqueued."""
+    ran: list[float] = []
+    async with process(broker, ran, every(60)) as (_, jobs):
+        id = f"{_id_of(every(60), jobs._handlers['record'].job())}..{START + 60:.3f}"
+        await broker.enqueue([Message(id, "record", "elsewhere", b"{}", 3600, 3600)])
+        broker.fail("get", error=BrokerUnavailableError("no broker"))
+        broker.fail("get", error=QueueError("jobs of version 2"))
+        await anyio.sleep(130)
+    assert ran == [120]
+    assert not [record for record in caplog.records if record.levelno == logging.ERROR]
 
 
 async def test_repeated_tick(broker: FaultyBroker) -> None:

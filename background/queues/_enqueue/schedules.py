@@ -19,7 +19,12 @@ from ..._task import Task
 from .._backoff import WAIT, Outage
 from .._client import Client
 from .._codec.body import decode
-from .._errors import DuplicateJobError, InvalidPayloadError
+from .._errors import (
+    BrokerUnavailableError,
+    DuplicateJobError,
+    InvalidPayloadError,
+    QueueError,
+)
 from .._names import RESERVED
 from ..abc import Message
 from .enqueuer import Enqueuer
@@ -123,7 +128,12 @@ class JobSchedule:
         try:
             await self._enqueuer.enqueue([made], options, self._job.observers)
         except DuplicateJobError:
-            stored = await self._enqueuer.stored(id)
+            try:
+                stored = await self._enqueuer.stored(id)
+            except BrokerUnavailableError:
+                raise
+            except QueueError:  # a newer version of the library has enqueued it
+                return False
             if stored is not None and not _is_same(stored, made):
                 text = "schedule of %s: no job is enqueued, because another job has the id %s"
                 log(logging.ERROR, text, self._job.terms.name, id)

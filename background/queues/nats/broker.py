@@ -57,6 +57,10 @@ class NatsBroker(Broker):
     it depends on. The server's `max_payload` limits its size. `scan`, `count` and `purge` read all
     jobs, on a second connection. All times are those of the server's clock.
 
+    A worker leaves jobs that a newer version of the library has stored to workers of that version,
+    and `purge` leaves them alone. `get` and `wait` of such a job raise `QueueError`, as do `scan`
+    and `count` while there is one.
+
     The broker makes and closes its own clients of nats-py: what it promises depends on how they
     reconnect, and that they buffer nothing.
 
@@ -278,7 +282,7 @@ class NatsBroker(Broker):
             ended = job.state in FINAL and (job.finished_at or 0.0) <= now - older_than
             return job.revision if ended and state in (None, job.state) else 0
 
-        revisions = await self._inspection.read_all(select)
+        revisions = await self._inspection.read_all(select, newer=True)
         return await self._inspection.delete(
             [revision for revision in revisions.values() if revision]
         )

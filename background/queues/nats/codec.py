@@ -18,7 +18,9 @@ from .._unreadable import DECODING_ERRORS, check_message, check_number, check_ou
 from ..abc import LostClaim, Message
 from .job import NatsJob
 
-_VERSION = 1
+#: The version of the format that this library writes, and the latest that it reads. A release that
+#: changes the format first reads the new one, and the next release writes it.
+WRITES, READS = 1, 1
 
 #: Attributes that are omitted from a record if they have these values.
 _DEFAULTS: Mapping[str, Any] = {
@@ -42,6 +44,10 @@ class UnreadableRecordError(BrokerUnavailableError):
     """A record is damaged, or was written by a newer version of the library."""
 
 
+class NewerRecordError(UnreadableRecordError):
+    """A record was written by a newer version of the library."""
+
+
 def encode(job: NatsJob) -> bytes:
     """Return the record of a job.
 
@@ -50,7 +56,7 @@ def encode(job: NatsJob) -> bytes:
     message = job.message
     blobs = [message.body, job.result, *job.previous]
     fields: dict[str, Any] = {
-        "v": _VERSION,
+        "v": WRITES,
         "id": message.id,
         "handler": message.handler,
         "queue": message.queue,
@@ -84,19 +90,25 @@ def decode(record: bytes, revision: int) -> NatsJob:
         revision: Its revision.
 
     Raises:
-        UnreadableRecordError: This version of the library can't read the record.
+        NewerRecordError: It has a version of the format from a newer version of the library.
+        UnreadableRecordError: It is damaged.
     """
     try:
         line, _, rest = record.partition(b"\n")
         fields = json.loads(line)
-        if fields["v"] != _VERSION:
-            raise ValueError(f"version {fields['v']!r}")
+        version = fields["v"]
+        if type(version) is not int or version < 1:
+            raise ValueError(f"version {version!r}")
+        if version > READS:
+            raise NewerRecordError(
+                f"there are jobs of version {version}, from a newer version of this library, which "
+                f"runs them; this one supports versions up to {READS}"
+            )
         job = _job(fields, _split(rest, fields["sizes"]), revision)
         _check(job)
     except DECODING_ERRORS as error:
         raise UnreadableRecordError(
-            f"the job's record at revision {revision} can't be read by this version of the "
-            f"library: {error}"
+            f"the job's record at revision {revision} can't be read: {error}"
         ) from None
     return job
 

@@ -13,11 +13,11 @@ from typing import TypeVar
 
 from nats.aio.msg import Msg
 
-from .._errors import BrokerUnavailableError
+from .._errors import BrokerUnavailableError, QueueError
 from .._names import is_name
 from .._unreadable import DECODING_ERRORS
 from .address import NatsAddress
-from .codec import UnreadableRecordError, decode
+from .codec import NewerRecordError, UnreadableRecordError, decode
 from .jetstream import JetStream
 from .job import NatsJob
 from .layout import Layout, name_in
@@ -50,10 +50,19 @@ class Inspection:
         self._api = JetStream(self.requests, Streams(self.requests, layout))
         self._layout = layout
 
-    async def read_all(self, extract: Callable[[NatsJob], T]) -> dict[str, T]:
+    async def read_all(
+        self, extract: Callable[[NatsJob], T], *, newer: bool = False
+    ) -> dict[str, T]:
         """Read all records, and return by id what `extract` returns for each job.
 
-        Records that this version of the library can't read are reported and left out.
+        Records that can't be read are reported and left out.
+
+        Args:
+            extract: Called with each job.
+            newer: Whether records of a newer version of the library are left out, too.
+
+        Raises:
+            QueueError: There are such records.
         """
         found: dict[str, T] = {}
         async with aclosing(self._messages(self._layout.jobs)) as messages:
@@ -61,6 +70,8 @@ class Inspection:
                 try:
                     job = decode(message.data, message.metadata.sequence.stream)
                 except UnreadableRecordError as error:
+                    if isinstance(error, NewerRecordError) and not newer:
+                        raise QueueError(f"{self.requests.shown}: {error}") from None
                     self.report(error)
                 else:
                     found[job.message.id] = extract(job)

@@ -19,11 +19,12 @@ from math import inf
 from typing import Any, NamedTuple
 
 from ..._support.log import log
+from .._errors import QueueError
 from .._states import FINAL, JobState
 from .._unreadable import unreadable_job
 from ..abc import StoredJob
 from .clock import ServerClock
-from .codec import UnreadableRecordError, decode, encode
+from .codec import NewerRecordError, UnreadableRecordError, decode, encode
 from .jetstream import JetStream
 from .job import NatsJob
 from .layout import Layout
@@ -126,10 +127,16 @@ class Records:
         return None if job.delete_at <= now else job
 
     async def get(self, id: str) -> StoredJob | None:
-        """Return a job, or `None` if it is not stored or past its retention."""
+        """Return a job, or `None` if it is not stored or past its retention.
+
+        Raises:
+            QueueError: A newer version of the library has stored it.
+        """
         (stored,) = await self.load([id])
         try:
             job = self.job_of(stored, self._clock.now())
+        except NewerRecordError as error:
+            raise QueueError(f"job {id} can't be read here: {error}") from None
         except UnreadableRecordError as error:
             return unreadable_job(id, stored.record, error)
         return None if job is None else job.stored()

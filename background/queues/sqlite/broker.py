@@ -197,6 +197,7 @@ class SQLiteBroker(Broker):
         )
 
     async def maintain(self) -> MaintenanceStats:
+        await self._file.check_version()
         done, complete = MaintenanceStats(), False
         while not complete:
             part, complete = await self._file.write(_now(transitions.maintain))

@@ -13,7 +13,7 @@ import anyio
 
 from ..._support import validation
 from .._errors import BrokerUnavailableError
-from .schema import connect
+from .schema import connect, refusal
 from .thread import SQLiteThread, Work
 
 T = TypeVar("T")
@@ -57,6 +57,7 @@ class SQLiteFile:
         self._on_foreign_change = on_foreign_change
         self._thread: SQLiteThread | None = None
         self._opening: anyio.Lock | None = None  # held while closing, too
+        self._refusal: str | None = None
 
     async def open(self) -> None:
         async with self._exclusively():
@@ -69,6 +70,7 @@ class SQLiteFile:
                 thread.abandon()
                 raise
             self._thread = thread
+            self._refusal = None
 
     async def close(self) -> None:
         async with self._exclusively() as opening:
@@ -93,6 +95,15 @@ class SQLiteFile:
             thread.wal.require_space()
         return await thread.call(work, writes=True)
 
+    async def check_version(self) -> None:
+        """Refuse all calls until the file is opened again, if a newer version has migrated it.
+
+        Raises:
+            BrokerUnavailableError: A newer version of the library has migrated the file.
+        """
+        self._refusal = await self.read(partial(refusal, path=self.path))
+        self._opened()
+
     @property
     def library(self) -> Any:
         """The SQLite library of the open connection."""
@@ -111,4 +122,6 @@ class SQLiteFile:
     def _opened(self) -> SQLiteThread:
         if self._thread is None:
             raise BrokerUnavailableError(f"{self.path} is not open")
+        if self._refusal:
+            raise BrokerUnavailableError(self._refusal)
         return self._thread

@@ -114,6 +114,11 @@ MIGRATIONS: Migrations = (
     ),
 )
 
+#: The version to which this library migrates a file, and the latest that it reads. A release that
+#: changes the schema first adds a migration, and the next release makes it: two releases that
+#: follow each other can run at the same time.
+WRITES, READS = len(MIGRATIONS), len(MIGRATIONS)
+
 #: The path, the process and the file of each open connection.
 _open: dict[Connection, tuple[str, int, object]] = {}
 _opening = threading.Lock()  # held by brokers' threads only
@@ -158,8 +163,8 @@ def connect(path: str, synchronous: str, timeout: float) -> Connection:
             db.execute(f"PRAGMA synchronous = {synchronous}")
             db.execute("PRAGMA mmap_size = 0")
             db.execute(f"PRAGMA journal_size_limit = {BOUND}")
-            if version < len(MIGRATIONS):
-                migrate(db, path, MIGRATIONS)
+            if version < WRITES:
+                migrate(db, path, MIGRATIONS, WRITES)
             db.execute(f"PRAGMA busy_timeout = {_BUSY_TIMEOUT}")
         except BaseException:
             db.close()
@@ -202,19 +207,22 @@ def _use_wal(db: Connection, timeout: float) -> None:
             return
 
 
-def migrate(db: Connection, path: str, migrations: Migrations) -> None:
+def migrate(db: Connection, path: str, migrations: Migrations, upto: int) -> None:
     """Apply the missing migrations in one transaction.
 
     Args:
         db: The connection.
         path: The file, for messages.
         migrations: The statements of all migrations.
+        upto: The version to which the file is migrated, unless it has a later one.
 
     Raises:
         BrokerUnavailableError: The tables in the file are not those of a known version.
     """
     with _transaction(db, "BEGIN IMMEDIATE"):
-        _apply(db, migrations, stored_version(db, path, migrations))
+        version = stored_version(db, path, migrations)
+        if version < upto:
+            _apply(db, migrations[:upto], version)
 
 
 def _apply(db: Connection, migrations: Migrations, version: int) -> None:
@@ -238,13 +246,9 @@ def stored_version(db: Connection, path: str, migrations: Migrations) -> int:
     found = _objects(db)
     version = 0
     if found.get(_VERSION) == [("table", "version", "INTEGER", 1, 0)]:
-        ((number,),) = db.execute(f"SELECT max(version) FROM {_VERSION}").fetchall()
-        version = number if isinstance(number, int) and number > 0 else 0
+        version = _number(db)
     if version > len(migrations):
-        raise BrokerUnavailableError(
-            f"{path} has job tables of version {version}, from a newer version of this library; "
-            f"this one supports versions up to {len(migrations)}"
-        )
+        raise BrokerUnavailableError(_newer(path, version, len(migrations)))
     latest = expected = _made_by(migrations)
     if version < len(migrations):
         expected = _made_by(migrations[:version]) if version else {}
@@ -258,6 +262,24 @@ def stored_version(db: Connection, path: str, migrations: Migrations) -> int:
             f"{', '.join(unknown)}; use another file"
         )
     return version
+
+
+def refusal(db: Connection, path: str) -> str | None:
+    """Return why an open file is refused, if a newer version of the library has migrated it."""
+    version = _number(db)
+    return _newer(path, version, READS) if version > READS else None
+
+
+def _number(db: Connection) -> int:
+    ((number,),) = db.execute(f"SELECT max(version) FROM {_VERSION}").fetchall()
+    return number if isinstance(number, int) and number > 0 else 0
+
+
+def _newer(path: str, version: int, most: int) -> str:
+    return (
+        f"{path} has job tables of version {version}, from a newer version of this library; this "
+        f"one supports versions up to {most}"
+    )
 
 
 @cache

@@ -16,6 +16,7 @@ import pytest
 from support.brokers.sqlite import finish, message, messages, other_connection, thread_of
 
 from background.queues._errors import BrokerUnavailableError
+from background.queues.abc import MaintenanceStats
 from background.queues.sqlite import SQLiteBroker, file_system, schema
 from background.queues.sqlite.library import Connection, newest
 
@@ -275,6 +276,44 @@ async def test_newer_version(path: Path) -> None:
         await broker.open()
 
 
+async def test_raised_version(path: Path) -> None:
+    """A worker that runs while a newer release migrates the file refuses all further calls."""
+    broker = SQLiteBroker(path)
+    await broker.open()
+    await broker.enqueue([message()])
+    with other_connection(path) as db:
+        db.execute("UPDATE background_version SET version = 99")
+        for call in (broker.maintain, broker.maintain, broker.count):
+            with pytest.raises(BrokerUnavailableError, match=r"has job tables of version 99, from"):
+                await call()
+        db.execute("UPDATE background_version SET version = ?", (schema.WRITES,))
+    await broker.close()
+    await broker.open()
+    assert await broker.maintain() == MaintenanceStats()
+    assert await broker.count() == 1
+    await broker.close()
+
+
+async def test_read_version(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A release opens a file of a version that it reads, but does not write yet."""
+    monkeypatch.setattr(schema, "WRITES", 1)
+    migrated, reading = SQLiteBroker(path), SQLiteBroker(path)
+    await reading.open()
+    await reading.close()
+    with other_connection(path) as db:
+        assert version_of(db) == 1
+        monkeypatch.setattr(schema, "WRITES", 2)
+        await migrated.open()
+        await migrated.close()
+        assert version_of(db) == 2
+        monkeypatch.setattr(schema, "WRITES", 1)
+        await reading.open()
+        await reading.maintain()
+        assert await reading.enqueue([message()]) == [True]
+        await reading.close()
+        assert version_of(db) == 2
+
+
 @pytest.mark.parametrize(
     "statements",
     [
@@ -359,12 +398,12 @@ def version_of(db: Connection) -> int:
 
 
 def test_migration_order(path: Path) -> None:
-    """Migrations are applied once and in order."""
+    """Migrations are applied once and in order, and none after the version that is written."""
     add = "ALTER TABLE background_a ADD y", "INSERT INTO background_a VALUES (1, 2)"
     steps = (("CREATE TABLE background_a (x)",), add)
     with other_connection(path) as db:
-        for version in (1, 2, 2):
-            schema.migrate(db, "", steps[:version])
+        for upto, version in ((1, 1), (2, 2), (2, 2), (1, 2)):
+            schema.migrate(db, "", steps, upto)
             assert version_of(db) == version
         assert db.execute("SELECT x, y FROM background_a").fetchall() == [(1, 2)]
 
@@ -373,7 +412,7 @@ def test_failed_migration(path: Path) -> None:
     """A failed migration leaves the file unchanged."""
     with other_connection(path) as db:
         with pytest.raises(newest.OperationalError):
-            schema.migrate(db, "", (("CREATE TABLE a (x)",), ("DROP TABLE b",)))
+            schema.migrate(db, "", (("CREATE TABLE a (x)",), ("DROP TABLE b",)), 2)
         assert db.execute("SELECT count(*) FROM sqlite_schema").fetchone() == (0,)
 
 
