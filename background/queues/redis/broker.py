@@ -268,7 +268,9 @@ class RedisBroker(Broker):
         return float(tick)
 
     async def maintain(self) -> MaintenanceStats:
-        version = self._keys.report(await self._call(scripts.PRESENT, []))
+        version, are_gone = self._keys.report(await self._call(scripts.PRESENT, []))
+        if await self._session.check_evictions() or are_gone:
+            self._requests_repair = True
         if not WRITES <= version <= READS:  # the server was emptied, or a newer release has opened
             await self._check_jobs(self._session.connection)
         done = [0, 0, 0, 0]
@@ -285,7 +287,8 @@ class RedisBroker(Broker):
     async def _repair(self) -> None:
         """Run pages of a pass that repairs the indexes, if it is time for one.
 
-        A pass begins with the first maintenance, each hour, and after a job was set aside.
+        A pass begins with the first maintenance, each hour, after a job was set aside, and when
+        keys are gone or were evicted.
         """
         end = anyio.current_time() + _REPAIR_TIME
         while True:

@@ -1,4 +1,4 @@
-"""Checks of a server: settings that endanger jobs, and keys that are gone."""
+"""Checks of a server: settings that endanger jobs, keys that are gone, and evictions."""
 
 from __future__ import annotations
 
@@ -6,9 +6,6 @@ import logging
 
 from ..._support.log import log
 from .address import Address
-
-#: The keys that exist whenever a job is stored; `present.lua` has the same order.
-_KEYS = ("number", "order", "messages", "counts")
 
 
 def report_settings(address: Address, info: str) -> None:
@@ -18,8 +15,7 @@ def report_settings(address: Address, info: str) -> None:
         address: The server.
         info: Its answer to `INFO`.
     """
-    pairs = (line.partition(":") for line in info.splitlines())
-    settings = {name: value for name, _, value in pairs}
+    settings = _read(info)
     policy = settings.get("maxmemory_policy", "noeviction")
     if policy != "noeviction":
         log(
@@ -35,6 +31,10 @@ def report_settings(address: Address, info: str) -> None:
             "snapshot, or all without snapshots",
             address,
         )
+
+
+def _read(info: str) -> dict[str, str]:
+    return {name: value for name, _, value in (line.partition(":") for line in info.splitlines())}
 
 
 def report_corrections(address: Address, prefix: str, corrections: int) -> None:
@@ -55,7 +55,7 @@ def report_corrections(address: Address, prefix: str, corrections: int) -> None:
 
 
 class KeysCheck:
-    """Reports once that keys are gone, which loses jobs.
+    """Reports once that keys are gone, which may lose jobs and results.
 
     Args:
         address: The server.
@@ -67,24 +67,69 @@ class KeysCheck:
         self._prefix = prefix
         self._missing: list[str] = []
 
-    def report(self, answer: str) -> int:
-        """Log keys that are missing; return the stored version of the format, or 0.
+    def report(self, answer: str) -> tuple[int, bool]:
+        """Log keys that are missing.
 
         Args:
             answer: The answer of the script `present`.
+
+        Returns:
+            The stored version of the format, or 0, and whether more keys are missing than before.
         """
-        version, flags = answer.split(" ")
-        exists = dict(zip(_KEYS, (flag == "1" for flag in flags), strict=True))
-        stored = any(exists[name] for name in _KEYS[1:])
-        missing = [name for name in _KEYS if stored and not exists[name]]
+        version, *missing = answer.split()
         if version == "0":
             missing.append("version")
-        if missing and missing != self._missing:
+        are_new = not set(missing) <= set(self._missing)
+        if are_new:
             log(
                 logging.ERROR,
-                "%s: keys of prefix %r are gone, and jobs with them: %s. The server was out of "
-                "memory, was flushed, or has restarted without its data",
+                "%s: keys of prefix %r are gone: %s. The server was out of memory, was flushed, or "
+                "has restarted without its data; jobs or results are lost",
                 *(self._address, self._prefix, ", ".join(missing)),
             )
         self._missing = missing
-        return int(version)
+        return int(version), are_new
+
+
+class EvictionCheck:
+    """Reports once that the server has evicted keys, which may be those of jobs.
+
+    Args:
+        address: The server.
+    """
+
+    def __init__(self, address: Address) -> None:
+        self._address = address
+        self._evicted = 0  # as far as the server has reported it
+        self._is_reported = False
+
+    def begin(self, info: str) -> None:
+        """Count from now on.
+
+        Args:
+            info: The server's answer to `INFO`.
+        """
+        self._evicted = _evicted(info)
+        self._is_reported = False
+
+    def report(self, info: str) -> bool:
+        """Log an error if keys were evicted; return whether it were more than before.
+
+        Args:
+            info: The server's answer to `INFO stats`.
+        """
+        before, self._evicted = self._evicted, _evicted(info)
+        are_more = self._evicted > before  # there are fewer after a restart or a fail-over
+        if are_more and not self._is_reported:
+            self._is_reported = True
+            log(
+                logging.ERROR,
+                "%s: the server has evicted %d keys, because its memory is full; they may be those "
+                "of jobs or results, which are lost. Set maxmemory-policy noeviction",
+                *(self._address, self._evicted - before),
+            )
+        return are_more
+
+
+def _evicted(info: str) -> int:
+    return int(_read(info).get("evicted_keys", "0"))

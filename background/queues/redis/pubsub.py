@@ -95,6 +95,13 @@ class Notifications:
             text: str = data.decode(errors="replace")  # any client may have published it
             if text[:1] == "!":
                 log(logging.ERROR, "job %.128s can't be read and is set aside", text[1:])
+            elif text[:1] == "?":
+                log(
+                    logging.ERROR,
+                    "job %.128s is set aside, because its record is gone; the server has lost or "
+                    "evicted keys, or another program deletes them",
+                    text[1:],
+                )
             for name in text[1:].split(" "):
                 self._wake(text[:1] + name)
 

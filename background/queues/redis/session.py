@@ -11,7 +11,7 @@ from redis.exceptions import ResponseError
 
 from .._errors import BrokerUnavailableError
 from .address import Address
-from .checks import report_settings
+from .checks import EvictionCheck, report_settings
 from .connection import RedisConnection, explained
 from .pubsub import Notifications
 from .script import command
@@ -44,6 +44,8 @@ class Session:
         self._connection: RedisConnection | None = None
         self._notifications: Notifications | None = None
         self._refusal = ""
+        self._evictions = EvictionCheck(address)
+        self._may_ask = False  # whether the user may send INFO
 
     async def open(self) -> None:
         try:
@@ -81,8 +83,18 @@ class Session:
 
     async def _report_settings(self, connection: RedisConnection) -> None:
         answer = await connection.call(command(b"INFO"))
-        if not isinstance(answer, ResponseError):  # many users may not send it
-            report_settings(self._address, answer.decode(errors="replace"))
+        self._may_ask = not isinstance(answer, ResponseError)  # many users may not send it
+        if self._may_ask:
+            info = answer.decode(errors="replace")
+            report_settings(self._address, info)
+            self._evictions.begin(info)
+
+    async def check_evictions(self) -> bool:
+        """Report evicted keys, as far as the user may ask; return whether there are new ones."""
+        if not self._may_ask:
+            return False
+        info: bytes = await self.call(command(b"INFO", b"stats"))
+        return self._evictions.report(info.decode(errors="replace"))
 
     def refuse(self, reason: str) -> None:
         """Let all calls fail until the session is opened again."""

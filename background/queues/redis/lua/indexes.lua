@@ -63,7 +63,7 @@ local function correct(id)
     -- An entry of another index shows that the job had a record, unless it is ready.
     if not call('ZSCORE', KEYS.ready, member(id, job))
       and (call('ZSCORE', KEYS.changing, id) or call('ZSCORE', KEYS.kept, id)) then
-      job = set_aside(id, '')
+      job = set_aside(id)
     end
   elseif job and call('HEXISTS', KEYS.messages, id) == 0 then
     job = discard(id)

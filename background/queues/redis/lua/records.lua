@@ -39,15 +39,16 @@ end
 
 -- Moves a job that can't be read to a hash of its own, because another program may have written
 -- anything. Its entry in `ready` is removed by the next claim, and a repair corrects the counts.
+-- Without a record, it is reported as missing.
 local function set_aside(id, record)
   local message = call('HGET', KEYS.messages, id)
-  call('HSET', KEYS.damaged, id, record, id .. ' message', message or '')
+  call('HSET', KEYS.damaged, id, record or '', id .. ' message', message or '')
   call('HDEL', KEYS.jobs, id)
   call('HDEL', KEYS.messages, id)
   call('ZREM', KEYS.changing, id)
   call('ZREM', KEYS.kept, id)
   call('ZREM', KEYS.order, id)
-  call('PUBLISH', ARGV[1], '!' .. id)
+  call('PUBLISH', ARGV[1], (record and '!' or '?') .. id)
   jobs[id], states[id], times[id] = false, nil, nil
   aside[#aside + 1] = id
   request_repair()
@@ -68,7 +69,7 @@ local function track_message(id, message)
   if not dead_retention or not retention or #number ~= 14 or retention ~= retention
     or dead_retention ~= dead_retention or handler == '' or rest ~= '  '
     or (tonumber(delay) or 0) ~= 0 then
-    return set_aside(id, '')
+    return set_aside(id, not (retention and dead_retention) and '')
   end
   fresh[id] = true
   track(id, new_record(queue, number, retention, dead_retention))
