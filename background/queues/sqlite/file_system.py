@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import stat
 from collections.abc import Callable
 from contextlib import suppress
@@ -25,9 +26,10 @@ _FUSE = "fuse."  # the beginning of the types of file systems that programs prov
 _LOCAL = frozenset({"fuse.fuse-overlayfs"})  # the root of containers without a privileged daemon
 #: The bits of a mode that let others read or change a file, and the user of this process; Windows
 #: has neither.
-_OTHERS = stat.S_IRWXO | stat.S_IWGRP if os.name == "posix" else 0
+_OTHERS = stat.S_IRWXO | stat.S_IRWXG if os.name == "posix" else 0
 _user: Callable[[], int] = getattr(os, "geteuid", lambda: 0)
 _MOUNTS = Path("/proc/self/mounts")
+_ESCAPED = re.compile(r"\\([0-7]{3})")  # spaces, tabs, line feeds and backslashes of mount points
 
 
 def resolved(path: str) -> Path:
@@ -60,9 +62,9 @@ def shared_file_system(path: str, mounts: str) -> str | None:
         mounts: The content of Linux's `/proc/self/mounts`.
     """
     longest, found = "", ""
-    for line in mounts.splitlines():
+    for line in filter(None, mounts.split("\n")):  # other separators may be parts of names
         _, point, kind, *_ = line.split(" ")
-        point = point.replace("\\040", " ")
+        point = _ESCAPED.sub(lambda octal: chr(int(octal[1], 8)), point)
         inside = path == point or path.startswith(point.rstrip("/") + "/")
         if inside and len(point) >= len(longest):  # a later mount hides earlier ones
             longest, found = point, kind

@@ -8,6 +8,7 @@ be open in this process, and is therefore opened with the standard library's.
 from __future__ import annotations
 
 import sqlite3
+from collections.abc import Collection
 from contextlib import closing
 from importlib import import_module
 from sqlite3 import SQLITE_BUSY, SQLITE_FULL, Connection
@@ -25,10 +26,7 @@ __all__ = [
     "of",
 ]
 
-_FOREIGN = """
-SELECT count(*) FROM sqlite_schema
-WHERE name NOT GLOB 'background_*' AND name NOT GLOB 'sqlite_*'
-"""
+_NAMES = "SELECT lower(name) FROM sqlite_schema WHERE name NOT GLOB 'sqlite_*'"
 
 
 def _newest() -> Any:
@@ -60,12 +58,13 @@ def of(db: object) -> Any:
     return sqlite3 if isinstance(db, sqlite3.Connection) else newest
 
 
-def choose(path: str, timeout: float) -> Any:
+def choose(path: str, timeout: float, own: Collection[str]) -> Any:
     """Return the library for a file that this process has not opened yet.
 
     Args:
         path: The file, which exists.
         timeout: Seconds to wait for the locks of other connections.
+        own: The names of this library's tables, indexes and triggers.
 
     Raises:
         sqlite3.Error: The file can't be read.
@@ -73,5 +72,5 @@ def choose(path: str, timeout: float) -> Any:
     if newest is sqlite3:
         return sqlite3
     with closing(sqlite3.connect(path, timeout=timeout, isolation_level=None)) as db:
-        ((foreign,),) = db.execute(_FOREIGN).fetchall()
-    return sqlite3 if foreign else newest
+        is_ours = all(name in own for (name,) in db.execute(_NAMES))
+    return newest if is_ours else sqlite3

@@ -29,7 +29,7 @@ Migrations = tuple[tuple[str, ...], ...]
 #: The table with the version of the schema, in one row.
 _VERSION = "background_version"
 
-#: By name: an object's type and column, for each of its columns.
+#: By name in lower case: an object's type, table and column, for each of its columns.
 _Objects = dict[str, list[tuple[Any, ...]]]
 
 #: The statements that migrate a file to version 1, 2, and so on. They never change after a release.
@@ -149,7 +149,7 @@ def connect(path: str, synchronous: str, timeout: float) -> Connection:
         file_system.create(place)
         file = file_system.identity(place)
         opened = [library.of(db) for db, (*_, used) in _open.items() if used == file]
-        sqlite = opened[0] if opened else library.choose(path, timeout)
+        sqlite = opened[0] if opened else library.choose(path, timeout, _made_by(MIGRATIONS))
         if sqlite.sqlite_version_info < _OLDEST:
             raise BrokerUnavailableError(
                 f"SQLite {sqlite.sqlite_version} is too old; 3.35 or later is required"
@@ -245,15 +245,19 @@ def stored_version(db: Connection, path: str, migrations: Migrations) -> int:
     """
     found = _objects(db)
     version = 0
-    if found.get(_VERSION) == [("table", "version", "INTEGER", 1, 0)]:
+    if found.get(_VERSION) == [("table", _VERSION, "version", "INTEGER", 1, 0)]:
         version = _number(db)
     if version > len(migrations):
         raise BrokerUnavailableError(_newer(path, version, len(migrations)))
     latest = expected = _made_by(migrations)
     if version < len(migrations):
         expected = _made_by(migrations[:version]) if version else {}
-    # Any other trigger would run inside our transactions, perhaps without end.
-    triggers = {name for name, (first, *_) in found.items() if first[0] == "trigger"}
+    # Any other trigger on one of our tables would run inside our transactions, perhaps without end.
+    triggers = {
+        name
+        for name, ((kind, table, *_), *_) in found.items()
+        if kind == "trigger" and table in latest
+    }
     checked = latest.keys() | triggers
     unknown = sorted(name for name in checked if found.get(name) != expected.get(name))
     if unknown:
@@ -294,9 +298,10 @@ def _objects(db: Connection) -> _Objects:
     found: _Objects = {}
     for name, *column in db.execute(
         """
-        SELECT o.name, o.type, c.name, c.type, c."notnull", c.pk
+        SELECT lower(o.name), o.type, lower(o.tbl_name), c.name, c.type, c."notnull", c.pk
         FROM sqlite_schema AS o LEFT JOIN pragma_table_info(o.name) AS c
-        WHERE o.name GLOB 'background_*' OR (o.type = 'trigger' AND o.tbl_name GLOB 'background_*')
+        WHERE lower(o.name) GLOB 'background_*'
+            OR (o.type = 'trigger' AND lower(o.tbl_name) GLOB 'background_*')
         ORDER BY c.cid
         """
     ):

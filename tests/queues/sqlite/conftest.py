@@ -29,4 +29,4 @@ async def broker(path: Path, anyio_backend: object) -> AsyncIterator[SQLiteBroke
 @pytest.fixture(autouse=True)
 def one_library(monkeypatch: pytest.MonkeyPatch) -> None:
     """Open all files with one library, because tests use several connections in one process."""
-    monkeypatch.setattr(library, "choose", lambda path, timeout: library.newest)
+    monkeypatch.setattr(library, "choose", lambda *arguments: library.newest)

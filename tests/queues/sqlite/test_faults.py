@@ -31,7 +31,7 @@ LIBRARIES = list(dict.fromkeys([library.newest, sqlite3]))
 def one_library(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Open all files with each library, because each has error classes of its own."""
     monkeypatch.setattr(library, "newest", request.param)
-    monkeypatch.setattr(library, "choose", lambda path, timeout: request.param)
+    monkeypatch.setattr(library, "choose", lambda *arguments: request.param)
 
 
 async def test_lock_timeout(path: Path, anyio_backend: object) -> None:

@@ -98,7 +98,7 @@ async def test_mode_of_new_files(broker: SQLiteBroker, path: Path) -> None:
 
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no file modes")
 @pytest.mark.parametrize(
-    ("mode", "warns"), [(0o600, False), (0o640, False), (0o644, True), (0o660, True)]
+    ("mode", "warns"), [(0o600, False), (0o640, True), (0o644, True), (0o660, True)]
 )
 async def test_mode_of_existing_file(
     path: Path, mode: int, warns: bool, caplog: pytest.LogCaptureFixture
@@ -214,6 +214,8 @@ async def test_mount_names(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         ("/dav/jobs.db", "fuse"),
         ("/container/jobs.db", None),
         ("/windows/jobs.db", None),
+        ("/a\x0bb\u2028c\x85d/jobs.db", "nfs"),
+        ("/a\tb\nc\\040#/jobs.db", "nfs4"),
     ],
 )
 def test_file_system_of_path(place: str, kind: str | None) -> None:
@@ -231,6 +233,8 @@ s3fs /bucket fuse.s3fs rw 0 0
 https://dav /dav fuse rw 0 0
 fuse-overlayfs /container fuse.fuse-overlayfs rw 0 0
 /dev/sda1 /windows fuseblk rw 0 0
+server:/ /a\x0bb\u2028c\x85d nfs rw 0 0
+server:/ /a\\011b\\012c\\134040\\043 nfs4 rw 0 0
 """
     assert file_system.shared_file_system(place, mounts) == kind
 
@@ -318,6 +322,10 @@ async def test_read_version(path: Path, monkeypatch: pytest.MonkeyPatch) -> None
     "statements",
     [
         "CREATE TABLE background_jobs (x)",
+        "CREATE TABLE BACKGROUND_JOBS (x)",
+        "CREATE TABLE Background_Version (version)",
+        "CREATE INDEX background_jobs_ready ON orders (x)",
+        "CREATE TRIGGER background_dependencies_end AFTER DELETE ON orders BEGIN SELECT 1; END",
         "CREATE VIEW background_results AS SELECT 1",
         "CREATE TABLE background_version (x)",
         "CREATE TABLE background_version (version INTEGER NOT NULL)",
@@ -331,7 +339,7 @@ async def test_read_version(path: Path, monkeypatch: pytest.MonkeyPatch) -> None
 async def test_unknown_tables(path: Path, statements: str) -> None:
     """A file whose tables have names of the library, but are not its own, stays as it is."""
     with other_connection(path) as db:
-        db.executescript(statements)
+        db.executescript(f"CREATE TABLE orders (x); {statements}")
     with refused(path, "has objects that this library did not make.*: background_") as broker:
         await broker.open()
 
@@ -357,6 +365,21 @@ async def test_foreign_trigger(path: Path) -> None:
         )
     with refused(path, "objects that this library did not make.*: endless; use another") as broker:
         await broker.open()
+
+
+async def test_trigger_on_table_of_application(path: Path) -> None:
+    """An application may have triggers on its own tables, whatever their names are."""
+    with other_connection(path) as db:
+        db.executescript(
+            """
+            CREATE TABLE background_images (x);
+            CREATE TRIGGER background_resize AFTER INSERT ON background_images BEGIN SELECT 1; END;
+            """
+        )
+    broker = SQLiteBroker(path)
+    for _ in range(2):
+        await broker.open()
+        await broker.close()
 
 
 @pytest.mark.parametrize("content", [b"hello", b"This is not a database." * 100])

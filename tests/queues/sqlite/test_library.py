@@ -40,6 +40,10 @@ async def opened(path: Path) -> Any:
 async def test_new_file(path: Path) -> None:
     """A file of jobs is opened with the newest library."""
     assert await opened(path) is library.newest
+    broker = SQLiteBroker(path)
+    await broker.open()  # now it has tables
+    assert broker._file.library is library.newest
+    await broker.close()
 
 
 async def test_file_of_application(path: Path) -> None:
@@ -48,6 +52,13 @@ async def test_file_of_application(path: Path) -> None:
         db.execute("CREATE TABLE orders (id INTEGER PRIMARY KEY AUTOINCREMENT)")
         assert await opened(path) is sqlite3
         db.execute("INSERT INTO orders VALUES (1)")
+
+
+async def test_similar_names(path: Path) -> None:
+    """Only the names of this library's own tables are those of a file of jobs."""
+    with closing(sqlite3.connect(path, isolation_level=None)) as db:
+        db.execute("CREATE TABLE background_images (x)")
+        assert await opened(path) is sqlite3
 
 
 @needs_newer
