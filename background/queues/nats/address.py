@@ -101,7 +101,10 @@ class NatsAddress:
         self.own: dict[str, Any] = {name: found.pop(name) for name in own if name in found}
         self._tls = Tls(tls, found)
         self.uses_tls = (
-            parts.scheme == "tls" or self._tls.is_given or found.get("tls_handshake_first", False)
+            parts.scheme == "tls"
+            or self._tls.is_given
+            or "tls_hostname" in found
+            or found.get("tls_handshake_first", False)
         )
         if any(name in found for name in _NEED_NKEYS):
             with needing("nkeys"):

@@ -59,6 +59,42 @@ async def test_server_without_tls(authority: Authority, scheme: str) -> None:
             await NatsBroker(url, tls=tls).open()
 
 
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"tls_hostname": "h"},
+        {"tls_handshake_first": True},
+        {"ssl_ca_certs": "/ca"},
+        {"ssl_ca_path": "/ca"},
+        {"ssl_cert_reqs": "none"},
+        {"ssl_certfile": "/pem"},
+        {"ssl_certfile": "/pem", "ssl_keyfile": "/key"},
+        {"ssl_check_hostname": False},
+        {"ssl_password": "s3cret"},
+    ],
+)
+def test_option_of_tls(options: Any) -> None:
+    """Each option of TLS requires TLS, in the URL and as an argument."""
+    query = "&".join(f"{name}={value}" for name, value in options.items())
+    for address in (
+        NatsAddress(f"nats://h?{query}", None, {}, {}),
+        NatsAddress("nats://h", None, {}, options),
+    ):
+        assert isinstance(address.new_client(), SecureClient)
+
+
+@in_real_time
+async def test_hostname_without_tls() -> None:
+    """A broker with a host name for TLS sends no password to a server without TLS."""
+    with nats_server(USER) as server:
+        async with Attacker(server.port) as attacker:
+            url = attacker.url.replace("tls:", "nats:")
+            with pytest.raises(BrokerUnavailableError, match="TLS is required"):
+                await NatsBroker(url, tls_hostname="localhost").open()
+            assert attacker.sent
+            assert_no_credentials(attacker)
+
+
 def assert_no_credentials(attacker: Attacker) -> None:
     """Check that no client has sent anything but the beginning of TLS."""
     handshake = b"\x16\x03"
