@@ -32,6 +32,7 @@ from tenacity.wait import wait_base
 
 from ._errors import InvalidTaskError
 from ._support import validation
+from ._support.redacted import kind_of
 
 #: The values of the `retry` option: a policy, a number of attempts, or `None`.
 Retry = AsyncRetrying | int | None
@@ -91,7 +92,11 @@ def retry_on(
         isinstance(kind, type) and issubclass(kind, Exception)  # pyright: ignore[reportUnnecessaryIsInstance]
         for kind in exceptions
     ):
-        raise ValueError(f"exceptions must be classes of exceptions, not {exceptions!r}")
+        shown = ", ".join(
+            kind.__qualname__ if isinstance(kind, type) else f"a value of type {kind_of(kind)}"  # pyright: ignore[reportUnnecessaryIsInstance]
+            for kind in exceptions
+        )
+        raise ValueError(f"exceptions must be classes of exceptions, not {shown or 'none'}")
     validation.optional(validation.count, "attempts", attempts)
     validation.optional(validation.seconds, "timeout", timeout, above=0)
     stop: stop_base = stop_never

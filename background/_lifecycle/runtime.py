@@ -29,6 +29,7 @@ from .._execution.state import current_task
 from .._notify.dispatcher import Dispatcher
 from .._states import ManagerState, TaskKind
 from .._support.log import log
+from .._support.redacted import kind_of
 from .._task import Task
 from .body import Body
 from .shutdown import Shutdown
@@ -129,7 +130,9 @@ class ManagerRuntime:
         if is_one_off and state is ManagerState.RUNNING:
             return
         if not isinstance(task, Task):  # pyright: ignore[reportUnnecessaryIsInstance]
-            raise InvalidTaskError(f"task must be a Task, not {task!r}; use run() for a function")
+            raise InvalidTaskError(
+                f"task must be a Task, not {kind_of(task)}; use run() for a function"
+            )
         name = self.config.name
         if state in (ManagerState.CLOSING, ManagerState.CLOSED):
             if task.kind is TaskKind.ONE_OFF and shutdown.accepts_from(current_task.get()):

@@ -16,6 +16,7 @@ from types import FunctionType
 from typing import Any
 
 from .._errors import InvalidTaskError
+from .redacted import kind_of
 
 
 def is_async(fn: Callable[..., Any]) -> bool:
@@ -39,7 +40,7 @@ def check(fn: Any) -> None:
         )
     if not callable(fn):
         hint = "; pass the function that makes it" if isawaitable(fn) else ""
-        raise InvalidTaskError(f"fn must be a function, not {fn!r}{hint}")
+        raise InvalidTaskError(f"fn must be a function, not {kind_of(fn)}{hint}")
     called = (fn, type(fn).__call__)
     if any(isasyncgenfunction(code) or isgeneratorfunction(code) for code in called):
         raise InvalidTaskError(

@@ -5,12 +5,17 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 
 
+def kind_of(value: object) -> str:
+    """Return the type of a value, as in `str`."""
+    return type(value).__qualname__
+
+
 def kinds(values: Iterable[object]) -> str:
     """Return the types of values, as in `(str, int)`."""
-    return f"({', '.join(type(value).__qualname__ for value in values)})"
+    return f"({', '.join(map(kind_of, values))})"
 
 
 def kinds_by_name(values: Mapping[str, object]) -> str:
     """Return the types of values by name, as in `{'to': str}`."""
-    listed = (f"{name!r}: {type(value).__qualname__}" for name, value in values.items())
+    listed = (f"{name!r}: {kind_of(value)}" for name, value in values.items())
     return f"{{{', '.join(listed)}}}"

@@ -6,6 +6,8 @@ import math
 from collections.abc import Callable, Iterable
 from typing import TypeVar
 
+from .redacted import kind_of
+
 T = TypeVar("T")
 
 
@@ -32,13 +34,31 @@ def count(argument: str, value: object, *, error: type[Exception] = ValueError) 
 
 
 def instances(
-    argument: str, values: tuple[object, ...], kind: type, *, error: type[Exception] = ValueError
+    argument: str,
+    values: tuple[object, ...],
+    kind: type,
+    *,
+    error: type[Exception] = ValueError,
+    hint: str = "",
 ) -> None:
-    """Raise `error` unless all values are instances of a class."""
+    """Raise `error` unless all values are instances of a class.
+
+    Args:
+        argument: The argument's name.
+        values: The values. The message has their types only, because a URL may have a password.
+        kind: The class.
+        error: The class of the error.
+        hint: What to do with a `str`, for the message.
+    """
     for value in values:
-        if not isinstance(value, kind):
-            hint = "; pass an instance, not the class" if isinstance(value, type) else ""
-            raise error(f"{argument} must be of type {kind.__name__}, not {value!r}{hint}")
+        if isinstance(value, kind):
+            continue
+        shown = kind_of(value)
+        if isinstance(value, type):
+            shown = f"the class {value.__qualname__}; pass an instance"
+        elif isinstance(value, str) and hint:
+            shown = f"{shown}; {hint}"
+        raise error(f"{argument} must be of type {kind.__name__}, not {shown}")
 
 
 def optional(check: Callable[..., None], argument: str, value: object, **bounds: object) -> None:
@@ -56,8 +76,7 @@ def collected(
             return tuple(values)
     except TypeError:
         pass
-    kind = type(values).__qualname__
-    raise error(f"{argument} must be a collection, such as a tuple, not a {kind}")
+    raise error(f"{argument} must be a collection, such as a tuple, not a {kind_of(values)}")
 
 
 def _is_finite(number: float) -> bool:

@@ -11,6 +11,8 @@ from socket import gethostname
 from time import time_ns
 from typing import Any, TypeGuard
 
+from .._support.redacted import kind_of
+
 _MAIN = ("__main__", "__mp_main__")  # the second one in processes of multiprocessing
 
 _NAME = re.compile(r"[A-Za-z0-9_.:-]{1,128}", re.ASCII)
@@ -62,7 +64,7 @@ def handler_name(fn: object) -> str:
     """
     module, qualname = getattr(fn, "__module__", None), getattr(fn, "__qualname__", None)
     if not isinstance(module, str) or not isinstance(qualname, str):
-        raise ValueError(f"name must be given for {fn!r}, which has no name")
+        raise ValueError(f"name must be given, because a {kind_of(fn)} has no name")
     if module in _MAIN:
         module = _script(fn)
     name = f"{module}.{qualname.replace('<locals>.', '')}"

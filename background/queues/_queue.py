@@ -29,6 +29,7 @@ from .._observer import Observer
 from .._retry import Retry
 from .._schedule import Schedule
 from .._support import callables, validation
+from .._support.redacted import kind_of
 from ._client import Client
 from ._codec import json_data
 from ._codec.arguments import Signature
@@ -61,6 +62,7 @@ List = list  # JobQueue has a method of this name
 
 _FLUSH = 5.0  # seconds that observers get to catch up when a queue is closed
 _SYNC_FLUSH = 1.0  # seconds that calls of sync code get to end when a queue is left
+_URL_OF_BROKER = "JobQueue.from_url(…), or a broker such as RedisBroker(…), takes a URL"
 
 
 class QueueOptions(TypedDict, total=False):
@@ -149,9 +151,9 @@ class JobQueue:
         sync_timeout: float = 25.0,
         baggage: bool = False,
     ) -> None:
-        validation.instances("broker", (broker,), Broker)
+        validation.instances("broker", (broker,), Broker, hint=_URL_OF_BROKER)
         if results is not None:
-            validation.instances("results", (results,), Results)
+            validation.instances("results", (results,), Results, hint="RedisResults(…) takes a URL")
         validation.seconds("lease", lease, at_least=0.1)
         validation.count("max_payload", max_payload)
         validation.count("max_crashes", max_crashes)
@@ -311,7 +313,7 @@ class JobQueue:
                     await send_email.enqueue("a@b.c", subject="hi")
             ```
         """
-        validation.instances("broker", (broker,), Broker)
+        validation.instances("broker", (broker,), Broker, hint=_URL_OF_BROKER)
         self._close_for_override("enter")
         client = self._client
         replaced = client.broker, client.results
@@ -577,10 +579,10 @@ class JobQueue:
         """
         singles: List[Single[Any]] = []
         if not isinstance(steps, Iterable):  # pyright: ignore[reportUnnecessaryIsInstance]
-            raise TypeError(f"steps must be a list of steps, not {steps!r}")
+            raise TypeError(f"steps must be a list of steps, not {kind_of(steps)}")
         for step in steps:
             if not isinstance(step, Single):
-                raise TypeError(f"steps must be made by handler.job(), not {step!r}")
+                raise TypeError(f"steps must be made by handler.job(), not {kind_of(step)}")
             singles.append(step)
         return await self._enqueuer.enqueue_steps(singles)
 

@@ -12,6 +12,7 @@ import anyio
 from .._manager import Manager
 from .._support import validation
 from .._support.frozen import frozen
+from .._support.redacted import kind_of
 from ..queues import Handler, JobInfo, JobQueue, JobState, Ordered, QueueError, Worker
 from ..queues._codec.body import decode
 from ..queues._names import listed
@@ -81,7 +82,7 @@ def enqueued(
     """
     validation.instances("jobs", (jobs,), JobQueue)
     if not isinstance(handler, Handler | str | None):  # pyright: ignore[reportUnnecessaryIsInstance]
-        raise ValueError(f"handler must be a handler or its name, not {handler!r}")
+        raise ValueError(f"handler must be a handler or its name, not {kind_of(handler)}")
     name = handler.name if isinstance(handler, Handler) else handler
     broker = broker_of(jobs)
     if not isinstance(broker, MemoryBroker):

@@ -8,9 +8,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import pytest
+from anyio import to_thread
 
-from background import InvalidTaskError, Manager
-from background.queues import JobQueue
+from background import InvalidTaskError, Manager, every, retry_on
+from background.queues import JobQueue, chain, group
 from background.queues.memory import MemoryBroker
 from background.testing import RecordingObserver
 
@@ -96,8 +97,40 @@ async def test_decorator_without_parentheses(jobs: JobQueue, manager: Manager) -
     async with jobs:
         await jobs.start(manager)
         assert await (await double.enqueue(2)).result() == 4
-    with pytest.raises(InvalidTaskError, match=r"^fn must be a function, not 'mail'"):
+    with pytest.raises(InvalidTaskError, match=r"^fn must be a function, not str$"):
         jobs.handler("mail")  # type: ignore[call-overload]
+
+
+class Payload:
+    def __repr__(self) -> str:
+        return "s3cr3t"
+
+
+async def test_payload_in_errors(manager: Manager, jobs: JobQueue) -> None:
+    """Errors about an argument of the wrong type have its type, and not its value."""
+    payload: Any = Payload()
+
+    async def handle(payload: Any) -> None: ...
+
+    job = jobs.handler(name="handle")(handle).job(1)
+    calls: list[Callable[[], Any]] = [
+        lambda: manager.run(payload),
+        lambda: manager.run_task(payload),
+        lambda: retry_on(payload),
+        lambda: jobs.handler(functools.partial(handle, payload)),
+        lambda: jobs.schedule(payload, job),
+        lambda: jobs.schedule(every(60), payload),
+        lambda: chain(job, payload),
+        lambda: group(job, payload),
+        lambda: jobs.register_type(payload, repr, str),
+        lambda: jobs.enqueue_many_sync(payload),
+        lambda: jobs.enqueue_many_sync([payload]),
+    ]
+    async with jobs:
+        for call in calls:
+            with pytest.raises((TypeError, ValueError)) as caught:
+                await to_thread.run_sync(call)
+            assert "s3cr3t" not in str(caught.value)
 
 
 async def test_single_observer(manager: Manager) -> None:

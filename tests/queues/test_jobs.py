@@ -114,7 +114,7 @@ async def test_enqueue_steps_of_chain(jobs: JobQueue) -> None:
         with pytest.raises(TypeError, match=r"^steps must be made by handler\.job\(\)"):
             await jobs.enqueue_many([handler.job(1), wrong])
     wrong = handler.job(1)
-    with pytest.raises(TypeError, match=r"^steps must be a list"):
+    with pytest.raises(TypeError, match=r"^steps must be a list of steps, not Single$"):
         await jobs.enqueue_many(wrong)
     assert await jobs.count() == 0
 

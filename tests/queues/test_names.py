@@ -108,7 +108,7 @@ def test_handler_name_without_file() -> None:
 
 def test_handler_name_required() -> None:
     """Partials and lambdas have no valid default name."""
-    with pytest.raises(ValueError, match=r"^name must be given for functools.partial"):
+    with pytest.raises(ValueError, match=r"^name must be given, because a partial has no name$"):
         _names.handler_name(partial(handler))
     with pytest.raises(ValueError, match=r"^name must be 1 to 128 letters"):
         _names.handler_name(lambda: None)

@@ -94,7 +94,7 @@ def test_invalid_weights(weights: Any, argument: str) -> None:
 
 def test_invalid_random() -> None:
     """A source of randomness that is no Random is rejected."""
-    with pytest.raises(ValueError, match="random must be of type Random, not 5"):
+    with pytest.raises(ValueError, match="random must be of type Random, not int"):
         Weighted({"a": 1}, random=5)  # type: ignore[arg-type]
 
 

@@ -382,7 +382,7 @@ def test_enqueued_bad_calls(memory: JobQueue) -> None:
         enqueued(make_queue())
     with pytest.raises(ValueError, match="jobs must be of type JobQueue"):
         enqueued(MemoryBroker())  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match="handler must be a handler or its name, not 5"):
+    with pytest.raises(ValueError, match="handler must be a handler or its name, not int"):
         enqueued(memory, 5)  # type: ignore[arg-type]
 
 

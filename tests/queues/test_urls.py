@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -99,6 +100,21 @@ def test_hidden_password(url: Any) -> None:
     with pytest.raises(ValueError, match="url") as caught:
         make_broker(url)
     assert "s3cr3t" not in f"{caught.value} {caught.value.__cause__}"
+
+
+@pytest.mark.parametrize(
+    ("make", "hint"),
+    [
+        (JobQueue, r"^broker must be of type Broker, not str; JobQueue\.from_url"),
+        (lambda url: JobQueue(MemoryBroker(), results=url), r"results .*; RedisResults\(…\) takes"),
+        (lambda url: JobQueue(MemoryBroker()).override(url).__enter__(), "broker .*RedisBroker"),
+    ],
+)
+def test_url_as_broker(make: Callable[[Any], object], hint: str) -> None:
+    """A URL in place of a broker is refused with a hint, and without its password."""
+    with pytest.raises(ValueError, match=hint) as caught:
+        make("redis://me:s3cr3t@host")
+    assert "s3cr3t" not in str(caught.value)
 
 
 def test_dsn_of_pydantic() -> None:

@@ -129,7 +129,7 @@ async def test_decorator_without_parentheses(manager: Manager) -> None:
     assert await bare() == "done"
     assert await manager.run(bare) == "done"
     assert Task(bare).retry is None
-    with pytest.raises(InvalidTaskError, match=r"^fn must be a function, not 5"):
+    with pytest.raises(InvalidTaskError, match=r"^fn must be a function, not int$"):
         task(5)  # type: ignore[call-overload]
 
 

@@ -170,8 +170,8 @@ def test_task_copies_arguments() -> None:
 def make_non_functions() -> list[tuple[Any, str]]:
     return [
         (None, "None"),
-        (5, "5"),
-        ("work", "'work'"),
+        (5, "int"),
+        ("work", "str"),
         (AwaitableObject(), "pass the function that makes it"),
         (generator, "generator function generator"),
         (async_generator, "generator function async_generator"),

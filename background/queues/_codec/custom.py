@@ -14,6 +14,8 @@ from importlib.util import find_spec
 from pathlib import PurePath
 from typing import Any
 
+from ..._support.redacted import kind_of
+
 #: The parts of pydantic's messages that come from types, and not from values.
 _SAFE = {
     *("actual_length", "class_name", "expected", "field_type", "ge", "gt", "le", "lt"),
@@ -47,7 +49,7 @@ class CustomTypes:
         from .inspection import is_known
 
         if not isinstance(cls, type):  # pyright: ignore[reportUnnecessaryIsInstance]
-            raise ValueError(f"cls must be a class, not {cls!r}")
+            raise ValueError(f"cls must be a class, not {kind_of(cls)}")
         if is_known(cls):
             raise ValueError(f"cls: msgspec encodes {cls.__qualname__} itself")
         self._registered[cls] = encode, decode

@@ -15,6 +15,7 @@ from ..._schedule import Every, Schedule
 from ..._states import TaskKind
 from ..._support import validation
 from ..._support.log import log
+from ..._support.redacted import kind_of
 from ..._task import Task
 from .._backoff import WAIT, Outage
 from .._client import Client
@@ -69,7 +70,7 @@ class JobSchedule:
         if isinstance(schedule, Every):
             validation.seconds("schedule: its seconds", schedule.seconds, at_least=_SHORTEST)
         if not isinstance(job, Single):
-            raise TypeError(f"job must be made by handler.job(), not {job!r}")
+            raise TypeError(f"job must be made by handler.job(), not {kind_of(job)}")
         if job.options.at is not None:
             raise ValueError("job: at can't be given, because the schedule says when it may start")
         if missed not in get_args(Missed):

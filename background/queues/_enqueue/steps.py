@@ -8,6 +8,7 @@ from dataclasses import replace
 from typing import Any, Generic, TypeVar, overload
 
 from ..._observer import Observer
+from ..._support.redacted import kind_of
 from .._codec.body import DEEPEST, Shape
 from .._names import RESERVED
 from ..abc import Message
@@ -82,7 +83,7 @@ class Steps(Step[T_co]):
             if not isinstance(step, Step):  # pyright: ignore[reportUnnecessaryIsInstance]
                 raise TypeError(
                     f"a step of {name}() must be made by handler.job(), chain() or group(), "
-                    f"not {step!r}; pass several as {name}(*steps)"
+                    f"not {kind_of(step)}; pass several as {name}(*steps)"
                 )
         self.steps = steps
         self.depth = 1 + max(step.depth for step in steps)
