@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from traceback import FrameSummary, format_exception
 
 _LONGEST = 1000  # characters of a text
 _LONGEST_TRACEBACK = 10_000
+_HEADER = "Traceback (most recent call last):"
 
 
 def quoted(text: str) -> str:
@@ -43,17 +44,37 @@ def stack_lines(stack: Sequence[FrameSummary]) -> str:
 def printable_traceback(error: BaseException) -> str | None:
     """Return the traceback of an error as text, or `None` if the handlers can format it.
 
-    They can't if it is very long, or has characters that control a terminal, or that a file can't
-    store. A lone surrogate would lose the whole record.
+    They can't if it is very long, has a message of several lines, or has characters that control a
+    terminal, or that a file can't store. A lone surrogate would lose the whole record.
     """
     try:
-        text = "".join(format_exception(type(error), error, error.__traceback__))
+        chunks = format_exception(type(error), error, error.__traceback__)
     except Exception:  # from attributes of the error
         return None
-    text = text.rstrip("\n").expandtabs()
-    lines = _shortened(text, _LONGEST_TRACEBACK).split("\n")
+    text = "".join(chunks).rstrip("\n").expandtabs()
+    safe = "\n".join(_lines(chunks)).rstrip("\n").expandtabs()
+    lines = _shortened(safe, _LONGEST_TRACEBACK).split("\n")
     shown = "\n".join(line if line.isprintable() else _unprintable(line) for line in lines)
     return None if shown == text else shown
+
+
+def _lines(chunks: Iterable[str]) -> Iterator[str]:
+    """Yield the lines of a formatted traceback; further lines of messages, and notes, are indented.
+
+    Python writes them as they are, so a message could contain a line that looks like a record.
+    """
+    is_expected = True  # whether the first line of an error's message is yet to come
+    for chunk in chunks:
+        first, *rest = chunk.removesuffix("\n").split("\n")
+        if rest and not first:  # "The above exception was the direct cause …"
+            yield from (first, *rest)
+            is_expected = True
+            continue
+        is_frame = first.startswith(" ")  # or of a group, whose lines are all indented
+        yield first if is_expected or is_frame else f"  {first}"
+        for line in rest:
+            yield line if not line or (is_frame and line.startswith(" ")) else f"  {line}"
+        is_expected = is_expected and (is_frame or first == _HEADER)
 
 
 def _unprintable(line: str) -> str:

@@ -7,11 +7,13 @@ forge a line or control a terminal, and shortened.
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from traceback import format_exception
 
 _LONGEST = 1000  # characters of an argument
 _LONGEST_TRACEBACK = 10_000
+_HEADER = "Traceback (most recent call last):"
 
 _logger = logging.getLogger("background")
 
@@ -53,12 +55,32 @@ def _printable(value: object) -> str:
 def _traceback(error: BaseException) -> str | None:
     """Return the traceback of an error as text, or `None` if the handlers can format it."""
     try:
-        text = "".join(format_exception(type(error), error, error.__traceback__)).rstrip("\n")
+        chunks = format_exception(type(error), error, error.__traceback__)
     except Exception:  # from attributes of the error
         return None
-    text = text.expandtabs()
-    shown = "\n".join(escaped(line) for line in shortened(text, _LONGEST_TRACEBACK).split("\n"))
+    text = "".join(chunks).rstrip("\n").expandtabs()
+    safe = "\n".join(_lines(chunks)).rstrip("\n").expandtabs()
+    shown = "\n".join(escaped(line) for line in shortened(safe, _LONGEST_TRACEBACK).split("\n"))
     return None if shown == text else shown
+
+
+def _lines(chunks: Iterable[str]) -> Iterator[str]:
+    """Yield the lines of a formatted traceback; further lines of messages, and notes, are indented.
+
+    Python writes them as they are, so a message could contain a line that looks like a record.
+    """
+    is_expected = True  # whether the first line of an error's message is yet to come
+    for chunk in chunks:
+        first, *rest = chunk.removesuffix("\n").split("\n")
+        if rest and not first:  # "The above exception was the direct cause …"
+            yield from (first, *rest)
+            is_expected = True
+            continue
+        is_frame = first.startswith(" ")  # or of a group, whose lines are all indented
+        yield first if is_expected or is_frame else f"  {first}"
+        for line in rest:
+            yield line if not line or (is_frame and line.startswith(" ")) else f"  {line}"
+        is_expected = is_expected and (is_frame or first == _HEADER)
 
 
 def shortened(text: str, most: int) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import anyio
@@ -102,8 +102,59 @@ async def test_unreported_failure(log_file: LogFile) -> None:
         r"ERROR task 'task lost\n2030-01-01 CRITICAL forged \x1b[2K\r\u202e\ud800' "
         r"('id lost\n2030-01-01 CRITICAL forged \x1b[2K\r\u202e\ud800') failed"
     )
-    assert last == r"2030-01-01 CRITICAL forged \x1b[2K\r\u202e\ud800"
+    assert last == r"  2030-01-01 CRITICAL forged \x1b[2K\r\u202e\ud800"
     assert "in broken" in text
+
+
+async def fail_with_cause() -> None:
+    try:
+        raise OSError(FORGED) from KeyError(FORGED)  # the cause has no traceback
+    except OSError as error:
+        raise ValueError(f"{FORGED}\n\n  {FORGED}") from error
+
+
+async def fail_in_group() -> None:
+    raise ExceptionGroup(FORGED, [ValueError(FORGED), OSError(FORGED)])
+
+
+async def fail_with_notes() -> None:
+    error = ValueError("noted")
+    error.add_note(f"Traceback (most recent call last):\n{FORGED}")
+    error.add_note("2030-01-01 INFO also forged")
+    raise error
+
+
+async def fail_to_compile() -> None:
+    raise SyntaxError(FORGED, (FORGED, 1, 1, f"text {FORGED}"))
+
+
+async def fail_in_code() -> None:
+    exec(compile("1 / 0", FORGED.replace("\ud800", ""), "exec"))
+
+
+@pytest.mark.parametrize("observers", [[], [LoggingObserver()]], ids=["package", "observer"])
+@pytest.mark.parametrize(
+    "fn", [fail_with_cause, fail_in_group, fail_with_notes, fail_to_compile, fail_in_code]
+)
+async def test_lines_of_messages(
+    log_file: LogFile, fn: Callable[[], Any], observers: list[LoggingObserver]
+) -> None:
+    """No line of a message, a note, a file name or code begins a line of a log."""
+    async with Manager(observers=observers) as manager:
+        manager.run(fn)
+        await manager.wait()
+    lines = log_file.text.splitlines()
+    assert [line for line in lines if line.startswith("2030")] == []
+    assert any(line.startswith("  ") and "forged" in line for line in lines)
+    assert log_file.text.count("Traceback (most recent") >= 1
+
+
+async def test_message_of_several_lines(log_file: LogFile) -> None:
+    """The further lines of a message keep their form, two columns to the right."""
+    async with Manager() as manager:
+        manager.run(fail("1 error:\n\nname\n  is missing\n"))
+        await manager.wait()
+    assert log_file.text.endswith("\nValueError: 1 error:\n\n  name\n    is missing\n")
 
 
 async def test_long_traceback(log_file: LogFile) -> None:
