@@ -237,7 +237,11 @@ def _attempt(event: TaskEvent) -> Attributes:
 def _record(error: BaseException, span: trace.Span) -> None:
     span.set_status(StatusCode.ERROR, f"{_type(error)}: {_message(error)}")
     if span.is_recording():
-        texts = {"exception.message": _message(error), "exception.stacktrace": _stacktrace(error)}
+        texts = {
+            "exception.type": _type(error),
+            "exception.message": _message(error),
+            "exception.stacktrace": _stacktrace(error),
+        }
         span.record_exception(error, texts)
 
 

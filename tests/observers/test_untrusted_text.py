@@ -49,9 +49,9 @@ def log_file() -> Iterator[LogFile]:
     logger.removeHandler(handler)
 
 
-def fail(text: str) -> Any:
+def fail(text: str, error: type[Exception] = ValueError) -> Any:
     async def broken() -> None:
-        raise ValueError(text)
+        raise error(text)
 
     return broken
 
@@ -237,8 +237,9 @@ async def test_telemetry(text: str) -> None:
     """Spans and metrics have text that exporters accept."""
     telemetry = Telemetry()
     observer = telemetry.observer()
+    odd = type("Odd", (ValueError,), {"__qualname__": f"ValueError{FORGED}"})
     async with Manager(observers=[observer], retry=2) as manager:
-        manager.run_task(Task(fail(text), name=text, id=text))
+        manager.run_task(Task(fail(text, odd), name=text, id=text))
         await manager.wait()
         stalled = manager.run(anyio.sleep_forever)
         while not stalled.started_at:
