@@ -8,15 +8,18 @@ made of them. The hashes of texts are random.
 
 from __future__ import annotations
 
+import sys
+import typing
 from collections import Counter
 from collections.abc import Iterable
+from inspect import get_annotations
 from typing import Any
 
 import msgspec
 from msgspec import inspect
 
 from .custom import CustomTypes, RefusedError, is_model
-from .inspection import described, inner, type_of
+from .inspection import described_in_model, inner, type_of
 
 #: The most elements with equal hashes; unless they were chosen for that, there are a few.
 _MOST_EQUAL = 50
@@ -36,7 +39,7 @@ class CollisionCheck:
     def __init__(self, info: Any, types: CustomTypes) -> None:
         self._info = info
         self._types = types
-        self._models: dict[type[Any], dict[str, Any]] = {}  # types of fields by name
+        self._models: dict[type[Any], _Model] = {}
         self._needed: dict[int, bool] = {}
 
     @property
@@ -60,32 +63,28 @@ class CollisionCheck:
                 part = left.pop()
                 if id(part) not in found:
                     found[id(part)] = part
-                    left += self._fields(part.cls).values() if _is_model(part) else inner(part)
+                    left += self._model(part.cls).inner if _is_model(part) else inner(part)
             self._needed[id(info)] = any(_hashed(part) is not None for part in found.values())
         return self._needed[id(info)]
 
-    def _fields(self, model: Any) -> dict[str, Any]:
-        """Return the types of a pydantic model's fields by name, and by alias."""
-        if model not in self._models:
-            self._models[model] = {
-                name: part
-                for field_name, field in model.model_fields.items()
-                for part in [described(field.annotation)]
-                for name in _names(field_name, field)
-            }
-        return self._models[model]
+    def _model(self, cls: Any) -> _Model:
+        if cls not in self._models:
+            self._models[cls] = _Model(cls)
+        return self._models[cls]
 
     def _check(self, info: Any, value: Any, *, strict: bool) -> None:
         """Check a value; if not `strict`, pydantic converts it, which accepts more values."""
         if self._is_needed(info):
             strict = strict and not _is_model(info)
-            for part, item in self._inside(info, value):
+            if value.__class__ is str and not strict:
+                value = _from_json(value)
+            for part, item in self._inside(info, value, strict=strict):
                 self._check(part, item, strict=strict)
             hashed = _hashed(info)
             if hashed is not None:
                 self._check_hashes(hashed, value, strict=strict)
 
-    def _inside(self, info: Any, value: Any) -> Iterable[tuple[Any, Any]]:
+    def _inside(self, info: Any, value: Any, *, strict: bool) -> Iterable[tuple[Any, Any]]:
         """Iterate over the types and the values directly inside a value."""
         kind: Any = value.__class__
         items: list[Any] = value if kind is list else []
@@ -93,10 +92,7 @@ class CollisionCheck:
         if isinstance(info, (inspect.UnionType, inspect.Metadata)):
             return [(part, value) for part in inner(info)]
         if _is_model(info):
-            fields = self._fields(info.cls)
-            if "root" in fields:
-                return [(fields["root"], value)]
-            return [(fields[name], item) for name, item in named.items() if name in fields]
+            return self._model(info.cls).inside(value, named)
         if hasattr(info, "fields"):
             by_name = {field.encode_name: field.type for field in info.fields}
             tag = getattr(info, "tag", None)
@@ -104,7 +100,10 @@ class CollisionCheck:
                 return []  # another type of a union
             found = [(by_name[name], item) for name, item in named.items() if name in by_name]
             listed = zip(by_name.values(), items[tag is not None :], strict=False)
-            return [*found, *listed]
+            # Pydantic may have other names for the fields of a dataclass.
+            others = [] if strict else [named[name] for name in named.keys() - by_name.keys()]
+            renamed = [(part, item) for part in by_name.values() for item in others]
+            return [*found, *listed, *renamed]
         if hasattr(info, "key_type"):
             return [(info.value_type, item) for item in named.values()]
         if hasattr(info, "item_types"):
@@ -134,6 +133,41 @@ class CollisionCheck:
             )
 
 
+class _Model:
+    """The types inside a pydantic model.
+
+    Args:
+        cls: The model.
+    """
+
+    def __init__(self, cls: Any) -> None:
+        self._is_root: bool = cls.__pydantic_root_model__
+        self._fields = [
+            (described_in_model(field.annotation), _names(name, field))
+            for name, field in cls.model_fields.items()
+        ]
+        self._used = [name for _, names in self._fields for name in names]
+        self._extras = [described_in_model(annotation) for annotation in _extras(cls)]
+
+    @property
+    def inner(self) -> list[Any]:
+        return [*(info for info, _ in self._fields), *self._extras]
+
+    def inside(self, value: Any, named: dict[Any, Any]) -> Iterable[tuple[Any, Any]]:
+        """Iterate over the types and the values of fields, and those of extra values."""
+        if self._is_root:
+            return [(self._fields[0][0], value)]
+        fields = [
+            (info, found)
+            for info, names in self._fields
+            for name in names
+            for found in [_found(named, name)]
+            if found is not None
+        ]
+        extra = {name: item for name, item in named.items() if name not in self._used}
+        return [*fields, *((info, extra) for info in self._extras)]
+
+
 def _is_model(info: Any) -> bool:
     return isinstance(info, inspect.CustomType) and is_model(info.cls)
 
@@ -149,6 +183,44 @@ def _hashed(info: Any) -> Any:
     return None if isinstance(hashed, inspect.StrType) else hashed
 
 
-def _names(name: str, field: Any) -> list[str]:
+def _names(name: str, field: Any) -> list[Any]:
+    """Return the name of a field and its aliases, of which some are paths."""
     aliases = [field.alias, *getattr(field.validation_alias, "choices", [field.validation_alias])]
-    return [name, *(alias for alias in aliases if isinstance(alias, str))]
+    return [name, *(alias for alias in aliases if alias is not None)]
+
+
+def _found(named: dict[Any, Any], name: Any) -> Any:
+    """Return the value with a name or at a path, or `None`."""
+    if isinstance(name, str):
+        return named.get(name)
+    value: Any = named
+    for step in name.path:
+        try:
+            value = value[step]
+        except (LookupError, TypeError):
+            return None
+    return value
+
+
+def _extras(model: Any) -> list[Any]:
+    """Return the annotation of a model's extra values, if it has one."""
+    for cls in model.__mro__:
+        annotation = get_annotations(cls).get("__pydantic_extra__")
+        if annotation is None or cls.__module__.startswith("pydantic."):
+            continue
+        holder = type("Holder", (), {"__annotations__": {"it": annotation}})
+        holder.__module__ = cls.__module__
+        try:
+            return [typing.get_type_hints(holder)["it"]]
+        except Exception:
+            return [dict[str, set[Any]]]  # the strictest: it may be any type
+    return []
+
+
+def _from_json(text: str) -> Any:
+    """Return the value that `pydantic.Json` would read from a text, or the text."""
+    pydantic_core: Any = sys.modules["pydantic_core"]
+    try:
+        return pydantic_core.from_json(text)
+    except ValueError:
+        return text

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import types
 import typing
-from collections.abc import Callable, Collection, Iterable, Mapping, Set
+from collections.abc import Callable, Iterable, Mapping, Set
 from datetime import date, datetime, time, timedelta
 from decimal import Decimal
 from typing import Any
@@ -29,22 +29,35 @@ _TYPES: dict[type[Any], Any] = {
 
 
 def described(annotation: Any) -> Any:
-    """Return msgspec's description of a type, or a similar one if only pydantic can decode it."""
+    """Return msgspec's description of a type; any type if it has none."""
     try:
         return inspect.type_info(annotation)
     except Exception:
-        origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
-    if origin is typing.Annotated:
-        return described(arguments[0])
-    parts = tuple(map(described, arguments))
-    if origin in (typing.Union, types.UnionType):
-        return inspect.UnionType(parts)
-    if not parts or not isinstance(origin, type) or not issubclass(origin, Collection):
         return inspect.AnyType()
+
+
+def described_in_model(annotation: Any) -> Any:
+    """Return a description of a type that pydantic decodes, such as `Counter[int]`.
+
+    msgspec does not describe what is inside a collection that it does not know.
+    """
+    while (named := getattr(annotation, "__supertype__", annotation)) is not annotation:
+        annotation = named
+    origin: Any = typing.get_origin(annotation)
+    arguments = typing.get_args(annotation)
+    if origin is typing.Annotated:
+        return described_in_model(arguments[0])
+    parts = [described_in_model(part) for part in arguments if part is not ...]
+    if origin in (typing.Union, types.UnionType):
+        return inspect.UnionType(tuple(parts))
+    if not isinstance(origin, type) or not issubclass(origin, Iterable):
+        return described(annotation)
+    if issubclass(origin, tuple) and ... not in arguments:
+        return inspect.TupleType(tuple(parts))
     if issubclass(origin, Mapping):
-        return inspect.DictType(*parts)
+        return inspect.DictType(parts[0], parts[-1])
     make = inspect.SetType if issubclass(origin, Set) else inspect.ListType
-    return make(inspect.UnionType(parts))
+    return make(inspect.UnionType(tuple(parts)))
 
 
 def is_known(cls: type[Any]) -> bool:

@@ -5,18 +5,22 @@ The attacks are counted: an element is hashed once, and no set of them is made.
 
 from __future__ import annotations
 
+import collections
+import json
 import sys
-from collections.abc import Mapping
+import typing
+from collections.abc import Iterable, Mapping
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from fractions import Fraction
-from typing import Annotated, Any, Generic, Literal, NamedTuple, TypedDict, TypeVar
+from typing import Annotated, Any, Generic, Literal, NamedTuple, NewType, TypedDict, TypeVar
 from uuid import UUID
 
 import msgspec
 import pydantic
+import pydantic_core
 import pytest
 from support.annotated_types import Colour
 
@@ -29,6 +33,7 @@ MANY = 2 * _MOST_EQUAL
 EQUAL = [(n + 1) * PRIME for n in range(MANY)]
 TEXTS = [str(number) for number in EQUAL]
 T = TypeVar("T")
+Number = NewType("Number", int)
 
 
 @dataclass(frozen=True)
@@ -104,6 +109,44 @@ class Model(pydantic.BaseModel):
     pairs: set[tuple[int, pydantic.PositiveInt]] = set()
 
 
+@dataclass
+class Renamed:
+    ids: Annotated[set[int], pydantic.Field(alias="numbers")]
+
+
+@dataclass
+class UnknownPart:
+    part: Missing  # type: ignore[name-defined]  # noqa: F821
+
+    @classmethod
+    def __get_pydantic_core_schema__(cls, *_: object) -> Any:
+        return pydantic_core.core_schema.no_info_plain_validator_function(lambda value: value)
+
+
+class Unusual(pydantic.BaseModel, extra="allow"):
+    __pydantic_extra__: dict[str, set[int]]
+
+    root: int = 0
+    path: set[int] = pydantic.Field(set(), validation_alias=pydantic.AliasPath("a", "b", 0))
+    json_: pydantic.Json[list[set[int]]] = []
+    counter: typing.Counter[int] = collections.Counter()
+    ordered: list[collections.OrderedDict[Number, int]] = []
+    iterable: Iterable[tuple[set[int], ...]] = ()
+    pair: tuple[int, collections.deque[set[int]]] | None = None
+    renamed: Renamed | None = None
+    note: set[int] | str = ""
+    unknown: UnknownPart | None = None
+
+
+def make_local_model() -> Any:
+    ids = set[int]
+
+    class Local(pydantic.BaseModel, extra="allow"):
+        __pydantic_extra__: dict[str, ids]
+
+    return Local
+
+
 class Root(pydantic.RootModel[set[int]]): ...
 
 
@@ -162,6 +205,15 @@ ATTACKS: dict[str, tuple[Any, Any]] = {
     "deep union in a model": (Model, {"deep": [EQUAL]}),
     "keys of a union in a model": (Model, {"keyed": {text: [1] for text in TEXTS}}),
     "several aliases in a model": (Model, {"final": EQUAL}),
+    "path in a model": (Unusual, {"a": {"b": [EQUAL]}}),
+    "JSON in a model": (Unusual, {"json_": json.dumps([EQUAL])}),
+    "counter in a model": (Unusual, {"counter": dict.fromkeys(TEXTS, 1)}),
+    "ordered dict in a model": (Unusual, {"ordered": [dict.fromkeys(TEXTS, 1)]}),
+    "iterable in a model": (Unusual, {"iterable": [[EQUAL]]}),
+    "deque in a model": (Unusual, {"pair": [1, [EQUAL]]}),
+    "alias of a dataclass in a model": (Unusual, {"renamed": {"numbers": EQUAL}}),
+    "extra value of a model": (Unusual, {"more": EQUAL}),
+    "extra value of a local model": (make_local_model(), {"more": EQUAL}),
     "root model": (Root, EQUAL),
 }
 
@@ -223,6 +275,22 @@ HARMLESS: dict[str, tuple[Any, Any]] = {
             "unknown": EQUAL,
         },
     ),
+    "unusual model": (
+        Unusual,
+        {
+            "a": {"b": [[1]]},
+            "json_": "[[1]]",
+            "counter": {"1": 2},
+            "iterable": [[[1]]],
+            "pair": [1, [[1]]],
+            "renamed": {"numbers": [1]},
+            "more": [1],
+            "note": "{",
+            "unknown": EQUAL,
+        },
+    ),
+    "path that leads nowhere": (list[Model], [{"a": []}, {"a": None}]),
+    "local model": (make_local_model(), {"more": [1]}),
     "literals": (set[Literal[tuple(range(MANY))]], [*range(MANY)]),  # type: ignore[misc]
     "annotated ints": (set[Annotated[int, msgspec.Meta(title="id")]], [*range(MANY)]),
 }
