@@ -252,7 +252,7 @@ class Client:
             started_at=job.started_at,
             finished_at=job.finished_at,
             worker=worker_of(job.token) or None,
-            error=None if job.error is None else errors.failed(message.id, job.error),
+            error=errors.failed(message.id, job.error) if job.error else None,
             attempts=attempts_of(job),
             result=result,
             args=None if body is None else body.args,

@@ -111,7 +111,7 @@ class JobQueue:
         dead_retention: The same for a dead job.
         unknown_for: Seconds for which a job is left for other workers if a worker has no handler
             for it, or the handler does not take its arguments; then it is dead. It counts from the
-            first worker that could not run the job.
+            first worker that could not run the job, and again after an attempt.
         wait: Seconds for which opening tries again while the broker can't be reached, because a
             service may start before its broker.
         sync_timeout: Seconds that `enqueue_sync` and `enqueue_many_sync` wait for the broker.

@@ -50,7 +50,9 @@ def test_decide(
 ) -> None:
     """An attempt's outcome determines the state, delay and error of its settlement."""
     result = b"5" if outcome is SUCCEEDED else None
-    settlement = decide(CLAIM, outcome, job_cancelled=job_cancelled, result=result, since=3.0)
+    settlement = decide(
+        CLAIM, outcome, job_cancelled=job_cancelled, result=result, since=3.0, began=5.0
+    )
     assert (settlement.id, settlement.token, settlement.state, settlement.delay) == (
         "one",
         "token",

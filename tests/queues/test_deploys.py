@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Awaitable, Callable
 from typing import Any
 
+import anyio
 import pytest
 from support.brokers.faulty import FaultyBroker
 
 from background import Manager
-from background.queues import JobFailedError, JobQueue, JobState
+from background.queues import JobFailedError, JobQueue, JobState, Snooze
 from background.testing import RecordingObserver
 
 S = JobState
@@ -117,6 +119,65 @@ async def test_error_of_postponed_job(manager: Manager, broker: FaultyBroker) ->
         await worker.close()
         await new.start(manager)
         assert await job.result() == 5
+        await manager.close(timeout=0)
+
+
+async def snooze(manager: Manager, broker: FaultyBroker, jobs: JobQueue) -> None:
+    """Run the job, which snoozes."""
+    await jobs.start(manager)
+    await broker.has_settled(2)
+
+
+async def interrupt(manager: Manager, broker: FaultyBroker, jobs: JobQueue) -> None:
+    """Run the job until a shutdown releases it."""
+    await jobs.start(manager)
+    await anyio.sleep(60)
+
+
+async def lose(manager: Manager, broker: FaultyBroker, jobs: JobQueue) -> None:
+    """Claim the job for a worker that dies."""
+    (claim,) = await broker.claim(["default"], 1, lease=30)
+    await broker.renew([claim], lease=30)
+
+
+@pytest.mark.parametrize("run", [snooze, interrupt, lose])
+async def test_postponed_before_run(
+    manager: Manager,
+    broker: FaultyBroker,
+    run: Callable[[Manager, FaultyBroker, JobQueue], Awaitable[None]],
+) -> None:
+    """An attempt ends the time for which no worker could run the job, however it ends."""
+
+    async def handler() -> None:
+        if run is snooze:
+            raise Snooze(1)
+        await anyio.sleep_forever()
+
+    async with (
+        JobQueue(broker, unknown_for=100) as old,
+        JobQueue(broker, unknown_for=100) as new,
+    ):
+        old.handler(name="old")(add)
+        worker = await old.start(manager)
+        job = await new.handler(name="new")(handler).enqueue()
+        await broker.has_settled(1)
+        await worker.close()
+        await anyio.sleep(10)
+        async with Manager() as running:
+            await run(running, broker, new)
+            await running.close(timeout=0)
+        info = await job.info()
+        assert info is not None
+        assert (info.error is None) == (run is not lose)
+        await anyio.sleep(200)
+        settled = broker.settled
+        await old.start(manager)
+        await broker.has_settled(settled + 1)
+        info = await job.info()
+        assert info is not None
+        assert info.state is S.SCHEDULED
+        assert info.error is not None
+        assert info.error.type == "background.queues.UnknownHandlerError"
         await manager.close(timeout=0)
 
 

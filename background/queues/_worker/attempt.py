@@ -133,7 +133,7 @@ class JobAttempt:
         self._attempts: Attempts | None = None
         self._cancel_requested = False
         self._cancel_reason: str | None = None
-        self._started_at = 0.0  # when this attempt began, in seconds since the epoch
+        self._started_at: float | None = None  # in seconds since the epoch, once it began
         self._since = 0.0  # when the first attempt began, in seconds since the epoch
 
     @property

@@ -19,6 +19,10 @@ UNSETTLED = "its settlement may not have arrived"
 #: Reasons of a cancellation after which the job is released.
 _RELEASED = ("shutdown", FROM_OUTSIDE)
 
+#: The part of a job's error that says why and since when no worker could run it. An attempt that
+#: runs drops it.
+_POSTPONED = "postponed"
+
 #: Seconds for which a job that this worker can't run is released.
 _SHORTEST_DELAY, _LONGEST_DELAY = 1.0, 60.0
 
@@ -30,7 +34,7 @@ def decide(
     job_cancelled: bool = False,
     result: bytes | None = None,
     since: float = 0.0,
-    began: float = 0.0,
+    began: float | None = None,
     now: float = 0.0,
 ) -> Settlement:
     """Return the settlement of an attempt.
@@ -41,7 +45,7 @@ def decide(
         job_cancelled: Whether the job itself is to be cancelled, not only the run.
         result: The encoded result of a run that succeeded.
         since: When the job's first attempt began, in seconds since the epoch.
-        began: When this attempt began.
+        began: When this attempt began; `None` if it never did.
         now: When it ended.
     """
     state, error = JobState.SUCCEEDED, None
@@ -62,11 +66,14 @@ def decide(
         is_released = not job_cancelled and outcome.cancel_reason in _RELEASED
         state = JobState.READY if is_released else JobState.CANCELLED
     described: dict[str, Any] | None = None
-    if error is not None:
+    if error is None:
+        if began is not None and claim.error is not None and _POSTPONED in claim.error:
+            described = {key: claim.error[key] for key in claim.error if key != _POSTPONED}
+    else:
         described = describe(error)
         earlier = earlier_attempts(claim.error)
         attempt = FailedAttempt(
-            claim.attempt, began, now, claim.token, described["type"], described["message"]
+            claim.attempt, began or now, now, claim.token, described["type"], described["message"]
         )
         described |= {"since": since, "attempts": [*map(astuple, [*earlier, attempt])][-MOST_KEPT:]}
     message = claim.message
@@ -78,7 +85,7 @@ def postpone(
 ) -> Settlement | None:
     """Return the settlement that releases a job which this worker can't run.
 
-    The delay grows with the time for which workers could not run the job.
+    The delay grows with the time for which workers could not run the job, since its latest attempt.
 
     Args:
         claim: The claim.
@@ -90,16 +97,18 @@ def postpone(
         The settlement, or `None` if the job must be dead.
     """
     stored = dict(claim.error or {})
+    lost = claim.crashes + claim.unconfirmed
     since = now
-    match stored.get("postponed"):
-        case {"since": float() as first}:
+    match stored.get(_POSTPONED):
+        case {"since": float() as first, "lost": int() as before} if before == lost:
             since = first
-        case _:
+        case _:  # an attempt may have run since, whose worker died
             pass
     waited = max(0.0, now - since)
     if waited >= unknown_for:
         return None
-    stored["postponed"] = describe(error, with_traceback=False) | {"since": since}
+    described = describe(error, with_traceback=False)
+    stored[_POSTPONED] = described | {"since": since, "lost": lost}
     delay = min(max(_SHORTEST_DELAY, waited), _LONGEST_DELAY)
     return Settlement(claim.message.id, claim.token, JobState.READY, delay, error=stored)
 
