@@ -118,16 +118,20 @@ class JobRecord:
             self._lose(now)
             self._release(now, now)
             return "reclaimed"
-        if self.expires_at is not None and self.expires_at <= now:
+        if self._has_expired(now):
             self.end(JobState.EXPIRED, now)
             return "expired"
         self._become_ready(now)
         return "due"
 
+    def _has_expired(self, now: float) -> bool:
+        return self.expires_at is not None and self.expires_at <= now
+
     def _lose(self, now: float) -> None:
         """Count a claim whose lease expired."""
         if self.confirmed:
             self.crashes += 1
+            self.expires_at = None
         else:
             self.unconfirmed += 1
         started_at = now if self.started_at is None else self.started_at
@@ -151,6 +155,8 @@ class JobRecord:
         self.lease_ends = None
         if self.cancel_requested:
             self.end(JobState.CANCELLED, now)
+        elif self._has_expired(now):
+            self.end(JobState.EXPIRED, now)
         else:
             self.state, self.due = JobState.SCHEDULED, due
             self._become_ready(now)
@@ -168,7 +174,6 @@ class JobRecord:
         self.state = JobState.RUNNING
         self.attempt += 1
         self.token, self.lease_ends, self.confirmed = token, lease_ends, False
-        self.expires_at = None  # an expiry concerns the start only
         self.started_at = now
         return True
 
@@ -196,12 +201,14 @@ class JobRecord:
             return False
         if settlement.error is not None:
             self.error = settlement.error
+        if settlement.has_begun:
+            self.expires_at = None  # an expiry concerns the start only
         if settlement.state in FINAL:
             if settlement.state is JobState.SUCCEEDED:
                 self.result = settlement.result
             self.end(settlement.state, now)
             return True
-        if settlement.state is JobState.READY:
+        if settlement.state is JobState.READY and not self.cancel_requested:
             self.attempt -= 1
         self._release(now, now + max(0.0, settlement.delay))
         return True

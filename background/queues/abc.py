@@ -115,6 +115,8 @@ class Settlement:
         result: The result of a job that succeeded, or `None` to store no result. In all other
             states, an intermediate result is retained.
         error: The error of the attempt.
+        has_begun: Whether the attempt began. A job that is released before its first attempt began
+            expires as before.
     """
 
     id: str
@@ -123,6 +125,7 @@ class Settlement:
     delay: float = 0.0
     result: bytes | None = field(default=None, repr=False)
     error: Mapping[str, Any] | None = field(default=None, repr=False)
+    has_begun: bool = True
 
 
 class LeaseStatus(Enum):

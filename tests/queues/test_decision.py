@@ -60,9 +60,16 @@ def test_decide(
         delay,
     )
     assert settlement.result == result
+    assert settlement.has_begun
     described: Any = settlement.error
     assert (described and described["type"]) == error
     assert described is None or described["since"] == 3.0
+
+
+def test_release_before_start() -> None:
+    """A job that is released before its attempt began can still expire."""
+    settlement = decide(CLAIM, cancelled("shutdown"))
+    assert (settlement.state, settlement.has_begun) == (JobState.READY, False)
 
 
 @pytest.mark.parametrize(

@@ -122,6 +122,31 @@ async def test_error_of_postponed_job(manager: Manager, broker: FaultyBroker) ->
         await manager.close(timeout=0)
 
 
+async def test_postponed_job_expires(manager: Manager, broker: FaultyBroker) -> None:
+    """A job that is left for another worker expires, and a job that snoozed does not."""
+
+    async def nap() -> int:
+        if len(broker.claims) < 3:
+            raise Snooze(100)
+        return 7
+
+    async with JobQueue(broker) as old, JobQueue(broker) as new:
+        old.handler(name="nap", queue="default")(nap)
+        worker = await old.start(manager)
+        handler = new.handler(name="add", expires=50)(add)
+        left = await handler.enqueue(1)
+        snoozed = await new.handler(name="nap")(nap).options(expires=50).enqueue()
+        await anyio.sleep(90)
+        info = await left.info()
+        assert info is not None
+        assert (info.state, info.attempt, info.worker is None) == (S.EXPIRED, 0, False)
+        assert await snoozed.result() == 7
+        await worker.close()
+        await new.start(manager)
+        assert (await left.wait()) == "expired"
+        await manager.close(timeout=0)
+
+
 async def snooze(manager: Manager, broker: FaultyBroker, jobs: JobQueue) -> None:
     """Run the job, which snoozes."""
     await jobs.start(manager)

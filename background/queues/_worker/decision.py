@@ -77,7 +77,8 @@ def decide(
         )
         described |= {"since": since, "attempts": [*map(astuple, [*earlier, attempt])][-MOST_KEPT:]}
     message = claim.message
-    return Settlement(message.id, claim.token, state, delay, result, described)
+    has_begun = began is not None
+    return Settlement(message.id, claim.token, state, delay, result, described, has_begun)
 
 
 def postpone(
@@ -110,7 +111,9 @@ def postpone(
     described = describe(error, with_traceback=False)
     stored[_POSTPONED] = described | {"since": since, "lost": lost}
     delay = min(max(_SHORTEST_DELAY, waited), _LONGEST_DELAY)
-    return Settlement(claim.message.id, claim.token, JobState.READY, delay, error=stored)
+    return Settlement(
+        claim.message.id, claim.token, JobState.READY, delay, error=stored, has_begun=False
+    )
 
 
 def conclude(outcome: Outcome, settlement: Settlement, accepted: bool | None) -> Outcome:

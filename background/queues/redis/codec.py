@@ -135,7 +135,8 @@ def pack_settlement(settlement: Settlement) -> tuple[bytes, bytes, bytes]:
     """Return a line that the script reads, the error, and the result; both may be empty."""
     error = b"" if settlement.error is None else json.dumps(dict(settlement.error)).encode()
     result = b"" if settlement.result is None else b"=" + settlement.result
-    line = f"{settlement.id} {settlement.token} {settlement.state} {settlement.delay!r}"
+    terms = f"{settlement.state} {settlement.delay!r} {int(settlement.has_begun)}"
+    line = f"{settlement.id} {settlement.token} {terms}"
     return line.encode(), error, result
 
 

@@ -22,8 +22,8 @@ DELETE_IF_OLD = (
     "DELETE FROM background_jobs WHERE id = ? AND finished_at IS NOT NULL AND changes_at <= ?"
 )
 CLAIM = f"""
-    UPDATE background_jobs SET state = 'running', token = ?, changes_at = ?, expires_at = NULL,
-        started_at = ?, attempt = attempt + 1, confirmed = 0
+    UPDATE background_jobs SET state = 'running', token = ?, changes_at = ?, started_at = ?,
+        attempt = attempt + 1, confirmed = 0
     WHERE number IN (
         SELECT number FROM background_jobs
         WHERE state = 'ready' AND queue = ? AND (expires_at IS NULL OR expires_at > ?)
@@ -41,9 +41,14 @@ END = f"""
     WHERE {_HELD}
 """
 SAVE = f"UPDATE background_jobs SET result = ? WHERE {_HELD}"
+_RELEASE = "UPDATE background_jobs SET state = ?, attempt = attempt - ?, error = coalesce(?, error)"
 RELEASE_CLAIM = f"""
-    UPDATE background_jobs SET state = ?, changes_at = ?, attempt = attempt - ?,
-        error = coalesce(?, error)
+    {_RELEASE}, changes_at = ?, expires_at = NULL
+    WHERE {_HELD} AND NOT cancelled
+"""
+#: For an attempt that has not begun, so the job can still expire.
+UNDO_CLAIM = f"""
+    {_RELEASE}, changes_at = min(coalesce(?, expires_at), coalesce(expires_at, ?))
     WHERE {_HELD} AND NOT cancelled
 """
 GET = f"SELECT changes_at, number, {_STORED} FROM background_jobs WHERE id = ? AND {_RETAINED}"
@@ -66,14 +71,17 @@ NEXT_CHANGE = """
     ORDER BY changes_at LIMIT 1
 """
 CHANGING = """
-    SELECT number, id, handler, state, cancelled, expires_at <= ? FROM background_jobs
+    SELECT number, id, handler, state, cancelled,
+        expires_at <= ? AND NOT (state = 'running' AND confirmed)
+    FROM background_jobs
     WHERE finished_at IS NULL AND changes_at <= ? ORDER BY changes_at LIMIT ?
 """
 BECOMES_READY = (
     "UPDATE background_jobs SET state = 'ready', changes_at = expires_at WHERE number = ?"
 )
 LOSES_ITS_LEASE = """
-    UPDATE background_jobs SET state = 'ready', changes_at = NULL,
+    UPDATE background_jobs SET state = 'ready', changes_at = iif(confirmed, NULL, expires_at),
+        expires_at = iif(confirmed, NULL, expires_at),
         crashes = crashes + confirmed, unconfirmed = unconfirmed + 1 - confirmed,
         lost = substr(
             coalesce(lost, '') || attempt || ' ' || token || ' ' || started_at || ' ' || ? || ' '

@@ -163,13 +163,13 @@ def _settle(db: Connection, settlement: Settlement, now: float) -> bool:
     held = (settlement.id, settlement.token, now)
     if state not in FINAL:
         is_delayed = settlement.delay > 0
-        released = (
-            "scheduled" if is_delayed else "ready",
-            now + settlement.delay if is_delayed else None,
-            state is JobState.READY,
-            error,
-        )
-        if db.execute(sql.RELEASE_CLAIM, (*released, *held)).rowcount:
+        released = ("scheduled" if is_delayed else "ready", state is JobState.READY, error)
+        due = now + settlement.delay if is_delayed else None
+        if settlement.has_begun:
+            cursor = db.execute(sql.RELEASE_CLAIM, (*released, due, *held))
+        else:
+            cursor = db.execute(sql.UNDO_CLAIM, (*released, due, due, *held))
+        if cursor.rowcount:
             return True
         state = JobState.CANCELLED  # requested meanwhile, or the lease is lost
     end = (state.value, now, now, state.value, state.value, settlement.result, error)
@@ -324,13 +324,14 @@ def advance(db: Connection, now: float) -> MaintenanceStats:
     ends: dict[str, list[tuple[int, str]]] = {"cancelled": [], "expired": [], "succeeded": []}
     due: list[tuple[int]] = []
     lost: list[tuple[float, int]] = []
+    expired = 0
     for number, id, handler, state, is_cancelled, has_expired in rows:
         if state == "running":
-            if is_cancelled:
-                ends["cancelled"].append((number, id))
-            else:
-                lost.append((now, number))
+            lost.append((now, number))
+            if is_cancelled or has_expired:
+                ends["cancelled" if is_cancelled else "expired"].append((number, id))
         elif has_expired:
+            expired += 1
             ends["expired"].append((number, id))
         elif handler is None:
             ends["succeeded"].append((number, id))
@@ -343,6 +344,6 @@ def advance(db: Connection, now: float) -> MaintenanceStats:
         dependencies.ended_jobs(db, (id for _, id in jobs), now)
     return MaintenanceStats(
         due=len(due) + len(ends["succeeded"]),
-        reclaimed=len(lost) + len(ends["cancelled"]),
-        expired=len(ends["expired"]),
+        reclaimed=len(lost),
+        expired=expired,
     )

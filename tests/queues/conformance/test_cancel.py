@@ -43,7 +43,9 @@ async def test_cancelled_job_is_not_retried(broker: Broker, state: JobState) -> 
     claim = await claim_one(broker)
     await broker.cancel("one")
     assert await settle(broker, claim, state)
-    assert await state_of(broker) is JobState.CANCELLED
+    job = await broker.get("one")
+    assert job is not None
+    assert (job.state, job.attempt) == (JobState.CANCELLED, 1)
 
 
 async def test_lease_expiry_after_cancel(broker: Broker) -> None:
@@ -53,7 +55,9 @@ async def test_lease_expiry_after_cancel(broker: Broker) -> None:
     await broker.cancel("one")
     await elapse(broker, LEASE + 1)
     await broker.maintain()
-    assert await state_of(broker) is JobState.CANCELLED
+    job = await broker.get("one")
+    assert job is not None
+    assert (job.state, len(job.lost)) == (JobState.CANCELLED, 1)
 
 
 async def test_success_after_cancel(broker: Broker) -> None:

@@ -117,6 +117,49 @@ async def test_no_expiry_after_start(broker: Broker) -> None:
     assert await claimed(broker) == ["one"]
 
 
+@pytest.mark.parametrize(("delay", "has_begun"), [(0, False), (20, False), (0, True), (20, True)])
+async def test_expiry_after_release(broker: Broker, delay: float, has_begun: bool) -> None:
+    """A released job expires, unless an attempt has begun."""
+    await broker.enqueue([message(expires=15)])
+    claim = await claim_one(broker)
+    await broker.renew([claim], lease=LEASE)
+    await settle(broker, claim, JobState.READY, delay=delay, has_begun=has_begun)
+    await elapse(broker, 25)
+    await broker.maintain()
+    job = await broker.get("one")
+    assert job is not None
+    assert job.attempt == 0
+    assert job.state is (JobState.READY if has_begun else JobState.EXPIRED)
+    assert await claimed(broker) == (["one"] if has_begun else [])
+
+
+async def test_release_after_expiry(broker: Broker) -> None:
+    """A job that is released after its expiry, and has not begun, can't be claimed any more."""
+    await broker.enqueue([message(expires=5), message("two")])
+    claim = await claim_one(broker)
+    await elapse(broker, 10)
+    await broker.maintain()
+    assert await state_of(broker) is JobState.RUNNING
+    await settle(broker, claim, JobState.READY, has_begun=False)
+    assert await claimed(broker) == ["two"]
+    assert await state_of(broker) is JobState.EXPIRED
+
+
+@pytest.mark.parametrize("confirmed", [False, True])
+async def test_expiry_after_lost_lease(broker: Broker, confirmed: bool) -> None:
+    """A job whose lease expires can expire, too, unless the claim was confirmed."""
+    await broker.enqueue([message(expires=5)])
+    claim = await claim_one(broker)
+    if confirmed:
+        await broker.renew([claim], lease=LEASE)
+    await elapse(broker, LEASE + 1)
+    assert await claimed(broker) == (["one"] if confirmed else [])
+    assert await state_of(broker) is (JobState.RUNNING if confirmed else JobState.EXPIRED)
+    job = await broker.get("one")
+    assert job is not None
+    assert [lost.confirmed for lost in job.lost] == [confirmed]
+
+
 async def test_many_jobs(broker: Broker) -> None:
     """Concurrent workers claim every job exactly once."""
     await broker.enqueue([message(str(number)) for number in range(1000)])

@@ -88,12 +88,18 @@ class Run:
             assert statuses == self.model.renew([expected], self.now, LEASE)
 
     async def settle(
-        self, index: int, state: JobState, delay: float, result: Any, error: Any
+        self,
+        index: int,
+        state: JobState,
+        delay: float,
+        result: Any,
+        error: Any,
+        has_begun: bool,
     ) -> None:
         result = result if state is JobState.SUCCEEDED else None
         for claim, expected in self.claim_at(index):
             settlement, modelled = (
-                Settlement(held.message.id, held.token, state, delay, result, error)
+                Settlement(held.message.id, held.token, state, delay, result, error, has_begun)
                 for held in (claim, expected)
             )
             accepted = await self.broker.settle([settlement])
@@ -148,7 +154,8 @@ def job_fields(job: StoredJob) -> tuple[Any, ...]:
     """Return the fields of a job; of its times, only whether they are set."""
     times = (job.started_at is None, job.finished_at is None)
     results = (job.result, job.previous)
-    return job.message, job.state, job.attempt, times, job.error, results
+    lost = [(claim.attempt, claim.confirmed) for claim in job.lost]
+    return job.message, job.state, job.attempt, times, job.error, results, lost
 
 
 indexes = st.integers(0, 10)
@@ -173,6 +180,7 @@ scripts = st.lists(
             st.sampled_from([0.0, 15.0]),
             st.one_of(st.none(), payloads),
             errors,
+            st.booleans(),
         ),
         calls(Run.save, indexes, payloads),
         calls(Run.cancel, ids),

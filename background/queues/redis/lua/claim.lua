@@ -28,7 +28,7 @@ for q = 5, #ARGV do
       elseif job[EXPIRES] and job[EXPIRES] <= now then
         stop(id, 'expired')
       else
-        job[STATE], job[TOKEN], job[AT], job[EXPIRES] = 'running', token, now + lease, false
+        job[STATE], job[TOKEN], job[AT] = 'running', token, now + lease
         job[ATTEMPT], job[STARTED], job[CONFIRMED] = job[ATTEMPT] + 1, now, false
         touch(id)
         show(claims, id, job, messages[i])

@@ -15,8 +15,7 @@ end
 for _, id in ipairs(found) do
   local job = jobs[id]
   job[ATTEMPT] = job[ATTEMPT] - 1
-  local final = job[CANCELLED] and 'cancelled' or schedule(id, job, 0, '')
-  if final then stop(id, final) end
+  end_claim(id, job, 0)
 end
 finish()
 return tostring(#found)

@@ -4,7 +4,8 @@ local ids, answer, outcomes = {}, {}, {}
 for i = 2, #ARGV, 3 do ids[#ids + 1] = string.match(ARGV[i], '^[^ ]*') end
 fetch(ids)
 for i = 2, #ARGV, 3 do
-  local id, token, state, delay = string.match(ARGV[i], '^([^ ]*) ([^ ]*) ([^ ]*) ([^ ]*)$')
+  local id, token, state, delay, begun =
+    string.match(ARGV[i], '^([^ ]*) ([^ ]*) ([^ ]*) ([^ ]*) ([01])$')
   local job = id and held(id, token)
   answer[#answer + 1] = job and '1' or '0'
   if job then
@@ -25,11 +26,10 @@ for i = 2, #ARGV, 3 do
     end
     if FINAL[state] then
       stop(id, state)
-    elseif job[CANCELLED] then
-      stop(id, 'cancelled')
     else
-      if state == 'ready' then job[ATTEMPT] = job[ATTEMPT] - 1 end
-      schedule(id, job, tonumber(delay), '')
+      if state == 'ready' and not job[CANCELLED] then job[ATTEMPT] = job[ATTEMPT] - 1 end
+      if begun == '1' then job[EXPIRES] = false end -- an expiry concerns the start only
+      end_claim(id, job, tonumber(delay))
     end
   end
 end

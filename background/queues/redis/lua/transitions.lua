@@ -105,6 +105,15 @@ local function stop(id, state)
   stop_all({{id, state}})
 end
 
+-- Ends a claim of a job that has not ended: the job is ready after a delay, unless it was cancelled
+-- or has expired.
+local function end_claim(id, job, delay)
+  local has_expired = job[EXPIRES] and job[EXPIRES] <= now
+  local final = job[CANCELLED] and 'cancelled' or has_expired and 'expired'
+    or schedule(id, job, delay, '')
+  if final then stop(id, final) end
+end
+
 -- Ends the dependants of a job that was set aside.
 function fail_dependants(id)
   local ending = {}
@@ -131,16 +140,11 @@ local function advance(most)
       if #lost > 20 then table.remove(lost, 1) end
       job[LOST] = lost
       if job[CONFIRMED] then
-        job[CRASHES] = job[CRASHES] + 1
+        job[CRASHES], job[EXPIRES] = job[CRASHES] + 1, false
       else
         job[UNCONFIRMED] = job[UNCONFIRMED] + 1
       end
-      if job[CANCELLED] then
-        stop(id, 'cancelled')
-      else
-        job[STATE], job[AT] = 'ready', false
-        touch(id)
-      end
+      end_claim(id, job, 0)
     elseif job[EXPIRES] and job[EXPIRES] <= now then
       expired = expired + 1
       stop(id, 'expired')
