@@ -7,6 +7,7 @@ from ._enqueue.handler import Handler, JobSubmission
 from ._enqueue.options import JobOptions
 from ._enqueue.steps import Step, chain, group
 from ._errors import (
+    BrokerRefusedError,
     BrokerUnavailableError,
     DuplicateJobError,
     InvalidPayloadError,
@@ -28,6 +29,7 @@ from ._worker.worker import Worker
 
 __all__ = [
     "AttemptInfo",
+    "BrokerRefusedError",
     "BrokerUnavailableError",
     "Cancel",
     "Discard",

@@ -12,7 +12,7 @@ from tenacity.wait import wait_random_exponential
 
 from .._retry import pause_after_failures
 from .._support.log import log
-from ._errors import BrokerUnavailableError
+from ._errors import BrokerRefusedError, BrokerUnavailableError
 
 T = TypeVar("T")
 
@@ -176,6 +176,7 @@ async def wait_for_broker(open: Callable[[], Awaitable[None]], wait: float) -> N
         wait: Seconds after which the error of `open` is raised.
 
     Raises:
+        BrokerRefusedError: The broker can't be used as it is.
         BrokerUnavailableError: The broker can't be reached in time.
         Exception: Another error of `open`.
     """
@@ -184,6 +185,8 @@ async def wait_for_broker(open: Callable[[], Awaitable[None]], wait: float) -> N
     while True:
         try:
             await open()
+        except BrokerRefusedError:
+            raise
         except BrokerUnavailableError as error:
             left = began + wait - anyio.current_time()
             if left <= 0:

@@ -38,6 +38,10 @@ class BrokerUnavailableError(QueueError):
     changed_nothing: bool = False
 
 
+class BrokerRefusedError(BrokerUnavailableError):
+    """The broker can't be used as it is, for example because it is too old; do not try again."""
+
+
 class JobFailedError(QueueError):
     """The awaited job is dead.
 

@@ -218,6 +218,7 @@ class JobQueue:
         Raises:
             QueueError: The queue is open already, or was before a fork.
             BrokerUnavailableError: The broker can't be reached within `wait` seconds.
+            BrokerRefusedError: The broker can't be used as it is.
             RuntimeError: The broker does not support this event loop.
         """
         home = await self._sync.enter()
@@ -277,6 +278,7 @@ class JobQueue:
         Raises:
             QueueError: The queue is open already.
             BrokerUnavailableError: The broker can't be reached within `wait` seconds.
+            BrokerRefusedError: The broker can't be used as it is.
             RuntimeError: The broker does not support this event loop.
         """
         await self.__aenter__()

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import sqlite3
 import time
+from contextlib import closing
+from pathlib import Path
 from typing import Any
 
 import anyio
@@ -12,8 +15,9 @@ from support.brokers.redis_servers import Server, available
 from support.time import SOON, Clock
 
 from background import Manager, Observer
-from background.queues import BrokerUnavailableError, JobQueue
+from background.queues import BrokerRefusedError, BrokerUnavailableError, JobQueue
 from background.queues.memory import MemoryResults
+from background.queues.sqlite import SQLiteBroker
 
 
 def messages(caplog: pytest.LogCaptureFixture) -> list[tuple[str, str]]:
@@ -84,6 +88,17 @@ async def test_other_error(broker: FaultyBroker) -> None:
     with pytest.raises(RuntimeError, match="wrong event loop"):
         await JobQueue(broker, wait=60).__aenter__()
     assert broker.calls["open"] == 1
+
+
+async def test_refusal(tmp_path: Path, caplog: pytest.LogCaptureFixture, clock: Clock) -> None:
+    """Opening does not wait for a broker that can't be used as it is."""
+    path = tmp_path / "application.db"
+    with closing(sqlite3.connect(path)) as db:
+        db.execute("CREATE TABLE background_jobs (id)")
+    with pytest.raises(BrokerRefusedError, match="use another file"):
+        await JobQueue(SQLiteBroker(path), wait=60).__aenter__()
+    assert clock.now == 0
+    assert "waiting" not in caplog.text
 
 
 async def test_cancelled_wait(broker: FaultyBroker) -> None:

@@ -12,7 +12,7 @@ from typing import Literal, Unpack
 import anyio
 
 from .._dependencies import missing_dependency, outside_dependencies
-from .._errors import BrokerUnavailableError
+from .._errors import BrokerRefusedError
 from .._states import FINAL, JobState
 from ..abc import Broker, Claim, LeaseStatus, MaintenanceStats, Message, Settlement, StoredJob
 from .address import NatsAddress, NatsOptions
@@ -159,7 +159,7 @@ class NatsBroker(Broker):
         version = await self._requests.version()
         numbers = re.match(r"v?(\d+)\.(\d+)", version)
         if numbers is None or tuple(map(int, numbers.groups())) < _OLDEST:
-            raise BrokerUnavailableError(
+            raise BrokerRefusedError(
                 f"{self._requests.shown}: NATS 2.9 or later is needed; this server reports version "
                 f"{version!r}"
             )

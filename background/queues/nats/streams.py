@@ -15,7 +15,7 @@ from typing import Any
 
 from ..._support import clock
 from ..._support.log import log
-from .._errors import BrokerUnavailableError
+from .._errors import BrokerRefusedError, BrokerUnavailableError
 from .layout import ALL_JOBS, Layout, differences
 from .requests import Request, Requests
 
@@ -155,9 +155,9 @@ class Streams:
         return answer
 
     def compare(self, what: str, settings: dict[str, Any], found: dict[str, Any]) -> None:
-        """Raise `BrokerUnavailableError` if a stream or consumer has other settings."""
+        """Raise `BrokerRefusedError` if a stream or consumer has other settings."""
         if wrong := differences(settings, self.check(found)["config"]):
-            raise BrokerUnavailableError(
+            raise BrokerRefusedError(
                 f"{self._requests.shown}: {what} has other settings than this broker needs: "
                 f"{', '.join(wrong)}; use another prefix, or change these settings"
             )

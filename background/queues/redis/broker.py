@@ -14,7 +14,7 @@ import anyio
 from redis.exceptions import NoScriptError
 
 from .._dependencies import missing_dependency, outside_dependencies
-from .._errors import BrokerUnavailableError
+from .._errors import BrokerRefusedError, BrokerUnavailableError
 from .._names import process_name
 from .._states import FINAL, JobState
 from .._unreadable import describe, report, report_tick
@@ -114,7 +114,7 @@ class RedisBroker(Broker):
                 f"a newer version of this library; this one supports versions up to {READS}"
             )
             self._session.refuse(reason)
-            raise BrokerUnavailableError(reason)
+            raise BrokerRefusedError(reason)
 
     async def close(self) -> None:
         await self._session.close()

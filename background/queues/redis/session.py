@@ -9,7 +9,7 @@ from typing import Any
 import anyio
 from redis.exceptions import ResponseError
 
-from .._errors import BrokerUnavailableError
+from .._errors import BrokerRefusedError, BrokerUnavailableError
 from .address import Address
 from .checks import EvictionCheck, report_settings
 from .connection import RedisConnection, explained
@@ -72,14 +72,12 @@ class Session:
     async def _check_server(self, connection: RedisConnection) -> None:
         answer = await connection.call(command(b"HELLO"))  # allowed for every user
         if isinstance(answer, ResponseError):
-            raise BrokerUnavailableError(
+            raise BrokerRefusedError(
                 f"{self._address}: Redis 6.2 or later is needed; this server says: {answer}"
             )
         version = answer[answer.index(b"version") + 1].decode()
         if tuple(map(int, version.split(".")[:2])) < _OLDEST:
-            raise BrokerUnavailableError(
-                f"{self._address}: Redis {version} is too old: 6.2 is needed"
-            )
+            raise BrokerRefusedError(f"{self._address}: Redis {version} is too old: 6.2 is needed")
 
     async def _report_settings(self, connection: RedisConnection) -> None:
         answer = await connection.call(command(b"INFO"))

@@ -11,7 +11,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from ..._support.log import log
-from .._errors import BrokerUnavailableError
+from .._errors import BrokerRefusedError
 
 #: File systems that several hosts, or a host and its virtual machines, can share. They lack the
 #: locks or the shared memory of WAL mode, which works on one host only: https://sqlite.org/wal.html
@@ -44,11 +44,11 @@ def check(place: Path) -> None:
         place: The resolved path.
 
     Raises:
-        BrokerUnavailableError: The place is on such a file system.
+        BrokerRefusedError: The place is on such a file system.
     """
     with suppress(OSError):  # Linux only
         if kind := shared_file_system(str(place), os.fsdecode(_MOUNTS.read_bytes())):
-            raise BrokerUnavailableError(
+            raise BrokerRefusedError(
                 f"{place} is on a network or shared file system ({kind}), which SQLite's WAL mode "
                 f"does not support"
             )

@@ -14,7 +14,7 @@ from contextlib import closing, contextmanager
 from functools import cache
 from typing import Any
 
-from .._errors import BrokerUnavailableError
+from .._errors import BrokerRefusedError
 from . import file_system, library
 from .library import SQLITE_BUSY, Connection
 from .wal import BOUND
@@ -133,7 +133,7 @@ def connect(path: str, synchronous: str, timeout: float) -> Connection:
         timeout: Seconds that opening waits for the locks of other connections.
 
     Raises:
-        BrokerUnavailableError: SQLite or the file can't be used.
+        BrokerRefusedError: SQLite or the file can't be used.
         OSError: The file can't be created.
         sqlite3.Error: SQLite can't open it.
     """
@@ -143,7 +143,7 @@ def connect(path: str, synchronous: str, timeout: float) -> Connection:
     # the file: https://sqlite.org/howtocorrupt.html
     with _opening:
         if any(used == path and process != os.getpid() for used, process, _ in _open.values()):
-            raise BrokerUnavailableError(
+            raise BrokerRefusedError(
                 f"{path} was open when this process was forked; SQLite can't share it after a fork"
             )
         file_system.create(place)
@@ -151,7 +151,7 @@ def connect(path: str, synchronous: str, timeout: float) -> Connection:
         opened = [library.of(db) for db, (*_, used) in _open.items() if used == file]
         sqlite = opened[0] if opened else library.choose(path, timeout, _made_by(MIGRATIONS))
         if sqlite.sqlite_version_info < _OLDEST:
-            raise BrokerUnavailableError(
+            raise BrokerRefusedError(
                 f"SQLite {sqlite.sqlite_version} is too old; 3.35 or later is required"
             )
         db: Connection = sqlite.connect(path, timeout=timeout, isolation_level=None)
@@ -217,7 +217,7 @@ def migrate(db: Connection, path: str, migrations: Migrations, upto: int) -> Non
         upto: The version to which the file is migrated, unless it has a later one.
 
     Raises:
-        BrokerUnavailableError: The tables in the file are not those of a known version.
+        BrokerRefusedError: The tables in the file are not those of a known version.
     """
     with _transaction(db, "BEGIN IMMEDIATE"):
         version = stored_version(db, path, migrations)
@@ -241,14 +241,14 @@ def stored_version(db: Connection, path: str, migrations: Migrations) -> int:
     The rest of the file may belong to an application.
 
     Raises:
-        BrokerUnavailableError: The tables are not those of a known version.
+        BrokerRefusedError: The tables are not those of a known version.
     """
     found = _objects(db)
     version = 0
     if found.get(_VERSION) == [("table", _VERSION, "version", "INTEGER", 1, 0)]:
         version = _number(db)
     if version > len(migrations):
-        raise BrokerUnavailableError(_newer(path, version, len(migrations)))
+        raise BrokerRefusedError(_newer(path, version, len(migrations)))
     latest = expected = _made_by(migrations)
     if version < len(migrations):
         expected = _made_by(migrations[:version]) if version else {}
@@ -261,7 +261,7 @@ def stored_version(db: Connection, path: str, migrations: Migrations) -> int:
     checked = latest.keys() | triggers
     unknown = sorted(name for name in checked if found.get(name) != expected.get(name))
     if unknown:
-        raise BrokerUnavailableError(
+        raise BrokerRefusedError(
             f"{path} has objects that this library did not make, or that were changed since: "
             f"{', '.join(unknown)}; use another file"
         )
