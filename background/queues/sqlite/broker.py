@@ -19,7 +19,7 @@ from .._states import FINAL, JobState
 from ..abc import Broker, Claim, LeaseStatus, MaintenanceStats, Message, Settlement, StoredJob
 from . import schedules, transitions
 from .connection import SQLiteFile, Synchronous
-from .thread import Work
+from .transaction import Work
 
 T = TypeVar("T")
 

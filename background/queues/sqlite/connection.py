@@ -14,7 +14,8 @@ import anyio
 from ..._support import validation
 from .._errors import BrokerUnavailableError
 from .schema import connect, refusal
-from .thread import SQLiteThread, Work
+from .thread import SQLiteThread
+from .transaction import Work
 
 T = TypeVar("T")
 

@@ -1,7 +1,8 @@
 """The thread of a SQLite connection, which runs calls for the event loop.
 
 Calls that arrive while the thread is busy share one transaction, with a single commit and a single
-round trip to the thread.
+round trip to the thread. While another connection has a lock, calls that arrive join those that
+wait, and a call whose time is up is answered.
 """
 
 from __future__ import annotations
@@ -12,24 +13,22 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from contextvars import copy_context
 from os import getpid
-from pathlib import Path
 from queue import Empty, SimpleQueue
 from typing import Any, TypeVar
 
-from anyio import CancelScope, Event, to_thread
+from anyio import CancelScope, to_thread
 from anyio.lowlevel import checkpoint_if_cancelled
 
 from ..._eventloop.running import current_backend
 from ..._support import clock
 from .._errors import BrokerUnavailableError
 from . import library
-from .file_system import identity
 from .library import Connection
 from .schema import disconnect
+from .transaction import LockedError, SharedTransaction, SQLiteCall, Work
 from .wal import WalGuard
 
 T = TypeVar("T")
-Work = Callable[[Connection], T]
 
 _MOST_TOGETHER = 256  # calls in one transaction
 
@@ -39,31 +38,8 @@ _OFTEN, _SELDOM = 0.001, 0.05
 _IDLE = 1.0  # seconds between two checks whether the program has ended, without watchers
 
 
-class _SQLiteCall:
-    """A function to call in the thread, and its result."""
-
-    __slots__ = ("deadline", "done", "error", "value", "withdrawn", "work", "writes")
-
-    def __init__(self, work: Work[Any], writes: bool, done: Event, deadline: float) -> None:
-        self.work = work
-        self.writes = writes
-        self.done = done
-        self.deadline = deadline  # of the wait for locks, on the monotonic clock
-        self.withdrawn = False
-        self.value: Any = None
-        self.error: BaseException | None = None
-
-
 class _ConnectionThread(threading.Thread):
     """The thread of a connection."""
-
-
-class _RolledBackError(Exception):
-    """SQLite rolled back a transaction automatically."""
-
-
-class _LockedError(Exception):
-    """Another connection has a lock on the file."""
 
 
 class SQLiteThread:
@@ -92,11 +68,11 @@ class SQLiteThread:
         self._backend = current_backend()
         self._context = copy_context()
         self._backend.adopt(self._context)
-        self._queue: SimpleQueue[_SQLiteCall | None] = SimpleQueue()
+        self._queue: SimpleQueue[SQLiteCall | None] = SimpleQueue()
         self._process = getpid()
         self._closed = False
-        self._file = Path(path)
-        self._identity: tuple[int, int] | None = None  # of the file that is open
+        self._is_ending = False  # the thread has received the end of the queue
+        self._transaction = SharedTransaction(path)
         self._version = 0  # of the data, see `_data_version`
         self._changed_at = 0.0
         # A daemon thread could be stopped in the middle of a transaction.
@@ -106,9 +82,9 @@ class SQLiteThread:
         self._opening = self._new_call(lambda db: None)
         self._ended = self._backend.event()
 
-    def _new_call(self, work: Work[Any], writes: bool = False) -> _SQLiteCall:
+    def _new_call(self, work: Work[Any], writes: bool = False) -> SQLiteCall:
         deadline = time.monotonic() + self._timeout
-        return _SQLiteCall(work, writes, self._backend.event(), deadline)
+        return SQLiteCall(work, writes, self._backend.event(), deadline)
 
     async def start(self) -> None:
         """Start the thread and open the connection.
@@ -193,9 +169,9 @@ class SQLiteThread:
                 self.wal = WalGuard(self._path)
                 db = self._connect()
                 self.library = library.of(db)
-                self._identity = identity(self._file)
+                self._transaction.opened()
             except Exception as error:
-                self._opening.error = self._explained(error)
+                self._opening.error = self._transaction.explained(error)
                 return
             finally:
                 self._send([self._opening])
@@ -209,7 +185,7 @@ class SQLiteThread:
     def _serve(self, db: Connection) -> None:
         with suppress(*library.ERRORS):  # after an error, the first check reports a change
             self._version = _data_version(db)
-        while True:
+        while not self._is_ending:
             try:
                 first = self._queue.get(timeout=self._pause())
             except Empty:
@@ -217,10 +193,7 @@ class SQLiteThread:
                 if _program_has_ended():
                     return
             else:
-                calls = self._gather(first)
-                self._settle([call for call in calls if call is not None], db)
-                if calls[-1] is None:
-                    return
+                self._settle(self._gather([first]), db)
                 self.wal.check(db)
             if self.watchers:
                 self._check_for_changes(db)
@@ -230,15 +203,16 @@ class SQLiteThread:
             return _IDLE
         return min(max((time.monotonic() - self._changed_at) / 100, _OFTEN), _SELDOM)
 
-    def _gather(self, first: _SQLiteCall | None) -> list[_SQLiteCall | None]:
-        """Return a call and the calls that are queued behind it; `None` ends the thread."""
-        calls = [first]
-        while calls[-1] is not None and len(calls) < _MOST_TOGETHER:
+    def _gather(self, calls: Sequence[SQLiteCall | None]) -> list[SQLiteCall]:
+        """Return calls and those that are queued behind them; `None` ends the thread."""
+        gathered = [*calls]
+        while None not in gathered[-1:] and len(gathered) < _MOST_TOGETHER:
             try:
-                calls.append(self._queue.get_nowait())
+                gathered.append(self._queue.get_nowait())
             except Empty:
                 break
-        return calls
+        self._is_ending = self._is_ending or None in gathered[-1:]
+        return [call for call in gathered if call is not None]
 
     def _check_for_changes(self, db: Connection) -> None:
         """Call `on_foreign_change` if another connection has changed the file."""
@@ -251,24 +225,59 @@ class SQLiteThread:
             self._changed_at = time.monotonic()
             self._post(self._on_foreign_change)
 
-    def _settle(self, calls: Sequence[_SQLiteCall], db: Connection) -> None:
-        if not self._together(calls, db):
-            for call in calls:
-                self._together([call], db)
-        self._send(calls)
+    def _settle(
+        self, calls: Sequence[SQLiteCall], db: Connection, *, may_join: bool = True
+    ) -> None:
+        """Run calls in one transaction, or in separate ones if they need those, and answer them.
 
-    def _together(self, calls: Sequence[_SQLiteCall], db: Connection) -> bool:
-        """Run calls in one transaction; return `False` if they need separate transactions."""
+        Args:
+            calls: The calls.
+            db: The connection.
+            may_join: Whether calls that arrive while these wait for a lock may join them.
+        """
+        for call in self._together(calls, db, may_join=may_join):
+            self._together([call], db, may_join=False)
+
+    def _together(
+        self, calls: Sequence[SQLiteCall], db: Connection, *, may_join: bool
+    ) -> Sequence[SQLiteCall]:
+        """Run calls in one transaction, and answer them.
+
+        Returns:
+            Calls that need separate transactions, and are not answered.
+        """
         left = calls
-        while wanted := [call for call in left if not call.withdrawn]:
+        while left:
+            wanted = [call for call in left if not call.withdrawn]
             try:
-                return self._run_together(wanted, db)
-            except _LockedError:
-                now = time.monotonic()
-                left = [call for call in wanted if call.deadline > now and not self._closed]
-                for call in wanted:
-                    call.error = self._locked()  # unless it is called again
-        return True
+                if wanted and not self._transaction.run(wanted, db):
+                    return left
+            except LockedError:
+                # Readers do not need the lock of writers; those without writers wait for another.
+                waiting = [call for call in left if call.writes] or left
+                reading = [] if waiting is left else [call for call in left if not call.writes]
+                self._settle(reading, db, may_join=False)
+                left = self._without_expired(waiting)
+                left = self._gather(left) if may_join else left
+            else:
+                self._send(left)
+                break
+        return ()
+
+    def _without_expired(self, calls: Sequence[SQLiteCall]) -> list[SQLiteCall]:
+        """Answer the calls that wait for a lock no longer, and return the others."""
+        now, is_closed = time.monotonic(), self._closed
+        expired: list[SQLiteCall] = []
+        left: list[SQLiteCall] = []
+        for call in calls:
+            if is_closed or call.withdrawn or call.deadline <= now:
+                call.error = self._locked()
+                expired.append(call)
+            else:
+                left.append(call)
+        if expired:
+            self._send(expired)
+        return left
 
     def _locked(self) -> BrokerUnavailableError:
         how_long = "while this one was closed"
@@ -280,73 +289,14 @@ class SQLiteThread:
         error.changed_nothing = True
         return error
 
-    def _run_together(self, wanted: Sequence[_SQLiteCall], db: Connection) -> bool:
-        """Do what `_together` does, once.
-
-        Raises:
-            _LockedError: Another connection has the lock.
-        """
-        alone = len(wanted) == 1
-        try:
-            self._check_file()
-            db.execute("BEGIN IMMEDIATE" if any(call.writes for call in wanted) else "BEGIN")
-            for call in wanted:
-                self._do(call, db, alone)
-            db.execute("COMMIT")
-        except Exception as error:
-            full = getattr(error, "sqlite_errorcode", None) == library.SQLITE_FULL
-            if not alone and (full or isinstance(error, _RolledBackError)):
-                return False
-            if _is_locked(error):
-                raise _LockedError from error
-            for call in wanted:
-                call.error = self._explained(error)
-        finally:
-            if db.in_transaction:
-                with suppress(*library.ERRORS):  # the next BEGIN reports it
-                    db.execute("ROLLBACK")
-        return True
-
-    def _check_file(self) -> None:
-        """Refuse a file that was replaced; SQLite would continue with the unlinked file."""
-        if identity(self._file) != self._identity:
-            raise BrokerUnavailableError(
-                f"{self._path} was removed or replaced while it was open; close all queues that "
-                "use it before opening it again"
-            )
-
-    def _do(self, call: _SQLiteCall, db: Connection, alone: bool) -> None:
-        call.error = None
-        if alone:
-            call.value = call.work(db)
-            return
-        db.execute("SAVEPOINT call")
-        try:
-            call.value = call.work(db)
-        except Exception as error:
-            # Earlier calls in the transaction are undone, too, or a read waits for a lock.
-            if not db.in_transaction or _is_locked(error):
-                raise _RolledBackError from error
-            db.execute("ROLLBACK TO call")
-            call.error = self._explained(error)
-        db.execute("RELEASE call")
-
-    def _explained(self, error: Exception) -> Exception:
-        if isinstance(error, BrokerUnavailableError):
-            return error
-        ours = isinstance(error, (*library.OPERATIONAL_ERRORS, OSError))
-        if ours or library.is_database_error(error):
-            return BrokerUnavailableError(f"{self._path}: {error}")
-        return error
-
-    def _send(self, calls: Sequence[_SQLiteCall]) -> None:
+    def _send(self, calls: Sequence[SQLiteCall]) -> None:
         self._post(lambda: self._deliver(calls))
 
     def _post(self, fn: Callable[[], object]) -> None:
         with suppress(RuntimeError):  # the event loop has ended, and so have the waiters
             self._backend.post(fn, self._context)
 
-    def _deliver(self, calls: Sequence[_SQLiteCall]) -> None:
+    def _deliver(self, calls: Sequence[SQLiteCall]) -> None:
         for call in calls:
             clock.on_io(-1)
             call.done.set()
@@ -364,8 +314,3 @@ def _data_version(db: Connection) -> int:
     """Return a number that changes when other connections change the file."""
     ((version,),) = db.execute("PRAGMA data_version").fetchall()
     return int(version)
-
-
-def _is_locked(error: Exception) -> bool:
-    code: int = getattr(error, "sqlite_errorcode", 0)
-    return code & 0xFF == library.SQLITE_BUSY  # the other bits say more about the lock

@@ -56,6 +56,38 @@ async def test_failed_call_is_rolled_back(broker: SQLiteBroker) -> None:
     assert await broker.count() == 0
 
 
+@pytest.mark.parametrize("patient_first", [True, False])
+async def test_own_timeouts_at_lock(path: Path, patient_first: bool, anyio_backend: object) -> None:
+    """Calls that wait for a lock together fail at their own timeouts, and readers do not wait."""
+    broker = SQLiteBroker(path)
+    await broker.open()
+    thread: Any = thread_of(broker)
+    results: dict[str, object] = {}
+
+    async def enqueue(id: str) -> None:
+        thread._timeout = 60.0 if id == "patient" else 0.02
+        try:
+            results[id] = await broker.enqueue([message(id)])
+        except BrokerUnavailableError as error:
+            results[id] = str(error)
+
+    with other_connection(path) as db:
+        db.execute("BEGIN IMMEDIATE")
+        async with anyio.create_task_group() as group:
+            for id in ("patient", "hasty") if patient_first else ("hasty", "patient"):
+                group.start_soon(enqueue, id)
+                await anyio.wait_all_tasks_blocked()
+            with anyio.fail_after(10):
+                assert await broker.count() == 0
+                while not results:
+                    await broker.count()
+            assert list(results) == ["hasty"]
+            db.execute("ROLLBACK")
+    assert results["patient"] == [True]
+    assert "locked" in str(results["hasty"])
+    await broker.close()
+
+
 async def test_many_queued_calls(broker: SQLiteBroker) -> None:
     """More queued calls than fit in one transaction are all processed."""
     accepted: list[bool] = []
