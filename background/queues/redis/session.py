@@ -127,7 +127,7 @@ class Session:
         if self._connection is None or self._notifications is None:
             raise BrokerUnavailableError(f"{self._address} is not open")
         if self._refusal:
-            raise BrokerUnavailableError(self._refusal)
+            raise BrokerRefusedError(self._refusal)
         return self._connection, self._notifications
 
     async def call(self, request: bytes) -> Any:

@@ -12,7 +12,7 @@ from typing import Any, Literal, TypeVar
 import anyio
 
 from ..._support import validation
-from .._errors import BrokerUnavailableError
+from .._errors import BrokerRefusedError, BrokerUnavailableError
 from .schema import connect, refusal
 from .thread import SQLiteThread
 from .transaction import Work
@@ -100,7 +100,7 @@ class SQLiteFile:
         """Refuse all calls until the file is opened again, if a newer version has migrated it.
 
         Raises:
-            BrokerUnavailableError: A newer version of the library has migrated the file.
+            BrokerRefusedError: A newer version of the library has migrated the file.
         """
         self._refusal = await self.read(partial(refusal, path=self.path))
         self._opened()
@@ -124,5 +124,5 @@ class SQLiteFile:
         if self._thread is None:
             raise BrokerUnavailableError(f"{self.path} is not open")
         if self._refusal:
-            raise BrokerUnavailableError(self._refusal)
+            raise BrokerRefusedError(self._refusal)
         return self._thread

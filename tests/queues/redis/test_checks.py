@@ -12,7 +12,7 @@ from support.brokers.redis import finish, open_broker, own_server, until
 from support.brokers.redis_servers import Server
 
 from background.queues import JobState
-from background.queues._errors import BrokerUnavailableError
+from background.queues._errors import BrokerRefusedError, BrokerUnavailableError
 from background.queues.redis import RedisBroker, RedisResults
 
 # Settings
@@ -240,7 +240,7 @@ async def test_raised_version(
     with pytest.raises(BrokerUnavailableError, match="have version 2, from a newer version"):
         await broker.maintain()
     for _ in range(2):
-        with pytest.raises(BrokerUnavailableError, match="have version 2, from a newer version"):
+        with pytest.raises(BrokerRefusedError, match="have version 2, from a newer version"):
             await broker.claim(["q"], 1, lease=30)
     with Redis.from_url(server.url) as client:
         client.set(f"{{{broker.prefix}}}:version", 1)

@@ -15,7 +15,7 @@ import anyio
 import pytest
 from support.brokers.sqlite import finish, message, messages, other_connection, thread_of
 
-from background.queues._errors import BrokerUnavailableError
+from background.queues._errors import BrokerRefusedError, BrokerUnavailableError
 from background.queues.abc import MaintenanceStats
 from background.queues.sqlite import SQLiteBroker, file_system, schema
 from background.queues.sqlite.library import Connection, newest
@@ -288,7 +288,7 @@ async def test_raised_version(path: Path) -> None:
     with other_connection(path) as db:
         db.execute("UPDATE background_version SET version = 99")
         for call in (broker.maintain, broker.maintain, broker.count):
-            with pytest.raises(BrokerUnavailableError, match=r"has job tables of version 99, from"):
+            with pytest.raises(BrokerRefusedError, match=r"has job tables of version 99, from"):
                 await call()
         db.execute("UPDATE background_version SET version = ?", (schema.WRITES,))
     await broker.close()
