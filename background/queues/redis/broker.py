@@ -92,7 +92,7 @@ class RedisBroker(Broker):
         self.prefix = self._address.prefix
         self._channel = f"{{{self.prefix}}}:events:{self._address.db}"
         self._caller = Caller(self.prefix, self._channel)
-        self._session = Session(self._address, self._channel, self._check_jobs)
+        self._session = Session(self._address, self._channel, self._check)
         self._keys = KeysCheck(self._address, self.prefix)
         self._process = process_name()
         self._claims = count(1)
@@ -104,6 +104,15 @@ class RedisBroker(Broker):
 
     async def open(self) -> None:
         await self._session.open()
+
+    async def _check(self, connection: RedisConnection) -> None:
+        await self._check_jobs(connection)
+        missing = (await self._run(connection, scripts.RIGHTS, [])).decode()
+        if missing:
+            raise BrokerRefusedError(
+                f"{self._address}: NOPERM: the user has no permission to send {missing} for prefix "
+                f"{self.prefix!r}; the guide on connections lists the rights that a worker needs"
+            )
 
     async def _check_jobs(self, connection: RedisConnection) -> None:
         """Raise the stored version of the format to the written one; refuse a newer one."""

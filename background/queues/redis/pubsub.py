@@ -14,6 +14,8 @@ from contextlib import contextmanager
 from contextvars import Context
 from typing import Any
 
+from redis.exceptions import NoPermissionError
+
 from ..._support.log import log
 from .address import Address
 from .discovery import disconnect
@@ -35,6 +37,7 @@ class Notifications:
         self._events: dict[str, set[asyncio.Event]] = {}  # by `+queue` and `=id`
         self._task: asyncio.Task[None] | None = None
         self._tried = asyncio.Event()
+        self._is_refused = False
 
     async def start(self) -> None:
         """Subscribe if necessary, and wait for the first attempt to do so."""
@@ -82,12 +85,26 @@ class Notifications:
                 self._tried.set()
                 self._wake_all()  # messages may have been missed
                 await self._listen(connection)
+            except NoPermissionError as error:
+                self._report(error)
+                self._tried.set()
             except Exception:
                 # The next request on the other connection reports the error.
                 self._tried.set()
             finally:
                 await disconnect(connection, at_once=True)
             await asyncio.sleep(_RECONNECT)
+
+    def _report(self, error: NoPermissionError) -> None:
+        """Log once that the user may not subscribe; the other connection works without it."""
+        if not self._is_refused:
+            self._is_refused = True
+            log(
+                logging.WARNING,
+                "%s: can't subscribe to %s, so new jobs and results are noticed up to a second "
+                "late: NOPERM: %s",
+                *(self._address, self._channel, error),
+            )
 
     async def _listen(self, connection: Any) -> None:
         while True:

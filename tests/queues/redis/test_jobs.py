@@ -277,7 +277,7 @@ async def test_keys_without_retention(broker: RedisBroker, server: Server) -> No
 def test_scripts_declare_keys() -> None:
     """Scripts use only the keys that they declare, as Redis Cluster requires."""
     scripts = [value for value in vars(script_module).values() if isinstance(value, Script)]
-    assert len(scripts) == 19
+    assert len(scripts) == 20
     for script in scripts:
         text = script.text.decode()
         commands = re.findall(r"\bp?(?:call|bulk)\('(\w+)'(, (?:KEYS\[\d+\]|key\b))?", text)

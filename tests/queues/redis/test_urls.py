@@ -10,6 +10,7 @@ import ssl
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -26,11 +27,13 @@ from support.brokers.redis import (
     Relay,
     open_broker,
     own_server,
+    until,
 )
 from support.brokers.redis_servers import Server
 
 from background.queues._errors import BrokerUnavailableError
 from background.queues.redis import RedisBroker, RedisResults
+from background.queues.redis.script import KEYS
 from background.testing import virtual_time
 
 SECRET = "s3cr3t/p@ss"
@@ -210,6 +213,68 @@ async def test_missing_permissions(server: Server, anyio_backend: object) -> Non
             assert await claimed(broker) == ["one"]
         with pytest.raises(BrokerUnavailableError, match=r"NOPERM .*permission"):
             await RedisBroker(url, prefix="other").open()
+
+
+async def test_missing_commands(server: Server, anyio_backend: object) -> None:
+    """Opening names the commands of scripts that a user may not send."""
+    with own_server(server.name) as own, Redis.from_url(own.url) as client:
+        url = own.url.replace("//", "//user:p@")
+        for commands in (["zrangebyscore"], ["publish"], ["hincrby", "hdel"], ["del", "pexpire"]):
+            refused = [f"-{command}" for command in commands]
+            rights = "reset", "on", ">p", "~*", "&*", "+@all", *refused
+            client.execute_command("ACL", "SETUSER", "user", *rights)
+            names = ", ".join(commands).upper()
+            with pytest.raises(BrokerUnavailableError) as caught:
+                await RedisBroker(url).open()
+            shown = re.search("permission to send ([A-Z, ]+) for", str(caught.value))
+            assert shown is not None
+            assert sorted(shown[1].split(", ")) == sorted(names.split(", "))
+        rights = "reset", "on", ">p", "~*", "resetchannels", "+@all"
+        client.execute_command("ACL", "SETUSER", "user", *rights)
+        with pytest.raises(BrokerUnavailableError, match="send PUBLISH for"):
+            await RedisBroker(url).open()
+
+
+async def test_check_of_rights(server: Server, anyio_backend: object) -> None:
+    """The check of a user's rights tries each command of the scripts, and changes nothing."""
+    folder = files("background.queues.redis").joinpath("lua")
+    texts = {path.name: path.read_text("utf-8") for path in folder.iterdir()}
+    used = {name for text in texts.values() for name in re.findall(r"call\('([A-Z]+)'", text)}
+    used |= {name for text in texts.values() for name in re.findall(r"bulk\('([A-Z]+)'", text)}
+    tried = re.findall(r"try\('([A-Z]+)'", texts["rights.lua"])
+    assert sorted(tried) == sorted(used - {"TIME"})  # without which no script begins
+    with own_server(server.name) as own, Redis.from_url(own.url) as client:
+        async with open_broker(own.url) as broker:
+            await broker.enqueue([message()])
+        for every_key in (False, True):
+            if every_key:
+                client.zadd("{background}:changing", {"two": 1})
+                for name in KEYS:
+                    client.set(f"{{background}}:{name}", "1", nx=True)
+            before = {key: client.dump(key) for key in client.scan_iter()}
+            async with open_broker(own.url):
+                assert {key: client.dump(key) for key in client.scan_iter()} == before
+        assert not [key for key in before if client.ttl(key) >= 0]
+
+
+async def test_refused_subscription(
+    server: Server,
+    anyio_backend: object,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A user that may not subscribe is reported once, and finds jobs later."""
+    monkeypatch.setattr("background.queues.redis.pubsub._RECONNECT", 0.01)
+    with own_server(server.name) as own, Redis.from_url(own.url) as client:
+        rights = "on", ">p", "~*", "&*", "+@all", "-subscribe"
+        client.execute_command("ACL", "SETUSER", "user", *rights)
+        async with open_broker(own.url.replace("//", "//user:p@")) as broker:
+            await broker.wait_for_work(["q"], 0.01)
+            # It tries again.
+            await until(lambda: sum(int(entry["count"]) for entry in client.acl_log()) >= 3)
+            assert caplog.text.count("can't subscribe to {background}:events:0") == 1
+            await broker.enqueue([message()])
+            assert await claimed(broker) == ["one"]
 
 
 async def test_tls(tmp_path: Path, server: Server, anyio_backend: object) -> None:
