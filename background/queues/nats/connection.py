@@ -37,6 +37,10 @@ class NatsConnection:
         address: The servers.
         prepare: Called with every new client before it is used.
         lost: Called when the connection is lost, and when it is closed.
+        refused: Called with the server's text when the user lacks a right.
+
+    Attributes:
+        violation: The latest text about a right that the user lacks on this connection, or empty.
     """
 
     def __init__(
@@ -44,12 +48,15 @@ class NatsConnection:
         address: NatsAddress,
         prepare: Callable[[Client], Awaitable[None]],
         lost: Callable[[], None],
+        refused: Callable[[str], None],
     ) -> None:
         self._address = address
         self.shown = str(address)
         self.patience = PATIENCE
         self._prepare = prepare
         self._lost = lost
+        self._refused = refused
+        self.violation = ""
         self._client: Client | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._process = 0
@@ -169,12 +176,14 @@ class NatsConnection:
         """Connect a new client, and try each server once."""
         client: Any = self._address.new_client()
         self._errors.clear()
+        self.violation = ""
 
         async def on_error(error: Exception) -> None:
-            self._errors.append(error)
-            del self._errors[:-_MAX_ERRORS]
             if _FORBIDDEN in str(error):
                 self._report(str(error))
+                return
+            self._errors.append(error)
+            del self._errors[:-_MAX_ERRORS]
             if client is not self._client and len(self._errors) >= len(self._address.servers):
                 raise _NoServerError  # otherwise nats-py would try for ever
             if not client.is_connected and client._transport:
@@ -210,10 +219,12 @@ class NatsConnection:
         return cast(Client, client)
 
     def _report(self, violation: str) -> None:
-        """Log once that a right is missing; the server gives no answer to such a request.
+        """Log once that a right is missing; the server does not answer such a request.
 
         Violations name a subject, which may be that of a job, so their number is limited.
         """
+        self.violation = violation
+        self._refused(violation)
         if violation not in self._violations and len(self._violations) < _MAX_ERRORS:
             self._violations.add(violation)
             log(logging.ERROR, "%s: %s", self.shown, violation)
@@ -225,6 +236,7 @@ class NatsConnection:
 
     async def _reconnected(self) -> None:
         self._errors.clear()
+        self.violation = ""
         self._changed.set()
         log(logging.INFO, "%s: reconnected", self.shown)
 

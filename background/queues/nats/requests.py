@@ -52,6 +52,7 @@ class Answers:
         got: The messages.
         status: The status, such as `"404"` for a fetch that finds no message.
         lost: Whether the connection was lost before the request was answered.
+        refusal: The server's text if the user lacks the right to send the request, or empty.
         done: Set when no more answers are expected.
     """
 
@@ -60,6 +61,7 @@ class Answers:
         self.got: list[Msg] = []
         self.status: str | None = None
         self.lost = False
+        self.refusal = ""
         self._most = most
         self.done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
@@ -76,6 +78,11 @@ class Answers:
     def lose(self) -> None:
         """Expect no more answers, because the connection was lost."""
         self.lost = self.lost or not self.done.done()
+        self.end()
+
+    def refuse(self, violation: str) -> None:
+        """Expect no more answers, because the user lacks a right."""
+        self.refusal = violation
         self.end()
 
     def end(self) -> None:
@@ -150,9 +157,10 @@ class Requests:
 
     def __init__(self, address: NatsAddress) -> None:
         self.repetitions = 0
-        self.connection = NatsConnection(address, self._prepare, self._on_lost)
+        self.connection = NatsConnection(address, self._prepare, self._on_lost, self._on_refused)
         self.shown = self.connection.shown
         self._inbox = ""
+        self._inbox_refusal = ""  # the server's text, if no answer can be received
         self._numbers = count(1)
         self._waiting: dict[str, Answers] = {}  # by the last token of the reply subject
         self._fetching: defaultdict[str, list[Answers]] = defaultdict(list)  # by consumer
@@ -235,7 +243,9 @@ class Requests:
         self, client: Client, request: Request, most: int, waiting: dict[str, Answers]
     ) -> None:
         token = str(next(self._numbers))
-        waiting[token] = self._waiting[token] = Answers(request, most)
+        waiting[token] = self._waiting[token] = answers = Answers(request, most)
+        if self._inbox_refusal:
+            answers.refuse(self._inbox_refusal)
         try:
             # Never suspends. With `pending_size=0`, nats-py raises an error while it has no
             # connection, instead of buffering the message.
@@ -257,14 +267,21 @@ class Requests:
             async with asyncio.timeout(patience):
                 for answers in waiting.values():
                     await answers.done
+                    if answers.refusal:
+                        raise BrokerUnavailableError(f"{self.shown}: {answers.refusal}")
         except TimeoutError:
             raise BrokerUnavailableError(
-                f"{self.shown} did not answer within {patience:g} s"
+                f"{self.shown} did not answer within {patience:g} s{self.because()}"
             ) from None
         finally:
             repetition.stop()
         if any(answers.lost for answers in waiting.values()):
             raise BrokerUnavailableError(f"{self.shown}: the connection was lost")
+
+    def because(self) -> str:
+        """Return the latest missing right as a part of a message about a missing answer."""
+        violation = self.connection.violation
+        return f"; the user lacks a right: {violation}" if violation else ""
 
     def post(self, subject: str, payload: bytes = b"") -> None:
         """Publish a message that has no answer, or drop it if there is no connection.
@@ -325,7 +342,7 @@ class Requests:
 
     async def _prepare(self, client: Any) -> None:
         """Subscribe a new client to the subjects of its answers."""
-        self._inbox = client.new_inbox()
+        self._inbox, self._inbox_refusal = client.new_inbox(), ""
         await client.subscribe(f"{self._inbox}.*", cb=self._on_answer)
 
     async def _on_answer(self, message: Msg) -> None:
@@ -340,8 +357,20 @@ class Requests:
         elif waiting := self._waiting.get(message.subject.rpartition(".")[2]):
             waiting.add(message)
 
+    def _on_refused(self, violation: str) -> None:
+        """Fail the requests to which the server will not answer.
+
+        Its text has their subject in quotes, and nats-py has converted it to lower case.
+        """
+        if f'"{self._inbox}.*"'.lower() in violation:
+            self._inbox_refusal = violation
+        for answers in self._waiting.values():
+            if self._inbox_refusal or f'"{answers.request.subject}"'.lower() in violation:
+                answers.refuse(violation)
+
     def _on_lost(self) -> None:
         """Fail all requests, and wake all listeners."""
+        self._inbox_refusal = ""
         for answers in self._waiting.values():
             answers.lose()
         for events in self._listeners.values():

@@ -171,7 +171,7 @@ class Streams:
     def _no_leader(self, what: str) -> BrokerUnavailableError:
         return BrokerUnavailableError(
             f"{self._requests.shown}: {what} has no leader that answers; most of the servers that "
-            "store it must be running and connected"
+            f"store it must be running and connected{self._requests.because()}"
         )
 
 

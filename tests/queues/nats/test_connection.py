@@ -22,6 +22,7 @@ from support.brokers.nats import (
 )
 from support.brokers.nats_servers import (
     NatsServer,
+    nats_server,
     remove_streams,
     served_nats_broker,
     shared_server,
@@ -35,8 +36,8 @@ from background.queues._states import JobState
 from background.queues.nats import NatsBroker
 from background.queues.nats.address import NatsAddress
 from background.queues.nats.clock import ServerClock
-from background.queues.nats.connection import NatsConnection
-from background.queues.nats.requests import Request
+from background.queues.nats.connection import PATIENCE, NatsConnection
+from background.queues.nats.requests import Request, Requests
 
 
 @pytest.fixture
@@ -165,6 +166,80 @@ async def test_notifications() -> None:
         await remove_streams(broker)
 
 
+def limited_user(permissions: str) -> str:
+    """Return the configuration of a server whose user may not send all subjects."""
+    user = f"user: a, password: a, permissions {{ {permissions} }}"
+    return f"authorization {{ users: [{{ {user} }}] }}"
+
+
+@pytest.mark.parametrize(
+    ("rights", "violation"),
+    [
+        ('publish: { deny: "$JS.API.STREAM.INFO.>" }', r'publish to "\$js.api.stream.info.kv_'),
+        ('subscribe: { deny: "_INBOX.>" }', r'subscription to "_inbox\.'),
+    ],
+)
+@in_real_time
+async def test_missing_rights(rights: str, violation: str) -> None:
+    """A request fails at once if the server refuses it, or its answer."""
+    with nats_server(limited_user(rights)) as server:
+        broker = NatsBroker(server.url.replace("//", "//a:a@"))
+        for _ in range(2):
+            begin = asyncio.get_running_loop().time()
+            with pytest.raises(
+                BrokerUnavailableError, match=f"permissions violation .*{violation}"
+            ):
+                await broker.open()
+            assert asyncio.get_running_loop().time() < begin + PATIENCE
+
+
+@in_real_time
+async def test_refused_inbox() -> None:
+    """Without the right to receive answers, all requests of a connection fail at once."""
+    with nats_server(limited_user('subscribe: { deny: "_INBOX.>" }')) as server:
+        address = NatsAddress(server.url.replace("//", "//a:a@"), None, {}, {})
+        requests = Requests(address)
+        await requests.connection.open()
+        for _ in range(2):
+            with pytest.raises(BrokerUnavailableError, match=r'subscription to "_inbox\.'):
+                await requests.call([Request("$JS.API.INFO")])
+        await requests.connection.close()
+
+
+@in_real_time
+async def test_missing_right_of_job() -> None:
+    """A request that the server refuses does not affect others."""
+    rights = 'permissions { publish: { deny: "$KV.*.denied" } }'
+    with nats_server(
+        f"authorization {{ users: [{{ user: a, password: a, {rights} }}] }}"
+    ) as server:
+        async with opened(server, url=server.url.replace("//", "//a:a@")) as broker:
+            with pytest.raises(BrokerUnavailableError, match=r'violation .*"\$kv\..*\.denied"'):
+                await broker.enqueue([message("denied")])
+            assert await broker.enqueue([message("allowed")]) == [True]
+
+
+@in_real_time
+async def test_unanswered_request_after_violation() -> None:
+    """The error of a request without an answer has the latest missing right."""
+    rights = 'permissions { publish: ">", subscribe: { deny: "denied" } }'
+    with nats_server(
+        f"authorization {{ users: [{{ user: a, password: a, {rights} }}] }}"
+    ) as server:
+        async with opened(server, url=server.url.replace("//", "//a:a@")) as broker:
+            requests = broker._requests
+            requests.connection.patience = 0.3
+            client = requests.connection.current
+            await client.subscribe("silent")
+            await client.subscribe("denied")
+            with pytest.raises(BrokerUnavailableError) as caught:
+                await requests.call([Request("silent")])
+            assert str(caught.value).endswith(
+                "did not answer within 0.3 s; the user lacks a right: nats: permissions violation "
+                'for subscription to "denied"'
+            )
+
+
 @in_real_time
 async def test_close_while_connecting() -> None:
     """Closing fails a pending connection attempt and leaves no client open."""
@@ -177,7 +252,7 @@ async def test_close_while_connecting() -> None:
             await proceed.wait()
 
     address = NatsAddress(shared_server().url, None, {}, {})
-    connection = NatsConnection(address, prepare, lambda: None)
+    connection = NatsConnection(address, prepare, lambda: None, lambda _: None)
     await connection.open()
     await clients[0].close()
     connecting = asyncio.create_task(connection.connected())

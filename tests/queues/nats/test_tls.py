@@ -163,7 +163,7 @@ async def test_discovered_server(authority: Authority) -> None:
     with tls_server(authority, config=cluster % "", jetstream=False) as first:
         url = first.url.replace("nats:", "tls:")
         address = NatsAddress(url, authority.context, {}, {})
-        connection = NatsConnection(address, prepare, lambda: None)
+        connection = NatsConnection(address, prepare, lambda: None, lambda _: None)
         await connection.open()
         while not (ports := re.findall(r"route .*:(\d+)", "\n".join(first.lines))):  # noqa: ASYNC110
             await asyncio.sleep(0.01)
