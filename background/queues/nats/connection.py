@@ -38,6 +38,7 @@ class NatsConnection:
         prepare: Called with every new client before it is used.
         lost: Called when the connection is lost, and when it is closed.
         refused: Called with the server's text when the user lacks a right.
+        purpose: What the connection is for if it is not the main one; it then logs at DEBUG.
 
     Attributes:
         violation: The latest text about a right that the user lacks on this connection, or empty.
@@ -49,6 +50,7 @@ class NatsConnection:
         prepare: Callable[[Client], Awaitable[None]],
         lost: Callable[[], None],
         refused: Callable[[str], None],
+        purpose: str = "",
     ) -> None:
         self._address = address
         self.shown = str(address)
@@ -56,6 +58,7 @@ class NatsConnection:
         self._prepare = prepare
         self._lost = lost
         self._refused = refused
+        self._purpose = purpose
         self.violation = ""
         self._client: Client | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -232,13 +235,18 @@ class NatsConnection:
     def _disconnected(self) -> None:
         self._lost()
         self._changed.set()
-        log(logging.WARNING, "%s: connection lost", self.shown)
+        self._log(logging.WARNING, "connection lost")
 
     async def _reconnected(self) -> None:
         self._errors.clear()
         self.violation = ""
         self._changed.set()
-        log(logging.INFO, "%s: reconnected", self.shown)
+        self._log(logging.INFO, "reconnected")
+
+    def _log(self, level: int, text: str) -> None:
+        if self._purpose:
+            level, text = logging.DEBUG, f"{text} ({self._purpose})"
+        log(level, "%s: %s", self.shown, text)
 
     def _close_soon(self, client: Client) -> None:
         """Close a client in a task, which the caller's cancellation does not interrupt."""

@@ -45,7 +45,7 @@ class Inspection:
         layout: Layout,
         report: Callable[[UnreadableRecordError], None],
     ) -> None:
-        self.requests = Requests(address)
+        self.requests = Requests(address, "inspection")
         self.report = report
         self._api = JetStream(self.requests, Streams(self.requests, layout))
         self._layout = layout

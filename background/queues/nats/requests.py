@@ -150,14 +150,17 @@ class Requests:
 
     Args:
         address: The servers.
+        purpose: What the connection is for if it is not the broker's main one.
 
     Attributes:
         repetitions: The number of requests that were sent again.
     """
 
-    def __init__(self, address: NatsAddress) -> None:
+    def __init__(self, address: NatsAddress, purpose: str = "") -> None:
         self.repetitions = 0
-        self.connection = NatsConnection(address, self._prepare, self._on_lost, self._on_refused)
+        self.connection = NatsConnection(
+            address, self._prepare, self._on_lost, self._on_refused, purpose
+        )
         self.shown = self.connection.shown
         self._inbox = ""
         self._inbox_refusal = ""  # the server's text, if no answer can be received

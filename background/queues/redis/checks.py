@@ -7,6 +7,9 @@ import logging
 from ..._support.log import log
 from .address import Address
 
+#: The `run_id` of servers whose append-only file was reported by this process.
+_reported: set[str] = set()
+
 
 def report_settings(address: Address, info: str) -> None:
     """Log settings with which the server may lose jobs.
@@ -24,7 +27,9 @@ def report_settings(address: Address, info: str) -> None:
             "its memory is full; set noeviction",
             *(address, policy),
         )
-    if settings.get("aof_enabled") == "0":
+    server = settings.get("run_id", str(address))
+    if settings.get("aof_enabled") == "0" and server not in _reported:
+        _reported.add(server)
         log(
             logging.INFO,
             "%s: appendonly is off: if the server crashes, it loses the jobs since its last "

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import signal
 import sys
@@ -164,6 +165,32 @@ async def test_notifications() -> None:
                 broker_module._POLL = poll  # type: ignore[attr-defined]
             assert not broker._requests._listeners
         await remove_streams(broker)
+
+
+@in_real_time
+async def test_log_of_outage(server: NatsServer, caplog: pytest.LogCaptureFixture) -> None:
+    """The main connection logs an outage, and that for inspection only at DEBUG."""
+    caplog.set_level(logging.DEBUG, "background")
+    async with opened(server) as broker:
+        assert await broker.count() == 0  # connects the inspection
+        for requests in (broker._requests, broker._inspection.requests):
+            requests.connection._changed.clear()
+        await asyncio.to_thread(server.kill)
+        await asyncio.to_thread(server.start)
+        assert await eventually(broker.count) == 0
+        await broker._requests.connection.connected()
+        caplog.set_level(logging.CRITICAL, "background")  # closing logs the end, too
+    texts = [
+        (record.levelname, record.getMessage().rpartition(": ")[2])
+        for record in caplog.records
+        if record.name == "background"
+    ]
+    assert sorted(texts) == [
+        ("DEBUG", "connection lost (inspection)"),
+        ("DEBUG", "reconnected (inspection)"),
+        ("INFO", "reconnected"),
+        ("WARNING", "connection lost"),
+    ]
 
 
 def limited_user(permissions: str) -> str:
