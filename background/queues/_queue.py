@@ -481,7 +481,7 @@ class JobQueue:
                 or, if the class has no `__eq__`, by what `encode` returns.
 
         Raises:
-            ValueError: `cls` is not a class, or can be sent without that.
+            ValueError: `cls` is not a class, can be sent without that, or is registered already.
             ImportError: The extra is not installed.
 
         Example:

@@ -11,9 +11,9 @@ from ..._support.callables import name_of
 from .._errors import InvalidPayloadError
 from .custom import CustomTypes
 from .json_data import check
+from .plain_types import other_type
 from .signatures import (
     NOTHING,
-    VARIADIC,
     Binding,
     Hint,
     hint_of_result,
@@ -28,6 +28,12 @@ _ANNOTATE = "; annotate it with its type to send more than that"
 _REGISTER = (
     "can't be sent; register it with jobs.register_type() before, or give an argument that is "
     "never sent a default, or a handler store_result=False"
+)
+
+
+_INSTALL = (
+    "can't be sent without the extra msgspec, which encodes more than plain JSON data: install "
+    "anyio-background[msgspec]"
 )
 
 
@@ -211,12 +217,13 @@ class Signature:
         hints = hints_of_parameters(self._shown, signature)
         codecs: dict[str, Codec] = {}
         for name, parameter in signature.parameters.items():
-            is_sent = parameter.default is NOTHING and parameter.kind not in VARIADIC
-            codec = self._codec(f"argument {name!r}", hints[name], is_sent)
+            codec = self._codec(
+                f"argument {name!r}", hints[name], is_sent=parameter.default is NOTHING
+            )
             if codec is not None:
                 codecs[name] = codec
         result = self._codec(
-            "the result", hint_of_result(self._shown, signature), self._sends_result
+            "the result", hint_of_result(self._shown, signature), is_sent=self._sends_result
         )
         self._result = result or Plain("the result", _ANNOTATE)
         if self._is_wrapped:
@@ -231,15 +238,18 @@ class Signature:
             self._prepare()
         self._unresolved = False
 
-    def _codec(self, what: str, hint: Hint, is_sent: bool) -> Codec | None:
+    def _codec(self, what: str, hint: Hint, *, is_sent: bool) -> Codec | None:
         """Return a codec, or `None` for an argument that only a wrapper can supply.
 
         Args:
             what: The name of the value in messages.
             hint: The value's type.
-            is_sent: Whether the value is in every job.
+            is_sent: Whether the value is in every job, or has no default.
         """
         if find_spec("msgspec") is None:
+            other = other_type(hint.type) if is_sent and not self._is_wrapped else None
+            if other is not None:
+                raise self._unusable(what, f"{other.__qualname__} {_INSTALL}")
             return Plain(what, "; anyio-background[msgspec] would encode it, if it is annotated")
         from .typed import Typed
 

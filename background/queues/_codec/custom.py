@@ -41,7 +41,7 @@ class CustomTypes:
         """Register a type with its conversions to and from data that can be sent.
 
         Raises:
-            ValueError: It is not a class, or can be sent already.
+            ValueError: It is not a class, can be sent already, or is registered.
             ImportError: msgspec is not installed.
         """
         if find_spec("msgspec") is None:
@@ -52,6 +52,8 @@ class CustomTypes:
             raise ValueError(f"cls must be a class, not {kind_of(cls)}")
         if is_known(cls):
             raise ValueError(f"cls: msgspec encodes {cls.__qualname__} itself")
+        if cls in self._registered:  # handlers may use the conversions
+            raise ValueError(f"cls: {cls.__qualname__} is registered already")
         self._registered[cls] = encode, decode
 
     def is_registered(self, kind: type[Any]) -> bool:

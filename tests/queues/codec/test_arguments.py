@@ -5,11 +5,22 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
-from collections.abc import Awaitable, Callable, Iterable, Sequence, Sized
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence, Sized
 from dataclasses import dataclass, field
 from datetime import UTC, date, datetime, timedelta
+from pathlib import PurePath
 from types import ModuleType
-from typing import TYPE_CHECKING, Annotated, Any, Literal, Protocol
+from typing import (
+    TYPE_CHECKING,
+    Annotated,
+    Any,
+    Literal,
+    NewType,
+    Protocol,
+    TypedDict,
+    TypeVar,
+)
+from uuid import UUID
 from zoneinfo import ZoneInfo
 
 import msgspec
@@ -366,7 +377,7 @@ def test_unknown_type(annotation: Any, unknown: str) -> None:
 def test_known_types() -> None:
     """A type is accepted if values without those of unknown types can be sent."""
 
-    def fn(x: OptionalCircle, y: Iterable[int], z: Sized, b: Branch, *rest: Circle) -> None: ...
+    def fn(x: OptionalCircle, y: Iterable[int], z: Sized, b: Branch) -> None: ...
 
     sent = OptionalCircle(1)
     assert roundtrip(fn, sent, [1], [2], Branch([])) == ([sent, [1], [2], Branch([])], {})
@@ -493,6 +504,63 @@ def test_error_without_msgspec(monkeypatch: pytest.MonkeyPatch) -> None:
     assert rejection(send_email, UTC).endswith(
         "; anyio-background[msgspec] would encode it, if it is annotated"
     )
+
+
+@dataclass
+class Box:
+    n: int
+
+
+class Sizes(TypedDict):
+    width: int
+
+
+Id = NewType("Id", int)
+T = TypeVar("T")
+
+
+@pytest.mark.parametrize(
+    "annotation",
+    [PurePath, datetime, Box, list[Box], dict[str, bytes], UUID | None, Annotated[set[int], "ids"]],
+)
+def test_types_without_msgspec(annotation: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without msgspec, a handler is refused if it takes or returns more than plain data."""
+    monkeypatch.setitem(sys.modules, "msgspec", None)
+
+    def takes(x: Any) -> None: ...
+
+    def collects(*x: Any) -> None: ...
+
+    def returns() -> Any: ...
+
+    def defaults(x: Any = None) -> None: ...
+
+    for fn in (takes, collects, defaults):
+        fn.__annotations__["x"] = annotation
+    returns.__annotations__["return"] = annotation
+    expected = r"can't be sent without the extra msgspec, .* anyio-background\[msgspec\]$"
+    for fn in (takes, collects, returns):
+        with pytest.raises(TypeError, match=expected):
+            Signature(fn)
+    assert Signature(defaults).dump((), {}) == ([], {})
+    assert Signature(returns, sends_result=False).dump((), {}) == ([], {})
+
+
+@pytest.mark.parametrize(
+    "annotation",
+    [
+        *(int, None, str | None, list[dict[str, float | bool]], tuple[int, ...], Id, Sizes),
+        *(Sequence[int], Mapping[str, Any], Iterable, Literal["a"], Annotated[int, UUID], T),
+    ],
+)
+def test_plain_types_without_msgspec(annotation: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without msgspec, annotations of plain data are accepted."""
+    monkeypatch.setitem(sys.modules, "msgspec", None)
+
+    def fn(x: Any) -> None: ...
+
+    fn.__annotations__["x"] = annotation
+    assert Signature(fn).dump((1,), {}) == ([1], {})
 
 
 WITHOUT = """

@@ -143,21 +143,25 @@ def test_registered_model(types: CustomTypes) -> None:
 def test_objects_of_other_types(types: CustomTypes, value: Any, reason: str) -> None:
     """An object of another type is refused."""
     if type(value) is Point:
+        types = CustomTypes()
         types.register(Money, lambda money: 1, lambda data: Point(data))  # type: ignore[arg-type]
         value = Money(1)
     with pytest.raises(InvalidPayloadError, match=rf"^argument 'x': {reason}"):
         make(Money, types).dump((value,), {})
 
 
-def test_lossy_functions(types: CustomTypes) -> None:
+def test_lossy_functions() -> None:
     """An object that would come back differently is refused."""
+    types = CustomTypes()
     types.register(Circle, lambda circle: circle.radius, lambda data: Circle(data + 1))
     with pytest.raises(InvalidPayloadError, match=r"^argument 'x': a Circle would come back chan"):
         make(Circle, types).dump((Circle(1),), {})
 
 
-def test_functions_that_raise(types: CustomTypes) -> None:
+def test_functions_that_raise() -> None:
     """An error of a function is named without its text, which may contain values."""
+    types = CustomTypes()
+    types.register(Money, lambda money: money.cents, Money)
     types.register(Circle, lambda circle: circle.secret, lambda data: Circle(data["secret"]))
     with pytest.raises(
         InvalidPayloadError, match=r"^argument 'x': Circle can't be sent: AttributeError$"
@@ -198,6 +202,24 @@ def test_invalid_registration(types: CustomTypes, monkeypatch: pytest.MonkeyPatc
     monkeypatch.setitem(sys.modules, "msgspec", None)
     with pytest.raises(ImportError, match=r"anyio-background\[msgspec\]"):
         types.register(Money, str, Money)
+
+
+def test_second_registration(types: CustomTypes) -> None:
+    """A class is registered once, because handlers use its first conversions."""
+    with pytest.raises(ValueError, match=r"^cls: Money is registered already$"):
+        types.register(Money, repr, Money)
+
+
+@pytest.mark.parametrize("kind", ["*", "**"])
+def test_variadic_argument(kind: str) -> None:
+    """A function can't take any number of objects that can't be sent."""
+
+    def listed(*items: Money) -> None: ...
+
+    def named(**items: Money) -> None: ...
+
+    with pytest.raises(TypeError, match=r"argument 'items' can't be used: Money can't be sent"):
+        Signature(listed if kind == "*" else named)
 
 
 # Wrappers
