@@ -14,7 +14,6 @@ from background.queues._worker.completer import Completer
 
 
 class AttemptStub:
-    number = 1
     gives_up = False
 
 
@@ -86,10 +85,13 @@ async def test_settle_of_newer_version(broker: FaultyBroker) -> None:
 
 
 @pytest.mark.parametrize("accepted", [True, False])
-async def test_settle_with_next_attempt_running(broker: FaultyBroker, accepted: bool) -> None:
-    """The next attempt's stored error shows whether an unanswered settlement was accepted.
+@pytest.mark.parametrize("state", [JobState.SCHEDULED, JobState.READY])
+async def test_settle_with_next_attempt_running(
+    broker: FaultyBroker, state: JobState, accepted: bool
+) -> None:
+    """An unanswered settlement was accepted if the claim is not among the lost ones.
 
-    The next attempt follows either the settled failure or the expiry of the lease.
+    The next attempt follows either the settlement or the expiry of the lease.
     """
     await broker.enqueue([message()])
     claim = await claim_one(broker)
@@ -98,8 +100,8 @@ async def test_settle_with_next_attempt_running(broker: FaultyBroker, accepted: 
     results: list[bool | None] = []
 
     async def settle() -> None:
-        failed = settlement(claim, JobState.SCHEDULED, error={"type": "E"})
-        results.append(await completer.settle(AttemptStub(), failed))  # type: ignore[arg-type]
+        release = settlement(claim, state)
+        results.append(await completer.settle(AttemptStub(), release))  # type: ignore[arg-type]
         group.cancel_scope.cancel()
 
     async with anyio.create_task_group() as group:
@@ -109,6 +111,7 @@ async def test_settle_with_next_attempt_running(broker: FaultyBroker, accepted: 
         resume = broker.hold("settle")
         if not accepted:
             await elapse(broker.real, LEASE + 1)
-        assert (await claim_one(broker)).attempt == 2
+        is_counted = state is JobState.SCHEDULED or not accepted
+        assert (await claim_one(broker)).attempt == 1 + is_counted
         resume.set()
     assert results == [accepted]

@@ -28,6 +28,7 @@ from background.queues import (
     Ordered,
     PayloadTooLargeError,
     QueueError,
+    Snooze,
 )
 from background.queues._backoff import Outage, Outages
 from background.queues.abc import Claim, LeaseStatus, Message, Settlement
@@ -456,6 +457,32 @@ async def test_lost_settlement_answers(
     await worker.close()
     names = events_of_attempts(recorder, job.id)
     assert sorted(names) == ["added", "added", "retrying", "started", "started", "succeeded"]
+
+
+@pytest.mark.parametrize("seconds", [0, 60])
+async def test_snooze_with_lost_answer(
+    jobs: JobQueue,
+    manager: Manager,
+    broker: FaultyBroker,
+    recorder: RecordingObserver,
+    seconds: float,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """A job snoozes, although the answer is lost."""
+
+    @jobs.handler(name="h")
+    async def handler() -> None:
+        if len(broker.claims) == 1:
+            broker.lose("settle")
+            raise Snooze(seconds)
+
+    worker = await jobs.start(manager)
+    job = await handler.enqueue()
+    assert await job.wait() is S.SUCCEEDED
+    await worker.close()
+    (event,) = recorder.of(TaskCancelled)
+    assert event.reason == f"snoozed for {seconds} s"
+    assert "lease was lost" not in caplog.text
 
 
 async def test_release_with_lost_answer(

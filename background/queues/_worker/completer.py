@@ -17,7 +17,6 @@ from .._states import FINAL, JobState
 from ..abc import Broker, Settlement
 from .attempt import JobAttempt
 
-_AFTER_A_RETRY = (JobState.RUNNING, JobState.SUCCEEDED)
 _UNKNOWN = "the settlements of %d jobs may not have arrived: %s"
 _REFUSALS = (QueueError, ValueError)  # calling again does not help
 
@@ -145,10 +144,8 @@ class Completer:
             if not was_repeated:
                 return [*accepted]
             return [
-                yes or await self._was_accepted(attempt, settlement)
-                for yes, attempt, settlement in zip(
-                    accepted, batch.attempts, batch.settlements, strict=True
-                )
+                yes or await self._was_accepted(settlement)
+                for yes, settlement in zip(accepted, batch.settlements, strict=True)
             ]
 
         def give_up(error: Exception) -> bool:
@@ -159,7 +156,7 @@ class Completer:
 
         return await BrokerBackoff("settling jobs", self._outages).call(send, give_up)
 
-    async def _was_accepted(self, attempt: JobAttempt, settlement: Settlement) -> bool:
+    async def _was_accepted(self, settlement: Settlement) -> bool:
         """Return whether a refused settlement was accepted before, when the answer was lost."""
         try:
             job = await self._broker.get(settlement.id)
@@ -167,16 +164,16 @@ class Completer:
             raise
         except QueueError:  # a newer version of the library has changed it since
             return False
+        ends = settlement.state in FINAL
         if job is None:
-            return settlement.state in FINAL  # its retention has ended already
-        counted = attempt.number - (settlement.state is JobState.READY)
-        if settlement.state is JobState.SCHEDULED and job.attempt == counted + 1:
-            # The next attempt has begun; it has the error of this one if that was accepted.
-            return job.state in _AFTER_A_RETRY and job.error == settlement.error
-        states = {settlement.state}
-        if settlement.state not in FINAL:  # it may be due by now
-            states.add(JobState.READY)
-        return job.attempt == counted and job.state in states
+            return ends  # its retention has ended already
+        if any(claim.token == settlement.token for claim in job.lost):
+            return False
+        if job.token != settlement.token:
+            return not ends  # the next attempt has begun
+        if ends:
+            return job.state is settlement.state
+        return job.state is not JobState.RUNNING
 
     async def _send_one_by_one(self, batch: _Batch, error: Exception) -> list[bool | None]:
         """Send settlements separately; make the job dead whose settlement the broker refuses."""
