@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack, nullcontext
+from datetime import UTC, datetime
 from typing import Any
 
 import anyio
 
 from .._manager import Manager
-from .._support import validation
+from .._support import clock, validation
 from .._support.frozen import frozen
 from .._support.redacted import kind_of
 from ..queues import Handler, JobInfo, JobQueue, JobState, Ordered, QueueError, Worker
@@ -21,7 +22,7 @@ from ..queues._worker.attempt import current_attempt
 from ..queues._worker.pool import WorkerPool
 from ..queues.abc import Message
 from ..queues.memory import MemoryBroker
-from ._time import is_virtual
+from ._time import is_virtual, virtual_wall_clock
 
 _REAL, _VIRTUAL = 60.0, 86_400.0  # seconds that `drain()` takes at most by default
 _CONCURRENCY = 10  # of a worker of `drain()`
@@ -124,7 +125,8 @@ async def drain(
 
     Workers of the queue run the jobs of their queues. A manager that exists for this call runs the
     jobs of all other queues: those that handlers and stored jobs name at once, others within a
-    second, or a minute of virtual time. It does not enqueue the jobs of schedules.
+    second, or a minute of virtual time. It does not enqueue the jobs of schedules. In virtual time,
+    the library's wall clock follows the event loop's during the call.
 
     Args:
         jobs: The queue, which must be open.
@@ -158,20 +160,29 @@ async def drain(
         raise QueueError("drain() would wait for the job that calls it: call it in the test")
     if timeout is None:
         timeout = _VIRTUAL if is_virtual() else _REAL
-    before = {job.id async for job in jobs.list() if job.state.is_final}
-    with anyio.move_on_after(timeout):
-        if await _run(jobs, pool, scheduled=scheduled):
-            ended = [job async for job in jobs.list() if job.state.is_final]
-            return sorted(
-                (job for job in ended if job.id not in before),
-                key=lambda job: job.finished_at or 0.0,
-            )
-    left = [job async for job in jobs.list() if not job.state.is_final]
-    shown = [f"{job.id} of {job.handler} is {job.state}" for job in left]
-    raise TimeoutError(
-        f"drain: jobs are left after {timeout:g} s: {listed(shown, _MOST_NAMED)}; pass a longer "
-        "timeout, or end them"
-    )
+    with _wall_clock():
+        before = {job.id async for job in jobs.list() if job.state.is_final}
+        with anyio.move_on_after(timeout) as scope:
+            if await _run(jobs, pool, scheduled=scheduled):
+                ended = [job async for job in jobs.list() if job.state.is_final]
+                return sorted(
+                    (job for job in ended if job.id not in before),
+                    key=lambda job: job.finished_at or 0.0,
+                )
+        left = [job async for job in jobs.list() if not job.state.is_final]
+    shown = listed([f"{job.id} of {job.handler} is {job.state}" for job in left], _MOST_NAMED)
+    if scope.cancelled_caught:
+        after, advice = f"{timeout:g} s", "pass a longer timeout, or end them"
+    else:
+        after, advice = f"{_REAL:g} s of real time", "end them"
+    raise TimeoutError(f"drain: jobs are left after {after}: {shown}; {advice}")
+
+
+def _wall_clock() -> AbstractContextManager[None]:
+    """Return a context manager for the wall clock of a call, which is virtual in virtual time."""
+    if not is_virtual() or clock.wall is not time.time:  # a test's own clock
+        return nullcontext()
+    return virtual_wall_clock(datetime.now(UTC))
 
 
 async def _run(jobs: JobQueue, pool: WorkerPool, *, scheduled: bool) -> bool:

@@ -99,7 +99,7 @@ def virtual_time(backend: Literal["asyncio", "trio"]) -> tuple[str, dict[str, An
     """Return the value of an `anyio_backend` fixture with a virtual clock.
 
     Use a new value for each test. Cron schedules follow the wall clock, which stays real outside of
-    `virtual_wall_clock()`.
+    `virtual_wall_clock()` and `drain()`.
 
     Args:
         backend: The event loop.

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from datetime import UTC, datetime
 from typing import Any
 
 import anyio
 import pytest
 from support.brokers.faulty import FaultyBroker
 from support.time import Clock
+from tenacity import AsyncRetrying, stop_after_delay, wait_fixed
 
 from background import Manager, every
+from background._support import clock as system_clock
 from background.queues import (
     JobContext,
     JobFailedError,
@@ -24,7 +27,13 @@ from background.queues import (
 )
 from background.queues.memory import MemoryBroker, MemoryResults
 from background.queues.sqlite import SQLiteBroker
-from background.testing import RecordingObserver, drain, enqueued, jobs_memory
+from background.testing import (
+    RecordingObserver,
+    drain,
+    enqueued,
+    jobs_memory,
+    virtual_wall_clock,
+)
 
 __all__ = ["jobs_memory"]  # a fixture
 
@@ -277,8 +286,51 @@ async def test_drain_jobs_that_enqueue_jobs(
 
     async with memory:
         await again.enqueue()
-        with pytest.raises(TimeoutError, match="drain: jobs are left"):
+        with pytest.raises(TimeoutError, match=r"left after 0\.1 s of real time: .*; end them$"):
             await drain(memory)
+
+
+async def test_drain_until_stop_after_delay(memory: JobQueue) -> None:
+    """A policy's time from the first attempt on is virtual, too."""
+
+    @memory.handler(name="h", retry=AsyncRetrying(stop=stop_after_delay(60), wait=wait_fixed(10)))
+    async def handler() -> None:
+        raise ValueError
+
+    async with memory:
+        await handler.enqueue()
+        (job,) = await drain(memory, scheduled=True)
+    assert (job.state, job.attempt) == (JobState.DEAD, 7)
+    assert job.finished_at is not None
+    assert job.finished_at - job.enqueued_at == pytest.approx(60)
+
+
+async def test_drain_unknown_handler() -> None:
+    """A job that no worker can run is dead after `unknown_for` seconds of virtual time."""
+    real = system_clock.wall
+    async with JobQueue(MemoryBroker(), unknown_for=100) as jobs:
+        jobs.handler(name="h", queue="default")(anyio.sleep)
+        await jobs.enqueue("unknown")
+        (job,) = await drain(jobs, scheduled=True)
+    assert job.state is JobState.DEAD
+    assert job.finished_at is not None
+    assert 100 < job.finished_at - job.enqueued_at < 130
+    assert system_clock.wall is real
+
+
+async def test_drain_with_wall_clock(memory: JobQueue) -> None:
+    """The test's own wall clock is used during the call."""
+    start = datetime(2030, 1, 1, tzinfo=UTC)
+
+    @memory.handler(name="h")
+    async def handler() -> float:
+        return system_clock.wall()
+
+    with virtual_wall_clock(start):
+        async with memory:
+            await handler.options(delay=600).enqueue()
+            (job,) = await drain(memory, scheduled=True)
+    assert job.result == pytest.approx(start.timestamp() + 600)
 
 
 async def test_drain_snoozing_job(memory: JobQueue) -> None:
