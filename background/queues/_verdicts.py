@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from .._support import validation
 
 
@@ -56,3 +58,11 @@ class Cancel(Verdict):
 
     def __init__(self, reason: str) -> None:
         super().__init__(reason)
+
+
+def unwrapped(error: BaseException | None) -> BaseException | None:
+    """Return the verdict in an exception group with nothing else in it, or the error itself."""
+    leaf: Any = error
+    while isinstance(leaf, BaseExceptionGroup) and len(leaf.exceptions) == 1:  # pyright: ignore[reportUnknownMemberType, reportUnknownArgumentType]
+        (leaf,) = leaf.exceptions  # pyright: ignore[reportUnknownMemberType, reportUnknownVariableType]
+    return leaf if isinstance(leaf, Verdict) else error

@@ -118,6 +118,49 @@ async def test_cancel_by_handler(
     assert reasons == ["the account was closed"]
 
 
+@pytest.mark.parametrize(
+    ("verdict", "state", "runs"),
+    [(Snooze(60), S.SUCCEEDED, 2), (Discard("no"), S.DEAD, 1), (Cancel("no"), S.CANCELLED, 1)],
+)
+async def test_verdict_in_task_group(
+    jobs: JobQueue, manager: Manager, verdict: Exception, state: JobState, runs: int
+) -> None:
+    """A verdict that is the only error of nested task groups decides about the job."""
+    attempts: list[int] = []
+
+    async def decide() -> None:
+        if len(attempts) == 1:
+            raise verdict
+
+    @jobs.handler(name="h", retry=5)
+    async def handler() -> None:
+        attempts.append(JobContext.current().attempt)
+        async with anyio.create_task_group() as outer, anyio.create_task_group() as inner:
+            outer.start_soon(anyio.sleep, 1)
+            inner.start_soon(decide)
+
+    await jobs.start(manager)
+    job = await handler.enqueue()
+    assert await job.wait() is state
+    assert attempts == [1] * runs
+    if state is S.DEAD:
+        with pytest.raises(JobFailedError, match=r"background\.queues\.Discard: no"):
+            await job.result()
+
+
+async def test_verdict_with_another_error(jobs: JobQueue, manager: Manager) -> None:
+    """A verdict in a group with another error is an ordinary failure."""
+
+    @jobs.handler(name="h", retry=2)
+    async def handler() -> int:
+        if JobContext.current().attempt == 1:
+            raise ExceptionGroup("several", [Discard("no"), ValueError("no")])
+        return 2
+
+    await jobs.start(manager)
+    assert await (await handler.enqueue()).result() == 2
+
+
 async def test_attempts(manager: Manager, broker: FaultyBroker) -> None:
     """A job's info has its latest attempts, with their workers and errors."""
     async with JobQueue(broker) as jobs:

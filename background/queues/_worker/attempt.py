@@ -24,7 +24,7 @@ from .._backoff import BrokerBackoff
 from .._client import Client, result_key
 from .._codec import json_data
 from .._errors import QueueError
-from .._verdicts import Verdict
+from .._verdicts import Verdict, unwrapped
 from ..abc import Claim, Settlement
 from .decision import CANCELLED, LOST, UNSETTLED, cancelled, conclude, decide
 
@@ -272,6 +272,7 @@ class JobAttempt:
             return cancelled(outcome, outcome.cancel_reason or self._cancel_reason), None
         me = backend.current_task()
         try:
+            outcome.error = unwrapped(outcome.error)
             await self._apply_policy(outcome)
             if outcome.status is not TaskStatus.SUCCEEDED:
                 return outcome, None
