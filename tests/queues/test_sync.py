@@ -98,10 +98,11 @@ def test_enqueue(jobs: JobQueue, handler: Add) -> None:
         jobs.enqueue_sync("add", kwargs={"a": 4}, id="four").id,
         jobs.enqueue_sync(handler.job(5), id="five").id,
         *(job.id for job in jobs.enqueue_many_sync([handler.job(6), handler.job(7)])),
+        *(job.id for job in handler.options(delay=0).enqueue_many_sync([(8,), {"a": 8, "b": 2}])),
     ]
-    chained = jobs.enqueue_sync(chain(handler.job(8), handler.job(9))).id
+    chained = jobs.enqueue_sync(chain(handler.job(10), handler.job(11))).id
     assert private_threads() == 1
-    assert anyio.run(run_all, jobs) == [2, 3, 4, 5, 6, 7, 8, 9, 10, 10]
+    assert anyio.run(run_all, jobs) == [2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 12]
     assert private_threads() == 0
 
     async def find() -> list[str]:
@@ -119,9 +120,26 @@ def test_errors(jobs: JobQueue, handler: Add) -> None:
         jobs.enqueue_sync("no name")
     with pytest.raises(TypeError, match="steps must be made by"):
         jobs.enqueue_many_sync([1])  # type: ignore[list-item]
+    with pytest.raises(TypeError, match="calls must contain tuples"):
+        handler.enqueue_many_sync([1])  # type: ignore[list-item]
+    with pytest.raises(ValueError, match=r"id can't be given to enqueue_many"):
+        handler.options(id="one").enqueue_many_sync([(1,)])
     handler.options(id="one").enqueue_sync(1)
     with pytest.raises(DuplicateJobError):
         handler.options(id="one").enqueue_sync(2)
+
+
+def test_calls_of_iterator(jobs: JobQueue, handler: Add) -> None:
+    """An iterator of sync code is read in the caller's thread."""
+    threads: list[int] = []
+
+    def calls() -> Iterator[tuple[int]]:
+        for number in range(3):
+            threads.append(threading.get_ident())
+            yield (number,)
+
+    assert len(handler.enqueue_many_sync(calls())) == 3
+    assert threads == [threading.get_ident()] * 3
 
 
 async def test_in_event_loop(jobs: JobQueue, handler: Add, blocking_calls: None) -> None:
@@ -188,6 +206,8 @@ async def test_from_thread(jobs: JobQueue, handler: Add, manager: Manager) -> No
         assert await job.result(timeout=SOON) == 2
         many = await anyio.to_thread.run_sync(jobs.enqueue_many_sync, [handler.job(2)])
         assert [await job for job in many] == [3]
+        many = await anyio.to_thread.run_sync(handler.enqueue_many_sync, [(3,), (4,)])
+        assert [await job for job in many] == [4, 5]
         assert private_threads() == 0
         jobs.close_sync()
         await manager.close()
@@ -196,7 +216,11 @@ async def test_from_thread(jobs: JobQueue, handler: Add, manager: Manager) -> No
 async def test_in_own_event_loop(jobs: JobQueue, handler: Add) -> None:
     """A call that would block the event loop of the queue is refused."""
     async with jobs:
-        for call in (lambda: handler.enqueue_sync(1), lambda: jobs.enqueue_sync("add", [1])):
+        for call in (
+            lambda: handler.enqueue_sync(1),
+            lambda: handler.enqueue_many_sync([(1,)]),
+            lambda: jobs.enqueue_sync("add", [1]),
+        ):
             with pytest.raises(QueueError, match=r"would block .*: write `await enqueue\(…\)`"):
                 call()
         assert await jobs.count() == 0

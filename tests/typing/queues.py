@@ -119,7 +119,10 @@ def sync_code() -> None:
     assert_type(jobs.enqueue_sync("name", [1], {"k": 2}, delay=5), JobHandle[Any])
     assert_type(jobs.enqueue_sync(resize.job("a"), id="one"), JobHandle[Size])
     assert_type(jobs.enqueue_many_sync([resize.job("a")]), list[JobHandle[Any]])
+    assert_type(resize.enqueue_many_sync([("a",), {"path": "b"}]), list[JobHandle[Size]])
+    assert_type(resize.options(delay=5).enqueue_many_sync([("a",)]), list[JobHandle[Size]])
     jobs.close_sync()
+    resize.enqueue_many_sync([5])  # type: ignore[list-item]
     send.enqueue_sync("a")  # type: ignore[call-arg]
     resize.enqueue_sync(1)  # type: ignore[arg-type]
     jobs.enqueue_sync(send)  # type: ignore[call-overload]

@@ -140,6 +140,25 @@ class JobSubmission(Generic[P, T]):
         await enqueuer.enqueue(made, options, config.observers)
         return [enqueuer.handle(enqueued.id) for enqueued in made]
 
+    def enqueue_many_sync(
+        self, calls: Iterable[Sequence[Any] | Mapping[str, Any]]
+    ) -> list[JobHandle[T]]:
+        """Enqueue several jobs from sync code, as `enqueue_many()` does.
+
+        See `JobQueue.enqueue_sync()`, whose errors it raises, too.
+
+        Args:
+            calls: For each job a tuple of positional arguments, or a mapping of keyword arguments.
+
+        Returns:
+            The handles of the jobs.
+
+        Raises:
+            Exception: The errors of `enqueue_many()`.
+        """
+        # An iterator of sync code may not work in the thread of an event loop.
+        return self._enqueuer.sync.run(partial(self.enqueue_many, list(calls)))
+
     def job(self, *args: P.args, **kwargs: P.kwargs) -> Step[T]:
         """Make a job that is not enqueued yet.
 
@@ -205,7 +224,7 @@ class Handler(JobSubmission[P, T], Generic[P, R, T]):
                 seconds to an hour; `meta`: plain data for observers and `JobContext.meta`.
 
         Returns:
-            An object with `enqueue`, `enqueue_sync`, `enqueue_many` and `job`.
+            An object with `enqueue`, `enqueue_many`, both with `_sync`, and `job`.
 
         Raises:
             ValueError: An option is not valid; the message names it.
