@@ -21,14 +21,20 @@ INSERT = f"""
 DELETE_IF_OLD = (
     "DELETE FROM background_jobs WHERE id = ? AND finished_at IS NOT NULL AND changes_at <= ?"
 )
+_READY = """
+    FROM background_jobs
+    WHERE state = 'ready' AND queue = ? AND (expires_at IS NULL OR expires_at > ?)
+    ORDER BY number LIMIT ?
+"""
+SIZES = f"""
+    SELECT ifnull(length(body), 0) + ifnull(length(result), 0) + (
+        SELECT ifnull(sum(length(result)), 0) FROM background_dependencies WHERE job = number
+    ) {_READY}
+"""
 CLAIM = f"""
     UPDATE background_jobs SET state = 'running', token = ?, changes_at = ?, started_at = ?,
         attempt = attempt + 1, confirmed = 0
-    WHERE number IN (
-        SELECT number FROM background_jobs
-        WHERE state = 'ready' AND queue = ? AND (expires_at IS NULL OR expires_at > ?)
-        ORDER BY number LIMIT ?
-    )
+    WHERE number IN (SELECT number {_READY})
     RETURNING number, attempt, crashes, unconfirmed, enqueued_at, error, result, {MESSAGE}
 """
 RENEW = (

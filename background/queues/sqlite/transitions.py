@@ -37,8 +37,7 @@ from .library import Connection
 #: The most rows that one transaction reads or changes.
 CHUNK = 500
 
-_PAGE = 32  # jobs that the first page of a claim has; they may be large
-_MOST_BYTES = 4_000_000  # bodies of jobs, after which a claim ends
+_MOST_BYTES = 4_000_000  # of jobs and results, after which a claim or a page ends
 
 _FIELDS = len(sql.MESSAGE.split(", "))
 
@@ -90,24 +89,30 @@ def claim(
     """Claim ready jobs; return the claims, and whether other jobs changed because of the time."""
     changed = advance(db, now) != MaintenanceStats()
     claims: list[Claim] = []
-    size, page = 0, _PAGE
+    size = 0
     for queue in queues:
-        while len(claims) < most and size < _MOST_BYTES:
-            wanted = min(most - len(claims), page)
-            values = (token, now + lease, now, queue, now, wanted)
-            rows = db.execute(sql.CLAIM, values).fetchall()
-            rows.sort()  # by number, which is unique; RETURNING has no defined order
-            for row in rows:
-                try:
-                    claims.append(_claim(db, token, *row))
-                except DECODING_ERRORS as error:
-                    _set_aside(db, row[0], error, now)
-                else:
-                    size += len(claims[-1].message.body)
-            page = CHUNK
-            if len(rows) < wanted:
-                break
+        wanted, size = _fitting(db, queue, most - len(claims), size, now)
+        if not wanted:
+            continue
+        rows = db.execute(sql.CLAIM, (token, now + lease, now, queue, now, wanted)).fetchall()
+        rows.sort()  # by number, which is unique; RETURNING has no defined order
+        for row in rows:
+            try:
+                claims.append(_claim(db, token, *row))
+            except DECODING_ERRORS as error:
+                _set_aside(db, row[0], error, now)
     return claims, changed
+
+
+def _fitting(db: Connection, queue: str, most: int, size: int, now: float) -> tuple[int, int]:
+    """Return how many jobs a claim takes, up to the one that brings it to 4 MB, and its size."""
+    count = 0
+    for (more,) in db.execute(sql.SIZES, (queue, now, most)):
+        if size >= _MOST_BYTES:
+            break
+        count += 1
+        size += more
+    return count, size
 
 
 def _claim(
@@ -283,8 +288,15 @@ def page(
     """
     last = _page_end(db, after)
     upto = 2**63 - 1 if last is None else last
-    rows = db.execute(sql.PAGE, (after, upto, queue, queue, state, state, now)).fetchall()
-    return [_stored(db, *row) for row in rows], last
+    jobs: list[StoredJob] = []
+    size = 0
+    for row in db.execute(sql.PAGE, (after, upto, queue, queue, state, state, now)):
+        job = _stored(db, *row)
+        jobs.append(job)
+        size += sum(map(len, filter(None, (job.message.body, job.result, *job.previous))))
+        if size >= _MOST_BYTES:
+            return jobs, row[0]
+    return jobs, last
 
 
 def _page_end(db: Connection, after: int) -> int | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import anyio
+import pytest
 from support.brokers.jobs import LEASE, claim_one, claimed, message, settle, state_of
 from support.brokers.kinds import Kind, elapse
 
@@ -12,6 +13,7 @@ from background.queues.abc import (
     Broker,
     LeaseStatus,
 )
+from background.queues.memory import MemoryBroker
 
 
 async def test_oldest_job_first(broker: Broker) -> None:
@@ -177,3 +179,24 @@ async def test_wait_for_work(broker: Broker, broker_kind: Kind) -> None:
         await anyio.sleep(5 * second)
         await settle(broker, claim, JobState.READY)
     assert_waited(5)
+
+
+@pytest.mark.parametrize("part", ["body", "saved", "previous"])
+async def test_claim_of_large_jobs(broker: Broker, part: str) -> None:
+    """A claim ends with the job that brings it to 4 MB, also after many small jobs."""
+    large, is_memory = bytes(900_000), isinstance(broker, MemoryBroker)
+    options = {"body": {"body": large}, "saved": {}, "previous": {"depends_on": ("first",)}}[part]
+    await broker.enqueue([message("first", queue="first")])
+    await broker.enqueue([message(f"small-{number}") for number in range(80)])
+    await broker.enqueue([message(f"large-{number}", **options) for number in range(8)])
+    await settle(broker, await claim_one(broker, "first"), JobState.SUCCEEDED, result=large)
+    if part == "saved":
+        for claim in await broker.claim(["q"], 88, lease=LEASE):
+            if claim.message.id.startswith("large"):
+                assert await broker.save(claim.message.id, claim.token, large)
+            assert await settle(broker, claim, JobState.READY)
+    counts: list[int] = []
+    for _ in range(3):
+        ids = await claimed(broker, most=500)
+        counts.append(len([id for id in ids if id.startswith("large")]))
+    assert counts == ([8, 0, 0] if is_memory else [5, 3, 0])

@@ -162,9 +162,8 @@ async def test_many_expired_jobs(broker: RedisBroker) -> None:
     assert await broker.count(state=JobState.EXPIRED) == 150
 
 
-async def test_large_messages(broker: RedisBroker, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Large messages are enqueued and scanned in chunks of limited size."""
-    monkeypatch.setattr("background.queues.redis.codec._MOST_BYTES", 5_000_000)
+def record_answers(broker: RedisBroker, monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Return a list to which the sizes of all answers are added."""
     answers: list[int] = []
     ask = broker._ask
 
@@ -174,13 +173,30 @@ async def test_large_messages(broker: RedisBroker, monkeypatch: pytest.MonkeyPat
         return answer
 
     monkeypatch.setattr(broker, "_ask", record_size)
+    return answers
+
+
+async def test_large_messages(broker: RedisBroker, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Large messages are enqueued and scanned in chunks of limited size."""
+    monkeypatch.setattr("background.queues.redis.codec._MOST_BYTES", 5_000_000)
+    answers = record_answers(broker, monkeypatch)
     assert await broker.enqueue(messages(20, body=b"x" * 900_000)) == [True] * 20
     assert answers == [5] * 4
     answers.clear()
     found = [job.message.id async for job in broker.scan()]
     assert found == [sent.id for sent in messages(20)]
-    assert len(answers) == 4
-    assert max(answers) < 6_000_000
+    assert len(answers) == 5
+    assert max(answers) < 5_000_000
+
+
+async def test_scan_of_large_results(broker: RedisBroker, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Results count for the size of a page of a scan."""
+    await broker.enqueue(messages(8))
+    for claim in await broker.claim(["q"], 8, lease=LEASE):
+        await settle(broker, claim, JobState.SUCCEEDED, result=bytes(900_000))
+    answers = record_answers(broker, monkeypatch)
+    assert len([job async for job in broker.scan()]) == 8
+    assert [answer // 900_000 for answer in answers] == [5, 3]
 
 
 async def test_release_with_delay(broker: RedisBroker) -> None:

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import anyio
 import pytest
+from support.brokers.jobs import settle
 from support.brokers.sqlite import finish, message, messages, other_connection
 
 from background.queues._states import JobState
 from background.queues.abc import MaintenanceStats, Settlement
-from background.queues.sqlite import SQLiteBroker, statements
+from background.queues.sqlite import SQLiteBroker, statements, transitions
 
 HOT = [
     "INSERT",
+    "SIZES",
     "CLAIM",
     "RENEW",
     "END",
@@ -74,6 +77,30 @@ async def test_chunks(broker: SQLiteBroker, monkeypatch: pytest.MonkeyPatch) -> 
     await finish(broker, await broker.claim(["q"], 12, lease=30))
     assert await broker.purge(state=JobState.SUCCEEDED) == 12
     assert await broker.count() == 1
+
+
+@pytest.mark.parametrize("part", ["body", "result"])
+async def test_pages_of_large_jobs(
+    broker: SQLiteBroker, monkeypatch: pytest.MonkeyPatch, part: str
+) -> None:
+    """A page of a scan ends with the job that brings it to 4 MB."""
+    large, pages = bytes(900_000), list[int]()
+    await broker.enqueue(messages(8, body=large if part == "body" else b"{}"))
+    while claims := await broker.claim(["q"], 8, lease=30):
+        for claim in claims:
+            await settle(
+                broker, claim, JobState.SUCCEEDED, result=large if part == "result" else b""
+            )
+    page = transitions.page
+
+    def record_size(db: Any, **options: Any) -> Any:
+        jobs, last = page(db, **options)
+        pages.append(len(jobs))
+        return jobs, last
+
+    monkeypatch.setattr(transitions, "page", record_size)
+    assert [job.message.id async for job in broker.scan()] == [job.id for job in messages(8)]
+    assert pages == [5, 3]
 
 
 async def test_past_retention(broker: SQLiteBroker) -> None:

@@ -3,41 +3,52 @@ allow_writes_above_memory_limit()
 advance(100)
 local token, lease, most = ARGV[2], tonumber(ARGV[3]), tonumber(ARGV[4])
 local claims = {}
--- A page of large messages ends the claim early, so that no answer takes long.
+-- A claim ends with the job that brings it to 4 MB. Messages are read in parts, which is all that
+-- is read beyond that.
+local PART, MOST_BYTES = 8, 4000000
 local size, page = 0, 16
+
+-- Claims a job of a page, or ends or removes one that can't be claimed.
+local function take(entry, id, message)
+  if message and jobs[id] == nil then track_message(id, message) end
+  local job = jobs[id]
+  if not job or job[STATE] ~= 'ready' or member(id, job) ~= entry then
+    call('ZREM', KEYS.ready, entry)
+  elseif not message then
+    discard(id)
+  elseif job[EXPIRES] and job[EXPIRES] <= now then
+    stop(id, 'expired')
+  else
+    job[STATE], job[TOKEN], job[AT] = 'running', token, now + lease
+    job[ATTEMPT], job[STARTED], job[CONFIRMED] = job[ATTEMPT] + 1, now, false
+    touch(id)
+    size = size + show(claims, id, job, message)
+    most = most - 1
+  end
+end
+
 for q = 5, #ARGV do
   local queue = ARGV[q]
   local skip = #queue + 16
   -- Expired jobs are skipped, so more rounds may be necessary; the next call does the rest.
   for _ = 1, 10 do
-    if most == 0 or size > 4000000 then break end
+    if most == 0 or size >= MOST_BYTES then break end
     local first, last = '[' .. queue .. '\0', '(' .. queue .. '\1'
     local members = call('ZRANGEBYLEX', KEYS.ready, first, last, 'LIMIT', 0, math.min(most, page))
     if #members == 0 then break end
-    local ids = {}
+    local ids, messages = {}, {}
     for i, entry in ipairs(members) do ids[i] = string.sub(entry, skip) end
     fetch(ids)
-    local messages = call('HMGET', KEYS.messages, unpack(ids))
     for i, id in ipairs(ids) do
-      if jobs[id] == nil and messages[i] then track_message(id, messages[i]) end
-      local job = jobs[id]
-      if not job or job[STATE] ~= 'ready' or member(id, job) ~= members[i] then
-        call('ZREM', KEYS.ready, members[i])
-      elseif not messages[i] then
-        discard(id)
-      elseif job[EXPIRES] and job[EXPIRES] <= now then
-        stop(id, 'expired')
-      else
-        job[STATE], job[TOKEN], job[AT] = 'running', token, now + lease
-        job[ATTEMPT], job[STARTED], job[CONFIRMED] = job[ATTEMPT] + 1, now, false
-        touch(id)
-        show(claims, id, job, messages[i])
-        size = size + #messages[i]
-        most = most - 1
+      if size >= MOST_BYTES then break end
+      local place = (i - 1) % PART + 1
+      if place == 1 then
+        messages = call('HMGET', KEYS.messages, unpack(ids, i, math.min(i + PART - 1, #ids)))
       end
+      take(members[i], id, messages[place])
     end
     flush()
-    if size < 1000000 then page = page * 4 end
+    page = page * 4
   end
 end
 finish()

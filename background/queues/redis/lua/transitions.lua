@@ -159,6 +159,7 @@ local function advance(most)
 end
 
 -- Appends a job to an answer: a line with its state and the lengths of the parts that follow.
+-- Returns the number of bytes.
 local function show(shown, id, job, message)
   message = message or ''
   local result = job[RESULT] and call('HGET', KEYS.results, id)
@@ -167,15 +168,17 @@ local function show(shown, id, job, message)
   local line = string.format('%s %d %d %d %s %s %s %s %d %d %d %d', job[STATE], job[ATTEMPT],
     job[CRASHES], job[UNCONFIRMED], job[TOKEN] or '', text(job[STARTED]), text(job[FINISHED]), id,
     #message, result and #result or -1, error and #error or -1, lost and #lost or -1)
-  local count = #shown
+  local count, size = #shown, #message + #(result or '') + #(error or '') + #(lost or '')
   shown[count + 1], shown[count + 2] = line, '\n' .. message
   shown[count + 3], shown[count + 4], shown[count + 5] = result or '', error or '', lost or ''
   for place = 1, job[DEPENDENCIES] do
     local value = call('HGET', KEYS.previous, id .. ' ' .. place)
     line = line .. ' ' .. (value and #value or -1)
     shown[count + 5 + place] = value or ''
+    size = size + #(value or '')
   end
   shown[count + 1] = line
+  return size + #line
 end
 
 -- Allows a script to write above the memory limit. Workers need these scripts to end jobs, which
