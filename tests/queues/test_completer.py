@@ -11,6 +11,7 @@ from support.brokers.kinds import elapse
 from background.queues import BrokerUnavailableError, JobState, QueueError
 from background.queues._backoff import Outages
 from background.queues._worker.completer import Completer
+from background.queues.abc import Claim
 
 
 class AttemptStub:
@@ -115,3 +116,53 @@ async def test_settle_with_next_attempt_running(
         assert (await claim_one(broker)).attempt == 1 + is_counted
         resume.set()
     assert results == [accepted]
+
+
+@pytest.mark.parametrize("part", ["result", "error"])
+async def test_settle_large_jobs(broker: FaultyBroker, part: str) -> None:
+    """A call of the broker ends with the settlement that brings it to 4 MB."""
+    large = {"result": bytes(900_000)} if part == "result" else {"error": {"type": "E" * 900_000}}
+    state = JobState.SUCCEEDED if part == "result" else JobState.DEAD
+    await broker.enqueue([message(str(number)) for number in range(8)])
+    claims = [await claim_one(broker) for _ in range(8)]
+    completer = Completer(broker, type(anyio.Event()), Outages())
+    broker.lose("settle")  # only the part without an answer is sent again
+    accepted: list[bool | None] = []
+
+    async def settle(claim: Claim) -> None:
+        accepted.append(await completer.settle(AttemptStub(), settlement(claim, state, **large)))  # type: ignore[arg-type]
+
+    async with anyio.create_task_group() as group:
+        for claim in claims:
+            group.start_soon(settle, claim)
+        await anyio.wait_all_tasks_blocked()
+        await completer.drain()
+    assert accepted == [True] * 8
+    assert (broker.calls["settle"], broker.calls["get"]) == (3, 5)
+
+
+async def test_give_up_between_parts(
+    broker: FaultyBroker, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Settlements that were accepted before the completer gave up are reported as such."""
+    await broker.enqueue([message(str(number)) for number in range(8)])
+    claims = [await claim_one(broker) for _ in range(8)]
+    completer = Completer(broker, type(anyio.Event()), Outages())
+    accepted: list[bool | None] = []
+
+    async def settle(claim: Claim) -> None:
+        done = settlement(claim, JobState.SUCCEEDED, result=bytes(900_000))
+        accepted.append(await completer.settle(AttemptStub(), done))  # type: ignore[arg-type]
+
+    async with anyio.create_task_group() as group:
+        for claim in claims:
+            group.start_soon(settle, claim)
+        await anyio.wait_all_tasks_blocked()
+        group.start_soon(completer.drain)
+        await broker.called("settle")
+        broker.hold("settle")
+        with anyio.fail_after(60):
+            await broker.called("settle", 2)
+        assert completer.give_up()
+    assert (accepted.count(True), accepted.count(None)) == (5, 3)
+    assert "the settlements of 3 jobs may not have arrived: there is no time left" in caplog.text

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import replace
 
@@ -18,11 +19,12 @@ from ..abc import Broker, Settlement
 from .attempt import JobAttempt
 
 _UNKNOWN = "the settlements of %d jobs may not have arrived: %s"
+_MOST_BYTES = 4_000_000  # of results and errors, after which a call of the broker ends
 _REFUSALS = (QueueError, ValueError)  # calling again does not help
 
 
 class _Batch:
-    """Settlements that are sent together; `accepted` is complete when `done` is set."""
+    """Settlements that end at about the same time; `accepted` is complete when `done` is set."""
 
     def __init__(self, event: type[anyio.Event]) -> None:
         self.attempts: list[JobAttempt] = []
@@ -117,13 +119,28 @@ class Completer:
         try:
             with anyio.CancelScope(shield=True) as self._sending:
                 if not self._is_given_up:
-                    batch.accepted = await self._send(batch)
-            if not batch.accepted:
-                log(logging.ERROR, _UNKNOWN, len(batch.settlements), "there is no time left")
+                    for part in self._split(batch, _MOST_BYTES):
+                        batch.accepted += await self._send(part)
+            if len(batch.accepted) < len(batch.settlements):
+                unknown = len(batch.settlements) - len(batch.accepted)
+                log(logging.ERROR, _UNKNOWN, unknown, "there is no time left")
         finally:
-            batch.accepted = batch.accepted or [None] * len(batch.settlements)
+            batch.accepted += [None] * (len(batch.settlements) - len(batch.accepted))
             self._sent = self._sending = None
             batch.done.set()
+
+    def _split(self, batch: _Batch, most: int) -> Iterator[_Batch]:
+        """Yield parts that end with the settlement that brings them to `most` bytes."""
+        part, size = _Batch(self._event), 0
+        for attempt, settlement in zip(batch.attempts, batch.settlements, strict=True):
+            part.attempts.append(attempt)
+            part.settlements.append(settlement)
+            size += _size(settlement)
+            if size >= most:
+                yield part
+                part, size = _Batch(self._event), 0
+        if part.settlements:
+            yield part
 
     async def _send(self, batch: _Batch) -> list[bool | None]:
         try:
@@ -185,8 +202,11 @@ class Completer:
                 await self._broker.settle([dead])
             return [None]
         accepted: list[bool | None] = []
-        for attempt, settlement in zip(batch.attempts, batch.settlements, strict=True):
-            alone = _Batch(self._event)
-            alone.attempts, alone.settlements = [attempt], [settlement]
+        for alone in self._split(batch, 0):
             accepted += await self._send(alone)
         return accepted
+
+
+def _size(settlement: Settlement) -> int:
+    error = settlement.error
+    return len(settlement.result or b"") + (0 if error is None else len(str(error)))
