@@ -194,7 +194,7 @@ class Runner:
                 return await self._call(state)
             except BaseException as error:  # on trio also a group of cancellations
                 if scope.cancel_called and is_async(task.fn):
-                    place = stacks.place_of_error(error)
+                    place = stacks.place_of_cancellation(error)
                 raise
         waited = "" if place is None else f"; it waited at {place}"
         raise TimeoutError(

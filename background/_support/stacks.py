@@ -19,6 +19,7 @@ _SUSPENDABLE: tuple[type[Any], ...] = (CoroutineType, GeneratorType, AsyncGenera
 _LIBRARY = __name__.partition(".")[0]  # the package at the root
 #: The folders of the standard library and of installed packages.
 _INSTALLED = (str(Path(os.__file__).parent), str(Path(anyio.__file__).parents[1]))
+_LONGEST_CHAIN = 100  # errors that are followed, because code can make a chain a circle
 _WRAPPERS = {"coroutine_wrapper", "async_generator_asend", "async_generator_athrow"}
 
 
@@ -54,12 +55,13 @@ def place(stack: Sequence[FrameSummary]) -> str | None:
     return f"{Path(frame.filename).name}:{frame.lineno}"
 
 
-def place_of_error(error: BaseException) -> str | None:
+def place_of_cancellation(error: BaseException) -> str | None:
     """Return the file, line and function of the innermost frame of the application.
 
     In a traceback that has only frames of libraries it is the outermost frame.
     """
-    frames = [item for item in walk_tb(error.__traceback__) if not _is_ours(item[0])]
+    oldest = _oldest_cancellation(error)
+    frames = [item for item in walk_tb(oldest.__traceback__) if not _is_ours(item[0])]
     own = [item for item in frames if not item[0].f_code.co_filename.startswith(_INSTALLED)]
     places = [
         f"{Path(frame.f_code.co_filename).name}:{line} in {frame.f_code.co_qualname}"
@@ -80,6 +82,17 @@ def without_ours(error: BaseException) -> BaseException:
     if traceback is None and not isinstance(error, (BackgroundError, TimeoutError)):
         return error
     return BaseException.with_traceback(error, traceback)
+
+
+def _oldest_cancellation(error: BaseException) -> BaseException:
+    """Return the cancellation that began a clean-up, if another one interrupted the clean-up."""
+    cancelled = anyio.get_cancelled_exc_class()
+    for _ in range(_LONGEST_CHAIN):
+        # Other errors end the chain: a cancellation before a handled error has another reason.
+        if not isinstance(error.__context__, cancelled):
+            break
+        error = error.__context__
+    return error
 
 
 def _awaited(suspended: Any) -> Iterator[FrameType]:

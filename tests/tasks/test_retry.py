@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from typing import Any
+from contextlib import AsyncExitStack
+from typing import Any, Self
 
 import anyio
 import pytest
@@ -748,6 +749,57 @@ async def clean_up_slowly() -> None:
         await anyio.sleep(1)
 
 
+class Client:
+    """A client whose connection is closed by code that awaits."""
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await checkpoint()
+
+    async def get(self) -> None:
+        await anyio.sleep(100)
+
+
+async def asks_client(requests: int) -> None:
+    async with Client() as client:
+        await client.get()
+
+
+async def asks_in_exit_stack(requests: int) -> None:
+    async with AsyncExitStack() as stack:
+        await stack.enter_async_context(Client())
+        stack.push_async_callback(checkpoint)
+        await asks_slowly(requests)
+
+
+async def asks_with_interrupted_clean_up(requests: int) -> None:
+    try:
+        await asks_slowly(requests)
+    finally:
+        try:
+            await anyio.sleep(1)
+        finally:
+            await checkpoint()
+
+
+async def asks_after_error(requests: int) -> None:
+    try:
+        with anyio.fail_after(1):
+            await asks_slowly(requests)
+    except TimeoutError:
+        await anyio.sleep(100)
+
+
+async def asks_in_circle(requests: int) -> None:
+    try:
+        await asks_slowly(requests)
+    except BaseException as error:
+        error.__context__ = error
+        raise
+
+
 def line_of(fn: Callable[..., Any], offset: int) -> str:
     return f"test_retry.py:{fn.__code__.co_firstlineno + offset} in {fn.__qualname__}"
 
@@ -758,6 +810,11 @@ def line_of(fn: Callable[..., Any], offset: int) -> str:
         (asks_slowly, line_of(asks_slowly, 2)),
         (asks_in_group, line_of(asks_in_group, 1)),
         (asks_with_clean_up, line_of(asks_slowly, 2)),
+        (asks_client, line_of(Client.get, 1)),
+        (asks_in_exit_stack, line_of(asks_slowly, 2)),
+        (asks_with_interrupted_clean_up, line_of(asks_slowly, 2)),
+        (asks_after_error, line_of(asks_after_error, 5)),
+        (asks_in_circle, line_of(asks_slowly, 2)),
     ],
 )
 async def test_place_of_timeout(manager: Manager, fn: Callable[..., Any], place: str) -> None:
