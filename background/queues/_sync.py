@@ -182,6 +182,8 @@ class SyncCalls:
                 return self._run(home, fn, deadline)
             except QueueLeftError:
                 continue
+            except BrokerUnavailableError as error:  # its message says all
+                raise error.with_traceback(None) from error.__cause__
 
     def _run(self, home: Home, fn: Callable[[], Coroutine[Any, Any, T]], deadline: float) -> T:
         what = "the queue could not be opened"

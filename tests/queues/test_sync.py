@@ -466,6 +466,23 @@ def test_opening_fails() -> None:
     jobs.close_sync()
 
 
+@pytest.mark.parametrize("method", ["open", "enqueue"])
+def test_traceback_of_outage(method: str) -> None:
+    """The traceback of an outage has no frames of the library below the call."""
+
+    async def fail(*args: object) -> None:
+        raise BrokerUnavailableError("away") from OSError("refused")
+
+    broker = MemoryBroker()
+    setattr(broker, method, fail)
+    jobs = make_queue(broker)
+    with pytest.raises(BrokerUnavailableError, match="away") as failed:
+        jobs.enqueue_sync("add", [1])
+    assert isinstance(failed.value.__cause__, OSError)
+    assert [entry.name for entry in failed.traceback][1:] == ["enqueue_sync", "run"]
+    jobs.close_sync()
+
+
 def test_closing_fails(caplog: pytest.LogCaptureFixture) -> None:
     """An error while the queue is closed for sync code is logged."""
 
