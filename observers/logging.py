@@ -26,6 +26,7 @@ from .._states import TaskKind
 from ._log_levels import LogLevels, level_numbers
 from ._log_text import described, escaped, printable_traceback, quoted, stack_lines
 
+_UNSETTLED = "its settlement may not have arrived"  # whatever its function did
 _RELEASES = ("shutdown", "cancelled from outside the manager")
 _OUTCOMES = ("succeeded", "failed", "cancelled", "expired", "not_started", "stuck")
 
@@ -151,6 +152,8 @@ class LoggingObserver(Observer):
         fate, name = ("was stopped", "stopped") if stopped else ("was cancelled", "cancelled")
         if event.job is not None and _is_release(event.reason):
             fate, name = "was released", "released"
+        elif event.job is not None and event.reason == _UNSETTLED:
+            fate = "ended"
         elif stopped and _is_schedule(event):
             name = "enqueued"
         if level := self._enabled(name):

@@ -47,6 +47,7 @@ from background import (
 )
 from background.observers import LoggingObserver
 from background.observers._log_levels import LogLevels
+from background.queues._worker.decision import UNSETTLED
 from background.testing import RecordingObserver, virtual_wall_clock
 
 EVIL = "x\ny\r\x0b\x1b[31m\x85\u2028\u2029\u202e\x00\ud800 %s 'a' \"b\" \\n"
@@ -257,6 +258,7 @@ async def test_traceback_of_dead_job(observer: LoggingObserver, log: ListHandler
         ("shutdown", "INFO was released after 1.000 s: shutdown"),
         ("cancelled from outside the manager", "INFO was released after 1.000 s: cancelled from"),
         ("snoozed for 60 s", "INFO was released after 1.000 s: snoozed for 60 s"),
+        (UNSETTLED, f"WARNING ended after 1.000 s: {UNSETTLED}"),
         ("the job was cancelled", "WARNING was cancelled after 1.000 s: the job was cancelled"),
         (None, "WARNING was cancelled after 1.000 s"),
     ],

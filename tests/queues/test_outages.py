@@ -19,6 +19,7 @@ from support.time import Clock, ages
 from tenacity import AsyncRetrying, stop_after_attempt, wait_fixed
 
 from background import JobEnqueued, Manager, TaskCancelled, TaskSucceeded, every
+from background.observers import LoggingObserver
 from background.queues import (
     BrokerUnavailableError,
     JobContext,
@@ -516,8 +517,8 @@ async def test_shutdown_during_outage(
     broker: FaultyBroker, log: Log, caplog: pytest.LogCaptureFixture
 ) -> None:
     """A manager's shutdown ends the retries of settlements, and the job stays running."""
-    recorder = RecordingObserver()
-    async with Manager(observers=[recorder], grace=0.05) as manager, JobQueue(broker) as jobs:
+    observers = [recorder := RecordingObserver(), LoggingObserver()]
+    async with Manager(observers=observers, grace=0.05) as manager, JobQueue(broker) as jobs:
         handler = jobs.handler(name="h")(log.record)
         await jobs.start(manager)
         broker.down.add("settle")
@@ -526,7 +527,9 @@ async def test_shutdown_during_outage(
         manager.request_shutdown()
     assert events_of_attempts(recorder, job.id) == ["added", "started", "cancelled"]
     assert recorder.of(TaskCancelled)[0].reason == "its settlement may not have arrived"
-    assert "the settlements of 1 jobs may not have arrived" in caplog.text
+    assert f"the settlements of 1 jobs may not have arrived ({job.id}): " in caplog.text
+    (record,) = [record for record in caplog.messages if record.startswith("job ")]
+    assert re.fullmatch(r"job 'h' \(.*\) ended after .* s: its settlement may not .*", record)
     broker.down.clear()
     stored = await broker.get(job.id)
     assert stored is not None

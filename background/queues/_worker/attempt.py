@@ -26,7 +26,7 @@ from .._codec import json_data
 from .._errors import QueueError
 from .._verdicts import Verdict, unwrapped
 from ..abc import Claim, Settlement
-from .decision import CANCELLED, LOST, UNSETTLED, cancelled, conclude, decide
+from .decision import CANCELLED, LOST, cancelled, conclude, decide
 
 _ENDED = "the attempt has ended"
 
@@ -245,8 +245,8 @@ class JobAttempt:
             accepted = await self._worker.settle(self, settlement)
         finally:
             self._worker.remove(self)
-        if not accepted:
-            self._log(LOST if accepted is False else UNSETTLED)
+        if accepted is False:  # the completer has logged settlements that may not have arrived
+            self._log(LOST)
         return conclude(outcome, settlement, accepted)
 
     def _decide(self, outcome: Outcome, result: bytes | None) -> Settlement:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import replace
 
@@ -18,7 +18,7 @@ from .._states import FINAL, JobState
 from ..abc import Broker, Settlement
 from .attempt import JobAttempt
 
-_UNKNOWN = "the settlements of %d jobs may not have arrived: %s"
+_UNKNOWN = "the settlements of %d jobs may not have arrived (%s): %s"
 _MOST_BYTES = 4_000_000  # of results and errors, after which a call of the broker ends
 _REFUSALS = (QueueError, ValueError)  # calling again does not help
 
@@ -57,6 +57,7 @@ class Completer:
     async def settle(self, attempt: JobAttempt, settlement: Settlement) -> bool | None:
         """Settle a job; return whether its lease was held, or `None` if that is unknown."""
         if self._is_closed:
+            _log_unknown([settlement], "there is no time left")
             return None
         batch = self._put(attempt, settlement)
         place = len(batch.settlements) - 1
@@ -121,9 +122,8 @@ class Completer:
                 if not self._is_given_up:
                     for part in self._split(batch, _MOST_BYTES):
                         batch.accepted += await self._send(part)
-            if len(batch.accepted) < len(batch.settlements):
-                unknown = len(batch.settlements) - len(batch.accepted)
-                log(logging.ERROR, _UNKNOWN, unknown, "there is no time left")
+            if unknown := batch.settlements[len(batch.accepted) :]:
+                _log_unknown(unknown, "there is no time left")
         finally:
             batch.accepted += [None] * (len(batch.settlements) - len(batch.accepted))
             self._sent = self._sending = None
@@ -148,7 +148,7 @@ class Completer:
         except Exception as error:
             if isinstance(error, _REFUSALS) and not isinstance(error, BrokerUnavailableError):
                 return await self._send_one_by_one(batch, error)
-            log(logging.ERROR, _UNKNOWN, len(batch.settlements), error)
+            _log_unknown(batch.settlements, error)
             return [None] * len(batch.settlements)
 
     async def _send_until_answered(self, batch: _Batch) -> list[bool | None]:
@@ -205,6 +205,11 @@ class Completer:
         for alone in self._split(batch, 0):
             accepted += await self._send(alone)
         return accepted
+
+
+def _log_unknown(settlements: Sequence[Settlement], reason: object) -> None:
+    ids = ", ".join(settlement.id for settlement in settlements)
+    log(logging.ERROR, _UNKNOWN, len(settlements), ids, reason)
 
 
 def _size(settlement: Settlement) -> int:
