@@ -277,12 +277,7 @@ class Submission(Submitter):
         return with_arguments(Task(fn, args=args, kwargs=kwargs, **options))
 
     def __repr__(self) -> str:
-        meta = redacted.kinds_by_name(self._options.get("meta") or {})
-        options = (
-            f"{name}={meta if name == 'meta' else repr(value)}"
-            for name, value in self._options.items()
-        )
-        return f"<Submission with {', '.join(options)}>"
+        return f"<Submission with {redacted.options(self._options)}>"
 
 
 def describe_one_off(

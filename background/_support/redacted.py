@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from typing import Any
 
 
 def kind_of(value: object) -> str:
@@ -19,3 +20,12 @@ def kinds_by_name(values: Mapping[str, object]) -> str:
     """Return the types of values by name, as in `{'to': str}`."""
     listed = (f"{name!r}: {kind_of(value)}" for name, value in values.items())
     return f"{{{', '.join(listed)}}}"
+
+
+def options(values: Mapping[str, Any]) -> str:
+    """Return options, with the types of metadata, as in `delay=5, meta={'to': str}`."""
+    shown = (
+        f"{name}={kinds_by_name(value or {}) if name == 'meta' else repr(value)}"
+        for name, value in values.items()
+    )
+    return ", ".join(shown) or "no options"

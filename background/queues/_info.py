@@ -34,6 +34,16 @@ class AttemptInfo:
     outcome: str
     error: str | None = None
 
+    def __repr__(self) -> str:
+        """Return the outcome and the times, and the class of the error without its message."""
+        facts = {
+            "started": _shown(self.started_at),
+            "finished": _shown(self.finished_at),
+            "worker": self.worker,
+            "error": self.error and self.error.partition(":")[0],
+        }
+        return f"<AttemptInfo {self.number}: {_listed(self.outcome, facts)}>"
+
 
 @frozen
 class JobInfo:
@@ -90,9 +100,11 @@ class JobInfo:
             "meta": self.meta and redacted.kinds_by_name(self.meta),
         }
         what = "chain or group" if self.handler is None else f"job of {self.handler!r}"
-        texts = [f"{name} {text}" for name, text in facts.items() if text]
-        listed = ", ".join([f"{what} in {self.queue!r}", str(self.state), *texts])
-        return f"<JobInfo {self.id}: {listed}>"
+        return f"<JobInfo {self.id}: {_listed(f'{what} in {self.queue!r}, {self.state}', facts)}>"
+
+
+def _listed(first: str, facts: Mapping[str, object]) -> str:
+    return ", ".join([first, *(f"{name} {text}" for name, text in facts.items() if text)])
 
 
 def _shown(time: float | None) -> str | None:

@@ -10,7 +10,7 @@ import pytest
 from background import InvalidTaskError, Manager, Task, TaskKind, every
 from background.observers import LoggingObserver, StallObserver
 from background.observers.otel import OpenTelemetryObserver
-from background.queues import JobFailedError, JobInfo, JobQueue, JobState, chain, group
+from background.queues import AttemptInfo, JobFailedError, JobInfo, JobQueue, JobState, chain, group
 from background.queues.abc import Claim, Message, Settlement, StoredJob
 from background.queues.memory import MemoryBroker, MemoryResults
 from background.queues.nats import NatsBroker
@@ -49,6 +49,16 @@ def test_submission() -> None:
     assert repr(submission) == "<Submission with meta={'user': str}, timeout=5>"
 
 
+def test_job_submission() -> None:
+    """The options of a job are shown, with the types of the metadata."""
+    handler = JobQueue(MemoryBroker()).handler(name="send")(send)
+    submission = handler.options(delay=5, queue="mail", meta={"user": SECRET})
+    assert repr(submission) == (
+        "<JobSubmission of 'send' with delay=5, queue='mail', meta={'user': str}>"
+    )
+    assert repr(handler.options()) == "<JobSubmission of 'send' with no options>"
+
+
 INFO = JobInfo(
     id="one",
     handler="send",
@@ -75,6 +85,22 @@ def test_info() -> None:
         "<JobInfo one: job of 'send' in 'mail', dead, attempt 2, enqueued 2030-03-17 17:46:40 UTC, "
         "started 1e+30, error ValueError, result list, args (str, int), kwargs {'subject': str}, "
         "meta {'user': str}>"
+    )
+
+
+def test_attempt() -> None:
+    """An attempt is one readable line without the message of its error."""
+    attempt = AttemptInfo(
+        number=2,
+        started_at=1_900_000_000.5,
+        finished_at=1_900_000_001.5,
+        worker="host-1-abc",
+        outcome="failed",
+        error=f"ValueError: {SECRET}",
+    )
+    assert repr(attempt) == (
+        "<AttemptInfo 2: failed, started 2030-03-17 17:46:40 UTC, finished 2030-03-17 17:46:41 "
+        "UTC, worker host-1-abc, error ValueError>"
     )
 
 

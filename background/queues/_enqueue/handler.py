@@ -188,6 +188,9 @@ class JobSubmission(Generic[P, T]):
         except TypeError as error:
             raise TypeError(f"{error}{_hint(error, kwargs)}") from None
 
+    def __repr__(self) -> str:
+        return f"<JobSubmission of {self._config.terms.name!r} with {self._options!r}>"
+
 
 class Handler(JobSubmission[P, T], Generic[P, R, T]):
     """A function that processes jobs; calling the handler calls the function.

@@ -7,7 +7,7 @@ from dataclasses import dataclass, fields
 from datetime import datetime
 from typing import Any, TypedDict
 
-from ..._support import validation
+from ..._support import redacted, validation
 from .._names import check_name, check_new_id
 
 
@@ -24,7 +24,7 @@ class JobOptions(TypedDict, total=False):
     meta: Mapping[str, Any] | None
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, repr=False)
 class CheckedOptions:
     """The checked options of a job; `at` is in seconds since the epoch."""
 
@@ -36,6 +36,11 @@ class CheckedOptions:
     retry: int | None = None
     timeout: float | None = None
     meta: Mapping[str, Any] | None = None
+
+    def __repr__(self) -> str:
+        """Return the options that are not the defaults, without values of the metadata."""
+        given = {name: getattr(self, name) for name in _NAMES}
+        return redacted.options({name: value for name, value in given.items() if value})
 
 
 NO_OPTIONS = CheckedOptions()
