@@ -10,3 +10,7 @@ from .logging import LoggingObserver
 from .stall import StallObserver
 
 __all__ = ["LogLevels", "LoggingObserver", "StallObserver"]
+
+
+def __dir__() -> list[str]:
+    return [*__all__, *({"otel"} & {*globals()})]

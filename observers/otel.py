@@ -35,6 +35,13 @@ from ._otel_span import (
     task_attributes,
 )
 
+__all__ = ["OpenTelemetryObserver"]
+
+
+def __dir__() -> list[str]:
+    return __all__
+
+
 # At import time, because it reads files. A source tree that is not installed has no version.
 _VERSION = next((found.version for found in distributions(name="anyio-background")), "")
 

@@ -18,6 +18,24 @@ from typing import Any
 
 from ._states import JobState
 
+__all__ = [
+    "MOST_LOST",
+    "Broker",
+    "Claim",
+    "LeaseStatus",
+    "LostClaim",
+    "MaintenanceStats",
+    "Message",
+    "Results",
+    "Settlement",
+    "StoredJob",
+]
+
+
+def __dir__() -> list[str]:
+    return __all__
+
+
 MOST_LOST = 20  #: expired claims that a job remembers
 
 

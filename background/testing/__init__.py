@@ -50,6 +50,11 @@ __all__ = [
     "virtual_wall_clock",
 ]
 
+
+def __dir__() -> list[str]:
+    return __all__
+
+
 Event = TaskEvent | JobEnqueued | JobDead | ManagerClosing | ManagerClosed
 E = TypeVar("E", bound=Event)
 

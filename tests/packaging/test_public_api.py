@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib
 import inspect
 import pickle
 import pydoc
@@ -66,6 +67,16 @@ NAMES = [
     "task",
 ]
 
+MODULES = [
+    "background.observers.otel",
+    "background.queues.abc",
+    "background.queues.memory",
+    "background.queues.nats",
+    "background.queues.redis",
+    "background.queues.sqlite",
+    "background.testing",
+]
+
 
 def test_names() -> None:
     """`background.__all__` lists the public names."""
@@ -78,6 +89,15 @@ def test_dir() -> None:
     assert dir(background) == sorted([*NAMES, "__version__", "observers", "queues", "testing"])
     modules = {"abc", "memory", "nats", "redis", "sqlite"} & vars(background.queues).keys()
     assert dir(background.queues) == sorted([*background.queues.__all__, *modules])
+    observers = background.observers
+    assert dir(observers) == sorted([*observers.__all__, *({"otel"} & vars(observers).keys())])
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_dir_of_module(name: str) -> None:
+    """`dir()` of a public module shows its public names, and no imports."""
+    module = importlib.import_module(name)
+    assert dir(module) == sorted(module.__all__)
 
 
 def test_help() -> None:

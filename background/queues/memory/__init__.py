@@ -6,3 +6,7 @@ from .broker import MemoryBroker
 from .results import MemoryResults
 
 __all__ = ["MemoryBroker", "MemoryResults"]
+
+
+def __dir__() -> list[str]:
+    return __all__

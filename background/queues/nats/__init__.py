@@ -11,3 +11,7 @@ from .address import NatsOptions
 from .broker import NatsBroker
 
 __all__ = ["NatsBroker", "NatsOptions"]
+
+
+def __dir__() -> list[str]:
+    return __all__

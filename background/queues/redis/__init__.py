@@ -7,3 +7,7 @@ from .results import RedisResults
 from .url import RedisOptions
 
 __all__ = ["RedisBroker", "RedisOptions", "RedisResults"]
+
+
+def __dir__() -> list[str]:
+    return __all__

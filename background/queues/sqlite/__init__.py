@@ -6,3 +6,7 @@ from .broker import SQLiteBroker
 from .results import SQLiteResults
 
 __all__ = ["SQLiteBroker", "SQLiteResults"]
+
+
+def __dir__() -> list[str]:
+    return __all__
