@@ -13,11 +13,11 @@ from .._errors import JobCancelledError, JobExpiredError
 from .._info import JobInfo
 from .._states import JobState
 
-T = TypeVar("T")
+T_co = TypeVar("T_co", covariant=True)
 
 
 @ki_protected
-class JobHandle(Generic[T]):
+class JobHandle(Generic[T_co]):
     """A job, chain or group, in any process. Awaiting it calls `result()`."""
 
     __slots__ = ("_client", "_load_result", "id")
@@ -29,7 +29,7 @@ class JobHandle(Generic[T]):
         self._client = client
         self._load_result = load_result
 
-    async def result(self, timeout: float | None = None) -> T:
+    async def result(self, timeout: float | None = None) -> T_co:
         """Wait for the job and return what its handler returned.
 
         Args:
@@ -57,10 +57,10 @@ class JobHandle(Generic[T]):
             raise JobCancelledError(self.id)
         if job.state is JobState.EXPIRED:
             raise JobExpiredError(self.id)
-        value: T = self._load_result(job.message.handler, await self._client.result(job))
+        value: T_co = self._load_result(job.message.handler, await self._client.result(job))
         return value
 
-    def __await__(self) -> Generator[Any, Any, T]:
+    def __await__(self) -> Generator[Any, Any, T_co]:
         return self.result().__await__()
 
     async def wait(self, timeout: float | None = None) -> JobState:
