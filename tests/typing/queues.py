@@ -154,9 +154,11 @@ async def wrong_calls() -> None:
 # Handles
 
 
+def widened(handle: JobHandle[Size]) -> JobHandle[object]:
+    return handle
+
+
 async def handles(handle: JobHandle[Size]) -> None:
-    wider: JobHandle[object] = handle
-    assert_type(await wider, object)
     assert_type(await handle.result(), Size)
     assert_type(await handle.result(timeout=5), Size)
     assert_type(await handle.wait(), JobState)
