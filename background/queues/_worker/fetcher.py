@@ -15,6 +15,7 @@ from ..._support import clock
 from ..._support.log import log
 from .._backoff import EXPECTED, WAIT, BrokerBackoff, Outage
 from .._codec import trace
+from .._codec.errors import earlier_attempts
 from .._errors import BrokerUnavailableError
 from ..abc import Broker, Claim, LeaseStatus
 from .attempt import JobAttempt, WorkerContext
@@ -168,7 +169,7 @@ class Fetcher:
 
     def _start(self, claim: Claim, held_until: float) -> None:
         attempt, carrier = self._preparation.prepare(claim, held_until)
-        if claim.crashes or claim.unconfirmed:
+        if _is_taken_over(claim):
             text = "job '%s' (%s): the lease of its worker expired; this is attempt %d"
             log(logging.WARNING, text, attempt.job.handler, attempt.job.id, claim.attempt)
         self._in_flight.add(attempt)
@@ -204,3 +205,11 @@ class Fetcher:
             )
         attempt.settle_without_run(settlement)
         return True
+
+
+def _is_taken_over(claim: Claim) -> bool:
+    """Return whether the claim before this one was lost, and not settled as a failed attempt."""
+    if not claim.crashes and not claim.unconfirmed:
+        return False
+    failed = earlier_attempts(claim.error)
+    return not failed or failed[-1].number < claim.attempt - 1

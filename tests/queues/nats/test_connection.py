@@ -173,12 +173,18 @@ async def test_log_of_outage(server: NatsServer, caplog: pytest.LogCaptureFixtur
     caplog.set_level(logging.DEBUG, "background")
     async with opened(server) as broker:
         assert await broker.count() == 0  # connects the inspection
-        for requests in (broker._requests, broker._inspection.requests):
-            requests.connection._changed.clear()
-        await asyncio.to_thread(server.kill)
-        await asyncio.to_thread(server.start)
-        assert await eventually(broker.count) == 0
-        await broker._requests.connection.connected()
+        changes = [
+            requests.connection._changed
+            for requests in (broker._requests, broker._inspection.requests)
+        ]
+        for step in (server.kill, server.start):
+            for change in changes:
+                change.clear()
+            await asyncio.to_thread(step)
+            async with asyncio.timeout(3 * SOON):
+                for change in changes:
+                    await change.wait()
+        assert await broker.count() == 0
         caplog.set_level(logging.CRITICAL, "background")  # closing logs the end, too
     texts = [
         (record.levelname, record.getMessage().rpartition(": ")[2])
