@@ -61,6 +61,10 @@ COVERING_TESTS = [
     "tests/tasks",
 ]
 
+#: Tests of which others run the same lines: virtual time on trio, but for some, and one of two
+#: clients of Redis. `tests/tasks` and `tests/shutdown` run all other lines that only trio runs.
+REPEATED = "virtual-trio and (observers or queues and not (nats or test_testing)) or redis-asyncio"
+
 #: Tests that do more with `--exhaustive`, and those of the examples on servers.
 TESTS_WITH_SWEEPS = [
     "tests/packaging/test_example_jobs.py",
@@ -139,10 +143,7 @@ def coverage(session: nox.Session) -> None:
     """Check that the tests run every line and branch; not on Windows, which lacks some signals."""
     session.install("-e", ".[test]", *group("coverage"))
     session.run("coverage", "erase")
-    # tests/tasks and tests/shutdown run all lines that only trio runs, but for some of these.
-    on_both = "nats or test_testing"
-    repeated = f"virtual-trio and (observers or queues and not ({on_both})) or redis-asyncio"
-    once = ["-k", f"not ({repeated})"]
+    once = ["-k", f"not ({REPEATED})"]
     session.run("coverage", "run", "-m", "pytest", *COVERING_TESTS, *once, *session.posargs)
     session.run("coverage", "combine", "--quiet")
     session.run("coverage", "report")
@@ -173,7 +174,8 @@ def lowest(session: nox.Session) -> None:
     needed = [*project["dependencies"], *(extra for name in names for extra in extras[name])]
     pins = [re.sub(r">=([\w.]+)(,<\w+)?", r"==\1", requirement) for requirement in needed]
     session.install("-e", ".[test]", *pins)
-    session.run("pytest", *(session.posargs or [*SMOKE_TESTS, *DEPENDENCY_TESTS]))
+    tests = [*SMOKE_TESTS, *DEPENDENCY_TESTS, "-k", f"not ({REPEATED})"]
+    session.run("pytest", *(session.posargs or tests))
 
 
 @nox.session

@@ -5,10 +5,10 @@ asyncio, uvloop and trio, which threads, processes and sockets need. A test with
 runs for the embedded brokers, and in `queues/conformance` for every broker.
 
 The tiers are markers: `unit` for virtual time and pure functions, `integration` for real time and
-servers, and `exhaustive` for sweeps over many points, seeds or faults. The sweeps and the tests of
-the examples run with `--exhaustive`, or if their folder or file is named; the tests of the
-benchmarks run if they are named. The tests of the Redis broker run on one kind of server, or on all
-with `--exhaustive`, or if their folder or file is named.
+servers, and `exhaustive` for sweeps over many points, seeds or faults. The sweeps, the tests of the
+examples and those of the documents' snippets run with `--exhaustive`, or if their folder or file is
+named; the tests of the benchmarks run if they are named. The tests of the Redis broker run on one
+kind of server, or on all with `--exhaustive`, or if their folder or file is named.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ VIRTUAL = ["virtual-asyncio", "virtual-trio"]
 TESTS = Path(__file__).parent
 EXHAUSTIVE = TESTS / "exhaustive"
 BENCHMARKS = TESTS / "benchmarks"
-EXAMPLES = [*(TESTS / "packaging").glob("test_example*.py")]
+PROGRAMS = [*TESTS.glob("packaging/test_example*.py"), TESTS / "packaging/test_snippets.py"]
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -62,7 +62,7 @@ def pytest_xdist_auto_num_workers() -> int:
 
 
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
-    if collection_path not in (EXHAUSTIVE, BENCHMARKS, *EXAMPLES):
+    if collection_path not in (EXHAUSTIVE, BENCHMARKS, *PROGRAMS):
         return None
     if collection_path != BENCHMARKS and config.getoption("--exhaustive"):
         return None

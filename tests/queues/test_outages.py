@@ -735,11 +735,11 @@ async def test_slow_renewal(
 
     monkeypatch.setattr(broker, "renew", renew_slowly)
     monkeypatch.setattr(broker, "claim", claim_slowly)
-    stored = await nap.enqueue_many([()] * 600)
-    await jobs.start(manager, concurrency=600)
+    stored = await nap.enqueue_many([()] * 300)
+    await jobs.start(manager, concurrency=300)
     for job in stored:
         await job.result()
-    assert len(recorder.of(TaskSucceeded)) == 600
+    assert len(recorder.of(TaskSucceeded)) == 300
     assert not recorder.of(TaskCancelled)
     assert 100 < most <= 160
     assert caplog.text.count("is the most whose leases of 30 s it renews in time") == 1

@@ -301,7 +301,7 @@ async def test_close_while_connecting() -> None:
 
 
 @in_real_time
-async def test_cancel_connecting() -> None:
+async def test_cancel_connecting(impatient: None) -> None:
     """A cancelled attempt to connect leaves no connection."""
     accepted, ended = asyncio.Event(), asyncio.Event()
 
