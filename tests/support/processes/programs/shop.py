@@ -1,12 +1,15 @@
 """A service whose log `docs/guides/log.md` shows: `python shop.py URL REPORTS [wrap]`.
 
-`REPORTS` is a cron expression. With `wrap` it is the next version, which has one more handler.
+`REPORTS` is a file for the cron expression of reports: the first version writes it, for a time in
+five seconds. With `wrap` it is the next version, which has one more handler.
 """
 
 from __future__ import annotations
 
 import logging
 import sys
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
 
 import anyio
 
@@ -40,6 +43,13 @@ async def wrap(order: int) -> None: ...
 async def warm_cache() -> None: ...
 
 
+def expression(file: Path) -> str:
+    if not file.exists():
+        at = datetime.now(UTC) + timedelta(seconds=5)
+        file.write_text(f"{at.second} {at.minute} {at.hour} * * *", "utf-8")
+    return file.read_text("utf-8")
+
+
 async def main(url: str, reports: str, *more: str) -> None:
     jobs = JobQueue.from_url(url, prefix="shop")
     for fn in (confirm, ship, pack, *([wrap] if "wrap" in more else [])):
@@ -56,4 +66,5 @@ async def main(url: str, reports: str, *more: str) -> None:
 if __name__ == "__main__":
     form = "%(asctime)s %(levelname)-7s %(message)s"
     logging.basicConfig(level=logging.INFO, format=form, datefmt="%H:%M:%S")
-    anyio.run(main, *sys.argv[1:])
+    url, file, *more = sys.argv[1:]
+    anyio.run(main, url, expression(Path(file)), *more)
