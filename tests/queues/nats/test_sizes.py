@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
+from itertools import chain
 from typing import Any
 
 import pytest
@@ -61,13 +62,14 @@ async def test_claim_of_large_jobs(options: dict[str, Any]) -> None:
         await finish(broker, await broker.claim(["r"], 1, lease=30))
         claimed: list[list[str]] = []
         began = asyncio.get_running_loop().time()
-        for _ in range(3):
+        while sum(map(len, claimed)) < 14:
             await broker.wait_for_work(["q", "s"], 30)
             claims = await broker.claim(["q", "s"], 500, lease=30)
             claimed.append([claim.message.id for claim in claims])
         assert asyncio.get_running_loop().time() - began < 0.5
         ids = [f"{number:04}" for number in range(13)]
-        assert claimed == [ids[:5], ids[5:10], [*ids[10:], "other"]]
+        assert claimed[:2] == [ids[:5], ids[5:10]]
+        assert list(chain(*claimed)) == [*ids, "other"]
 
 
 @virtual
