@@ -8,7 +8,8 @@ The tiers are markers: `unit` for virtual time and pure functions, `integration`
 servers, and `exhaustive` for sweeps over many points, seeds or faults. The sweeps, the tests of the
 examples and those of the documents' snippets run with `--exhaustive`, or if their folder or file is
 named; the tests of the benchmarks run if they are named. The tests of the Redis broker run on one
-kind of server, or on all with `--exhaustive`, or if their folder or file is named.
+kind of server, and those of other parts not on uvloop, unless their folder or file is named, or
+with `--exhaustive`.
 """
 
 from __future__ import annotations
@@ -75,9 +76,26 @@ def is_named(path: Path, config: pytest.Config) -> bool:
     return any(argument.is_relative_to(path) for argument in named)
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     for item in items:
         item.add_marker(tier(item))
+    if not config.getoption("--exhaustive"):
+        left = [item for item in items if not is_repeated(item, config)]
+        config.hook.pytest_deselected(items=list({*items} - {*left}))
+        items[:] = left
+
+
+def is_repeated(item: pytest.Item, config: pytest.Config) -> bool:
+    """Return whether a test without a broker runs on uvloop, though its folder is not named."""
+    found = parameters(item)
+    if "uvloop" not in found.values() or {"broker_kind", "redis_server"} & found.keys():
+        return False
+    named = {Path(argument.partition("::")[0]).resolve() for argument in config.args} - {TESTS}
+    return not any(item.path.is_relative_to(path) for path in named)
+
+
+def parameters(item: pytest.Item) -> dict[str, object]:
+    return getattr(getattr(item, "callspec", None), "params", {})
 
 
 def pytest_collection_finish() -> None:
@@ -92,9 +110,8 @@ def tier(item: pytest.Item) -> str:
         return "exhaustive"
     if {"packaging", "redis", "nats"} & {*item.path.relative_to(TESTS).parts}:
         return "integration"
-    parameters: dict[str, object] = getattr(getattr(item, "callspec", None), "params", {})
-    virtual = parameters.get("anyio_backend", VIRTUAL[0]) in VIRTUAL
-    has_server = parameters.get("broker_kind", "memory") not in ("memory", "sqlite")
+    virtual = parameters(item).get("anyio_backend", VIRTUAL[0]) in VIRTUAL
+    has_server = parameters(item).get("broker_kind", "memory") not in ("memory", "sqlite")
     is_real = item.get_closest_marker("realtime") is not None
     return "unit" if virtual and not has_server and not is_real else "integration"
 

@@ -404,7 +404,8 @@ async def test_leave_during_call(
     stuck: bool, monkeypatch: pytest.MonkeyPatch, anyio_backend: object
 ) -> None:
     """A call that does not end while the queue is left fails."""
-    monkeypatch.setattr("background.queues._queue._FLUSH", 0.01)
+    for name in ("_FLUSH", "_SYNC_FLUSH"):
+        monkeypatch.setattr(f"background.queues._queue.{name}", 0.01)
     broker = StuckBroker() if stuck else SlowBroker("enqueue")
     jobs = make_queue(broker)
     errors: list[str] = []
