@@ -242,10 +242,7 @@ async def test_refused_inbox() -> None:
 @in_real_time
 async def test_missing_right_of_job() -> None:
     """A request that the server refuses does not affect others."""
-    rights = 'permissions { publish: { deny: "$KV.*.denied" } }'
-    with nats_server(
-        f"authorization {{ users: [{{ user: a, password: a, {rights} }}] }}"
-    ) as server:
+    with nats_server(limited_user('publish: { deny: "$KV.*.denied" }')) as server:
         async with opened(server, url=server.url.replace("//", "//a:a@")) as broker:
             with pytest.raises(BrokerUnavailableError, match=r'violation .*"\$kv\..*\.denied"'):
                 await broker.enqueue([message("denied")])
@@ -255,10 +252,7 @@ async def test_missing_right_of_job() -> None:
 @in_real_time
 async def test_unanswered_request_after_violation() -> None:
     """The error of a request without an answer has the latest missing right."""
-    rights = 'permissions { publish: ">", subscribe: { deny: "denied" } }'
-    with nats_server(
-        f"authorization {{ users: [{{ user: a, password: a, {rights} }}] }}"
-    ) as server:
+    with nats_server(limited_user('publish: ">", subscribe: { deny: "denied" }')) as server:
         async with opened(server, url=server.url.replace("//", "//a:a@")) as broker:
             requests = broker._requests
             requests.connection.patience = 0.3
